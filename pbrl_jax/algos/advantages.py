@@ -1,0 +1,91 @@
+"""Advantages of groups of samples: how much better a response is than the others to the same prompt.
+
+Group-relative advantages are those of GRPO (Shao et al., 2024, arXiv 2402.03300, section 4.1.2). The conventions are
+TRL's: unbiased spread (divisor n - 1), epsilon added to the spread and not under the root, and rows that could not be
+scored left out of mean and spread.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pbrl_jax.core.errors import lookup
+from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_mean, masked_range, masked_std, where_valid
+
+#: Rewards of a group that lie within this of each other count as all the same (TRL compares the spread with 1e-8).
+SAME_REWARD = 1e-8
+
+
+def group_spread(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "P 1"]:
+    """Unbiased standard deviation within each group."""
+    return masked_std(reward_PG, valid_PG, axis=1, keepdims=True, ddof=1)
+
+
+def batch_spread(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "1 1"]:
+    """Unbiased standard deviation of all valid rewards, whatever their group."""
+    return masked_std(reward_PG, valid_PG, keepdims=True, ddof=1)
+
+
+#: What `scale` names: the spread that an advantage is divided by. None divides by nothing (Dr. GRPO).
+SCALES = {"group": group_spread, "batch": batch_spread, "none": None}
+
+
+def flat_groups(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Bool[Array, "P"]:
+    """Which groups carry no signal because their valid rewards are all the same (or there is at most one)."""
+    return masked_range(reward_PG, valid_PG, axis=1) <= SAME_REWARD
+
+
+def group_advantages(
+    reward_PG: Float[Array, "P G"],
+    valid_PG: Bool[Array, "P G"],
+    *,
+    scale: str,
+    epsilon: float,
+    leave_one_out: bool = False,
+) -> Float[Array, "P G"]:
+    """Reward minus the group's baseline, over a spread.
+
+    Args:
+      reward_PG: one reward per sample; anything where invalid, NaN included.
+      valid_PG: which rewards could be computed. Invalid rows leave mean and spread and get advantage 0.
+      scale: `group` divides by the spread of the row's group, `batch` by the spread over all valid rewards, `none`
+        by nothing (Liu et al., 2025, arXiv 2503.20783).
+      epsilon: added to the spread. With TRL's 1e-4 a group whose rewards differ by noise alone is blown up to unit
+        spread; a value near the noise of the reward keeps it small.
+      leave_one_out: the baseline is the mean of the *other* valid samples (RLOO, Ahmadian et al., 2024,
+        arXiv 2402.14740): n / (n - 1) times the deviation from the group's mean. The spread stays that of all.
+
+    Returns:
+      Advantages, 0 in rows that are invalid, in groups with fewer than two valid rows, and (exactly, rounding errors
+      are not amplified) in groups whose rewards are all the same. A reward that is not finite although it is marked
+      valid makes its group's advantages not finite, so that the update is skipped and counted instead of being wrong.
+
+    Raises:
+      ConfigError: `scale` is not a name in SCALES.
+    """
+    spread = lookup(SCALES, scale, "value of algo.scale_rewards")
+    adv_PG = where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, axis=1, keepdims=True)
+    if leave_one_out:
+        count_P1 = masked_count(valid_PG, axis=1, keepdims=True, dtype=adv_PG.dtype)
+        adv_PG = adv_PG * divide_or_zero(count_P1, jnp.maximum(count_P1 - 1, 0))
+    if spread is not None:
+        adv_PG = adv_PG / (spread(reward_PG, valid_PG) + epsilon)
+    return where_valid(adv_PG, valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None])
+
+
+def zero_std_share(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, ""]:
+    """Share in [0, 1] of the groups without spread, among the groups that have at least two valid rewards."""
+    comparable_P = masked_count(valid_PG, axis=1) >= 2
+    return masked_mean(flat_groups(reward_PG, valid_PG).astype(reward_PG.dtype), comparable_P)
+
+
+def reward_metrics(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> dict[str, Float[Array, ""]]:
+    """TRL's reward metrics over the valid rows of a whole batch; a spread is no sum, so do not add them over parts.
+
+    `reward` and `reward_std` are the mean and the unbiased standard deviation over all valid rows together, as in
+    TRL 1.16 (older versions averaged the groups' spreads); `frac_reward_zero_std` is `zero_std_share`.
+    """
+    return {
+        "reward": masked_mean(reward_PG, valid_PG),
+        "reward_std": masked_std(reward_PG, valid_PG, ddof=1),
+        "frac_reward_zero_std": zero_std_share(reward_PG, valid_PG),
+    }

@@ -1,0 +1,23 @@
+"""Checkpoints that are whole or not there: saving, restoring, and what makes a checkpoint belong to a run."""
+
+from pbrl_jax.checkpoint.restore import (
+    Restored,
+    check_same_experiment,
+    list_checkpoints,
+    params_sha256,
+    read_meta,
+    restore_checkpoint,
+    restore_latest,
+)
+from pbrl_jax.checkpoint.save import save_checkpoint
+
+__all__ = [
+    "Restored",
+    "check_same_experiment",
+    "list_checkpoints",
+    "params_sha256",
+    "read_meta",
+    "restore_checkpoint",
+    "restore_latest",
+    "save_checkpoint",
+]

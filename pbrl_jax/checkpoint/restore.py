@@ -1,0 +1,232 @@
+"""Restoring: the newest checkpoint that is whole, and only into the experiment it came from."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from pbrl_jax.checkpoint import manifest
+from pbrl_jax.checkpoint.save import leaf_table
+from pbrl_jax.core import paths
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.serialize import command_line, identity_differences
+
+_LOGGER = logging.getLogger(__name__)
+_PRNG_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was loaded, and the newer ones that could not be: (folder, reason)."""
+
+    step: int
+    tree: Any
+    meta: dict[str, Any]
+    folder: epath.Path
+    skipped: list[tuple[str, str]]
+
+
+def restore_latest(
+    directory: str | os.PathLike, abstract_tree: Any | Callable[[dict], Any], *, partial: bool = False
+) -> Restored | None:
+    """Loads the newest checkpoint of which every byte is as it was written.
+
+    Damaged ones are skipped, and named in the result. On several hosts all call it; process 0 chooses.
+
+    Args:
+      directory: the `checkpoints` folder of the work directory; may be `gs://`.
+      abstract_tree: as in `restore_checkpoint`.
+      partial: as in `restore_checkpoint`.
+
+    Returns:
+      None where no checkpoint was ever completed: no folder, or only traces of a save that was killed.
+
+    Raises:
+      CheckpointError: there are checkpoints and every one is damaged (a run must not silently start afresh); or as in
+        `restore_checkpoint`.
+    """
+    choice = manifest.first_process_decides(lambda: _newest_whole(paths.as_path(directory)))
+    if choice["folder"] is None:
+        return None
+    folder = paths.as_path(choice["folder"])
+    restored = _load(folder, abstract_tree, partial)
+    return restored._replace(skipped=[(name, reason) for name, reason in choice["skipped"]])
+
+
+def restore_checkpoint(
+    folder: str | os.PathLike, abstract_tree: Any | Callable[[dict], Any], *, partial: bool = False
+) -> Restored:
+    """Loads one checkpoint, verified before.
+
+    Args:
+      folder: a `step_...` folder.
+      abstract_tree: tree of jax.ShapeDtypeStruct (or arrays) that says structure, shape, dtype and sharding of the
+        result; or a function of the checkpoint's `meta` that makes it. The sharding may be of another mesh than that
+        of the save. Without a sharding an array goes to the first device.
+      partial: leave out arrays of the checkpoint that `abstract_tree` does not name (an evaluation needs no optimizer).
+
+    Raises:
+      CheckpointError: the checkpoint is damaged, holds other arrays, or could not be read.
+    """
+    folder = paths.as_path(folder)
+    reason = manifest.first_process_decides(lambda: manifest.damage(folder))
+    if reason:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {reason}. Restore another one.")
+    return _load(folder, abstract_tree, partial)
+
+
+def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
+    """The `meta` that was given to save_checkpoint; nothing is verified, no array is read."""
+    return manifest.read_meta_file(paths.as_path(folder))["meta"]
+
+
+def list_checkpoints(directory: str | os.PathLike) -> list[tuple[int, epath.Path]]:
+    """(step, folder) of the checkpoints whose save came to its end, newest first; their files are not verified."""
+    found = manifest.step_folders(paths.as_path(directory))
+    return [(step, folder) for step, folder in found if manifest.is_committed(folder)]
+
+
+def params_sha256(params: Any) -> str:
+    """Hex SHA-256 of every leaf's path, dtype, shape and C-order bytes, in sorted path order.
+
+    Each leaf adds the line `path dtype d0,d1` and then its bytes (little-endian). Paths are those inside `params`:
+    `{"params": {"head": {"kernel": x}}}` has `params/head/kernel`. Arrays on several hosts are gathered, one at a time,
+    so all hosts must call it.
+    """
+    digest = hashlib.sha256()
+    for name, leaf in sorted(manifest.named_leaves(params), key=lambda pair: pair[0]):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf)
+        digest.update(f"{name} {array.dtype} {','.join(map(str, array.shape))}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def check_same_experiment(
+    saved_config: Config, config: Config, saved_fingerprints: dict[str, str], fingerprints: dict[str, str]
+) -> None:
+    """Refuses to continue a checkpoint as another experiment.
+
+    Args:
+      saved_config: config of the checkpoint.
+      config: config of this run; operational fields may differ.
+      saved_fingerprints: name (`dataset`, `pivots`) -> fingerprint, of the checkpoint.
+      fingerprints: the same of this run.
+
+    Raises:
+      CheckpointError: lists every identity field and fingerprint that differs, and how to go on.
+    """
+    fields = identity_differences(saved_config, config)
+    names = sorted(saved_fingerprints.keys() | fingerprints.keys())
+    prints = [name for name in names if saved_fingerprints.get(name) != fingerprints.get(name)]
+    if not fields and not prints:
+        return
+    lines = [f"  {name}: saved {saved!r}, now {now!r}" for name, (saved, now) in fields.items()]
+    for name in prints:
+        saved, now = (given.get(name, "nothing") for given in (saved_fingerprints, fingerprints))
+        lines.append(f"  fingerprint of {name}: saved {saved}, now {now}")
+    back = [command_line(name, saved) for name, (saved, _) in fields.items()]
+    back += [f"the {name} it was made with" for name in prints]
+    raise CheckpointError(
+        "The work directory holds a checkpoint of another experiment. These differ:\n"
+        + "\n".join(lines)
+        + f"\nUse another --workdir, or go on with it as it was: {', '.join(back)}."
+    )
+
+
+def _newest_whole(directory: epath.Path) -> dict[str, Any]:
+    """{"folder": the newest intact one or None, "skipped": the newer ones, with the reason}."""
+    skipped, interrupted_only = [], True
+    for _, folder in manifest.step_folders(directory):
+        reason = manifest.damage(folder)
+        if reason is None:
+            return {"folder": str(folder), "skipped": skipped}
+        interrupted_only &= manifest.was_interrupted(folder)
+        skipped.append((str(folder), reason))
+    if not interrupted_only:
+        listed = "\n".join(f"  {folder}: {reason}" for folder, reason in skipped)
+        raise CheckpointError(
+            f"Every checkpoint in {directory} is damaged:\n{listed}\nRestore one of them from a backup, or start anew: "
+            "delete the folder, or use another --workdir."
+        )
+    for folder, reason in skipped:
+        _LOGGER.warning("%s is skipped: %s. No save was ever completed here.", folder, reason)
+    return {"folder": None, "skipped": skipped}
+
+
+def _load(folder: epath.Path, abstract_tree: Any, partial: bool) -> Restored:
+    record = manifest.read_meta_file(folder)
+    abstract = abstract_tree(record["meta"]) if callable(abstract_tree) else abstract_tree
+    wanted = dict(manifest.named_leaves(abstract))
+    for name, leaf in wanted.items():
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise CheckpointError(f"{name}: found {type(leaf).__name__}, expected an array or a jax.ShapeDtypeStruct.")
+    _check_leaves(folder, record["leaves"], leaf_table(wanted), partial)
+    try:
+        leaves = _read_arrays(folder, wanted, partial)
+    except Exception as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0][:400]
+        raise CheckpointError(
+            f"The checkpoint {folder} has the right checksums but could not be read: {cause}. Check the mesh and the "
+            "memory of the devices, and that orbax-checkpoint is no older than at the save."
+        ) from error
+    tree = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
+    return Restored(record["step"], tree, record["meta"], folder, [])
+
+
+def _check_leaves(folder: epath.Path, saved: dict, wanted: dict, partial: bool) -> None:
+    """Orbax would convert another dtype silently; here every array must be what it was."""
+    problems = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
+    if not partial:
+        problems += [f"{name} is in the checkpoint only" for name in saved if name not in wanted]
+    for name in wanted:
+        if name in saved and saved[name] != wanted[name]:
+            one, other = (f"{entry['dtype']}{entry['shape']}" for entry in (saved[name], wanted[name]))
+            problems.append(f"{name}: saved {one}, expected {other}")
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise CheckpointError(
+            f"{folder} holds other arrays than this run:\n  " + "\n  ".join(problems[:10]) + more
+            + "\nUse another --workdir, or the model and optimizer it was saved with."
+        )
+
+
+def _read_arrays(folder: epath.Path, wanted: dict[str, Any], partial: bool) -> dict[str, jax.Array]:
+    """path -> array of the wanted shape, dtype and sharding."""
+    targets = {name: _target(name, leaf) for name, leaf in wanted.items()}
+    stored = {name: target for name, target in targets.items() if target.size}
+    leaves = {}
+    if stored:
+        context = ocp.Context()
+        context.pytree.loading.partial_load = partial
+        with context:
+            loaded = ocp.load(folder, manifest.nest(stored), checkpointable_name=manifest.STATE)
+        leaves = dict(manifest.named_leaves(loaded))
+    for name, target in targets.items():
+        if name not in leaves:
+            leaves[name] = jnp.zeros(target.shape, target.dtype, device=target.sharding)
+        if manifest.is_prng_key(wanted[name]):
+            leaves[name] = jax.random.wrap_key_data(leaves[name], impl=_PRNG_IMPLEMENTATIONS[str(wanted[name].dtype)])
+    return leaves
+
+
+def _target(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+    """What orbax shall read for a leaf: with a sharding, and key data for PRNG keys."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        if jax.process_count() > 1:
+            raise CheckpointError(f"{name} has no sharding, which several hosts need. Give its ShapeDtypeStruct one.")
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    data = leaf
+    if manifest.is_prng_key(leaf):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)

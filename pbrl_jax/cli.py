@@ -1,0 +1,131 @@
+"""`pbrl <verb>`: parse, then call the verb's main in pbrl_jax.run.
+
+Imports stay inside the verbs, so that `--help` and bad input answer at once.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from pbrl_jax.core.errors import PbrlError, did_you_mean
+
+USAGE = """usage: pbrl VERB [arguments] [--debug]
+
+  quickstart --workdir W      the paper's effect in miniature, offline, on a CPU
+  train CONFIG --workdir W    train or continue (--section.field VALUE overrides a setting)
+  sft CONFIG --workdir W      a start policy by supervised fine-tuning
+  encoder CONFIG --workdir W  a multilingual encoder by contrastive training
+  pivots CONFIG --workdir W   write and embed the English references
+  generate --policy DIR --prompt TEXT [--prompt TEXT ...]   try a policy
+  report W [W ...]            write W/report.html
+
+pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
+"""
+
+
+def config_verb(name: str, description: str) -> Callable[[Sequence[str]], None]:
+    """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`."""
+
+    def run(arguments: Sequence[str]) -> None:
+        parser = argparse.ArgumentParser(prog=f"pbrl {name}", description=description, add_help=False)
+        parser.add_argument("config")
+        parser.add_argument("--workdir", required=True)
+        parser.add_argument("--dry-run", action="store_true")
+        if not arguments or arguments[0] in ("-h", "--help"):
+            parser.print_help()
+            print("\nSettings (--section.field VALUE): pbrl", name, "configs/tiny_cpu.py --help")
+            return
+        from pbrl_jax.run.config_file import load_config, override
+
+        if "-h" in arguments or "--help" in arguments:
+            override(load_config(arguments[0]), ["--help"], f"pbrl {name} CONFIG --workdir W")
+        known, rest = parser.parse_known_args(arguments)
+        config = override(load_config(known.config), rest, f"pbrl {name} {known.config}")
+        if known.dry_run:
+            from pbrl_jax.run.dry_run import main as dry_run
+
+            dry_run(config)
+            return
+        import importlib
+
+        importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir)
+
+    return run
+
+
+def quickstart(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="pbrl quickstart", description="The paper's effect in miniature on a CPU.")
+    parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run goes on")
+    parser.add_argument("--controls", action="store_true", help="also shuffled references, gold answers, and SFT")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true", help="a check of all stages in a minute; it shows no effect")
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.quickstart import main
+
+    main(known.workdir, known.seed, known.controls, known.tiny)
+
+
+def generate(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="pbrl generate", description="Answer prompts with a policy.")
+    parser.add_argument("--policy", required=True, help="policy folder or finished work directory")
+    parser.add_argument("--prompt", action="append", required=True, help="a question; may be given several times")
+    parser.add_argument("--language", default="en", help="language code of the questions")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--max-completion-length", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.generate import main
+
+    main(known)
+
+
+def report(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="pbrl report", description="Write W/report.html from what a run left.")
+    parser.add_argument("workdir", nargs="+")
+    known = parser.parse_args(arguments)
+    from pbrl_jax.eval.report import report_workdir
+
+    for workdir in known.workdir:
+        print(report_workdir(workdir))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "quickstart": quickstart,
+    "train": config_verb("train", "Train a policy, or continue where the work directory was left."),
+    "sft": config_verb("sft", "Train a start policy on references."),
+    "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
+    "pivots": config_verb("pivots", "Write, filter and embed the English references."),
+    "generate": generate,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit status is 0, or 1 after one clear message on bad input."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"Unknown verb {arguments[0]!r}. {did_you_mean(arguments[0], VERBS)}", file=sys.stderr)
+        return 1
+    try:
+        VERBS[arguments[0]](arguments[1:])
+    except PbrlError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # an exhausted device is the user's to solve; all else is ours and shows itself
+        if debug or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "Error: the device ran out of memory. Lower --train.microbatch-prompts or --train.logprob-chunk, or use "
+            "--policy.remat full.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0

@@ -1,0 +1,299 @@
+"""One frozen tree of settings per experiment.
+
+Experiments are Python files with `get_config() -> Config`; the command line overrides single fields
+(`--algo.beta 0.02`). Names are TRL's where TRL has one. Each field is *identity* (another value makes another
+experiment: refused at resume) or *operational* (cadence, mesh, paths: free to change). Lengths are in tokens,
+durations in optimizer steps, shares in [0, 1]. What the paper does not state is marked ASSUMED.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+
+def identity(default):
+    """A field that defines the experiment."""
+    return field(default=default, metadata={"kind": "identity"})
+
+
+def operational(default):
+    """A field that changes how an experiment runs, never what it computes."""
+    return field(default=default, metadata={"kind": "operational"})
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    source: str = identity("random")
+    """`random` (a new model of `preset`), or a folder: an exported policy or a finished work directory."""
+    preset: str = identity("tiny")
+    """Size and switches of a random policy: a name in pbrl_jax.models.specs.DECODERS."""
+    tokenizer: str = identity("")
+    """A SentencePiece file, a tokenizer folder or hub id; empty: train SentencePiece on the run's own text."""
+    dtype: str = identity("float32")
+    """Compute type: float32 or bfloat16. Parameters and optimizer state stay float32."""
+    remat: str = operational("none")
+    """What a layer recomputes in the backward pass: none, full, or dots (keep matrix products)."""
+    attention: str = operational("auto")
+    """Attention kernel: a name in pbrl_jax.models.attention.KERNELS, or auto."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    source: str = identity("random")
+    """`random`, or the folder of an encoder (written by `pbrl encoder`)."""
+    preset: str = identity("tiny")
+    """Size of a new encoder: a name in pbrl_jax.models.specs.ENCODERS."""
+    max_length: int = identity(64)
+    """Tokens the encoder reads; longer responses are cut, and the share that was cut is logged."""
+    prefix: str = identity("")
+    """Text put before every input, on both sides (`query: ` for E5)."""
+
+
+@dataclass(frozen=True)
+class PivotConfig:
+    source: str = identity("dataset")
+    """Where English references come from: dataset (the data set's own), policy (written by the start policy), file."""
+    path: str = operational("")
+    """Folder of the pivot store; empty: `pivots/` in the work directory. With source file: the JSON lines file."""
+    max_completion_length: int = identity(64)
+    """Longest reference the expert may write."""
+    temperature: float = identity(0.0)
+    """Sampling temperature of the expert; 0 is greedy."""  # ASSUMED: not stated in the material at hand
+    keep_wrong: bool = identity(False)
+    """Keep references whose answer differs from a known gold answer."""  # ASSUMED: not stated
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    functions: tuple[str, ...] = identity(("cosine",))
+    """Names in pbrl_jax.rewards.REWARDS, or import paths `package.module:function` with TRL's signature."""
+    reward_weights: tuple[float, ...] = identity((1.0,))
+    """One weight per function; 0 only logs it."""
+    answer_weight: float = identity(0.5)
+    """Alpha of the hybrid: alpha * answer part + (1 - alpha) * reasoning part."""  # ASSUMED: not stated
+    parts: str = identity("split")
+    """split (answer and reasoning scored apart) or whole (one vector of the whole response)."""
+    language_gate: str = identity("hard")
+    """What finds a response in another language, which then gets `rejected_value`: hard (identification of the whole
+    text), tokens (every token must belong to the language; for closed vocabularies), off."""
+    rejected_value: float = identity(-0.2)
+    """Value of a response in the wrong language."""  # ASSUMED: the paper names no language term
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    name: str = identity("grpo")
+    """The algorithm: a name in pbrl_jax.algos.ALGORITHMS."""
+    num_generations: int = identity(8)
+    """Samples per prompt, G."""
+    num_iterations: int = identity(1)
+    """Optimizer steps on each rollout batch (mu)."""
+    beta: float = identity(0.001)
+    """Weight of the KL to the reference policy; 0 keeps no reference at all."""  # ASSUMED: not stated
+    kl_estimator: str = identity("k3")
+    """k1, k2 or k3, in the loss. See pbrl_jax.algos.objectives.kl_estimate for the bias of each."""
+    use_bias_correction_kl: bool = identity(False)
+    """Multiply the KL term by the importance ratio, as TRL 1.16 does."""
+    epsilon: float = identity(0.2)
+    """Lower clip of the importance ratio: 1 - epsilon."""
+    epsilon_high: float | None = identity(None)
+    """Upper clip, 1 + epsilon_high; None: the same as epsilon."""
+    loss_type: str = identity("grpo")
+    """Aggregation: grpo, bnpo, dr_grpo or dapo. See pbrl_jax.algos.objectives."""
+    scale_rewards: str = identity("group")
+    """What an advantage is divided by: the spread of its group, of the batch, or none."""
+    leave_one_out: bool = identity(False)
+    """Baseline of the other samples only (RLOO) in place of the group mean."""
+    advantage_epsilon: float = identity(1e-4)
+    """Added to the spread; larger values keep near-equal groups from amplifying noise."""
+    mask_truncated_completions: bool = identity(False)
+    """Leave responses without an end of sequence out of the loss."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    max_prompt_length: int = identity(64)
+    """Longest prompt; a longer one is an error at load, or dropped (`data.overlong_prompts`)."""
+    max_completion_length: int = identity(64)
+    """Longest response, R."""
+    temperature: float = identity(1.0)
+    """Sampling temperature; log-probs are those of the tempered distribution."""
+    top_p: float = identity(1.0)
+    """Nucleus mass; 1 is off."""
+    top_k: int = identity(0)
+    """Candidates kept; 0 is off."""
+    segment_length: int = operational(128)
+    """Tokens decoded between two looks at the outside (signals, early exit); at most 128."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = identity("quickstart")
+    """A name in pbrl_jax.data.sources.SOURCES."""
+    path: str = operational("")
+    """File, folder or hub id; empty: the folder PBRL_DATA where the source is a known benchmark."""
+    split: str = identity("train")
+    """Split of the source."""
+    languages: tuple[str, ...] = identity(("en", "es", "de", "sw", "id", "zh", "th", "bn"))
+    """Languages the policy is trained in."""
+    columns: tuple[str, ...] = identity(())
+    """For table sources: `field=column` pairs, e.g. question=prompt answer=label language=lang."""
+    limit: int = identity(0)
+    """Rows per language; 0: all."""
+    english_share: float = identity(0.125)
+    """Share of each batch that is English, replayed against forgetting."""  # ASSUMED: not stated
+    overlong_prompts: str = identity("error")
+    """error or drop: what happens to prompts longer than rollout.max_prompt_length."""
+    vocab_size: int = identity(2000)
+    """Pieces of a SentencePiece vocabulary trained on the run's own text."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    learning_rate: float = identity(1e-6)
+    """Peak learning rate."""  # ASSUMED: not stated in the material at hand
+    schedule: str = identity("constant")
+    """constant, linear or cosine, after the warm-up."""
+    warmup_steps: int = identity(0)
+    """Steps of linear warm-up."""
+    schedule_steps: int = identity(0)
+    """Length of the schedule, a field of its own so that max_steps may change; 0 only for constant."""
+    min_learning_rate_share: float = identity(0.0)
+    """Share of the peak that a decaying schedule ends at."""
+    weight_decay: float = identity(0.0)
+    """Decoupled weight decay."""
+    b1: float = identity(0.9)
+    """Decay of the first moment."""
+    b2: float = identity(0.999)
+    """Decay of the second moment."""
+    eps: float = identity(1e-8)
+    """Adam's epsilon."""
+    max_grad_norm: float = identity(1.0)
+    """Clip of the global gradient norm; 0 is off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    max_steps: int = operational(100)
+    """Stop after this many optimizer steps."""
+    prompts_per_step: int = identity(32)
+    """Prompts of a rollout batch, P, over all devices."""
+    microbatch_prompts: int = operational(0)
+    """Prompt groups whose gradients are computed at a time; 0: all. Sums are exact."""
+    logprob_chunk: int = operational(128)
+    """Response positions, over all rows of a microbatch, in units of which logits are made."""
+    fused: bool = identity(False)
+    """Rollout, reward and update as one compiled program; needs a shared tokenizer."""
+    packed: bool = operational(True)
+    """Update on packed responses where that saves work: cost follows the tokens produced."""
+    save_steps: int = operational(50)
+    """Checkpoint every so many steps; the last step is always saved."""
+    save_total_limit: int = operational(3)
+    """Checkpoints kept."""
+    eval_steps: int = operational(0)
+    """Evaluate every so many steps; 0: only at the end."""
+    logging_steps: int = operational(1)
+    """Metrics are written every so many steps."""
+    seed: int = identity(0)
+    """Seed of everything."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    steps: int = identity(300)
+    """Optimizer steps of `pbrl sft`."""
+    batch_size: int = identity(64)
+    """Rows per step."""
+    learning_rate: float = identity(2e-3)
+    """Peak learning rate, cosine to zero."""
+    warmup_steps: int = identity(20)
+    """Steps of linear warm-up."""
+    english_rows: int = identity(8000)
+    """Quickstart task: English rows of the start policy's text."""
+    warm_rows_per_language: int = identity(40)
+    """Quickstart task: rows of each other language that the start policy sees."""
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    steps: int = identity(200)
+    """Optimizer steps of `pbrl encoder`."""
+    batch_size: int = identity(96)
+    """Pairs per step; every other row of the batch is a negative."""
+    learning_rate: float = identity(1e-3)
+    """Peak learning rate, cosine to zero."""
+    temperature: float = identity(0.05)
+    """Temperature of InfoNCE."""
+    hard_negatives: int = identity(1)
+    """Number-changed copies of each target that join the negatives; 0 is off."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = operational(-1)
+    """Devices that hold different rows and whole parameters; -1: what the others leave."""
+    fsdp: int = operational(1)
+    """Devices that hold different rows and share each parameter."""
+    tensor: int = operational(1)
+    """Devices that share each matrix product."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    source: str = operational("")
+    """Data source of the evaluation; empty: the training source's test split."""
+    path: str = operational("")
+    """As data.path."""
+    split: str = operational("test")
+    """Split of the evaluation source."""
+    languages: tuple[str, ...] = operational(())
+    """Languages evaluated; empty: those of data.languages."""
+    limit: int = operational(0)
+    """Rows per language; 0: all."""
+    batch_size: int = operational(256)
+    """Prompts decoded at a time."""
+    max_prompt_length: int = operational(0)
+    """Longest evaluation prompt; 0: rollout.max_prompt_length."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    tensorboard: bool = operational(True)
+    """Write TensorBoard event files."""
+    entropy: bool = operational(True)
+    """Log the entropy of the policy; costs one more pass over the logits."""
+    samples_per_step: int = operational(8)
+    """Responses written to samples/ at each logging step, round-robin over languages."""
+    compilation_cache: str = operational("~/.cache/pbrl_jax/xla")
+    """Folder of the persistent compilation cache; empty is off."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    max_invalid_share: float = operational(0.5)
+    """Stop, with the state saved, when more than this share of a step's rewards is invalid."""
+
+
+@dataclass(frozen=True)
+class Config:
+    policy: PolicyConfig = PolicyConfig()
+    pivot: PivotConfig = PivotConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    reward: RewardConfig = RewardConfig()
+    algo: AlgoConfig = AlgoConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    guard: GuardConfig = GuardConfig()
+
+
+def with_values(config: Config, **sections: dict) -> Config:
+    """`with_values(config, algo={"beta": 0.0}, train={"seed": 1})`: a copy with single fields replaced."""
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    )

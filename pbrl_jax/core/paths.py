@@ -1,0 +1,224 @@
+"""Paths of a run, on a local disk or behind `gs://`, and writes that are whole or absent.
+
+A local file is written beside its final name, synced and renamed, so that a reader sees the old content or the new
+one. An object store has no rename, but shows an object only when its one write has ended.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from pbrl_jax.core.errors import ConfigError, DataError
+
+CHUNK_BYTES = 1 << 20
+"""Bytes read at a time where a file is streamed."""
+
+
+def as_path(path: str | os.PathLike) -> epath.Path:
+    """An absolute path; `~` is the home folder, `gs://bucket/...` stays as it is.
+
+    Raises:
+      ConfigError: an empty path.
+    """
+    if not os.fspath(path):
+        raise ConfigError("Found an empty path, expected a folder or file such as runs/first or gs://bucket/runs/first.")
+    path = epath.Path(path)
+    return path if is_remote(path) else epath.Path(os.path.abspath(path.expanduser()))
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` names an object of a store (`gs://...`) and not a file of this machine."""
+    return "://" in os.fspath(path)
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """Where a run keeps what. Paths only: nothing is created or read here."""
+
+    root: epath.Path
+
+    @property
+    def config(self) -> epath.Path:
+        """The resolved config of the run."""
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> epath.Path:
+        """One JSON object for each logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> epath.Path:
+        """Folder of sampled responses."""
+        return self.root / "samples"
+
+    def samples_of(self, step: int) -> epath.Path:
+        """The responses that were written at `step`."""
+        return self.samples / f"step_{step}.jsonl"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Folder of `step_00000010/` checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> epath.Path:
+        """Folder of TensorBoard event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def final(self) -> epath.Path:
+        """Step, parameter checksum and metrics of a finished run."""
+        return self.root / "final.json"
+
+
+def work_dir(path: str | os.PathLike) -> WorkDir:
+    """The layout of the work directory at `path`."""
+    return WorkDir(as_path(path))
+
+
+def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
+    """Writes a small file whole or not at all; folders above it are made. One writer at a time per path.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written to; an earlier file of that name is then unchanged.
+    """
+    path = as_path(path)
+    content = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    # A fixed name: what a killed writer leaves behind is overwritten by the next, and never piles up.
+    temporary = f"{os.fspath(path)}.tmp"
+    try:
+        write_synced(temporary, content)
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+    rename_synced(temporary, path)
+
+
+def write_synced(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a local file and waits until the disk has it. A reader may see it half-written: see `write_atomic`."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rename_synced(old: str | os.PathLike, new: str | os.PathLike) -> None:
+    """Renames a local file or folder within its folder, and waits until the disk has the new name."""
+    os.replace(old, new)
+    sync_folder(os.path.dirname(os.fspath(new)))
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Waits until the disk has the names in a local folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with as_path(path).open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    """Appends one JSON object a line, in one write; folders above the file are made.
+
+    Scalar arrays become numbers; a number that is not finite becomes null, as JSON has none. A last line that a kill
+    cut short is removed first. Behind `gs://` nothing can be appended to: the file is read and written anew, so a
+    remote log should gather rows and append seldom.
+    """
+    path = as_path(path)
+    content = _json_lines(rows)
+    if not content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        before = path.read_bytes() if path.exists() else b""
+        path.write_bytes(_whole_lines(before) + content)
+        return
+    if not _ends_a_line(path):
+        write_atomic(path, _whole_lines(path.read_bytes()))
+    with open(path, "ab") as file:
+        file.write(content)
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file; [] where it does not exist. A last line that a kill cut short is left out.
+
+    Raises:
+      DataError: a line that is no JSON object.
+    """
+    path = as_path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(_whole_lines(path.read_bytes()).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: found {type(row).__name__}, expected a JSON object.")
+        rows.append(row)
+    return rows
+
+
+def write_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    """Replaces the file by these rows, whole or not at all (a resumed run drops the steps it will repeat)."""
+    write_atomic(path, _json_lines(rows))
+
+
+def _ends_a_line(path: epath.Path) -> bool:
+    """Whether a local file is absent, empty, or ends with a newline."""
+    if not path.exists() or os.path.getsize(path) == 0:
+        return True
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """The content without a last line that was cut short; one that is whole JSON only lacked its newline."""
+    lines, newline, last = content.rpartition(b"\n")
+    try:
+        json.loads(last)
+    except ValueError:
+        return lines + newline
+    return content + b"\n"
+
+
+def _json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+
+
+def _plain(value: Any) -> Any:
+    """`value` in the types JSON has."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

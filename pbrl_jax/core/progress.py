@@ -1,0 +1,140 @@
+"""How far a stage is, and how long it still takes: a rich bar on a terminal, a plain line now and then when piped."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import rich
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 29 s` or `2 h 05 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Progress of one named stage.
+
+      with Progress("train", total=150, unit="step", part=(5, 7)) as progress:
+          for ...:
+              progress.advance(note="reward 0.61")
+
+    The time left is worked out from the steps after the first, because the first one compiles.
+
+    Args:
+      stage: what is going on, in a word or two.
+      total: steps of the whole stage; None where nobody knows.
+      done: steps finished by an earlier run.
+      unit: what a step is ("step", "batch", "prompt").
+      part: (number of this stage, number of stages).
+      console: rich's shared console by default.
+      every_seconds: pause between two plain lines.
+      active: False shows nothing; for all processes of a run but the first.
+      clock: seconds; another one only in tests.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int | None = None,
+        *,
+        done: int = 0,
+        unit: str = "step",
+        part: tuple[int, int] | None = None,
+        console: Console | None = None,
+        every_seconds: float = 5.0,
+        active: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.title = f"[{part[0]}/{part[1]}] {stage}" if part else stage
+        self.total, self.done, self.unit = total, done, unit
+        self.console = console or rich.get_console()
+        self.every_seconds, self.active, self._clock = every_seconds, active, clock
+        self._started = self._last_line = clock()
+        self._measured_from: tuple[int, float] | None = None
+        self._bar: RichProgress | None = None
+        self._note = ""
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the end of the stage at the pace so far; None while that is not known."""
+        if self.total is None or self._measured_from is None:
+            return None
+        done, since = self._measured_from
+        if self.done <= done:
+            return None
+        return (self.total - self.done) * (self._clock() - since) / (self.done - done)
+
+    def describe(self) -> str:
+        """One line: the stage, how far, how fast, the time left, and the last note."""
+        units = self.unit if (self.total or self.done) == 1 else self.unit + "s"
+        if self.total:
+            text = f"{self.title}: {self.done} of {self.total} {units} ({100 * self.done // self.total} %)"
+        else:
+            text = f"{self.title}: {self.done} {units}"
+        left = self.seconds_left()
+        if left is not None and self.done < self.total:
+            text += f", {duration(left)} left"
+        else:
+            text += f", {duration(self._clock() - self._started)} so far"
+        return f"{text}, {self._note}" if self._note else text
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more steps are done; `note` (a metric, for example) stays until the next one."""
+        self.done += count
+        self._note = note or self._note
+        now = self._clock()
+        if self._measured_from is None:
+            self._measured_from = (self.done, now)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, text=self.describe())
+        elif self.active and now - self._last_line >= self.every_seconds:
+            self._last_line = now
+            self._print(self.describe())
+
+    def _print(self, text: str) -> None:
+        self.console.print(Text(text), highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> "Progress":
+        self._started = self._last_line = self._clock()
+        if not self.active:
+            return self
+        if self.console.is_terminal:
+            columns = (BarColumn(bar_width=24), TextColumn("{task.fields[text]}", markup=False))
+            self._bar = RichProgress(*columns, console=self.console, transient=True)
+            self._bar.add_task("", total=self.total, completed=self.done, text=self.describe())
+            self._bar.start()
+        else:
+            self._print(f"{self.title}: started" if self.total is None else f"{self.title}: started, {self._goal()}")
+        return self
+
+    def _goal(self) -> str:
+        left = self.total - self.done
+        return f"{left} {self.unit if left == 1 else self.unit + 's'} to do"
+
+    def __exit__(self, kind: Any, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self.active:
+            state = "done" if kind is None else "stopped"
+            self._print(f"{self.title}: {state} after {duration(self._clock() - self._started)}")
+
+
+def track(items: Iterable[Item], stage: str, **settings: Any) -> Iterator[Item]:
+    """The items one by one, with a Progress around them; `settings` are those of Progress."""
+    total = settings.pop("total", len(items) if hasattr(items, "__len__") else None)
+    with Progress(stage, total, **settings) as progress:
+        for item in items:
+            yield item
+            progress.advance()

@@ -1,0 +1,121 @@
+"""The records that travel between the parts, and the axis key.
+
+Local arrays end in their letters; public signatures carry them as jaxtyping strings:
+
+  P prompts            G samples per prompt      B = P * G rows
+  R response tokens    T prompt + response       V vocabulary
+  S encoder tokens     E embedding width         L tokens of a packed row
+  D width              H query heads             K key/value heads
+  C head channels      F feed-forward width      N layers
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Reference(NamedTuple):
+    """An English reference response, in the two parts that rewards look at."""
+
+    reasoning: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """The whole response."""
+        return f"{self.reasoning} {self.answer}".strip()
+
+
+class Prompt(NamedTuple):
+    """One row of a data set: plain strings, nothing tokenised.
+
+    `id` is a stable 32-bit integer (the row's index in its source), so that sampling keys and cached references do
+    not depend on batch layout. `answer` is the gold answer where one is known; no reward reads it unless it says so.
+    """
+
+    id: int
+    language: str
+    question: str
+    question_en: str
+    answer: str | None = None
+    reference: Reference | None = None
+
+
+def pytree(cls):
+    """A frozen dataclass whose fields are all arrays or trees of arrays."""
+    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+@pytree
+class PromptBatch:
+    """P prompts, right-padded. `row_ids_P` are the stable prompt ids from which sampling keys derive."""
+
+    tokens_PT: Int[Array, "P T"]
+    lengths_P: Int[Array, "P"]
+    row_ids_P: Int[Array, "P"]
+
+
+@pytree
+class SamplingParams:
+    """Sampling settings as arrays, so that other values compile nothing.
+
+    `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 are off; `eos_ids` is padded with -1.
+    """
+
+    temperature: Float[Array, ""]
+    top_p: Float[Array, ""]
+    top_k: Int[Array, ""]
+    eos_ids: Int[Array, "eos"]
+
+
+@pytree
+class Rollout:
+    """G samples of each of P prompts, row b = p * G + g.
+
+    `lengths_B` counts the sampled tokens, the end-of-sequence token included; `logp_BR` holds the log-probs of the
+    sampled tokens under the tempered, untruncated distribution (0 past the length); `truncated_B` marks rows that
+    reached the limit without an end of sequence.
+    """
+
+    tokens_BR: Int[Array, "B R"]
+    lengths_B: Int[Array, "B"]
+    logp_BR: Float[Array, "B R"]
+    truncated_B: Bool[Array, "B"]
+
+
+@pytree
+class Scores:
+    """What a reward says of B responses.
+
+    A row that is not valid could not be scored: it is left out of every statistic and of the loss. `parts` are the
+    named components, for the logs.
+    """
+
+    value_B: Float[Array, "B"]
+    valid_B: Bool[Array, "B"]
+    parts: dict[str, Float[Array, "B"]]
+
+
+@pytree
+class TrainBatch:
+    """One rollout batch, ready for the update."""
+
+    prompts: PromptBatch
+    rollout: Rollout
+    reward_B: Float[Array, "B"]
+    valid_B: Bool[Array, "B"]
+
+
+@pytree
+class TrainState:
+    """All that an update changes.
+
+    `step` counts optimizer steps that were attempted; `skipped` those left out because a gradient was not finite.
+    """
+
+    params: Any
+    opt_state: Any
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]

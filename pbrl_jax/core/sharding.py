@@ -1,0 +1,111 @@
+"""Meshes, and the one table from logical axes to mesh axes.
+
+Models name the logical axes of each parameter; this file says where a logical axis lives. Compiled code is plain
+`jax.jit` with NamedSharding: the compiler inserts the collectives.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pbrl_jax.core.config import MeshConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.trees import map_with_path, match_rules
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+#: Logical axis -> mesh axes. `batch` is the leading axis of everything that holds rows or prompt groups.
+LOGICAL_AXES = {
+    "batch": ("data", "fsdp"),
+    "vocab": "tensor",
+    "width": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+    "layers": None,
+    "none": None,
+}
+
+
+def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
+    """Sizes of the three mesh axes, -1 resolved.
+
+    Raises:
+      ConfigError: sizes that do not multiply to the number of devices; the message names sizes that would.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise ConfigError(f"mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: each is positive, at most one is -1.")
+    known = 1
+    for size in sizes:
+        known *= size if size != -1 else 1
+    if -1 in sizes and device_count % known == 0:
+        sizes[sizes.index(-1)] = device_count // known
+        known = device_count
+    if known != device_count:
+        wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise ConfigError(
+            f"{wanted} cannot be laid on {device_count} devices. "
+            f"Use --mesh.data -1 --mesh.fsdp F --mesh.tensor T with F * T dividing {device_count}."
+        )
+    return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """The mesh `data, fsdp, tensor` over all (or the given) devices."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        mesh_shape(config, len(devices)), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+def partition_spec(*logical: str) -> PartitionSpec:
+    """Partition of an array whose axes carry these logical names."""
+    return PartitionSpec(*(LOGICAL_AXES[name] for name in logical))
+
+
+def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
+    """A NamedSharding for each parameter, from the model's AXES table.
+
+    Args:
+      tree: parameters, or their shapes.
+      rules: (path pattern, logical axes) pairs.
+      mesh: the mesh.
+
+    Raises:
+      ConfigError: a parameter without a rule or the reverse, or an axis that does not divide over its mesh axis.
+    """
+
+    def sharding(path: str, leaf, logical):
+        spec = partition_spec(*logical)
+        for size, name, axes in zip(leaf.shape, logical, spec, strict=True):
+            shards = 1
+            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                shards *= mesh.shape[axis]
+            if size % shards:
+                raise ConfigError(
+                    f"{path}: axis {name!r} of size {size} does not divide over mesh axis {axes!r} of {shards}. "
+                    f"Choose a mesh.{axes} that divides {size}."
+                )
+        return NamedSharding(mesh, spec)
+
+    return map_with_path(sharding, tree, match_rules(tree, rules))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over all devices that hold different rows."""
+    return NamedSharding(mesh, partition_spec("batch"))
+
+
+def constrain(x: jax.Array, *logical: str) -> jax.Array:
+    """Pin a value's layout where a mesh is set (`jax.set_mesh`); nothing happens without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(*logical))

@@ -1,0 +1,71 @@
+"""Trees of arrays: path names, rules by path, casts, counts."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pbrl_jax.core.errors import ConfigError
+
+
+def path_name(path) -> str:
+    """`layers/attention/query/kernel` for a key path of jax.tree_util."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def map_with_path(function, tree, *rest):
+    """`function(path_name, leaf, ...)` over a tree."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+
+
+def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
+    """The value of the first rule whose pattern ends each leaf's path.
+
+    Args:
+      tree: any tree; only its structure and leaf ranks are looked at.
+      rules: (regular expression of the end of a path, value) pairs; the first match wins.
+
+    Raises:
+      ConfigError: a leaf that no rule names, or a rule that names no leaf: both mean that model and table differ.
+    """
+    used: set[str] = set()
+    missing: list[str] = []
+
+    def value_of(path: str, _leaf):
+        for pattern, value in rules:
+            if re.search(rf"(^|/){pattern}$", path):
+                used.add(pattern)
+                return value
+        missing.append(path)
+        return None
+
+    matched = map_with_path(value_of, tree)
+    unused = [pattern for pattern, _ in rules if pattern not in used]
+    if missing or unused:
+        raise ConfigError(
+            f"The rule table and the parameters differ. Without a rule: {missing or 'none'}. "
+            f"Rules without a parameter: {unused or 'none'}. Add or remove lines of the model's AXES table."
+        )
+    return matched
+
+
+def cast_floating(tree: Any, dtype) -> Any:
+    """Floating-point leaves in another type; the others as they are."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def count_parameters(tree: Any) -> int:
+    """Number of scalars in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Scalar bool: no leaf holds NaN or an infinity."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def select(condition: jax.Array, chosen: Any, otherwise: Any) -> Any:
+    """`chosen` where the scalar condition holds, leaf by leaf; also for trees that hold PRNG keys or integers."""
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), chosen, otherwise)

@@ -1,0 +1,155 @@
+"""Text in bulk to arrays: a tf.data pipeline with TensorFlow Text's SentencePiece.
+
+Whole corpora (English references before they are embedded, the pairs a contrastive encoder trains on) are encoded
+here; single prompts and responses go through `pbrl_jax.text.tokenizers`, whose ids are the same. TensorFlow takes
+seconds to import and would claim the accelerator: it is imported inside these functions only and sees no GPU.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.data.contrastive import Pair
+from pbrl_jax.text.tokenizers import SentencePieceTokenizer, Tokenizer
+
+BATCH = 4096
+"""Texts that travel through the pipeline together."""
+BULK = 4096
+"""From so many texts on, starting TensorFlow pays; fewer are encoded on the host, to the same ids."""
+
+
+class EncodedTexts(NamedTuple):
+    """N texts, right-padded; `cut_N` marks those that were longer than the arrays."""
+
+    tokens_NS: Int[np.ndarray, "N S"]
+    lengths_N: Int[np.ndarray, "N"]
+    cut_N: Bool[np.ndarray, "N"]
+
+
+class EncodedPairs(NamedTuple):
+    """A contrastive batch of N pairs; `negatives` has N * K rows, row n * K + k, valid where `negative_valid_NK`."""
+
+    text: EncodedTexts
+    target: EncodedTexts
+    negatives: EncodedTexts
+    negative_valid_NK: Bool[np.ndarray, "N K"]
+
+
+def encode_corpus(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+) -> EncodedTexts:
+    """All of `texts` as one padded int32 array, in their order.
+
+    Args:
+      texts: NFC strings.
+      tokenizer: with a SentencePiece one, BULK texts or more go through tf.data; everything else runs on the host.
+        Both give the same ids.
+      max_length: S, special ids included; what is longer is cut before the suffix.
+      prefix, suffix: special ids that the encoder expects around every text.
+    """
+    pieces = list(stream_corpus(texts, tokenizer, max_length, prefix=prefix, suffix=suffix))
+    if not pieces:
+        return EncodedTexts(np.zeros((0, max_length), np.int32), np.zeros(0, np.int32), np.zeros(0, bool))
+    return EncodedTexts(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+
+
+def stream_corpus(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+) -> Iterator[EncodedTexts]:
+    """`encode_corpus` in batches of at most BATCH texts: a corpus need not fit in memory as ids."""
+    room = max_length - len(prefix) - len(suffix)
+    if room < 1:
+        raise ConfigError(f"max_length {max_length} leaves no room beside {len(prefix) + len(suffix)} special ids.")
+    if isinstance(tokenizer, SentencePieceTokenizer) and len(texts) >= BULK:
+        yield from _through_tensorflow(texts, tokenizer, max_length, room, prefix, suffix)
+    else:
+        yield from _on_the_host(texts, tokenizer, max_length, room, prefix, suffix)
+
+
+def _through_tensorflow(texts, tokenizer, max_length: int, room: int, prefix, suffix) -> Iterator[EncodedTexts]:
+    tf, tf_text = tensorflow_without_accelerator()
+    model = tf_text.SentencepieceTokenizer(model=tokenizer.model_bytes, out_type=tf.int32)
+    begin, end = (tf.constant(list(ids), tf.int32) for ids in (prefix, suffix))
+
+    def encode(batch):
+        ragged = model.tokenize(batch)
+        whole = ragged.row_lengths()
+        kept = ragged[:, :room]
+        size = tf.shape(batch)[0]
+        around = [tf.RaggedTensor.from_tensor(tf.tile(ids[None, :], [size, 1])) for ids in (begin, end)]
+        joined = tf.concat([around[0], kept, around[1]], axis=1)
+        padded = joined.to_tensor(default_value=tokenizer.pad_id, shape=[None, max_length])
+        return padded, tf.cast(joined.row_lengths(), tf.int32), whole > room
+
+    pipeline = (
+        tf.data.Dataset.from_tensor_slices(list(texts))
+        .batch(BATCH)
+        .map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    for batch in pipeline.as_numpy_iterator():
+        yield EncodedTexts(*batch)
+
+
+def _on_the_host(texts, tokenizer, max_length: int, room: int, prefix, suffix) -> Iterator[EncodedTexts]:
+    for start in range(0, len(texts), BATCH):
+        encoded = tokenizer.encode_batch(list(texts[start : start + BATCH]))
+        tokens_NS = np.full((len(encoded), max_length), tokenizer.pad_id, np.int32)
+        lengths_N = np.zeros(len(encoded), np.int32)
+        for row, ids in enumerate(encoded):
+            joined = [*prefix, *ids[:room], *suffix]
+            tokens_NS[row, : len(joined)] = joined
+            lengths_N[row] = len(joined)
+        yield EncodedTexts(tokens_NS, lengths_N, np.array([len(ids) > room for ids in encoded]))
+
+
+def encode_pairs(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    max_length: int,
+    hard_negatives: int,
+    *,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+) -> EncodedPairs:
+    """A contrastive batch as arrays; pairs with fewer than `hard_negatives` negatives are marked, not left out."""
+    given = [pair.negatives[:hard_negatives] for pair in pairs]
+    filled = [text for texts in given for text in (*texts, *[""] * (hard_negatives - len(texts)))]
+    columns = [
+        encode_corpus(texts, tokenizer, max_length, prefix=prefix, suffix=suffix)
+        for texts in ([pair.text for pair in pairs], [pair.target for pair in pairs], filled)
+    ]
+    valid_NK = np.array([[k < len(texts) for k in range(hard_negatives)] for texts in given], bool)
+    return EncodedPairs(*columns, valid_NK.reshape(len(pairs), hard_negatives))
+
+
+def tensorflow_without_accelerator():
+    """(tensorflow, tensorflow_text), kept off the accelerator that JAX owns."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+    import tensorflow_text
+
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError as error:
+        # TensorFlow is already running in this process; it may have claimed the accelerator.
+        if tf.config.get_visible_devices("GPU"):
+            raise ConfigError(
+                "TensorFlow was initialised with a GPU before this package could hide it. Call "
+                "tf.config.set_visible_devices([], 'GPU') first."
+            ) from error
+    return tf, tensorflow_text

@@ -1,0 +1,130 @@
+"""One entry to every data source, with the checks that all of them share."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from pbrl_jax.core.config import DataConfig
+from pbrl_jax.core.errors import ConfigError, DataError, lookup
+from pbrl_jax.core.records import Prompt
+from pbrl_jax.data.sources import SOURCES
+from pbrl_jax.data.sources.common import SHOWN_ERRORS, language_of, prompt_id, row_of
+from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.prompts import format_prompts
+from pbrl_jax.text.tokenizers import Tokenizer
+
+REQUIREMENTS = ("answer", "question_en", "reference")
+OVERLONG = ("error", "drop")
+
+
+def load_prompts(
+    data: DataConfig,
+    seed: int,
+    *,
+    split: str | None = None,
+    languages: Sequence[str] | None = None,
+    limit: int | None = None,
+    require: Sequence[str] = (),
+) -> list[Prompt]:
+    """The prompts that `data` describes; the keyword arguments replace single fields of it.
+
+    Args:
+      data: source, path, split, languages, columns, limit.
+      seed: chooses rows where a limit is set.
+      require: fields that every row must have: answer, question_en, reference.
+
+    Raises:
+      ConfigError: unknown source, split, language, or columns for a source that has none.
+      DataError: missing files, bad rows, or rows without a required field; with file and row numbers.
+    """
+    rows = lookup(SOURCES, data.source, "data source")
+    if data.columns and data.source != "table":
+        raise ConfigError(f"data.columns is only for the source 'table', not for {data.source!r}. Remove it.")
+    codes = check_languages(data.languages if languages is None else languages)
+    extra = {"columns": data.columns} if data.source == "table" else {}
+    wanted = data.limit if limit is None else limit
+    prompts = rows(data.path, split or data.split, codes, wanted, seed, **extra)
+    for field in require:
+        _require(prompts, field, data.source)
+    return prompts
+
+
+def _require(prompts: Sequence[Prompt], field: str, source: str) -> None:
+    if field not in REQUIREMENTS:
+        raise ConfigError(f"Unknown required field {field!r}; expected one of {', '.join(REQUIREMENTS)}.")
+    lacking = [prompt for prompt in prompts if not getattr(prompt, field)]
+    if lacking:
+        raise DataError(
+            f"Source {source!r}: {len(lacking)} of {len(prompts)} rows have no {field}, the first at "
+            f"{_places(lacking)}. Add the column, or choose a pivot.source or reward that does without it."
+        )
+
+
+def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """`prompts`, and where none of them is English the English side of each problem behind them.
+
+    A policy that trains on other languages only forgets English; these rows are for replay
+    (`data.english_share`). Rows without English text add none.
+    """
+    if any(prompt.language == "en" for prompt in prompts):
+        return list(prompts)
+    found = {}
+    for prompt in prompts:
+        if prompt.question_en and row_of(prompt.id) not in found:
+            found[row_of(prompt.id)] = prompt._replace(
+                id=prompt_id(row_of(prompt.id), "en"), language="en", question=prompt.question_en
+            )
+    return [*prompts, *found.values()]
+
+
+def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Hex digest of every field of every row, in order: the same digest is the same data set."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(prompt, ensure_ascii=False).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def fit_prompts(
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    max_prompt_length: int,
+    overlong: str = "error",
+    style: str = "plain",
+) -> tuple[list[Prompt], list[list[int]]]:
+    """The prompts of at most `max_prompt_length` tokens, and the ids of each.
+
+    Args:
+      prompts: any rows.
+      tokenizer: the policy's.
+      max_prompt_length: in tokens, the beginning-of-sequence token included.
+      overlong: `error` refuses longer prompts, `drop` leaves them out (all of them too long is an error still).
+      style: a name in pbrl_jax.text.prompts.STYLES.
+
+    Raises:
+      DataError: names how many prompts of each language are too long, their rows, and the length that would do.
+    """
+    if overlong not in OVERLONG:
+        raise ConfigError(f"data.overlong_prompts is {overlong!r}; expected one of {', '.join(OVERLONG)}.")
+    if not prompts:
+        raise DataError("No prompts to encode. Check data.languages, data.split and data.limit.")
+    encoded = format_prompts([p.question for p in prompts], [p.language for p in prompts], tokenizer, style)
+    fits = [len(ids) <= max_prompt_length for ids in encoded]
+    kept = [pair for pair, fit in zip(zip(prompts, encoded, strict=True), fits, strict=True) if fit]
+    if len(kept) < len(prompts) and (overlong == "error" or not kept):
+        long = [prompt for prompt, fit in zip(prompts, fits, strict=True) if not fit]
+        counts = ", ".join(f"{code} {n}" for code, n in sorted(Counter(p.language for p in long).items()))
+        raise DataError(
+            f"{len(long)} of {len(prompts)} prompts are longer than {max_prompt_length} tokens ({counts}); the first "
+            f"at {_places(long)}; the longest has {max(map(len, encoded))}. Raise rollout.max_prompt_length, or set "
+            "data.overlong_prompts to drop."
+        )
+    return [prompt for prompt, _ in kept], [ids for _, ids in kept]
+
+
+def _places(prompts: Sequence[Prompt]) -> str:
+    """`row 3 (sw), row 9 (th)`: rows count from 1."""
+    shown = [f"row {row_of(p.id) + 1} ({language_of(p.id)})" for p in prompts[:SHOWN_ERRORS]]
+    return ", ".join(shown)

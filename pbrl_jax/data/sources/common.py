@@ -1,0 +1,139 @@
+"""What every data source needs: stable ids, the benchmark folder, and errors that name rows."""
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from etils import epath
+
+from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
+from pbrl_jax.core.records import Prompt
+from pbrl_jax.text.languages import check_languages
+
+ID_ORDER = (
+    "en", "ar", "bn", "de", "es", "fr", "hi", "id", "it", "ja", "ko", "ms", "pt", "ru", "sw", "te", "th", "tr", "vi",
+    "zh",
+)  # fmt: skip
+"""A language's number inside a prompt id. Append only: ids are part of sampling keys and of cached references."""
+
+LANGUAGES_PER_ROW = 64
+MAX_ROWS = 2**31 // LANGUAGES_PER_ROW
+SHOWN_ERRORS = 5
+
+
+def prompt_id(row: int, language: str) -> int:
+    """`row * 64 + language number`: one problem has another id in each language, and all lead back to its row."""
+    if not 0 <= row < MAX_ROWS:
+        raise DataError(f"Row {row} has no 32-bit id: at most {MAX_ROWS} rows per source. Split the file.")
+    return row * LANGUAGES_PER_ROW + ID_ORDER.index(language)
+
+
+def row_of(identifier: int) -> int:
+    """The row a prompt id came from."""
+    return identifier // LANGUAGES_PER_ROW
+
+
+def language_of(identifier: int) -> str:
+    """The language of a prompt id."""
+    return ID_ORDER[identifier % LANGUAGES_PER_ROW]
+
+
+def nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def check_split(split: str, known: Sequence[str], source: str) -> None:
+    if split not in known:
+        raise ConfigError(f"Source {source!r} has no split {split!r}. {did_you_mean(split, known)}")
+
+
+def check_offered(languages: Iterable[str], offered: Sequence[str], source: str) -> tuple[str, ...]:
+    """`languages`, or a ConfigError naming those that the source does not have."""
+    languages = check_languages(languages)
+    missing = [code for code in languages if code not in offered]
+    if missing:
+        raise ConfigError(
+            f"Source {source!r} has no language {', '.join(missing)}. It has {', '.join(offered)}. "
+            "Change data.languages or data.source."
+        )
+    return languages
+
+
+def benchmark_path(path: str, folder: str) -> epath.Path:
+    """`path` where one is given, else `$PBRL_DATA/<folder>`.
+
+    Raises:
+      DataError: neither is set, or the place does not exist.
+    """
+    if path:
+        found = epath.Path(path)
+        if not found.exists():
+            raise DataError(f"No data at {path!r}. Give data.path an existing file or folder.")
+        return found
+    root = os.environ.get("PBRL_DATA", "")
+    if not root:
+        raise DataError(
+            f"Where is {folder}? data.path is empty and the environment variable PBRL_DATA is not set. "
+            f"Set PBRL_DATA to the folder that holds {folder}/, or give --data.path."
+        )
+    found = epath.Path(root) / folder
+    if not found.exists():
+        raise DataError(f"PBRL_DATA={root!r} holds no folder {folder!r}. Put the benchmark's files there.")
+    return found
+
+
+def read_lines(path: epath.Path) -> list[str]:
+    """Lines of a UTF-8 file, without their ends; DataError when it is missing or no UTF-8."""
+    try:
+        return path.read_text().split("\n")
+    except FileNotFoundError:
+        raise DataError(f"No file {os.fspath(path)!r}. Check data.path and data.split.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{os.fspath(path)!r} is not UTF-8: {error}.") from error
+
+
+class RowErrors:
+    """Collects what is wrong with single rows, and raises once with the first few of them."""
+
+    def __init__(self, place: str):
+        self.place = place
+        self.found: list[str] = []
+
+    def add(self, row: int, what: str) -> None:
+        """`row` counts from 1, as editors do."""
+        self.found.append(f"row {row}: {what}")
+
+    def text(self, row: int, field: str, value: Any) -> str:
+        """`value` as NFC text; "" (and a remembered error) when it is none, empty or no string."""
+        if isinstance(value, str) and value.strip():
+            return nfc(value.strip())
+        what = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {type(value).__name__}"
+        self.add(row, f"{field} {what}, expected text")
+        return ""
+
+    def check(self) -> None:
+        if not self.found:
+            return
+        shown = "; ".join(self.found[:SHOWN_ERRORS])
+        more = f"; and {len(self.found) - SHOWN_ERRORS} more" if len(self.found) > SHOWN_ERRORS else ""
+        raise DataError(f"{self.place}: {shown}{more}. Correct or remove these rows.")
+
+
+def take(rows: Sequence, limit: int, seed: int) -> list:
+    """All rows (`limit` 0) in order, or `limit` of them: a choice by `seed`, still in the file's order.
+
+    Asking for more rows than there are gives all: benchmark files have the size they have.
+    """
+    if limit < 0:
+        raise ConfigError(f"data.limit is {limit}; expected 0 (all rows) or a positive number of rows per language.")
+    if limit == 0 or limit >= len(rows):
+        return list(rows)
+    import numpy as np
+
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])
+    return [rows[i] for i in chosen]
+
+
+Source = Callable[[str, str, Sequence[str], int, int], list[Prompt]]
+"""`rows(path, split, languages, limit, seed)`."""

@@ -1,0 +1,185 @@
+"""Pictures of the report as inline SVG: no library, no network, colours from the page's style sheet.
+
+Every picture carries a <title> and a <desc>, so that a screen reader says what it shows. Widths are in the units of
+the view box; the page scales them.
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+BAR_WIDTH = 320
+CHART_WIDTH, CHART_HEIGHT = 360, 190
+MAX_POINTS = 400
+"""Points of a line; more cannot be seen and only make the file larger."""
+
+
+def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share observed over `count` independent trials; 95 % by default.
+
+    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1. Wilson (1927).
+    """
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def percent(share: float) -> str:
+    """`0.4934` -> `49.3 %`, with a space that does not break."""
+    return f"{100 * share:.1f}\u00a0%"
+
+
+def points(difference: float) -> str:
+    """`0.181` -> `+18.1`, with a real minus sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+
+
+def short_number(value: float) -> str:
+    """At most three significant digits, thousands as k and millions as M, with a real minus sign."""
+    if abs(value) >= 1e6:
+        text = f"{value / 1e6:.3g}M"
+    elif abs(value) >= 1e4:
+        text = f"{value / 1e3:.3g}k"
+    else:
+        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return text.replace("-", "\u2212")
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers that cover [low, high], about `count` of them; steps are 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        pad = abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def smooth(values: Sequence[float], reach: int) -> list[float]:
+    """Mean of each value and its neighbours up to `reach` to each side; fewer at the two ends.
+
+    A trailing average would lag behind the values it stands for.
+    """
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    means = []
+    for index in range(len(values)):
+        start, end = max(0, index - reach), min(len(values), index + reach + 1)
+        means.append((sums[end] - sums[start]) / (end - start))
+    return means
+
+
+def _picture(name: str, width: float, height: float, title: str, description: str, body: str) -> str:
+    key = escape(name, quote=True)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{key}-t {key}-d">'
+        f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(description)}</desc>{body}</svg>'
+    )
+
+
+def _bar(y: float, label: str, share: float, count: int | None, kind: str) -> str:
+    left, right = 50, 262
+    end = left + share * (right - left)
+    body = (
+        f'<text x="0" y="{y + 14}" class="soft">{escape(label)}</text>'
+        f'<rect x="{left}" y="{y}" width="{max(end - left, 1):.1f}" height="20" rx="2" class="{kind}"/>'
+    )
+    if count:
+        low, high = (left + bound * (right - left) for bound in wilson_interval(share, count))
+        body += (
+            f'<path d="M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8" class="whisker"/>'
+        )
+    return body + f'<text x="314" y="{y + 14.5}" class="value end">{percent(share)}</text>'
+
+
+def accuracy_bars(name: str, title: str, before: float, after: float, count: int | None, english: float | None) -> str:
+    """Two bars on a scale of 0 to 100 %, with 95 % intervals where the number of problems is known.
+
+    Args:
+      name: id of the picture, unique on the page.
+      title: what the bars are of.
+      before, after: shares in [0, 1].
+      count: problems behind each share; None draws no interval.
+      english: share that the dashed line marks; None draws none.
+    """
+    described = f"Before {percent(before)}, after {percent(after)}"
+    if count:
+        spans = [" to ".join(percent(bound) for bound in wilson_interval(s, count)) for s in (before, after)]
+        described += f"; 95 % intervals {spans[0]} and {spans[1]}, {count} problems"
+    body = '<path d="M50 4V68M262 4V68" class="grid"/>'
+    if english is not None:
+        described += f"; English after {percent(english)}"
+        x = 50 + english * 212
+        body += f'<path d="M{x:.1f} 0V72" class="english"/>'
+    body += _bar(10, "before", before, count, "before") + _bar(42, "after", after, count, "after")
+    return _picture(name, BAR_WIDTH, 74, title, described + ".", body)
+
+
+def thin_out(series: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points, evenly chosen, the first and the last among them."""
+    if len(series) <= most:
+        return list(series)
+    return [series[round(index * (len(series) - 1) / (most - 1))] for index in range(most)]
+
+
+def _path(xs: Sequence[float], ys: Sequence[float]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
+
+
+def line_chart(name: str, title: str, series: Sequence[tuple[float, float]]) -> str:
+    """A value over steps: the values themselves thin, their moving average thick.
+
+    Args:
+      name: id of the picture, unique on the page.
+      title: what the line is of.
+      series: (step, value) with rising steps and finite values; at least one.
+    """
+    first, last = series[0], series[-1]
+    lowest, highest = min(v for _, v in series), max(v for _, v in series)
+    described = (
+        f"From {short_number(first[1])} at step {first[0]:g} to {short_number(last[1])} at step {last[0]:g}; "
+        f"lowest {short_number(lowest)}, highest {short_number(highest)}."
+    )
+    averages = smooth([value for _, value in series], len(series) // 40)
+    shown = thin_out(series)
+    steady = thin_out([(step, mean) for (step, _), mean in zip(series, averages, strict=True)])
+    ticks = nice_ticks(lowest, highest)
+    left, right, top, bottom = 46.0, CHART_WIDTH - 12.0, 8.0, CHART_HEIGHT - 24.0
+    span = (last[0] - first[0]) or 1
+
+    def x(step: float) -> float:
+        return left + (step - first[0]) / span * (right - left)
+
+    def y(value: float) -> float:
+        return bottom - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
+
+    body = ""
+    for tick in ticks:
+        body += f'<path d="M{left} {y(tick):.1f}H{right}" class="grid"/>'
+        body += f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" class="soft end">{short_number(tick)}</text>'
+    middle = [tick for tick in nice_ticks(first[0], last[0], 3) if first[0] < tick < last[0] and tick == int(tick)]
+    labels = [(first[0], ""), *((tick, " mid") for tick in middle), (last[0], " end")]
+    for step, anchor in labels if len(series) > 1 else labels[:1]:
+        if anchor == " mid" and not 36 < x(step) - left < right - left - 50:
+            continue
+        body += f'<text x="{x(step):.1f}" y="{CHART_HEIGHT - 6}" class="soft{anchor}">{step:g}</text>'
+    for kind, line in (("raw", shown), ("line", steady)):
+        body += f'<path d="{_path([x(s) for s, _ in line], [y(v) for _, v in line])}" class="{kind}"/>'
+    body += f'<circle cx="{x(last[0]):.1f}" cy="{y(steady[-1][1]):.1f}" r="3.5" class="dot"/>'
+    return _picture(name, CHART_WIDTH, CHART_HEIGHT, title, described, body)
+
+
+def sparkline(name: str, title: str, series: Sequence[tuple[float, float]]) -> str:
+    """A small line without axes, between its lowest and highest value; `series` as in line_chart."""
+    averages = smooth([value for _, value in series], len(series) // 25)
+    line = thin_out([(step, mean) for (step, _), mean in zip(series, averages, strict=True)], 120)
+    low, high = min(v for _, v in line), max(v for _, v in line)
+    span, height = (line[-1][0] - line[0][0]) or 1, (high - low) or 1
+    xs = [2 + (step - line[0][0]) / span * 116 for step, _ in line]
+    ys = [22 - (value - low) / height * 18 for _, value in line]
+    described = f"From {short_number(line[0][1])} to {short_number(line[-1][1])}."
+    body = f'<path d="{_path(xs, ys)}" class="line"/><circle cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="2.5" class="dot"/>'
+    return _picture(name, 124, 26, title, described, body)

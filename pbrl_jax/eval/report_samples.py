@@ -1,0 +1,74 @@
+"""The browser of sampled responses: question, English reference, response, reward parts, with filters."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pbrl_jax.eval.plots import short_number
+from pbrl_jax.eval.report_data import language_name
+from pbrl_jax.eval.report_html import card, section, span
+
+MOST_SAMPLES = 240
+"""Responses on the page: enough to read, small enough for a phone."""
+
+
+def chosen_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
+    """At most `most` rows from steps spread evenly over the run, the first and the last step among them."""
+    steps = sorted({row["step"] for row in samples})
+    if len(samples) <= most or len(steps) < 2:
+        return list(samples[-most:])
+    wanted = max(2, most * len(steps) // len(samples))
+    kept = {steps[round(index * (len(steps) - 1) / (wanted - 1))] for index in range(wanted)}
+    return [row for row in samples if row["step"] in kept][-most:]
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else short_number(float(value))
+
+
+def _sample_card(row: Mapping[str, Any]) -> str:
+    code, step, reward = str(row.get("language", "")), str(row.get("step")), row.get("reward")
+    parts = row.get("parts") or {}
+    chips = "".join(span("chip", f"{name} {_number(value)}") for name, value in parts.items())
+    if row.get("valid") is False:
+        chips += span("chip down", "not scored")
+    texts = "".join(
+        f'<dt>{label}</dt><dd dir="auto" lang="{escape(language)}">{escape(str(row.get(field) or "–"))}</dd>'
+        for label, field, language in (
+            ("Question", "prompt", code),
+            ("English pivot", "reference", "en"),
+            ("Response", "completion", code),
+        )
+    )
+    where = f"step {step}, prompt {row.get('prompt_id')}"
+    head = f"{escape(language_name(code))} {span('soft', where)}"
+    value = "" if reward is None else float(reward)
+    attributes = f' data-language="{escape(code)}" data-step="{escape(step)}" data-reward="{value}"'
+    return card(head, _number(reward), f'<div class="chips">{chips}</div><dl>{texts}</dl>', attributes)
+
+
+def _choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
+    listed = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
+    return f'<label>{escape(label)} <select id="{key}">{listed}</select></label>'
+
+
+def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The section, or nothing where there are no samples. Without a script all cards are shown."""
+    if not samples:
+        return ""
+    shown = chosen_samples(samples)
+    languages = sorted({str(row.get("language", "")) for row in shown}, key=language_name)
+    steps = sorted({row["step"] for row in shown})
+    controls = (
+        _choice("by-language", "Language", [("", "all"), *((code, language_name(code)) for code in languages)])
+        + _choice("by-step", "Step", [("", "all"), *((str(step), str(step)) for step in steps)])
+        + _choice("by-order", "Order", [("", "as sampled"), ("low", "lowest reward"), ("high", "highest reward")])
+    )
+    left = len(samples) - len(shown)
+    note = f" {left} more are in the samples folder of the work directory." if left else ""
+    note = f"Responses sampled while training, with their reward at the top right.{note}"
+    body = (
+        f'<div class="filters" id="filters" hidden>{controls}<span class="soft" id="sample-count" role="status"></span>'
+        f'</div><div id="samples">{"".join(_sample_card(row) for row in shown)}</div>'
+    )
+    return section("What the policy says", note, body)

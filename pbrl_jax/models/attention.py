@@ -1,0 +1,129 @@
+"""Attention kernels: one table, one signature.
+
+A kernel maps queries [X, Q, H, C], keys and values [X, S, K, C] and a Visibility to the attended values [X, Q, H, C]
+and the log of the softmax denominator [X, Q, H], so that attention over two sets of keys (a shared prompt and a
+response of its own) can be computed apart and merged exactly.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pbrl_jax.core.errors import lookup
+
+#: Score of a key that may not be seen. Finite, so that a query that sees nothing yields numbers and not NaN.
+HIDDEN = -1e30
+
+#: Scores of at most so many (query, key) pairs are made at once before `auto` turns to the chunked kernel.
+AUTO_CHUNK_PAIRS = 512 * 512
+QUERY_CHUNK = 128
+
+
+class Visibility(NamedTuple):
+    """Which key a query may see; every field that is None puts no condition.
+
+    A key is visible when it is valid, does not lie after the query, and belongs to the query's segment.
+    """
+
+    key_valid_XS: Bool[Array, "X S"] | None = None
+    query_position_XQ: Int[Array, "X Q"] | None = None
+    key_position_XS: Int[Array, "X S"] | None = None
+    query_segment_XQ: Int[Array, "X Q"] | None = None
+    key_segment_XS: Int[Array, "X S"] | None = None
+
+    def mask(self) -> Bool[Array, "X Q S"] | None:
+        """The conditions as one array that broadcasts to [X, Q, S]; None when there are none."""
+        conditions = []
+        if self.key_valid_XS is not None:
+            conditions.append(self.key_valid_XS[:, None, :])
+        if self.query_position_XQ is not None:
+            conditions.append(self.key_position_XS[:, None, :] <= self.query_position_XQ[:, :, None])
+        if self.query_segment_XQ is not None:
+            conditions.append(self.key_segment_XS[:, None, :] == self.query_segment_XQ[:, :, None])
+        if not conditions:
+            return None
+        mask = conditions[0]
+        for condition in conditions[1:]:
+            mask = mask & condition
+        return mask
+
+
+def xla_attention(
+    query_XQHC: Float[Array, "X Q H C"],
+    key_XSKC: Float[Array, "X S K C"],
+    value_XSKC: Float[Array, "X S K C"],
+    visibility: Visibility,
+) -> tuple[Float[Array, "X Q H C"], Float[Array, "X Q H"]]:
+    """Grouped-query attention with all scores at once, softmax in float32 or wider."""
+    X, Q, H, C = query_XQHC.shape
+    K = key_XSKC.shape[2]
+    query = query_XQHC.reshape(X, Q, K, H // K, C)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("xqkgc,xskc->xkgqs", query, key_XSKC, preferred_element_type=wide) * C**-0.5
+    mask = visibility.mask()
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, HIDDEN)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("xkgqs,xskc->xqkgc", (weights / total).astype(value_XSKC.dtype), value_XSKC)
+    lse = (jnp.log(total) + top)[..., 0]
+    return out.reshape(X, Q, H, C), jnp.moveaxis(lse, 3, 1).reshape(X, Q, H)
+
+
+def chunked_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, chunk: int = QUERY_CHUNK):
+    """The same, for one chunk of queries at a time; the backward pass recomputes a chunk's scores.
+
+    Memory for scores falls from Q * S to chunk * S per head. Portable to every backend.
+    """
+    X, Q = query_XQHC.shape[:2]
+    padding = -Q % chunk
+    count = (Q + padding) // chunk
+
+    def split(x):
+        if x is None:
+            return None
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2), mode="edge")
+        return jnp.moveaxis(x.reshape(X, count, chunk, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one_chunk(queries):
+        query, position, segment = queries
+        seen = visibility._replace(query_position_XQ=position, query_segment_XQ=segment)
+        return xla_attention(query, key_XSKC, value_XSKC, seen)
+
+    queries = (split(query_XQHC), split(visibility.query_position_XQ), split(visibility.query_segment_XQ))
+    out, lse = jax.lax.map(one_chunk, queries)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 1).reshape(X, count * chunk, *x.shape[3:])[:, :Q]
+
+    return join(out), join(lse)
+
+
+def auto_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):
+    """All scores at once while they are small, chunked otherwise."""
+    pairs = query_XQHC.shape[1] * key_XSKC.shape[1]
+    kernel = xla_attention if pairs <= AUTO_CHUNK_PAIRS else chunked_attention
+    return kernel(query_XQHC, key_XSKC, value_XSKC, visibility)
+
+
+KERNELS = {"auto": auto_attention, "xla": xla_attention, "chunked": chunked_attention}
+
+
+def attend(name: str, query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):
+    """Run the kernel called `name` (ConfigError for an unknown one)."""
+    return lookup(KERNELS, name, "attention kernel")(query_XQHC, key_XSKC, value_XSKC, visibility)
+
+
+def merge_attention(first, second) -> jax.Array:
+    """Attention over two disjoint sets of keys, from the (values, log-denominator) of each.
+
+    softmax over the union = the two softmaxes weighted by their shares of the denominator.
+    """
+    (out_a, lse_a), (out_b, lse_b) = first, second
+    share_a = jax.nn.sigmoid(lse_a - lse_b)[..., None]
+    wide = out_a * share_a + out_b * (1 - share_a)
+    return wide.astype(out_a.dtype)

@@ -1,0 +1,95 @@
+"""Small parts shared by the models: norms, projections, rotary positions, the gated feed-forward."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pbrl_jax.models.specs import DecoderSpec
+
+
+def along_last(vector: jax.Array, ndim: int) -> jax.Array:
+    """A vector as an array of `ndim` axes that broadcasts along the last one."""
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (normed * along_last(scale.astype(normed.dtype), x.ndim)).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """A linear map from the trailing `in_axes` axes to `features`, in the compute type of the input."""
+
+    features: tuple[int, ...]
+    in_axes: int = 1
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        in_shape = x.shape[x.ndim - self.in_axes :]
+        fan_in, fan_out = math.prod(in_shape), math.prod(self.features)
+        kernel = self.param("kernel", nn.initializers.normal(fan_in**-0.5), (*in_shape, *self.features))
+        flat = x.reshape(*x.shape[: x.ndim - self.in_axes], fan_in)
+        y = flat @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), self.features)
+            y = y + jnp.broadcast_to(bias.astype(x.dtype).reshape(fan_out), y.shape)
+        return y.reshape(*y.shape[:-1], *self.features)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    ffn: int
+
+    @nn.compact
+    def __call__(self, x):
+        gate = Projection((self.ffn,), name="gate")(x)
+        up = Projection((self.ffn,), name="up")(x)
+        return Projection((x.shape[-1],), name="down")(nn.silu(gate) * up)
+
+
+def rope_frequencies(spec: DecoderSpec) -> Float[Array, "half"]:
+    """Inverse wavelengths of the C/2 rotation planes, in float32, with Llama 3's scaling where the spec has it.
+
+    Planes whose wavelength exceeds the original context are slowed by `factor`; short ones are kept; between the two
+    the frequency is interpolated (transformers, `rope_type: llama3`).
+    """
+    exponents = jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim
+    frequency = 1.0 / (spec.rope_theta**exponents)
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return frequency
+    wavelength = 2 * math.pi / frequency
+    smooth = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    smooth = jnp.clip(smooth, 0.0, 1.0)
+    return (1 - smooth) * frequency / scaling.factor + smooth * frequency
+
+
+def rope_tables(positions: Int[Array, "..."], spec: DecoderSpec) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, `positions.shape + (1, C/2)` in float32: the 1 is for heads."""
+    angles = positions[..., None].astype(jnp.float32) * jnp.expand_dims(
+        rope_frequencies(spec), tuple(range(positions.ndim))
+    )
+    return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+
+
+def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate the halves of each head (the convention of Llama's released weights): (a, b) -> (a c - b s, b c + a s)."""
+    cos, sin = tables
+    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

@@ -1,0 +1,82 @@
+"""A user's reward function, by import path, with TRL's signature: `f(prompts, completions, **columns)`."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from pbrl_jax.core.errors import ConfigError, RewardError
+from pbrl_jax.core.records import Scores
+from pbrl_jax.rewards.inputs import RewardInputs
+
+
+def load_function(path: str) -> Callable:
+    """The function at `package.module:function`.
+
+    Raises:
+      ConfigError: the module cannot be imported or has no such function.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"reward.functions names {path!r}, which cannot be imported ({error}). "
+            "Write package.module:function, with the package on PYTHONPATH."
+        ) from error
+
+
+def make_user_reward(path: str) -> Callable[[RewardInputs], Scores]:
+    """The function as a reward.
+
+    It receives `prompts`, `completions` (strings) and the columns `language, answer, reference, question_en,
+    prompt_id, step`. It returns one number per completion; None, NaN and infinities are invalid rows. An exception
+    makes the whole call invalid and is printed; the guard stops a run in which that goes on.
+
+    Raises:
+      RewardError: (when called) the wrong number of values, or something that is no number.
+    """
+    function = load_function(path)
+
+    def score(inputs: RewardInputs) -> Scores:
+        count = len(inputs.completions)
+        try:
+            found = function([p.question for p in inputs.prompts], list(inputs.completions), **columns(inputs))
+        except Exception:  # a user's code may raise anything; the rows are invalid, never zero
+            print(f"Reward {path} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
+            return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
+        values = as_numbers(path, found, count)
+        finite = np.isfinite(values)
+        return Scores(jnp.asarray(np.where(finite, values, 0.0), jnp.float32), jnp.asarray(finite), {})
+
+    return score
+
+
+def columns(inputs: RewardInputs) -> dict[str, list]:
+    """The further keyword arguments of a user's function, one value per row."""
+    rows = inputs.prompts
+    return {
+        "language": [p.language for p in rows],
+        "answer": [p.answer for p in rows],
+        "reference": [None if p.reference is None else p.reference.text for p in rows],
+        "question_en": [p.question_en for p in rows],
+        "prompt_id": [p.id for p in rows],
+        "step": [inputs.step] * len(rows),
+    }
+
+
+def as_numbers(path: str, found, count: int) -> np.ndarray:
+    """What a function returned, as float64 with NaN for None."""
+    try:
+        values = np.array([np.nan if value is None else float(value) for value in found], np.float64)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"Reward {path} returned {type(found).__name__} that holds no numbers: {error}.") from error
+    if len(values) != count:
+        raise RewardError(
+            f"Reward {path} returned {len(values)} values for {count} completions. "
+            "Return one number (or None) per completion, in their order."
+        )
+    return values

@@ -1,0 +1,177 @@
+"""Sampling responses: the prompt once per group, then one compiled loop over tokens.
+
+`generate` is a pure function and can be traced into a larger program. `make_generate` compiles the same parts apart
+(prefill, and one decode program per window size), so that a host can look outside between segments of tokens.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pbrl_jax.core.config import AlgoConfig, RolloutConfig
+from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
+from pbrl_jax.models.decoder import hidden_states, logits_of
+from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
+
+#: Cached positions that attention looks at grow in doubling windows from this size.
+FIRST_WINDOW = 128
+
+
+@pytree
+class DecodeState:
+    """The decoding loop's whole state, per row: what was sampled, where each row stands, and its own cache."""
+
+    slot: Int[Array, ""]
+    tokens_BR: Int[Array, "B R"]
+    logp_BR: Float[Array, "B R"]
+    last_B: Int[Array, "B"]
+    lengths_B: Int[Array, "B"]
+    done_B: Bool[Array, "B"]
+    position_B: Int[Array, "B"]
+    keys_B: Any
+    own: KVCache
+    prompt: KVCache
+    prompt_valid_PT: Bool[Array, "P T"]
+
+
+def windows(max_length: int) -> tuple[int, ...]:
+    """Doubling window sizes up to max_length: 128, 256, ..., max_length."""
+    sizes = []
+    size = FIRST_WINDOW
+    while size < max_length:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, max_length)
+
+
+def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, spec: DecoderSpec, samples: int,
+            max_length: int) -> DecodeState:  # fmt: skip
+    """Run each prompt once, cache its keys, and sample the first token of each of its `samples` rows."""
+    P, T = prompts.tokens_PT.shape
+    B = P * samples
+    positions = jnp.arange(T)[None]
+    valid_PT = positions < prompts.lengths_P[:, None]
+    hidden, cache = hidden_states(
+        params, spec, prompts.tokens_PT, jnp.broadcast_to(positions, (P, T)), Causal(valid_PT), empty_cache(spec, P, T)
+    )
+    last = jnp.take_along_axis(hidden, (prompts.lengths_P - 1)[:, None, None], axis=1)[:, 0]
+    logits_BV = jnp.repeat(logits_of(params, spec, last), samples, axis=0)
+    token_B, logp_B = sample(logits_BV, keys_B, 0, sampling)
+    zeros_BR = jnp.zeros((B, max_length), jnp.int32)
+    return DecodeState(
+        slot=jnp.int32(0),
+        tokens_BR=zeros_BR.at[:, 0].set(token_B),
+        logp_BR=zeros_BR.astype(logp_B.dtype).at[:, 0].set(logp_B),
+        last_B=token_B,
+        lengths_B=jnp.ones(B, jnp.int32),
+        done_B=is_eos(token_B, sampling),
+        position_B=jnp.repeat(prompts.lengths_P, samples, axis=0).astype(jnp.int32),
+        keys_B=keys_B,
+        own=empty_cache(spec, B, max_length),
+        prompt=cache,
+        prompt_valid_PT=valid_PT,
+    )
+
+
+def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: DecoderSpec,
+           window: int) -> DecodeState:  # fmt: skip
+    """Sample on until slot `stop` or until every row is done.
+
+    Args:
+      stop: last slot to fill, at most window - 1 (slot s holds the s-th sampled token, from 0).
+      window: cached positions that attention looks at.
+    """
+    last_slot = jnp.minimum(stop, window - 1)
+
+    def body(state: DecodeState) -> DecodeState:
+        layout = DecodeStep(state.prompt, state.prompt_valid_PT, state.slot, window)
+        hidden, own = hidden_states(
+            params, spec, state.last_B[:, None], state.position_B[:, None], layout, state.own
+        )
+        slot = state.slot + 1
+        token_B, logp_B = sample(logits_of(params, spec, hidden[:, 0]), state.keys_B, slot, sampling)
+        token_B = jnp.where(state.done_B, 0, token_B)
+        logp_B = jnp.where(state.done_B, 0.0, logp_B)
+        return DecodeState(
+            slot=slot,
+            tokens_BR=jax.lax.dynamic_update_slice(state.tokens_BR, token_B[:, None], (0, slot)),
+            logp_BR=jax.lax.dynamic_update_slice(state.logp_BR, logp_B[:, None], (0, slot)),
+            last_B=token_B,
+            lengths_B=state.lengths_B + (~state.done_B).astype(jnp.int32),
+            done_B=state.done_B | is_eos(token_B, sampling),
+            position_B=state.position_B + 1,
+            keys_B=state.keys_B,
+            own=own,
+            prompt=state.prompt,
+            prompt_valid_PT=state.prompt_valid_PT,
+        )
+
+    return jax.lax.while_loop(lambda s: (s.slot < last_slot) & ~s.done_B.all(), body, state)
+
+
+def finish(state: DecodeState) -> Rollout:
+    """The rollout of a decoded state."""
+    return Rollout(state.tokens_BR, state.lengths_B, state.logp_BR, ~state.done_B)
+
+
+def generate_samples(params, prompts: PromptBatch, key, sampling: SamplingParams, *, spec: DecoderSpec, samples: int,
+                     max_length: int) -> Rollout:  # fmt: skip
+    """`samples` responses of at most `max_length` tokens to each prompt, as one traceable function."""
+    keys_B = row_keys(key, prompts.row_ids_P, samples)
+    state = prefill(params, prompts, keys_B, sampling, spec=spec, samples=samples, max_length=max_length)
+    for window in windows(max_length):
+        state = decode(params, state, sampling, window - 1, spec=spec, window=window)
+    return finish(state)
+
+
+def generate(policy_params, prompts: PromptBatch, key, sampling: SamplingParams, *, spec: DecoderSpec,
+             config: RolloutConfig, algo: AlgoConfig = AlgoConfig()) -> Rollout:  # fmt: skip
+    """`algo.num_generations` responses to each prompt.
+
+    Args:
+      policy_params: the decoder's parameters.
+      prompts: P right-padded prompts.
+      key: the rollout's key; rows derive theirs from it, the prompt's id and the sample's number.
+      sampling: settings as arrays (see sampling_params).
+      spec, config, algo: static.
+    """
+    return generate_samples(
+        policy_params, prompts, key, sampling,
+        spec=spec, samples=algo.num_generations, max_length=config.max_completion_length,
+    )  # fmt: skip
+
+
+class Interrupted(Exception):
+    """A rollout was dropped between two segments because `should_stop` said so."""
+
+
+def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int) -> Callable[..., Rollout]:
+    """A host function `(params, prompts, key, sampling, should_stop=None) -> Rollout` over compiled segments.
+
+    After each segment of at most `segment_length` tokens the host reads whether all rows are done, and calls
+    `should_stop()`: if that is true, Interrupted is raised. Nothing is compiled after the first full-length call.
+    """
+    start = jax.jit(functools.partial(prefill, spec=spec, samples=samples, max_length=max_length))
+    segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
+    keys_of = jax.jit(functools.partial(row_keys, samples=samples))
+
+    def run(params, prompts, key, sampling, should_stop=None) -> Rollout:
+        state = start(params, prompts, keys_of(key, prompts.row_ids_P), sampling)
+        filled = 0
+        for window in windows(max_length):
+            while filled < window - 1:
+                filled = min(filled + segment_length, window - 1)
+                state = segment(params, state, sampling, jnp.int32(filled), window=window)
+                if should_stop is not None and should_stop():
+                    raise Interrupted
+                if filled < max_length - 1 and bool(state.done_B.all()):
+                    return finish(state)
+        return finish(state)
+
+    return run

@@ -1,0 +1,225 @@
+"""From a configuration and a work directory to the parts of a run."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from pbrl_jax.assets.encoder import Encoder, load_encoder
+from pbrl_jax.assets.policy import Policy, load_policy
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.paths import WorkDir, write_atomic
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.serialize import to_json
+from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.core.validate import batch_arithmetic, validate
+from pbrl_jax.data.batches import make_sampler
+from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
+from pbrl_jax.data.sources import quickstart
+from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
+from pbrl_jax.models.decoder import init_decoder
+from pbrl_jax.models.encoder import init_encoder
+from pbrl_jax.models.specs import DECODERS, ENCODERS
+from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.pivots.store import PivotStore, open_store
+from pbrl_jax.rewards.inputs import PivotVectors
+from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.token_languages import token_language_table
+from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from pbrl_jax.train.experiment import Experiment
+
+#: Sentences a vocabulary is trained on, at most; more changes little.
+VOCABULARY_SENTENCES = 60_000
+
+
+def check_start(config: Config) -> None:
+    """Everything that can be refused before anything is loaded."""
+    if jax.process_count() > 1:
+        raise ConfigError("This version trains on one host (with all its devices). Start it on a single host.")
+    check_languages(config.data.languages)
+    if config.eval.languages:
+        check_languages(config.eval.languages)
+    validate(config, jax.device_count())
+
+
+def use_compilation_cache(config: Config) -> None:
+    """Keep compiled programs between runs where log.compilation_cache says so."""
+    if config.log.compilation_cache:
+        from etils import epath
+
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(config.log.compilation_cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def training_prompts(config: Config, require: Sequence[str] = ()) -> list[Prompt]:
+    """The prompts of a run, with the English side of each problem where English is replayed."""
+    prompts = load_prompts(config.data, config.train.seed, require=require)
+    return with_english(prompts) if config.data.english_share > 0 else prompts
+
+
+def vocabulary_lines(config: Config, prompts: Sequence[Prompt]) -> tuple[list[str], dict]:
+    """(sentences, options of train_sentencepiece) for a vocabulary of the run's own text."""
+    if config.data.source == "quickstart":
+        lines = quickstart.vocabulary_text(config.data.languages, config.train.seed, 600, config.data.path)
+        return lines, {"user_symbols": quickstart.USER_SYMBOLS}
+    lines = [prompt.question for prompt in prompts]
+    lines += [prompt.reference.text for prompt in prompts if prompt.reference and prompt.language == "en"]
+    pieces = [piece for line in dict.fromkeys(lines) for piece in line.splitlines() if piece.strip()]
+    step = -(-len(pieces) // VOCABULARY_SENTENCES)
+    return pieces[::step], {"byte_fallback": True}
+
+
+def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Tokenizer:
+    """The policy's tokenizer: its own, the configured one, or a vocabulary trained once and kept in the work folder."""
+    if config.policy.tokenizer:
+        return load_tokenizer(config.policy.tokenizer)
+    folder = work.root / "tokenizer"
+    if (folder / "tokenizer.model").exists():
+        return load_tokenizer(str(folder))
+    lines, options = vocabulary_lines(config, prompts)
+    tokenizer = train_sentencepiece(lines, config.data.vocab_size, **options)
+    write_atomic(folder / "tokenizer.model", tokenizer.model_bytes)
+    return tokenizer
+
+
+def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
+    """The start policy: loaded, or new from the seed."""
+    settings = config.policy
+    operational = {"dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention}
+    if settings.source != "random":
+        policy = load_policy(settings.source)
+        return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
+    tokenizer = run_tokenizer(config, work, prompts)
+    spec = dataclasses.replace(
+        lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
+    )
+    params = jax.jit(functools.partial(init_decoder, spec=spec))(jax.random.key(config.train.seed))
+    return Policy(spec, params, tokenizer, f"random-{settings.preset}-{config.train.seed}")
+
+
+def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
+    """The reward's encoder: loaded, or new from the seed with the policy's tokenizer."""
+    settings = config.encoder
+    if settings.source != "random":
+        return load_encoder(settings.source, settings.max_length, settings.prefix)
+    spec = lookup(ENCODERS, settings.preset, "encoder preset")
+    spec = dataclasses.replace(
+        spec, vocab_size=tokenizer.vocab_size, max_positions=max(spec.max_positions, settings.max_length)
+    )
+    params = init_encoder(jax.random.key(config.train.seed + 1), spec)
+    name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
+    return Encoder(spec, params, tokenizer, name, settings.max_length, settings.prefix)
+
+
+def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = None):
+    """English questions -> responses of a policy: the expert of pivot.source=policy."""
+    decoder = Decoder(
+        policy.spec, policy.tokenizer, config.rollout.max_prompt_length, config.pivot.max_completion_length,
+        config.eval.batch_size,
+    )  # fmt: skip
+
+    def answer(questions: list[str]) -> list[str]:
+        return answer_texts(
+            decoder, policy.params, questions, ["en"] * len(questions), config.pivot.temperature, config.train.seed
+        )
+
+    return answer
+
+
+def reference_vectors(prompts: Sequence[Prompt], encoder: Encoder, store: PivotStore) -> PivotVectors:
+    """Unit vectors of every prompt's reference and of its parts, through the store's cache."""
+    references = [prompt.reference for prompt in prompts]
+
+    def embed(texts: list[str]) -> np.ndarray:
+        return store.vectors(encoder.key, texts, encoder.embed)
+
+    return PivotVectors(
+        whole_BE=embed([r.text if r else "" for r in references]),
+        reasoning_BE=embed([r.reasoning if r else "" for r in references]),
+        answer_BE=embed([r.answer if r else "" for r in references]),
+        has_B=np.array([bool(r and r.text.strip()) for r in references], bool),
+    )
+
+
+def language_texts(config: Config) -> dict[str, list[str]] | None:
+    """Text of each language alone, for the token gate; None where the source has none."""
+    if config.data.source != "quickstart":
+        return None
+    pool = quickstart.problems("sft", 0, config.train.seed, config.data.path)[:2000]
+    return {code: [quickstart.response(p, code) for p in pool] for code in config.data.languages}
+
+
+def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None = None) -> Experiment:
+    """Load, encode and embed everything a run needs; nothing is trained yet.
+
+    Raises:
+      PbrlError: whatever is wrong with the configuration, the data, the references or the models.
+    """
+    check_start(config)
+    prompts = training_prompts(config)
+    policy = run_policy(config, work, prompts)
+    encoder = run_encoder(config, policy.tokenizer)
+    store = open_store(config.pivot, work.root)
+    prompts, report = attach_references(
+        prompts, config, store, sample_texts_of(policy, config), functools.partial(Progress, part=part),
+        expert=config.policy.source, revision=policy.fingerprint,
+    )  # fmt: skip
+    kept, ids = fit_prompts(prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts)
+    if len(kept) < len(prompts):
+        print(f"Dropped {len(prompts) - len(kept)} of {len(prompts)} prompts: longer than rollout.max_prompt_length.")
+    pivots = reference_vectors(kept, encoder, store)
+    texts = language_texts(config)
+    fingerprints = {
+        "dataset": dataset_fingerprint(kept),
+        "pivots": report.fingerprint,
+        "policy": policy.fingerprint,
+        "encoder": encoder.key,
+    }
+    print(batch_arithmetic(config, jax.device_count()))
+    write_atomic(work.config, to_json(config))
+    return Experiment(
+        config=config,
+        work=work,
+        mesh=make_mesh(config.mesh),
+        policy=policy,
+        encoder=encoder,
+        sampler=make_sampler(
+            kept, config.train.prompts_per_step, config.data.english_share, config.train.seed
+        ),
+        prompt_tokens={p.id: row for p, row in zip(kept, ids, strict=True)},
+        pivot_rows={p.id: row for row, p in enumerate(kept)},
+        pivots=pivots,
+        token_table=None if texts is None else token_language_table(policy.tokenizer, texts),
+        fingerprints=fingerprints,
+    )
+
+
+def evaluation_prompts(config: Config) -> list[Prompt]:
+    """The problems that the run is evaluated on, with gold answers."""
+    settings = config.eval
+    data = config.data
+    if settings.source:
+        data = dataclasses.replace(data, source=settings.source, path=settings.path, columns=())
+    return load_prompts(
+        data, config.train.seed, split=settings.split, languages=settings.languages or config.data.languages,
+        limit=settings.limit, require=("answer",),
+    )  # fmt: skip
+
+
+def make_evaluate(config: Config, policy: Policy):
+    """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted."""
+    length = config.eval.max_prompt_length or config.rollout.max_prompt_length
+    prompts, _ = fit_prompts(evaluation_prompts(config), policy.tokenizer, length, "drop")
+    decoder = Decoder(
+        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size
+    )
+
+    def run(params) -> dict[str, float]:
+        table, _ = evaluate(decoder, params, prompts)
+        return eval_metrics(table)
+
+    return run

@@ -1,0 +1,96 @@
+"""`pbrl encoder CONFIG --workdir W`: a multilingual encoder by contrastive training on parallel text."""
+
+import dataclasses
+import hashlib
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pbrl_jax.assets.encoder import Encoder, save_encoder
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.paths import WorkDir, work_dir
+from pbrl_jax.core.serialize import to_json
+from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.data.contrastive import Pair, prompt_pairs, quickstart_pairs
+from pbrl_jax.data.corpus import encode_corpus
+from pbrl_jax.models.encoder import encoder_axes
+from pbrl_jax.run.assemble import check_start, run_encoder, run_policy, training_prompts, use_compilation_cache
+from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.signals import watch_signals
+from pbrl_jax.train.staged import Stage, run_stage
+from pbrl_jax.train.state import place_state
+
+
+def all_pairs(config: Config, prompts) -> list[list[Pair]]:
+    """The parallel text of every step, a pure function of the configuration."""
+    settings, seed = config.contrastive, config.train.seed
+    common = {"batch_size": settings.batch_size, "seed": seed, "negatives": settings.hard_negatives}
+    if config.data.source == "quickstart":
+        return [
+            quickstart_pairs(config.data.languages, step, space=config.data.path, **common)
+            for step in range(settings.steps)
+        ]
+    return [prompt_pairs(prompts, step, **common) for step in range(settings.steps)]
+
+
+class EncodedSteps:
+    """All steps' texts as one array, encoded in bulk (tensorflow-text) and sliced per step."""
+
+    def __init__(self, steps: list[list[Pair]], encoder: Encoder):
+        texts: list[str] = []
+        self.ranges = []
+        for pairs in steps:
+            columns = [[p.text for p in pairs], [p.target for p in pairs], [n for p in pairs for n in p.negatives]]
+            self.ranges.append([])
+            for column in columns:
+                self.ranges[-1].append((len(texts), len(texts) + len(column)))
+                texts += [encoder.prefix + text for text in column]
+        self.encoded = encode_corpus(texts, encoder.tokenizer, encoder.max_length)
+        longest = int(self.encoded.lengths_N.max())
+        self.width = min(encoder.max_length, -(-longest // 8) * 8)
+        self.most_negatives = max(end - start for *_, (start, end) in self.ranges)
+
+    def batch(self, step: int) -> ContrastiveBatch:
+        """The arrays of one step; missing negatives are filled with copies of the first, which changes nothing."""
+        source, target, negative = (self._slice(*bounds) for bounds in self.ranges[step])
+        missing = self.most_negatives - len(negative[0])
+        if missing:
+            fill = negative if len(negative[0]) else tuple(part[:1] for part in target)
+            rows = np.arange(missing) % max(len(fill[0]), 1)
+            negative = tuple(np.concatenate([part, filler[rows]]) for part, filler in zip(negative, fill, strict=True))
+        return ContrastiveBatch(*(jnp.asarray(x) for part in (source, target, negative) for x in part))
+
+    def _slice(self, start: int, end: int):
+        tokens = self.encoded.tokens_NS[start:end, : self.width]
+        return tokens, np.arange(self.width)[None] < self.encoded.lengths_N[start:end, None]
+
+
+def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh: Mesh, part=None) -> Encoder:
+    """The encoder after contrastive.steps; resumes from the work directory.
+
+    Raises:
+      Stopped: a stop was requested; the state is saved.
+    """
+    steps = EncodedSteps(all_pairs(config, prompts), encoder)
+    optimizer = make_optimizer(contrastive_optimizer_config(config.contrastive))
+    state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh)
+    identity = repr((dataclasses.asdict(config.contrastive), encoder.key, config.train.seed, steps.encoded.tokens_NS.sum()))
+    stage = Stage("encoder", config.contrastive.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
+    state = run_stage(stage, work, state, make_contrastive_step(encoder.spec, config.contrastive), steps.batch)
+    return encoder._replace(params=state.params, fingerprint=stage.fingerprint)
+
+
+def main(config: Config, workdir: str) -> None:
+    """Train the encoder and leave it in W/encoder."""
+    watch_signals()
+    use_compilation_cache(config)
+    check_start(config)
+    work = work_dir(workdir)
+    prompts = training_prompts(config)
+    encoder = run_encoder(config, run_policy(config, work, prompts).tokenizer)
+    trained = train_encoder(config, work, encoder, prompts, make_mesh(config.mesh))
+    save_encoder(trained, str(work.root / "encoder"))
+    (work.root / "config.json").write_text(to_json(config))
+    print(f"Encoder: {work.root / 'encoder'}. Use it with --encoder.source {work.root}.")

@@ -1,0 +1,33 @@
+"""`pbrl pivots CONFIG --workdir W`: write, filter and embed the English references of a run, once."""
+
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.paths import work_dir
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.pivots.store import open_store
+from pbrl_jax.run.assemble import (
+    check_start,
+    reference_vectors,
+    run_encoder,
+    run_policy,
+    sample_texts_of,
+    training_prompts,
+    use_compilation_cache,
+)
+
+
+def main(config: Config, workdir: str) -> None:
+    """Fill the pivot store; a second call, and `pbrl train`, find everything there."""
+    use_compilation_cache(config)
+    check_start(config)
+    work = work_dir(workdir)
+    prompts = training_prompts(config)
+    policy = run_policy(config, work, prompts)
+    store = open_store(config.pivot, work.root)
+    prompts, report = attach_references(
+        prompts, config, store, sample_texts_of(policy, config), Progress,
+        expert=config.policy.source, revision=policy.fingerprint,
+    )  # fmt: skip
+    print(report.describe())
+    vectors = reference_vectors(prompts, run_encoder(config, policy.tokenizer), store)
+    print(f"{len(vectors.has_B)} prompts have references and vectors of width {vectors.whole_BE.shape[1]}.")

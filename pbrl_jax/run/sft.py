@@ -1,0 +1,108 @@
+"""`pbrl sft CONFIG --workdir W`: a start policy by supervised fine-tuning on references."""
+
+import hashlib
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from pbrl_jax.assets.policy import Policy, save_policy
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import WorkDir, work_dir
+from pbrl_jax.core.serialize import to_json
+from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.data.load import load_prompts
+from pbrl_jax.data.sources import quickstart
+from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.run.assemble import check_start, run_policy, training_prompts, use_compilation_cache
+from pbrl_jax.text.prompts import format_prompts
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
+from pbrl_jax.train.signals import watch_signals
+from pbrl_jax.train.staged import Stage, run_stage
+from pbrl_jax.train.state import place_state
+
+
+class Supervised(NamedTuple):
+    """Tokenised pools of (prompt, response) and the rows a batch takes from each."""
+
+    pools: dict[str, list[tuple[list[int], list[int]]]]
+    counts: dict[str, int]
+
+
+def quickstart_pools(config: Config) -> tuple[dict[str, list[quickstart.Example]], dict[str, float]]:
+    """The quickstart's mixture: much English, bare equations, few problems in each other language."""
+    pools = quickstart.sft_pools(
+        config.data.languages, english=config.sft.english_rows, warm=config.sft.warm_rows_per_language,
+        practice=config.sft.english_rows // 2, seed=config.train.seed, space=config.data.path,
+    )  # fmt: skip
+    shares = {"english": 0.6, "equations": 0.2, "warm": 0.2}
+    return {name: pools[name] for name in shares}, shares
+
+
+def reference_pool(config: Config) -> tuple[dict[str, list[quickstart.Example]], dict[str, float]]:
+    """English questions with their own references: the supervised text that every source with references has."""
+    prompts = load_prompts(config.data, config.train.seed, languages=("en",), require=("reference",))
+    rows = [quickstart.Example("en", p.question_en, p.reference.text) for p in prompts]
+    return {"english": rows}, {"english": 1.0}
+
+
+def supervised(config: Config, policy: Policy) -> Supervised:
+    """The pools as tokens; rows that do not fit the lengths are left out and counted."""
+    pools, shares = quickstart_pools(config) if config.data.source == "quickstart" else reference_pool(config)
+    ends = policy.tokenizer.eos_ids[:1]
+    encoded = {}
+    for name, rows in pools.items():
+        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer)
+        responses = policy.tokenizer.encode_batch([r.response for r in rows])
+        pairs = [(p, [*r, *ends]) for p, r in zip(prompts, responses, strict=True)]
+        fit = [
+            (p, r)
+            for p, r in pairs
+            if len(p) <= config.rollout.max_prompt_length and len(r) <= config.rollout.max_completion_length
+        ]
+        if not fit:
+            raise DataError(
+                f"No row of the supervised pool {name!r} fits rollout.max_prompt_length="
+                f"{config.rollout.max_prompt_length} and max_completion_length={config.rollout.max_completion_length}."
+            )
+        if len(fit) < len(pairs):
+            print(f"Supervised pool {name}: {len(pairs) - len(fit)} of {len(pairs)} rows are too long and left out.")
+        encoded[name] = fit
+    return Supervised(encoded, pool_counts(shares, config.sft.batch_size))
+
+
+def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, part=None) -> Policy:
+    """The policy after sft.steps; resumes from the work directory.
+
+    Raises:
+      Stopped: a stop was requested; the state is saved.
+    """
+    data = supervised(config, policy)
+    sizes = {name: len(rows) for name, rows in data.pools.items()}
+    optim = sft_optimizer_config(config.sft)
+    state = place_state(policy.params, make_optimizer(optim), decoder_axes(policy.spec), mesh)
+    step = make_sft_step(policy.spec, optim, config.train.logprob_chunk)
+    lengths = (config.rollout.max_prompt_length, config.rollout.max_completion_length)
+
+    def batch_at(index: int):
+        rows = [data.pools[n][i] for n, i in mixed_rows(sizes, data.counts, config.train.seed, index)]
+        return pad_sft([p for p, _ in rows], [r for _, r in rows], *lengths)
+
+    identity = repr((sizes, data.counts, optim, policy.fingerprint, config.train.seed))
+    stage = Stage("sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
+    state = run_stage(stage, work, state, step, batch_at)
+    return policy._replace(params=state.params, fingerprint=stage.fingerprint)
+
+
+def main(config: Config, workdir: str) -> None:
+    """Train the start policy and leave it in W/policy."""
+    watch_signals()
+    use_compilation_cache(config)
+    check_start(config)
+    work = work_dir(workdir)
+    policy = run_policy(config, work, training_prompts(config))
+    trained = train_supervised(config, work, policy, make_mesh(config.mesh))
+    save_policy(trained, str(work.root / "policy"))
+    (work.root / "config.json").write_text(to_json(config))
+    print(f"Start policy: {work.root / 'policy'}. Use it with --policy.source {work.root}.")

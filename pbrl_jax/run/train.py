@@ -1,0 +1,20 @@
+"""`pbrl train CONFIG --workdir W`: train, or continue where W was left."""
+
+from pbrl_jax.assets.policy import save_policy
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.paths import work_dir
+from pbrl_jax.run.assemble import build_experiment, make_evaluate, use_compilation_cache
+from pbrl_jax.train.loop import train
+from pbrl_jax.train.signals import watch_signals
+
+
+def main(config: Config, workdir: str) -> None:
+    """Assemble the run, train it to train.max_steps, and leave the policy in W/policy."""
+    watch_signals()
+    use_compilation_cache(config)
+    work = work_dir(workdir)
+    experiment = build_experiment(config, work)
+    position = train(experiment, make_evaluate(config, experiment.policy))
+    if position is not None:
+        save_policy(experiment.policy._replace(params=position.state.params), str(work.root / "policy"))
+        print(f"Finished step {position.step}. Parameters: {work.root / 'policy'}; numbers: {work.final}.")

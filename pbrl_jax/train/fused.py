@@ -1,0 +1,133 @@
+"""Rollout, reward and update as one compiled program, with no host in between.
+
+For policies and encoders that share a tokenizer: the sampled tokens go straight into the encoder. What the host path
+does on text happens here on tokens: the answer part begins at the last occurrence of the language's answer phrase,
+and the language gate looks every token up in a table. Sampled tokens need not be the canonical tokenisation of their
+text; the share of rows in which both paths differ is measured by `tests/train/test_fused.py`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pbrl_jax.core.config import Config, RewardConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState, pytree
+from pbrl_jax.models.specs import DecoderSpec, EncoderSpec
+from pbrl_jax.rewards.cosine import hybrid_scores
+from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.train.update import update_step
+
+
+@pytree
+class PivotBatch:
+    """The references of P prompts on the device, and the prompt's language as a row of the token tables."""
+
+    whole_PE: Float[Array, "P E"]
+    reasoning_PE: Float[Array, "P E"]
+    answer_PE: Float[Array, "P E"]
+    has_P: Bool[Array, "P"]
+    language_P: Int[Array, "P"]
+
+
+@pytree
+class TokenTables:
+    """Per language: tokens that may stand in a response [languages, V], and the answer phrase [languages, M]."""
+
+    allowed_LV: Bool[Array, "languages V"]
+    marker_LM: Int[Array, "languages M"]
+    eos_ids: Int[Array, "eos"]
+
+
+def check_fusable(config: Config, shared_tokenizer: bool) -> None:
+    """Refuse a configuration whose reward cannot be computed from tokens on the device (ConfigError)."""
+    problems = []
+    if config.reward.functions != ("cosine",):
+        problems.append(f"reward.functions {config.reward.functions} (only cosine can be fused)")
+    if config.reward.language_gate == "hard":
+        problems.append("reward.language_gate hard (use tokens or off)")
+    if not shared_tokenizer:
+        problems.append("policy and encoder with different tokenizers")
+    if config.encoder.prefix:
+        problems.append(f"encoder.prefix {config.encoder.prefix!r}")
+    if config.encoder.max_length < config.rollout.max_completion_length:
+        problems.append("encoder.max_length below rollout.max_completion_length")
+    if config.algo.num_iterations != 1:
+        problems.append("algo.num_iterations other than 1")
+    if problems:
+        raise ConfigError("train.fused cannot be used with: " + "; ".join(problems) + ". Use --no-train.fused.")
+
+
+def answer_start(tokens_BR, length_B, marker_BM) -> Int[Array, "B"]:
+    """Index of the first token of the last answer phrase of each row; R where there is none."""
+    B, R = tokens_BR.shape
+    M = marker_BM.shape[1]
+    padded = jnp.pad(tokens_BR, ((0, 0), (0, M)), constant_values=-2)
+    windows_BRM = jnp.stack([padded[:, shift : shift + R] for shift in range(M)], axis=-1)
+    wanted_B1M = marker_BM[:, None]
+    match_BR = ((windows_BRM == wanted_B1M) | (wanted_B1M < 0)).all(axis=-1)
+    inside_BR = jnp.arange(R)[None] + (marker_BM >= 0).sum(axis=1, keepdims=True) <= length_B[:, None]
+    place_BR = jnp.where(match_BR & inside_BR, jnp.arange(R)[None], -1)
+    last_B = place_BR.max(axis=1)
+    return jnp.where(last_B < 0, R, last_B)
+
+
+def response_parts(rollout: Rollout, tables: TokenTables, language_B, config: RewardConfig):
+    """The parts of each response as encoder inputs, ((tokens [B, R], mask [B, R]), ...): whole, or split."""
+    tokens_BR, R = rollout.tokens_BR, rollout.tokens_BR.shape[1]
+    ended_BR = (tokens_BR[..., None] == tables.eos_ids[None, None]).any(axis=-1)
+    slot_1R = jnp.arange(R)[None]
+    text_BR = (slot_1R < rollout.lengths_B[:, None]) & ~ended_BR
+    if config.parts == "whole":
+        return ((tokens_BR, text_BR),)
+    start_B1 = answer_start(tokens_BR, rollout.lengths_B, tables.marker_LM[language_B])[:, None]
+    moved_BR = jnp.minimum(slot_1R + start_B1, R - 1)
+    answer_BR = jnp.take_along_axis(tokens_BR, moved_BR, axis=1)
+    answer_mask_BR = jnp.take_along_axis(text_BR, moved_BR, axis=1) & (slot_1R + start_B1 < R)
+    return ((tokens_BR, text_BR & (slot_1R < start_B1)), (answer_BR, answer_mask_BR))
+
+
+def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: TokenTables, *, spec: EncoderSpec,
+                 config: RewardConfig) -> Scores:  # fmt: skip
+    """The cosine reward and its language gate from tokens alone; the twin of rewards.combine on text."""
+    samples = rollout.tokens_BR.shape[0] // pivots.language_P.shape[0]
+    rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), pivots)
+    parts = response_parts(rollout, tables, rows.language_P, config)
+    references = (rows.whole_PE,) if config.parts == "whole" else (rows.reasoning_PE, rows.answer_PE)
+    value_B, named = hybrid_scores(encoder_params, parts, references, spec=spec, config=config)
+    named["value"] = value_B
+    sampled_BR = jnp.arange(rollout.tokens_BR.shape[1])[None] < rollout.lengths_B[:, None]
+    right_B = (tables.allowed_LV[rows.language_P[:, None], rollout.tokens_BR] | ~sampled_BR).all(axis=1)
+    named["right_language"] = right_B.astype(value_B.dtype)
+    empty_B = ~functools.reduce(jnp.logical_or, [mask.any(axis=1) for _, mask in parts])
+    if config.language_gate == "tokens":
+        value_B = jnp.where(right_B, value_B, config.rejected_value)
+    value_B = jnp.where(empty_B, 0.0, value_B)
+    return Scores(value_B, rows.has_P & jnp.isfinite(value_B), named)
+
+
+def fused_step(state: TrainState, ref_params, encoder_params, prompts: PromptBatch, pivots: PivotBatch,
+               tables: TokenTables, sampling: SamplingParams, key, *, spec: DecoderSpec, encoder_spec: EncoderSpec,
+               config: Config) -> tuple[TrainState, dict[str, Any], Rollout, Scores]:  # fmt: skip
+    """One whole step as a traceable function: sample, score, update."""
+    rollout = generate_samples(
+        state.params, prompts, key, sampling,
+        spec=spec, samples=config.algo.num_generations, max_length=config.rollout.max_completion_length,
+    )  # fmt: skip
+    scores = token_scores(encoder_params, rollout, pivots, tables, spec=encoder_spec, config=config.reward)
+    batch = TrainBatch(prompts, rollout, jnp.where(scores.valid_B, scores.value_B, 0.0), scores.valid_B)
+    state, metrics = update_step(state, ref_params, batch, spec=spec, config=config)
+    return state, metrics, rollout, scores
+
+
+def make_fused_step(spec: DecoderSpec, encoder_spec: EncoderSpec, config: Config) -> Callable:
+    """The compiled step `(state, ref_params, encoder_params, prompts, pivots, tables, sampling, key) ->
+    (state, metrics, rollout, scores)`.
+
+    The state is not donated: a step that fails must leave the caller a state to save.
+    """
+    return jax.jit(functools.partial(fused_step, spec=spec, encoder_spec=encoder_spec, config=config))

@@ -1,0 +1,168 @@
+"""The training loop: steps, log, evaluation, checkpoints.
+
+Metrics of a step are read after the next one was dispatched. Everything a later step depends on is in the checkpoint:
+state, cursor, and the scored rollout batch where a cycle is under way.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from pbrl_jax.checkpoint import check_same_experiment, params_sha256, restore_latest, save_checkpoint
+from pbrl_jax.core.errors import PbrlError
+from pbrl_jax.core.log import MetricWriter, write_samples
+from pbrl_jax.core.paths import write_atomic
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.core.serialize import from_json, to_json
+from pbrl_jax.data.batches import start_cursor
+from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.state import abstract_state, place_state
+from pbrl_jax.train.steps import Outcome, Position, batch_shapes, fused_steps, hosted_steps
+
+Evaluate = Callable[[Any], dict[str, float]]
+
+
+def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[int, int] | None = None,
+          quiet: bool = False) -> Position | None:  # fmt: skip
+    """Run, or continue, an experiment to config.train.max_steps.
+
+    Args:
+      evaluate: params -> metrics; called every eval_steps and at the end.
+      part: (number of this stage, number of stages), for the progress bar.
+      quiet: no console line a step.
+
+    Returns:
+      The last position; None when a stop was requested (the state is saved; the same command goes on).
+
+    Raises:
+      PbrlError: a reward, checkpoint or data error; the last whole state was saved first where there is one.
+    """
+    config, work = experiment.config, experiment.work
+    with jax.set_mesh(experiment.mesh):
+        position = restore(experiment)
+        ref_params = experiment.policy.params if config.algo.beta > 0 else None
+        writer = MetricWriter(
+            work.root, resume_step=position.step, max_steps=config.train.max_steps,
+            tensorboard=config.log.tensorboard, quiet=quiet,
+        )  # fmt: skip
+        bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet)
+        with writer, bar:
+            if position.step < config.train.max_steps:
+                position = run_steps(experiment, position, ref_params, writer, bar, evaluate)
+            if position.step < config.train.max_steps:
+                writer.say(f"Stopped at step {position.step}, saved. The same command goes on from here.")
+                return None
+        finish(experiment, position, evaluate)
+        return position
+
+
+def run_steps(experiment: Experiment, position: Position, ref_params, writer: MetricWriter, bar: Progress,
+              evaluate: Evaluate | None) -> Position:  # fmt: skip
+    """All steps up to max_steps, or to a requested stop; the last position is saved."""
+    config = experiment.config
+    steps = (fused_steps if config.train.fused else hosted_steps)(experiment, position, ref_params)
+    last, saved = None, position.step
+    clock = time.perf_counter()
+    with contextlib.closing(steps):
+        try:
+            for position, outcome in steps:
+                write_outcome(experiment, writer, last)
+                now = time.perf_counter()
+                last, clock, seconds = outcome, now, now - clock
+                last = _with_metrics(last, {"step_time": seconds})
+                bar.advance()
+                step, done = position.step, position.step >= config.train.max_steps
+                if evaluate is not None and config.train.eval_steps and step % config.train.eval_steps == 0 and not done:
+                    last = _with_metrics(last, evaluate(position.state.params))
+                if done or step % config.train.save_steps == 0:
+                    write_outcome(experiment, writer, last)
+                    save(experiment, position, writer)
+                    last, saved = None, step
+                if done:
+                    break
+            write_outcome(experiment, writer, last)
+        except PbrlError:
+            save(experiment, position, writer)
+            raise
+    if position.step > saved:
+        save(experiment, position, writer)
+    return position
+
+
+def _with_metrics(outcome: Outcome, more: dict[str, float]) -> Outcome:
+    """The outcome with further metrics."""
+
+    def read():
+        metrics, rows = outcome.read()
+        return metrics | more, rows
+
+    return Outcome(outcome.step, read)
+
+
+def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome | None) -> None:
+    """Metrics and samples of a step, at the logging cadence; rewards are looked at for every step."""
+    if outcome is None or outcome.step <= writer.last_step:
+        return
+    config = experiment.config
+    metrics, rows = outcome.read()
+    if outcome.step % config.train.logging_steps == 0 or outcome.step == config.train.max_steps:
+        writer.write(outcome.step, metrics)
+        write_samples(experiment.work.root, outcome.step, rows, config.log.samples_per_step)
+
+
+def new_position(experiment: Experiment) -> Position:
+    """The start of a run: the start policy's parameters, no moments, the first batch."""
+    optimizer = make_optimizer(experiment.config.optim)
+    axes = decoder_axes(experiment.policy.spec)
+    return Position(0, place_state(experiment.policy.params, optimizer, axes, experiment.mesh), start_cursor(), None)
+
+
+def save(experiment: Experiment, position: Position, writer: MetricWriter) -> None:
+    """Write a checkpoint from which the run continues bit by bit; the log is made durable before."""
+    writer.flush()
+    meta = {
+        "cursor": position.cursor,
+        "config": to_json(experiment.config),
+        "fingerprints": dict(experiment.fingerprints),
+        "in_cycle": position.batch is not None,
+    }
+    tree = {"state": position.state, "batch": position.batch}
+    limit = experiment.config.train.save_total_limit
+    save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit)
+
+
+def restore(experiment: Experiment) -> Position:
+    """The position of the last whole checkpoint, or the start where there is none yet.
+
+    Raises:
+      CheckpointError: the checkpoint belongs to another experiment or data set (all differences are named), or every
+        checkpoint is damaged.
+    """
+    fresh = new_position(experiment)
+
+    def abstract(meta):
+        saved = from_json(meta["config"])
+        check_same_experiment(saved, experiment.config, meta["fingerprints"], dict(experiment.fingerprints))
+        batch = batch_shapes(experiment) if meta["in_cycle"] else None
+        return {"state": abstract_state(fresh.state), "batch": batch}
+
+    found = restore_latest(experiment.work.checkpoints, abstract)
+    if found is None:
+        return fresh
+    for folder, reason in found.skipped:
+        print(f"Skipped a damaged checkpoint: {folder}: {reason}")
+    print(f"Resuming from {found.folder.name}.")
+    return Position(found.step, found.tree["state"], found.meta["cursor"], found.tree["batch"])
+
+
+def finish(experiment: Experiment, position: Position, evaluate: Evaluate | None) -> None:
+    """Evaluate the last parameters and write final.json."""
+    metrics = evaluate(position.state.params) if evaluate is not None else {}
+    record = {"step": position.step, "params_sha256": params_sha256(position.state.params), "metrics": metrics}
+    write_atomic(experiment.work.final, json.dumps(record, indent=1))

@@ -1,0 +1,69 @@
+"""What the host adds to a step's metrics: per language, per reward, and rows for the sample files."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pbrl_jax.core.records import Prompt, Rollout, Scores
+
+
+def by_language(name: str, values_B, keep_B, languages_B: Sequence[str]) -> dict[str, float]:
+    """`<name>/<language>`: mean over the kept rows of each language."""
+    values, keep, languages = np.asarray(values_B, float), np.asarray(keep_B, bool), np.asarray(languages_B)
+    found = {}
+    for language in dict.fromkeys(languages_B):
+        rows = keep & (languages == language)
+        if rows.any():
+            found[f"{name}/{language}"] = float(values[rows].mean())
+    return found
+
+
+def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prompt]) -> dict[str, float]:
+    """TRL's `rewards/<name>/mean` and `/std`, the same per language and part, and `language/consistency`."""
+    languages = [prompt.language for prompt in prompts_B]
+    everything = np.ones(len(languages), bool)
+    metrics = {"language/consistency": float(np.mean(right_B))}
+    metrics |= by_language("language/consistency", right_B, everything, languages)
+    for name, scores in each.items():
+        values, valid = np.asarray(scores.value_B), np.asarray(scores.valid_B)
+        metrics[f"rewards/{name}/valid_share"] = float(valid.mean())
+        if valid.any():
+            metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
+            metrics[f"rewards/{name}/std"] = float(values[valid].std())
+        metrics |= by_language(f"rewards/{name}/mean", values, valid, languages)
+        for part, part_values in scores.parts.items():
+            metrics[f"rewards/{name}/{part}/mean"] = float(np.asarray(part_values)[valid].mean()) if valid.any() else 0.0
+    return metrics
+
+
+def rollout_metrics(rollout: Rollout, prompts_B: Sequence[Prompt]) -> dict[str, float]:
+    """Truncation per language and the number of sampled tokens."""
+    languages = [prompt.language for prompt in prompts_B]
+    everything = np.ones(len(languages), bool)
+    metrics = by_language("completions/clipped_ratio", rollout.truncated_B, everything, languages)
+    return metrics | {"num_tokens": int(np.asarray(rollout.lengths_B).sum())}
+
+
+def sample_rows(step: int, prompts_B: Sequence[Prompt], completions: Sequence[str], total: Scores,
+                each: Mapping[str, Scores]) -> list[dict]:  # fmt: skip
+    """One dict per response with the fields of samples/step_<n>.jsonl."""
+    values, valid = np.asarray(total.value_B), np.asarray(total.valid_B)
+    parts = {
+        f"{name}/{part}": np.asarray(column)
+        for name, scores in each.items()
+        for part, column in {"value": scores.value_B, **scores.parts}.items()
+    }
+    return [
+        {
+            "step": step,
+            "prompt_id": prompt.id,
+            "language": prompt.language,
+            "prompt": prompt.question,
+            "completion": completions[row],
+            "reference": None if prompt.reference is None else prompt.reference.text,
+            "reward": float(values[row]),
+            "parts": {name: float(column[row]) for name, column in parts.items()},
+            "valid": bool(valid[row]),
+        }
+        for row, prompt in enumerate(prompts_B)
+    ]

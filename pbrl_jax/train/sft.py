@@ -1,0 +1,108 @@
+"""Supervised fine-tuning: cross-entropy on response tokens, the same forward pass and optimizer as the RL update."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from pbrl_jax.core.config import OptimConfig, SftConfig
+from pbrl_jax.core.records import PromptBatch, TrainState, pytree
+from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.train.optimizer import make_optimizer
+
+
+@pytree
+class SftBatch:
+    """Prompts and their responses; `lengths_B` counts response tokens with the end of sequence."""
+
+    prompts: PromptBatch
+    tokens_BR: Int[Array, "B R"]
+    lengths_B: Int[Array, "B"]
+
+
+def sft_optimizer_config(config: SftConfig) -> OptimConfig:
+    """AdamW with warm-up and cosine to zero over the stage's own length."""
+    return OptimConfig(
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        warmup_steps=min(config.warmup_steps, config.steps // 2),
+        schedule_steps=config.steps,
+        weight_decay=0.01,
+    )
+
+
+def sft_loss(params, batch: SftBatch, *, spec: DecoderSpec, chunk: int):
+    """Mean negative log-prob per response token, and that of each row summed [B]."""
+    streams = unpacked_streams(batch.tokens_BR, batch.lengths_B, 1)
+    logp, _ = response_logprobs(params, batch.prompts, streams, 1.0, spec=spec, chunk=chunk)
+    used = streams.used_PSL
+    return -jnp.where(used, logp, 0.0).sum() / used.sum()
+
+
+def make_sft_step(spec: DecoderSpec, optim: OptimConfig, chunk: int) -> Callable:
+    """The compiled step `(state, batch) -> (state, metrics)`; the state is donated."""
+    optimizer = make_optimizer(optim)
+
+    def step(state: TrainState, batch: SftBatch):
+        loss, grads = jax.value_and_grad(functools.partial(sft_loss, spec=spec, chunk=chunk))(state.params, batch)
+        return gradient_step(state, grads, optimizer), {"loss": loss}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
+    """One optimizer step; gradients that are not finite are skipped and counted."""
+    finite = all_finite(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    return TrainState(
+        select(finite, params, state.params),
+        select(finite, opt_state, state.opt_state),
+        state.step + 1,
+        state.skipped + (~finite).astype(jnp.int32),
+    )
+
+
+def pool_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int]:
+    """Rows of each pool in a batch, by largest remainder."""
+    raw = {name: share * batch_size for name, share in shares.items()}
+    counts = {name: int(value) for name, value in raw.items()}
+    order = sorted(raw, key=lambda name: raw[name] - counts[name], reverse=True)
+    for name in order[: batch_size - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def mixed_rows(sizes: Mapping[str, int], counts: Mapping[str, int], seed: int, step: int) -> list[tuple[str, int]]:
+    """(pool, row) of each row of batch `step`: every pool is walked in a new order each time it is used up."""
+    rows = []
+    for name, count in counts.items():
+        for place in range(step * count, (step + 1) * count):
+            epoch, index = divmod(place, sizes[name])
+            rows.append((name, int(_order(sizes[name], seed, name, epoch)[index])))
+    return rows
+
+
+@functools.lru_cache(maxsize=64)
+def _order(size: int, seed: int, name: str, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, *name.encode()]).permutation(size)
+
+
+def pad_sft(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], prompt_length: int,
+            response_length: int) -> SftBatch:  # fmt: skip
+    """Rows as arrays; each id list must fit its length."""
+
+    def pad(rows, width):
+        tokens = np.zeros((len(rows), width), np.int32)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = row
+        return jnp.asarray(tokens), jnp.asarray([len(row) for row in rows], jnp.int32)
+
+    prompt_tokens, prompt_lengths = pad(prompt_ids, prompt_length)
+    tokens, lengths = pad(response_ids, response_length)
+    return SftBatch(PromptBatch(prompt_tokens, prompt_lengths, jnp.arange(len(prompt_ids))), tokens, lengths)

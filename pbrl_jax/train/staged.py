@@ -1,0 +1,76 @@
+"""A small resumable loop for the supervised stages: batches by step number, checkpoints, progress."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from pbrl_jax.checkpoint import params_sha256, restore_latest, save_checkpoint
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.log import MetricWriter
+from pbrl_jax.core.paths import WorkDir
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.core.records import TrainState
+from pbrl_jax.train.signals import stop_requested
+from pbrl_jax.train.state import abstract_state
+
+
+class Stage(NamedTuple):
+    """One supervised stage: what it is called, how long it is, and where it writes.
+
+    `fingerprint` identifies its data and settings: a checkpoint of another one is refused.
+    """
+
+    name: str
+    steps: int
+    save_steps: int
+    fingerprint: str
+    part: tuple[int, int] | None = None
+
+
+class Stopped(Exception):
+    """A stop was requested; the state is saved."""
+
+
+def run_stage(stage: Stage, work: WorkDir, state: TrainState, step_function: Callable,
+              batch_at: Callable[[int], Any]) -> TrainState:  # fmt: skip
+    """Train from the last checkpoint (or from `state`) to `stage.steps`; batch_at(step) is a pure function.
+
+    Raises:
+      CheckpointError: the work directory holds a checkpoint of other data or settings.
+      Stopped: SIGTERM or SIGINT came; the state was saved first.
+    """
+    restored = restore_latest(work.checkpoints, abstract_state(state))
+    start = 0
+    if restored is not None:
+        if restored.meta["fingerprint"] != stage.fingerprint:
+            raise CheckpointError(
+                f"{work.root} holds a {stage.name} of other data or settings. Use another --workdir, or remove it."
+            )
+        state, start = restored.tree, restored.step
+
+    def save(step, state):
+        save_checkpoint(work.checkpoints, step, state, {"fingerprint": stage.fingerprint}, keep=1)
+
+    with (
+        MetricWriter(work.root, resume_step=start, max_steps=stage.steps, quiet=True) as writer,
+        Progress(stage.name, stage.steps, done=start, part=stage.part) as progress,
+    ):
+        for step in range(start, stage.steps):
+            state, metrics = step_function(state, batch_at(step))
+            done = step + 1
+            if done % 20 == 0 or done == stage.steps:
+                shown = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                writer.write(done, shown)
+                progress.advance(done - progress.done, note=f"loss {shown['loss']:.3f}")
+            if done % stage.save_steps == 0 or done == stage.steps or stop_requested():
+                writer.flush()
+                save(done, state)
+            if stop_requested() and done < stage.steps:
+                raise Stopped
+    return state
+
+
+def fingerprint_of(params) -> str:
+    """Short hash of parameters, for stage fingerprints."""
+    return params_sha256(params)[:16]

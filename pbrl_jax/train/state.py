@@ -1,0 +1,50 @@
+"""The train state: made, sharded, and described before anything is allocated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from pbrl_jax.core.records import TrainState
+from pbrl_jax.core.sharding import replicated, tree_shardings
+
+
+def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state before its first update."""
+    return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
+
+
+def state_shardings(params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh) -> TrainState:
+    """Shardings of a whole state; optimizer moments lie where their parameters lie.
+
+    Args:
+      params: parameters or their shapes.
+      axes: the model's (path pattern, logical axes) table.
+    """
+    param_shardings = tree_shardings(params, axes, mesh)
+    everywhere = replicated(mesh)
+    opt_shardings = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _leaf, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        param_shardings,
+        transform_non_params=lambda _leaf: everywhere,
+    )
+    return TrainState(param_shardings, opt_shardings, everywhere, everywhere)
+
+
+def place_state(params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh) -> TrainState:
+    """A fresh state on the mesh. The parameters are copied: the caller's stay valid after the state is donated."""
+    shardings = state_shardings(params, optimizer, axes, mesh)
+
+    def start(params):
+        return new_state(jax.tree.map(jnp.copy, params), optimizer)
+
+    return jax.jit(start, out_shardings=shardings)(params)
+
+
+def abstract_state(tree: Any) -> Any:
+    """Shapes, types and shardings of a tree of arrays: what a restore needs."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

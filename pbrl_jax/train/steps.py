@@ -1,0 +1,203 @@
+"""The two ways to make steps: three programs with the host in between, or one fused program.
+
+Both are generators of (position after the step, outcome); the loop does not know which it has. An outcome is read a
+step later, while the device works on the next one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import RewardError
+from pbrl_jax.core.log import PhaseTimer
+from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
+from pbrl_jax.core.sharding import batch_sharding
+from pbrl_jax.data.batches import next_batch
+from pbrl_jax.rewards.combine import RewardAssets, make_reward
+from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rollout.decode import completions
+from pbrl_jax.rollout.generate import Interrupted, make_generate
+from pbrl_jax.rollout.packing import choose_bucket
+from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts, pivot_vectors, token_tables
+from pbrl_jax.train.fused import check_fusable, make_fused_step
+from pbrl_jax.train.metrics import reward_metrics, rollout_metrics, sample_rows
+from pbrl_jax.train.signals import stop_requested
+from pbrl_jax.train.update import make_update
+
+
+class Position(NamedTuple):
+    """Where a run stands between two steps: all of it goes into a checkpoint.
+
+    `batch` is the scored rollout batch of a cycle under way (num_iterations > 1), None between cycles.
+    """
+
+    step: int
+    state: TrainState
+    cursor: dict[str, int]
+    batch: TrainBatch | None
+
+
+class Outcome(NamedTuple):
+    """What a step did. `read()` waits for the device and gives (metrics, sample rows).
+
+    Raises (from read):
+      RewardError: too many of the step's rewards are invalid.
+    """
+
+    step: int
+    read: Callable[[], tuple[dict[str, Any], list[dict]]]
+
+
+def guard_rewards(config: Config, step: int, valid_B) -> None:
+    """Stop a run whose rewards mostly fail (RewardError)."""
+    valid = np.asarray(valid_B)
+    invalid = 1 - float(valid.mean())
+    if invalid > config.guard.max_invalid_share:
+        raise RewardError(
+            f"Step {step}: {invalid:.0%} of the rewards are invalid (first in row {int(np.argmin(valid))}: NaN, "
+            f"infinite, None, an exception, or no reference), more than guard.max_invalid_share = "
+            f"{config.guard.max_invalid_share:.0%}. Rewards of this run: {', '.join(config.reward.functions)}. Mend the "
+            "reward and run the same command: it goes on from the saved state."
+        )
+
+
+def run_sampling(experiment: Experiment) -> SamplingParams:
+    """The run's sampling settings."""
+    rollout = experiment.config.rollout
+    return sampling_params(rollout.temperature, rollout.top_p, rollout.top_k, experiment.policy.tokenizer.eos_ids)
+
+
+def make_collect(experiment: Experiment) -> Callable:
+    """`collect(step, prompts, params, timer) -> (TrainBatch, describe)`: compiled rollout, text, rewards.
+
+    Raises (when called):
+      Interrupted: a stop was requested while it decoded.
+      RewardError: too many rewards are invalid, or a reward returned no scores.
+    """
+    config, tokenizer = experiment.config, experiment.policy.tokenizer
+    G, R = config.algo.num_generations, config.rollout.max_completion_length
+    generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length)
+    sampling = run_sampling(experiment)
+    assets = RewardAssets(experiment.encoder, config.data.languages, experiment.token_table)
+    reward = make_reward(config.reward, assets)
+
+    def collect(step: int, prompts: Sequence[Prompt], params, timer: PhaseTimer):
+        rows = [prompt for prompt in prompts for _ in range(G)]
+        batch = device_prompts(experiment, prompts)
+        with timer.phase("generate"):
+            rollout = generate(params, batch, step_key(config.train.seed, step), sampling, stop_requested)
+            host = jax.device_get(rollout)
+        with timer.phase("reward"):
+            texts = completions(host, tokenizer)
+            pivots = pivot_vectors(experiment, prompts, G)
+            combined = reward(RewardInputs(rows, texts, host.tokens_BR, host.lengths_B, pivots, step))
+            total = jax.device_get(combined.total)
+        guard_rewards(config, step + 1, total.valid_B)
+        value_B = np.where(total.valid_B, total.value_B, 0.0).astype(np.float32)
+        scored = jax.device_put((value_B, np.asarray(total.valid_B)), batch_sharding(experiment.mesh))
+
+        def describe():
+            metrics = reward_metrics(combined.each, combined.right_language_B, rows) | rollout_metrics(host, rows)
+            return metrics, sample_rows(step + 1, rows, texts, total, combined.each)
+
+        return TrainBatch(batch, rollout, *scored), describe
+
+    return collect
+
+
+def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Iterator[tuple[Position, Outcome]]:
+    """Steps with the host between rollout, reward and update: num_iterations updates on each rollout batch.
+
+    Ends when a stop is requested; a rollout under way is then dropped (its keys derive from the step).
+    """
+    config = experiment.config
+    collect, update = make_collect(experiment), make_update(experiment.policy.spec, config)
+    step, state, cursor, batch = position
+    while not stop_requested():
+        timer, describe = PhaseTimer(), None
+        if batch is None:
+            prompts, next_cursor = next_batch(experiment.sampler, cursor)
+            try:
+                batch, describe = collect(step, prompts, state.params, timer)
+            except Interrupted:
+                return
+            cursor = next_cursor
+        with timer.phase("update"):
+            state, metrics = update(state, ref_params, batch, bucket=packed_bucket(config, batch))
+            jax.block_until_ready(metrics)
+        step += 1
+        if step % config.algo.num_iterations == 0:
+            batch = None
+        yield Position(step, state, cursor, batch), Outcome(step, _reader(metrics | timer.metrics(), describe))
+
+
+def packed_bucket(config: Config, batch: TrainBatch) -> int:
+    """The packed stream length of a batch; 0 where packing is off or saves nothing."""
+    if not config.train.packed:
+        return 0
+    lengths = np.asarray(batch.rollout.lengths_B)
+    return choose_bucket(lengths, config.algo.num_generations, config.rollout.max_completion_length)
+
+
+def _reader(metrics: dict[str, Any], describe: Callable | None):
+    def read():
+        described, rows = ({}, []) if describe is None else describe()
+        return described | jax.device_get(metrics), rows
+
+    return read
+
+
+def fused_steps(experiment: Experiment, position: Position, ref_params) -> Iterator[tuple[Position, Outcome]]:
+    """Steps of one program each; the host only feeds prompts."""
+    config, policy, encoder = experiment.config, experiment.policy, experiment.encoder
+    check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint)
+    fused = make_fused_step(policy.spec, encoder.spec, config)
+    tables, sampling = token_tables(experiment), run_sampling(experiment)
+    step, state, cursor, _ = position
+    while not stop_requested():
+        prompts, cursor = next_batch(experiment.sampler, cursor)
+        state, metrics, rollout, scores = fused(
+            state, ref_params, encoder.params, device_prompts(experiment, prompts),
+            device_pivots(experiment, prompts), tables, sampling, step_key(config.train.seed, jnp.int32(step)),
+        )  # fmt: skip
+        step += 1
+        outcome = Outcome(step, _fused_reader(experiment, step, prompts, metrics, rollout, scores))
+        yield Position(step, state, cursor, None), outcome
+
+
+def _fused_reader(experiment: Experiment, step: int, prompts, metrics, rollout: Rollout, scores: Scores):
+    def read():
+        rows = [prompt for prompt in prompts for _ in range(experiment.config.algo.num_generations)]
+        host, host_scores = jax.device_get((rollout, scores))
+        guard_rewards(experiment.config, step, host_scores.valid_B)
+        parts = dict(host_scores.parts)
+        right_B = parts.pop("right_language") > 0
+        each = {"cosine": Scores(parts.pop("value"), host_scores.valid_B, parts)}
+        described = reward_metrics(each, right_B, rows) | rollout_metrics(host, rows)
+        texts = completions(host, experiment.policy.tokenizer)
+        return described | jax.device_get(metrics), sample_rows(step, rows, texts, host_scores, each)
+
+    return read
+
+
+def batch_shapes(experiment: Experiment) -> TrainBatch:
+    """Shapes and shardings of a TrainBatch, for a checkpoint taken inside a cycle."""
+    config = experiment.config
+    P, T = config.train.prompts_per_step, config.rollout.max_prompt_length
+    B, R = P * config.algo.num_generations, config.rollout.max_completion_length
+    sharding = batch_sharding(experiment.mesh)
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return TrainBatch(
+        PromptBatch(array(jnp.int32, P, T), array(jnp.int32, P), array(jnp.int32, P)),
+        Rollout(array(jnp.int32, B, R), array(jnp.int32, B), array(jnp.float32, B, R), array(jnp.bool_, B)),
+        array(jnp.float32, B),
+        array(jnp.bool_, B),
+    )

@@ -1,0 +1,57 @@
+"""Installs `pbrl_jax` and the command `pbrl`.
+
+Lower bounds are the versions this package is tested with. One list serves Python 3.11 (where the index offers
+jax 0.10) and Python 3.12 or newer (jax 0.11). numpy, etils and safetensors come with jax, orbax and transformers.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = ">=0.10,<0.12"
+
+REQUIREMENTS = [
+    f"jax{JAX}",
+    "flax>=0.12.7",
+    "optax>=0.2.7",
+    "orbax-checkpoint>=0.12.7",
+    "transformers>=5.20",
+    "jinja2>=3.1",
+    "tensorflow-text>=2.20",
+    "sentencepiece>=0.2.1",
+    "datasets>=5.0",
+    "tyro>=1.0.10",
+    "rich>=14.0",
+    "jaxtyping>=0.3.10",
+    "matplotlib>=3.10",
+    "tensorboardX>=2.6.4",
+    "py3langid>=0.3",
+    "math-verify[antlr4_13_2]>=0.9",
+    "sacrebleu>=2.5",
+]
+
+EXTRAS = {
+    "tpu": [f"jax[tpu]{JAX}"],
+    "cuda": [f"jax[cuda12]{JAX}"],
+    "lora": ["qwix>=0.1.8"],
+    "eval": ["lm-eval>=0.4.10"],
+    "wandb": ["wandb>=0.22"],
+    "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "beartype>=0.22"],
+}
+
+readme = Path(__file__).parent / "README.md"
+
+setup(
+    name="pbrl_jax",
+    version="0.1.0",
+    description="Multilingual reasoning by reinforcement learning from English pivot references, in JAX",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
+    package_data={"pbrl_jax": ["data/sources/*.json"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["pbrl = pbrl_jax.cli:main"]},
+)

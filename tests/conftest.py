@@ -1,0 +1,37 @@
+"""Settings of the whole test process. They must stand before anything imports jax.
+
+Tests marked `serial` need 8 virtual devices, and XLA reads their number once per process. So they run in a process of
+their own, which launch/test.sh starts as
+
+  PBRL_TEST_DEVICES=8 python -m pytest -m serial
+"""
+
+import os
+
+DEVICES = int(os.environ.get("PBRL_TEST_DEVICES", "0"))
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A per-row bias that meets a per-token array must be an error. Set in the environment, so that child processes inherit.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+if DEVICES:
+    # On a loaded machine the virtual devices of one collective may reach it minutes apart.
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={DEVICES}"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    )
+
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+jaxtyping.install_import_hook("pbrl_jax", "shape_checks.check")
+
+
+def pytest_collection_modifyitems(items):
+    """Serial tests say how to run them where the process has no virtual devices."""
+    if DEVICES:
+        return
+    for item in items:
+        if item.get_closest_marker("serial"):
+            item.add_marker(
+                pytest.mark.skip(reason="serial: run as PBRL_TEST_DEVICES=8 python -m pytest -m serial")
+            )

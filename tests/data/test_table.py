@@ -1,0 +1,173 @@
+"""Tables of prompts: every kind of file, named columns, and rows that cannot be used."""
+
+import gzip
+import json
+
+import pytest
+
+from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.data.sources import table
+from pbrl_jax.data.sources.common import prompt_id
+
+ROWS = [
+    {"prompt": "Ngapi?", "label": 18, "lang": "sw", "english": "How many?", "why": "6 * 3 = 18.",
+     "so": "The answer is 18."},
+    {"prompt": "How much?", "label": "2.5", "lang": "en", "english": None, "why": None, "so": None},
+    {"prompt": "Wie viele?", "label": 7.0, "lang": "de", "english": "How many?", "why": "Count.", "so": "It is 7."},
+]
+COLUMNS = (
+    "question=prompt", "answer=label", "language=lang", "question_en=english", "reference_reasoning=why",
+    "reference_answer=so",
+)  # fmt: skip
+EXPECTED = [
+    Prompt(prompt_id(0, "sw"), "sw", "Ngapi?", "How many?", "18", Reference("6 * 3 = 18.", "The answer is 18.")),
+    Prompt(prompt_id(1, "en"), "en", "How much?", "How much?", "2.5", None),
+]
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+def write(kind, folder):
+    path = folder / f"train.{kind}"
+    if kind == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = [row | {"label": str(row["label"])} for row in ROWS]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind == "jsonl":
+        jsonl(path, ROWS)
+    else:
+        jsonl(folder / "plain", ROWS)
+        path.write_bytes(gzip.compress((folder / "plain").read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_kinds_of_files(kind, as_folder, tmp_path):
+    path = write(kind, tmp_path)
+    source = tmp_path if as_folder else path
+    assert table.rows(str(source), "train", ("sw", "en"), 0, 0, COLUMNS) == EXPECTED
+
+
+@pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_separated_text(ending, mark, tmp_path):
+    lines = [["question", "language", "answer"], ['"a, b"', "en", "1"], ["c", "sw", "2"]]
+    path = tmp_path / f"x.{ending}"
+    path.write_text("\ufeff" + "\n".join(mark.join(line) for line in lines) + "\n", encoding="utf-8")
+    rows = table.rows(str(path), "train", ("en", "sw"), 0, 0)
+    assert [(row.question, row.language, row.answer) for row in rows] == [("a, b", "en", "1"), ("c", "sw", "2")]
+    assert rows[1].question_en == ""
+
+
+def test_an_empty_cell_is_a_missing_value(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("question,question_en\nq,\nr,s\n")
+    assert [row.question_en for row in table.rows(str(path), "train", ("sw",), 0, 0)] == ["", "s"]
+    path.write_text("question,question_en\n,s\n")
+    with pytest.raises(DataError, match="row 1: question is missing"):
+        table.rows(str(path), "train", ("sw",), 0, 0)
+    path.write_text("question\nq,s\n")
+    with pytest.raises(DataError, match="row 1: has 1 fields more"):
+        table.rows(str(path), "train", ("sw",), 0, 0)
+
+
+def test_a_whole_reference_is_split_at_its_answer(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", [{"question": "q", "reference": "6 * 3 = 18. The answer is 18."}])
+    assert table.rows(path, "train", ("sw",), 0, 0)[0].reference == Reference("6 * 3 = 18.", "The answer is 18.")
+
+
+def test_text_is_normalised_to_nfc(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", [{"question": "Re\u0301ponse"}])
+    assert table.rows(path, "train", ("fr",), 0, 0)[0].question == "R\u00e9ponse"
+
+
+def test_limit_is_per_language_and_keeps_the_order(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", [{"question": f"q{i}", "language": ("en", "sw")[i % 2]} for i in range(40)])
+    rows = table.rows(path, "train", ("en", "sw"), 5, 1)
+    assert [sum(row.language == code for row in rows) for code in ("en", "sw")] == [5, 5]
+    assert [row.id for row in rows] == sorted(row.id for row in rows)
+    assert rows == table.rows(path, "train", ("en", "sw"), 5, 1) != table.rows(path, "train", ("en", "sw"), 5, 2)
+
+
+def test_bad_rows_are_named_up_to_five(tmp_path):
+    rows = [
+        {"question": None, "language": "en"},
+        {"question": "", "language": "en"},
+        {"question": 12, "language": "en"},
+        {"question": "q", "language": "xx"},
+        {"question": "q", "language": None},
+        {"question": "q", "language": "en", "reference": ""},
+        {"question": "q", "language": "en"},
+    ]
+    with pytest.raises(DataError) as caught:
+        table.rows(jsonl(tmp_path / "x.jsonl", rows), "train", ("en",), 0, 0)
+    message = str(caught.value)
+    for part in ("x.jsonl: row 1: question is missing", "row 2: question is empty", "row 3: question is int",
+                 "row 4: unknown language 'xx'", "row 5: language is missing", "and 1 more"):
+        assert part in message
+
+
+def test_columns_that_do_not_exist(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", [{"prompt": "q", "lang": "en"}])
+    with pytest.raises(DataError, match="no column 'question'. It has prompt, lang"):
+        table.rows(path, "train", ("en",), 0, 0)
+    with pytest.raises(DataError, match="no column 'promt' for question.*Did you mean 'prompt'"):
+        table.rows(path, "train", ("en",), 0, 0, ("question=promt",))
+    with pytest.raises(ConfigError, match="unknown field 'querstion'.*Did you mean 'question'"):
+        table.rows(path, "train", ("en",), 0, 0, ("querstion=prompt",))
+    with pytest.raises(ConfigError, match="is no pair"):
+        table.rows(path, "train", ("en",), 0, 0, ("question",))
+    with pytest.raises(DataError, match="no column 'language'"):
+        table.rows(path, "train", ("en", "sw"), 0, 0, ("question=prompt",))
+    assert len(table.rows(path, "train", ("sw",), 0, 0, ("question=prompt",))) == 1
+
+
+def test_places_that_hold_no_table(tmp_path):
+    with pytest.raises(DataError, match="needs data.path"):
+        table.rows("", "train", ("en",), 0, 0)
+    with pytest.raises(DataError, match="No file"):
+        table.rows(str(tmp_path / "none.jsonl"), "train", ("en",), 0, 0)
+    with pytest.raises(DataError, match="has no file train"):
+        table.rows(str(tmp_path), "train", ("en",), 0, 0)
+    (tmp_path / "x.txt").write_text("q")
+    with pytest.raises(DataError, match="unknown kind of table"):
+        table.rows(str(tmp_path / "x.txt"), "train", ("en",), 0, 0)
+    (tmp_path / "y.jsonl").write_text('{"question": "q"}\n[1]\n')
+    with pytest.raises(DataError, match="row 2 is list"):
+        table.rows(str(tmp_path / "y.jsonl"), "train", ("en",), 0, 0)
+    (tmp_path / "z.jsonl").write_text('{"question": "q"}\n\n')
+    with pytest.raises(DataError, match="row 2 is no JSON"):
+        table.rows(str(tmp_path / "z.jsonl"), "train", ("en",), 0, 0)
+    path = jsonl(tmp_path / "w.jsonl", [{"question": "q", "language": "sw"}])
+    with pytest.raises(DataError, match="none of them in en"):
+        table.rows(path, "train", ("en",), 0, 0)
+
+
+def test_hub_ids_go_through_datasets(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, configuration, split):
+        asked.append((name, configuration, split))
+        return datasets.Dataset.from_list([{"question": "q", "answer": 3}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = table.rows("owner/data:main", "test", ("sw",), 0, 0)
+    assert asked == [("owner/data", "main", "test")]
+    assert rows == [Prompt(prompt_id(0, "sw"), "sw", "q", "", "3", None)]
+
+    def fails(*_, **__):
+        raise ConnectionError("offline\ndetails")
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    with pytest.raises(DataError, match="No file, folder or hub data set 'owner/data' with split 'test': offline Give"):
+        table.rows("owner/data", "test", ("sw",), 0, 0)

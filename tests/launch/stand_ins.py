@@ -1,0 +1,75 @@
+"""Stand-ins on the PATH: programs that write down how they were called and answer as a test tells them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from source_tree import ROOT
+
+FAKE_PYTHON = f"""#!/usr/bin/env bash
+echo "$(basename "$0") $*" >>"$CALLS"
+case "$*" in
+  "-m venv"*)
+    folder="${{@: -1}}"
+    mkdir -p "$folder/bin"
+    cp "$0" "$folder/bin/python"
+    printf 'export VIRTUAL_ENV=%q PATH=%q:$PATH\\n' "$folder" "$folder/bin" >"$folder/bin/activate" ;;
+  "-m pytest"*"-m not serial"*) exit "${{PARALLEL_STATUS:-0}}" ;;
+  "-m pytest"*) echo "devices=$PBRL_TEST_DEVICES" >>"$CALLS"; exit "${{SERIAL_STATUS:-0}}" ;;
+  "-m pip"*) exit "${{PIP_STATUS:-0}}" ;;
+  "- "*) exec {sys.executable} "$@" ;;
+  --version) echo "Python 3.12.9" ;;
+esac
+"""
+"""A Python that fits, makes environments that hold itself, and installs nothing."""
+
+
+TOOLS = "bash env basename dirname cp mkdir head tail grep rm cat id tar gzip sed sleep seq setsid nohup".split()
+
+
+class Machine:
+    """A checkout with our launch scripts, and a PATH of basic tools and stand-ins.
+
+    The PATH holds no Python, gcloud or ssh of this system, so that nothing outside can be reached.
+    """
+
+    def __init__(self, folder: Path):
+        self.checkout = folder / "checkout"
+        shutil.copytree(ROOT / "launch", self.checkout / "launch")
+        shutil.copy(ROOT / "setup.py", self.checkout / "setup.py")
+        self.programs, self.tools = folder / "bin", folder / "tools"
+        self.programs.mkdir()
+        self.tools.mkdir()
+        for name in TOOLS:
+            os.symlink(shutil.which(name), self.tools / name)
+        self.calls_file = folder / "calls.txt"
+        self.calls_file.touch()
+
+    def add(self, name: str, script: str = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$CALLS"\n') -> None:
+        path = self.programs / name
+        path.write_text(script)
+        path.chmod(0o755)
+
+    def run(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
+        """Runs launch/<script> with the variables `environment`, in the folder `cwd` where one is given."""
+        settings = {"PATH": f"{self.programs}:{self.tools}", "HOME": str(self.checkout), "CALLS": str(self.calls_file)}
+        command = ["bash", str(self.checkout / "launch" / script), *words]
+        cwd = environment.pop("cwd", self.checkout)
+        quiet = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 120}
+        return subprocess.run(command, env=settings | environment, cwd=cwd, **quiet)
+
+    @property
+    def calls(self) -> list[str]:
+        return self.calls_file.read_text().splitlines()
+
+    def forget(self) -> None:
+        self.calls_file.write_text("")
+
+
+def assert_fails(result: subprocess.CompletedProcess, *said: str) -> None:
+    """It ended with an error of one line that says all of this."""
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and all(word in last for word in said), result.stderr
