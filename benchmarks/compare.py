@@ -17,11 +17,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers.bench_protocol import PHASES, WARMUP_STEPS, add_workload_flags, check_workload, workload_argv, workload_dict
+from peers.bench_protocol import (
+    PHASES,
+    WARMUP_STEPS,
+    add_workload_flags,
+    check_workload,
+    cpu_name,
+    workload_argv,
+    workload_dict,
+)
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = ("ours", "tunix", "trl")
 TIMED = (*PHASES, "total")
+CPU_TIMED = tuple(cpu_name(phase) for phase in PHASES)
 SHOWN_LINES_OF_A_FAILURE = 15
 
 
@@ -98,11 +107,12 @@ def _over(values: list, reduce):
 def summarize(runs: list[dict]) -> dict:
     """One library's figures over the warm steps of all its rounds."""
     steps = [step for run in runs for step in run["steps"]]
-    column = {key: [step.get(key) for step in steps] for key in (*TIMED, "cpu_seconds", "response_tokens")}
+    column = {key: [step.get(key) for step in steps] for key in (*TIMED, *CPU_TIMED, "cpu_seconds", "response_tokens")}
     return {
         "version": runs[0]["version"], "rounds": len(runs), "steps": len(steps),
         "median": {phase: _over(column[phase], statistics.median) for phase in TIMED},
         "best": {phase: _over(column[phase], min) for phase in TIMED},
+        "phase_cpu_seconds": {phase: _over(column[cpu_name(phase)], statistics.median) for phase in PHASES},
         "cpu_seconds": _over(column["cpu_seconds"], statistics.median),
         "response_tokens": _over(column["response_tokens"], statistics.mean),
         "response_tokens_per_second": statistics.median(step["response_tokens"] / step["total"] for step in steps),
@@ -118,6 +128,7 @@ def figures(summary: dict) -> dict[str, float | None]:
     for phase in TIMED:
         rows[f"{phase}, median s"] = summary["median"][phase]
         rows[f"{phase}, best s"] = summary["best"][phase]
+    rows |= {f"{phase}, CPU-seconds": summary["phase_cpu_seconds"][phase] for phase in PHASES}
     return rows | {
         "CPU-seconds per step": summary["cpu_seconds"],
         "response tokens per second": summary["response_tokens_per_second"],

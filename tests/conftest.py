@@ -8,7 +8,7 @@ their own, which launch/test.sh starts as
 
 import os
 
-DEVICES = int(os.environ.get("PBRL_TEST_DEVICES", "0"))
+DEVICES = int(os.environ.get("PBRL_TEST_DEVICES") or 0)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A per-row bias that meets a per-token array must be an error. Set in the environment, so that child processes inherit.

@@ -20,12 +20,13 @@ TOOLS = (
 OWN_FOLDERS = ("configs/", "launch/", "docs/", "benchmarks/", "tests/", "pbrl_jax/")
 
 TINY = {
+    "quickstart": {"--tiny": ""},
     "train": {"--train.max-steps": "2"},
     "sft": {"--sft.steps": "2"},
     "encoder": {"--contrastive.steps": "2"},
     "grpo_step.py": {"--steps": "1"},
 }
-"""Verb or script -> options that make it end in seconds; one that the command gives itself is left as it is."""
+"""Verb or script -> options that make it short; one that the command gives itself is left as it is."""
 
 
 class Command(NamedTuple):
@@ -138,5 +139,6 @@ def tiny(command: Command, runs: Path) -> list[str]:
     key = words[1] if words[0] == "pbrl" else os.path.basename(script_of(command.words))
     for option, value in TINY.get(key, {}).items():
         given = {word.partition("=")[0].replace("_", "-") for word in words}
-        words += [] if option in given else [option, value]
+        if option not in given:
+            words += [option, value] if value else [option]
     return words

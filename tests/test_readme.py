@@ -137,6 +137,7 @@ def test_sample_is_made_tiny(tmp_path):
     assert tiny(own, tmp_path) == [*expected, "--train.max_steps=5"]
     local = command._replace(words=("bash", "launch/local.sh", "sft", "configs/x.py"))
     assert tiny(local, tmp_path) == ["pbrl", "sft", "configs/x.py", "--sft.steps", "2"]
+    assert tiny(command._replace(words=("pbrl", "quickstart")), tmp_path) == ["pbrl", "quickstart", "--tiny"]
 
 
 def test_sample_cloud_command_passes_a_dry_run():

@@ -1,6 +1,8 @@
 """A tiny random policy and batches for it: what the tests of models, rollout and update share."""
 
+import contextlib
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -117,3 +119,13 @@ def array_sizes(function, *args) -> list[int]:
         return found
 
     return of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@contextlib.contextmanager
+def compilations(caplog):
+    """A list that, at the end of the block, holds JAX's message about each program it compiled."""
+    found: list[str] = []
+    caplog.clear()
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+        yield found
+    found += [text for text in (record.getMessage() for record in caplog.records) if text.startswith("Compiling ")]

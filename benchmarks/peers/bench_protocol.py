@@ -55,10 +55,12 @@ def check_workload(flags: argparse.Namespace) -> None:
         raise SystemExit("--vocab must be at least 16 and --prompt-len at least 4.")
 
 
-def parse_flags(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """Flags of one step script: the workload and --json FILE."""
+def parse_flags(description: str, argv: list[str] | None = None, add_more=None) -> argparse.Namespace:
+    """Flags of one step script: the workload, --json FILE, and what `add_more(parser)` adds for this library alone."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_workload_flags(parser)
+    if add_more is not None:
+        add_more(parser)
     parser.add_argument("--json", default="", metavar="FILE", help="write the result there")
     flags = parser.parse_args(argv)
     check_workload(flags)
@@ -84,6 +86,11 @@ def workload_argv(flags: argparse.Namespace) -> list[str]:
     return argv
 
 
+def cpu_name(phase: str) -> str:
+    """The key of a phase's CPU seconds in a step's record."""
+    return f"{phase}_cpu"
+
+
 def peak_rss_bytes() -> int:
     """Highest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -91,7 +98,8 @@ def peak_rss_bytes() -> int:
 
 
 class StepClock:
-    """Collects seconds per phase and closes one record per step. Phases that a library runs fused are null."""
+    """Collects wall and CPU seconds per phase and closes one record per step. Phases that a library runs fused are
+    null. `<phase>_cpu` counts the processor time of all threads."""
 
     def __init__(self, fused_phases: tuple[str, ...] = ()):
         self.fused_phases = fused_phases
@@ -106,14 +114,15 @@ class StepClock:
         self._compilations = 0
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def add(self, phase: str, seconds: float) -> None:
-        self._phases[phase] = self._phases.get(phase, 0.0) + seconds
+    def add(self, phase: str, seconds: float, cpu_seconds: float) -> None:
+        for name, value in ((phase, seconds), (cpu_name(phase), cpu_seconds)):
+            self._phases[name] = self._phases.get(name, 0.0) + value
 
     def timed(self, phase: str, call, *args, **kwargs):
-        """Run the call and put its wall time down to the phase. Asynchronous work must be waited for inside."""
-        begin = time.perf_counter()
+        """Run the call and put its time down to the phase. Asynchronous work must be waited for inside."""
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         result = call(*args, **kwargs)
-        self.add(phase, time.perf_counter() - begin)
+        self.add(phase, time.perf_counter() - begin, time.process_time() - cpu_begin)
         return result
 
     def add_response_tokens(self, count: int) -> None:
@@ -125,7 +134,10 @@ class StepClock:
     def end_step(self) -> None:
         """The running step ends and the next one begins."""
         wall, cpu = time.perf_counter(), time.process_time()
-        record = {phase: None if phase in self.fused_phases else self._phases.get(phase, 0.0) for phase in PHASES}
+        record = {}
+        for phase in PHASES:
+            for name in (phase, cpu_name(phase)):
+                record[name] = None if phase in self.fused_phases else self._phases.get(name, 0.0)
         record |= {"total": wall - self._wall, "cpu_seconds": cpu - self._cpu,
                    "response_tokens": self._response_tokens, "compilations": self._compilations}
         self.steps.append(record)
@@ -151,16 +163,16 @@ def finish(library: str, version: str, flags: dict, clock: StepClock, counts_com
 
 
 def _print_table(title: str, steps: list[dict]) -> None:
-    columns = PHASES + ("total", "cpu_seconds")
+    columns = (*PHASES, "total", *map(cpu_name, PHASES), "cpu_seconds")
 
     def row(label, cells, tokens, compilations=""):
-        shown = "".join(f"{'-' if cell is None else format(cell, '.4f'):>12}" for cell in cells)
+        shown = "".join(f"{'-' if cell is None else format(cell, '.4f'):>14}" for cell in cells)
         print(f"{label:<8}{shown}{tokens:>8}{compilations:>9}")
 
     warm = steps[WARMUP_STEPS:]
     medians = [None if warm[0][name] is None else statistics.median(step[name] for step in warm) for name in columns]
     print(title)
-    print("step    " + "".join(f"{name:>12}" for name in columns) + f"{'tokens':>8}{'compiled':>9}")
+    print("step    " + "".join(f"{name:>14}" for name in columns) + f"{'tokens':>8}{'compiled':>9}")
     for index, step in enumerate(steps):
         label = "warm-up" if index < WARMUP_STEPS else str(index)
         row(label, [step[name] for name in columns], step["response_tokens"], step["compilations"])

@@ -40,7 +40,7 @@ class TimedTrainer(GRPOTrainer):
     """GRPOTrainer with a clock around its phases."""
 
     clock: StepClock
-    inputs_ready: float = 0.0
+    inputs_ready: tuple[float, float] = (0.0, 0.0)
 
     def _generate_single_turn(self, *args, **kwargs):
         completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
@@ -61,7 +61,7 @@ class TimedTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, *args, **kwargs):
         inputs = super()._prepare_inputs(*args, **kwargs)
-        self.inputs_ready = time.perf_counter()
+        self.inputs_ready = time.perf_counter(), time.process_time()
         return inputs
 
 
@@ -78,7 +78,8 @@ class StepEdges(TrainerCallback):
             self.trainer.clock.start()
 
     def on_optimizer_step(self, *_, **__):
-        self.trainer.clock.add("update", time.perf_counter() - self.trainer.inputs_ready)
+        wall, cpu = self.trainer.inputs_ready
+        self.trainer.clock.add("update", time.perf_counter() - wall, time.process_time() - cpu)
 
     def on_step_end(self, *_, **__):
         self.trainer.clock.end_step()

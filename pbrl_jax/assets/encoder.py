@@ -38,7 +38,7 @@ class Encoder(NamedTuple):
     @property
     def key(self) -> str:
         """Identifies the vectors this encoder gives: weights, pooling, prefix, length."""
-        return f"{self.fingerprint[:16]}-{self.spec.pooling}-{self.max_length}-{self.prefix}"
+        return f"{self.fingerprint}-{self.spec.pooling}-{self.max_length}-{self.prefix}"
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(tokens [N, S], mask [N, S], was cut [N]) padded to a length bucket."""

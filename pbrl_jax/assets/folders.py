@@ -66,13 +66,21 @@ def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any
       abstract_params: function from a spec to the tree of shapes its parameters must have.
 
     Raises:
-      CheckpointError: damaged weights, or tensors that do not fit the spec: all of them are listed.
+      CheckpointError: a missing or damaged file, or tensors that do not fit the spec: all of them are listed.
     """
     folder = model_folder(source, kind)
-    record = json.loads((folder / f"pbrl_{kind}.json").read_text())
-    spec = spec_class(record["spec"])
+    record_file = folder / f"pbrl_{kind}.json"
+    try:
+        record = json.loads(record_file.read_text())
+        spec, digest = spec_class(record["spec"]), record["weights_sha256"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{record_file} is not what this version writes ({type(error).__name__}: {error}). Write the folder again."
+        ) from error
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS}. Copy the whole folder, or write it again.")
     data = (folder / WEIGHTS).read_bytes()
-    if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
+    if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged: its checksum is not the recorded one. Write it again.")
     try:
         flat = load_safetensors(data)
@@ -90,4 +98,4 @@ def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any
     wrong += [f"{path}: not a parameter of this spec" for path in flat]
     if wrong:
         raise CheckpointError(f"{folder} does not fit its spec: " + "; ".join(wrong))
-    return spec, params, load_tokenizer(str(folder)), record["weights_sha256"]
+    return spec, params, load_tokenizer(str(folder)), digest

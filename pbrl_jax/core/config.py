@@ -30,8 +30,9 @@ class PolicyConfig:
     """A SentencePiece file, a tokenizer folder or hub id; empty: train SentencePiece on the run's own text."""
     dtype: str = identity("float32")
     """Compute type: float32 or bfloat16. Parameters and optimizer state stay float32."""
-    remat: str = operational("none")
-    """What a layer recomputes in the backward pass: none, full, or dots (keep matrix products)."""
+    remat: str = operational("dots")
+    """What a layer recomputes in the backward pass: none, full, or dots (keep matrix products: the fastest on CPU,
+    where writing activations costs more than making them again)."""
     attention: str = operational("auto")
     """Attention kernel: a name in pbrl_jax.models.attention.KERNELS, or auto."""
 

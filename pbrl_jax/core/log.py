@@ -149,8 +149,8 @@ class MetricWriter:
             append_json_lines(self.path, self._waiting)
         except OSError as error:
             raise CheckpointError(
-                f"Cannot write {self.path}: {error.strerror or error}. Free space there and run the same command again; "
-                "it goes on from the last checkpoint."
+                f"Cannot write {self.path}: {error.strerror or error}. Free space there and run the same command "
+                "again; it goes on from the last checkpoint."
             ) from error
         self._waiting, self._flushed_at = [], time.monotonic()
 

@@ -55,6 +55,8 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
       tick: called with the number of rows done after each batch.
     """
     run = compiled_sampler(decoder.spec, decoder.max_completion_length)
+    if not questions:
+        return []
     sampling = sampling_params(temperature, 1.0, 0, decoder.tokenizer.eos_ids)
     ids = format_prompts(list(questions), list(languages), decoder.tokenizer)
     size = min(decoder.batch_size, len(ids))
@@ -92,8 +94,11 @@ def summarise(responses: Sequence[Response]) -> dict[str, dict[str, float]]:
 
 
 def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], tick=None) -> tuple[dict, list[Response]]:
-    """(table per language, every graded response) of greedy decoding."""
-    languages = tuple(dict.fromkeys(prompt.language for prompt in prompts))
+    """(table per language, every graded response) of greedy decoding.
+
+    English is always among the languages that a response may turn out to be in.
+    """
+    languages = tuple(dict.fromkeys([*(prompt.language for prompt in prompts), "en"]))
     texts = answer_texts(decoder, params, [p.question for p in prompts], [p.language for p in prompts], tick=tick)
     responses = [grade(prompt, text, languages) for prompt, text in zip(prompts, texts, strict=True)]
     return summarise(responses), responses

@@ -23,6 +23,7 @@ from pbrl_jax.eval.report_style import SCRIPT, STYLE
 
 CURVES = {
     "reward": ("Reward", "mean over the scored responses of a step"),
+    "eval/mean_non_english": ("Accuracy outside English", "mean of the languages, on evaluation problems"),
     "kl": ("KL to the reference", "how far the policy went from where it started"),
     "completions/mean_length": ("Response length", "tokens, the end token included"),
     "entropy": ("Entropy", "nats a token; near 0 the policy no longer explores"),

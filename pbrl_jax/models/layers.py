@@ -39,13 +39,14 @@ class Projection(nn.Module):
     def __call__(self, x):
         in_shape = x.shape[x.ndim - self.in_axes :]
         fan_in, fan_out = math.prod(in_shape), math.prod(self.features)
-        kernel = self.param("kernel", nn.initializers.normal(fan_in**-0.5), (*in_shape, *self.features))
-        flat = x.reshape(*x.shape[: x.ndim - self.in_axes], fan_in)
-        y = flat @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
+        # Half the variance-preserving scale: small starts generalise from few rows where larger ones memorise.
+        kernel = self.param("kernel", nn.initializers.normal(0.5 * fan_in**-0.5), (*in_shape, *self.features))
+        # One matrix, not a stack of them: the gradient of a stacked product is twice as slow on CPU.
+        y = x.reshape(-1, fan_in) @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), self.features)
-            y = y + jnp.broadcast_to(bias.astype(x.dtype).reshape(fan_out), y.shape)
-        return y.reshape(*y.shape[:-1], *self.features)
+            y = y + bias.astype(x.dtype).reshape(1, fan_out)
+        return y.reshape(*x.shape[: x.ndim - self.in_axes], *self.features)
 
 
 class GatedMLP(nn.Module):

@@ -98,7 +98,7 @@ def make_cosine(config: RewardConfig, encoder: Encoder):
             for t, m in zip(np.split(tokens, count), np.split(mask, count), strict=True)
         )
         value, named = program(encoder.params, parts, tuple(jnp.asarray(p) for p in pivots))
-        named = named | {"encoder_cut": jnp.asarray(np.split(cut, count)[0], jnp.float32)}
+        named = named | {"encoder_cut": jnp.asarray(cut.reshape(count, -1).any(axis=0), jnp.float32)}
         return Scores(value, jnp.asarray(inputs.pivots.has_B) & jnp.isfinite(value), named)
 
     return score

@@ -13,9 +13,13 @@ from pbrl_jax.text.langid import is_right_language
 
 
 def identified_gate(inputs: RewardInputs, languages: Sequence[str]) -> np.ndarray:
-    """True where the response is identified as its prompt's language, or is too short to identify, [B]."""
+    """True where the response is identified as its prompt's language, or is too short to identify, [B].
+
+    English is always among the alternatives: it is the language of the references, whatever a run trains in.
+    """
+    alternatives = tuple(dict.fromkeys((*languages, "en")))
     right = [
-        is_right_language(text, prompt.language, tuple(languages))
+        is_right_language(text, prompt.language, alternatives)
         for text, prompt in zip(inputs.completions, inputs.prompts, strict=True)
     ]
     return np.array([verdict is not False for verdict in right], bool)

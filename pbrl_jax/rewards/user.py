@@ -21,12 +21,15 @@ def load_function(path: str) -> Callable:
     """
     module_name, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        function = getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # a user's module may raise anything while it is imported
         raise ConfigError(
-            f"reward.functions names {path!r}, which cannot be imported ({error}). "
+            f"reward.functions names {path!r}, which cannot be imported ({type(error).__name__}: {error}). "
             "Write package.module:function, with the package on PYTHONPATH."
         ) from error
+    if not callable(function):
+        raise ConfigError(f"reward.functions names {path!r}, which is a {type(function).__name__} and no function.")
+    return function
 
 
 def make_user_reward(path: str) -> Callable[[RewardInputs], Scores]:
@@ -50,7 +53,7 @@ def make_user_reward(path: str) -> Callable[[RewardInputs], Scores]:
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
         values = as_numbers(path, found, count)
         finite = np.isfinite(values)
-        return Scores(jnp.asarray(np.where(finite, values, 0.0), jnp.float32), jnp.asarray(finite), {})
+        return Scores(jnp.asarray(np.where(finite, values, 0.0)), jnp.asarray(finite), {})
 
     return score
 
@@ -69,14 +72,24 @@ def columns(inputs: RewardInputs) -> dict[str, list]:
 
 
 def as_numbers(path: str, found, count: int) -> np.ndarray:
-    """What a function returned, as float64 with NaN for None."""
+    """What a function returned, as float32 with NaN for None; what is too large for float32 is infinite."""
     try:
-        values = np.array([np.nan if value is None else float(value) for value in found], np.float64)
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"Reward {path} returned {type(found).__name__} that holds no numbers: {error}.") from error
+        values = [np.nan if value is None else _number(value) for value in found]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RewardError(
+            f"Reward {path} returned {type(found).__name__} that holds something other than numbers: {error}. "
+            "Return one number (or None) per completion, in their order."
+        ) from error
     if len(values) != count:
         raise RewardError(
             f"Reward {path} returned {len(values)} values for {count} completions. "
             "Return one number (or None) per completion, in their order."
         )
-    return values
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64).astype(np.float32)
+
+
+def _number(value) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is text")
+    return float(value)

@@ -9,15 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import SamplingParams
+
+#: Ids that can end a response; the array of them has this length, so that another set compiles nothing.
+MAX_EOS_IDS = 8
 
 #: Logit of a token that truncation has removed.
 REMOVED = -1e30
 
 
 def sampling_params(temperature: float, top_p: float, top_k: int, eos_ids: tuple[int, ...]) -> SamplingParams:
-    """Settings as arrays. `eos_ids`: every id that ends a response, at most 8."""
-    padded = np.full(8, -1, np.int32)
+    """Settings as arrays. `eos_ids`: every id that ends a response, at most MAX_EOS_IDS (else ConfigError)."""
+    if len(eos_ids) > MAX_EOS_IDS:
+        raise ConfigError(
+            f"{len(eos_ids)} end-of-sequence ids {tuple(eos_ids)}; expected at most {MAX_EOS_IDS}. "
+            "Leave out those that the policy never samples."
+        )
+    padded = np.full(MAX_EOS_IDS, -1, np.int32)
     padded[: len(eos_ids)] = eos_ids
     return SamplingParams(
         jnp.float32(temperature), jnp.float32(top_p), jnp.int32(top_k), jnp.asarray(padded)
@@ -69,9 +78,10 @@ def inverse_cdf(weights_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) -
     B, V = weights_BV.shape
     block = block_size(V)
     padded = jnp.pad(weights_BV, ((0, 0), (0, -V % block))).reshape(B, -1, block)
-    block_ends = jnp.cumsum(padded.sum(axis=-1), axis=-1)
+    block_sums = padded.sum(axis=-1)
+    block_ends = jnp.cumsum(block_sums, axis=-1)
     target_B1 = uniform_B[:, None] * block_ends[:, -1:]
-    chosen_B = first_past(padded.sum(axis=-1), block_ends, target_B1)
+    chosen_B = first_past(block_sums, block_ends, target_B1)
     start_B1 = jnp.where(chosen_B[:, None] > 0, jnp.take_along_axis(block_ends, chosen_B[:, None] - 1, axis=1), 0.0)
     inside = jnp.take_along_axis(padded, chosen_B[:, None, None], axis=1)[:, 0]
     offset_B = first_past(inside, jnp.cumsum(inside, axis=-1), target_B1 - start_B1)

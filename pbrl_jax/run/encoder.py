@@ -53,13 +53,10 @@ class EncodedSteps:
         self.most_negatives = max(end - start for *_, (start, end) in self.ranges)
 
     def batch(self, step: int) -> ContrastiveBatch:
-        """The arrays of one step; missing negatives are filled with copies of the first, which changes nothing."""
+        """The arrays of one step, of one shape for all steps; missing negatives are rows without a real token."""
         source, target, negative = (self._slice(*bounds) for bounds in self.ranges[step])
         missing = self.most_negatives - len(negative[0])
-        if missing:
-            fill = negative if len(negative[0]) else tuple(part[:1] for part in target)
-            rows = np.arange(missing) % max(len(fill[0]), 1)
-            negative = tuple(np.concatenate([part, filler[rows]]) for part, filler in zip(negative, fill, strict=True))
+        negative = tuple(np.pad(part, ((0, missing), (0, 0))) for part in negative)
         return ContrastiveBatch(*(jnp.asarray(x) for part in (source, target, negative) for x in part))
 
     def _slice(self, start: int, end: int):

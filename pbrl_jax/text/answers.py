@@ -27,10 +27,18 @@ _FRACTION = re.compile(r"(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}")
 _OPTION = re.compile(r"[\s*_$]*(?:\(([A-J])\)|([A-J])(?![A-Za-z0-9'’+*/=^_-]|\s+[A-Za-z0-9(+*/=^-]))")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}")
+_NAMED = re.compile(r"^\s*\$?[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!.*=)")
+_LIST = re.compile(r"-?\d+,\d{1,2}(?!\d)|-?\d+,\d{4,}")
 _CURRENCY = re.compile(r"[$€£¥₹฿₩₽₫]|\\\$")
 TOLERANCE = Fraction(1, 10**6)
 LONGEST_EXPRESSION = 500
 """Characters; a longer LaTeX answer is compared by its text only."""
+LONGEST_NUMBER = 400
+"""Digits; a longer run of them is no answer."""
+MOST_BOXED = 20
+_PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:/\d+)?")
+_HUGE_POWER = re.compile(r"\^\s*\{?\s*-?\d{4}|\^[^\^]{0,40}\^|!")
+"""Powers and factorials whose value no comparison should try to compute."""
 
 
 def split_response(text: str, code: str) -> tuple[str, str]:
@@ -91,6 +99,8 @@ def canonical_number(token: str, code: str) -> str | None:
     digits = digits.rstrip(".,'’" + _SPACES)
     for mark in "'’" + _SPACES:
         digits = digits.replace(mark, "")
+    if len(digits) > LONGEST_NUMBER:
+        return None
     try:
         value = Decimal(sign + _with_point(digits, LANGUAGES[code].comma_decimal))
     except InvalidOperation:
@@ -129,7 +139,8 @@ def _answer_start(text: str, code: str) -> int | None:
 
 def _last_boxed(text: str) -> str | None:
     """The inside of the last `\\boxed{...}`, braces balanced; an unclosed one is not an answer."""
-    for match in reversed(list(_BOXED.finditer(text))):
+    # A policy that repeats itself opens thousands of them; a few from the end are enough.
+    for match in list(_BOXED.finditer(text))[: -MOST_BOXED - 1 : -1]:
         depth = 0
         for index in range(match.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[index], 0)
@@ -190,22 +201,24 @@ def _boxed_answer(inside: str, code: str) -> str | None:
     option = re.fullmatch(r"\(?([A-J])\)?\.?", content)
     if option is not None:
         return option.group(1)
-    plain = _plain(_LATEX_FRACTION.sub(r"\1/\2", content)).split("=")[-1].strip().rstrip(".")
+    plain = _NAMED.sub("", _plain(_LATEX_FRACTION.sub(r"\1/\2", content))).strip().rstrip(".")
     fraction = _FRACTION.fullmatch(plain)
     if fraction is not None:
         return _fraction(fraction)
     number = _NUMBER.match(plain)
     if number is not None and re.fullmatch(r"[\s°%]*(?:[^\W\d_][^\d\\^]*)?", plain[number.end():]):
         after = plain[number.end():]
-        # "2x" is an expression, "2 apples" a number with its unit.
-        if not re.match(r"[A-Za-z](?![A-Za-z])", after):
-            return canonical_number(number.group(), code)
+        # "2x" is an expression and "-1,1" two numbers; "2 apples" is a number with its unit.
+        a_list = _LIST.fullmatch(number.group()) and not LANGUAGES[code].comma_decimal
+        found = None if a_list else canonical_number(number.group(), code)
+        if found is not None and not re.match(r"[A-Za-z](?![A-Za-z])", after):
+            return found
     return _squeeze(inside) or None
 
 
 def _fraction(match: re.Match) -> str | None:
     sign, whole, above, below = match.groups()
-    if int(below) == 0:
+    if len(match.group()) > LONGEST_NUMBER or int(below) == 0:
         return None
     value = int(whole or 0) + Fraction(int(above), int(below))
     return _canonical(-value if sign else value)
@@ -224,7 +237,10 @@ def _with_point(digits: str, comma_decimal: bool) -> str:
     mark = "." if dots else ","
     head, _, tail = digits.rpartition(mark)
     if dots + commas > 1:
-        return digits.replace(mark, "")
+        groups = digits.split(mark)
+        # 1,234,567 and 1,14,200; 2,3,7 is a list and no number.
+        grouped = len(groups[-1]) == 3 and all(len(group) in (2, 3) for group in groups[1:-1])
+        return "".join(groups) if grouped and len(groups[0]) <= 3 else ""
     grouped = len(tail) == 3 and 1 <= len(head) <= 3 and not head.startswith("0")
     if grouped and (mark == "," or comma_decimal):
         return head + tail
@@ -247,10 +263,12 @@ def _canonical(value: Decimal | Fraction) -> str:
 
 def _value(answer: str) -> Fraction | None:
     """The exact value of a canonical answer, or of a plain number as data sets write it ("2,125", "8.0")."""
-    text = _plain(answer).strip().replace(",", "")
+    text = _plain(answer).replace(",", "").replace(" ", "")
+    if len(text) > LONGEST_NUMBER or not _PLAIN_NUMBER.fullmatch(text):
+        return None
     try:
-        return Fraction(text.replace(" ", ""))
-    except (ValueError, ZeroDivisionError):
+        return Fraction(text)
+    except ZeroDivisionError:
         return None
 
 
@@ -264,7 +282,7 @@ def _same_expression(a: str, b: str) -> bool:
 
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if max(len(a), len(b)) > LONGEST_EXPRESSION:
+    if max(len(a), len(b)) > LONGEST_EXPRESSION or _HUGE_POWER.search(a + " " + b):
         return False
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     parsed = [math_verify.parse(f"${text}$", parsing_timeout=limit) for text in (a, b)]

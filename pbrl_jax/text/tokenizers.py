@@ -15,7 +15,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import sentencepiece
 from etils import epath
@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Ids of a conversation that awaits the assistant's turn, with the special tokens of the chat template."""
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of `ids`; special tokens leave nothing behind."""
 
     def pieces(self) -> list[str]:
@@ -94,7 +94,7 @@ class SentencePieceTokenizer:
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         raise ConfigError("This SentencePiece tokenizer has no chat template. Use the prompt style 'plain'.")
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return self.processor.decode([int(i) for i in ids])
 
     def pieces(self) -> list[str]:
@@ -148,7 +148,7 @@ class HuggingFaceTokenizer:
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         plain = [int(i) for i in ids]
         return self.tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 

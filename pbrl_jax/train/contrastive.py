@@ -20,7 +20,10 @@ from pbrl_jax.train.sft import gradient_step
 
 @pytree
 class ContrastiveBatch:
-    """B parallel texts and M negatives of the targets; row b of both sides says the same thing."""
+    """B parallel texts and M negatives of the targets; row b of both sides says the same thing.
+
+    A negative without a single real token is none: it only fills the array up.
+    """
 
     source_BS: Int[Array, "B S"]
     source_mask_BS: Bool[Array, "B S"]
@@ -46,13 +49,16 @@ def info_nce(
     target_BE: Float[Array, "B E"],
     negative_ME: Float[Array, "M E"],
     temperature: float,
+    counts_M: Bool[Array, " M"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(loss, share of sources whose nearest candidate is their own target), of unit vectors.
 
-    Source to target against all targets and negatives, target to source against all sources; the mean of both.
+    Source to target against all targets and those negatives that count, target to source against all sources; the
+    mean of both.
     """
     B = source_BE.shape[0]
-    forward = jnp.concatenate([source_BE @ target_BE.T, source_BE @ negative_ME.T], axis=1) / temperature
+    hard_BM = jnp.where(counts_M[None], source_BE @ negative_ME.T, -jnp.inf)
+    forward = jnp.concatenate([source_BE @ target_BE.T, hard_BM], axis=1) / temperature
     backward = target_BE @ source_BE.T / temperature
     own = jnp.arange(B)
 
@@ -72,7 +78,8 @@ def make_contrastive_step(spec: EncoderSpec, config: ContrastiveConfig) -> Calla
         mask = jnp.concatenate([batch.source_mask_BS, batch.target_mask_BS, batch.negative_mask_MS])
         vectors = encode(params, tokens, mask, spec=spec)
         B = batch.source_BS.shape[0]
-        return info_nce(vectors[:B], vectors[B : 2 * B], vectors[2 * B :], config.temperature)
+        counts = batch.negative_mask_MS.any(axis=1)
+        return info_nce(vectors[:B], vectors[B : 2 * B], vectors[2 * B :], config.temperature, counts)
 
     def step(state: TrainState, batch: ContrastiveBatch):
         (value, right), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)

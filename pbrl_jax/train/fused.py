@@ -48,6 +48,8 @@ def check_fusable(config: Config, shared_tokenizer: bool) -> None:
     problems = []
     if config.reward.functions != ("cosine",):
         problems.append(f"reward.functions {config.reward.functions} (only cosine can be fused)")
+    if config.reward.reward_weights == (0.0,):
+        problems.append("reward.reward_weights 0 (nothing would be trained on)")
     if config.reward.language_gate == "hard":
         problems.append("reward.language_gate hard (use tokens or off)")
     if not shared_tokenizer:
@@ -100,6 +102,7 @@ def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: T
     references = (rows.whole_PE,) if config.parts == "whole" else (rows.reasoning_PE, rows.answer_PE)
     value_B, named = hybrid_scores(encoder_params, parts, references, spec=spec, config=config)
     named["value"] = value_B
+    value_B = config.reward_weights[0] * value_B
     sampled_BR = jnp.arange(rollout.tokens_BR.shape[1])[None] < rollout.lengths_B[:, None]
     right_B = (tables.allowed_LV[rows.language_P[:, None], rollout.tokens_BR] | ~sampled_BR).all(axis=1)
     named["right_language"] = right_B.astype(value_B.dtype)

@@ -13,15 +13,17 @@ from typing import Any
 import jax
 
 from pbrl_jax.checkpoint import check_same_experiment, params_sha256, restore_latest, save_checkpoint
-from pbrl_jax.core.errors import PbrlError
+from pbrl_jax.core.errors import CheckpointError, PbrlError
 from pbrl_jax.core.log import MetricWriter, write_samples
 from pbrl_jax.core.paths import write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.serialize import from_json, to_json
+from pbrl_jax.core.sharding import tree_shardings
 from pbrl_jax.data.batches import start_cursor
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.staged import announce
 from pbrl_jax.train.state import abstract_state, place_state
 from pbrl_jax.train.steps import Outcome, Position, batch_shapes, fused_steps, hosted_steps
 
@@ -46,7 +48,8 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
     config, work = experiment.config, experiment.work
     with jax.set_mesh(experiment.mesh):
         position = restore(experiment)
-        ref_params = experiment.policy.params if config.algo.beta > 0 else None
+        write_atomic(work.config, to_json(config))
+        ref_params = reference_params(experiment)
         writer = MetricWriter(
             work.root, resume_step=position.step, max_steps=config.train.max_steps,
             tensorboard=config.log.tensorboard, quiet=quiet,
@@ -54,9 +57,11 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet)
         with writer, bar:
             if position.step < config.train.max_steps:
+                work.final.unlink(missing_ok=True)  # it says that a run is finished
                 position = run_steps(experiment, position, ref_params, writer, bar, evaluate)
             if position.step < config.train.max_steps:
-                writer.say(f"Stopped at step {position.step}, saved. The same command goes on from here.")
+                kept = "saved" if position.step else "nothing to save yet"
+                writer.say(f"Stopped at step {position.step}, {kept}. The same command goes on from here.")
                 return None
         finish(experiment, position, evaluate)
         return position
@@ -65,30 +70,37 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
 def run_steps(experiment: Experiment, position: Position, ref_params, writer: MetricWriter, bar: Progress,
               evaluate: Evaluate | None) -> Position:  # fmt: skip
     """All steps up to max_steps, or to a requested stop; the last position is saved."""
-    config = experiment.config
-    steps = (fused_steps if config.train.fused else hosted_steps)(experiment, position, ref_params)
-    last, saved = None, position.step
-    clock = time.perf_counter()
+    settings = experiment.config.train
+    steps = (fused_steps if settings.fused else hosted_steps)(experiment, position, ref_params)
+    last, saved, clock = None, position.step, time.perf_counter()
     with contextlib.closing(steps):
         try:
             for position, outcome in steps:
-                write_outcome(experiment, writer, last)
                 now = time.perf_counter()
-                last, clock, seconds = outcome, now, now - clock
-                last = _with_metrics(last, {"step_time": seconds})
+                before, last, clock = last, _with_metrics(outcome, {"step_time": now - clock}), now
+                write_outcome(experiment, writer, before)
                 bar.advance()
-                step, done = position.step, position.step >= config.train.max_steps
-                if evaluate is not None and config.train.eval_steps and step % config.train.eval_steps == 0 and not done:
-                    last = _with_metrics(last, evaluate(position.state.params))
-                if done or step % config.train.save_steps == 0:
-                    write_outcome(experiment, writer, last)
-                    save(experiment, position, writer)
-                    last, saved = None, step
+                step, done = position.step, position.step >= settings.max_steps
+                saving = done or step % settings.save_steps == 0
+                evaluating = evaluate is not None and not done and settings.eval_steps and not step % settings.eval_steps
+                if saving or evaluating:
+                    jax.block_until_ready(position.state)
+                    pause = time.perf_counter()
+                    last = _with_metrics(last, evaluate(position.state.params)) if evaluating else last
+                    write_outcome(experiment, writer, last, always=evaluating)
+                    if saving:
+                        save(experiment, position, writer)
+                        saved = step
+                    last, clock = None, clock + time.perf_counter() - pause
                 if done:
                     break
             write_outcome(experiment, writer, last)
+        except CheckpointError:
+            raise  # the disk does not take more; the last whole checkpoint stays
         except PbrlError:
-            save(experiment, position, writer)
+            write_outcome(experiment, writer, last, check=False)
+            if position.step > saved:
+                save(experiment, position, writer)
             raise
     if position.step > saved:
         save(experiment, position, writer)
@@ -102,18 +114,32 @@ def _with_metrics(outcome: Outcome, more: dict[str, float]) -> Outcome:
         metrics, rows = outcome.read()
         return metrics | more, rows
 
-    return Outcome(outcome.step, read)
+    return outcome._replace(read=read)
 
 
-def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome | None) -> None:
-    """Metrics and samples of a step, at the logging cadence; rewards are looked at for every step."""
+def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome | None, *, always: bool = False,
+                  check: bool = True) -> None:  # fmt: skip
+    """Metrics and samples of a step, at the logging cadence (or always); rewards are checked at every step.
+
+    A step that was written is not written again, so this may be called twice.
+    """
     if outcome is None or outcome.step <= writer.last_step:
         return
     config = experiment.config
-    metrics, rows = outcome.read()
-    if outcome.step % config.train.logging_steps == 0 or outcome.step == config.train.max_steps:
+    if always or outcome.step % config.train.logging_steps == 0 or outcome.step == config.train.max_steps:
+        metrics, rows = outcome.read()
         writer.write(outcome.step, metrics)
         write_samples(experiment.work.root, outcome.step, rows, config.log.samples_per_step)
+    if check:
+        outcome.check()
+
+
+def reference_params(experiment: Experiment):
+    """The start policy's parameters, laid out as those of the state; None where no KL term needs them."""
+    if experiment.config.algo.beta == 0:
+        return None
+    policy = experiment.policy
+    return jax.device_put(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), experiment.mesh))
 
 
 def new_position(experiment: Experiment) -> Position:
@@ -147,6 +173,11 @@ def restore(experiment: Experiment) -> Position:
     fresh = new_position(experiment)
 
     def abstract(meta):
+        if "config" not in meta:
+            raise CheckpointError(
+                f"{experiment.work.checkpoints} holds checkpoints of `pbrl sft` or `pbrl encoder`, expected those of "
+                "`pbrl train`. Use another --workdir."
+            )
         saved = from_json(meta["config"])
         check_same_experiment(saved, experiment.config, meta["fingerprints"], dict(experiment.fingerprints))
         batch = batch_shapes(experiment) if meta["in_cycle"] else None
@@ -155,9 +186,7 @@ def restore(experiment: Experiment) -> Position:
     found = restore_latest(experiment.work.checkpoints, abstract)
     if found is None:
         return fresh
-    for folder, reason in found.skipped:
-        print(f"Skipped a damaged checkpoint: {folder}: {reason}")
-    print(f"Resuming from {found.folder.name}.")
+    announce(found)
     return Position(found.step, found.tree["state"], found.meta["cursor"], found.tree["batch"])
 
 

@@ -31,8 +31,8 @@ def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prom
             metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
             metrics[f"rewards/{name}/std"] = float(values[valid].std())
         metrics |= by_language(f"rewards/{name}/mean", values, valid, languages)
-        for part, part_values in scores.parts.items():
-            metrics[f"rewards/{name}/{part}/mean"] = float(np.asarray(part_values)[valid].mean()) if valid.any() else 0.0
+            for part, part_values in scores.parts.items():
+                metrics[f"rewards/{name}/{part}/mean"] = float(np.asarray(part_values)[valid].mean())
     return metrics
 
 

@@ -37,7 +37,7 @@ def sft_optimizer_config(config: SftConfig) -> OptimConfig:
 
 
 def sft_loss(params, batch: SftBatch, *, spec: DecoderSpec, chunk: int):
-    """Mean negative log-prob per response token, and that of each row summed [B]."""
+    """Mean negative log-prob per response token, over all tokens of the batch."""
     streams = unpacked_streams(batch.tokens_BR, batch.lengths_B, 1)
     logp, _ = response_logprobs(params, batch.prompts, streams, 1.0, spec=spec, chunk=chunk)
     used = streams.used_PSL

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pbrl_jax.checkpoint import params_sha256, restore_latest, save_checkpoint
+from pbrl_jax.checkpoint import Restored, restore_latest, save_checkpoint
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.log import MetricWriter
 from pbrl_jax.core.paths import WorkDir
@@ -40,17 +40,22 @@ def run_stage(stage: Stage, work: WorkDir, state: TrainState, step_function: Cal
       CheckpointError: the work directory holds a checkpoint of other data or settings.
       Stopped: SIGTERM or SIGINT came; the state was saved first.
     """
-    restored = restore_latest(work.checkpoints, abstract_state(state))
-    start = 0
-    if restored is not None:
-        if restored.meta["fingerprint"] != stage.fingerprint:
+
+    def abstract(meta):
+        if meta.get("fingerprint") != stage.fingerprint:
             raise CheckpointError(
-                f"{work.root} holds a {stage.name} of other data or settings. Use another --workdir, or remove it."
+                f"{work.root} holds a checkpoint of other data, settings or of another command, expected one of this "
+                f"{stage.name}. Use another --workdir, or remove it."
             )
+        return abstract_state(state)
+
+    restored, start = restore_latest(work.checkpoints, abstract), 0
+    if restored is not None:
+        announce(restored)
         state, start = restored.tree, restored.step
 
     def save(step, state):
-        save_checkpoint(work.checkpoints, step, state, {"fingerprint": stage.fingerprint}, keep=1)
+        save_checkpoint(work.checkpoints, step, state, {"fingerprint": stage.fingerprint}, keep=2)
 
     with (
         MetricWriter(work.root, resume_step=start, max_steps=stage.steps, quiet=True) as writer,
@@ -71,6 +76,8 @@ def run_stage(stage: Stage, work: WorkDir, state: TrainState, step_function: Cal
     return state
 
 
-def fingerprint_of(params) -> str:
-    """Short hash of parameters, for stage fingerprints."""
-    return params_sha256(params)[:16]
+def announce(restored: Restored) -> None:
+    """Say where a run goes on, and which checkpoints were damaged."""
+    for folder, reason in restored.skipped:
+        print(f"Skipped a damaged checkpoint: {folder}: {reason}")
+    print(f"Resuming from {restored.folder.name}.")

@@ -16,7 +16,7 @@ from pbrl_jax.core.errors import RewardError
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
 from pbrl_jax.core.sharding import batch_sharding
-from pbrl_jax.data.batches import next_batch
+from pbrl_jax.data.batches import Sampler, next_batch
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.decode import completions
@@ -45,12 +45,16 @@ class Position(NamedTuple):
 class Outcome(NamedTuple):
     """What a step did. `read()` waits for the device and gives (metrics, sample rows).
 
-    Raises (from read):
+    `check()` looks at the rewards of a fused step, which nobody has seen before the update; hosted steps are checked
+    before it.
+
+    Raises (from check):
       RewardError: too many of the step's rewards are invalid.
     """
 
     step: int
     read: Callable[[], tuple[dict[str, Any], list[dict]]]
+    check: Callable[[], None] = lambda: None
 
 
 def guard_rewards(config: Config, step: int, valid_B) -> None:
@@ -61,8 +65,8 @@ def guard_rewards(config: Config, step: int, valid_B) -> None:
         raise RewardError(
             f"Step {step}: {invalid:.0%} of the rewards are invalid (first in row {int(np.argmin(valid))}: NaN, "
             f"infinite, None, an exception, or no reference), more than guard.max_invalid_share = "
-            f"{config.guard.max_invalid_share:.0%}. Rewards of this run: {', '.join(config.reward.functions)}. Mend the "
-            "reward and run the same command: it goes on from the saved state."
+            f"{config.guard.max_invalid_share:.0%}. Rewards of this run: {', '.join(config.reward.functions)}. Mend "
+            "them and run the same command: it goes on from the last step that was saved."
         )
 
 
@@ -114,14 +118,20 @@ def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Iter
     """Steps with the host between rollout, reward and update: num_iterations updates on each rollout batch.
 
     Ends when a stop is requested; a rollout under way is then dropped (its keys derive from the step).
+
+    Raises:
+      ConfigError: (before the first step is asked for) a reward that cannot be made.
     """
-    config = experiment.config
-    collect, update = make_collect(experiment), make_update(experiment.policy.spec, config)
+    collect, update = make_collect(experiment), make_update(experiment.policy.spec, experiment.config)
+    return _hosted(experiment.config, experiment.sampler, position, ref_params, collect, update)
+
+
+def _hosted(config: Config, sampler: Sampler, position: Position, ref_params, collect: Callable, update: Callable):
     step, state, cursor, batch = position
     while not stop_requested():
         timer, describe = PhaseTimer(), None
         if batch is None:
-            prompts, next_cursor = next_batch(experiment.sampler, cursor)
+            prompts, next_cursor = next_batch(sampler, cursor)
             try:
                 batch, describe = collect(step, prompts, state.params, timer)
             except Interrupted:
@@ -153,28 +163,35 @@ def _reader(metrics: dict[str, Any], describe: Callable | None):
 
 
 def fused_steps(experiment: Experiment, position: Position, ref_params) -> Iterator[tuple[Position, Outcome]]:
-    """Steps of one program each; the host only feeds prompts."""
+    """Steps of one program each; the host only feeds prompts.
+
+    Raises:
+      ConfigError: (before the first step is asked for) a configuration that cannot be fused.
+    """
     config, policy, encoder = experiment.config, experiment.policy, experiment.encoder
     check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint)
     fused = make_fused_step(policy.spec, encoder.spec, config)
     tables, sampling = token_tables(experiment), run_sampling(experiment)
-    step, state, cursor, _ = position
-    while not stop_requested():
-        prompts, cursor = next_batch(experiment.sampler, cursor)
-        state, metrics, rollout, scores = fused(
-            state, ref_params, encoder.params, device_prompts(experiment, prompts),
-            device_pivots(experiment, prompts), tables, sampling, step_key(config.train.seed, jnp.int32(step)),
-        )  # fmt: skip
-        step += 1
-        outcome = Outcome(step, _fused_reader(experiment, step, prompts, metrics, rollout, scores))
-        yield Position(step, state, cursor, None), outcome
+
+    def run() -> Iterator[tuple[Position, Outcome]]:
+        step, state, cursor, _ = position
+        while not stop_requested():
+            prompts, cursor = next_batch(experiment.sampler, cursor)
+            state, metrics, rollout, scores = fused(
+                state, ref_params, encoder.params, device_prompts(experiment, prompts),
+                device_pivots(experiment, prompts), tables, sampling, step_key(config.train.seed, jnp.int32(step)),
+            )  # fmt: skip
+            step += 1
+            outcome = _fused_outcome(experiment, step, prompts, metrics, rollout, scores)
+            yield Position(step, state, cursor, None), outcome
+
+    return run()
 
 
-def _fused_reader(experiment: Experiment, step: int, prompts, metrics, rollout: Rollout, scores: Scores):
+def _fused_outcome(experiment: Experiment, step: int, prompts, metrics, rollout: Rollout, scores: Scores) -> Outcome:
     def read():
         rows = [prompt for prompt in prompts for _ in range(experiment.config.algo.num_generations)]
         host, host_scores = jax.device_get((rollout, scores))
-        guard_rewards(experiment.config, step, host_scores.valid_B)
         parts = dict(host_scores.parts)
         right_B = parts.pop("right_language") > 0
         each = {"cosine": Scores(parts.pop("value"), host_scores.valid_B, parts)}
@@ -182,7 +199,10 @@ def _fused_reader(experiment: Experiment, step: int, prompts, metrics, rollout: 
         texts = completions(host, experiment.policy.tokenizer)
         return described | jax.device_get(metrics), sample_rows(step, rows, texts, host_scores, each)
 
-    return read
+    def check():
+        guard_rewards(experiment.config, step, jax.device_get(scores.valid_B))
+
+    return Outcome(step, read, check)
 
 
 def batch_shapes(experiment: Experiment) -> TrainBatch:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.algos.advantages import reward_metrics as group_metrics
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
@@ -125,16 +126,9 @@ def reward_metrics(batch: TrainBatch, adv_B, config: Config) -> dict[str, jax.Ar
     G, R = config.algo.num_generations, config.rollout.max_completion_length
     rollout, valid_B = batch.rollout, batch.valid_B
     reward_PG, valid_PG = batch.reward_B.reshape(-1, G), valid_B.reshape(-1, G)
-    high = jnp.where(valid_PG, reward_PG, -jnp.inf).max(axis=1)
-    low = jnp.where(valid_PG, reward_PG, jnp.inf).min(axis=1)
-    mean_P1 = masked_mean(reward_PG, valid_PG, axis=1)[:, None]
-    spread_P = jnp.sqrt(masked_mean(jnp.square(reward_PG - mean_P1), valid_PG, axis=1) * (G / max(G - 1, 1)))
     lengths = rollout.lengths_B.astype(jnp.float32)
-    return {
-        "reward": masked_mean(batch.reward_B, valid_B),
-        "reward_std": spread_P.mean(),
-        "frac_reward_zero_std": (high - low <= 1e-6).astype(jnp.float32).mean(),
-        "reward/invalid_share": 1 - valid_B.astype(jnp.float32).mean(),
+    return group_metrics(reward_PG, valid_PG) | {
+        "reward/invalid_share": (~valid_B).astype(jnp.float32).mean(),
         "advantages/std": jnp.sqrt(masked_mean(jnp.square(adv_B), valid_B)),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
@@ -157,7 +151,7 @@ def apply_update(state: TrainState, grads, config: Config) -> tuple[TrainState, 
         skipped=state.skipped + (~finite).astype(jnp.int32),
     )
     metrics = {
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
         "skipped_updates": new_state.skipped,
     }

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rollout.sampling import (
     block_size,
     inverse_cdf,
@@ -157,6 +158,8 @@ def test_is_eos():
     settings = sampling_params(1.0, 1.0, 0, (3, 0))
     assert is_eos(jnp.array([0, 1, 2, 3]), settings).tolist() == [True, False, False, True]
     assert not is_eos(jnp.array([0, 1]), sampling_params(1.0, 1.0, 0, ())).any()
+    with pytest.raises(ConfigError, match="9 end-of-sequence ids.*at most 8"):
+        sampling_params(1.0, 1.0, 0, tuple(range(9)))
 
 
 def test_row_keys_derive_from_ids_alone():

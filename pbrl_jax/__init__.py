@@ -1,0 +1,129 @@
+"""pbrl_jax: a multilingual policy, trained by reinforcement against English pivot references.
+
+The names a user imports. Functions are pure and can be traced by `jax.jit`, except the ones that read or write text
+and files. Shapes are in the axis letters of `pbrl_jax.core.records`; errors are subclasses of `PbrlError`.
+
+Models (weights, spec and tokenizer together):
+
+  load_policy(directory, mesh=None, dtype=None) -> Policy(spec, params, tokenizer, fingerprint)
+  Policy.logits(params, tokens_BT, mask_BT) -> float32 [B, T, V]
+  save_policy(policy, directory)
+  load_encoder(directory, max_length=None, prefix='') -> Encoder
+  Encoder.embed(texts) -> unit vectors [N, E]
+  save_encoder(encoder, directory)
+
+Text:
+
+  load_tokenizer(source) -> Tokenizer
+  format_prompts(questions, codes, tokenizer, style='plain') -> lists of token ids
+  extract_answer(text, code, *, fallback=False) -> str | None
+  split_response(text, code) -> (reasoning, answer)
+  same_answer(a, b) -> bool
+  identify_language(text, languages) -> str | None
+  is_right_language(text, language, languages) -> bool | None
+
+Rollout:
+
+  pad_prompts(token_lists, length, row_ids, pad_id=0) -> PromptBatch
+  sampling_params(temperature, top_p, top_k, eos_ids) -> SamplingParams
+  step_key(seed, step) -> key
+  generate(policy_params, prompts, key, sampling, *, spec, config, algo=AlgoConfig()) -> Rollout
+  completions(rollout, tokenizer) -> list of B strings
+
+Rewards:
+
+  cosine_reward(encoder_params, tokens_BS, mask_BS, pivot_BE, *, spec) -> reward_B
+  make_reward(config, assets) -> function(RewardInputs) -> Combined(total, each, right_language_B)
+  PivotStore(directory, writes=True): English references and their vectors on disk
+
+Algorithm and update:
+
+  group_advantages(reward_PG, valid_PG, *, scale, epsilon, leave_one_out=False) -> adv_PG
+  policy_loss(logp_BR, old_logp_BR, adv_B, mask_BR, *, config, ref_logp_BR=None, max_completion_length=None,
+              count_masked_rows=False) -> (sum, count, metrics)
+  make_optimizer(config) -> optax.GradientTransformation
+  new_state(params, optimizer) -> TrainState
+  make_update(spec, config) -> compiled (state, ref_params, batch, bucket=0) -> (state, metrics)
+  make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
+              sampling, key) -> (state, metrics, rollout, scores)
+
+Configuration:
+
+  Config: one frozen tree of settings; its sections (AlgoConfig, ...) are in pbrl_jax.core.config
+  with_values(config, **sections) -> Config
+  validate(config, device_count)
+
+Each name is imported on first use: `import pbrl_jax` alone loads neither JAX nor a tokenizer.
+"""
+
+import importlib
+
+#: Public name -> the module it lives in.
+NAMES = {
+    "AlgoConfig": "core.config",
+    "CheckpointError": "core.errors",
+    "Config": "core.config",
+    "ConfigError": "core.errors",
+    "DataError": "core.errors",
+    "DecoderSpec": "models.specs",
+    "Encoder": "assets.encoder",
+    "EncoderSpec": "models.specs",
+    "PbrlError": "core.errors",
+    "PivotBatch": "train.fused",
+    "PivotStore": "pivots.store",
+    "PivotVectors": "rewards.inputs",
+    "Policy": "assets.policy",
+    "Prompt": "core.records",
+    "PromptBatch": "core.records",
+    "Reference": "core.records",
+    "RewardAssets": "rewards.combine",
+    "RewardError": "core.errors",
+    "RewardInputs": "rewards.inputs",
+    "Rollout": "core.records",
+    "SamplingParams": "core.records",
+    "Scores": "core.records",
+    "TokenTables": "train.fused",
+    "TrainBatch": "core.records",
+    "TrainState": "core.records",
+    "completions": "rollout.decode",
+    "cosine_reward": "rewards.cosine",
+    "extract_answer": "text.answers",
+    "format_prompts": "text.prompts",
+    "generate": "rollout.generate",
+    "group_advantages": "algos.advantages",
+    "identify_language": "text.langid",
+    "is_right_language": "text.langid",
+    "load_encoder": "assets.encoder",
+    "load_policy": "assets.policy",
+    "load_tokenizer": "text.tokenizers",
+    "make_fused_step": "train.fused",
+    "make_optimizer": "train.optimizer",
+    "make_reward": "rewards.combine",
+    "make_update": "train.update",
+    "new_state": "train.state",
+    "pad_prompts": "data.batches",
+    "policy_loss": "algos.grpo",
+    "same_answer": "text.answers",
+    "sampling_params": "rollout.sampling",
+    "save_encoder": "assets.encoder",
+    "save_policy": "assets.policy",
+    "split_response": "text.answers",
+    "step_key": "rollout.sampling",
+    "validate": "core.validate",
+    "with_values": "core.config",
+}
+
+__all__ = list(NAMES)
+
+
+def __getattr__(name: str):
+    """A public name, imported from its module when it is first asked for."""
+    if name not in NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *NAMES})

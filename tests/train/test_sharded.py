@@ -1,0 +1,130 @@
+"""Eight virtual devices compute what one computes: rollout and update on several meshes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_policy import (
+    compilations,
+    largest_difference,
+    quick_compiles,  # noqa: F401
+    tiny_batch,
+    tiny_config,
+    tiny_params,
+    tiny_spec,
+)
+
+from pbrl_jax.core.config import MeshConfig, OptimConfig, with_values
+from pbrl_jax.core.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.packing import choose_bucket
+from pbrl_jax.rollout.sampling import sampling_params
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
+from pbrl_jax.train.update import make_update
+
+pytestmark = pytest.mark.serial
+
+SPEC = tiny_spec(vocab_size=64)
+P, G, R = 8, 2, 12
+LENGTHS = (1, 12, 5, 7, 12, 2, 3, 3, 8, 1, 6, 6, 4, 9, 2, 10)
+OPTIM = dataclasses.asdict(OptimConfig(learning_rate=1e-2, eps=1e-2, weight_decay=0.1))
+CONFIG = tiny_config(G, R, algo={"beta": 0.0}, optim=OPTIM, log={"entropy": False}, train={"logprob_chunk": 64})
+TOLERANCE = 1e-6
+SAMPLING = sampling_params(0.9, 1.0, 0, (4, 9, 13, 21))
+
+#: Mesh sizes (data, fsdp, tensor); prompt groups per microbatch; whether the update runs on packed responses.
+MESHES = {
+    "2x2x2": ((2, 2, 2), 4, False),
+    "8x1x1": ((8, 1, 1), 0, True),
+    "1x8x1": ((1, 8, 1), 0, False),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eight_devices():
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, found {jax.device_count()}: PBRL_TEST_DEVICES=8 python -m pytest -m serial")
+
+
+def the_batch():
+    return tiny_batch(SPEC, (5, 2, 4, 3, 1, 5, 2, 4), 5, LENGTHS, R)
+
+
+def sampler():
+    """A program of its own for each mesh: jit's cache does not look at the mesh that `constrain` sees."""
+    return jax.jit(functools.partial(generate_samples, spec=SPEC, samples=G, max_length=8))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """(rollout, state, metrics) on one device."""
+    params, batch = tiny_params(SPEC), the_batch()
+    rollout = sampler()(params, batch.prompts, jax.random.key(3), SAMPLING)
+    assert rollout.lengths_B.min() < 4 and rollout.lengths_B.max() == 8
+    state, metrics = make_update(SPEC, CONFIG)(new_state(params, make_optimizer(CONFIG.optim)), None, batch)
+    params = tiny_params(SPEC)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, params)
+    assert min(jax.tree.leaves(moved)) > 100 * TOLERANCE
+    return jax.tree.map(np.array, (rollout, state, metrics))
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_rollout_equals_one_device(name, alone):
+    mesh = make_mesh(MeshConfig(*MESHES[name][0]))
+    params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
+    prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        rollout = sampler()(params, prompts, jax.random.key(3), SAMPLING)
+    assert len(rollout.tokens_BR.sharding.device_set) == 8
+    for field in ("tokens_BR", "lengths_B", "truncated_B"):
+        np.testing.assert_array_equal(getattr(rollout, field), getattr(alone[0], field))
+    np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_update_equals_one_device(name, alone, caplog):
+    """One step; then another from its result, which must lie where the first began, so that nothing is compiled."""
+    sizes, microbatch, packed = MESHES[name]
+    mesh = make_mesh(MeshConfig(*sizes))
+    optimizer = make_optimizer(CONFIG.optim)
+    shardings = state_shardings(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
+    state = place_state(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
+    batch = jax.device_put(the_batch(), batch_sharding(mesh))
+    bucket = choose_bucket(np.array(LENGTHS), G, R) if packed else 0
+    assert bool(bucket) == packed
+    update = make_update(SPEC, with_values(CONFIG, train={"microbatch_prompts": microbatch}))
+    with jax.set_mesh(mesh):
+        state, metrics = update(state, None, batch, bucket=bucket)
+        assert largest_difference(state, alone[1]) < TOLERANCE
+        for metric, value in alone[2].items():
+            np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
+        stayed = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state, shardings)
+        assert all(jax.tree.leaves(stayed))
+        with compilations(caplog) as found:
+            state, _ = update(state, None, batch, bucket=bucket)
+    assert not [text for text in found if "update_step" in text]
+    assert state.step == 2
+
+
+def test_state_lies_on_the_mesh():
+    """Moments lie where their parameters lie; the caller's parameters are copies and outlive the state."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    params, optimizer = tiny_params(SPEC), make_optimizer(CONFIG.optim)
+    state = place_state(params, optimizer, decoder_axes(SPEC), mesh)
+    kernel = state.params["layers"]["mlp"]["up"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 16 // 2, 24 // 2)}
+    leaves = dict(jax.tree_util.tree_leaves_with_path(state.opt_state))
+    moments = [leaf for path, leaf in leaves.items() if "up" in str(path)]
+    assert len(moments) == 2 and all(moment.sharding == kernel.sharding for moment in moments)
+    assert state.step.sharding.is_equivalent_to(replicated(mesh), 0)
+    abstract = abstract_state(state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.sharding), state
+    )
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    assert jnp.isfinite(params["embed"]).all()
