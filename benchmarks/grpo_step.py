@@ -130,7 +130,8 @@ def device_prompts(flags, ids: list[list[int]], step: int) -> PromptBatch:
 def even_share_rewards(rollout: Rollout) -> np.ndarray:
     """The shared reward of every response, on the host."""
     tokens, lengths = np.asarray(rollout.tokens_BR), np.asarray(rollout.lengths_B)
-    return np.array([workload.even_share(row[:length].tolist()) for row, length in zip(tokens, lengths)], np.float32)
+    rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
+    return np.array([workload.even_share(row[:length]) for row, length in rows], np.float32)
 
 
 def possible_buckets(flags) -> tuple[int, ...]:

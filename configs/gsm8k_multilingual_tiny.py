@@ -56,5 +56,5 @@ def get_config() -> Config:
         train=TrainConfig(max_steps=100, prompts_per_step=16, save_steps=20),
         sft=SftConfig(steps=200, batch_size=32),
         contrastive=ContrastiveConfig(steps=200, batch_size=64),
-        eval=EvalConfig(source="mgsm", languages=MGSM_LANGUAGES, limit=8, batch_size=22, max_prompt_length=1664),
+        eval=EvalConfig(source="mgsm", languages=MGSM_LANGUAGES, limit=4, batch_size=22, max_prompt_length=1664),
     )

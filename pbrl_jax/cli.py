@@ -4,11 +4,12 @@ Imports stay inside the verbs, so that `--help` and bad input answer at once.
 """
 
 import argparse
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from pbrl_jax.core.errors import PbrlError, did_you_mean
+from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
 
 USAGE = """usage: pbrl VERB [arguments] [--debug]
 
@@ -28,10 +29,13 @@ def config_verb(name: str, description: str) -> Callable[[Sequence[str]], None]:
     """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`."""
 
     def run(arguments: Sequence[str]) -> None:
-        parser = argparse.ArgumentParser(prog=f"pbrl {name}", description=description, add_help=False)
-        parser.add_argument("config")
-        parser.add_argument("--workdir", required=True)
-        parser.add_argument("--dry-run", action="store_true")
+        parser = argparse.ArgumentParser(
+            prog=f"pbrl {name}", description=description, add_help=False, allow_abbrev=False
+        )
+        parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
+        parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run goes on")
+        parser.add_argument("--dry-run", action="store_true", help="check the settings and print them; load nothing")
+        parser.add_argument("--devices", type=int, help="with --dry-run: check for a host with so many devices")
         if not arguments or arguments[0] in ("-h", "--help"):
             parser.print_help()
             print("\nSettings (--section.field VALUE): pbrl", name, "configs/tiny_cpu.py --help")
@@ -45,8 +49,10 @@ def config_verb(name: str, description: str) -> Callable[[Sequence[str]], None]:
         if known.dry_run:
             from pbrl_jax.run.dry_run import main as dry_run
 
-            dry_run(config)
+            dry_run(config, known.devices)
             return
+        if known.devices is not None:
+            raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
         importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir)
@@ -101,6 +107,14 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 
 
+def disk_problem(error: OSError) -> str:
+    """What the operating system refused, and what to do about it."""
+    what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{what}. Free space on the disk and run the same command: it goes on from the last step that was saved."
+    return f"{what}. Check the path, and that it can be read and written to."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status is 0, or 1 after one clear message on bad input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -119,6 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a missing file, a folder that may not be written to
+        if debug:
+            traceback.print_exc()
+        print(f"Error: {disk_problem(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from the last step that was saved.", file=sys.stderr)
+        return 130
     except Exception as error:  # an exhausted device is the user's to solve; all else is ours and shows itself
         if debug or "RESOURCE_EXHAUSTED" not in str(error):
             raise

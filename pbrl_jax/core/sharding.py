@@ -36,7 +36,8 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
     """
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise ConfigError(f"mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: each is positive, at most one is -1.")
+        found = dict(zip(MESH_AXES, sizes, strict=True))
+        raise ConfigError(f"mesh sizes {found}: each must be positive; at most one may be -1.")
     known = 1
     for size in sizes:
         known *= size if size != -1 else 1

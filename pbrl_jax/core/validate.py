@@ -1,5 +1,7 @@
 """Checks across fields, before anything is loaded; and the batch arithmetic in words."""
 
+import math
+
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 from pbrl_jax.core.sharding import mesh_shape
@@ -18,12 +20,16 @@ CHOICES = {
     "optim.schedule": ("constant", "linear", "cosine"),
 }
 
-#: Inclusive bounds of numbers.
+#: Inclusive bounds of numbers; None is no bound. A field that holds None is not looked at.
 BOUNDS = {
+    "pivot.max_completion_length": (1, None),
+    "pivot.temperature": (0, None),
+    "encoder.max_length": (1, None),
     "algo.num_generations": (1, None),
     "algo.num_iterations": (1, None),
     "algo.beta": (0, None),
-    "algo.epsilon": (0, None),
+    "algo.epsilon": (0, 1),
+    "algo.epsilon_high": (0, None),
     "algo.advantage_epsilon": (0, None),
     "reward.answer_weight": (0, 1),
     "rollout.max_prompt_length": (1, None),
@@ -32,8 +38,18 @@ BOUNDS = {
     "rollout.top_p": (1e-6, 1),
     "rollout.top_k": (0, None),
     "rollout.segment_length": (1, 128),
+    "data.limit": (0, None),
     "data.english_share": (0, 1),
+    "data.vocab_size": (1, None),
     "optim.learning_rate": (0, None),
+    "optim.warmup_steps": (0, None),
+    "optim.schedule_steps": (0, None),
+    "optim.min_learning_rate_share": (0, 1),
+    "optim.weight_decay": (0, None),
+    "optim.b1": (0, 1),
+    "optim.b2": (0, 1),
+    "optim.eps": (0, None),
+    "optim.max_grad_norm": (0, None),
     "train.prompts_per_step": (1, None),
     "train.microbatch_prompts": (0, None),
     "train.logprob_chunk": (1, None),
@@ -42,7 +58,22 @@ BOUNDS = {
     "train.save_total_limit": (1, None),
     "train.eval_steps": (0, None),
     "train.logging_steps": (1, None),
-    "encoder.max_length": (1, None),
+    "train.seed": (0, 2**31 - 1),
+    "sft.steps": (1, None),
+    "sft.batch_size": (1, None),
+    "sft.learning_rate": (0, None),
+    "sft.warmup_steps": (0, None),
+    "sft.english_rows": (1, None),
+    "sft.warm_rows_per_language": (1, None),
+    "contrastive.steps": (1, None),
+    "contrastive.batch_size": (2, None),
+    "contrastive.learning_rate": (0, None),
+    "contrastive.temperature": (1e-6, None),
+    "contrastive.hard_negatives": (0, None),
+    "eval.limit": (0, None),
+    "eval.batch_size": (1, None),
+    "eval.max_prompt_length": (0, None),
+    "log.samples_per_step": (0, None),
     "guard.max_invalid_share": (0, 1),
 }
 
@@ -69,9 +100,15 @@ def validate(config: Config, device_count: int) -> None:
             raise ConfigError(f"{path} is {value!r}. {did_you_mean(str(value), known)}")
     for path, (low, high) in BOUNDS.items():
         value = field_value(config, path)
-        if value < low or (high is not None and value > high):
+        # Written so that a NaN, which compares with nothing, is refused.
+        if value is not None and not (low <= value <= (math.inf if high is None else high)) or value == math.inf:
             limit = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ConfigError(f"{path} is {value}; expected {limit}.")
+    if config.sft.warmup_steps >= config.sft.steps:
+        raise ConfigError(
+            f"sft.warmup_steps is {config.sft.warmup_steps}, expected fewer than sft.steps={config.sft.steps}. "
+            f"Use --sft.warmup-steps {config.sft.steps // 10}."
+        )
     _check_groups(config)
     _check_batch(config, device_count)
 

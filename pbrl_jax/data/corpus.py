@@ -5,7 +5,9 @@ here; single prompts and responses go through `pbrl_jax.text.tokenizers`, whose 
 seconds to import and would claim the accelerator: it is imported inside these functions only and sees no GPU.
 """
 
+import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -82,8 +84,9 @@ def stream_corpus(
 
 def _through_tensorflow(texts, tokenizer, max_length: int, room: int, prefix, suffix) -> Iterator[EncodedTexts]:
     tf, tf_text = tensorflow_without_accelerator()
-    model = tf_text.SentencepieceTokenizer(model=tokenizer.model_bytes, out_type=tf.int32)
-    begin, end = (tf.constant(list(ids), tf.int32) for ids in (prefix, suffix))
+    with _quiet_stderr():
+        model = tf_text.SentencepieceTokenizer(model=tokenizer.model_bytes, out_type=tf.int32)
+        begin, end = (tf.constant(list(ids), tf.int32) for ids in (prefix, suffix))
 
     def encode(batch):
         ragged = model.tokenize(batch)
@@ -95,13 +98,18 @@ def _through_tensorflow(texts, tokenizer, max_length: int, room: int, prefix, su
         padded = joined.to_tensor(default_value=tokenizer.pad_id, shape=[None, max_length])
         return padded, tf.cast(joined.row_lengths(), tf.int32), whole > room
 
-    pipeline = (
-        tf.data.Dataset.from_tensor_slices(list(texts))
-        .batch(BATCH)
-        .map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-    for batch in pipeline.as_numpy_iterator():
+    # The runtime starts with the first batch, and reports on devices that are not there.
+    with _quiet_stderr():
+        pipeline = (
+            tf.data.Dataset.from_tensor_slices(list(texts))
+            .batch(BATCH)
+            .map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+        batches = pipeline.as_numpy_iterator()
+        first = next(batches)
+    yield EncodedTexts(*first)
+    for batch in batches:
         yield EncodedTexts(*batch)
 
 
@@ -140,11 +148,13 @@ def encode_pairs(
 def tensorflow_without_accelerator():
     """(tensorflow, tensorflow_text), kept off the accelerator that JAX owns."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
-    import tensorflow_text
+    with _quiet_stderr():
+        import tensorflow as tf
+        import tensorflow_text
 
     try:
-        tf.config.set_visible_devices([], "GPU")
+        with _quiet_stderr():
+            tf.config.set_visible_devices([], "GPU")
     except RuntimeError as error:
         # TensorFlow is already running in this process; it may have claimed the accelerator.
         if tf.config.get_visible_devices("GPU"):
@@ -153,3 +163,17 @@ def tensorflow_without_accelerator():
                 "tf.config.set_visible_devices([], 'GPU') first."
             ) from error
     return tf, tensorflow_text
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keeps native libraries from writing to the terminal; Python errors still show, as they are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -34,10 +34,13 @@ QKV_BIAS_AXES = (
 )
 UNTIED_AXES = ((r"lm_head", ("width", "vocab")),)
 
+#: Models of at most so many layers are decoded without a scan.
+UNSTACKED_LAYERS = 8
+
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -113,8 +116,27 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
 
 
 def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
-    """Final hidden states [X, L, D] and the cache."""
-    return Decoder(spec).apply({"params": params}, tokens_XL, positions_XL, layout, cache)
+    """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`."""
+    if not isinstance(params["layers"], tuple):
+        return Decoder(spec).apply({"params": params}, tokens_XL, positions_XL, layout, cache)
+    carry = params["embed"].astype(spec.dtype)[tokens_XL], cache
+    rope = rope_tables(positions_XL, spec)
+    for index, layer_params in enumerate(params["layers"]):
+        carry, _ = DecoderLayer(spec).apply({"params": layer_params}, carry, index, rope, layout)
+    hidden, cache = carry
+    return RMSNorm(spec.norm_eps).apply({"params": params["final_norm"]}, hidden), cache
+
+
+def unstack_layers(params, spec: DecoderSpec):
+    """Parameters with one tree per layer, for decoding with few layers.
+
+    A scan copies a layer's weights out of their stack at every token, which for a small batch costs as much as the
+    products themselves. With many layers the program would grow with depth: they stay stacked.
+    """
+    if spec.layers > UNSTACKED_LAYERS:
+        return params
+    layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(spec.layers))
+    return {**params, "layers": layers}
 
 
 def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:

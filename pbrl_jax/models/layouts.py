@@ -17,30 +17,31 @@ from pbrl_jax.models.attention import Visibility, attend, merge_attention
 
 @pytree
 class KVCache:
-    """Keys and values of all layers, [N, rows, positions, K, C]."""
+    """Keys and values of all layers, [N, rows, K, positions, C]: heads before positions, as the products want them."""
 
-    key: Float[Array, "N X S K C"]
-    value: Float[Array, "N X S K C"]
+    key: Float[Array, "N X K S C"]
+    value: Float[Array, "N X K S C"]
 
     def layer(self, index, positions: int | None = None) -> tuple[jax.Array, jax.Array]:
-        """One layer's first `positions` keys and values (all without a number)."""
-        N, X, S, K, C = self.key.shape
-        size = (1, X, S if positions is None else positions, K, C)
-        start = (index, 0, 0, 0, 0)
-        return jax.lax.dynamic_slice(self.key, start, size)[0], jax.lax.dynamic_slice(self.value, start, size)[0]
+        """One layer's first `positions` keys and values (all without a number), [rows, positions, K, C]."""
+        N, X, K, S, C = self.key.shape
+        size, start = (1, X, K, S if positions is None else positions, C), (index, 0, 0, 0, 0)
+        key, value = (jax.lax.dynamic_slice(part, start, size)[0] for part in (self.key, self.value))
+        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
 
     def write(self, index, position, key_XSKC, value_XSKC) -> "KVCache":
         """The cache with new entries at (layer, every row, position...); in place where the compiler may."""
-        start = (index, 0, position, 0, 0)
-        return KVCache(
-            jax.lax.dynamic_update_slice(self.key, key_XSKC[None].astype(self.key.dtype), start),
-            jax.lax.dynamic_update_slice(self.value, value_XSKC[None].astype(self.value.dtype), start),
-        )
+        start = (index, 0, 0, position, 0)
+
+        def put(part, new):
+            return jax.lax.dynamic_update_slice(part, jnp.swapaxes(new, 1, 2)[None].astype(part.dtype), start)
+
+        return KVCache(put(self.key, key_XSKC), put(self.value, value_XSKC))
 
 
 def empty_cache(spec, rows: int, positions: int) -> KVCache:
     """A cache of zeros in the spec's compute type."""
-    shape = (spec.layers, rows, positions, spec.kv_heads, spec.head_dim)
+    shape = (spec.layers, rows, spec.kv_heads, positions, spec.head_dim)
     return KVCache(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
 
 

@@ -83,7 +83,9 @@ DECODERS = {
     "quickstart": DecoderSpec(
         vocab_size=2000, width=128, layers=4, heads=4, kv_heads=4, head_dim=32, ffn=384, qk_norm=True
     ),
-    "small": DecoderSpec(vocab_size=8192, width=256, layers=4, heads=8, kv_heads=4, head_dim=32, ffn=1024, qk_norm=True),
+    "small": DecoderSpec(
+        vocab_size=8192, width=256, layers=4, heads=8, kv_heads=4, head_dim=32, ffn=1024, qk_norm=True
+    ),
     "llama31_8b": DecoderSpec(
         vocab_size=128_256, width=4096, layers=32, heads=32, kv_heads=8, head_dim=128, ffn=14_336,
         rope_theta=500_000.0, rope_scaling=Llama3Scaling(), norm_eps=1e-5, tied_embeddings=False,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.config import AlgoConfig, RolloutConfig
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
-from pbrl_jax.models.decoder import hidden_states, logits_of
+from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
 from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
@@ -88,6 +88,7 @@ def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: 
       window: cached positions that attention looks at.
     """
     last_slot = jnp.minimum(stop, window - 1)
+    params = unstack_layers(params, spec)
 
     def body(state: DecodeState) -> DecodeState:
         layout = DecodeStep(state.prompt, state.prompt_valid_PT, state.slot, window)

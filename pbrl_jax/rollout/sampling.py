@@ -49,7 +49,12 @@ def row_keys(key: jax.Array, row_ids_P: Int[Array, "P"], samples: int) -> jax.Ar
 
 
 def truncate(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
-    """Remove what top-k and top-p leave out: k best first, then the smallest set that reaches mass top_p.
+    """Remove what top-k and top-p leave out (see smallest_kept)."""
+    return jnp.where(logits_BV >= smallest_kept(logits_BV, params), logits_BV, REMOVED)
+
+
+def smallest_kept(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B 1"]:
+    """The smallest logit that top-k and top-p keep: k best first, then the smallest set that reaches mass top_p.
 
     The best token is always kept, whatever top_p is.
     """
@@ -60,8 +65,7 @@ def truncate(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Ar
     probs_BV = jax.nn.softmax(jnp.where(rank_1V < kept_k, sorted_BV, REMOVED), axis=-1)
     mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
     kept_BV = (rank_1V < kept_k) & ((mass_before_BV < params.top_p) | (rank_1V == 0))
-    smallest_B1 = jnp.where(kept_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)
-    return jnp.where(logits_BV >= smallest_B1, logits_BV, REMOVED)
+    return jnp.where(kept_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)
 
 
 def block_size(vocab: int) -> int:
@@ -113,14 +117,22 @@ def sample(
     greedy = params.temperature <= 0
     tempered_BV = logits_BV / jnp.where(greedy, 1.0, params.temperature).astype(logits_BV.dtype)
     truncated = (params.top_p < 1) | (params.top_k > 0)
-    kept_BV = jax.lax.cond(truncated, lambda x: truncate(x, params), lambda x: x, tempered_BV)
+    # Only a threshold per row comes out of the branch: the sort is not paid for, and no copy made, when it is off.
+    smallest_B1 = jax.lax.cond(
+        truncated,
+        lambda x: smallest_kept(x, params),
+        lambda x: jnp.full_like(x[:, :1], -jnp.inf),
+        tempered_BV,
+    )
     top_B1 = tempered_BV.max(axis=-1, keepdims=True)
+    weights_BV = jnp.exp(tempered_BV - top_B1)
     uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, token_index)))(keys_B)
-    sampled_B = inverse_cdf(jnp.exp(kept_BV - top_B1), uniform_B.astype(logits_BV.dtype))
+    sampled_B = inverse_cdf(
+        jnp.where(tempered_BV >= smallest_B1, weights_BV, 0.0), uniform_B.astype(logits_BV.dtype)
+    )
     token_B = jnp.where(greedy, jnp.argmax(tempered_BV, axis=-1).astype(jnp.int32), sampled_B)
     chosen_B = jnp.take_along_axis(tempered_BV, token_B[:, None], axis=-1)[:, 0]
-    lse_B = top_B1[:, 0] + jnp.log(jnp.exp(tempered_BV - top_B1).sum(axis=-1))
-    return token_B, chosen_B - lse_B
+    return token_B, chosen_B - top_B1[:, 0] - jnp.log(weights_BV.sum(axis=-1))
 
 
 def is_eos(token_B: Int[Array, "B"], params: SamplingParams) -> jax.Array:

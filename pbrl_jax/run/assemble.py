@@ -2,48 +2,78 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
+from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.assets.encoder import Encoder, load_encoder
 from pbrl_jax.assets.policy import Policy, load_policy
+from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.core.config import Config
-from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.core.serialize import to_json
+from pbrl_jax.core.serialize import from_json
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.core.validate import batch_arithmetic, validate
 from pbrl_jax.data.batches import make_sampler
 from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
-from pbrl_jax.data.sources import quickstart
+from pbrl_jax.data.sources import SOURCES, quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
+from pbrl_jax.models.attention import KERNELS
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.pivots.generate import attach_references
-from pbrl_jax.pivots.store import PivotStore, open_store
-from pbrl_jax.rewards.inputs import PivotVectors
+from pbrl_jax.pivots.store import open_store
+from pbrl_jax.rewards.combine import check_reward
+from pbrl_jax.rewards.user import load_function
+from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.fused import check_fusable
+from pbrl_jax.train.optimizer import make_schedule
 
 #: Sentences a vocabulary is trained on, at most; more changes little.
 VOCABULARY_SENTENCES = 60_000
 
 
-def check_start(config: Config) -> None:
-    """Everything that can be refused before anything is loaded."""
+def check_start(config: Config, device_count: int | None = None) -> None:
+    """Everything that can be refused before anything is loaded; `device_count` stands for the devices of this host."""
     if jax.process_count() > 1:
         raise ConfigError("This version trains on one host (with all its devices). Start it on a single host.")
-    check_languages(config.data.languages)
-    if config.eval.languages:
-        check_languages(config.eval.languages)
-    validate(config, jax.device_count())
+    for languages in (config.data.languages, config.eval.languages or config.data.languages):
+        check_languages(languages)
+    for source in (config.data.source, config.eval.source or config.data.source):
+        lookup(SOURCES, source, "data source")
+    lookup(DECODERS, config.policy.preset, "policy preset")
+    lookup(ENCODERS, config.encoder.preset, "encoder preset")
+    lookup(KERNELS, config.policy.attention, "attention kernel")
+    lookup(ALGORITHMS, config.algo.name, "algorithm")
+    check_reward(config.reward)
+    make_schedule(config.optim)
+    validate(config, jax.device_count() if device_count is None else device_count)
+
+
+def refuse_other_experiment(config: Config, work: WorkDir) -> None:
+    """Before anything is written: a work directory whose checkpoints are those of another configuration.
+
+    Raises:
+      CheckpointError: names every identity field that differs.
+    """
+    for _, folder in list_checkpoints(work.checkpoints):
+        try:
+            saved = read_meta(folder).get("config")
+        except CheckpointError:
+            continue  # damaged: an older one may tell, and the restore says so
+        if saved is not None:
+            check_same_experiment(from_json(saved), config, {}, {})
+        return
 
 
 def use_compilation_cache(config: Config) -> None:
@@ -74,15 +104,24 @@ def vocabulary_lines(config: Config, prompts: Sequence[Prompt]) -> tuple[list[st
 
 
 def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Tokenizer:
-    """The policy's tokenizer: its own, the configured one, or a vocabulary trained once and kept in the work folder."""
+    """The policy's tokenizer: its own, the configured one, or a vocabulary trained once and kept in the work folder.
+
+    A vocabulary of other text or another size is made anew, as long as no checkpoint was trained with it.
+    """
     if config.policy.tokenizer:
         return load_tokenizer(config.policy.tokenizer)
     folder = work.root / "tokenizer"
-    if (folder / "tokenizer.model").exists():
-        return load_tokenizer(str(folder))
+    file, origin = folder / "tokenizer.model", folder / "origin"
     lines, options = vocabulary_lines(config, prompts)
+    made_from = hashlib.sha256(repr((lines, config.data.vocab_size, options)).encode()).hexdigest()
+    if file.exists():
+        same = origin.exists() and origin.read_text() == made_from
+        if same or list_checkpoints(work.checkpoints):
+            return load_tokenizer(str(folder))
     tokenizer = train_sentencepiece(lines, config.data.vocab_size, **options)
-    write_atomic(folder / "tokenizer.model", tokenizer.model_bytes)
+    origin.unlink(missing_ok=True)
+    write_atomic(file, tokenizer.model_bytes)
+    write_atomic(origin, made_from)
     return tokenizer
 
 
@@ -98,7 +137,8 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
         lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
     )
     params = jax.jit(functools.partial(init_decoder, spec=spec))(jax.random.key(config.train.seed))
-    return Policy(spec, params, tokenizer, f"random-{settings.preset}-{config.train.seed}")
+    name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
+    return Policy(spec, params, tokenizer, name)
 
 
 def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
@@ -130,24 +170,9 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
     return answer
 
 
-def reference_vectors(prompts: Sequence[Prompt], encoder: Encoder, store: PivotStore) -> PivotVectors:
-    """Unit vectors of every prompt's reference and of its parts, through the store's cache."""
-    references = [prompt.reference for prompt in prompts]
-
-    def embed(texts: list[str]) -> np.ndarray:
-        return store.vectors(encoder.key, texts, encoder.embed)
-
-    return PivotVectors(
-        whole_BE=embed([r.text if r else "" for r in references]),
-        reasoning_BE=embed([r.reasoning if r else "" for r in references]),
-        answer_BE=embed([r.answer if r else "" for r in references]),
-        has_B=np.array([bool(r and r.text.strip()) for r in references], bool),
-    )
-
-
 def language_texts(config: Config) -> dict[str, list[str]] | None:
-    """Text of each language alone, for the token gate; None where the source has none."""
-    if config.data.source != "quickstart":
+    """Text of each language alone, for the token gate; None where the source has none, or nothing looks at it."""
+    if config.data.source != "quickstart" or not (config.train.fused or config.reward.language_gate == "tokens"):
         return None
     pool = quickstart.problems("sft", 0, config.train.seed, config.data.path)[:2000]
     return {code: [quickstart.response(p, code) for p in pool] for code in config.data.languages}
@@ -160,9 +185,15 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
       PbrlError: whatever is wrong with the configuration, the data, the references or the models.
     """
     check_start(config)
+    for name in config.reward.functions:
+        if ":" in name:
+            load_function(name)
+    refuse_other_experiment(config, work)
     prompts = training_prompts(config)
     policy = run_policy(config, work, prompts)
     encoder = run_encoder(config, policy.tokenizer)
+    if config.train.fused:
+        check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint)
     store = open_store(config.pivot, work.root)
     prompts, report = attach_references(
         prompts, config, store, sample_texts_of(policy, config), functools.partial(Progress, part=part),
@@ -180,7 +211,6 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         "encoder": encoder.key,
     }
     print(batch_arithmetic(config, jax.device_count()))
-    write_atomic(work.config, to_json(config))
     return Experiment(
         config=config,
         work=work,
@@ -211,9 +241,25 @@ def evaluation_prompts(config: Config) -> list[Prompt]:
 
 
 def make_evaluate(config: Config, policy: Policy):
-    """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted."""
+    """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted.
+
+    None, with a line that says why, where the training source has no problems to evaluate on and no setting asks for
+    an evaluation.
+
+    Raises:
+      PbrlError: eval.source or eval.steps ask for an evaluation that the data cannot give.
+    """
     length = config.eval.max_prompt_length or config.rollout.max_prompt_length
-    prompts, _ = fit_prompts(evaluation_prompts(config), policy.tokenizer, length, "drop")
+    try:
+        loaded = evaluation_prompts(config)
+    except (ConfigError, DataError) as error:
+        if config.eval.source or config.train.eval_steps:
+            raise
+        print(f"No evaluation (set eval.source for one): {error}")
+        return None
+    prompts, _ = fit_prompts(loaded, policy.tokenizer, length, "drop")
+    if len(prompts) < len(loaded):
+        print(f"Evaluation: {len(loaded) - len(prompts)} of {len(loaded)} prompts are longer than {length} tokens.")
     decoder = Decoder(
         policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size
     )

@@ -1,13 +1,14 @@
 """Experiment files and overrides: `configs/x.py` plus `--section.field value`."""
 
 import importlib.util
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from pbrl_jax.core.config import Config
-from pbrl_jax.core.errors import ConfigError, did_you_mean
+from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
 from pbrl_jax.core.serialize import from_json
 
 
@@ -15,20 +16,31 @@ def load_config(path: str) -> Config:
     """The Config of an experiment file (`get_config()`), or of a saved config.json.
 
     Raises:
-      ConfigError: no such file, no get_config in it, or something else than a Config comes out.
+      ConfigError: no such file, an error in it, no get_config, or something else than a Config comes out.
     """
     file = Path(path)
     if not file.is_file():
         known = [str(p) for p in sorted(Path("configs").glob("*.py"))]
-        raise ConfigError(f"No config at {path!r}. {did_you_mean(path, known)}")
+        hint = did_you_mean(path, known) if known else "Give a Python file with get_config(), or a saved config.json."
+        raise ConfigError(f"No config at {path!r}. {hint}")
     if file.suffix == ".json":
         return from_json(file.read_text(encoding="utf-8"))
+    if file.suffix != ".py":
+        raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no get_config(). Write `def get_config() -> Config:` in it.")
-    config = module.get_config()
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"{path} has no get_config(). Write `def get_config() -> Config:` in it.")
+        config = module.get_config()
+    except PbrlError:
+        raise
+    except Exception as error:  # an experiment file is code and may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+        place = f"{path}, line {lines[-1]}" if lines else path
+        raise ConfigError(f"{place}: {type(error).__name__}: {error}. Correct the file.") from error
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() of {path} gave a {type(config).__name__}, expected pbrl_jax.Config.")
     return config

@@ -3,15 +3,24 @@
 import jax
 
 from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.serialize import to_json
 from pbrl_jax.core.validate import batch_arithmetic
-from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.run.assemble import check_start
 
 
-def main(config: Config) -> None:
-    """Validate, then print the resolved configuration and the batch arithmetic."""
-    check_start(config)
-    check_reward(config.reward)
+def main(config: Config, devices: int | None = None) -> None:
+    """Validate, then print the resolved configuration and the batch arithmetic.
+
+    Args:
+      devices: check for a host with so many devices; None: for this one.
+
+    Raises:
+      ConfigError: the configuration cannot run there.
+    """
+    if devices is not None and devices < 1:
+        raise ConfigError(f"--devices is {devices}; expected at least 1.")
+    count = jax.device_count() if devices is None else devices
+    check_start(config, count)
     print(to_json(config))
-    print(batch_arithmetic(config, jax.device_count()))
+    print(batch_arithmetic(config, count))

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from pbrl_jax.assets.encoder import Encoder, save_encoder
 from pbrl_jax.core.config import Config
-from pbrl_jax.core.paths import WorkDir, work_dir
+from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.core.serialize import to_json
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.contrastive import Pair, prompt_pairs, quickstart_pairs
@@ -19,7 +19,7 @@ from pbrl_jax.run.assemble import check_start, run_encoder, run_policy, training
 from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.signals import watch_signals
-from pbrl_jax.train.staged import Stage, run_stage
+from pbrl_jax.train.staged import Stage, Stopped, run_stage
 from pbrl_jax.train.state import place_state
 
 
@@ -73,7 +73,8 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
     steps = EncodedSteps(all_pairs(config, prompts), encoder)
     optimizer = make_optimizer(contrastive_optimizer_config(config.contrastive))
     state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh)
-    identity = repr((dataclasses.asdict(config.contrastive), encoder.key, config.train.seed, steps.encoded.tokens_NS.sum()))
+    text = hashlib.sha256(steps.encoded.tokens_NS.tobytes()).hexdigest()
+    identity = repr((dataclasses.asdict(config.contrastive), encoder.key, config.train.seed, text))
     stage = Stage("encoder", config.contrastive.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
     state = run_stage(stage, work, state, make_contrastive_step(encoder.spec, config.contrastive), steps.batch)
     return encoder._replace(params=state.params, fingerprint=stage.fingerprint)
@@ -87,7 +88,11 @@ def main(config: Config, workdir: str) -> None:
     work = work_dir(workdir)
     prompts = training_prompts(config)
     encoder = run_encoder(config, run_policy(config, work, prompts).tokenizer)
-    trained = train_encoder(config, work, encoder, prompts, make_mesh(config.mesh))
+    try:
+        trained = train_encoder(config, work, encoder, prompts, make_mesh(config.mesh))
+    except Stopped:
+        print("Stopped, saved. The same command goes on from here.")
+        return
     save_encoder(trained, str(work.root / "encoder"))
-    (work.root / "config.json").write_text(to_json(config))
+    write_atomic(work.config, to_json(config))
     print(f"Encoder: {work.root / 'encoder'}. Use it with --encoder.source {work.root}.")

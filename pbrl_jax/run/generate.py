@@ -12,6 +12,10 @@ from pbrl_jax.text.prompts import format_prompts
 def main(arguments: argparse.Namespace) -> None:
     """Print one response per prompt."""
     check_languages((arguments.language,))
+    for option, low in (("temperature", 0.0), ("max_completion_length", 1), ("seed", 0)):
+        value = getattr(arguments, option)
+        if not low <= value < 2**31:
+            raise ConfigError(f"--{option.replace('_', '-')} is {value}; expected at least {low}.")
     if any(not prompt.strip() for prompt in arguments.prompt):
         raise ConfigError("An empty --prompt cannot be answered. Write a question between the quotes.")
     policy = load_policy(arguments.policy)

@@ -7,13 +7,13 @@ from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.run.assemble import (
     check_start,
-    reference_vectors,
     run_encoder,
     run_policy,
     sample_texts_of,
     training_prompts,
     use_compilation_cache,
 )
+from pbrl_jax.run.embedding import reference_vectors
 
 
 def main(config: Config, workdir: str) -> None:

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from pbrl_jax.assets.policy import Policy, load_policy, save_policy
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.run.quickstart_stages import Stages, cached, reinforce
+from pbrl_jax.run.sft import train_supervised
 from pbrl_jax.train.experiment import Experiment
 
 
-def shuffled(stages: Any, name: str, number: int, config: Config, policy: Any) -> Any:
+def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO against the references of other problems."""
-    from pbrl_jax.run.quickstart import reinforce
-
     def change(experiment: Experiment) -> Experiment:
         ids = sorted(experiment.pivot_rows)
         rows = [experiment.pivot_rows[i] for i in ids]
@@ -31,21 +32,15 @@ def shuffled(stages: Any, name: str, number: int, config: Config, policy: Any) -
     return reinforce(stages, name, number, config, change)
 
 
-def answer(stages: Any, name: str, number: int, config: Config, policy: Any) -> Any:
+def answer(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO with the gold answer as the only reward, on the host path."""
-    from pbrl_jax.run.quickstart import reinforce
-
     reward = dataclasses.replace(config.reward, functions=("answer",))
     train = dataclasses.replace(config.train, fused=False)
     return reinforce(stages, name, number, dataclasses.replace(config, reward=reward, train=train))
 
 
-def sft(stages: Any, name: str, number: int, config: Config, policy: Any) -> Any:
+def sft(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """Supervised fine-tuning continued for the rollouts' number of responses, at the schedule of RL's length."""
-    from pbrl_jax.assets.policy import load_policy, save_policy
-    from pbrl_jax.run.quickstart import cached
-    from pbrl_jax.run.sft import train_supervised
-
     responses = config.train.max_steps * config.train.prompts_per_step * config.algo.num_generations
     steps = responses // config.sft.batch_size
     longer = dataclasses.replace(

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from pbrl_jax.assets.policy import Policy, save_policy
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import WorkDir, work_dir
+from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.core.serialize import to_json
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.load import load_prompts
@@ -19,7 +19,7 @@ from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
 from pbrl_jax.train.signals import watch_signals
-from pbrl_jax.train.staged import Stage, run_stage
+from pbrl_jax.train.staged import Stage, Stopped, run_stage
 from pbrl_jax.train.state import place_state
 
 
@@ -62,9 +62,12 @@ def supervised(config: Config, policy: Policy) -> Supervised:
             if len(p) <= config.rollout.max_prompt_length and len(r) <= config.rollout.max_completion_length
         ]
         if not fit:
+            needed = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
             raise DataError(
                 f"No row of the supervised pool {name!r} fits rollout.max_prompt_length="
-                f"{config.rollout.max_prompt_length} and max_completion_length={config.rollout.max_completion_length}."
+                f"{config.rollout.max_prompt_length} and max_completion_length={config.rollout.max_completion_length}: "
+                f"the shortest has {len(needed[0])} + {len(needed[1])} tokens. Raise them, for example "
+                f"--rollout.max-completion-length {2 * len(needed[1])}."
             )
         if len(fit) < len(pairs):
             print(f"Supervised pool {name}: {len(pairs) - len(fit)} of {len(pairs)} rows are too long and left out.")
@@ -89,7 +92,7 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
         rows = [data.pools[n][i] for n, i in mixed_rows(sizes, data.counts, config.train.seed, index)]
         return pad_sft([p for p, _ in rows], [r for _, r in rows], *lengths)
 
-    identity = repr((sizes, data.counts, optim, policy.fingerprint, config.train.seed))
+    identity = repr((data, optim, policy.fingerprint, lengths, config.train.seed))
     stage = Stage("sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
     state = run_stage(stage, work, state, step, batch_at)
     return policy._replace(params=state.params, fingerprint=stage.fingerprint)
@@ -102,7 +105,11 @@ def main(config: Config, workdir: str) -> None:
     check_start(config)
     work = work_dir(workdir)
     policy = run_policy(config, work, training_prompts(config))
-    trained = train_supervised(config, work, policy, make_mesh(config.mesh))
+    try:
+        trained = train_supervised(config, work, policy, make_mesh(config.mesh))
+    except Stopped:
+        print("Stopped, saved. The same command goes on from here.")
+        return
     save_policy(trained, str(work.root / "policy"))
-    (work.root / "config.json").write_text(to_json(config))
+    write_atomic(work.config, to_json(config))
     print(f"Start policy: {work.root / 'policy'}. Use it with --policy.source {work.root}.")

@@ -82,7 +82,7 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
                 bar.advance()
                 step, done = position.step, position.step >= settings.max_steps
                 saving = done or step % settings.save_steps == 0
-                evaluating = evaluate is not None and not done and settings.eval_steps and not step % settings.eval_steps
+                evaluating = evaluate is not None and not done and _is_due(step, settings.eval_steps)
                 if saving or evaluating:
                     jax.block_until_ready(position.state)
                     pause = time.perf_counter()
@@ -105,6 +105,10 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
     if position.step > saved:
         save(experiment, position, writer)
     return position
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _with_metrics(outcome: Outcome, more: dict[str, float]) -> Outcome:

@@ -27,12 +27,13 @@ def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prom
     for name, scores in each.items():
         values, valid = np.asarray(scores.value_B), np.asarray(scores.valid_B)
         metrics[f"rewards/{name}/valid_share"] = float(valid.mean())
-        if valid.any():
-            metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
-            metrics[f"rewards/{name}/std"] = float(values[valid].std())
+        if not valid.any():
+            continue  # no mean of nothing: invalid is not zero
+        metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
+        metrics[f"rewards/{name}/std"] = float(values[valid].std())
         metrics |= by_language(f"rewards/{name}/mean", values, valid, languages)
-            for part, part_values in scores.parts.items():
-                metrics[f"rewards/{name}/{part}/mean"] = float(np.asarray(part_values)[valid].mean())
+        for part, part_values in scores.parts.items():
+            metrics[f"rewards/{name}/{part}/mean"] = float(np.asarray(part_values)[valid].mean())
     return metrics
 
 

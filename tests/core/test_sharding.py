@@ -50,9 +50,9 @@ def test_mesh_shape(sizes, devices, shape):
         ((-1, 3, 1), 8, r"mesh.fsdp=3.*8 devices.*dividing 8"),
         ((2, 2, 1), 8, r"mesh.data=2, mesh.fsdp=2, mesh.tensor=1 cannot be laid on 8 devices"),
         ((4, 4, 1), 8, "cannot be laid on 8 devices"),
-        ((-1, -1, 1), 8, "at most one is -1"),
-        ((0, 1, 1), 8, "each is positive"),
-        ((-2, 1, 1), 8, "each is positive"),
+        ((-1, -1, 1), 8, "at most one may be -1"),
+        ((0, 1, 1), 8, "each must be positive"),
+        ((-2, 1, 1), 8, "each must be positive"),
     ],
 )
 def test_impossible_meshes_are_refused(sizes, devices, message):

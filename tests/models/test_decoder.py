@@ -18,7 +18,15 @@ from tiny_policy import (
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import match_rules
-from pbrl_jax.models.decoder import causal_logits, decoder_axes, hidden_states, init_decoder, logits_of
+from pbrl_jax.models import decoder
+from pbrl_jax.models.decoder import (
+    causal_logits,
+    decoder_axes,
+    hidden_states,
+    init_decoder,
+    logits_of,
+    unstack_layers,
+)
 from pbrl_jax.models.layouts import Causal, DecodeStep, empty_cache
 from pbrl_jax.models.specs import DECODERS, tiny_decoder
 
@@ -83,6 +91,21 @@ def test_cached_decode_equals_full_forward():
         made, own = step(params, prompt_cache, own, rollout.tokens_BR[:, slot], jnp.int32(slot))
         np.testing.assert_allclose(made, logits[np.arange(6), starts + slot], atol=2e-5)
     assert np.abs(logits).max() > 1
+
+
+def test_unstacked_layers_are_the_scanned_ones(monkeypatch):
+    """The same states and cache from one tree per layer; deeper models stay stacked."""
+    params = tiny_params(SPEC)
+
+    @jax.jit
+    def run(params):
+        return hidden_states(params, SPEC, TOKENS, POSITIONS, Causal(VALID), empty_cache(SPEC, 1, L))
+
+    apart = unstack_layers(params, SPEC)
+    assert len(apart["layers"]) == SPEC.layers and apart["embed"] is params["embed"]
+    assert largest_difference(run(apart), run(params)) < 1e-5
+    monkeypatch.setattr(decoder, "UNSTACKED_LAYERS", SPEC.layers - 1)
+    assert unstack_layers(params, SPEC) is params
 
 
 def gradient_of(spec):

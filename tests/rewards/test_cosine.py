@@ -20,7 +20,6 @@ RIGHT = "Ali anaanza na 10 na kununua 10. 10 + 10 = 20. Jibu ni 20."
 
 def numpy_vector(params, ids, spec) -> np.ndarray:
     """The vector of one text without any padding: BERT's post-norm layers, mean pooling, projection."""
-    params = {name: value for name, value in params.items()}
     layers = params["layers"]
 
     def get(tree, *path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from tiny_policy import (
 
 from pbrl_jax.core.config import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.packing import choose_bucket
@@ -29,6 +31,14 @@ from pbrl_jax.train.update import make_update
 
 pytestmark = pytest.mark.serial
 
+
+class Case(NamedTuple):
+    sizes: tuple[int, int, int]
+    microbatch: int
+    packed: bool
+    unstacked: bool
+
+
 SPEC = tiny_spec(vocab_size=64)
 P, G, R = 8, 2, 12
 LENGTHS = (1, 12, 5, 7, 12, 2, 3, 3, 8, 1, 6, 6, 4, 9, 2, 10)
@@ -37,11 +47,12 @@ CONFIG = tiny_config(G, R, algo={"beta": 0.0}, optim=OPTIM, log={"entropy": Fals
 TOLERANCE = 1e-6
 SAMPLING = sampling_params(0.9, 1.0, 0, (4, 9, 13, 21))
 
-#: Mesh sizes (data, fsdp, tensor); prompt groups per microbatch; whether the update runs on packed responses.
+#: Mesh sizes (data, fsdp, tensor), and between them what a run may also choose: prompt groups per microbatch, whether
+#: the update runs on packed responses, and whether layers are decoded one by one (as in small models) or by a scan.
 MESHES = {
-    "2x2x2": ((2, 2, 2), 4, False),
-    "8x1x1": ((8, 1, 1), 0, True),
-    "1x8x1": ((1, 8, 1), 0, False),
+    "2x2x2": Case((2, 2, 2), microbatch=4, packed=False, unstacked=False),
+    "8x1x1": Case((8, 1, 1), microbatch=0, packed=True, unstacked=True),
+    "1x8x1": Case((1, 8, 1), microbatch=0, packed=False, unstacked=True),
 }
 
 
@@ -74,8 +85,10 @@ def alone():
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_rollout_equals_one_device(name, alone):
-    mesh = make_mesh(MeshConfig(*MESHES[name][0]))
+def test_rollout_equals_one_device(name, alone, monkeypatch):
+    if not MESHES[name].unstacked:
+        monkeypatch.setattr(decoder, "UNSTACKED_LAYERS", 0)
+    mesh = make_mesh(MeshConfig(*MESHES[name].sizes))
     params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
     prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
     with jax.set_mesh(mesh):
@@ -89,15 +102,15 @@ def test_rollout_equals_one_device(name, alone):
 @pytest.mark.parametrize("name", MESHES)
 def test_update_equals_one_device(name, alone, caplog):
     """One step; then another from its result, which must lie where the first began, so that nothing is compiled."""
-    sizes, microbatch, packed = MESHES[name]
-    mesh = make_mesh(MeshConfig(*sizes))
+    case = MESHES[name]
+    mesh = make_mesh(MeshConfig(*case.sizes))
     optimizer = make_optimizer(CONFIG.optim)
     shardings = state_shardings(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
     state = place_state(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
     batch = jax.device_put(the_batch(), batch_sharding(mesh))
-    bucket = choose_bucket(np.array(LENGTHS), G, R) if packed else 0
-    assert bool(bucket) == packed
-    update = make_update(SPEC, with_values(CONFIG, train={"microbatch_prompts": microbatch}))
+    bucket = choose_bucket(np.array(LENGTHS), G, R) if case.packed else 0
+    assert bool(bucket) == case.packed
+    update = make_update(SPEC, with_values(CONFIG, train={"microbatch_prompts": case.microbatch}))
     with jax.set_mesh(mesh):
         state, metrics = update(state, None, batch, bucket=bucket)
         assert largest_difference(state, alone[1]) < TOLERANCE

@@ -29,7 +29,9 @@ P, G, R = 4, 3, 6
 LENGTHS = (6, 1, 4, 2, 2, 3, 5, 6, 1, 3, 3, 3)
 BUCKET = 16
 #: A large epsilon keeps Adam from dividing a rounding error by a rounding error.
-OPTIM = dataclasses.asdict(OptimConfig(learning_rate=1e-2, eps=1e-2, weight_decay=0.1))
+OPTIM = dataclasses.asdict(
+    OptimConfig(learning_rate=1e-2, schedule="linear", schedule_steps=10, eps=1e-2, weight_decay=0.1)
+)
 CONFIG = tiny_config(G, R, algo={"beta": 0.1}, optim=OPTIM, train={"logprob_chunk": 32})
 TOLERANCE = 1e-6
 
@@ -172,8 +174,9 @@ def test_non_finite_update_is_skipped_and_counted(break_it, update, whole, ref_p
     assert (state.step, state.skipped, metrics["skipped_updates"]) == (1, 1, 1)
     assert not np.isfinite(metrics["grad_norm"])
     if break_it != "params":
-        state, _ = update(state, ref_params, batch)
+        state, metrics = update(state, ref_params, batch)
         assert largest_difference(state.params, whole[0].params) == 0
+        assert metrics["learning_rate"] == whole[1]["learning_rate"] == pytest.approx(1e-2)
         assert (state.step, state.skipped) == (2, 1)
 
 

@@ -1,0 +1,52 @@
+"""The benchmark's weights in our decoder mean what the workload says: EOS comes with probability 1 / mean."""
+
+import argparse
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from source_tree import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import grpo_step
+from peers import bench_workload as workload
+from peers.bench_protocol import parse_flags
+
+from pbrl_jax.assets.policy import abstract_decoder
+from pbrl_jax.models.decoder import causal_logits
+
+TINY = ["--vocab", "64", "--d", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--head-dim", "8",
+        "--ffn", "32", "--prompt-len", "8", "--response-len", "8", "--seed", "3"]  # fmt: skip
+
+
+def tiny(*more: str) -> argparse.Namespace:
+    return parse_flags("tiny", [*TINY, *more], grpo_step.add_own_flags)
+
+
+def end_probabilities(flags) -> np.ndarray:
+    spec, params = grpo_step.policy_spec(flags), grpo_step.policy_params(flags)
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, abstract_decoder(spec))
+    tokens = jnp.asarray(workload.prompt_ids(flags)[0], jnp.int32)
+    probabilities = jax.nn.softmax(causal_logits(params, spec, tokens, jnp.ones(tokens.shape, bool)), axis=-1)
+    # Nothing is sampled behind BOS alone; it has another stop channel than words have.
+    return np.asarray(probabilities)[:, 1:]
+
+
+def test_the_end_comes_with_probability_one_over_the_mean():
+    found = end_probabilities(tiny("--mean-response", "4"))
+    np.testing.assert_allclose(found[..., workload.EOS], 0.25, rtol=0.05)
+    assert found[..., [workload.PAD, workload.BOS, workload.UNKNOWN]].max() == 0.0
+
+
+def test_full_length_never_ends():
+    assert end_probabilities(tiny())[..., workload.EOS].max() == 0.0
+
+
+def test_only_buckets_that_can_occur_are_compiled():
+    assert grpo_step.possible_buckets(tiny()) == (0,)
+    assert grpo_step.possible_buckets(tiny("--mean-response", "2", "--no-packed")) == (0,)
+    # 8 responses of at most 8 tokens: 64 slots unpacked, an eighth, a quarter and a half of that packed.
+    assert grpo_step.possible_buckets(tiny("--mean-response", "2")) == (8, 16, 32, 0)

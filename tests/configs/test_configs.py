@@ -1,0 +1,97 @@
+"""Every experiment file loads, validates on the devices it is for and on one, and survives its own JSON."""
+
+import io
+import re
+import tokenize
+
+import pytest
+from source_tree import ROOT
+
+from pbrl_jax.cli import main
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.serialize import from_json, to_json
+from pbrl_jax.core.validate import validate
+from pbrl_jax.data.sources import SOURCES
+from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.config_file import load_config
+
+FILES = sorted(ROOT.glob("configs/*.py"))
+PAPER = ("llama31_8b_pbrlsvr", "qwen3_32b_pbrlsvr")
+
+#: Devices each experiment is for, beside one.
+DEVICES = {name: 8 for name in PAPER}
+
+#: Lines of the paper's runs that need no mark: what the paper, or a summary of it, states.
+STATED = re.compile(r'\b(source="(meta-llama|Qwen)/|source="file"|source="mgsm"|functions=|reward_weights=|parts='
+                    r'|name="grpo")')  # fmt: skip
+
+
+def named(name: str):
+    return load_config(str(ROOT / "configs" / f"{name}.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_config_starts_and_round_trips(file):
+    config = load_config(str(file))
+    check_start(config, 1)
+    validate(config, DEVICES.get(file.stem, 1))
+    assert config.data.source in SOURCES
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_docstring_says_how_and_what(file):
+    first = file.read_text("utf-8").split('"""')[1]
+    assert re.search(rf"pbrl \w+ configs/{re.escape(file.name)}\s+--workdir", first)
+    for heading in ("Command:", "Hardware:", "Expected:"):
+        assert heading in first, f"{file.name} does not say {heading}"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_unstated_values_are_marked(name):
+    """Each `name=value` of the paper's runs has its mark, or is a value that the paper gives."""
+    lines = (ROOT / "configs" / f"{name}.py").read_text("utf-8").splitlines()
+    values = [line for line in lines[lines.index("def get_config() -> Config:"):] if re.search(r"=.*,\s*(#|$)", line)]
+    assert len(values) > 30
+    for line in values:
+        comments = [t.string for t in tokenize.generate_tokens(io.StringIO(line.strip()).readline)
+                    if t.type == tokenize.COMMENT] if "#" in line else []  # fmt: skip
+        is_languages_of_mgsm = 'languages=("en", "bn"' in line
+        assert STATED.search(line) or is_languages_of_mgsm or any("ASSUMED" in c for c in comments), line
+
+
+def test_paper_runs_differ_only_in_the_policy_and_what_its_size_asks_for():
+    small, large = (named(name) for name in PAPER)
+    for section in ("pivot", "encoder", "reward", "algo", "rollout", "data", "optim", "mesh"):
+        assert getattr(small, section) == getattr(large, section), section
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_dry_run_for_another_machine(name, capsys):
+    command = ["train", str(ROOT / "configs" / f"{name}.py"), "--workdir", "unused", "--dry-run"]
+    assert main(command) == 0
+    assert main([*command, "--devices", "8"]) == 0
+    assert "fsdp 8 x tensor 1 on 8 device(s)" in capsys.readouterr().out
+    assert main([*command, "--devices", "3"]) == 1
+    assert "devices" in capsys.readouterr().err
+
+
+def test_devices_is_for_dry_runs_only(tmp_path, capsys):
+    command = ["train", str(ROOT / "configs" / "tiny_cpu.py"), "--workdir", str(tmp_path / "w")]
+    assert main([*command, "--devices", "8"]) == 1
+    assert "--dry-run" in capsys.readouterr().err
+    assert main([*command, "--devices", "0", "--dry-run"]) == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_gsm8k_config_covers_the_languages_of_its_data():
+    from pbrl_jax.data.sources import mgsm, mgsm8k
+
+    config = named("gsm8k_multilingual_tiny")
+    assert set(config.data.languages) == set(mgsm8k.LANGUAGES)
+    assert set(config.eval.languages) == set(mgsm.LANGUAGES)
+
+
+def test_wrong_mesh_is_refused():
+    with pytest.raises(ConfigError, match="cannot be shared evenly"):
+        check_start(named(PAPER[0]), 16)

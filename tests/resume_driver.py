@@ -1,0 +1,198 @@
+"""Runs `pbrl` commands in forked children of one process that has imported everything, and holds them where asked.
+
+Reads one request a line: {"arguments": [...], "output": FILE, "hold": [PLACE, NUMBERS...], "marker": FILE, "flags":
+XLA_FLAGS}. Answers with the child's process id and, when it has ended, with its exit status (-9: killed). A child that
+is held makes the marker and waits there, for a kill or until a stop is requested. `Driver` is the tests' side of it.
+
+Only this file knows where the holds are: the product has no switch for tests.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DEADLINE = 240
+"""Seconds after which a child counts as stuck."""
+
+
+class Driver:
+    """Starts, watches and kills the children."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.count = folder, itertools.count()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
+
+    def run(self, arguments, hold=(), watch=None, kill=None, flags="", limit=0) -> tuple[int, str]:
+        """(exit status, what was printed) of one command.
+
+        Args:
+          hold: a place of HOLDS and its numbers; the child waits there.
+          watch: a glob pattern (absolute); something of that name replaces the marker of a hold.
+          kill: signal that is sent when the marker or the watched file is there.
+          flags: XLA_FLAGS of the child, after those of every child.
+          limit: largest file in bytes; 0 is no limit.
+        """
+        number = next(self.count)
+        output, marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
+        request = {"arguments": list(map(str, arguments)), "output": str(output), "hold": list(hold), "flags": flags,
+                   "marker": str(marker), "limit": limit}  # fmt: skip
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        pid = int(self.process.stdout.readline())
+        if kill is not None:
+            wanted = Path(watch) if watch else marker
+            self._wait_for(wanted, pid, output)
+            os.kill(pid, kill)
+        status = int(self.process.stdout.readline())
+        return status, output.read_text()
+
+    def _wait_for(self, wanted: Path, pid: int, output: Path) -> None:
+        end = time.monotonic() + DEADLINE
+        while not list(wanted.parent.parent.glob(f"{wanted.parent.name}/{wanted.name}")):
+            assert time.monotonic() < end, f"{wanted} did not appear:\n{output.read_text()}"
+            assert Path(f"/proc/{pid}").exists(), f"the command ended before {wanted} appeared:\n{output.read_text()}"
+            time.sleep(0.001)
+
+
+def wait(marker: str) -> None:
+    """The hold itself."""
+    from pbrl_jax.train.signals import stop_requested
+
+    Path(marker).touch()
+    end = time.monotonic() + DEADLINE
+    while not stop_requested():
+        assert time.monotonic() < end, "nobody came"
+        time.sleep(0.005)
+
+
+def in_generate(marker: str, call: int) -> None:
+    """Between the first and the second segment of rollout number `call`."""
+    from pbrl_jax.train import steps
+
+    make, calls = steps.make_generate, itertools.count(1)
+
+    def make_held(*settings):
+        run = make(*settings)
+
+        def generate(params, prompts, key, sampling, should_stop):
+            looks, number = itertools.count(), next(calls)
+
+            def look():
+                if number == call and next(looks) == 0:
+                    wait(marker)
+                return should_stop()
+
+            return run(params, prompts, key, sampling, look)
+
+        return generate
+
+    steps.make_generate = make_held
+
+
+def in_update(marker: str, call: int, name: str = "make_update") -> None:
+    """Update number `call` is dispatched; nothing of it is logged or saved."""
+    from pbrl_jax.train import steps
+
+    make, calls = getattr(steps, name), itertools.count(1)
+
+    def make_held(*settings):
+        update = make(*settings)
+
+        def held(*arguments, **more):
+            result = update(*arguments, **more)
+            if next(calls) == call:
+                wait(marker)
+            return result
+
+        return held
+
+    setattr(steps, name, make_held)
+
+
+def in_fused(marker: str, call: int) -> None:
+    """The fused step number `call` is dispatched."""
+    in_update(marker, call, "make_fused_step")
+
+
+def before_rename(marker: str, step: int, number: int) -> None:
+    """Right before rename `number` (metadata, folder, manifest) of the save of `step`."""
+    from pbrl_jax.core import paths
+
+    rename, calls = paths.rename_synced, itertools.count(1)
+
+    def held(old, new):
+        if f"step_{step:08d}" in os.fspath(new) and next(calls) == number:
+            wait(marker)
+        rename(old, new)
+
+    paths.rename_synced = held
+
+
+HOLDS = {"generate": in_generate, "update": in_update, "fused": in_fused, "rename": before_rename}
+
+
+def child(request: dict) -> int:
+    """One command; nothing but its exit status and its files is left."""
+    descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + request["flags"]
+    if request["limit"]:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
+    if request["hold"]:
+        place, *numbers = request["hold"]
+        HOLDS[place](request["marker"], *numbers)
+    from pbrl_jax.cli import main
+
+    return main(request["arguments"])
+
+
+def serve() -> None:
+    """Answer requests until the input ends."""
+    import pbrl_jax.checkpoint
+    import pbrl_jax.run.train  # noqa: F401  the imports are what takes long; no device is touched before the fork
+    from pbrl_jax.text.langid import identify_language
+
+    identify_language("a text that loads the model once", ("en", "sw"))
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            status = 99
+            try:
+                status = child(json.loads(line))
+            except SystemExit as leaving:
+                status = leaving.code
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

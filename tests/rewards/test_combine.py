@@ -1,0 +1,97 @@
+"""Several rewards as one: weights, validity, the language gate, empty responses."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from tiny_policy import quick_compiles  # noqa: F401
+from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
+
+from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.rewards.combine import RewardAssets, make_reward
+from pbrl_jax.rewards.cosine import make_cosine
+
+SWAHILI = problem_prompts(1, ("sw",))[0]._replace(answer="20")
+RIGHT = "Ali anaanza na chupa 10 na kununua chupa 10 zaidi. Jibu ni 20."
+WRONG = RIGHT.replace("20", "21")
+ENGLISH = "Ali starts with 10 bottles and buys 10 more bottles. The answer is 20."
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A module `own_rewards` with a reward that cannot score every second row, and one that cannot score at all."""
+    module = types.ModuleType("own_rewards")
+    module.half = lambda prompts, completions, **_: [0.5 if row % 2 == 0 else None for row in range(len(prompts))]
+    module.none = lambda prompts, completions, **_: [None] * len(prompts)
+    monkeypatch.setitem(sys.modules, "own_rewards", module)
+
+
+def combined(completions, prompts=None, **settings):
+    config = RewardConfig(**{"language_gate": "off", **settings})
+    prompts = prompts or [SWAHILI] * len(completions)
+    reward = make_reward(config, RewardAssets(encoder(), LANGUAGES, None))
+    return reward(reward_inputs(prompts, completions, encoder()))
+
+
+def test_weights_add_up_by_hand():
+    """2 * answer + 0.5 * cosine."""
+    result = combined([RIGHT, WRONG], functions=("answer", "cosine"), reward_weights=(2.0, 0.5))
+    cosine = make_cosine(RewardConfig(), encoder())(reward_inputs([SWAHILI] * 2, [RIGHT, WRONG], encoder())).value_B
+    np.testing.assert_allclose(result.total.value_B, [2 + 0.5 * cosine[0], 0.5 * cosine[1]], atol=1e-6)
+    assert result.each["answer"].value_B.tolist() == [1, 0]
+    np.testing.assert_allclose(result.each["cosine"].value_B, cosine, atol=1e-6)
+    assert {"reasoning", "answer", "encoder_cut"} == result.each["cosine"].parts.keys()
+
+
+def test_a_row_is_valid_where_every_weighted_reward_is(own):
+    """Row 0: all; row 1: `half` gives None; row 2: no gold answer; row 3: both."""
+    prompts = [SWAHILI, SWAHILI, SWAHILI._replace(answer=None), SWAHILI._replace(answer=None)]
+    result = combined([RIGHT] * 4, prompts, functions=("answer", "own_rewards:half"), reward_weights=(1.0, 1.0))
+    assert result.total.valid_B.tolist() == [True, False, False, False]
+    assert result.total.value_B[0] == 1.5
+    assert np.isfinite(result.total.value_B).all()
+
+
+def test_a_reward_of_weight_zero_is_only_logged(own):
+    result = combined([RIGHT, WRONG], functions=("answer", "own_rewards:none"), reward_weights=(1.0, 0.0))
+    assert result.total.valid_B.all() and result.total.value_B.tolist() == [1, 0]
+    assert not result.each["own_rewards:none"].valid_B.any()
+
+
+def test_a_row_without_a_reference_stays_invalid_whatever_its_text():
+    prompts = [SWAHILI._replace(reference=None)] * 3
+    result = combined([RIGHT, "", ENGLISH], prompts, language_gate="hard")
+    assert not result.total.valid_B.any()
+
+
+def test_the_wrong_language_gets_the_rejected_value_and_an_empty_response_a_valid_zero():
+    """Not the English text's 1.0; "20" is too short to identify and passes the gate."""
+    texts = [RIGHT, ENGLISH, "", "\n", "#### 20"]
+    result = combined(texts, functions=("answer",), language_gate="hard", rejected_value=-0.25)
+    assert result.total.value_B.tolist() == [1, -0.25, 0, 0, 1]
+    assert result.right_language_B.tolist() == [True, False, True, True, True]
+    assert result.total.valid_B.all()
+
+
+def test_the_english_copy_of_the_reference_does_not_win():
+    texts = [SWAHILI.reference.text, RIGHT]
+    gated, open_ = combined(texts, parts="whole", language_gate="hard"), combined(texts, parts="whole")
+    assert open_.total.value_B[0] > open_.total.value_B[1]
+    assert gated.total.value_B[0] == np.float32(-0.2) < gated.total.value_B[1]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"functions": ("cosin",)}, "Did you mean 'cosine'"),
+        ({"functions": ("cosine", "answer")}, "one weight per function"),
+        ({"functions": (), "reward_weights": ()}, "0 entries"),
+        ({"functions": ("no_such_module:f",)}, "PYTHONPATH"),
+        ({"language_gate": "soft"}, "hard, tokens, off"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        combined([RIGHT], **settings)

@@ -1,0 +1,109 @@
+"""A user's reward function: what it receives, and every way in which it can go wrong."""
+
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+from tiny_world import problem_prompts, reward_inputs
+
+from pbrl_jax.core.errors import ConfigError, RewardError
+from pbrl_jax.rewards.user import make_user_reward
+
+PROMPTS = problem_prompts(1, ("en", "sw"))
+TEXTS = ["The answer is 20.", "Jibu ni 20."]
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """call(function) -> Scores of TEXTS under the function, found by import path."""
+
+    def run(function):
+        module = types.ModuleType("own_rewards")
+        module.function = function
+        monkeypatch.setitem(sys.modules, "own_rewards", module)
+        return make_user_reward("own_rewards:function")(reward_inputs(PROMPTS, TEXTS))
+
+    return run
+
+
+def test_it_receives_prompts_completions_and_columns(call):
+    """The lengths of the texts are its rewards; every column has one value per row."""
+    seen = {}
+
+    def function(prompts, completions, **columns):
+        seen.update(columns, prompts=prompts, completions=completions)
+        return [len(text) for text in completions]
+
+    scores = call(function)
+    assert scores.value_B.tolist() == [17.0, 11.0] and scores.valid_B.all()
+    assert seen == {
+        "prompts": [p.question for p in PROMPTS],
+        "completions": TEXTS,
+        "language": ["en", "sw"],
+        "answer": ["20", "20"],
+        "reference": [PROMPTS[0].reference.text] * 2,
+        "question_en": [PROMPTS[0].question] * 2,
+        "prompt_id": [p.id for p in PROMPTS],
+        "step": [3, 3],
+    }
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf, np.float32("nan"), 1e300])
+def test_what_is_not_finite_is_invalid_and_the_other_row_is_kept(call, bad):
+    """1e300 is finite in float64 only: in float32 it would be a valid infinity."""
+    scores = call(lambda prompts, completions, **_: [bad, 0.25])
+    assert scores.valid_B.tolist() == [False, True]
+    assert scores.value_B.tolist() == [0, 0.25]
+
+
+@pytest.mark.parametrize("values", [np.array([1.0, 2.0]), (True, 2), [np.int64(1), np.float16(2)]])
+def test_all_kinds_of_numbers_are_numbers(call, values):
+    assert call(lambda prompts, completions, **_: values).value_B.tolist() == [1, 2]
+
+
+def test_an_exception_makes_the_rows_invalid_and_is_shown(call, capsys):
+    def function(prompts, completions, **_):
+        raise KeyError("no such column")
+
+    scores = call(function)
+    assert not scores.valid_B.any() and scores.value_B.tolist() == [0, 0]
+    shown = capsys.readouterr().err
+    assert "own_rewards:function" in shown and "2 rows" in shown and "no such column" in shown
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 2.0, 3.0], []])
+def test_a_wrong_count_is_an_error(call, values):
+    with pytest.raises(RewardError, match=f"returned {len(values)} values for 2 completions"):
+        call(lambda prompts, completions, **_: values)
+
+
+NO_NUMBERS = (["good", "bad"], ["1", "2"], "12", None, 1.0, [[1.0, 2.0], [3.0, 4.0]], [10**400, 1])
+
+
+@pytest.mark.parametrize("values", NO_NUMBERS)
+def test_what_is_no_number_is_an_error(call, values):
+    with pytest.raises(RewardError, match="own_rewards:function"):
+        call(lambda prompts, completions, **_: values)
+
+
+def test_a_coroutine_is_an_error(call):
+    async def later():
+        return [1.0, 2.0]
+
+    awaiting = later()
+    awaiting.close()
+    with pytest.raises(RewardError, match="coroutine"):
+        call(lambda prompts, completions, **_: awaiting)
+
+
+def test_a_function_that_is_not_there_is_refused_at_the_start(tmp_path, monkeypatch):
+    (tmp_path / "torn_rewards.py").write_text("def f(:\n")
+    (tmp_path / "good_rewards.py").write_text("weight = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for path in ("no_such_module:f", "good_rewards:f", ":f", "torn_rewards:f", "good_rewards:"):
+        with pytest.raises(ConfigError, match="package.module:function"):
+            make_user_reward(path)
+    with pytest.raises(ConfigError, match="int and no function"):
+        make_user_reward("good_rewards:weight")

@@ -1,0 +1,172 @@
+"""What the loop leaves: the log, the samples, config.json and final.json; and that it compiles nothing twice."""
+
+import json
+import re
+
+import jax
+import pytest
+from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture: half the compile time
+
+from configs.tiny_cpu import get_config
+from pbrl_jax.checkpoint import list_checkpoints, params_sha256
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.core.errors import RewardError
+from pbrl_jax.core.log import SAMPLE_FIELDS
+from pbrl_jax.core.paths import work_dir
+from pbrl_jax.core.serialize import from_json
+from pbrl_jax.run.assemble import build_experiment
+from pbrl_jax.run.config_file import load_config
+from pbrl_jax.train import loop, steps
+
+STEPS = 5
+EVERY_ROW = (
+    "loss", "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "grad_norm", "learning_rate", "step_time",
+    "completions/mean_length", "completions/clipped_ratio", "clip_ratio/low_mean", "clip_ratio/high_mean",
+    "clip_ratio/region_mean", "sampling/logp_difference/mean", "sampling/logp_difference/max", "reward/invalid_share",
+    "rewards/cosine/mean", "rewards/cosine/std", "rewards/cosine/mean/en", "language/consistency",
+    "language/consistency/en", "completions/clipped_ratio/en",
+)  # fmt: skip
+HOSTED_ROW = ("time/generate", "time/reward", "time/update")
+
+
+def tiny(**sections) -> Config:
+    train = {"max_steps": STEPS, "save_steps": 2, "packed": False, **sections.pop("train", {})}
+    return with_values(get_config(), data={"limit": 4}, log={"tensorboard": False}, train=train, **sections)
+
+
+def rows_of(work) -> list[dict]:
+    return [json.loads(line) for line in work.metrics.read_text().splitlines()]
+
+
+def fake_evaluation(params) -> dict[str, float]:
+    return {"eval/accuracy/en": 0.25, "eval/first": float(jax.tree.leaves(params)[0].ravel()[0])}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(experiment, last position) of a whole run with evaluations after steps 2 and 4."""
+    work = work_dir(tmp_path_factory.mktemp("loop") / "run")
+    experiment = build_experiment(tiny(train={"eval_steps": 2}), work)
+    return experiment, loop.train(experiment, fake_evaluation)
+
+
+def test_rows_of_the_log(trained):
+    """One a step, with TRL's names, those per language, and the times of the phases."""
+    rows = rows_of(trained[0].work)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        missing = [name for name in (*EVERY_ROW, *HOSTED_ROW) if name not in row]
+        assert not missing
+        assert any(re.fullmatch("rewards/cosine/mean/(sw|zh)", name) for name in row)
+        assert 0 <= row["completions/clipped_ratio"] <= 1 and 0 <= row["language/consistency"] <= 1
+        assert 1 <= row["completions/mean_length"] <= 16 and row["step_time"] > 0
+
+
+def test_evaluations(trained):
+    """In the rows of steps 2 and 4, and at the end in final.json; each of the parameters of its step."""
+    experiment, position = trained
+    rows = rows_of(experiment.work)
+    assert [row["step"] for row in rows if "eval/accuracy/en" in row] == [2, 4]
+    final = json.loads(experiment.work.final.read_text())
+    assert final["metrics"] == fake_evaluation(position.state.params)
+    assert len({final["metrics"]["eval/first"], *(row["eval/first"] for row in rows if "eval/first" in row)}) == 3
+
+
+def test_samples(trained):
+    for step in range(1, STEPS + 1):
+        rows = [json.loads(line) for line in trained[0].work.samples_of(step).read_text().splitlines()]
+        assert len(rows) == 8 and all(tuple(row) == SAMPLE_FIELDS for row in rows)
+        assert {row["step"] for row in rows} == {step} and len({row["language"] for row in rows}) > 1
+        assert all(row["reference"] and row["prompt"] and isinstance(row["valid"], bool) for row in rows)
+        assert all(row["parts"].keys() >= {"cosine/value"} for row in rows)
+
+
+def test_config_and_final_files(trained):
+    """config.json is the configuration, and can be given as CONFIG; final.json names what was trained."""
+    experiment, position = trained
+    file = experiment.work.config
+    assert from_json(file.read_text()) == load_config(str(file)) == experiment.config
+    final = json.loads(experiment.work.final.read_text())
+    assert final.keys() == {"step", "params_sha256", "metrics"}
+    assert final["step"] == STEPS == position.step == int(position.state.step)
+    assert final["params_sha256"] == params_sha256(position.state.params) != params_sha256(experiment.policy.params)
+
+
+def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
+    """After the first two steps a run compiles no program, whatever its prompts and lengths are."""
+    experiment = trained[0]._replace(work=work_dir(tmp_path))
+    position = loop.new_position(experiment)
+    with jax.set_mesh(experiment.mesh):
+        made = steps.hosted_steps(experiment, position, loop.reference_params(experiment))
+        with compilations(caplog) as warm_up:
+            for _ in range(2):
+                next(made)[1].read()
+        with compilations(caplog) as found:
+            for _ in range(3):
+                next(made)[1].read()
+    assert len(warm_up) > 3 and not found
+
+
+def test_cadence_and_restart(trained, tmp_path):
+    """Logged are every third step, evaluated ones and the last; a finished run that gets more steps goes on."""
+    config = tiny(train={"logging_steps": 3, "eval_steps": 2, "max_steps": 4, "save_steps": 50})
+    experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
+    assert loop.train(experiment, fake_evaluation).step == 4
+    rows = rows_of(experiment.work)
+    assert [row["step"] for row in rows] == [2, 3, 4]
+    assert ["eval/first" in row for row in rows] == [True, False, False]
+    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [4]
+    first = experiment.work.final.read_text()
+    assert loop.train(experiment, fake_evaluation).step == 4 and experiment.work.final.read_text() == first
+    longer = experiment._replace(config=with_values(config, train={"max_steps": STEPS}))
+    assert loop.train(longer, fake_evaluation).state.params is not None
+    whole = json.loads(trained[0].work.final.read_text())
+    assert json.loads(experiment.work.final.read_text()) == whole
+    assert [row["step"] for row in rows_of(experiment.work)] == [2, 3, 4, 5]
+
+
+def test_failing_reward_loses_no_row(trained, tmp_path, monkeypatch):
+    """The rows up to the failure are written and its state is saved, although no save was due."""
+    make, count = steps.make_collect, iter(range(9))
+
+    def make_failing(experiment):
+        collect = make(experiment)
+
+        def failing(*arguments):
+            if next(count) == 2:
+                raise RewardError("the third batch")
+            return collect(*arguments)
+
+        return failing
+
+    monkeypatch.setattr(steps, "make_collect", make_failing)
+    config = tiny(train={"save_steps": 50})
+    experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
+    with pytest.raises(RewardError, match="the third batch"):
+        loop.train(experiment)
+    assert [row["step"] for row in rows_of(experiment.work)] == [1, 2]
+    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [2]
+    count = iter(range(2, 9))
+    with pytest.raises(RewardError, match="the third batch"):
+        loop.train(experiment._replace(config=with_values(config, train={"save_steps": 49})))
+    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [2]
+    count = iter(range(3, 9))
+    loop.train(experiment)
+    assert json.loads(experiment.work.final.read_text())["params_sha256"] == params_sha256(trained[1].state.params)
+
+
+def test_fused_rows_and_guard(tmp_path):
+    """The fused step logs the same names; rewards that it only sees afterwards stop the run with every row written."""
+    config = tiny(train={"fused": True, "max_steps": 3, "save_steps": 50}, reward={"language_gate": "tokens"})
+    experiment = build_experiment(config, work_dir(tmp_path / "whole"))
+    loop.train(experiment)
+    for row in rows_of(experiment.work):
+        assert not [name for name in EVERY_ROW if name not in row]
+    broken = experiment.pivots._replace(has_B=experiment.pivots.has_B & False)
+    experiment = experiment._replace(pivots=broken, work=work_dir(tmp_path / "broken"))
+    with pytest.raises(RewardError, match="Step 1: 100% of the rewards are invalid"):
+        loop.train(experiment)
+    saved = [step for step, _ in list_checkpoints(experiment.work.checkpoints)]
+    rows = rows_of(experiment.work)
+    assert [row["step"] for row in rows] == list(range(1, saved[0] + 1))
+    assert all(row["reward/invalid_share"] == 1 and "rewards/cosine/mean" not in row for row in rows)

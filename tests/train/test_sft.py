@@ -1,0 +1,127 @@
+"""Supervised fine-tuning: the loss by plain causal cross-entropy, a task learned by heart, which rows a batch has."""
+
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_policy import full_rows, quick_compiles, tiny_params, tiny_prompts, tiny_rollout, tiny_spec  # noqa: F401
+
+from pbrl_jax.core.config import SftConfig
+from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.sft import (
+    SftBatch,
+    gradient_step,
+    make_sft_step,
+    mixed_rows,
+    pad_sft,
+    pool_counts,
+    sft_loss,
+    sft_optimizer_config,
+)
+from pbrl_jax.train.state import new_state
+
+SPEC = tiny_spec()
+LENGTHS = (6, 1, 4, 3)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rollout = tiny_rollout(SPEC, LENGTHS, 6)
+    return SftBatch(tiny_prompts(SPEC, (5, 2, 4, 3), 5), rollout.tokens_BR, rollout.lengths_B)
+
+
+def test_the_loss_is_the_cross_entropy_of_whole_rows(batch):
+    """Each row as one text under a causal model; only response tokens count, each the same."""
+    params = tiny_params(SPEC)
+    tokens, mask, starts = full_rows(batch.prompts, tiny_rollout(SPEC, LENGTHS, 6))
+    logits = np.asarray(causal_logits(params, SPEC, tokens, mask), np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = [
+        -logp[b, start + t - 1, tokens[b, start + t]]
+        for b, (start, length) in enumerate(zip(starts, LENGTHS, strict=True))
+        for t in range(length)
+    ]
+    assert len(losses) == 14
+    found = jax.jit(functools.partial(sft_loss, spec=SPEC, chunk=8))(params, batch)
+    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-5)
+
+
+def test_a_small_task_is_learned_by_heart(batch):
+    """Four rows, 60 steps: from above chance to almost none; skipped nothing, counted every step."""
+    config = SftConfig(steps=60, warmup_steps=5, learning_rate=3e-2)
+    optim = sft_optimizer_config(config)
+    step = make_sft_step(SPEC, optim, 64)
+    state = new_state(tiny_params(SPEC), make_optimizer(optim))
+    losses = []
+    for _ in range(config.steps):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] > np.log(SPEC.vocab_size) > 1 > 0.05 > losses[-1]
+    assert (int(state.step), int(state.skipped)) == (60, 0)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    optimizer = make_optimizer(sft_optimizer_config(SftConfig(steps=4, warmup_steps=0)))
+    state = new_state({"a": jnp.ones(3), "b": jnp.ones(2)}, optimizer)
+    good = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    after = gradient_step(state, {"a": jnp.ones(3), "b": jnp.array([1.0, jnp.nan])}, optimizer)
+    assert (int(after.step), int(after.skipped)) == (1, 1)
+    assert all(bool((x == 1).all()) for x in after.params.values())
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), after.opt_state, state.opt_state))
+    moved = gradient_step(after, good, optimizer)
+    assert (int(moved.step), int(moved.skipped)) == (2, 1)
+    assert all(bool((x < 1).all()) for x in moved.params.values())
+
+
+def test_a_short_stage_has_a_short_warm_up():
+    assert sft_optimizer_config(SftConfig(steps=300, warmup_steps=20)).warmup_steps == 20
+    assert sft_optimizer_config(SftConfig(steps=6, warmup_steps=20)).warmup_steps == 3
+
+
+@pytest.mark.parametrize(
+    "shares, size, counts",
+    [
+        ({"a": 0.6, "b": 0.2, "c": 0.2}, 64, {"a": 38, "b": 13, "c": 13}),
+        ({"a": 0.6, "b": 0.2, "c": 0.2}, 10, {"a": 6, "b": 2, "c": 2}),
+        ({"a": 0.5, "b": 0.3, "c": 0.2}, 3, {"a": 1, "b": 1, "c": 1}),
+        ({"a": 1.0}, 7, {"a": 7}),
+        ({"a": 0.9, "b": 0.1}, 1, {"a": 1, "b": 0}),
+    ],
+)
+def test_pool_counts_by_largest_remainder(shares, size, counts):
+    assert pool_counts(shares, size) == counts
+
+
+def test_every_row_of_every_pool_is_used_once_per_epoch():
+    """Pools of 10 and 6 in batches of 4 + 3: after 5 steps two epochs of the first, after 4 two of the second."""
+    sizes, counts = {"a": 10, "b": 6}, {"a": 4, "b": 3}
+    batches = [mixed_rows(sizes, counts, seed=7, step=step) for step in range(10)]
+    assert all(Counter(name for name, _ in rows) == counts for rows in batches)
+    for name, size in sizes.items():
+        walked = [row for rows in batches for pool, row in rows if pool == name]
+        epochs = [walked[start : start + size] for start in range(0, len(walked), size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1, "every epoch in the same order"
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    sizes, counts = {"a": 50, "b": 60}, {"a": 4, "b": 3}
+    assert mixed_rows(sizes, counts, 1, 9) == mixed_rows(sizes, counts, 1, 9)
+    assert mixed_rows(sizes, counts, 1, 9) != mixed_rows(sizes, counts, 2, 9)
+    assert mixed_rows(sizes, counts, 1, 9) != mixed_rows(sizes, counts, 1, 8)
+
+
+def test_a_pool_smaller_than_its_share_of_a_batch_starts_over():
+    rows = [row for _, row in mixed_rows({"a": 3}, {"a": 7}, 0, 0)]
+    assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
+
+
+def test_pad_sft_by_hand():
+    batch = pad_sft([[5, 6], [7]], [[8, 2], [9, 4, 2]], 3, 4)
+    assert batch.prompts.tokens_PT.tolist() == [[5, 6, 0], [7, 0, 0]]
+    assert batch.prompts.lengths_P.tolist() == [2, 1] and batch.prompts.row_ids_P.tolist() == [0, 1]
+    assert batch.tokens_BR.tolist() == [[8, 2, 0, 0], [9, 4, 2, 0]] and batch.lengths_B.tolist() == [2, 3]
