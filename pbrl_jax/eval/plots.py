@@ -47,14 +47,15 @@ def short_number(value: float) -> str:
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that cover [low, high], about `count` of them; steps are 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # flat, but for the rounding of float32
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    decimals = max(0, 1 - round(math.log10(power)))
+    return [round(index * step, decimals) for index in range(first, last + 1)]
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:

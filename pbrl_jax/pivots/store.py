@@ -144,7 +144,8 @@ class PivotStore:
         blocks = [_load_vectors(path)]
         cached = set(blocks[0][0])
         wanted = {_digest(text): text for text in texts if text.strip()}
-        new = [item for item in wanted.items() if item[0] not in cached]
+        # Shortest first: a batch then holds texts of one length, and little padding is encoded.
+        new = sorted((item for item in wanted.items() if item[0] not in cached), key=lambda item: len(item[1]))
         count = saved = len(cached)
         try:
             for start in range(0, len(new), EMBED_BATCH):

@@ -175,7 +175,8 @@ def language_texts(config: Config) -> dict[str, list[str]] | None:
     if config.data.source != "quickstart" or not (config.train.fused or config.reward.language_gate == "tokens"):
         return None
     pool = quickstart.problems("sft", 0, config.train.seed, config.data.path)[:2000]
-    return {code: [quickstart.response(p, code) for p in pool] for code in config.data.languages}
+    codes = dict.fromkeys((*config.data.languages, "en") if config.data.english_share > 0 else config.data.languages)
+    return {code: [quickstart.response(p, code) for p in pool] for code in codes}
 
 
 def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None = None) -> Experiment:

@@ -256,6 +256,8 @@ def test_small_helpers_by_hand():
     assert nice_ticks(0.21, 0.79) == [0.2, 0.4, 0.6, 0.8]
     assert nice_ticks(-0.04, 0.05) == [-0.05, 0.0, 0.05]
     assert nice_ticks(5, 5) == [4.5, 5.0, 5.5]
+    assert nice_ticks(-0.20000001788, -0.2) == [-0.23, -0.22, -0.21, -0.2, -0.19, -0.18, -0.17]
+    assert nice_ticks(2.4e-14, 5.5e-12) == [0.0, 2e-12, 4e-12, 6e-12]
     assert smooth([0.0, 3.0, 6.0, 0.0], 1) == [1.5, 3.0, 3.0, 3.0]
     assert smooth([1.0, 2.0], 0) == [1.0, 2.0]
     assert [short_number(v) for v in (0.12345, -2.0, 1234, 21034, 3.2e6)] == ["0.123", "\u22122", "1234", "21k", "3.2M"]

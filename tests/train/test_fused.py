@@ -47,7 +47,7 @@ from pbrl_jax.train.update import make_update
 
 PHRASES = {code: KNOWN[code].answer_phrase.split("{")[0].strip() for code in LANGUAGES}
 P, G, R, LENGTH, TOLERANCE = 4, 3, 40, 12, 1e-5
-MAX_DIFFERING = {"sampled": 0.9, "edited": 0.2}
+MAX_DIFFERING = {"sampled": 0.8, "edited": 0.2}
 """Shares of rows whose two rewards may differ: random tokens of a random policy, and right responses with one edit."""
 
 
