@@ -9,10 +9,10 @@ Command:   export PBRL_DATA=/path/to/benchmarks        (mgsm8k_questions/, gsm8k
                --encoder.source runs/gsm8k_encoder --policy.source runs/gsm8k_sft
 Hardware:  any CPU with 4 GB of memory. Three steps and the evaluation take about three CPU minutes, a third of them for
            the vocabulary and the references' vectors, which are made once per work directory.
-Expected:  `eval/accuracy/*` stays at 0: a policy of two million parameters does not learn to reason, whatever its
+Expected:  `eval/accuracy/*` stays near 0: a policy of two million parameters does not learn to reason, whatever its
            reward. A random policy mixes all languages, so the gate rejects every response: all rewards are
-           reward.rejected_value, `frac_reward_zero_std` is 1, `grad_norm` 0, and nothing changes. After `pbrl sft` (English
-           solutions) only English rows pass the gate.
+           reward.rejected_value, `frac_reward_zero_std` is 1 and nothing changes. `pbrl sft` teaches English solutions
+           alone, the only ones that the data has; prompts in other languages stay without a start policy.
 Shows:     that 59,000 real questions in four scripts, their references, the language gate, per-language metrics,
            MGSM's eleven languages, stop and resume all go through, at real lengths.
 Does not:  show that the method works. `pbrl quickstart` does that in miniature.

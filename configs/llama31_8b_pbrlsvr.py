@@ -30,6 +30,40 @@ from pbrl_jax.core.config import (
     TrainConfig,
 )
 
+PIVOT = PivotConfig(
+    source="file",  # responses of an English expert, written beforehand; which expert is ASSUMED to be free
+    path="expert_responses.jsonl",  # ASSUMED: a name of ours; lines {"question": ..., "response": ...}
+    max_completion_length=2048,  # ASSUMED: as long as the policy's
+    temperature=0.0,  # ASSUMED: greedy
+    keep_wrong=False,  # ASSUMED: a wrong reference teaches wrong reasoning
+)
+
+ENCODER = EncoderConfig(
+    source="intfloat/multilingual-e5-large",  # ASSUMED: the paper's encoder is unknown
+    max_length=512,  # ASSUMED: its limit
+    prefix="query: ",  # ASSUMED: what its model card asks for in symmetric tasks
+)
+
+REWARD = RewardConfig(
+    functions=("cosine",),
+    reward_weights=(1.0,),
+    parts="split",  # answer and reasoning are scored apart
+    answer_weight=0.5,  # ASSUMED: alpha is not stated
+    language_gate="hard",  # ASSUMED: no language term is mentioned; without one, English replies win
+    rejected_value=-0.2,  # ASSUMED: below every honest attempt
+)
+
+ALGO = AlgoConfig(
+    name="grpo",
+    num_generations=8,  # ASSUMED
+    num_iterations=1,  # ASSUMED: one update per rollout
+    beta=0.001,  # ASSUMED
+    kl_estimator="k3",  # ASSUMED: the estimator of the GRPO paper
+    epsilon=0.2,  # ASSUMED
+    loss_type="grpo",  # ASSUMED
+    scale_rewards="group",  # ASSUMED
+)
+
 
 def get_config() -> Config:
     return Config(
@@ -38,36 +72,10 @@ def get_config() -> Config:
             dtype="bfloat16",  # ASSUMED: the released weights' type
             remat="full",  # ASSUMED: long responses leave no room for activations
         ),
-        pivot=PivotConfig(
-            source="file",  # responses of an English expert, written beforehand; which expert is ASSUMED to be free
-            path="expert_responses.jsonl",  # ASSUMED: a name of ours; lines {"question": ..., "response": ...}
-            max_completion_length=2048,  # ASSUMED: as long as the policy's
-            temperature=0.0,  # ASSUMED: greedy
-            keep_wrong=False,  # ASSUMED: a wrong reference teaches wrong reasoning
-        ),
-        encoder=EncoderConfig(
-            source="intfloat/multilingual-e5-large",  # ASSUMED: the paper's encoder is unknown
-            max_length=512,  # ASSUMED: its limit
-            prefix="query: ",  # ASSUMED: what its model card asks for in symmetric tasks
-        ),
-        reward=RewardConfig(
-            functions=("cosine",),
-            reward_weights=(1.0,),
-            parts="split",  # answer and reasoning are scored apart
-            answer_weight=0.5,  # ASSUMED: alpha is not stated
-            language_gate="hard",  # ASSUMED: no language term is mentioned; without one, English replies win
-            rejected_value=-0.2,  # ASSUMED: below every honest attempt
-        ),
-        algo=AlgoConfig(
-            name="grpo",
-            num_generations=8,  # ASSUMED
-            num_iterations=1,  # ASSUMED: one update per rollout
-            beta=0.001,  # ASSUMED
-            kl_estimator="k3",  # ASSUMED: the estimator of the GRPO paper
-            epsilon=0.2,  # ASSUMED
-            loss_type="grpo",  # ASSUMED
-            scale_rewards="group",  # ASSUMED
-        ),
+        pivot=PIVOT,
+        encoder=ENCODER,
+        reward=REWARD,
+        algo=ALGO,
         rollout=RolloutConfig(
             max_prompt_length=512,  # ASSUMED
             max_completion_length=2048,  # ASSUMED

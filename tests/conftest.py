@@ -7,6 +7,7 @@ their own, which launch/test.sh starts as
 """
 
 import os
+from importlib.metadata import version
 
 DEVICES = int(os.environ.get("PBRL_TEST_DEVICES") or 0)
 
@@ -15,6 +16,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of a test's time is compilation, and nothing here is timed: compile 2.5 times faster, to slower programs.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):
+    # Fewer, larger kernels: several times less to compile. Later versions do not know the flag and would stop.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 if DEVICES:
     # On a loaded machine the virtual devices of one collective may reach it minutes apart.
     os.environ["XLA_FLAGS"] = (

@@ -121,7 +121,7 @@ def write_model_folder(flags, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(random_qwen3(flags), folder / "model.safetensors", metadata={"format": "pt"})
-    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL_WORDS))
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL_WORDS, strict=True))
     files = {
         "config.json": qwen3_config(flags),
         "generation_config.json": {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "do_sample": True},

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.assets.encoder import length_bucket
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.models.specs import DecoderSpec
@@ -48,7 +49,10 @@ def compiled_sampler(spec: DecoderSpec, max_length: int):
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
                  seed: int = 0, tick: Callable[[int], Any] | None = None) -> list[str]:  # fmt: skip
-    """One response to each question, in their order; batches are padded to one shape, so one program serves all.
+    """One response to each question, in their order.
+
+    Prompts are decoded shortest first, in batches padded to the length buckets of the encoder: few programs are
+    compiled, and a long prompt in one language does not pad all the others.
 
     Args:
       temperature: 0 is greedy.
@@ -60,13 +64,16 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
     sampling = sampling_params(temperature, 1.0, 0, decoder.tokenizer.eos_ids)
     ids = format_prompts(list(questions), list(languages), decoder.tokenizer)
     size = min(decoder.batch_size, len(ids))
-    texts: list[str] = []
-    for start in range(0, len(ids), size):
-        rows = ids[start : start + size]
-        filled = rows + [rows[-1]] * (size - len(rows))
-        batch = pad_prompts(filled, decoder.max_prompt_length, range(start, start + size), decoder.tokenizer.pad_id)
+    texts = [""] * len(ids)
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        filled = rows + rows[-1:] * (size - len(rows))
+        length = length_bucket(len(ids[rows[-1]]), decoder.max_prompt_length)
+        batch = pad_prompts([ids[row] for row in filled], length, filled, decoder.tokenizer.pad_id)
         rollout = run(params, jax.tree.map(jnp.asarray, batch), step_key(seed, 0), sampling)
-        texts += completions(rollout, decoder.tokenizer)[: len(rows)]
+        for row, text in zip(rows, completions(rollout, decoder.tokenizer), strict=False):
+            texts[row] = text
         if tick is not None:
             tick(len(rows))
     return texts

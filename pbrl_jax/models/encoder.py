@@ -81,7 +81,8 @@ class Encoder(nn.Module):
         x = word[tokens_BS] + position[self.positions(mask_BS)] + along_last(kind[0], 3)
         x = LayerNorm(spec.norm_eps, name="embed_norm")(x.astype(spec.dtype))
         # Recomputing all but the products is faster than storing a stack of activations, as in the decoder.
-        layer = nn.remat(EncoderLayer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
+        keep_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        layer = nn.remat(EncoderLayer, policy=keep_products, prevent_cse=False)
         stack = nn.scan(
             layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
             length=spec.layers,
