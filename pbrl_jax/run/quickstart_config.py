@@ -32,13 +32,13 @@ def quickstart_config(seed: int = 0) -> Config:
         rollout=RolloutConfig(max_prompt_length=30, max_completion_length=24),
         data=DataConfig(source="quickstart", limit=2000, english_share=0.1875, vocab_size=2000),
         optim=OptimConfig(
-            learning_rate=3e-4, schedule="linear", schedule_steps=300, warmup_steps=5, min_learning_rate_share=0.1
+            learning_rate=2e-4, schedule="linear", schedule_steps=240, warmup_steps=5, min_learning_rate_share=0.1
         ),
         train=TrainConfig(
-            max_steps=300, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
+            max_steps=240, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
             seed=seed,
         ),
-        sft=SftConfig(steps=500, batch_size=64, learning_rate=3e-3, warm_rows_per_language=40),
+        sft=SftConfig(steps=500, batch_size=64, learning_rate=3e-3, warm_rows_per_language=60),
         contrastive=ContrastiveConfig(steps=200),
         eval=EvalConfig(limit=PROBLEMS, batch_size=256),
     )  # fmt: skip

@@ -263,7 +263,7 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ConfigError(f"vocab_size={vocab_size} cannot hold every character of the text: {error}") from error
+        raise ConfigError(f"data.vocab_size={vocab_size} cannot hold every character of the text: {error}") from error
     tokenizer = SentencePieceTokenizer(written.getvalue())
     check_round_trip(tokenizer, lines[:: max(1, len(lines) // 2000)])
     if out_path is not None:
