@@ -1,113 +1,26 @@
 """PB-RLSVR (arXiv 2509.25543) with Qwen3-32B: the paper's larger run, as far as it is known.
 
 Command:   pbrl train configs/qwen3_32b_pbrlsvr.py --workdir runs/qwen3 --dry-run --devices 8
-Works now: the dry run, on any machine: it checks every value and prints the resolved settings and the batch arithmetic.
-           Without --dry-run it stops at policy.source and encoder.source: they name Hugging Face repositories, and this
-           version reads only folders that it wrote itself. Training it for real waits for checkpoint import, and for
-           the chat template (Qwen3's thinking switch with it): prompts are the bare question and a newline here.
+Works now: the dry run, on any machine, as for configs/llama31_8b_pbrlsvr.py, which has all that is shared; Qwen3's
+           thinking switch comes with the chat template.
 Hardware:  one host with 8 devices of 141 GB, by arithmetic and untried: 20 bytes per parameter (float32 parameters,
            gradients, two moments, reference) make 656 GB, and the keys and values of 256 responses up to 143 GB more.
 Expected:  the paper reports +10.17 % average multilingual improvement. Whether relative or in points, over which
            languages and benchmarks, is not known to us, so nothing here claims to reproduce it.
-
-Known of the paper: the policy, an English expert whose responses are the references, semantic rewards of embeddings or
-translation with COMET on the answer, and GRPO. All that is marked ASSUMED is ours. In place of the COMET part, which
-this version does not have, the answer part is an embedding cosine too.
 """
 
-from pbrl_jax.core.config import (
-    AlgoConfig,
-    Config,
-    DataConfig,
-    EncoderConfig,
-    EvalConfig,
-    MeshConfig,
-    OptimConfig,
-    PivotConfig,
-    PolicyConfig,
-    RewardConfig,
-    RolloutConfig,
-    TrainConfig,
-)
+from pathlib import Path
 
-PIVOT = PivotConfig(
-    source="file",  # responses of an English expert, written beforehand; which expert is ASSUMED to be free
-    path="expert_responses.jsonl",  # ASSUMED: a name of ours; lines {"question": ..., "response": ...}
-    max_completion_length=2048,  # ASSUMED: as long as the policy's
-    temperature=0.0,  # ASSUMED: greedy
-    keep_wrong=False,  # ASSUMED: a wrong reference teaches wrong reasoning
-)
-
-ENCODER = EncoderConfig(
-    source="intfloat/multilingual-e5-large",  # ASSUMED: the paper's encoder is unknown
-    max_length=512,  # ASSUMED: its limit
-    prefix="query: ",  # ASSUMED: what its model card asks for in symmetric tasks
-)
-
-REWARD = RewardConfig(
-    functions=("cosine",),
-    reward_weights=(1.0,),
-    parts="split",  # answer and reasoning are scored apart
-    answer_weight=0.5,  # ASSUMED: alpha is not stated
-    language_gate="hard",  # ASSUMED: no language term is mentioned; without one, English replies win
-    rejected_value=-0.2,  # ASSUMED: below every honest attempt
-)
-
-ALGO = AlgoConfig(
-    name="grpo",
-    num_generations=8,  # ASSUMED
-    num_iterations=1,  # ASSUMED: one update per rollout
-    beta=0.001,  # ASSUMED
-    kl_estimator="k3",  # ASSUMED: the estimator of the GRPO paper
-    epsilon=0.2,  # ASSUMED
-    loss_type="grpo",  # ASSUMED
-    scale_rewards="group",  # ASSUMED
-)
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
 
 
 def get_config() -> Config:
-    return Config(
-        policy=PolicyConfig(
-            source="Qwen/Qwen3-32B",
-            dtype="bfloat16",  # ASSUMED: the released weights' type
-            remat="full",  # ASSUMED: long responses leave no room for activations
-        ),
-        pivot=PIVOT,
-        encoder=ENCODER,
-        reward=REWARD,
-        algo=ALGO,
-        rollout=RolloutConfig(
-            max_prompt_length=512,  # ASSUMED
-            max_completion_length=2048,  # ASSUMED
-            temperature=0.9,  # ASSUMED
-            top_p=1.0,  # ASSUMED
-        ),
-        data=DataConfig(
-            source="mgsm8k",  # ASSUMED: the training prompts are unknown; these are public and apart from MGSM's test
-            languages=("en", "de", "es", "fr", "ja", "ru", "sw", "zh"),  # ASSUMED: those of the data
-            english_share=0.125,  # ASSUMED: replay against forgetting
-            overlong_prompts="drop",  # ASSUMED
-        ),
-        optim=OptimConfig(
-            learning_rate=1e-6,  # ASSUMED: usual for full fine-tuning by GRPO
-            schedule="constant",  # ASSUMED
-            warmup_steps=10,  # ASSUMED
-            weight_decay=0.0,  # ASSUMED
-            max_grad_norm=1.0,  # ASSUMED
-        ),
-        train=TrainConfig(
-            max_steps=500,  # ASSUMED
-            prompts_per_step=32,  # ASSUMED: with 8 samples, 256 responses
-            microbatch_prompts=8,  # ASSUMED: one prompt group per device
-            logprob_chunk=1024,  # ASSUMED: 1024 x 151,936 float32 logits are 0.6 GB over 8 devices
-            save_steps=50,  # ASSUMED
-            eval_steps=50,  # ASSUMED
-        ),
-        mesh=MeshConfig(data=1, fsdp=-1, tensor=1),  # ASSUMED: parameters shared by all devices of the host
-        eval=EvalConfig(
-            source="mgsm",  # named by a summary of the paper, beside MMLU-ProX
-            languages=("en", "bn", "de", "es", "fr", "ja", "ru", "sw", "te", "th", "zh"),
-            batch_size=64,  # ASSUMED
-            max_prompt_length=1024,  # ASSUMED: Bengali, Telugu and Thai take more tokens
-        ),
+    smaller = load_config(str(Path(__file__).with_name("llama31_8b_pbrlsvr.py")))
+    return with_values(
+        smaller,
+        policy={"source": "Qwen/Qwen3-32B"},
+        # ASSUMED: with 8 samples, 256 responses; 1024 x 151,936 float32 logits are 0.6 GB over 8 devices.
+        train={"prompts_per_step": 32},
+        eval={"batch_size": 64},  # ASSUMED
     )
