@@ -1,4 +1,4 @@
-"""The settings of the quickstart, fixed before reinforcement learning was looked at."""
+"""The settings of the quickstart; docs/quickstart.md says how they were chosen and what they reach."""
 
 from pbrl_jax.core.config import (
     AlgoConfig,
