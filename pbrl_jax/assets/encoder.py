@@ -58,12 +58,17 @@ class Encoder(NamedTuple):
         """Unit vectors of the texts, in their order."""
         vectors = np.zeros((len(texts), self.spec.projection or self.spec.width), np.float32)
         for start in range(0, len(texts), EMBED_BATCH):
-            batch = list(texts[start : start + EMBED_BATCH])
-            filler = [""] * (EMBED_BATCH - len(batch))
-            tokens, mask, _ = self.tokenize(batch + filler)
-            found = embed_tokens(self.spec)(self.params, jnp.asarray(tokens), jnp.asarray(mask))
-            vectors[start : start + len(batch)] = np.asarray(found)[: len(batch)]
+            tokens, mask, _ = self.tokenize(list(texts[start : start + EMBED_BATCH]))
+            vectors[start : start + len(tokens)] = self.embed_ids(tokens, mask)
         return vectors
+
+    def embed_ids(self, tokens_NS: np.ndarray, mask_NS: np.ndarray) -> np.ndarray:
+        """Unit vectors of N >= 1 tokenised texts; they run in batches of one size, so one program serves all."""
+        program, count = embed_tokens(self.spec), len(tokens_NS)
+        rows = np.concatenate([np.arange(count), np.zeros(-count % EMBED_BATCH, int)])
+        blocks = [rows[start : start + EMBED_BATCH] for start in range(0, len(rows), EMBED_BATCH)]
+        found = [program(self.params, jnp.asarray(tokens_NS[block]), jnp.asarray(mask_NS[block])) for block in blocks]
+        return np.concatenate([np.asarray(vectors) for vectors in found])[:count]
 
 
 @functools.cache

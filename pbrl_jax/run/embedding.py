@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.assets.encoder import EMBED_BATCH, Encoder, embed_tokens, length_bucket
+from pbrl_jax.assets.encoder import Encoder, length_bucket
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.corpus import encode_corpus
 from pbrl_jax.pivots.store import PivotStore
@@ -16,7 +15,6 @@ def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[
     """`embed(some of the texts) -> unit vectors [n, E]`, with all texts tokenised at once (tensorflow-text where
     there are many). The texts are tokenised when the first of them is asked for: a full cache asks for none."""
     index = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    program = embed_tokens(encoder.spec)
     encoded = []
 
     def embed(batch: Sequence[str]) -> np.ndarray:
@@ -24,13 +22,9 @@ def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[
             corpus = [encoder.prefix + text for text in index]
             encoded.append(encode_corpus(corpus, encoder.tokenizer, encoder.max_length))
         rows = np.array([index[text] for text in batch])
-        rows = np.concatenate([rows, np.repeat(rows[:1], -len(rows) % EMBED_BATCH)])
         lengths = encoded[0].lengths_N[rows]
         size = length_bucket(int(lengths.max()), encoder.max_length)
-        tokens, mask = encoded[0].tokens_NS[rows, :size], np.arange(size)[None] < lengths[:, None]
-        starts = range(0, len(rows), EMBED_BATCH)
-        blocks = [(jnp.asarray(tokens[i : i + EMBED_BATCH]), jnp.asarray(mask[i : i + EMBED_BATCH])) for i in starts]
-        return np.concatenate([np.asarray(program(encoder.params, *block)) for block in blocks])[: len(batch)]
+        return encoder.embed_ids(encoded[0].tokens_NS[rows, :size], np.arange(size)[None] < lengths[:, None])
 
     return embed
 

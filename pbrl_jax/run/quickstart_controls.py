@@ -5,13 +5,12 @@ answer as reward, which the semantic reward may at best come near to. `sft`: sup
 text, for as many response tokens as the rollouts had.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from pbrl_jax.assets.policy import Policy, load_policy, save_policy
-from pbrl_jax.core.config import Config
+from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.run.quickstart_stages import Stages, cached, reinforce
@@ -34,18 +33,15 @@ def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Pol
 
 def answer(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO with the gold answer as the only reward, on the host path."""
-    reward = dataclasses.replace(config.reward, functions=("answer",))
-    train = dataclasses.replace(config.train, fused=False)
-    return reinforce(stages, name, number, dataclasses.replace(config, reward=reward, train=train))
+    hosted = with_values(config, reward={"functions": ("answer",)}, train={"fused": False})
+    return reinforce(stages, name, number, hosted)
 
 
 def sft(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """Supervised fine-tuning continued for the rollouts' number of responses, at the schedule of RL's length."""
     responses = config.train.max_steps * config.train.prompts_per_step * config.algo.num_generations
     steps = responses // config.sft.batch_size
-    longer = dataclasses.replace(
-        config, sft=dataclasses.replace(config.sft, steps=steps, learning_rate=config.optim.learning_rate)
-    )
+    longer = with_values(config, sft={"steps": steps, "learning_rate": config.optim.learning_rate})
     folder = stages.work.root / name
 
     def make():

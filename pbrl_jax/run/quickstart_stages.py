@@ -1,6 +1,5 @@
 """The stages of the quickstart, each cached in the work directory with the seconds it took."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pbrl_jax.assets.encoder import Encoder, load_encoder, save_encoder
 from pbrl_jax.assets.policy import Policy, load_policy, save_policy
-from pbrl_jax.core.config import Config
+from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import Prompt
@@ -105,12 +104,12 @@ def accuracy(stages: Stages, name: str, number: int, policy: Policy, params) -> 
 
 def rl_config(stages: Stages) -> Config:
     """The configuration of the reinforcement learning stage: start policy and encoder are the earlier stages'."""
-    config, root = stages.config, stages.work.root
-    return dataclasses.replace(
-        config,
-        policy=dataclasses.replace(config.policy, source=str(root / "sft")),
-        encoder=dataclasses.replace(config.encoder, source=str(root / "encoder")),
-        pivot=dataclasses.replace(config.pivot, path=str(root / "pivots")),
+    root = stages.work.root
+    return with_values(
+        stages.config,
+        policy={"source": str(root / "sft")},
+        encoder={"source": str(root / "encoder")},
+        pivot={"path": str(root / "pivots")},
     )
 
 
