@@ -1,0 +1,34 @@
+"""Where our parameters lie in a checkpoint of someone else's: the shape of the tables that name them.
+
+Every model family has a table, our parameter path -> Stored. Loading, conversion and export are one code over it.
+"""
+
+from typing import NamedTuple
+
+
+class Stored(NamedTuple):
+    """One parameter of ours in a Hugging Face checkpoint.
+
+    With `view = tensor.T if transpose else tensor`, one entry of ours is `view.reshape(shape)`: a torch Linear holds
+    [out, in], ours [in, out] with heads and head channels on axes of their own. Both steps are views of the file, so
+    any slice of ours is read without reading the rest.
+    """
+
+    template: str
+    """Tensor name; with {layer} where layers are stacked, and {expert} where experts are."""
+    shape: tuple[int, ...]
+    """Shape of one entry in our layout, without the stacked axes."""
+    transpose: bool = False
+    layers: int = 0
+    """Entries stacked on axis 0; 0: not stacked."""
+    experts: int = 0
+    """Entries stacked on the axis after the layers'; 0: not stacked."""
+
+    def full_shape(self) -> tuple[int, ...]:
+        """Our parameter's shape, stacked axes included."""
+        return (self.layers,) * bool(self.layers) + (self.experts,) * bool(self.experts) + self.shape
+
+    def names(self) -> list[str]:
+        """Every tensor that the parameter is made of, experts varying fastest."""
+        layers, experts = range(max(self.layers, 1)), range(max(self.experts, 1))
+        return [self.template.format(layer=layer, expert=expert) for layer in layers for expert in experts]
