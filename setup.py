@@ -28,6 +28,7 @@ REQUIREMENTS = [
     "py3langid>=0.3",
     "math-verify[antlr4_13_2]>=0.9",
     "sacrebleu>=2.5",
+    "pyyaml>=6.0",
 ]
 
 EXTRAS = {
@@ -36,7 +37,7 @@ EXTRAS = {
     "lora": ["qwix>=0.1.8"],
     "eval": ["lm-eval>=0.4.10"],
     "wandb": ["wandb>=0.22"],
-    "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "beartype>=0.22"],
+    "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "beartype>=0.22", "babel>=2.16"],
 }
 
 readme = Path(__file__).parent / "README.md"
@@ -50,7 +51,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
-    package_data={"pbrl_jax": ["data/sources/*.json"]},
+    package_data={"pbrl_jax": ["data/sources/*.json", "eval/benchmarks/*.json"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pbrl = pbrl_jax.cli:main"]},

@@ -53,8 +53,9 @@ class Contestant:
 
 def contestants(peers: Path, chosen: list[str]) -> list[Contestant]:
     everyone = [Contestant("ours", Path(sys.executable), HERE / "grpo_step.py")]
-    everyone += [Contestant(name, peers / name / "bin" / "python", HERE / "peers" / f"{name}_step.py")
-                 for name in LIBRARIES[1:]]
+    everyone += [
+        Contestant(name, peers / name / "bin" / "python", HERE / "peers" / f"{name}_step.py") for name in LIBRARIES[1:]
+    ]
     return [contestant for contestant in everyone if contestant.name in chosen]
 
 
@@ -70,8 +71,15 @@ def run_once(contestant: Contestant, flags: argparse.Namespace) -> tuple[dict | 
         result = Path(folder) / "result.json"
         command = [str(contestant.python), str(contestant.script), *workload_argv(flags), "--json", str(result)]
         try:
-            done = subprocess.run(command, env=environment, cwd=HERE.parent, timeout=flags.timeout, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            done = subprocess.run(
+                command,
+                env=environment,
+                cwd=HERE.parent,
+                timeout=flags.timeout,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
         except subprocess.TimeoutExpired:
             return None, f"stopped after {flags.timeout} s (--timeout)"
         if done.returncode == 0 and result.exists():
@@ -94,8 +102,11 @@ def run_rounds(players: list[Contestant], flags: argparse.Namespace) -> tuple[li
                 continue
             runs.append({"contestant": player.name, "round": round_number, "load_before": load_before, **result})
             total = statistics.median(step["total"] for step in result["steps"])
-            print(f"round {round_number}/{flags.rounds}  {player.name:<6} median step {total:8.3f} s   "
-                  f"(load before: {load_before:.1f})", flush=True)
+            print(
+                f"round {round_number}/{flags.rounds}  {player.name:<6} median step {total:8.3f} s   "
+                f"(load before: {load_before:.1f})",
+                flush=True,
+            )
     return runs, failures
 
 
@@ -109,7 +120,9 @@ def summarize(runs: list[dict]) -> dict:
     steps = [step for run in runs for step in run["steps"]]
     column = {key: [step.get(key) for step in steps] for key in (*TIMED, *CPU_TIMED, "cpu_seconds", "response_tokens")}
     return {
-        "version": runs[0]["version"], "rounds": len(runs), "steps": len(steps),
+        "version": runs[0]["version"],
+        "rounds": len(runs),
+        "steps": len(steps),
         "median": {phase: _over(column[phase], statistics.median) for phase in TIMED},
         "best": {phase: _over(column[phase], min) for phase in TIMED},
         "phase_cpu_seconds": {phase: _over(column[cpu_name(phase)], statistics.median) for phase in PHASES},
@@ -144,8 +157,11 @@ def ratios(summaries: dict[str, dict]) -> dict[str, dict[str, float]]:
     if "ours" not in summaries:
         return {}
     ours = figures(summaries["ours"])
-    return {peer: {row: ours[row] / value for row, value in figures(summary).items() if value and ours[row] is not None}
-            for peer, summary in summaries.items() if peer != "ours"}
+    return {
+        peer: {row: ours[row] / value for row, value in figures(summary).items() if value and ours[row] is not None}
+        for peer, summary in summaries.items()
+        if peer != "ours"
+    }
 
 
 def _cell(value: float | None) -> str:
@@ -160,11 +176,19 @@ def table(summaries: dict[str, dict]) -> list[list[str]]:
     """Header and rows as text: one column per library, then one ratio per peer."""
     columns = {name: figures(summary) for name, summary in summaries.items()}
     ratio_columns = ratios(summaries)
-    header = ["", *(f"{name} {summaries[name]['version']}" for name in columns),
-              *(f"ours/{peer}" for peer in ratio_columns)]
-    rows = [[label, *(_cell(figure[label]) for figure in columns.values()),
-             *(f"{ratio[label]:.2f}" if label in ratio else "-" for ratio in ratio_columns.values())]
-            for label in next(iter(columns.values()))]
+    header = [
+        "",
+        *(f"{name} {summaries[name]['version']}" for name in columns),
+        *(f"ours/{peer}" for peer in ratio_columns),
+    ]
+    rows = [
+        [
+            label,
+            *(_cell(figure[label]) for figure in columns.values()),
+            *(f"{ratio[label]:.2f}" if label in ratio else "-" for ratio in ratio_columns.values()),
+        ]
+        for label in next(iter(columns.values()))
+    ]
     return [header, *rows]
 
 
@@ -181,8 +205,9 @@ def as_markdown(rows: list[list[str]]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--peers", type=Path, default=Path(".peers"), metavar="DIR", help="what peers/setup.sh made")
     add_workload_flags(parser)
     parser.add_argument("--rounds", type=int, default=3, help="how often each library runs")
@@ -219,12 +244,21 @@ def main() -> int:
     summaries = {name: summarize(own) for name, own in by_name.items() if own}
     if summaries:
         rows = table(summaries)
-        print(f"\n{flags.rounds} rounds of {flags.steps} steps, {WARMUP_STEPS} of them warm-up; "
-              f"ratios are ours / peer (below 1: ours needs less; tokens per second: above 1 is better)\n\n"
-              f"{as_text(rows)}\n\nAs Markdown:\n\n{as_markdown(rows)}")
+        print(
+            f"\n{flags.rounds} rounds of {flags.steps} steps, {WARMUP_STEPS} of them warm-up; "
+            f"ratios are ours / peer (below 1: ours needs less; tokens per second: above 1 is better)\n\n"
+            f"{as_text(rows)}\n\nAs Markdown:\n\n{as_markdown(rows)}"
+        )
     if flags.json:
-        result = {"flags": workload_dict(flags), "rounds": flags.rounds, "cpu_count": os.cpu_count(),
-                  "notes": notes + failures, "summary": summaries, "ratios": ratios(summaries), "runs": runs}
+        result = {
+            "flags": workload_dict(flags),
+            "rounds": flags.rounds,
+            "cpu_count": os.cpu_count(),
+            "notes": notes + failures,
+            "summary": summaries,
+            "ratios": ratios(summaries),
+            "runs": runs,
+        }
         Path(flags.json).write_text(json.dumps(result, indent=1) + "\n")
     print("".join(f"\nNote: {line}" for line in notes + failures))
     return 1 if failures else 0

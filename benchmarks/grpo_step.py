@@ -39,12 +39,20 @@ NOT_PACKED = 0
 def add_own_flags(parser) -> None:
     """Settings of this library that change no result."""
     default = TrainConfig()
-    parser.add_argument("--logprob-chunk", type=int, default=default.logprob_chunk,
-                        help="train.logprob_chunk: response positions whose logits exist at a time")
+    parser.add_argument(
+        "--logprob-chunk",
+        type=int,
+        default=default.logprob_chunk,
+        help="train.logprob_chunk: response positions whose logits exist at a time",
+    )
     parser.add_argument("--remat", default="dots", choices=("none", "full", "dots"), help="policy.remat")
     parser.add_argument("--attention", default="auto", help="policy.attention")
-    parser.add_argument("--microbatch-prompts", type=int, default=default.microbatch_prompts,
-                        help="train.microbatch_prompts: prompt groups whose gradient is made at a time; 0: all")
+    parser.add_argument(
+        "--microbatch-prompts",
+        type=int,
+        default=default.microbatch_prompts,
+        help="train.microbatch_prompts: prompt groups whose gradient is made at a time; 0: all",
+    )
     parser.add_argument("--no-packed", action="store_true", help="update one row per response, whatever its length")
     parser.add_argument("--entropy", action="store_true", help="also log the policy's entropy, as training does")
 
@@ -52,9 +60,20 @@ def add_own_flags(parser) -> None:
 def policy_spec(flags) -> DecoderSpec:
     """The workload's Qwen3."""
     return DecoderSpec(
-        vocab_size=flags.vocab, width=flags.d, layers=flags.layers, heads=flags.heads, kv_heads=flags.kv_heads,
-        head_dim=flags.head_dim, ffn=flags.ffn, rope_theta=workload.ROPE_THETA, norm_eps=workload.NORM_EPS,
-        qk_norm=True, tied_embeddings=True, remat=flags.remat, attention=flags.attention)
+        vocab_size=flags.vocab,
+        width=flags.d,
+        layers=flags.layers,
+        heads=flags.heads,
+        kv_heads=flags.kv_heads,
+        head_dim=flags.head_dim,
+        ffn=flags.ffn,
+        rope_theta=workload.ROPE_THETA,
+        norm_eps=workload.NORM_EPS,
+        qk_norm=True,
+        tied_embeddings=True,
+        remat=flags.remat,
+        attention=flags.attention,
+    )
 
 
 def policy_params(flags) -> dict:
@@ -76,14 +95,19 @@ def policy_params(flags) -> dict:
         "embed": jnp.asarray(weights["model.embed_tokens.weight"]),
         "final_norm": {"scale": jnp.asarray(weights["model.norm.weight"])},
         "layers": {
-            "attention_norm": norm("input_layernorm"), "mlp_norm": norm("post_attention_layernorm"),
-            "query_norm": norm("self_attn.q_norm"), "key_norm": norm("self_attn.k_norm"),
+            "attention_norm": norm("input_layernorm"),
+            "mlp_norm": norm("post_attention_layernorm"),
+            "query_norm": norm("self_attn.q_norm"),
+            "key_norm": norm("self_attn.k_norm"),
             "query": linear("self_attn.q_proj", d, heads, width),
             "key": linear("self_attn.k_proj", d, kv_heads, width),
             "value": linear("self_attn.v_proj", d, kv_heads, width),
             "out": linear("self_attn.o_proj", heads, width, d),
-            "mlp": {"gate": linear("mlp.gate_proj", d, ffn), "up": linear("mlp.up_proj", d, ffn),
-                    "down": linear("mlp.down_proj", ffn, d)},
+            "mlp": {
+                "gate": linear("mlp.gate_proj", d, ffn),
+                "up": linear("mlp.up_proj", d, ffn),
+                "down": linear("mlp.down_proj", ffn, d),
+            },
         },
     }
 
@@ -94,9 +118,14 @@ def run_config(flags) -> Config:
         algo=AlgoConfig(num_generations=flags.group, beta=flags.beta),
         rollout=RolloutConfig(max_prompt_length=flags.prompt_len, max_completion_length=flags.response_len),
         optim=OptimConfig(learning_rate=workload.LEARNING_RATE, weight_decay=0.0, max_grad_norm=0.0),
-        train=TrainConfig(prompts_per_step=flags.prompts, logprob_chunk=flags.logprob_chunk,
-                          microbatch_prompts=flags.microbatch_prompts, packed=not flags.no_packed),
-        log=LogConfig(entropy=flags.entropy))
+        train=TrainConfig(
+            prompts_per_step=flags.prompts,
+            logprob_chunk=flags.logprob_chunk,
+            microbatch_prompts=flags.microbatch_prompts,
+            packed=not flags.no_packed,
+        ),
+        log=LogConfig(entropy=flags.entropy),
+    )
 
 
 class Programs(NamedTuple):
@@ -118,8 +147,14 @@ def make_programs(flags) -> Programs:
 
     state = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), make_optimizer(config.optim)))(params)
     generate = make_generate(spec, flags.group, flags.response_len, config.rollout.segment_length)
-    return Programs(generate, make_update(spec, config), jax.jit(reference, static_argnames="bucket"),
-                    params if flags.beta > 0 else None, state, config)
+    return Programs(
+        generate,
+        make_update(spec, config),
+        jax.jit(reference, static_argnames="bucket"),
+        params if flags.beta > 0 else None,
+        state,
+        config,
+    )
 
 
 def device_prompts(flags, ids: list[list[int]], step: int) -> PromptBatch:
@@ -208,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(__doc__.splitlines()[0], argv, add_own_flags)
     clock = StepClock()
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: clock.add_compilation() if name.endswith("backend_compile_duration") else None)
+        lambda name, *_, **__: clock.add_compilation() if name.endswith("backend_compile_duration") else None
+    )
     programs = make_programs(flags)
     clock.start()  # step 0 is the first step with all compilation
     compile_everything(flags, programs)

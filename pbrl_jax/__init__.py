@@ -5,22 +5,28 @@ and files. Shapes are in the axis letters of `pbrl_jax.core.records`; errors are
 
 Models (weights, spec and tokenizer together):
 
-  load_policy(directory, mesh=None, dtype=None) -> Policy(spec, params, tokenizer, fingerprint)
+  load_policy(directory, mesh=None, dtype=None, param_dtype='float32') -> Policy(spec, params, tokenizer, fingerprint)
   Policy.logits(params, tokens_BT, mask_BT) -> float32 [B, T, V]
   save_policy(policy, directory)
-  load_encoder(directory, max_length=None, prefix='') -> Encoder
+  export_policy(policy, directory, dtype=None): a Hugging Face folder
+  load_encoder(directory, max_length=None, prefix='', *, prompt='', pooling=None, dtype=None) -> Encoder
   Encoder.embed(texts) -> unit vectors [N, E]
   save_encoder(encoder, directory)
+  load_comet(directory, dtype=None, transform=None) -> Comet
+  Comet.score(src, mt, ref=None) -> scores [N]
+  convert_comet(directory, out, dtype='float32')
+  load_translator(source, *, mesh=None, dtype=None, num_beams=1, batch_size=32, **limits) -> Translator
+  Translator.translate(texts, source_language, target_language) -> list of strings
 
 Text:
 
   load_tokenizer(source) -> Tokenizer
-  format_prompts(questions, codes, tokenizer, style='plain') -> lists of token ids
+  format_prompts(questions, codes, tokenizer, style='plain', thinking=None) -> lists of token ids
   extract_answer(text, code, *, fallback=False) -> str | None
   split_response(text, code) -> (reasoning, answer)
   same_answer(a, b) -> bool
-  identify_language(text, languages) -> str | None
-  is_right_language(text, language, languages) -> bool | None
+  identify_language(text, languages=None) -> str | None
+  is_right_language(text, language, languages, share=0.8) -> bool | None
 
 Rollout:
 
@@ -38,11 +44,11 @@ Rewards:
 
 Algorithm and update:
 
-  group_advantages(reward_PG, valid_PG, *, scale, epsilon, leave_one_out=False) -> adv_PG
+  group_advantages(reward_PG, valid_PG, *, scale, epsilon, leave_one_out=False, floor=0.0) -> adv_PG
   policy_loss(logp_BR, old_logp_BR, adv_B, mask_BR, *, config, ref_logp_BR=None, max_completion_length=None,
-              count_masked_rows=False) -> (sum, count, metrics)
+              count_masked_rows=False, weight_BR=None, entropy_BR=None, beta=None) -> (sum, count, metrics)
   make_optimizer(config) -> optax.GradientTransformation
-  new_state(params, optimizer) -> TrainState
+  new_state(params, optimizer, beta=None, critic=None) -> TrainState
   make_update(spec, config) -> compiled (state, ref_params, batch, bucket=0) -> (state, metrics)
   make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
               sampling, key) -> (state, metrics, rollout, scores)
@@ -60,8 +66,9 @@ import importlib
 
 #: Public name -> the module it lives in.
 NAMES = {
-    "AlgoConfig": "core.config",
+    "AlgoConfig": "core.config_algo",
     "CheckpointError": "core.errors",
+    "Comet": "assets.comet",
     "Config": "core.config",
     "ConfigError": "core.errors",
     "DataError": "core.errors",
@@ -86,16 +93,20 @@ NAMES = {
     "TrainBatch": "core.records",
     "TrainState": "core.records",
     "completions": "rollout.decode",
+    "convert_comet": "assets.comet",
     "cosine_reward": "rewards.cosine",
+    "export_policy": "assets.hf_export",
     "extract_answer": "text.answers",
     "format_prompts": "text.prompts",
     "generate": "rollout.generate",
     "group_advantages": "algos.advantages",
     "identify_language": "text.langid",
     "is_right_language": "text.langid",
+    "load_comet": "assets.comet",
     "load_encoder": "assets.encoder",
     "load_policy": "assets.policy",
     "load_tokenizer": "text.tokenizers",
+    "load_translator": "rewards.translators",
     "make_fused_step": "train.fused",
     "make_optimizer": "train.optimizer",
     "make_reward": "rewards.combine",

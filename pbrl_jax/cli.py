@@ -18,15 +18,22 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   sft CONFIG --workdir W      a start policy by supervised fine-tuning
   encoder CONFIG --workdir W  a multilingual encoder by contrastive training
   pivots CONFIG --workdir W   write and embed the English references
+  audit CONFIG --workdir W [--min-auc 0.95]   can this reward be cheated?
+  calibrate CONFIG --workdir W [--pairs FILE]   what the encoder's cosines mean
   generate --policy DIR --prompt TEXT [--prompt TEXT ...]   try a policy
+  convert IN OUT              a policy to or from the Hugging Face form, or to another type
+  eval --policy DIR --benchmark NAME --workdir W   accuracy per language on a benchmark
   report W [W ...]            write W/report.html
 
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
 
 
-def config_verb(name: str, description: str) -> Callable[[Sequence[str]], None]:
-    """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`."""
+def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
+    """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`.
+
+    `options` are further flags of the verb, name -> settings of add_argument; its main receives their values.
+    """
 
     def run(arguments: Sequence[str]) -> None:
         parser = argparse.ArgumentParser(
@@ -36,6 +43,8 @@ def config_verb(name: str, description: str) -> Callable[[Sequence[str]], None]:
         parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run goes on")
         parser.add_argument("--dry-run", action="store_true", help="check the settings and print them; load nothing")
         parser.add_argument("--devices", type=int, help="with --dry-run: check for a host with so many devices")
+        for option, settings in options.items():
+            parser.add_argument("--" + option.replace("_", "-"), **settings)
         if not arguments or arguments[0] in ("-h", "--help"):
             parser.print_help()
             print("\nSettings (--section.field VALUE): pbrl", name, "configs/tiny_cpu.py --help")
@@ -55,7 +64,8 @@ def config_verb(name: str, description: str) -> Callable[[Sequence[str]], None]:
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
-        importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir)
+        values = {option: getattr(known, option) for option in options}
+        importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
 
     return run
 
@@ -74,14 +84,68 @@ def quickstart(arguments: Sequence[str]) -> None:
 
 def generate(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="pbrl generate", description="Answer prompts with a policy.")
-    parser.add_argument("--policy", required=True, help="policy folder or finished work directory")
+    parser.add_argument("--policy", required=True, help="folder, work directory, hub id such as Qwen/Qwen3-0.6B, gs://")
     parser.add_argument("--prompt", action="append", required=True, help="a question; may be given several times")
     parser.add_argument("--language", default="en", help="language code of the questions")
+    parser.add_argument("--style", default="auto", help="plain, base, chat, chat_boxed, chat_tags, auto")
+    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
+    parser.add_argument("--stream", action="store_true", help="show the answer to one prompt as it is written")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--max-completion-length", type=int, default=64)
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus mass; 1 is off")
+    parser.add_argument("--top-k", type=int, default=0, help="candidates kept; 0 is off")
+    parser.add_argument("--max-completion-length", type=int, default=64, help="tokens")
+    parser.add_argument("--dtype", help="compute type, float32 or bfloat16; default: what the folder says")
+    parser.add_argument("--tensor", type=int, default=1, help="devices that share each matrix product")
     parser.add_argument("--seed", type=int, default=0)
     known = parser.parse_args(arguments)
     from pbrl_jax.run.generate import main
+
+    main(known)
+
+
+def convert(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl convert",
+        description="Write a policy in another form or type, or a COMET checkpoint as safetensors, and read it back.",
+    )
+    parser.add_argument("source", metavar="IN", help="folder in either form, work directory, COMET, hub id, or gs://")
+    parser.add_argument("target", metavar="OUT", help="another folder")
+    parser.add_argument("--dtype", help="float32 or bfloat16; default: as IN is stored")
+    parser.add_argument("--to", default="hf", help="hf (transformers, vLLM) or pbrl (what `pbrl train` writes)")
+    known = parser.parse_args(arguments[1:] if len(arguments) > 2 and arguments[0] == "comet" else arguments)
+    from pbrl_jax.run.convert import main
+
+    main(known.source, known.target, known.dtype, known.to)
+
+
+def evaluation(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl eval", description="Accuracy per language on a benchmark, with intervals (docs/evaluation.md)."
+    )
+    parser.add_argument("--policy", required=True, help="policy folder, work directory, or Hugging Face folder")
+    parser.add_argument("--benchmark", required=True, help="mgsm, msvamp, belebele, ...; an unknown name lists all")
+    parser.add_argument("--workdir", required=True, help="folder of this evaluation; an interrupted one goes on")
+    parser.add_argument("--languages", default="", help="codes with commas between, sw,bn; default: all")
+    parser.add_argument("--limit", type=int, default=0, help="problems of each language; 0: all")
+    parser.add_argument("--shots", type=int, help="worked examples before each problem; default: the benchmark's")
+    parser.add_argument("--protocol", help="native-cot, en-cot, direct, loglikelihood; default: the benchmark's first")
+    parser.add_argument("--style", default="benchmark", help="benchmark: its own text; or a style the policy learnt")
+    parser.add_argument("--data", default="", help="folder or hub id in place of the benchmark's (default: PBRL_DATA)")
+    parser.add_argument("--samples", type=int, default=1, help="responses to each problem, for pass@k and maj@k")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-completion-length", type=int, help="tokens; default: the protocol's")
+    parser.add_argument("--batch-size", type=int, default=32, help="problems at a time")
+    parser.add_argument("--dtype", help="float32 or bfloat16; default: as stored")
+    parser.add_argument("--base", default="", help="work directory of an earlier evaluation to compare with")
+    parser.add_argument("--seen", default="", help="languages of the training; default: the policy's config.json")
+    parser.add_argument("--training-data", default="", help="training config whose text is looked for in the problems")
+    parser.add_argument("--ngram", type=int, default=13, help="words in a row that count as an overlap")
+    parser.add_argument("--max-overlap", type=float, default=1.0, help="share of overlapping problems that is refused")
+    parser.add_argument("--compilation-cache", default="~/.cache/pbrl_jax/xla", help="folder; empty is off")
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.eval import main
 
     main(known)
 
@@ -102,7 +166,22 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "sft": config_verb("sft", "Train a start policy on references."),
     "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
     "pivots": config_verb("pivots", "Write, filter and embed the English references."),
+    "audit": config_verb(
+        "audit",
+        "Can this reward be cheated? Attacks on faithful replies, per language.",
+        min_auc={"type": float, "help": "fail below this share of pairs, for example 0.95"},
+        limit={"type": int, "default": 192, "help": "problems per language"},
+        replies={"default": "", "help": "JSON lines of faithful replies: id, language, response"},
+    ),
+    "calibrate": config_verb(
+        "calibrate",
+        "Measure what the encoder's cosines mean, on parallel text.",
+        pairs={"default": "", "help": "JSON lines: lang, src, en (.gz too); default: the questions of the data"},
+        limit={"type": int, "default": 1000, "help": "pairs per language; 0: all"},
+    ),
     "generate": generate,
+    "convert": convert,
+    "eval": evaluation,
     "report": report,
 }
 

@@ -38,6 +38,4 @@ def pytest_collection_modifyitems(items):
         return
     for item in items:
         if item.get_closest_marker("serial"):
-            item.add_marker(
-                pytest.mark.skip(reason="serial: run as PBRL_TEST_DEVICES=8 python -m pytest -m serial")
-            )
+            item.add_marker(pytest.mark.skip(reason="serial: run as PBRL_TEST_DEVICES=8 python -m pytest -m serial"))

@@ -34,19 +34,22 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what work a step does (everything but --json)."""
     for flag, default, meaning in _SIZES:
         parser.add_argument(flag, type=int, default=default, help=meaning)
-    parser.add_argument("--ragged-prompts", action="store_true",
-                        help="prompt lengths uniform between a quarter and all of --prompt-len")
+    parser.add_argument(
+        "--ragged-prompts", action="store_true", help="prompt lengths uniform between a quarter and all of --prompt-len"
+    )
     parser.add_argument("--beta", type=float, default=0.04, help="KL coefficient; 0 needs no reference pass")
-    parser.add_argument("--steps", type=int, default=8,
-                        help=f"steps to run; the first {WARMUP_STEPS} warm up and are left out")
+    parser.add_argument(
+        "--steps", type=int, default=8, help=f"steps to run; the first {WARMUP_STEPS} warm up and are left out"
+    )
     parser.add_argument("--seed", type=int, default=0, help="weights, prompts and sampling")
 
 
 def check_workload(flags: argparse.Namespace) -> None:
     """Exit with one clear sentence where the flags contradict each other."""
     if flags.steps <= WARMUP_STEPS:
-        raise SystemExit(f"--steps is {flags.steps}, but the first {WARMUP_STEPS} only warm up: ask for at least "
-                         f"{WARMUP_STEPS + 1}.")
+        raise SystemExit(
+            f"--steps is {flags.steps}, but the first {WARMUP_STEPS} only warm up: ask for at least {WARMUP_STEPS + 1}."
+        )
     if flags.mean_response == 1 or flags.mean_response < 0:
         raise SystemExit(f"--mean-response is {flags.mean_response}: use 0 (full length) or at least 2.")
     if flags.heads % flags.kv_heads:
@@ -138,8 +141,12 @@ class StepClock:
         for phase in PHASES:
             for name in (phase, cpu_name(phase)):
                 record[name] = None if phase in self.fused_phases else self._phases.get(name, 0.0)
-        record |= {"total": wall - self._wall, "cpu_seconds": cpu - self._cpu,
-                   "response_tokens": self._response_tokens, "compilations": self._compilations}
+        record |= {
+            "total": wall - self._wall,
+            "cpu_seconds": cpu - self._cpu,
+            "response_tokens": self._response_tokens,
+            "compilations": self._compilations,
+        }
         self.steps.append(record)
         self._phases, self._response_tokens, self._compilations = {}, 0, 0
         self._wall, self._cpu = wall, cpu
@@ -150,14 +157,18 @@ def finish(library: str, version: str, flags: dict, clock: StepClock, counts_com
     _print_table(f"{library} {version}", clock.steps)
     warm = clock.steps[WARMUP_STEPS:]
     result = {
-        "library": library, "version": version, "flags": flags,
+        "library": library,
+        "version": version,
+        "flags": flags,
         "steps": [{key: value for key, value in step.items() if key != "compilations"} for step in warm],
         "first_step_seconds": clock.steps[0]["total"],
         "peak_rss_bytes": peak_rss_bytes(),
         "compilations_after_warmup": sum(step["compilations"] for step in warm) if counts_compilations else None,
     }
-    print(f"first step {result['first_step_seconds']:.2f} s, peak memory {result['peak_rss_bytes'] / 2**20:.0f} MiB, "
-          f"compilations after warm-up: {result['compilations_after_warmup']}")
+    print(
+        f"first step {result['first_step_seconds']:.2f} s, peak memory {result['peak_rss_bytes'] / 2**20:.0f} MiB, "
+        f"compilations after warm-up: {result['compilations_after_warmup']}"
+    )
     if path:
         Path(path).write_text(json.dumps(result, indent=1) + "\n")
 

@@ -87,13 +87,27 @@ def _embedding(flags, normal) -> np.ndarray:
 def qwen3_config(flags) -> dict:
     """The Hugging Face config.json of the model."""
     return {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "torch_dtype": "float32", "dtype": "float32",
-        "vocab_size": flags.vocab, "hidden_size": flags.d, "intermediate_size": flags.ffn,
-        "num_hidden_layers": flags.layers, "num_attention_heads": flags.heads,
-        "num_key_value_heads": flags.kv_heads, "head_dim": flags.head_dim, "hidden_act": "silu",
-        "rms_norm_eps": NORM_EPS, "rope_theta": ROPE_THETA, "attention_bias": False, "attention_dropout": 0.0,
-        "tie_word_embeddings": True, "max_position_embeddings": flags.prompt_len + flags.response_len + 8,
-        "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "torch_dtype": "float32",
+        "dtype": "float32",
+        "vocab_size": flags.vocab,
+        "hidden_size": flags.d,
+        "intermediate_size": flags.ffn,
+        "num_hidden_layers": flags.layers,
+        "num_attention_heads": flags.heads,
+        "num_key_value_heads": flags.kv_heads,
+        "head_dim": flags.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": ROPE_THETA,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": flags.prompt_len + flags.response_len + 8,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
     }
 
 
@@ -104,13 +118,32 @@ def words(vocab: int) -> list[str]:
 
 def tokenizer_json(vocab: int) -> dict:
     """A word-level tokenizer (split at blanks) in the format of the `tokenizers` library."""
-    specials = [{"id": i, "content": word, "single_word": False, "lstrip": False, "rstrip": False,
-                 "normalized": False, "special": True} for i, word in enumerate(SPECIAL_WORDS)]
+    specials = [
+        {
+            "id": i,
+            "content": word,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for i, word in enumerate(SPECIAL_WORDS)
+    ]
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": specials, "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words(vocab))},
-                  "unk_token": SPECIAL_WORDS[UNKNOWN]},
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": specials,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: i for i, word in enumerate(words(vocab))},
+            "unk_token": SPECIAL_WORDS[UNKNOWN],
+        },
     }
 
 

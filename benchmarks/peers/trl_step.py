@@ -91,12 +91,32 @@ def even_share_reward(completion_ids, **_):
 
 def training_config(flags, output_dir: str) -> GRPOConfig:
     return GRPOConfig(
-        output_dir=output_dir, per_device_train_batch_size=flags.prompts * flags.group, gradient_accumulation_steps=1,
-        num_generations=flags.group, num_iterations=1, max_completion_length=flags.response_len, beta=flags.beta,
-        temperature=1.0, learning_rate=workload.LEARNING_RATE, weight_decay=0.0, max_grad_norm=0.0,
-        lr_scheduler_type="constant", max_steps=flags.steps, seed=flags.seed, shuffle_dataset=False,
-        model_init_kwargs={"dtype": "float32"}, bf16=False, fp16=False, use_cpu=True, gradient_checkpointing=False,
-        dataloader_num_workers=0, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True)
+        output_dir=output_dir,
+        per_device_train_batch_size=flags.prompts * flags.group,
+        gradient_accumulation_steps=1,
+        num_generations=flags.group,
+        num_iterations=1,
+        max_completion_length=flags.response_len,
+        beta=flags.beta,
+        temperature=1.0,
+        learning_rate=workload.LEARNING_RATE,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        max_steps=flags.steps,
+        seed=flags.seed,
+        shuffle_dataset=False,
+        model_init_kwargs={"dtype": "float32"},
+        bf16=False,
+        fp16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        dataloader_num_workers=0,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
 
 
 def make_trainer(flags, folder: Path) -> TimedTrainer:
@@ -105,8 +125,12 @@ def make_trainer(flags, folder: Path) -> TimedTrainer:
     names = workload.words(flags.vocab)
     prompts = [" ".join(names[i] for i in ids) for step in workload.prompt_ids(flags) for ids in step]
     trainer = TimedTrainer(
-        model=str(model_folder), reward_funcs=even_share_reward, args=training_config(flags, str(folder / "out")),
-        train_dataset=Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer)
+        model=str(model_folder),
+        reward_funcs=even_share_reward,
+        args=training_config(flags, str(folder / "out")),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+    )
     trainer.clock = StepClock()
     trainer.add_callback(StepEdges(trainer))
     trainer.remove_callback(transformers.PrinterCallback)

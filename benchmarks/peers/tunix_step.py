@@ -53,9 +53,17 @@ class NumberTokenizer:
 
 def load_model(flags, folder, mesh):
     config = qwen3.ModelConfig(
-        num_layers=flags.layers, vocab_size=flags.vocab, embed_dim=flags.d, hidden_dim=flags.ffn,
-        num_heads=flags.heads, head_dim=flags.head_dim, num_kv_heads=flags.kv_heads,
-        rope_theta=int(workload.ROPE_THETA), norm_eps=workload.NORM_EPS, use_tied_embedding=True)
+        num_layers=flags.layers,
+        vocab_size=flags.vocab,
+        embed_dim=flags.d,
+        hidden_dim=flags.ffn,
+        num_heads=flags.heads,
+        head_dim=flags.head_dim,
+        num_kv_heads=flags.kv_heads,
+        rope_theta=int(workload.ROPE_THETA),
+        norm_eps=workload.NORM_EPS,
+        use_tied_embedding=True,
+    )
     return qwen3_params.create_model_from_safe_tensors(str(folder), config, mesh, dtype=jax.numpy.float32)
 
 
@@ -65,18 +73,35 @@ def make_cluster(flags, mesh):
         actor, reference = load_model(flags, folder, mesh), load_model(flags, folder, mesh)
     # The whole batch is one micro-batch everywhere: the fastest setting where memory allows it.
     training = rl_cluster.RLTrainingConfig(
-        actor_optimizer=optax.adamw(workload.LEARNING_RATE, weight_decay=0.0), eval_every_n_steps=10**9,
-        max_steps=flags.steps, mini_batch_size=flags.prompts, train_micro_batch_size=flags.prompts,
-        rollout_micro_batch_size=flags.prompts, compute_logps_micro_batch_size=flags.prompts)
+        actor_optimizer=optax.adamw(workload.LEARNING_RATE, weight_decay=0.0),
+        eval_every_n_steps=10**9,
+        max_steps=flags.steps,
+        mini_batch_size=flags.prompts,
+        train_micro_batch_size=flags.prompts,
+        rollout_micro_batch_size=flags.prompts,
+        compute_logps_micro_batch_size=flags.prompts,
+    )
     rollout = base_rollout.RolloutConfig(
-        max_tokens_to_generate=flags.response_len, max_prompt_length=flags.prompt_len,
-        kv_cache_size=flags.prompt_len + flags.response_len, temperature=1.0, top_p=1.0, top_k=None)
+        max_tokens_to_generate=flags.response_len,
+        max_prompt_length=flags.prompt_len,
+        kv_cache_size=flags.prompt_len + flags.response_len,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=None,
+    )
     roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT)
     return rl_cluster.RLCluster(
-        actor=actor, reference=reference, tokenizer=NumberTokenizer(),
+        actor=actor,
+        reference=reference,
+        tokenizer=NumberTokenizer(),
         cluster_config=rl_cluster.ClusterConfig(
-            role_to_mesh={role: mesh for role in roles}, rollout_engine="vanilla", offload_to_cpu=False,
-            training_config=training, rollout_config=rollout))
+            role_to_mesh={role: mesh for role in roles},
+            rollout_engine="vanilla",
+            offload_to_cpu=False,
+            training_config=training,
+            rollout_config=rollout,
+        ),
+    )
 
 
 def sampled_tokens(rollout, response_len: int) -> int:
@@ -109,7 +134,8 @@ def time_phases(cluster, learner, clock: StepClock, flags) -> None:
 
     cluster.generate = timed_generate
     cluster.get_ref_per_token_logps = lambda *a, **k: clock.timed(
-        "reference", lambda: jax.block_until_ready(reference(*a, **k)))
+        "reference", lambda: jax.block_until_ready(reference(*a, **k))
+    )
     learner._compute_rewards = lambda *a, **k: clock.timed("reward", rewards, *a, **k)
     cluster.update_actor = lambda *a, **k: clock.timed("update", update_and_wait, *a, **k)
 
@@ -122,10 +148,10 @@ def main() -> None:
     flags = parse_flags(__doc__.splitlines()[0])
     clock = StepClock()
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: clock.add_compilation() if name.endswith("backend_compile_duration") else None)
+        lambda name, *_, **__: clock.add_compilation() if name.endswith("backend_compile_duration") else None
+    )
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-    data = [{"prompts": np.array([" ".join(map(str, ids[1:])) for ids in step])}
-            for step in workload.prompt_ids(flags)]
+    data = [{"prompts": np.array([" ".join(map(str, ids[1:])) for ids in step])} for step in workload.prompt_ids(flags)]
     cluster = make_cluster(flags, mesh)
     algorithm = grpo_learner.GRPOConfig(num_generations=flags.group, num_iterations=1, beta=flags.beta, epsilon=0.2)
     with mesh:

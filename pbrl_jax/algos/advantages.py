@@ -5,6 +5,7 @@ TRL's: unbiased spread (divisor n - 1), epsilon added to the spread and not unde
 scored left out of mean and spread.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -41,6 +42,7 @@ def group_advantages(
     scale: str,
     epsilon: float,
     leave_one_out: bool = False,
+    floor: float = 0.0,
 ) -> Float[Array, "P G"]:
     """Reward minus the group's baseline, over a spread.
 
@@ -53,6 +55,7 @@ def group_advantages(
         spread; a value near the noise of the reward keeps it small.
       leave_one_out: the baseline is the mean of the *other* valid samples (RLOO, Ahmadian et al., 2024,
         arXiv 2402.14740): n / (n - 1) times the deviation from the group's mean. The spread stays that of all.
+      floor: the least spread to divide by, in the unit of the reward: groups that differ by less are not blown up.
 
     Returns:
       Advantages, 0 in rows that are invalid, in groups with fewer than two valid rows, and (exactly, rounding errors
@@ -68,8 +71,42 @@ def group_advantages(
         count_P1 = masked_count(valid_PG, axis=1, keepdims=True, dtype=adv_PG.dtype)
         adv_PG = adv_PG * divide_or_zero(count_P1, jnp.maximum(count_P1 - 1, 0))
     if spread is not None:
-        adv_PG = adv_PG / (spread(reward_PG, valid_PG) + epsilon)
+        width = spread(reward_PG, valid_PG)
+        adv_PG = adv_PG / ((jnp.maximum(width, floor) if floor else width) + epsilon)
     return where_valid(adv_PG, valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None])
+
+
+def without_penalty(reward_PG: Float[Array, "P G"], penalty_BR: Float[Array, "B R"] | None) -> Float[Array, "P G"]:
+    """Rewards of rows minus the sum of their tokens' penalties (`returns.kl_penalty`), where there is one."""
+    return reward_PG if penalty_BR is None else reward_PG - penalty_BR.sum(axis=1).reshape(reward_PG.shape)
+
+
+def normalize_then_sum(
+    reward_FPG: Float[Array, "F P G"],
+    valid_FPG: Bool[Array, "F P G"],
+    weights_F: Float[Array, "F"],
+    *,
+    epsilon: float,
+    floor: float = 0.0,
+) -> Float[Array, "P G"]:
+    """Advantages of F reward functions, each scaled within its groups before they are weighted and added (GDPO).
+
+    Summed first, the function with the widest spread drowns the others; here each weighs what its weight says (Liu
+    et al., 2026, arXiv 2601.05242; TRL's `multi_objective_aggregation: normalize_then_sum`). The sum is centred and
+    scaled once more over the whole batch.
+
+    Args:
+      reward_FPG: rewards by function; anything where invalid.
+      valid_FPG: a row that one function could not score takes part with the others; one without any gets 0.
+      weights_F: weight of each function.
+      epsilon, floor: see `group_advantages`; the floor is that of each function's groups.
+    """
+    parts_FPG = jax.vmap(
+        lambda reward, valid: group_advantages(reward, valid, scale="group", epsilon=epsilon, floor=floor)
+    )(reward_FPG, valid_FPG)
+    value_PG, valid_PG = (parts_FPG * weights_F[:, None, None]).sum(axis=0), valid_FPG.any(axis=0)
+    spread_11 = batch_spread(value_PG, valid_PG)
+    return where_valid((value_PG - masked_mean(value_PG, valid_PG)) / (spread_11 + epsilon), valid_PG)
 
 
 def zero_std_share(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, ""]:

@@ -1,121 +1,161 @@
-"""GRPO: group-relative advantages with a clipped surrogate and the KL to a reference in the loss.
+"""The policy objective of the whole family, and GRPO's advantages.
 
-Shao et al., 2024 (arXiv 2402.03300), equations 3 and 4, with the variants that `AlgoConfig` names: clip-higher, four
-aggregations, three KL estimators, leave-one-out baselines. RLOO and Dr. GRPO are settings of it.
+Shao et al., 2024 (arXiv 2402.03300), equations 3 and 4, with the variants that `AlgoConfig` names. One function makes
+every loss: a ratio (`importance_sampling_level`), a surrogate and its aggregation (`loss_type`), the clip's bounds
+(`epsilon`, `epsilon_high`, `delta`), a weight between sampler and trainer, an entropy bonus, and the KL. RLOO
+(`leave_one_out`, `scale_rewards none`), Dr. GRPO (`loss_type dr_grpo`, `scale_rewards none`), DAPO (`loss_type dapo`,
+`epsilon_high 0.28`, `mask_truncated_completions`, `mask_zero_std_groups`) and GSPO (`importance_sampling_level
+sequence`) are settings of it. All switches are Python values: what is off is not in the program.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pbrl_jax.algos.advantages import group_advantages
-from pbrl_jax.algos.objectives import aggregate, clipped_surrogate, importance_ratio, kl_estimate
+from pbrl_jax.algos.advantages import group_advantages, without_penalty
+from pbrl_jax.algos.objectives import aggregate, kl_estimate
+from pbrl_jax.algos.surrogates import SURROGATES, ratio_at_level
 from pbrl_jax.core.config import AlgoConfig
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.masking import masked_count, masked_sum, where_valid
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def advantages(
-    reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"], *, config: AlgoConfig
-) -> Float[Array, "P G"]:
-    """`group_advantages` with the scale, epsilon and baseline of `config`."""
+    reward_PG: Float[Array, "P G"],
+    valid_PG: Bool[Array, "P G"],
+    mask_BR: Bool[Array, "B R"],
+    *,
+    config: AlgoConfig,
+    penalty_BR: Float[Array, "B R"] | None = None,
+) -> Float[Array, "B"]:
+    """`group_advantages` with the scale, epsilon, floor and baseline of `config`.
+
+    A penalty (the KL in the reward) is taken off each row's reward, in sum over its tokens, before groups compare.
+    """
     return group_advantages(
-        reward_PG,
+        without_penalty(reward_PG, penalty_BR),
         valid_PG,
         scale=config.scale_rewards,
         epsilon=config.advantage_epsilon,
         leave_one_out=config.leave_one_out,
-    )
+        floor=config.min_reward_std,
+    ).reshape(-1)
 
 
 def policy_loss(
     logp_BR: Float[Array, "B R"],
     old_logp_BR: Float[Array, "B R"],
-    adv_B: Float[Array, "B"],
+    adv_B: Float[Array, "B"] | Float[Array, "B R"],
     mask_BR: Bool[Array, "B R"],
     *,
     config: AlgoConfig,
     ref_logp_BR: Float[Array, "B R"] | None = None,
     max_completion_length: int | None = None,
     count_masked_rows: bool = False,
+    weight_BR: Float[Array, "B R"] | None = None,
+    entropy_BR: Float[Array, "B R"] | None = None,
+    beta: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Pair]]:
-    """Clipped surrogate plus beta times the KL estimate, as a sum and a count.
+    """Surrogate plus beta times the KL estimate minus the entropy bonus, as a sum and a count.
 
-    The loss is sum / count; add both over microbatches and hosts before the one division. Differentiate the sum: the
-    count carries no gradient. The KL term enters here, once, and nowhere else.
+    The loss is sum / count; add both over microbatches and hosts before the one division. Differentiate the sum. The
+    KL enters here, once, where `kl_in` is loss, and nowhere else.
 
     Args:
-      logp_BR: log-probs of the sampled tokens under the policy being trained; gradients flow through it alone.
-      old_logp_BR: those under the policy that sampled. On-policy pass `jax.lax.stop_gradient(logp_BR)`, or the
-        sampler's own log-probs.
-      adv_B: advantage of each row.
-      mask_BR: tokens that count: from lengths, all False in rows that are invalid or left out. What the other arrays
-        hold outside it, NaN and infinity included, reaches neither value nor gradient.
-      config: `loss_type, epsilon, epsilon_high, beta, kl_estimator, use_bias_correction_kl` are read.
-      ref_logp_BR: log-probs under the reference; needed where beta is not 0. Given with beta 0 it is only logged.
-      max_completion_length: the constant of loss_type dr_grpo, in tokens; default R. Pass the configured length where
-        R is a shorter bucket or a packed length.
+      logp_BR: log-probs of the sampled tokens under the policy being trained; it (and `entropy_BR`) has a gradient.
+      old_logp_BR: those of the sampler. On-policy `jax.lax.stop_gradient(logp_BR)` will do.
+      adv_B: advantage of each row, or [B, R] of each token.
+      mask_BR: tokens that count: from lengths, all False in rows that are left out. What the other arrays hold
+        outside it, NaN and infinity included, reaches neither value nor gradient.
+      ref_logp_BR: those under the reference; needed where beta times a KL is in the loss, else only logged.
+      max_completion_length: the constant of loss_type dr_grpo, in tokens: the configured length; default R.
       count_masked_rows: see `objectives.aggregate`.
+      weight_BR: weights of the surrogate's tokens, without gradient (`correction.sampler_weights`).
+      entropy_BR: entropy of the policy at each token, for `entropy_coef`; the bonus is aggregated like the loss.
+      beta: the KL weight of this step, where it adapts; default `config.beta`.
 
     Returns:
       sum, count: float scalars.
-      metrics: name -> (numerator, denominator), both to be added like sum and count, without gradient. TRL's names:
-        `clip_ratio/low_mean`, `clip_ratio/high_mean`, `clip_ratio/region_mean` are shares of tokens; `kl` (where a
-        reference is given) is the mean estimate per token, times the ratio under `use_bias_correction_kl`.
+      metrics: name -> (numerator, denominator), both to be added like sum and count, without gradient, under TRL's
+        names. `clip_ratio/*` and `cispo_clip_ratio` are shares of tokens, or of rows where the ratio is a row's; `kl`
+        (with a reference) is the mean estimate per token, times the ratio under `use_bias_correction_kl`.
 
     Raises:
-      ConfigError: unknown loss_type or kl_estimator; beta without reference log-probs; shapes that do not fit.
+      ConfigError: unknown names; beta without reference log-probs, a bonus without entropies; shapes that do not fit.
     """
-    _check(logp_BR, old_logp_BR, adv_B, mask_BR, ref_logp_BR, config)
+    _check(config, logp_BR, old_logp_BR, adv_B, mask_BR, ref_logp_BR, weight_BR, entropy_BR)
     logp_BR = where_valid(logp_BR, mask_BR)
-    ratio_BR = importance_ratio(logp_BR, where_valid(old_logp_BR, mask_BR))
-    loss_BR, per_token = _surrogate(ratio_BR, where_valid(adv_B, mask_BR.any(axis=1)), config)
+    ratio_BR = ratio_at_level(logp_BR, where_valid(old_logp_BR, mask_BR), mask_BR, config.importance_sampling_level)
+    loss_BR, metrics = _surrogate(logp_BR, ratio_BR, adv_B, mask_BR, config)
+    if weight_BR is not None:
+        loss_BR = loss_BR * where_valid(weight_BR, mask_BR)
     if ref_logp_BR is not None:
         kl_BR = kl_estimate(logp_BR, where_valid(ref_logp_BR, mask_BR), config.kl_estimator)
-        if config.use_bias_correction_kl:
-            kl_BR = ratio_BR * kl_BR
-        if config.beta != 0:
-            loss_BR = loss_BR + config.beta * kl_BR
-        per_token["kl"] = kl_BR
+        kl_BR = ratio_BR * kl_BR if config.use_bias_correction_kl else kl_BR
+        if config.beta != 0 and config.kl_in == "loss":
+            loss_BR = loss_BR + (config.beta if beta is None else beta) * kl_BR
+        metrics["kl"] = _token_pair(kl_BR, mask_BR, loss_BR.dtype)
+    if config.entropy_coef != 0:
+        loss_BR = loss_BR - config.entropy_coef * where_valid(entropy_BR, mask_BR)
+    length = max_completion_length or logp_BR.shape[1]
     total, count = aggregate(
-        loss_BR,
-        mask_BR,
-        loss_type=config.loss_type,
-        max_completion_length=logp_BR.shape[1] if max_completion_length is None else max_completion_length,
-        count_masked_rows=count_masked_rows,
+        loss_BR, mask_BR, loss_type=config.loss_type, max_completion_length=length, count_masked_rows=count_masked_rows
     )
-    tokens = masked_count(mask_BR, dtype=total.dtype)
-    metrics = {name: (masked_sum(values.astype(total.dtype), mask_BR), tokens) for name, values in per_token.items()}
     return total, count, jax.lax.stop_gradient(metrics)
 
 
-def _surrogate(ratio_BR, adv_B, config: AlgoConfig):
-    """Per-token loss without the KL, and the per-token indicators behind TRL's clip metrics."""
-    adv_BR = jnp.broadcast_to(adv_B[:, None], ratio_BR.shape)
-    tokens = clipped_surrogate(ratio_BR, adv_BR, epsilon=config.epsilon, epsilon_high=config.epsilon_high)
-    return tokens.loss, {
-        "clip_ratio/low_mean": tokens.low_clipped,
-        "clip_ratio/high_mean": tokens.high_clipped,
-        "clip_ratio/region_mean": tokens.low_clipped | tokens.high_clipped,
+def _surrogate(logp_BR, ratio_BR, adv, mask_BR, config: AlgoConfig):
+    """Per-token loss without KL and bonus, and the clip metrics as pairs."""
+    surrogate = lookup(SURROGATES, config.loss_type, "value of algo.loss_type")
+    loss_BR, indicators = surrogate(logp_BR, ratio_BR, _token_advantages(adv, mask_BR), config)
+    return loss_BR, _indicator_metrics(indicators, mask_BR, config, loss_BR.dtype)
+
+
+def _token_advantages(adv, mask_BR):
+    """Advantages of tokens, 0 where the mask is False (a row's advantage: where the whole row is out)."""
+    if adv.ndim == 2:
+        return where_valid(adv, mask_BR)
+    return jnp.broadcast_to(where_valid(adv, mask_BR.any(axis=1))[:, None], mask_BR.shape)
+
+
+def _token_pair(values_BR, mask_BR, dtype) -> Pair:
+    return masked_sum(values_BR.astype(dtype), mask_BR), masked_count(mask_BR, dtype=dtype)
+
+
+def _indicator_metrics(indicators, mask_BR, config: AlgoConfig, dtype) -> dict[str, Pair]:
+    """Shares of tokens; of rows where a row has one ratio."""
+    if config.importance_sampling_level == "token":
+        return {name: _token_pair(values, mask_BR, dtype) for name, values in indicators.items()}
+    rows = masked_count(mask_BR.any(axis=1), dtype=dtype)
+    return {
+        name: (masked_count((values & mask_BR).any(axis=1), dtype=dtype), rows) for name, values in indicators.items()
     }
 
 
-def _check(logp_BR, old_logp_BR, adv_B, mask_BR, ref_logp_BR, config: AlgoConfig) -> None:
-    """Refuse what would broadcast, or train without the KL that was asked for, in silence."""
-    if config.beta != 0 and ref_logp_BR is None:
+def _check(config: AlgoConfig, logp_BR, old_logp_BR, adv, mask_BR, ref_logp_BR, weight_BR, entropy_BR) -> None:
+    """Refuse what would broadcast, or train without a term that was asked for, in silence."""
+    if config.beta != 0 and config.kl_in == "loss" and ref_logp_BR is None:
         raise ConfigError(
             f"algo.beta is {config.beta}, which needs the reference's log-probs, but ref_logp_BR is None. "
             "Pass ref_logp_BR, or set --algo.beta 0."
         )
-    found = {"logp_BR": logp_BR, "old_logp_BR": old_logp_BR, "mask_BR": mask_BR, "ref_logp_BR": ref_logp_BR}
+    if config.entropy_coef != 0 and entropy_BR is None:
+        raise ConfigError(
+            f"algo.entropy_coef is {config.entropy_coef}, which needs entropies, but entropy_BR is None. "
+            "Pass entropy_BR, or set --algo.entropy-coef 0."
+        )
+    found = {
+        "logp_BR": logp_BR, "old_logp_BR": old_logp_BR, "mask_BR": mask_BR, "ref_logp_BR": ref_logp_BR,
+        "weight_BR": weight_BR, "entropy_BR": entropy_BR,
+    }  # fmt: skip
     found = {name: array.shape for name, array in found.items() if array is not None}
-    if logp_BR.ndim != 2 or len(set(found.values())) != 1 or adv_B.shape != logp_BR.shape[:1]:
+    if logp_BR.ndim != 2 or len(set(found.values())) != 1 or adv.shape not in (logp_BR.shape[:1], logp_BR.shape):
         shapes = ", ".join(f"{name} {shape}" for name, shape in found.items())
         raise ConfigError(
-            f"policy_loss got {shapes}, adv_B {adv_B.shape}; expected one shape (B, R) for all and (B,) for adv_B. "
-            "Advantages of groups [P, G] are passed as adv_PG.reshape(-1)."
+            f"policy_loss got {shapes}, adv_B {adv.shape}; expected one shape (B, R) for all and (B,) or (B, R) for "
+            "adv_B. Advantages of groups [P, G] are passed as adv_PG.reshape(-1)."
         )
     if mask_BR.dtype != bool:
         raise ConfigError(f"policy_loss got a mask of {mask_BR.dtype}; expected bool. Pass `mask_BR > 0`.")

@@ -109,7 +109,15 @@ def _rows_of_constant_length(loss_BR, mask_BR, rows, length):
     return masked_sum(loss_BR, mask_BR), rows * length
 
 
-AGGREGATIONS = {"grpo": _row_means, "bnpo": _tokens, "dapo": _tokens, "dr_grpo": _rows_of_constant_length}
+AGGREGATIONS = {
+    "grpo": _row_means,
+    "sapo": _row_means,
+    "bnpo": _tokens,
+    "dapo": _tokens,
+    "cispo": _tokens,
+    "gpg": _tokens,
+    "dr_grpo": _rows_of_constant_length,
+}
 
 
 def aggregate(
@@ -122,16 +130,16 @@ def aggregate(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Per-token losses as (sum, count): add both over microbatches and hosts, then divide once.
 
-      grpo: sum of row means / rows. Every response weighs the same, so a token of a long one weighs less.
-      bnpo: token sum / tokens.
-      dapo: token sum / tokens. In TRL bnpo divides each microbatch by its own tokens and averages the quotients, and
-        dapo divides by the tokens of the whole generation batch; with one division of exact sums they coincide.
+      grpo, sapo: sum of row means / rows. Every response weighs the same, so a token of a long one weighs less.
+      bnpo, dapo, cispo, gpg: token sum / tokens. In TRL bnpo divides each microbatch by its own tokens and averages
+        the quotients, and dapo divides by the tokens of the whole generation batch; with one division of exact sums
+        they coincide.
       dr_grpo: token sum / (rows * max_completion_length): a constant, so length changes no weight.
 
     Args:
       loss_BR: per-token losses; anything under the mask.
       mask_BR: tokens that count. Rows that are invalid or left out arrive all False.
-      loss_type: grpo, bnpo, dapo or dr_grpo.
+      loss_type: a name in AGGREGATIONS.
       max_completion_length: the constant of dr_grpo, in tokens.
       count_masked_rows: whether a row without any token still counts as a row in grpo and dr_grpo. False: it has left
         the loss, and the other rows weigh what they would weigh without it (verl's sequence mean). True: it counts

@@ -1,26 +1,25 @@
-"""Model folders: a spec in JSON, parameters in safetensors, and the tokenizer, together.
+"""Model folders of our own: a spec in JSON, parameters in safetensors, and the tokenizer, together.
 
 A folder holds `pbrl_policy.json` or `pbrl_encoder.json`, `model.safetensors` with one tensor per parameter path, and
 the tokenizer's own files. A work directory is accepted wherever a model folder is: its `policy/` or `encoder/` is used.
 """
 
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
+from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.models.hf_names import Stored
+from pbrl_jax.models.safetensors_file import Planned, SafetensorsFile, write_safetensors
+from pbrl_jax.models.weights import WEIGHTS, Weights, load_params
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
-
-WEIGHTS = "model.safetensors"
 
 
 def flatten_params(params: Any) -> dict[str, np.ndarray]:
@@ -30,36 +29,90 @@ def flatten_params(params: Any) -> dict[str, np.ndarray]:
     return flat
 
 
-def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer) -> None:
-    """Write a model folder; `kind` is policy or encoder. The spec is written last, so a torn folder has none."""
+def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more) -> None:
+    """Write a model folder; `kind` is policy or encoder. The spec is written last, so a torn folder has none.
+
+    `more` goes into the record beside the spec. One parameter at a time is brought to the host.
+    """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"pbrl_{kind}.json").unlink(missing_ok=True)
-    data = save_safetensors(flatten_params(params))
-    (folder / WEIGHTS).write_bytes(data)
+    leaves: dict[str, Any] = {}
+    map_with_path(lambda path, leaf: leaves.__setitem__(path, leaf), params)
+    planned = [Planned(path, tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()]
+    arrays = (np.asarray(jax.device_get(leaf)) for leaf in leaves.values())
+    digest = write_safetensors(folder / WEIGHTS, planned, arrays)
     tokenizer.save(str(folder))
-    record = {"spec": dataclasses.asdict(spec), "weights_sha256": hashlib.sha256(data).hexdigest()}
+    record = {"spec": dataclasses.asdict(spec), "weights_sha256": digest, **more}
     (folder / f"pbrl_{kind}.json").write_text(json.dumps(record, indent=1))
 
 
-def model_folder(source: str, kind: str) -> epath.Path:
-    """The folder itself, or the one inside a work directory.
+def own_folder(source: str, kind: str) -> epath.Path | None:
+    """The folder itself, or the one inside a work directory; None where neither was written by this package."""
+    root = epath.Path(source)
+    return next((folder for folder in (root, root / kind) if (folder / f"pbrl_{kind}.json").exists()), None)
+
+
+def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path:
+    """`own_folder`, which must be there; `source` is what the user called it.
 
     Raises:
       CheckpointError: no such model there; says what was looked for.
     """
-    root = epath.Path(source)
-    for folder in (root, root / kind):
-        if (folder / f"pbrl_{kind}.json").exists():
-            return folder
-    raise CheckpointError(
-        f"No {kind} in {source!r}: neither pbrl_{kind}.json nor {kind}/pbrl_{kind}.json is there. "
-        f"Give a folder written by `pbrl sft`, `pbrl train` or `pbrl encoder`, or a finished work directory."
-    )
+    folder = own_folder(place, kind)
+    if folder is None:
+        raise CheckpointError(
+            f"No {kind} in {source or place!r}: neither pbrl_{kind}.json nor {kind}/pbrl_{kind}.json is there, nor the "
+            "config.json of a Hugging Face model. Give a folder written by `pbrl sft`, `pbrl train` or `pbrl encoder`, "
+            "a finished work directory, the folder of a downloaded model, or a hub id such as Qwen/Qwen3-0.6B."
+        )
+    return folder
+
+
+def read_record(folder: epath.Path, kind: str, spec_class) -> tuple[Any, dict]:
+    """(spec, the whole record) of a model folder.
+
+    Raises:
+      CheckpointError: a file that this version does not write.
+    """
+    file = folder / f"pbrl_{kind}.json"
+    try:
+        record = json.loads(file.read_text())
+        spec, _ = spec_class(record["spec"]), record["weights_sha256"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} is not what this version writes ({type(error).__name__}: {error}). Write the folder again."
+        ) from error
+    return spec, record
+
+
+def read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any = None, dtype: Any = None) -> Any:
+    """Parameters of a model folder, on the devices; `abstract` is the tree of shapes they must have.
+
+    Raises:
+      CheckpointError: a missing or damaged file, or tensors that do not fit: all of them are listed.
+    """
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS}. Copy the whole folder, or write it again.")
+    if sha256_file(path) != digest:
+        raise CheckpointError(f"{path} is damaged: its checksum is not the recorded one. Write it again.")
+    tensors = Weights([SafetensorsFile(path)], str(folder))
+    names: dict[str, Stored] = {}
+    map_with_path(lambda name, leaf: names.__setitem__(name, Stored(name, leaf.shape)), abstract)
+    wrong = []
+    for name, stored in names.items():
+        found = tensors[name].shape if name in tensors else None
+        if found != stored.shape:
+            wrong.append(f"{name}: expected {stored.shape}, found {found}")
+    wrong += [f"{name}: not a parameter of this spec" for name in tensors if name not in names]
+    if wrong:
+        raise CheckpointError(f"{folder} does not fit its spec: " + "; ".join(wrong))
+    return load_params(tensors, names, shardings, dtype)
 
 
 def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any, Any, Tokenizer, str]:
-    """(spec, host parameters, tokenizer, weights' sha256) of a model folder.
+    """(spec, parameters, tokenizer, weights' sha256) of a model folder, wherever it is.
 
     Args:
       spec_class: function from the stored dict to a spec.
@@ -68,34 +121,7 @@ def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any
     Raises:
       CheckpointError: a missing or damaged file, or tensors that do not fit the spec: all of them are listed.
     """
-    folder = model_folder(source, kind)
-    record_file = folder / f"pbrl_{kind}.json"
-    try:
-        record = json.loads(record_file.read_text())
-        spec, digest = spec_class(record["spec"]), record["weights_sha256"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{record_file} is not what this version writes ({type(error).__name__}: {error}). Write the folder again."
-        ) from error
-    if not (folder / WEIGHTS).exists():
-        raise CheckpointError(f"{folder} holds no {WEIGHTS}. Copy the whole folder, or write it again.")
-    data = (folder / WEIGHTS).read_bytes()
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged: its checksum is not the recorded one. Write it again.")
-    try:
-        flat = load_safetensors(data)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}. Write it again.") from error
-    wrong: list[str] = []
-
-    def take(path, shape):
-        tensor = flat.pop(path, None)
-        if tensor is None or tensor.shape != shape.shape:
-            wrong.append(f"{path}: expected {shape.shape}, found {None if tensor is None else tensor.shape}")
-        return tensor
-
-    params = map_with_path(take, abstract_params(spec))
-    wrong += [f"{path}: not a parameter of this spec" for path in flat]
-    if wrong:
-        raise CheckpointError(f"{folder} does not fit its spec: " + "; ".join(wrong))
-    return spec, params, load_tokenizer(str(folder)), digest
+    folder = model_folder(local_copy(source), kind, source)
+    spec, record = read_record(folder, kind, spec_class)
+    params = read_weights(folder, record["weights_sha256"], abstract_params(spec))
+    return spec, params, load_tokenizer(str(folder)), record["weights_sha256"]

@@ -195,7 +195,9 @@ def _check_leaves(folder: epath.Path, saved: dict, wanted: dict, partial: bool) 
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(
-            f"{folder} holds other arrays than this run:\n  " + "\n  ".join(problems[:10]) + more
+            f"{folder} holds other arrays than this run:\n  "
+            + "\n  ".join(problems[:10])
+            + more
             + "\nUse another --workdir, or the model and optimizer it was saved with."
         )
 

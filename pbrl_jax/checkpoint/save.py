@@ -31,9 +31,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SPACE_WORDS = ("No space left", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
 
 
-def save_checkpoint(
-    directory: str | os.PathLike, step: int, tree: Any, meta: dict[str, Any], keep: int
-) -> epath.Path:
+def save_checkpoint(directory: str | os.PathLike, step: int, tree: Any, meta: dict[str, Any], keep: int) -> epath.Path:
     """Saves `tree` and `meta` as checkpoint `step`, then removes all but the newest `keep` up to this step.
 
     Returns when the files are on disk, verified by name and size. It may run in any thread, one save at a time, as long

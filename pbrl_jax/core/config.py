@@ -7,17 +7,13 @@ durations in optimizer steps, shares in [0, 1]. What the paper does not state is
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from pbrl_jax.core.config_algo import AlgoConfig
+from pbrl_jax.core.config_fields import identity, operational
+from pbrl_jax.core.config_reward import RewardConfig
 
-def identity(default):
-    """A field that defines the experiment."""
-    return field(default=default, metadata={"kind": "identity"})
-
-
-def operational(default):
-    """A field that changes how an experiment runs, never what it computes."""
-    return field(default=default, metadata={"kind": "operational"})
+__all__ = ["AlgoConfig", "Config", "RewardConfig", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -64,53 +60,6 @@ class PivotConfig:
 
 
 @dataclass(frozen=True)
-class RewardConfig:
-    functions: tuple[str, ...] = identity(("cosine",))
-    """Names in pbrl_jax.rewards.REWARDS, or import paths `package.module:function` with TRL's signature."""
-    reward_weights: tuple[float, ...] = identity((1.0,))
-    """One weight per function; 0 only logs it."""
-    answer_weight: float = identity(0.5)
-    """Alpha of the hybrid: alpha * answer part + (1 - alpha) * reasoning part."""  # ASSUMED: not stated
-    parts: str = identity("split")
-    """split (answer and reasoning scored apart) or whole (one vector of the whole response)."""
-    language_gate: str = identity("hard")
-    """What finds a response in another language, which then gets `rejected_value`: hard (identification of the whole
-    text), tokens (every token must belong to the language; for closed vocabularies), off."""
-    rejected_value: float = identity(-0.2)
-    """Value of a response in the wrong language."""  # ASSUMED: the paper names no language term
-
-
-@dataclass(frozen=True)
-class AlgoConfig:
-    name: str = identity("grpo")
-    """The algorithm: a name in pbrl_jax.algos.ALGORITHMS."""
-    num_generations: int = identity(8)
-    """Samples per prompt, G."""
-    num_iterations: int = identity(1)
-    """Optimizer steps on each rollout batch (mu)."""
-    beta: float = identity(0.001)
-    """Weight of the KL to the reference policy; 0 keeps no reference at all."""  # ASSUMED: not stated
-    kl_estimator: str = identity("k3")
-    """k1, k2 or k3, in the loss. See pbrl_jax.algos.objectives.kl_estimate for the bias of each."""
-    use_bias_correction_kl: bool = identity(False)
-    """Multiply the KL term by the importance ratio, as TRL 1.16 does."""
-    epsilon: float = identity(0.2)
-    """Lower clip of the importance ratio: 1 - epsilon."""
-    epsilon_high: float | None = identity(None)
-    """Upper clip, 1 + epsilon_high; None: the same as epsilon."""
-    loss_type: str = identity("grpo")
-    """Aggregation: grpo, bnpo, dr_grpo or dapo. See pbrl_jax.algos.objectives."""
-    scale_rewards: str = identity("group")
-    """What an advantage is divided by: the spread of its group, of the batch, or none."""
-    leave_one_out: bool = identity(False)
-    """Baseline of the other samples only (RLOO) in place of the group mean."""
-    advantage_epsilon: float = identity(1e-4)
-    """Added to the spread; larger values keep near-equal groups from amplifying noise."""
-    mask_truncated_completions: bool = identity(False)
-    """Leave responses without an end of sequence out of the loss."""
-
-
-@dataclass(frozen=True)
 class RolloutConfig:
     max_prompt_length: int = identity(64)
     """Longest prompt; a longer one is an error at load, or dropped (`data.overlong_prompts`)."""
@@ -144,6 +93,12 @@ class DataConfig:
     """Share of each batch that is English, replayed against forgetting."""  # ASSUMED: not stated
     overlong_prompts: str = identity("error")
     """error or drop: what happens to prompts longer than rollout.max_prompt_length."""
+    language_weights: tuple[str, ...] = identity(())
+    """`language=weight` pairs: how often a language is drawn, as a factor on its share; 1 where not named."""
+    language_temperature: float = identity(1.0)
+    """Shares of languages are (rows)^(1 / temperature): 1 is as they come, larger ones are more even."""
+    prompt_style: str = identity("plain")
+    """Words and chat template around a question: a name that pbrl_jax.text.prompts knows."""
     vocab_size: int = identity(2000)
     """Pieces of a SentencePiece vocabulary trained on the run's own text."""
 
@@ -272,6 +227,22 @@ class LogConfig:
 class GuardConfig:
     max_invalid_share: float = operational(0.5)
     """Stop, with the state saved, when more than this share of a step's rewards is invalid."""
+    action: str = operational("warn")
+    """What follows when a metric has been past its bound for `patience` steps: warn, or stop (the state is saved)."""
+    patience: int = operational(5)
+    """Steps in a row that a metric must be past its bound."""
+    min_language_share: float | None = operational(None)
+    """Least share of responses in their prompt's language; None does not look."""
+    min_mean_length: float | None = operational(None)
+    """Least mean length of responses, in tokens."""
+    max_clipped_ratio: float | None = operational(None)
+    """Largest share of responses that reach the length limit."""
+    min_entropy: float | None = operational(None)
+    """Least entropy of the policy per token, in nats; needs log.entropy."""
+    min_reward_std: float | None = operational(None)
+    """Least spread of the rewards of a step."""
+    max_kl: float | None = operational(None)
+    """Largest KL per token to the reference; needs algo.beta."""
 
 
 @dataclass(frozen=True)

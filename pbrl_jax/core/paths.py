@@ -27,7 +27,9 @@ def as_path(path: str | os.PathLike) -> epath.Path:
       ConfigError: an empty path.
     """
     if not os.fspath(path):
-        raise ConfigError("Found an empty path, expected a folder or file such as runs/first or gs://bucket/runs/first.")
+        raise ConfigError(
+            "Found an empty path, expected a folder or file such as runs/first or gs://bucket/runs/first."
+        )
     path = epath.Path(path)
     return path if is_remote(path) else epath.Path(os.path.abspath(path.expanduser()))
 

@@ -100,12 +100,18 @@ class Scores:
 
 @pytree
 class TrainBatch:
-    """One rollout batch, ready for the update."""
+    """One rollout batch, ready for the update.
+
+    `rewards_BF` are the rewards of F functions apart, NaN where one could not score a row; only where they are scaled
+    before they are summed. `value_BR` is what a critic said of each state at sampling time, where there is one.
+    """
 
     prompts: PromptBatch
     rollout: Rollout
     reward_B: Float[Array, "B"]
     valid_B: Bool[Array, "B"]
+    rewards_BF: Float[Array, "B F"] | None = None
+    value_BR: Float[Array, "B R"] | None = None
 
 
 @pytree
@@ -113,9 +119,13 @@ class TrainState:
     """All that an update changes.
 
     `step` counts optimizer steps that were attempted; `skipped` those left out because a gradient was not finite.
+    `beta` is the KL weight of the next step where it adapts, None where it is constant. `critic` holds parameters and
+    moments of a value head, None where no algorithm asks for one.
     """
 
     params: Any
     opt_state: Any
     step: Int[Array, ""]
     skipped: Int[Array, ""]
+    beta: Float[Array, ""] | None = None
+    critic: Any = None

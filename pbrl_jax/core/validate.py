@@ -12,11 +12,19 @@ CHOICES = {
     "policy.remat": ("none", "full", "dots"),
     "pivot.source": ("dataset", "policy", "file"),
     "reward.parts": ("split", "whole"),
-    "reward.language_gate": ("hard", "tokens", "off"),
+    "reward.language_gate": ("hard", "penalty", "soft", "scheduled", "tokens", "off"),
+    "reward.similarity": ("raw", "affine", "calibrated"),
+    "reward.references": ("max", "mean"),
+    "reward.hybrid_form": ("convex", "product", "gated"),
     "algo.kl_estimator": ("k1", "k2", "k3"),
-    "algo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),
+    "algo.kl_in": ("loss", "reward"),
+    "algo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "gpg"),
+    "algo.importance_sampling_level": ("token", "sequence", "sequence_token"),
+    "algo.importance_sampling_mode": ("off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "algo.multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "algo.scale_rewards": ("group", "batch", "none"),
     "data.overlong_prompts": ("error", "drop"),
+    "guard.action": ("warn", "stop"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
 
@@ -30,8 +38,32 @@ BOUNDS = {
     "algo.beta": (0, None),
     "algo.epsilon": (0, 1),
     "algo.epsilon_high": (0, None),
+    "algo.delta": (1, None),
+    "algo.kl_target": (1e-9, None),
+    "algo.kl_horizon": (1, None),
+    "algo.importance_sampling_clip_min": (0, None),
+    "algo.importance_sampling_clip_max": (0, None),
+    "algo.sapo_temperature_pos": (1e-6, None),
+    "algo.sapo_temperature_neg": (1e-6, None),
+    "algo.entropy_coef": (0, None),
+    "algo.min_reward_std": (0, None),
     "algo.advantage_epsilon": (0, None),
+    "algo.gamma": (0, 1),
+    "algo.lam": (0, 1),
+    "algo.vf_coef": (0, None),
+    "algo.cliprange_value": (0, None),
+    "algo.critic_learning_rate": (0, None),
+    "algo.value_pretrain_steps": (0, None),
     "reward.answer_weight": (0, 1),
+    "reward.gate_share": (0, 1),
+    "reward.gate_penalty": (0, None),
+    "reward.gate_schedule_steps": (0, None),
+    "reward.hybrid_gate": (0, 1),
+    "reward.repetition_ngram": (1, None),
+    "reward.repetition_penalty": (None, 0),
+    "reward.overlong_length": (0, None),
+    "reward.overlong_cache": (0, None),
+    "reward.timeout": (0, None),
     "rollout.max_prompt_length": (1, None),
     "rollout.max_completion_length": (1, None),
     "rollout.temperature": (0, None),
@@ -40,6 +72,7 @@ BOUNDS = {
     "rollout.segment_length": (1, 128),
     "data.limit": (0, None),
     "data.english_share": (0, 1),
+    "data.language_temperature": (1e-6, None),
     "data.vocab_size": (1, None),
     "optim.learning_rate": (0, None),
     "optim.warmup_steps": (0, None),
@@ -75,6 +108,13 @@ BOUNDS = {
     "eval.max_prompt_length": (0, None),
     "log.samples_per_step": (0, None),
     "guard.max_invalid_share": (0, 1),
+    "guard.patience": (1, None),
+    "guard.min_language_share": (0, 1),
+    "guard.min_mean_length": (0, None),
+    "guard.max_clipped_ratio": (0, 1),
+    "guard.min_entropy": (0, None),
+    "guard.min_reward_std": (0, None),
+    "guard.max_kl": (0, None),
 }
 
 
@@ -101,8 +141,9 @@ def validate(config: Config, device_count: int) -> None:
     for path, (low, high) in BOUNDS.items():
         value = field_value(config, path)
         # Written so that a NaN, which compares with nothing, is refused.
-        if value is not None and not (low <= value <= (math.inf if high is None else high)) or value == math.inf:
-            limit = f"at least {low}" if high is None else f"from {low} to {high}"
+        bottom, top = -math.inf if low is None else low, math.inf if high is None else high
+        if value is not None and not (bottom <= value <= top) or value in (math.inf, -math.inf):
+            limit = f"at least {low}" if high is None else f"at most {high}" if low is None else f"from {low} to {high}"
             raise ConfigError(f"{path} is {value}; expected {limit}.")
     if config.sft.warmup_steps >= config.sft.steps:
         raise ConfigError(
@@ -110,12 +151,24 @@ def validate(config: Config, device_count: int) -> None:
             f"Use --sft.warmup-steps {config.sft.steps // 10}."
         )
     _check_groups(config)
+    _check_objective(config)
+    _check_advantages(config)
+    _check_guard(config)
     _check_batch(config, device_count)
+
+
+#: Algorithms whose advantages compare the samples of a prompt.
+GROUPED = ("grpo", "opo", "gpg", "reinforce_plus_plus_baseline")
+#: Algorithms whose advantages are those of tokens, from rewards summed over tokens.
+TOKEN_LEVEL = ("reinforce_plus_plus", "ppo")
+#: Loss types that clip the ratio.
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
 def _check_groups(config: Config) -> None:
     algo = config.algo
-    if algo.num_generations < 2 and (algo.scale_rewards == "group" or algo.leave_one_out):
+    alone = algo.name == "grpo" and algo.scale_rewards != "group" and not algo.leave_one_out
+    if algo.num_generations < 2 and (algo.name in GROUPED and not alone or algo.mask_zero_std_groups):
         raise ConfigError(
             f"algo.num_generations is {algo.num_generations}: a group needs two samples to compare. "
             "Use --algo.num-generations 8."
@@ -124,6 +177,81 @@ def _check_groups(config: Config) -> None:
         raise ConfigError(
             "rollout.temperature is 0: all samples of a group would be equal. Use --rollout.temperature 1.0."
         )
+
+
+def _check_objective(config: Config) -> None:
+    """Settings of the loss and of the KL that exclude each other, or that nothing would read."""
+    algo = config.algo
+    upper = 1 + (algo.epsilon if algo.epsilon_high is None else algo.epsilon_high)
+    low, high = algo.importance_sampling_clip_min, algo.importance_sampling_clip_max
+    rules = (
+        (algo.loss_type == "cispo" and (algo.epsilon_high is None or algo.epsilon_high < 1),
+         f"algo.loss_type cispo bounds the ratio by algo.epsilon_high itself, and it is {algo.epsilon_high}; expected "
+         "at least 1. Use --algo.epsilon-high 5.0."),
+        (algo.delta is not None and algo.loss_type not in CLIPPED,
+         f"algo.delta is {algo.delta}, but algo.loss_type {algo.loss_type} does not clip. Use --algo.delta None, or "
+         f"one of {', '.join(CLIPPED)}."),
+        (algo.delta is not None and algo.loss_type in CLIPPED and algo.delta <= upper,
+         f"algo.delta is {algo.delta}; expected more than 1 + epsilon_high = {upper:g}, or it would cut what the clip "
+         f"allows. Use --algo.delta {2 * upper:g}."),
+        (algo.loss_type == "gpg" and (algo.num_iterations > 1 or algo.importance_sampling_level != "token"),
+         f"algo.loss_type gpg has no importance ratio, but algo.num_iterations is {algo.num_iterations} and "
+         f"algo.importance_sampling_level {algo.importance_sampling_level}. Use --algo.num-iterations 1 and token, or "
+         "another loss_type."),
+        (algo.importance_sampling_mode != "off" and algo.num_iterations > 1,
+         f"algo.importance_sampling_mode {algo.importance_sampling_mode} compares the sampler with the trainer at the "
+         f"moment of sampling, which algo.num_iterations={algo.num_iterations} has left behind from its second step "
+         "on. Use --algo.num-iterations 1."),
+        (low is not None and high is not None and low > high,
+         f"algo.importance_sampling_clip_min is {low}, above algo.importance_sampling_clip_max {high}. Swap them."),
+        (algo.kl_target is not None and algo.beta == 0,
+         f"algo.kl_target is {algo.kl_target}, but algo.beta is 0, which keeps no reference. Use --algo.beta 0.001."),
+        (algo.kl_in == "reward" and algo.use_bias_correction_kl,
+         "algo.use_bias_correction_kl multiplies a KL in the loss, but algo.kl_in is reward. Use "
+         "--no-algo.use-bias-correction-kl."),
+    )  # fmt: skip
+    _refuse_first(rules)
+
+
+def _check_advantages(config: Config) -> None:
+    """Settings of advantages that the chosen algorithm does not read."""
+    algo = config.algo
+    only_grpo = {"leave_one_out": algo.leave_one_out, "min_reward_std": algo.min_reward_std}
+    unread = [f"algo.{name}={value}" for name, value in only_grpo.items() if value and algo.name != "grpo"]
+    apart = algo.multi_objective_aggregation == "normalize_then_sum"
+    fits = algo.name == "grpo" and algo.scale_rewards == "group" and not algo.leave_one_out and algo.kl_in == "loss"
+    weighted = sum(1 for weight in config.reward.reward_weights if weight)
+    rules = (
+        (unread, f"{' and '.join(unread)} mean nothing to algo.name {algo.name}. Use --algo.name grpo, or drop them."),
+        (algo.gamma != 1 and algo.name not in TOKEN_LEVEL,
+         f"algo.gamma is {algo.gamma}, but algo.name {algo.name} gives every token of a response the same advantage. "
+         f"Use --algo.gamma 1, or one of {', '.join(TOKEN_LEVEL)}."),
+        (apart and weighted < 2,
+         f"algo.multi_objective_aggregation normalize_then_sum needs two reward functions with a weight, and there is "
+         f"{weighted}. Use sum_then_normalize."),
+        (apart and not fits,
+         "algo.multi_objective_aggregation normalize_then_sum scales rewards by itself. Use it with algo.name grpo, "
+         "scale_rewards group, no leave_one_out and kl_in loss."),
+    )  # fmt: skip
+    _refuse_first(rules)
+
+
+def _check_guard(config: Config) -> None:
+    """Bounds on metrics that the run does not make."""
+    guard = config.guard
+    _refuse_first((
+        (guard.min_entropy is not None and not config.log.entropy,
+         f"guard.min_entropy is {guard.min_entropy}, but log.entropy is off. Use --log.entropy."),
+        (guard.max_kl is not None and config.algo.beta == 0,
+         f"guard.max_kl is {guard.max_kl}, but algo.beta is 0, which keeps no reference. Use --algo.beta 0.001."),
+    ))  # fmt: skip
+
+
+def _refuse_first(rules) -> None:
+    """Raise the message of the first rule (broken, message) that is broken."""
+    for broken, message in rules:
+        if broken:
+            raise ConfigError(message)
 
 
 def _check_batch(config: Config, device_count: int) -> None:

@@ -5,22 +5,26 @@ nor on the number of hosts. A cursor is the number of batches taken, as a JSON o
 """
 
 import functools
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt, PromptBatch
 
 Row = TypeVar("Row")
-_STREAMS = {"target": 0, "english": 1}
+#: Streams of random numbers; that of the n-th language is `language` + n.
+_STREAMS = {"target": 0, "english": 1, "weighted": 2, "language": 3}
 
 
 class Sampler(NamedTuple):
     """What batches are drawn from; no position, no state.
 
-    Each batch holds `target_size` rows of `target` and `english_size` of `english`.
+    Each batch holds `target_size` rows of `target` and `english_size` of `english`. `shares` are the shares of the
+    target languages where they are not left as the rows come: (language, share), in sorted order.
     """
 
     target: tuple[Prompt, ...]
@@ -28,16 +32,28 @@ class Sampler(NamedTuple):
     target_size: int
     english_size: int
     seed: int
+    shares: tuple[tuple[str, float], ...] = ()
 
 
-def make_sampler(prompts: Sequence[Prompt], batch_size: int, english_share: float, seed: int) -> Sampler:
+def make_sampler(
+    prompts: Sequence[Prompt],
+    batch_size: int,
+    english_share: float,
+    seed: int,
+    language_weights: Sequence[str] = (),
+    temperature: float = 1.0,
+) -> Sampler:
     """A sampler of batches with `batch_size` prompts, `english_share` of them (rounded) English.
+
+    Args:
+      language_weights: `language=weight` pairs for the other languages, see `language_shares`.
+      temperature: as there. Without weights and with temperature 1 an epoch is one permutation of all rows.
 
     Share 0 leaves English rows out, unless the data set has no others; `pbrl_jax.data.load.with_english` adds English
     rows to a data set that has none.
 
     Raises:
-      ConfigError: a batch size or share that is out of range.
+      ConfigError: a batch size or share that is out of range, or weights of languages that are not there.
       DataError: fewer rows than one batch needs; the message gives both numbers.
     """
     if batch_size < 1:
@@ -49,27 +65,32 @@ def make_sampler(prompts: Sequence[Prompt], batch_size: int, english_share: floa
     english = tuple(prompt for prompt in prompts if prompt.language == "en") if english_size else ()
     if not target:
         target, english, english_size = tuple(prompts), (), 0
-    sampler = Sampler(target, english, batch_size - english_size, english_size, seed)
+    uneven = bool(language_weights) or temperature != 1
+    shares = language_shares(target, language_weights, temperature) if uneven else ()
+    sampler = Sampler(target, english, batch_size - english_size, english_size, seed, shares)
     for name, pool, size in (("non-English", target, sampler.target_size), ("English", english, english_size)):
         if len(pool) < size:
             raise DataError(
                 f"A batch needs {size} different {name} prompts and the data set has {len(pool)}. Lower "
                 "train.prompts_per_step or data.english_share, or raise data.limit."
             )
+    if shares:
+        epoch_quotas(sampler)
     return sampler
 
 
 def batches_per_epoch(sampler: Sampler) -> int:
     """Batches until the rows that are not replayed have all had their turn; the rest of an epoch is left out."""
-    pool, size = (sampler.target, sampler.target_size)
-    if size == 0:
-        pool, size = sampler.english, sampler.english_size
-    return len(pool) // size
+    if sampler.target_size == 0:
+        return len(sampler.english) // sampler.english_size
+    rows = sum(epoch_quotas(sampler).values()) if sampler.shares else len(sampler.target)
+    return rows // sampler.target_size
 
 
 def batch_at(sampler: Sampler, index: int) -> list[Prompt]:
     """Batch `index` (from 0): no prompt twice, target rows first, then English ones."""
-    target = _rows_at(sampler.target, sampler.target_size, sampler.seed, "target", index)
+    rows_at = _weighted_rows_at if sampler.shares else _target_rows_at
+    target = rows_at(sampler, index)
     return target + _rows_at(sampler.english, sampler.english_size, sampler.seed, "english", index)
 
 
@@ -84,15 +105,81 @@ def next_batch(sampler: Sampler, cursor: dict[str, int]) -> tuple[list[Prompt], 
     return batch_at(sampler, index), {"batch": index + 1}
 
 
-def _rows_at(pool: tuple[Prompt, ...], size: int, seed: int, stream: str, index: int) -> list[Prompt]:
+def language_shares(
+    prompts: Sequence[Prompt], weights: Sequence[str], temperature: float
+) -> tuple[tuple[str, float], ...]:
+    """The share in [0, 1] of each language: its (number of rows)^(1 / temperature) times its weight, normalised.
+
+    Args:
+      weights: `language=weight` pairs; 1 where a language is not named, 0 leaves it out.
+      temperature: 1 takes languages as they come; a large one makes them even (as in multilingual pre-training).
+
+    Raises:
+      ConfigError: a pair that is none, a weight that is negative, a language without rows, or nothing left.
+    """
+    counts = Counter(prompt.language for prompt in prompts)
+    factors = dict.fromkeys(counts, 1.0)
+    for pair in weights:
+        code, _, weight = pair.partition("=")
+        if not re.fullmatch(r"\d+(\.\d*)?", weight):
+            raise ConfigError(f"data.language_weights has {pair!r}; expected language=weight, for example sw=2.")
+        if code not in counts:
+            raise ConfigError(
+                f"data.language_weights names {code!r}, but the batches hold no rows of it besides English replay. "
+                f"{did_you_mean(code, counts)} English is weighted by data.english_share."
+            )
+        factors[code] = float(weight)
+    raw = {code: factors[code] * counts[code] ** (1 / temperature) for code in sorted(counts)}
+    total = sum(raw.values())
+    if total == 0:
+        raise ConfigError("data.language_weights leaves no language: all weights are 0. Raise one.")
+    return tuple((code, value / total) for code, value in raw.items() if value)
+
+
+def epoch_quotas(sampler: Sampler) -> dict[str, int]:
+    """Rows of each language in an epoch: as many as the scarcest, by its share, can give without repeating one.
+
+    Raises:
+      DataError: an epoch of these shares would be shorter than a batch.
+    """
+    counts = Counter(prompt.language for prompt in sampler.target)
+    scarcest = min(sampler.shares, key=lambda pair: counts[pair[0]] / pair[1])
+    rows = counts[scarcest[0]] / scarcest[1]
+    quotas = {code: min(max(round(rows * share), 1), counts[code]) for code, share in sampler.shares}
+    if sum(quotas.values()) < sampler.target_size:
+        raise DataError(
+            f"With data.language_weights {scarcest[0]} ({counts[scarcest[0]]} rows) is to make {scarcest[1]:.0%} of "
+            f"the batches, which gives {sum(quotas.values())} different prompts, fewer than the {sampler.target_size} "
+            "of a batch. Lower its weight or train.prompts_per_step."
+        )
+    return quotas
+
+
+def _target_rows_at(sampler: Sampler, index: int) -> list[Prompt]:
+    return _rows_at(sampler.target, sampler.target_size, sampler.seed, "target", index)
+
+
+def _weighted_rows_at(sampler: Sampler, index: int) -> list[Prompt]:
+    """Batch `index` of epochs that hold each language's quota of rows; each language goes through its own rows."""
+    quotas = epoch_quotas(sampler)
+    epoch, place = divmod(index, sum(quotas.values()) // sampler.target_size)
+    rows: list[Prompt] = []
+    for number, (code, quota) in enumerate(sorted(quotas.items())):
+        pool = tuple(prompt for prompt in sampler.target if prompt.language == code)
+        rows += _rows_at(pool, quota, sampler.seed, "language", epoch, number)
+    order = _permutation(len(rows), sampler.seed, _STREAMS["weighted"], epoch)
+    return [rows[i] for i in order[place * sampler.target_size : (place + 1) * sampler.target_size]]
+
+
+def _rows_at(pool: tuple[Prompt, ...], size: int, seed: int, stream: str, index: int, number: int = 0) -> list[Prompt]:
     if size == 0:
         return []
     epoch, place = divmod(index, len(pool) // size)
-    order = _permutation(len(pool), seed, _STREAMS[stream], epoch)
+    order = _permutation(len(pool), seed, _STREAMS[stream] + number, epoch)
     return [pool[i] for i in order[place * size : (place + 1) * size]]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _permutation(count: int, seed: int, stream: int, epoch: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, stream, epoch]).permutation(count).tolist())
 

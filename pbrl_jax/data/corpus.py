@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.contrastive import Pair
-from pbrl_jax.text.tokenizers import SentencePieceTokenizer, Tokenizer
+from pbrl_jax.text.tokenizers import SentencePieceTokenizer, Tokenizer, XlmrTokenizer
 
 BATCH = 4096
 """Texts that travel through the pipeline together."""
@@ -90,6 +90,9 @@ def _through_tensorflow(texts, tokenizer, max_length: int, room: int, prefix, su
 
     def encode(batch):
         ragged = model.tokenize(batch)
+        if isinstance(tokenizer, XlmrTokenizer):
+            moved = tf.where(ragged.flat_values == 0, tokenizer.unknown, ragged.flat_values + tokenizer.shift)
+            ragged = ragged.with_flat_values(moved)
         whole = ragged.row_lengths()
         kept = ragged[:, :room]
         size = tf.shape(batch)[0]

@@ -90,9 +90,7 @@ def _bar(y: float, label: str, share: float, count: int | None, kind: str) -> st
     )
     if count:
         low, high = (left + bound * (right - left) for bound in wilson_interval(share, count))
-        body += (
-            f'<path d="M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8" class="whisker"/>'
-        )
+        body += f'<path d="M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8" class="whisker"/>'
     return body + f'<text x="314" y="{y + 14.5}" class="value end">{percent(share)}</text>'
 
 

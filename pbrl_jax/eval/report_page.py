@@ -132,8 +132,7 @@ def _head_section(data: ReportData) -> str:
         facts.append(f"{data.metrics[-1].get('step', len(data.metrics))} training steps")
     return (
         f'<header><h1>{escape(data.title)}</h1><p class="lead">{escape(result_sentence(data))}</p>'
-        f'<p class="note">{escape("; ".join(facts))}</p></header>'
-        + grid("tiles", tiles)
+        f'<p class="note">{escape("; ".join(facts))}</p></header>' + grid("tiles", tiles)
     )
 
 

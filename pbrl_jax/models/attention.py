@@ -24,7 +24,8 @@ QUERY_CHUNK = 128
 class Visibility(NamedTuple):
     """Which key a query may see; every field that is None puts no condition.
 
-    A key is visible when it is valid, does not lie after the query, and belongs to the query's segment.
+    A key is visible when it is valid, does not lie after the query, belongs to the query's segment, and is one of the
+    last `window` positions up to the query's.
     """
 
     key_valid_XS: Bool[Array, "X S"] | None = None
@@ -32,6 +33,7 @@ class Visibility(NamedTuple):
     key_position_XS: Int[Array, "X S"] | None = None
     query_segment_XQ: Int[Array, "X Q"] | None = None
     key_segment_XS: Int[Array, "X S"] | None = None
+    window: int | Int[Array, ""] | None = None
 
     def mask(self) -> Bool[Array, "X Q S"] | None:
         """The conditions as one array that broadcasts to [X, Q, S]; None when there are none."""
@@ -40,6 +42,9 @@ class Visibility(NamedTuple):
             conditions.append(self.key_valid_XS[:, None, :])
         if self.query_position_XQ is not None:
             conditions.append(self.key_position_XS[:, None, :] <= self.query_position_XQ[:, :, None])
+        if self.window is not None:
+            oldest_XQ = self.query_position_XQ - self.window
+            conditions.append(self.key_position_XS[:, None, :] > oldest_XQ[:, :, None])
         if self.query_segment_XQ is not None:
             conditions.append(self.key_segment_XS[:, None, :] == self.query_segment_XQ[:, :, None])
         if not conditions:
@@ -110,7 +115,15 @@ def auto_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):
     return kernel(query_XQHC, key_XSKC, value_XSKC, visibility)
 
 
-KERNELS = {"auto": auto_attention, "xla": xla_attention, "chunked": chunked_attention}
+#: Kernels by name. Those of pbrl_jax.models.fused_attention make no log-denominator that can be differentiated: where
+#: one is needed, `auto` stands in for them.
+KERNELS = {
+    "auto": auto_attention,
+    "xla": xla_attention,
+    "chunked": chunked_attention,
+    "cudnn": auto_attention,
+    "splash": auto_attention,
+}
 
 
 def attend(name: str, query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):

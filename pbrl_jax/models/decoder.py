@@ -4,15 +4,21 @@
 whoever needs them, at the positions they need: nothing here ever makes [B, T, V].
 """
 
+import dataclasses
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.sharding import constrain
+from pbrl_jax.models.fused_attention import FUSED
 from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply_rope, rope_tables
-from pbrl_jax.models.layouts import Causal, KVCache
+from pbrl_jax.models.layouts import Causal, KVCache, Reach
+from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.specs import DecoderSpec
 
 #: Path pattern -> logical axes of a parameter. Leading axis of everything under `layers` is the scanned one.
@@ -23,10 +29,18 @@ AXES = (
     (r"layers/(key|value)/kernel", ("layers", "width", "kv_heads", "none")),
     (r"layers/out/kernel", ("layers", "heads", "none", "width")),
     (r"layers/mlp_norm/scale", ("layers", "none")),
-    (r"layers/mlp/(gate|up)/kernel", ("layers", "width", "ffn")),
-    (r"layers/mlp/down/kernel", ("layers", "ffn", "width")),
     (r"final_norm/scale", ("none",)),
 )
+DENSE_AXES = (
+    (r"layers/mlp/(gate|up)/kernel", ("layers", "width", "ffn")),
+    (r"layers/mlp/down/kernel", ("layers", "ffn", "width")),
+)
+EXPERT_AXES = (
+    (r"layers/mlp/router/kernel", ("layers", "width", "none")),
+    (r"layers/mlp/(gate|up)/kernel", ("layers", "none", "width", "ffn")),
+    (r"layers/mlp/down/kernel", ("layers", "none", "ffn", "width")),
+)
+SANDWICH_AXES = ((r"layers/(attention|mlp)_out_norm/scale", ("layers", "none")),)
 QK_NORM_AXES = ((r"layers/(query|key)_norm/scale", ("layers", "none")),)
 QKV_BIAS_AXES = (
     (r"layers/query/bias", ("layers", "heads", "none")),
@@ -46,11 +60,55 @@ REMAT_POLICIES = {
 
 def decoder_axes(spec: DecoderSpec) -> tuple:
     """The AXES lines that this spec's parameters need."""
-    lines = AXES
+    lines = AXES + (EXPERT_AXES if spec.experts else DENSE_AXES)
+    lines += SANDWICH_AXES if spec.sandwich_norms else ()
     lines += QK_NORM_AXES if spec.qk_norm else ()
     lines += QKV_BIAS_AXES if spec.qkv_bias else ()
     lines += () if spec.tied_embeddings else UNTIED_AXES
     return lines
+
+
+class LayerRole(NamedTuple):
+    """What tells one layer from the others: its number, and whether it is local (None: all are alike)."""
+
+    index: int | Int[Array, "..."]
+    local: bool | Array | None
+
+
+class LayerInputs(NamedTuple):
+    """What all layers read: positions and rotary tables, those of local layers where they are others."""
+
+    positions_XL: Int[Array, "X L"]
+    rope: tuple[Array, Array]
+    local_rope: tuple[Array, Array] | None
+
+    def rope_of(self, local) -> tuple[Array, Array]:
+        """The tables of a layer; `local` may be traced."""
+        if self.local_rope is None or local is False:
+            return self.rope
+        if local is True:
+            return self.local_rope
+        return jax.tree.map(lambda mine, other: jnp.where(local, mine, other), self.local_rope, self.rope)
+
+
+def layer_inputs(positions_XL, spec: DecoderSpec) -> LayerInputs:
+    """Rotary tables are made once for all layers."""
+    local = spec.local_layers()
+    rope = rope_tables(positions_XL, spec, local=all(local))
+    two = spec.local_rope_theta != 0 and len(set(local)) == 2
+    return LayerInputs(positions_XL, rope, rope_tables(positions_XL, spec, local=True) if two else None)
+
+
+def layer_roles(spec: DecoderSpec) -> LayerRole:
+    """The roles of all layers, stacked for a scan."""
+    local = spec.local_layers()
+    return LayerRole(jnp.arange(spec.layers), None if len(set(local)) == 1 else jnp.asarray(np.array(local)))
+
+
+def reach_of(spec: DecoderSpec, local, positions_XL) -> Reach | None:
+    """The window of a layer; None where it is known to see everything."""
+    local = spec.local_layers()[0] if local is None else local
+    return None if local is False else Reach(spec.window, local, positions_XL)
 
 
 class DecoderLayer(nn.Module):
@@ -60,21 +118,45 @@ class DecoderLayer(nn.Module):
     spec: DecoderSpec
 
     @nn.compact
-    def __call__(self, carry, layer, rope, layout):
+    def __call__(self, carry, role: LayerRole, inputs: LayerInputs, layout):
         x, cache = carry
         spec = self.spec
-        h = RMSNorm(spec.norm_eps, name="attention_norm")(x)
+
+        def norm(name: str):
+            return RMSNorm(spec.norm_eps, spec.norm_offset, name=name)
+
+        h = norm("attention_norm")(x)
         query = Projection((spec.heads, spec.head_dim), use_bias=spec.qkv_bias, name="query")(h)
         key = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="key")(h)
         value = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="value")(h)
         if spec.qk_norm:
-            query = RMSNorm(spec.norm_eps, name="query_norm")(query)
-            key = RMSNorm(spec.norm_eps, name="key_norm")(key)
-        query, key = apply_rope(query, rope), apply_rope(key, rope)
-        attended, cache = layout.attend(spec.attention, query, key, value, cache, layer)
-        x = x + Projection((spec.width,), in_axes=2, name="out")(attended)
-        x = x + GatedMLP(spec.ffn, name="mlp")(RMSNorm(spec.norm_eps, name="mlp_norm")(x))
+            query, key = norm("query_norm")(query), norm("key_norm")(key)
+        rope = inputs.rope_of(role.local)
+        # Kernels divide scores by the root of head_dim.
+        scale = 1.0 if spec.query_scalar is None else (spec.head_dim / spec.query_scalar) ** 0.5
+        query, key = apply_rope(query, rope, scale), apply_rope(key, rope)
+        reach = reach_of(spec, role.local, inputs.positions_XL)
+        attended, cache = layout.attend(spec.attention, query, key, value, cache, role.index, reach)
+        attended = Projection((spec.width,), in_axes=2, name="out")(attended)
+        x = x + (norm("attention_out_norm")(attended) if spec.sandwich_norms else attended)
+        fed = self.feed_forward()(norm("mlp_norm")(x))
+        x = x + (norm("mlp_out_norm")(fed) if spec.sandwich_norms else fed)
         return (constrain(x, "batch", "none", "none"), cache), None
+
+    def feed_forward(self) -> nn.Module:
+        """One gated feed-forward, or experts."""
+        spec = self.spec
+        if not spec.experts:
+            return GatedMLP(spec.ffn, spec.activation, name="mlp")
+        return RoutedMLP(
+            spec.ffn, spec.experts, spec.experts_per_token, spec.normalized_experts, spec.activation, name="mlp"
+        )
+
+
+def embed_tokens(embed, spec: DecoderSpec, tokens_XL) -> Float[Array, "X L D"]:
+    """Embeddings in the compute type; Gemma's factor too is rounded to it."""
+    x = embed.astype(spec.dtype)[tokens_XL]
+    return x * jnp.asarray(spec.width**0.5, x.dtype) if spec.scaled_embeddings else x
 
 
 class Decoder(nn.Module):
@@ -89,7 +171,7 @@ class Decoder(nn.Module):
     def __call__(self, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
         spec = self.spec
         embed = self.param("embed", nn.initializers.normal(0.02), (spec.vocab_size, spec.width))
-        x = constrain(embed.astype(spec.dtype)[tokens_XL], "batch", "none", "none")
+        x = constrain(embed_tokens(embed, spec, tokens_XL), "batch", "none", "none")
         layer_class = DecoderLayer
         policy = lookup(REMAT_POLICIES, spec.remat, "remat policy")
         if policy is not None:
@@ -101,11 +183,10 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=spec.layers,
         )(spec, name="layers")
-        rope = rope_tables(positions_XL, spec)
-        (x, cache), _ = stack((x, cache), jnp.arange(spec.layers), rope, layout)
+        (x, cache), _ = stack((x, cache), layer_roles(spec), layer_inputs(positions_XL, spec), layout)
         if not spec.tied_embeddings:
             self.param("lm_head", nn.initializers.normal(spec.width**-0.5), (spec.width, spec.vocab_size))
-        return RMSNorm(spec.norm_eps, name="final_norm")(x), cache
+        return RMSNorm(spec.norm_eps, spec.norm_offset, name="final_norm")(x), cache
 
 
 def init_decoder(key: jax.Array, spec: DecoderSpec):
@@ -119,12 +200,13 @@ def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, ca
     """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`."""
     if not isinstance(params["layers"], tuple):
         return Decoder(spec).apply({"params": params}, tokens_XL, positions_XL, layout, cache)
-    carry = params["embed"].astype(spec.dtype)[tokens_XL], cache
-    rope = rope_tables(positions_XL, spec)
+    carry = embed_tokens(params["embed"], spec, tokens_XL), cache
+    inputs = layer_inputs(positions_XL, spec)
     for index, layer_params in enumerate(params["layers"]):
-        carry, _ = DecoderLayer(spec).apply({"params": layer_params}, carry, index, rope, layout)
+        role = LayerRole(index, spec.local_layers()[index])
+        carry, _ = DecoderLayer(spec).apply({"params": layer_params}, carry, role, inputs, layout)
     hidden, cache = carry
-    return RMSNorm(spec.norm_eps).apply({"params": params["final_norm"]}, hidden), cache
+    return RMSNorm(spec.norm_eps, spec.norm_offset).apply({"params": params["final_norm"]}, hidden), cache
 
 
 def unstack_layers(params, spec: DecoderSpec):
@@ -148,7 +230,9 @@ def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Flo
 
 
 def causal_logits(params, spec: DecoderSpec, tokens_BT: Int[Array, "B T"], mask_BT) -> Float[Array, "B T V"]:
-    """Logits at every position of a right-padded batch: for looking at a model, never for training."""
+    """Logits at every position of a batch, padded on either side: for looking at a model, never for training."""
     positions = jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
+    if spec.attention in FUSED:  # they want right padding, which a caller from outside need not have
+        spec = dataclasses.replace(spec, attention="auto")
     hidden, _ = hidden_states(params, spec, tokens_BT, positions, Causal(mask_BT.astype(bool)))
     return logits_of(params, spec, hidden)

@@ -1,19 +1,22 @@
-"""The bidirectional encoder in Flax Linen: BERT and XLM-R (post-norm, learned positions, exact GELU)."""
+"""Text encoders in Flax Linen: BERT, XLM-R (post-norm) and XLM-R-XL (pre-norm), and decoders that embed."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pbrl_jax.core.records import pytree
 from pbrl_jax.models.attention import Visibility, attend
+from pbrl_jax.models.chain import add_special_ids, apply_dense, dense_axes, init_dense
+from pbrl_jax.models.decoder import decoder_axes, hidden_states, init_decoder
 from pbrl_jax.models.layers import Projection, along_last
+from pbrl_jax.models.layouts import Causal, Reach
 from pbrl_jax.models.pooling import pool, unit_vectors
-from pbrl_jax.models.specs import EncoderSpec
+from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
 
 #: Path pattern -> logical axes. The encoder is replicated: its batch lies over every mesh axis instead.
 AXES = (
     (r"(word|position|type)_embed", ("none", "none")),
-    (r"embed_norm/(scale|bias)", ("none",)),
     (r"layers/(query|key|value)/kernel", ("layers", "none", "none", "none")),
     (r"layers/(query|key|value)/bias", ("layers", "none", "none")),
     (r"layers/out/kernel", ("layers", "none", "none", "none")),
@@ -22,12 +25,18 @@ AXES = (
     (r"layers/(up|down)/kernel", ("layers", "none", "none")),
     (r"layers/up/bias", ("layers", "none")),
 )
+POST_NORM_AXES = ((r"embed_norm/(scale|bias)", ("none",)),)
+PRE_NORM_AXES = ((r"final_norm/(scale|bias)", ("none",)),)
 PROJECTION_AXES = ((r"projection/kernel", ("none", "none")), (r"projection/bias", ("none",)))
 
 
-def encoder_axes(spec: EncoderSpec) -> tuple:
-    """The AXES lines that this spec's parameters need."""
-    return AXES + (PROJECTION_AXES if spec.projection else ())
+def encoder_axes(spec: TextEncoderSpec) -> tuple:
+    """The axis rules that this spec's parameters need."""
+    if isinstance(spec, DecoderEncoderSpec):
+        body = tuple((pattern, ("none",) * len(axes)) for pattern, axes in decoder_axes(spec.decoder))
+        return body + dense_axes(spec.dense)
+    body = AXES + (PRE_NORM_AXES if spec.pre_norm else POST_NORM_AXES)
+    return body + (PROJECTION_AXES if spec.projection else ()) + dense_axes(spec.dense)
 
 
 class LayerNorm(nn.Module):
@@ -47,51 +56,68 @@ class LayerNorm(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each followed by its residual and norm."""
+    """Attention and feed-forward, each with its residual; the norms stand behind them, or before (`pre_norm`).
+
+    Returns the state twice where `keep_states` asks for every layer's.
+    """
 
     spec: EncoderSpec
+    keep_states: bool = False
 
     @nn.compact
     def __call__(self, x, mask_BS):
         spec = self.spec
+        attention_norm = LayerNorm(spec.norm_eps, name="attention_norm")
+        mlp_norm = LayerNorm(spec.norm_eps, name="mlp_norm")
         head = (spec.heads, spec.width // spec.heads)
-        query = Projection(head, use_bias=True, name="query")(x)
-        key = Projection(head, use_bias=True, name="key")(x)
-        value = Projection(head, use_bias=True, name="value")(x)
-        attended, _ = attend("auto", query, key, value, Visibility(mask_BS))
-        out = Projection((spec.width,), in_axes=2, use_bias=True, name="out")(attended)
-        x = LayerNorm(spec.norm_eps, name="attention_norm")(x + out)
-        up = nn.gelu(Projection((spec.ffn,), use_bias=True, name="up")(x), approximate=False)
-        x = LayerNorm(spec.norm_eps, name="mlp_norm")(x + Projection((spec.width,), use_bias=True, name="down")(up))
-        return x, None
+        h = attention_norm(x) if spec.pre_norm else x
+        query = Projection(head, use_bias=True, name="query")(h)
+        key = Projection(head, use_bias=True, name="key")(h)
+        value = Projection(head, use_bias=True, name="value")(h)
+        attended, _ = attend(spec.attention, query, key, value, Visibility(mask_BS))
+        x = x + Projection((spec.width,), in_axes=2, use_bias=True, name="out")(attended)
+        x = x if spec.pre_norm else attention_norm(x)
+        h = mlp_norm(x) if spec.pre_norm else x
+        up = nn.gelu(Projection((spec.ffn,), use_bias=True, name="up")(h), approximate=False)
+        x = x + Projection((spec.width,), use_bias=True, name="down")(up)
+        x = x if spec.pre_norm else mlp_norm(x)
+        return x, x if self.keep_states else None
 
 
 class Encoder(nn.Module):
-    """Token ids to token states: (tokens [B, S], mask [B, S]) -> hidden [B, S, D]."""
+    """Token ids to token states: (tokens [B, S], mask [B, S]) -> hidden [B, S, D].
+
+    With `all_states` the result is [N + 1, B, S, D]: the embeddings, then every layer's states, the last of them
+    through the final norm where there is one (transformers' hidden_states).
+    """
 
     spec: EncoderSpec
 
     @nn.compact
-    def __call__(self, tokens_BS, mask_BS):
+    def __call__(self, tokens_BS, mask_BS, all_states: bool = False):
         spec = self.spec
         init = nn.initializers.normal(0.02)
         word = self.param("word_embed", init, (spec.vocab_size, spec.width))
         position = self.param("position_embed", init, (spec.max_positions, spec.width))
         kind = self.param("type_embed", init, (spec.type_vocab, spec.width))
-        x = word[tokens_BS] + position[self.positions(mask_BS)] + along_last(kind[0], 3)
-        x = LayerNorm(spec.norm_eps, name="embed_norm")(x.astype(spec.dtype))
+        x = (word[tokens_BS] + position[self.positions(mask_BS)] + along_last(kind[0], 3)).astype(spec.dtype)
+        if not spec.pre_norm:
+            x = LayerNorm(spec.norm_eps, name="embed_norm")(x)
+        embedded = x
         # Recomputing all but the products is faster than storing a stack of activations, as in the decoder.
         keep_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         layer = nn.remat(EncoderLayer, policy=keep_products, prevent_cse=False)
         stack = nn.scan(
             layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
             length=spec.layers,
-        )(spec, name="layers")  # fmt: skip
-        x, _ = stack(x, mask_BS)
+        )(spec, all_states, name="layers")  # fmt: skip
+        x, states = stack(x, mask_BS)
+        if spec.pre_norm:
+            x = LayerNorm(spec.norm_eps, name="final_norm")(x)
         if spec.projection:
             # Declared here, used by `encode` after pooling.
             Projection((spec.projection,), use_bias=True, name="projection")(x[:, :1])
-        return x
+        return jnp.concatenate([embedded[None], states[:-1], x[None]]) if all_states else x
 
     def positions(self, mask_BS):
         """BERT counts slots from 0; XLM-R counts real tokens from its offset and gives padding offset - 1."""
@@ -103,21 +129,58 @@ class Encoder(nn.Module):
         return jnp.cumsum(real, axis=1) * real + (offset - 1)
 
 
-def init_encoder(key: jax.Array, spec: EncoderSpec):
-    """Random float32 parameters."""
+@pytree
+class Bidirectional:
+    """A layout of a decoder's tokens in which each sees all valid ones, or those less than a window away."""
+
+    valid_XL: Bool[Array, "X L"]
+
+    def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
+        seen = Visibility(self.valid_XL)
+        if reach is not None:
+            X, L = query.shape[:2]
+            at = jnp.broadcast_to(jnp.arange(L)[None], (X, L))
+            # The kernels look back only: a query that stands at the window's far end looks back over all of it.
+            seen = Visibility(self.valid_XL, at + reach.limit - 1, at, window=2 * reach.limit - 1)
+        return attend(kernel, query, key, value, seen)[0], cache
+
+
+def init_encoder(key: jax.Array, spec: TextEncoderSpec):
+    """Random float32 parameters; a decoder's lie under "decoder"."""
+    if isinstance(spec, DecoderEncoderSpec):
+        dense = init_dense(jax.random.fold_in(key, 1), spec.dense, spec.decoder.width)
+        return {"decoder": init_decoder(key, spec.decoder), **dense}
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return Encoder(spec).init(key, tokens, jnp.ones((1, 2), bool))["params"]
+    params = Encoder(spec).init(key, tokens, jnp.ones((1, 2), bool))["params"]
+    return {**params, **init_dense(jax.random.fold_in(key, 1), spec.dense, spec.projection or spec.width)}
+
+
+def token_states(
+    params, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], spec: TextEncoderSpec
+) -> Float[Array, "B S D"]:
+    """Last hidden states of right-padded texts, special tokens included; an encoder also takes left padding."""
+    if isinstance(spec, DecoderEncoderSpec):
+        positions = jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)
+        layout = Bidirectional(mask_BS) if spec.bidirectional else Causal(mask_BS)
+        return hidden_states(params["decoder"], spec.decoder, tokens_BS, positions, layout)[0]
+    return Encoder(spec).apply({"params": params}, tokens_BS, mask_BS)
 
 
 def encode(
-    params, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], *, spec: EncoderSpec
+    params, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], *, spec: TextEncoderSpec
 ) -> Float[Array, "B E"]:
-    """Unit vectors of texts: token states, pooling, projection where the spec has one, L2 norm.
+    """Unit vectors of texts: special tokens, token states, pooling, the maps of the spec, L2 norm.
+
+    Args:
+      params: the encoder's.
+      tokens_BS: ids of the texts alone. Right-padded where the spec has special tokens, which are added here.
+      mask_BS: marks the real ones.
+      spec: static.
 
     A row without any real token gives a vector without meaning; callers score such rows apart.
     """
-    hidden = Encoder(spec).apply({"params": params}, tokens_BS, mask_BS)
-    pooled = pool(spec.pooling, hidden, mask_BS)
-    if spec.projection:
+    tokens, mask = add_special_ids(tokens_BS, mask_BS, spec.begin_ids, spec.end_ids)
+    pooled = pool(spec.pooling, token_states(params, tokens, mask, spec), mask)
+    if isinstance(spec, EncoderSpec) and spec.projection:
         pooled = Projection((spec.projection,), use_bias=True).apply({"params": params["projection"]}, pooled)
-    return unit_vectors(pooled)
+    return unit_vectors(apply_dense(params, spec.dense, pooled))

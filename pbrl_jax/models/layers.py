@@ -1,5 +1,6 @@
 """Small parts shared by the models: norms, projections, rotary positions, the gated feed-forward."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pbrl_jax.core.errors import lookup
 from pbrl_jax.models.specs import DecoderSpec
 
 
@@ -16,16 +18,24 @@ def along_last(vector: jax.Array, ndim: int) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    With `offset` the factor is 1 + scale (Gemma).
+    """
 
     eps: float
+    offset: bool = False
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        init = nn.initializers.zeros_init() if self.offset else nn.initializers.ones_init()
+        scale = self.param("scale", init, (x.shape[-1],))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (normed * along_last(scale.astype(normed.dtype), x.ndim)).astype(x.dtype)
+        factor = scale.astype(normed.dtype)
+        if self.offset:
+            factor = 1 + factor
+        return (normed * along_last(factor, x.ndim)).astype(x.dtype)
 
 
 class Projection(nn.Module):
@@ -49,26 +59,37 @@ class Projection(nn.Module):
         return y.reshape(*x.shape[: x.ndim - self.in_axes], *self.features)
 
 
+#: Activation of a feed-forward's gate by name.
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+
+
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
     ffn: int
+    activation: str = "silu"
 
     @nn.compact
     def __call__(self, x):
+        activation = lookup(ACTIVATIONS, self.activation, "activation")
         gate = Projection((self.ffn,), name="gate")(x)
         up = Projection((self.ffn,), name="up")(x)
-        return Projection((x.shape[-1],), name="down")(nn.silu(gate) * up)
+        return Projection((x.shape[-1],), name="down")(activation(gate) * up)
 
 
-def rope_frequencies(spec: DecoderSpec) -> Float[Array, "half"]:
-    """Inverse wavelengths of the C/2 rotation planes, in float32, with Llama 3's scaling where the spec has it.
+def rope_frequencies(spec: DecoderSpec, local: bool = False) -> Float[Array, "half"]:
+    """Inverse wavelengths of the C/2 rotation planes, in float32, with the scaling of the spec.
 
-    Planes whose wavelength exceeds the original context are slowed by `factor`; short ones are kept; between the two
-    the frequency is interpolated (transformers, `rope_type: llama3`).
+    Llama 3's: planes whose wavelength exceeds the original context are slowed by `factor`; short ones are kept;
+    between the two the frequency is interpolated (transformers, `rope_type: llama3`). Linear: all are slowed alike.
+    With `local`, those of the layers that have a base of their own, and no scaling.
     """
     exponents = jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim
+    if local and spec.local_rope_theta:
+        return 1.0 / (spec.local_rope_theta**exponents)
     frequency = 1.0 / (spec.rope_theta**exponents)
+    if spec.rope_factor != 1.0:
+        frequency = frequency / spec.rope_factor
     scaling = spec.rope_scaling
     if scaling is None:
         return frequency
@@ -80,17 +101,22 @@ def rope_frequencies(spec: DecoderSpec) -> Float[Array, "half"]:
     return (1 - smooth) * frequency / scaling.factor + smooth * frequency
 
 
-def rope_tables(positions: Int[Array, "..."], spec: DecoderSpec) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, `positions.shape + (1, C/2)` in float32: the 1 is for heads."""
+def rope_tables(positions: Int[Array, "..."], spec: DecoderSpec, local: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, `positions.shape + (1, C/2)` in float32: the 1 is for heads. `local`: see rope_frequencies."""
     angles = positions[..., None].astype(jnp.float32) * jnp.expand_dims(
-        rope_frequencies(spec), tuple(range(positions.ndim))
+        rope_frequencies(spec, local), tuple(range(positions.ndim))
     )
     return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 
 
-def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the halves of each head (the convention of Llama's released weights): (a, b) -> (a c - b s, b c + a s)."""
+def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array], scale: float = 1.0) -> jax.Array:
+    """Rotate the halves of each head (the convention of Llama's released weights): (a, b) -> (a c - b s, b c + a s).
+
+    The result is multiplied by `scale` before it is rounded to the type of `x`.
+    """
     cos, sin = tables
     first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    if scale != 1.0:
+        rotated = rotated * scale
     return rotated.astype(x.dtype)

@@ -2,10 +2,11 @@
 
 The decoder is the same for every use; what differs is the layout of its tokens: a plain causal batch, a prompt shared
 by several responses, or one decoding step against cached keys. A layout is a pytree of index arrays with one method,
-`attend(kernel, query, key, value, cache, layer)`, which returns the attended values and the cache.
+`attend(kernel, query, key, value, cache, layer, reach)`, which returns the attended values and the cache.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import pytree
 from pbrl_jax.models.attention import Visibility, attend, merge_attention
+from pbrl_jax.models.fused_attention import FUSED, fused_causal
+
+#: Window of a global layer where layers of both kinds are scanned: longer than any text.
+UNLIMITED = 2**29
 
 
 @pytree
@@ -45,6 +50,23 @@ def empty_cache(spec, rows: int, positions: int) -> KVCache:
     return KVCache(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
 
 
+class Reach(NamedTuple):
+    """How far back a layer looks: the last `window` positions, the query's own included, where it is `local`.
+
+    Distances are those of the text: between a response and a shared prompt the layout's padding does not count.
+    """
+
+    window: int
+    local: bool | Bool[Array, ""]
+    """Traced in a scan over layers of both kinds."""
+    positions_XL: Int[Array, "X L"]
+
+    @property
+    def limit(self) -> int | Int[Array, ""]:
+        """The window, or more than any text has."""
+        return self.window if self.local is True else jnp.where(self.local, self.window, UNLIMITED)
+
+
 @pytree
 class Causal:
     """A right-padded batch; each token sees itself and the valid tokens before it.
@@ -54,12 +76,16 @@ class Causal:
 
     valid_XL: Bool[Array, "X L"]
 
-    def attend(self, kernel, query, key, value, cache, layer):
+    def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
         X, L = query.shape[:2]
+        stored = cache if cache is None else cache.write(layer, 0, key, value)
+        if kernel in FUSED:
+            window, local = (None, False) if reach is None else (reach.window, reach.local)
+            return fused_causal(kernel, query, key, value, self.valid_XL, window, local), stored
         position = jnp.broadcast_to(jnp.arange(L)[None], (X, L))
-        seen = Visibility(self.valid_XL, position, position)
+        seen = Visibility(self.valid_XL, position, position, window=reach and reach.limit)
         out, _ = attend(kernel, query, key, value, seen)
-        return out, cache if cache is None else cache.write(layer, 0, key, value)
+        return out, stored
 
 
 @jax.tree_util.register_dataclass
@@ -76,23 +102,27 @@ class SharedPrefix:
     segment_XSR: Int[Array, "X streams R"] | None
     streams: int = field(metadata={"static": True})
 
-    def attend(self, kernel, query, key, value, cache, layer):
+    def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
         X, T = self.prompt_valid_XT.shape
         S, L = self.streams, query.shape[1]
         R = (L - T) // S
         if L == T:
-            return Causal(self.prompt_valid_XT).attend(kernel, query, key, value, cache, layer)
+            return Causal(self.prompt_valid_XT).attend(kernel, query, key, value, cache, layer, reach)
 
         def own(x):
             return x[:, T:].reshape(X * S, R, *x.shape[2:])
 
         prompt_out, _ = Causal(self.prompt_valid_XT).attend(
-            kernel, query[:, :T], key[:, :T], value[:, :T], None, layer
+            kernel, query[:, :T], key[:, :T], value[:, :T], None, layer, reach
         )
-        to_prompt = attend(kernel, query[:, T:], key[:, :T], value[:, :T], Visibility(self.prompt_valid_XT))
+        prompt_seen = Visibility(self.prompt_valid_XT)
+        if reach is not None:
+            at = reach.positions_XL
+            prompt_seen = Visibility(self.prompt_valid_XT, at[:, T:], at[:, :T], window=reach.limit)
+        to_prompt = attend(kernel, query[:, T:], key[:, :T], value[:, :T], prompt_seen)
         index = jnp.broadcast_to(jnp.arange(R)[None], (X * S, R))
         segment = None if self.segment_XSR is None else self.segment_XSR.reshape(X * S, R)
-        seen = Visibility(None, index, index, segment, segment)
+        seen = Visibility(None, index, index, segment, segment, reach and reach.limit)
         out, lse = attend(kernel, own(query), own(key), own(value), seen)
         to_own = (out.reshape(X, S * R, *out.shape[2:]), lse.reshape(X, S * R, lse.shape[-1]))
         return jnp.concatenate([prompt_out, merge_attention(to_prompt, to_own)], axis=1), cache
@@ -112,14 +142,33 @@ class DecodeStep:
     slot: Int[Array, ""]
     window: int = field(metadata={"static": True})
 
-    def attend(self, kernel, query, key, value, cache, layer):
+    def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
         P = self.prompt_valid_PT.shape[0]
         B, _, H, C = query.shape
         cache = cache.write(layer, self.slot, key, value)
         prompt_key, prompt_value = self.prompt.layer(layer)
         grouped = query.reshape(P, B // P, H, C)
-        out, lse = attend(kernel, grouped, prompt_key, prompt_value, Visibility(self.prompt_valid_PT))
         own_key, own_value = cache.layer(layer, self.window)
         written = jnp.broadcast_to((jnp.arange(self.window) <= self.slot)[None], (B, self.window))
-        to_own = attend(kernel, query, own_key, own_value, Visibility(written))
+        prompt_seen, own_seen = Visibility(self.prompt_valid_PT), Visibility(written)
+        if reach is not None:
+            prompt_seen, own_seen = self._within(reach, prompt_seen, own_seen)
+        out, lse = attend(kernel, grouped, prompt_key, prompt_value, prompt_seen)
+        to_own = attend(kernel, query, own_key, own_value, own_seen)
         return merge_attention((out.reshape(B, 1, H, C), lse.reshape(B, 1, H)), to_own), cache
+
+    def _within(self, reach: Reach, prompt_seen: Visibility, own_seen: Visibility) -> tuple[Visibility, Visibility]:
+        """Both visibilities limited to the window; a prompt's keys lie at their index, a row's own at their slot."""
+        P, T = self.prompt_valid_PT.shape
+        B = reach.positions_XL.shape[0]
+        prompt_seen = prompt_seen._replace(
+            query_position_XQ=reach.positions_XL.reshape(P, B // P),
+            key_position_XS=jnp.broadcast_to(jnp.arange(T)[None], (P, T)),
+            window=reach.limit,
+        )
+        own_seen = own_seen._replace(
+            query_position_XQ=jnp.broadcast_to(self.slot, (B, 1)),
+            key_position_XS=jnp.broadcast_to(jnp.arange(self.window)[None], (B, self.window)),
+            window=reach.limit,
+        )
+        return prompt_seen, own_seen

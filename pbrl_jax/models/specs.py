@@ -20,7 +20,10 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, gated SiLU feed-forward."""
+    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, gated feed-forward.
+
+    The switches together say which family it is: see pbrl_jax.models.hf_decoder.family_of.
+    """
 
     vocab_size: int
     width: int
@@ -29,22 +32,60 @@ class DecoderSpec:
     kv_heads: int
     head_dim: int
     ffn: int
+    """Width of the feed-forward; with experts, of each of them."""
     rope_theta: float = 10_000.0
     rope_scaling: Llama3Scaling | None = None
+    rope_factor: float = 1.0
+    """Positions are divided by it (`rope_type: linear`); with layers of two kinds, in the global ones alone."""
     norm_eps: float = 1e-6
     qk_norm: bool = False
-    """RMSNorm of each query and key head before RoPE (Qwen3)."""
+    """RMSNorm of each query and key head before RoPE (Qwen3, Gemma 3)."""
     qkv_bias: bool = False
     """Bias on query, key and value projections (Qwen2)."""
     tied_embeddings: bool = True
+    layer_pattern: str = "g"
+    """One letter per layer, repeated over the depth: g sees all tokens before it, l (local) the last `window`."""
+    window: int = 0
+    """Tokens that a local layer's query sees, itself included."""
+    local_rope_theta: float = 0.0
+    """RoPE base of local layers, which are then not scaled (Gemma 3); 0: RoPE is the same in all layers."""
+    activation: str = "silu"
+    """Of the feed-forward's gate: silu or gelu_tanh."""
+    sandwich_norms: bool = False
+    """Attention and feed-forward are normed behind as well as before (Gemma 3)."""
+    norm_offset: bool = False
+    """Norms multiply by 1 + scale (Gemma 3)."""
+    scaled_embeddings: bool = False
+    """Embeddings are multiplied by the root of the width (Gemma 3)."""
+    query_scalar: float | None = None
+    """Scores are divided by its root; None: by that of head_dim."""
+    experts: int = 0
+    """Feed-forwards per layer among which a router chooses (Qwen3-MoE); 0: one, without a router."""
+    experts_per_token: int = 0
+    normalized_experts: bool = True
+    """The weights of the chosen experts sum to one."""
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
 
+    def local_layers(self) -> tuple[bool, ...]:
+        """Whether each layer is local."""
+        return tuple(self.layer_pattern[layer % len(self.layer_pattern)] == "l" for layer in range(self.layers))
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """A linear map of the pooled vector and what follows it (a Dense module of sentence-transformers)."""
+
+    width: int
+    activation: str = "identity"
+    """A name in pbrl_jax.models.chain.ACTIVATIONS."""
+    bias: bool = True
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A bidirectional transformer of the BERT form: post-norm, learned positions, exact GELU."""
+    """A bidirectional transformer of the BERT form: learned positions, exact GELU, pooling."""
 
     vocab_size: int
     width: int
@@ -56,11 +97,64 @@ class EncoderSpec:
     """0 for BERT; 2 for XLM-R, whose first real token has position 2."""
     type_vocab: int = 1
     norm_eps: float = 1e-12
+    pre_norm: bool = False
+    """Norms before attention and feed-forward and after the last layer (XLM-R-XL), in place of behind each."""
     pooling: str = "mean"
     """mean, cls or last: see pbrl_jax.models.pooling."""
     projection: int = 0
     """Width of a linear map after pooling; 0 is none."""
+    dense: tuple[DenseSpec, ...] = ()
+    """Further maps, in their order."""
+    begin_ids: tuple[int, ...] = ()
+    """Special tokens that the encoder puts before every text ([CLS], <s>)."""
+    end_ids: tuple[int, ...] = ()
+    """Special tokens behind every text ([SEP], </s>)."""
+    attention: str = "auto"
     dtype: str = "float32"
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of text that the positions hold, beside the special ones."""
+        return self.max_positions - self.position_offset - len(self.begin_ids) - len(self.end_ids)
+
+    @property
+    def embedding_width(self) -> int:
+        """E, the width of a text's vector."""
+        return self.dense[-1].width if self.dense else self.projection or self.width
+
+
+@dataclass(frozen=True)
+class DecoderEncoderSpec:
+    """A decoder that embeds texts: its last hidden states are pooled (Qwen3-Embedding, Harrier, EmbeddingGemma)."""
+
+    decoder: DecoderSpec
+    max_positions: int
+    bidirectional: bool = False
+    """Tokens see those after them too; a local layer's window then reaches as far ahead as back (EmbeddingGemma)."""
+    pooling: str = "last"
+    dense: tuple[DenseSpec, ...] = ()
+    begin_ids: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
+    """With pooling of the last token, the token whose state is the text's."""
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of text that the positions hold, beside the special ones."""
+        return self.max_positions - len(self.begin_ids) - len(self.end_ids)
+
+    @property
+    def embedding_width(self) -> int:
+        """E, the width of a text's vector."""
+        return self.dense[-1].width if self.dense else self.decoder.width
+
+    @property
+    def dtype(self) -> str:
+        """Compute type."""
+        return self.decoder.dtype
+
+
+#: Whatever turns texts into vectors.
+TextEncoderSpec = EncoderSpec | DecoderEncoderSpec
 
 
 def tiny_decoder(**changes) -> DecoderSpec:
@@ -77,24 +171,49 @@ def tiny_encoder(**changes) -> EncoderSpec:
     return dataclasses.replace(base, **changes)
 
 
+def _llama(**sizes) -> DecoderSpec:
+    return DecoderSpec(rope_theta=500_000.0, norm_eps=1e-5, **{"vocab_size": 128_256, "kv_heads": 8, **sizes})
+
+
+def _qwen3(**sizes) -> DecoderSpec:
+    base = {"vocab_size": 151_936, "kv_heads": 8, "head_dim": 128, "rope_theta": 1_000_000.0, "qk_norm": True}
+    return DecoderSpec(**{**base, **sizes})
+
+
+#: The smallest decoder of each family.
+TINY_FAMILIES = {
+    "tiny_llama": tiny_decoder(qk_norm=False, rope_scaling=Llama3Scaling(original_max_position=16)),
+    "tiny_qwen2": tiny_decoder(qk_norm=False, qkv_bias=True),
+    "tiny_qwen3": tiny_decoder(tied_embeddings=False),
+    "tiny_qwen3_moe": tiny_decoder(ffn=16, experts=4, experts_per_token=2, tied_embeddings=False),
+    "tiny_mistral": tiny_decoder(qk_norm=False, layer_pattern="l", window=4, tied_embeddings=False),
+    "tiny_gemma3": tiny_decoder(
+        layers=4, layer_pattern="llg", window=4, rope_theta=1e6, rope_factor=8.0, local_rope_theta=1e4,
+        activation="gelu_tanh", sandwich_norms=True, norm_offset=True, scaled_embeddings=True, query_scalar=12,
+    ),
+}  # fmt: skip
+
 #: Random policies by name; the vocabulary size is that of the run's tokenizer.
 DECODERS = {
     "tiny": tiny_decoder(),
+    **TINY_FAMILIES,
     "quickstart": DecoderSpec(
         vocab_size=2000, width=128, layers=4, heads=4, kv_heads=4, head_dim=32, ffn=384, qk_norm=True
     ),
     "small": DecoderSpec(
         vocab_size=8192, width=256, layers=4, heads=8, kv_heads=4, head_dim=32, ffn=1024, qk_norm=True
     ),
-    "llama31_8b": DecoderSpec(
-        vocab_size=128_256, width=4096, layers=32, heads=32, kv_heads=8, head_dim=128, ffn=14_336,
-        rope_theta=500_000.0, rope_scaling=Llama3Scaling(), norm_eps=1e-5, tied_embeddings=False,
+    "llama32_1b": _llama(
+        width=2048, layers=16, heads=32, head_dim=64, ffn=8192, rope_scaling=Llama3Scaling(factor=32.0)
     ),
-    "qwen3_32b": DecoderSpec(
-        vocab_size=151_936, width=5120, layers=64, heads=64, kv_heads=8, head_dim=128, ffn=25_600,
-        rope_theta=1_000_000.0, qk_norm=True, tied_embeddings=False,
+    "llama31_8b": _llama(
+        width=4096, layers=32, heads=32, head_dim=128, ffn=14_336, rope_scaling=Llama3Scaling(), tied_embeddings=False
     ),
-}  # fmt: skip
+    "qwen3_0_6b": _qwen3(width=1024, layers=28, heads=16, ffn=3072),
+    "qwen3_4b": _qwen3(width=2560, layers=36, heads=32, ffn=9728),
+    "qwen3_8b": _qwen3(width=4096, layers=36, heads=32, ffn=12_288, tied_embeddings=False),
+    "qwen3_32b": _qwen3(width=5120, layers=64, heads=64, ffn=25_600, tied_embeddings=False),
+}
 
 #: Random encoders by name.
 ENCODERS = {

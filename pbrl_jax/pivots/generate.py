@@ -231,9 +231,7 @@ def _from_policy(prompts: Sequence[Prompt], means: _Means) -> tuple[list[Referen
     keys = {question: _origin(question, config, who).key for question in _english_golds(prompts)}
     written = {}
     if sample_texts is not None:
-        written = write_references(
-            prompts, sample_texts, store, config, expert, revision, progress, template=template
-        )
+        written = write_references(prompts, sample_texts, store, config, expert, revision, progress, template=template)
     # The store comes second: where two writers raced, its first line is what every later run reads.
     found = written | store.references(keys.values())
     absent = [question for question, key in keys.items() if key not in found]

@@ -8,12 +8,15 @@ import numpy as np
 
 from pbrl_jax.assets.encoder import Encoder
 from pbrl_jax.core.config import RewardConfig
-from pbrl_jax.core.errors import ConfigError, did_you_mean
+from pbrl_jax.core.errors import ConfigError, RewardError, did_you_mean
 from pbrl_jax.core.records import Scores
+from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
 from pbrl_jax.rewards.cosine import make_cosine
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rewards.language import make_gate
+from pbrl_jax.rewards.language import apply_gate, check_gate, make_gate
+from pbrl_jax.rewards.shaping import check_shaping, make_overlong, make_repetition
+from pbrl_jax.rewards.similarity import check_similarity, combine_parts
 from pbrl_jax.rewards.user import make_user_reward
 
 
@@ -27,8 +30,12 @@ class RewardAssets(NamedTuple):
 
 #: name -> (config, assets) -> (RewardInputs -> Scores). Another reward is another line.
 REWARDS: dict[str, Callable] = {
-    "cosine": lambda config, assets: make_cosine(config, assets.encoder),
+    "cosine": lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
     "answer": lambda config, assets: score_answers,
+    "alignment": lambda config, assets: make_alignment(config, assets.encoder, assets.languages),
+    "repetition": lambda config, assets: make_repetition(config),
+    "overlong": lambda config, assets: make_overlong(config),
+    "hybrid": lambda config, assets: make_hybrid(config, assets),
 }
 
 
@@ -50,10 +57,8 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
       ConfigError: an unknown function, or weights that do not match the functions.
     """
     check_reward(config)
-    functions = {}
-    for name in config.functions:
-        functions[name] = make_user_reward(name) if ":" in name else REWARDS[name](config, assets)
-    gate = make_gate(config.language_gate, assets.languages, assets.token_table)
+    functions = {name: make_function(name, config, assets) for name in config.functions}
+    gate = make_gate(config, assets.languages, assets.token_table)
 
     def score(inputs: RewardInputs) -> Combined:
         each = {name: function(inputs) for name, function in functions.items()}
@@ -63,17 +68,55 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
             if weight:
                 value = value + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
                 valid = valid & scores.valid_B
-        right = gate(inputs)
+        verdict = gate(inputs)
         empty = jnp.asarray([not text.strip() for text in inputs.completions])
-        value = jnp.where(empty, 0.0, jnp.where(jnp.asarray(right), value, config.rejected_value))
-        return Combined(Scores(value, valid, {}), each, right)
+        value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
+        return Combined(Scores(value, valid, {}), each, verdict.right_B)
+
+    return score
+
+
+def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
+    """One reward by its name or import path. What it returns is checked at every call.
+
+    Raises:
+      RewardError: (when called) another number of scores than rows.
+    """
+    function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name](config, assets)
+
+    def score(inputs: RewardInputs) -> Scores:
+        found, count = function(inputs), len(inputs.completions)
+        if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
+            raise RewardError(
+                f"Reward {name} returned scores of shapes {found.value_B.shape} and {found.valid_B.shape} for {count} "
+                "completions. A reward returns one value and one validity per completion."
+            )
+        finite = jnp.isfinite(found.value_B)
+        return Scores(jnp.where(finite, found.value_B, 0.0), found.valid_B & finite, found.parts)
+
+    return score
+
+
+def make_hybrid(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
+    """The paper's recipe with parts named by config: alpha * answer part + (1 - alpha) * reasoning part, or another
+    form (similarity.combine_parts). A row is valid where both parts are."""
+    answer = make_function(config.hybrid_answer, config, assets)
+    reasoning = make_function(config.hybrid_reasoning, config, assets)
+
+    def score(inputs: RewardInputs) -> Scores:
+        a, r = answer(inputs), reasoning(inputs)
+        value = combine_parts(r.value_B, a.value_B, config)
+        return Scores(value, a.valid_B & r.valid_B, {"answer": a.value_B, "reasoning": r.value_B})
 
     return score
 
 
 def check_reward(config: RewardConfig) -> None:
-    """Refuse names and weights that cannot work (ConfigError)."""
-    for name in config.functions:
+    """Refuse names, weights and settings that cannot work (ConfigError)."""
+    parts = (config.hybrid_answer, config.hybrid_reasoning) if "hybrid" in config.functions else ()
+    if "hybrid" in parts:
+        raise ConfigError("reward.hybrid_answer and reward.hybrid_reasoning may not be hybrid itself.")
+    for name in (*config.functions, *parts):
         if ":" not in name and name not in REWARDS:
             raise ConfigError(
                 f"Unknown reward {name!r}. {did_you_mean(name, REWARDS)} A function of your own is "
@@ -84,3 +127,8 @@ def check_reward(config: RewardConfig) -> None:
             f"reward.functions has {len(config.functions)} entries and reward.reward_weights "
             f"{len(config.reward_weights)}. Give one weight per function."
         )
+    if config.timeout < 0:
+        raise ConfigError(f"reward.timeout is {config.timeout}; expected seconds, or 0 for no limit.")
+    check_gate(config)
+    check_shaping(config)
+    check_similarity(config)

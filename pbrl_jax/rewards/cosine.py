@@ -5,6 +5,7 @@ reasoning and answer apart. The pivot's vectors are cached; only responses are e
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,9 @@ from pbrl_jax.assets.encoder import Encoder
 from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.records import Scores
 from pbrl_jax.models.encoder import encode
-from pbrl_jax.models.specs import EncoderSpec
+from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.similarity import combine_parts, load_baselines, reference_cosine, scale_similarity
 from pbrl_jax.text.answers import split_response
 
 
@@ -27,7 +29,7 @@ def cosine_reward(
     mask_BS: Bool[Array, "B S"],
     pivot_BE: Float[Array, "B E"],
     *,
-    spec: EncoderSpec,
+    spec: TextEncoderSpec,
 ) -> Float[Array, "B"]:
     """Cosine of each text with its pivot, in [-1, 1]; 0 for a text without tokens.
 
@@ -46,59 +48,109 @@ def hybrid_scores(
     parts: tuple[tuple[jax.Array, jax.Array], ...],
     pivots: tuple[jax.Array, ...],
     *,
-    spec: EncoderSpec,
+    spec: TextEncoderSpec,
     config: RewardConfig,
+    has_BK: Bool[Array, "B K"] | None = None,
+    baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
-    """The similarity of B responses, and its parts.
+    """The similarity of B responses, and its parts, on the scale of `config.similarity`.
 
-    With `config.parts` split, `parts` and `pivots` are those of reasoning and answer and the value is
-    (1 - alpha) * reasoning + alpha * answer, alpha = config.answer_weight; an absent part scores 0. With whole there
-    is one of each.
+    With `config.parts` split, `parts` and `pivots` are those of reasoning and answer and the value is that of
+    similarity.combine_parts; an absent part scores 0. With whole there is one of each.
 
     Args:
       parts: (tokens [B, S], mask [B, S]) of each part, all of one S.
-      pivots: unit vectors [B, E] of each part's reference.
+      pivots: unit vectors of each part's reference, [B, E], or of K references, [B, K, E].
+      has_BK: with K references, which of them exist; `config.references` says what becomes of their similarities.
+      baseline_B: with similarity calibrated, the mean cosine of mismatched pairs of each row's language.
     """
     tokens = jnp.concatenate([part[0] for part in parts])
     mask = jnp.concatenate([part[1] for part in parts])
-    scores = jnp.split(cosine_reward(encoder_params, tokens, mask, jnp.concatenate(pivots), spec=spec), len(parts))
+    vectors = encode(encoder_params, tokens, mask, spec=spec)
+    return vector_scores(vectors, mask.any(axis=1), pivots, config=config, has_BK=has_BK, baseline_B=baseline_B)
+
+
+def vector_scores(
+    vectors: jax.Array,
+    present: jax.Array,
+    pivots: tuple[jax.Array, ...],
+    *,
+    config: RewardConfig,
+    has_BK: Bool[Array, "B K"] | None = None,
+    baseline_B: Float[Array, "B"] | None = None,
+) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
+    """hybrid_scores of parts that are encoded already.
+
+    Args:
+      vectors: unit vectors [parts * B, E], part by part; `present` [parts * B] is false for an empty text.
+    """
+    pivot = jnp.concatenate(pivots)
+    if pivot.ndim == 2:
+        cosine = jnp.sum(vectors * pivot, axis=-1)
+    else:
+        cosine = reference_cosine(vectors, pivot, jnp.tile(has_BK, (len(pivots), 1)), config.references)
+    baseline = None if baseline_B is None else jnp.tile(baseline_B, len(pivots))
+    scores = jnp.where(present, scale_similarity(cosine, config, baseline), 0.0)
+    scores = jnp.split(scores, len(pivots))
     if config.parts == "whole":
         return scores[0], {"whole": scores[0]}
     reasoning, answer = scores
-    value = (1 - config.answer_weight) * reasoning + config.answer_weight * answer
-    return value, {"reasoning": reasoning, "answer": answer}
+    return combine_parts(reasoning, answer, config), {"reasoning": reasoning, "answer": answer}
 
 
 @functools.cache
-def compiled_hybrid(spec: EncoderSpec, config: RewardConfig):
+def compiled_hybrid(spec: TextEncoderSpec, config: RewardConfig):
     """hybrid_scores as a compiled program of a spec and a config."""
     return jax.jit(functools.partial(hybrid_scores, spec=spec, config=config))
 
 
-def make_cosine(config: RewardConfig, encoder: Encoder):
-    """The reward on the host path: texts in, Scores out. Compiled once per length bucket."""
-    program = compiled_hybrid(encoder.spec, config)
+@functools.cache
+def compiled_vector_scores(config: RewardConfig):
+    """vector_scores as a compiled program of a config."""
+    return jax.jit(functools.partial(vector_scores, config=config))
+
+
+def make_cosine(config: RewardConfig, encoder: Encoder, languages: Sequence[str] = ()):
+    """The reward on the host path: texts in, Scores out. Compiled once per length bucket.
+
+    Texts longer than the encoder reads are embedded in chunks, as the references are (`encoder_cut` marks them).
+
+    Raises:
+      ConfigError: similarity calibrated without a calibration of this encoder and these languages.
+    """
+    program, of_vectors = compiled_hybrid(encoder.spec, config), compiled_vector_scores(config)
+    baselines = load_baselines(config, languages, encoder.key)
 
     def score(inputs: RewardInputs) -> Scores:
-        if config.parts == "whole":
-            texts, pivots = [list(inputs.completions)], (inputs.pivots.whole_BE,)
-        else:
-            split = [
-                split_response(text, prompt.language)
-                for text, prompt in zip(inputs.completions, inputs.prompts, strict=True)
-            ]
-            texts = [[reasoning for reasoning, _ in split], [answer for _, answer in split]]
-            pivots = (inputs.pivots.reasoning_BE, inputs.pivots.answer_BE)
-        tokens, mask, cut = encoder.tokenize([text for part in texts for text in part])
+        parts, pivots = response_parts(inputs, config.parts)
+        texts = [text for part in parts for text in part]
+        tokens, mask, cut = encoder.tokenize(texts)
         # A prefix alone is not a text.
-        mask &= np.array([bool(text.strip()) for part in texts for text in part])[:, None]
-        count = len(texts)
-        parts = tuple(
-            (jnp.asarray(t), jnp.asarray(m))
-            for t, m in zip(np.split(tokens, count), np.split(mask, count), strict=True)
-        )
-        value, named = program(encoder.params, parts, tuple(jnp.asarray(p) for p in pivots))
-        named = named | {"encoder_cut": jnp.asarray(cut.reshape(count, -1).any(axis=0), jnp.float32)}
-        return Scores(value, jnp.asarray(inputs.pivots.has_B) & jnp.isfinite(value), named)
+        present = mask.any(axis=1) & np.array([bool(text.strip()) for text in texts])
+        has = jnp.asarray(inputs.pivots.has_B)
+        more: dict[str, Any] = {"has_BK": has} if has.ndim == 2 else {}
+        if baselines is not None:
+            more["baseline_B"] = jnp.asarray([baselines[prompt.language] for prompt in inputs.prompts], jnp.float32)
+        pivots = tuple(jnp.asarray(pivot) for pivot in pivots)
+        if cut.any():
+            value, named = of_vectors(jnp.asarray(encoder.embed(texts)), jnp.asarray(present), pivots, **more)
+        else:
+            halves = zip(np.split(tokens, len(parts)), np.split(mask & present[:, None], len(parts)), strict=True)
+            encoded = tuple((jnp.asarray(t), jnp.asarray(m)) for t, m in halves)
+            value, named = program(encoder.params, encoded, pivots, **more)
+        named = named | {"encoder_cut": jnp.asarray(cut.reshape(len(parts), -1).any(axis=0), jnp.float32)}
+        known = has.any(axis=1) if has.ndim == 2 else has
+        return Scores(value, known & jnp.isfinite(value), named)
 
     return score
+
+
+def response_parts(inputs: RewardInputs, parts: str) -> tuple[list[list[str]], tuple[np.ndarray, ...]]:
+    """(texts of each part, pivot vectors of each part): the whole response, or reasoning and answer."""
+    if parts == "whole":
+        return [list(inputs.completions)], (inputs.pivots.whole_BE,)
+    split = [
+        split_response(text, prompt.language) for text, prompt in zip(inputs.completions, inputs.prompts, strict=True)
+    ]
+    texts = [[reasoning for reasoning, _ in split], [answer for _, answer in split]]
+    return texts, (inputs.pivots.reasoning_BE, inputs.pivots.answer_BE)

@@ -11,7 +11,8 @@ from pbrl_jax.core.records import Prompt
 class PivotVectors(NamedTuple):
     """Unit vectors of the references of B rows, [B, E] each: the whole text and its two parts.
 
-    `has_B` is false where a row has no reference; its vectors are zeros and its score is invalid.
+    `has_B` is false where a row has no reference; its vectors are zeros and its score is invalid. Where rows have up
+    to K references the vectors are [B, K, E] and `has_B` is [B, K].
     """
 
     whole_BE: np.ndarray

@@ -1,52 +1,126 @@
-"""The language gate: is a response in the language of its prompt?
+"""The language gate: is a response in the language of its prompt, and what becomes of its value if not?
 
-Without it an English reply beats every faithful reply, because it stands nearest to the English reference.
+Without it an English reply beats every faithful reply, because it stands nearest to the English reference. Reasoning
+and answer are judged apart, so that neither can hide behind the other's length.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.text.langid import is_right_language
+from pbrl_jax.text.answers import split_response
+from pbrl_jax.text.langid import foreign_tail, language_share
+
+IDENTIFIED_GATES = ("hard", "penalty", "soft", "scheduled")
+GATES = (*IDENTIFIED_GATES, "tokens", "off")
 
 
-def identified_gate(inputs: RewardInputs, languages: Sequence[str]) -> np.ndarray:
-    """True where the response is identified as its prompt's language, or is too short to identify, [B].
+class Verdict(NamedTuple):
+    """Of B responses: `share_B`, the share in [0, 1] of the worst part that is in the prompt's language (1 where it
+    is too short to tell), and `right_B`, whether that is enough."""
 
-    English is always among the alternatives: it is the language of the references, whatever a run trains in.
+    share_B: np.ndarray
+    right_B: np.ndarray
+
+
+def response_share(text: str, language: str, languages: Sequence[str]) -> float:
+    """Share in [0, 1] of the worst part of a response that is in `language`.
+
+    Parts are the reasoning and the answer; a part whose last sentence is in another language has share 0, and a part
+    too short to identify is left out. Where both are too short the whole text is judged; 1 where that is, too.
+    """
+    for parts in (split_response(text, language), (text,)):
+        shares = [_part_share(part, language, languages) for part in parts]
+        known = [share for share in shares if share is not None]
+        if known:
+            return min(known)
+    return 1.0
+
+
+def _part_share(text: str, language: str, languages: Sequence[str]) -> float | None:
+    share = language_share(text, language, languages)
+    return 0.0 if share is not None and foreign_tail(text, language, languages) else share
+
+
+def identified_gate(inputs: RewardInputs, languages: Sequence[str], share: float) -> Verdict:
+    """Judged by identification, against all the languages that the identifier knows; `share` is what is enough.
+
+    English is always among the run's languages: it is that of the references, whatever a run trains in.
     """
     alternatives = tuple(dict.fromkeys((*languages, "en")))
-    right = [
-        is_right_language(text, prompt.language, alternatives)
+    share_B = np.array([
+        response_share(text, prompt.language, alternatives)
         for text, prompt in zip(inputs.completions, inputs.prompts, strict=True)
-    ]
-    return np.array([verdict is not False for verdict in right], bool)
+    ], np.float32)  # fmt: skip
+    return Verdict(share_B, share_B >= share)
 
 
 def token_gate(inputs: RewardInputs, table: Mapping[str, np.ndarray]) -> np.ndarray:
     """True where every sampled token belongs to the prompt's language, [B] (see text.token_languages)."""
     tokens, lengths = np.asarray(inputs.tokens_BR), np.asarray(inputs.lengths_B)
-    return np.array(
-        [table[prompt.language][row[:length]].all()
-         for prompt, row, length in zip(inputs.prompts, tokens, lengths, strict=True)],
-        bool,
-    )  # fmt: skip
+    rows = zip(inputs.prompts, tokens, lengths, strict=True)
+    return np.array([table[prompt.language][row[:length]].all() for prompt, row, length in rows], bool)
 
 
-def make_gate(name: str, languages: Sequence[str], table: Mapping[str, np.ndarray] | None):
-    """The gate called `name`: RewardInputs -> bool [B].
+def _all_or_nothing(right_B: np.ndarray) -> Verdict:
+    return Verdict(right_B.astype(np.float32), right_B)
+
+
+def make_gate(
+    config: RewardConfig, languages: Sequence[str], table: Mapping[str, np.ndarray] | None
+) -> Callable[[RewardInputs], Verdict]:
+    """The gate that `config.language_gate` names.
 
     Raises:
       ConfigError: an unknown name, or `tokens` without a table.
     """
-    if name == "off":
-        return lambda inputs: np.ones(len(inputs.completions), bool)
-    if name == "hard":
-        return lambda inputs: identified_gate(inputs, languages)
-    if name == "tokens" and table is not None:
-        return lambda inputs: token_gate(inputs, table)
-    if name == "tokens":
+    check_gate(config)
+    if config.language_gate == "off":
+        return lambda inputs: _all_or_nothing(np.ones(len(inputs.prompts), bool))
+    if config.language_gate in IDENTIFIED_GATES:
+        return lambda inputs: identified_gate(inputs, languages, config.gate_share)
+    if table is None:
         raise ConfigError("reward.language_gate=tokens needs a source with text of each language; use hard or off.")
-    raise ConfigError(f"reward.language_gate {name!r} is not one of hard, tokens, off.")
+    return lambda inputs: _all_or_nothing(token_gate(inputs, table))
+
+
+def check_gate(config: RewardConfig) -> None:
+    """Refuse a gate that cannot work (ConfigError)."""
+    if config.language_gate not in GATES:
+        raise ConfigError(f"reward.language_gate {config.language_gate!r} is not one of {', '.join(GATES)}.")
+    if not 0 < config.gate_share <= 1:
+        raise ConfigError(f"reward.gate_share is {config.gate_share}; expected a share above 0 and at most 1.")
+    if config.gate_penalty < 0 or config.gate_schedule_steps < 0:
+        raise ConfigError("reward.gate_penalty and reward.gate_schedule_steps may not be negative.")
+
+
+def apply_gate(config: RewardConfig, value_B: Float[Array, "B"], verdict: Verdict, step: int) -> Float[Array, "B"]:
+    """Values after the gate.
+
+    hard and tokens: `rejected_value` for what is not right. penalty: its value less `gate_penalty`. soft: the value
+    moves towards `rejected_value` by the share that is in other languages, and never upwards. scheduled: as soft,
+    times a weight that rises from 0 to 1 over `gate_schedule_steps` as a half cosine (AdaMame's schedule).
+
+    Args:
+      value_B: values before the gate.
+      step: the optimizer step, from 0.
+    """
+    right_B, share_B = jnp.asarray(verdict.right_B), jnp.asarray(verdict.share_B)
+    if config.language_gate == "off":
+        return value_B
+    if config.language_gate == "penalty":
+        return jnp.where(right_B, value_B, value_B - config.gate_penalty)
+    if config.language_gate in ("soft", "scheduled"):
+        closed = 1.0
+        if config.language_gate == "scheduled" and config.gate_schedule_steps:
+            closed = 0.5 - 0.5 * math.cos(math.pi * min(step / config.gate_schedule_steps, 1.0))
+        foreign_B = closed * (1 - share_B)
+        return value_B - foreign_B * jnp.maximum(value_B - config.rejected_value, 0.0)
+    return jnp.where(right_B, value_B, config.rejected_value)

@@ -1,7 +1,11 @@
 """A user's reward function, by import path, with TRL's signature: `f(prompts, completions, **columns)`."""
 
+import asyncio
 import importlib
+import inspect
+import queue
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -32,12 +36,13 @@ def load_function(path: str) -> Callable:
     return function
 
 
-def make_user_reward(path: str) -> Callable[[RewardInputs], Scores]:
-    """The function as a reward.
+def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs], Scores]:
+    """The function, plain or async, as a reward.
 
     It receives `prompts`, `completions` (strings) and the columns `language, answer, reference, question_en,
-    prompt_id, step`. It returns one number per completion; None, NaN and infinities are invalid rows. An exception
-    makes the whole call invalid and is printed; the guard stops a run in which that goes on.
+    prompt_id, step`. It returns one number per completion; None, NaN and infinities are invalid rows. An exception,
+    and a call that takes more than `timeout` seconds (0: no limit), make the whole call invalid and are printed; the
+    guard stops a run in which that goes on.
 
     Raises:
       RewardError: (when called) the wrong number of values, or something that is no number.
@@ -47,7 +52,8 @@ def make_user_reward(path: str) -> Callable[[RewardInputs], Scores]:
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
         try:
-            found = function([p.question for p in inputs.prompts], list(inputs.completions), **columns(inputs))
+            questions = [p.question for p in inputs.prompts]
+            found = call(function, timeout, questions, list(inputs.completions), **columns(inputs))
         except Exception:  # a user's code may raise anything; the rows are invalid, never zero
             print(f"Reward {path} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
@@ -56,6 +62,41 @@ def make_user_reward(path: str) -> Callable[[RewardInputs], Scores]:
         return Scores(jnp.asarray(np.where(finite, values, 0.0)), jnp.asarray(finite), {})
 
     return score
+
+
+def call(function: Callable, timeout: float, *arguments, **named):
+    """What `function` returns, awaited where it is async.
+
+    Raises:
+      TimeoutError: it took longer than `timeout` seconds. Its thread is left behind: Python cannot end one.
+    """
+
+    def run():
+        found = function(*arguments, **named)
+        return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+
+    if not timeout:
+        return run()
+    outcome: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work():
+        try:
+            outcome.put((run(), None))
+        except BaseException as error:  # handed to the caller, whatever it is
+            outcome.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name="reward").start()
+    try:
+        found, error = outcome.get(timeout=timeout)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within reward.timeout = {timeout:g} seconds") from None
+    if error is not None:
+        raise error
+    return found
+
+
+async def _awaited(found):
+    return await found
 
 
 def columns(inputs: RewardInputs) -> dict[str, list]:

@@ -92,9 +92,7 @@ def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: 
 
     def body(state: DecodeState) -> DecodeState:
         layout = DecodeStep(state.prompt, state.prompt_valid_PT, state.slot, window)
-        hidden, own = hidden_states(
-            params, spec, state.last_B[:, None], state.position_B[:, None], layout, state.own
-        )
+        hidden, own = hidden_states(params, spec, state.last_B[:, None], state.position_B[:, None], layout, state.own)
         slot = state.slot + 1
         token_B, logp_B = sample(logits_of(params, spec, hidden[:, 0]), state.keys_B, slot, sampling)
         token_B = jnp.where(state.done_B, 0, token_B)

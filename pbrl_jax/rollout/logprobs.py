@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import PromptBatch, pytree
 from pbrl_jax.models.decoder import hidden_states, logits_of
+from pbrl_jax.models.heads import state_values
 from pbrl_jax.models.layouts import SharedPrefix
 from pbrl_jax.models.specs import DecoderSpec
 
@@ -63,13 +64,14 @@ def predicting_hidden(params, spec: DecoderSpec, prompts: PromptBatch, streams: 
 
 
 def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"], tokens_PM: Int[Array, "P M"],
-                     temperature, chunk: int, entropy: bool = False):  # fmt: skip
+                     temperature, chunk: int, entropy: bool = False, entropy_gradient: bool = False):  # fmt: skip
     """Log-prob of each token under softmax(logits / temperature), and the entropy when asked.
 
     Args:
       hidden_PMD: states that predict the tokens.
       chunk: positions, over all P rows, whose logits exist at a time.
-      entropy: also return the entropy of each distribution, without gradient.
+      entropy: also return the entropy of each distribution.
+      entropy_gradient: let the gradient flow through the entropy; it costs that of one more softmax.
 
     Returns:
       (logp [P, M], entropy [P, M] or None), in float32 or wider.
@@ -92,7 +94,8 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
         chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
         spread = None
         if entropy:
-            spread = jax.lax.stop_gradient(lse - (jnp.exp(logits - lse[..., None]) * logits).sum(axis=-1))
+            spread = lse - (jnp.exp(logits - lse[..., None]) * logits).sum(axis=-1)
+            spread = spread if entropy_gradient else jax.lax.stop_gradient(spread)
         return chosen - lse, spread
 
     _, (logp, spread) = jax.lax.scan(
@@ -108,9 +111,21 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 def response_logprobs(params, prompts: PromptBatch, streams: ResponseStreams, temperature, *, spec: DecoderSpec,
                       chunk: int, packed: bool = False, entropy: bool = False):  # fmt: skip
     """Log-probs (and entropies) of all response slots, [P, S, L]; unused slots hold finite numbers of no meaning."""
+    return response_outputs(
+        params, prompts, streams, temperature, spec=spec, chunk=chunk, packed=packed, entropy=entropy
+    )[:2]
+
+
+def response_outputs(params, prompts: PromptBatch, streams: ResponseStreams, temperature, *, spec: DecoderSpec,
+                     chunk: int, packed: bool = False, entropy: bool = False, entropy_gradient: bool = False,
+                     value_head=None):  # fmt: skip
+    """Log-probs, entropies and values of all response slots, [P, S, L] each; None where entropies are not asked for,
+    or there is no value head. Unused slots hold finite numbers of no meaning.
+    """
     P, S, L = streams.tokens_PSL.shape
     hidden = predicting_hidden(params, spec, prompts, streams, packed)
     logp, spread = chunked_logprobs(
-        params, spec, hidden, streams.tokens_PSL.reshape(P, S * L), temperature, chunk, entropy
+        params, spec, hidden, streams.tokens_PSL.reshape(P, S * L), temperature, chunk, entropy, entropy_gradient
     )
-    return logp.reshape(P, S, L), None if spread is None else spread.reshape(P, S, L)
+    value = None if value_head is None else state_values(value_head, hidden).reshape(P, S, L)
+    return logp.reshape(P, S, L), None if spread is None else spread.reshape(P, S, L), value

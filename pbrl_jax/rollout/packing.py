@@ -34,9 +34,7 @@ def pack_streams(tokens_BR: Int[Array, "B R"], lengths_B: Int[Array, "B"], sampl
     row_PL = jnp.minimum((ends_PG[:, None, :] <= slot_1L1).sum(axis=-1), samples - 1)
     start_PL = jnp.take_along_axis(ends_PG - lengths_PG, row_PL, axis=1)
     offset_PL = jnp.clip(slot_1L1[..., 0] - start_PL, 0, R - 1)
-    tokens_PL = jnp.take_along_axis(
-        tokens_BR.reshape(-1, samples * R), row_PL * R + offset_PL, axis=1
-    )
+    tokens_PL = jnp.take_along_axis(tokens_BR.reshape(-1, samples * R), row_PL * R + offset_PL, axis=1)
     used_PL = slot_1L1[..., 0] < ends_PG[:, -1:]
     return ResponseStreams(tokens_PL[:, None], row_PL[:, None], offset_PL[:, None], used_PL[:, None])
 

@@ -28,9 +28,7 @@ def sampling_params(temperature: float, top_p: float, top_k: int, eos_ids: tuple
         )
     padded = np.full(MAX_EOS_IDS, -1, np.int32)
     padded[: len(eos_ids)] = eos_ids
-    return SamplingParams(
-        jnp.float32(temperature), jnp.float32(top_p), jnp.int32(top_k), jnp.asarray(padded)
-    )
+    return SamplingParams(jnp.float32(temperature), jnp.float32(top_p), jnp.int32(top_k), jnp.asarray(padded))
 
 
 def step_key(seed: int, step) -> jax.Array:
@@ -127,9 +125,7 @@ def sample(
     top_B1 = tempered_BV.max(axis=-1, keepdims=True)
     weights_BV = jnp.exp(tempered_BV - top_B1)
     uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, token_index)))(keys_B)
-    sampled_B = inverse_cdf(
-        jnp.where(tempered_BV >= smallest_B1, weights_BV, 0.0), uniform_B.astype(logits_BV.dtype)
-    )
+    sampled_B = inverse_cdf(jnp.where(tempered_BV >= smallest_B1, weights_BV, 0.0), uniform_B.astype(logits_BV.dtype))
     token_B = jnp.where(greedy, jnp.argmax(tempered_BV, axis=-1).astype(jnp.int32), sampled_B)
     chosen_B = jnp.take_along_axis(tempered_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B, chosen_B - top_B1[:, 0] - jnp.log(weights_BV.sum(axis=-1))

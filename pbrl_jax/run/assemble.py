@@ -33,6 +33,7 @@ from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.prompts import STYLES
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from pbrl_jax.train.experiment import Experiment
@@ -55,6 +56,7 @@ def check_start(config: Config, device_count: int | None = None) -> None:
     lookup(ENCODERS, config.encoder.preset, "encoder preset")
     lookup(KERNELS, config.policy.attention, "attention kernel")
     lookup(ALGORITHMS, config.algo.name, "algorithm")
+    lookup(STYLES, config.data.prompt_style, "prompt style")
     check_reward(config.reward)
     make_schedule(config.optim)
     validate(config, jax.device_count() if device_count is None else device_count)
@@ -159,7 +161,7 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
     """English questions -> responses of a policy: the expert of pivot.source=policy."""
     decoder = Decoder(
         policy.spec, policy.tokenizer, config.rollout.max_prompt_length, config.pivot.max_completion_length,
-        config.eval.batch_size,
+        config.eval.batch_size, config.data.prompt_style,
     )  # fmt: skip
 
     def answer(questions: list[str]) -> list[str]:
@@ -200,7 +202,10 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         prompts, config, store, sample_texts_of(policy, config), functools.partial(Progress, part=part),
         expert=config.policy.source, revision=policy.fingerprint,
     )  # fmt: skip
-    kept, ids = fit_prompts(prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts)
+    kept, ids = fit_prompts(
+        prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts,
+        config.data.prompt_style,
+    )  # fmt: skip
     if len(kept) < len(prompts):
         print(f"Dropped {len(prompts) - len(kept)} of {len(prompts)} prompts: longer than rollout.max_prompt_length.")
     pivots = reference_vectors(kept, encoder, store)
@@ -219,8 +224,13 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         policy=policy,
         encoder=encoder,
         sampler=make_sampler(
-            kept, config.train.prompts_per_step, config.data.english_share, config.train.seed
-        ),
+            kept,
+            config.train.prompts_per_step,
+            config.data.english_share,
+            config.train.seed,
+            config.data.language_weights,
+            config.data.language_temperature,
+        ),  # fmt: skip
         prompt_tokens={p.id: row for p, row in zip(kept, ids, strict=True)},
         pivot_rows={p.id: row for row, p in enumerate(kept)},
         pivots=pivots,
@@ -258,12 +268,13 @@ def make_evaluate(config: Config, policy: Policy):
             raise
         print(f"No evaluation (set eval.source for one): {error}")
         return None
-    prompts, _ = fit_prompts(loaded, policy.tokenizer, length, "drop")
+    prompts, _ = fit_prompts(loaded, policy.tokenizer, length, "drop", config.data.prompt_style)
     if len(prompts) < len(loaded):
         print(f"Evaluation: {len(loaded) - len(prompts)} of {len(loaded)} prompts are longer than {length} tokens.")
     decoder = Decoder(
-        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size
-    )
+        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size,
+        config.data.prompt_style,
+    )  # fmt: skip
 
     def run(params) -> dict[str, float]:
         table, _ = evaluate(decoder, params, prompts)

@@ -13,7 +13,8 @@ from pbrl_jax.rewards.inputs import PivotVectors
 
 def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
     """`embed(some of the texts) -> unit vectors [n, E]`, with all texts tokenised at once (tensorflow-text where
-    there are many). The texts are tokenised when the first of them is asked for: a full cache asks for none."""
+    there are many). The texts are tokenised when the first of them is asked for: a full cache asks for none.
+    What the encoder does not read at a time is embedded in chunks."""
     index = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     encoded = []
 
@@ -24,7 +25,11 @@ def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[
         rows = np.array([index[text] for text in batch])
         lengths = encoded[0].lengths_N[rows]
         size = length_bucket(int(lengths.max()), encoder.max_length)
-        return encoder.embed_ids(encoded[0].tokens_NS[rows, :size], np.arange(size)[None] < lengths[:, None])
+        found = encoder.embed_ids(encoded[0].tokens_NS[rows, :size], np.arange(size)[None] < lengths[:, None])
+        long = np.flatnonzero(encoded[0].cut_N[rows])
+        if len(long):
+            found[long] = encoder.embed([batch[row] for row in long])
+        return found
 
     return embed
 

@@ -20,6 +20,7 @@ from pbrl_jax.train.experiment import Experiment
 
 def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO against the references of other problems."""
+
     def change(experiment: Experiment) -> Experiment:
         ids = sorted(experiment.pivot_rows)
         rows = [experiment.pivot_rows[i] for i in ids]
@@ -45,9 +46,7 @@ def sft(stages: Stages, name: str, number: int, config: Config, policy: Policy) 
     folder = stages.work.root / name
 
     def make():
-        trained = train_supervised(
-            longer, work_dir(folder), policy, make_mesh(config.mesh), (number, stages.total)
-        )
+        trained = train_supervised(longer, work_dir(folder), policy, make_mesh(config.mesh), (number, stages.total))
         save_policy(trained, str(folder / "policy"))
 
     cached(stages, name, make)

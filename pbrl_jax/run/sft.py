@@ -51,9 +51,10 @@ def supervised(config: Config, policy: Policy) -> Supervised:
     """The pools as tokens; rows that do not fit the lengths are left out and counted."""
     pools, shares = quickstart_pools(config) if config.data.source == "quickstart" else reference_pool(config)
     ends = policy.tokenizer.eos_ids[:1]
+    style = config.data.prompt_style
     encoded = {}
     for name, rows in pools.items():
-        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer)
+        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer, style)
         responses = policy.tokenizer.encode_batch([r.response for r in rows])
         pairs = [(p, [*r, *ends]) for p, r in zip(prompts, responses, strict=True)]
         fit = [

@@ -1,8 +1,9 @@
 r"""Finding the answer in a response, and comparing two answers.
 
-An answer counts where the response's own language announces it ("Jibu ni 12."), after `####`, or in `\boxed{}`; an
-announcement in another language does not count. Numbers are read in every Unicode digit and in the separators of
-each language; number words are not read.
+An answer counts where the response's own language announces it ("Jibu ni 12."), after `####`, in `\boxed{}` or in
+`<answer>` tags; an announcement in another language does not count. Numbers are read in every Unicode digit, in Han
+numerals (CLDR counts them as digits of Chinese) and in the separators of each language; other number words are not
+read.
 """
 
 import functools
@@ -14,18 +15,24 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 from pbrl_jax.text.languages import LANGUAGES, language
+from pbrl_jax.text.numerals import HAN_NUMBER, ascii_digits, han_number, without_myriads, without_powers
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+_TAG, _TAG_END = "<answer>", re.compile(r"</answer>", re.IGNORECASE)
+_THINK_TAG = re.compile(r"</?think>", re.IGNORECASE)
 _BETWEEN_MARKERS = re.compile(r"[\s*_$:：(\[\\]*")
 _SPACES = " \u00a0\u2009\u202f"
 _NUMBER = re.compile(
     rf"(?<![\d.,])(?:(?<![\d)])(?<![\d)][{_SPACES}])-)?"
-    rf"\d(?:[\d.,'’]|[{_SPACES}](?=\d{{3}}(?!\d)))*"
+    rf"(?:\d|(?<!\w)\.\d)(?:[\d.,'’]|[{_SPACES}](?=\d{{3}}(?!\d)))*"
 )
 _AFTER_LETTER = re.compile(r"[A-Za-z^_]$")
 _FRACTION = re.compile(r"(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}")
-_OPTION = re.compile(r"[\s*_$]*(?:\(([A-J])\)|([A-J])(?![A-Za-z0-9'’+*/=^_-]|\s+[A-Za-z0-9(+*/=^-]))")
+_OPTION = re.compile(r"[\s*_$]*(?:\(([A-Ja-j])\)|([A-J])(?![A-Za-z0-9'’+*/=^_-]|\s+[A-Za-z0-9(+*/=^-]))")
+_HAN_LANGUAGES, _MYRIAD_LANGUAGES = ("zh", "ja"), ("zh", "ja", "ko")
+_HAN_ANSWER = re.compile(rf"[\s*_$:：=]*({HAN_NUMBER.pattern})(?![样樣般直些起共定切旦致番部緒])")
+"""A Han numeral right behind the marker; behind 一 these characters make another word (一样, 一共)."""
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"^\s*\$?[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!.*=)")
 _LIST = re.compile(r"-?\d+,\d{1,2}(?!\d)|-?\d+,\d{4,}")
@@ -47,7 +54,9 @@ def split_response(text: str, code: str) -> tuple[str, str]:
     The marker stays with the answer ("Jibu ni 12."). Without a marker the answer is "" and the reasoning is all.
     """
     start = _answer_start(text, code)
-    return (text.strip(), "") if start is None else (text[:start].strip(), text[start:].strip())
+    if start is None:
+        return _THINK_TAG.sub(" ", text).strip(), ""
+    return _THINK_TAG.sub(" ", text[:start]).strip(), text[start:].strip()
 
 
 def extract_answer(text: str, code: str, *, fallback: bool = False) -> str | None:
@@ -74,7 +83,12 @@ def extract_answer(text: str, code: str, *, fallback: bool = False) -> str | Non
     if _BOXED.search(span):
         return None
     marker = _markers(code).match(span)
-    for line in span[marker.end():].splitlines():
+    if marker.group().lower() == _TAG:
+        closed = _TAG_END.search(span)
+        if closed is None:
+            return None  # cut short: as an open \boxed{
+        span = span[: closed.start()]
+    for line in span[marker.end() :].splitlines():
         found = _line_answer(line, code)
         if found is not None:
             return found
@@ -108,20 +122,12 @@ def canonical_number(token: str, code: str) -> str | None:
     return _canonical(value)
 
 
-def ascii_digits(text: str) -> str:
-    """`text` with every Unicode decimal digit, Arabic separator and minus sign in its ASCII form."""
-    text = text.replace("٫", ".").replace("٬", ",").replace("−", "-").replace("﹣", "-").replace("－", "-")
-    if text.isascii():
-        return text
-    return "".join(str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text)
-
-
 @functools.cache
 def _markers(code: str) -> re.Pattern:
     own = language(code).answer_markers
     # Thai SARA AM may arrive composed or, after NFKC, in two parts.
     own = own.replace("ำ", "(?:ำ|ํา)")
-    return re.compile(rf"(?:{own}|####|{_BOXED.pattern})", re.IGNORECASE)
+    return re.compile(rf"(?:{own}|####|{_TAG}|{_BOXED.pattern})", re.IGNORECASE)
 
 
 def _answer_start(text: str, code: str) -> int | None:
@@ -157,6 +163,12 @@ def _plain(text: str) -> str:
     return _CURRENCY.sub("", plain)
 
 
+def _written_out(text: str, code: str) -> str:
+    """_plain with powers of ten and, in Chinese, Japanese and Korean, myriads written out."""
+    plain = without_powers(_plain(text))
+    return without_myriads(plain) if code in _MYRIAD_LANGUAGES else plain
+
+
 def _spread(c: str) -> str:
     """NFKC would turn m² into m2 and 7½ into 71/2."""
     kind = unicodedata.decomposition(c).split(" ")[0]
@@ -166,14 +178,17 @@ def _spread(c: str) -> str:
 
 
 def _line_answer(line: str, code: str) -> str | None:
-    option = _OPTION.match(line.replace("**", ""))
+    option = _OPTION.match(unicodedata.normalize("NFKC", line).replace("**", ""))
     if option is not None:
-        return option.group(1) or option.group(2)
-    plain = _plain(line)
+        return (option.group(1) or option.group(2)).upper()
+    plain = _written_out(line, code)
     if "\\" in line:
         maths = re.search(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line)
         if maths is not None:
             return _boxed_answer(next(group for group in maths.groups() if group), code)
+    if code in _HAN_LANGUAGES and not re.search(r"\d", plain):
+        han = _HAN_ANSWER.match(plain)
+        return canonical_number(han_number(han.group(1)), code) if han else None
     fractions = list(_FRACTION.finditer(plain))
     numbers = _numbers(plain)
     if fractions and numbers and fractions[-1].end() > numbers[-1].start():
@@ -198,16 +213,19 @@ def _last_number(plain: str, code: str) -> str | None:
 def _boxed_answer(inside: str, code: str) -> str | None:
     """A number where the whole of `inside` is one (units and currency aside), a letter, else LaTeX without spaces."""
     content = _TEXT_COMMAND.sub(r" \1 ", inside).strip().strip("$").strip()
-    option = re.fullmatch(r"\(?([A-J])\)?\.?", content)
+    option = re.fullmatch(r"\(?([A-J])\)?\.?", unicodedata.normalize("NFKC", content))
     if option is not None:
         return option.group(1)
-    plain = _NAMED.sub("", _plain(_LATEX_FRACTION.sub(r"\1/\2", content))).strip().rstrip(".")
+    plain = _NAMED.sub("", _written_out(_LATEX_FRACTION.sub(r"\1/\2", content), code)).strip().rstrip(".")
+    han = HAN_NUMBER.fullmatch(plain) if code in _HAN_LANGUAGES else None
+    if han is not None:
+        return canonical_number(han_number(han.group()), code)
     fraction = _FRACTION.fullmatch(plain)
     if fraction is not None:
         return _fraction(fraction)
     number = _NUMBER.match(plain)
-    if number is not None and re.fullmatch(r"[\s°%]*(?:[^\W\d_][^\d\\^]*)?", plain[number.end():]):
-        after = plain[number.end():]
+    if number is not None and re.fullmatch(r"[\s°%]*(?:[^\W\d_][^\d\\^]*)?", plain[number.end() :]):
+        after = plain[number.end() :]
         # "2x" is an expression and "-1,1" two numbers; "2 apples" is a number with its unit.
         a_list = _LIST.fullmatch(number.group()) and not LANGUAGES[code].comma_decimal
         found = None if a_list else canonical_number(number.group(), code)

@@ -1,15 +1,16 @@
-"""Which language a text is written in, among the languages of a run.
+"""Which language a text is written in.
 
-First the script, which settles most pairs and cannot be fooled; then, among the languages of one script, a naive Bayes
-classifier over byte n-grams (py3langid), restricted to those languages. Formulas, numbers and code say nothing about
-language and are taken out first.
+First the script, which settles most pairs and cannot be fooled; then a naive Bayes classifier over byte n-grams
+(py3langid) with all the languages it knows, so that a drift to a language outside the run is seen. Inside the sets of
+CONFUSABLE the classifier cannot be trusted: a member that the run does not use counts as the one it does. Long texts
+are judged in windows. Formulas, numbers and code say nothing about language and are taken out first.
 """
 
 import functools
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.text.languages import LANGUAGES, check_languages, letters_of, script_pattern
 
 MIN_LETTERS = 8
@@ -20,64 +21,178 @@ MIN_LETTERS_SCRIPT = 2
 """Enough where the script alone decides."""
 RIGHT_SHARE = 0.8  # ASSUMED: not stated in the material at hand
 """A response is in a language when at least this share of its letters is."""
-SEGMENT = 200
-"""Letters, roughly, of the pieces that a long response is judged in."""
+WINDOW, SMALL_WINDOW, SURE_WINDOW = 60, 20, 40
+"""Letters of the pieces that a text is judged in: long sentences are cut at about the first, short ones joined until
+they have the second; from the third on a small lead convinces."""
+
+
+class Margins(NamedTuple):
+    """Lead in log-likelihood (nats) by which a language must beat the right one: one of the run, or any other of the
+    world, which is rare and so must be clearer."""
+
+    run: float
+    outside: float
+
+
+SURE_MARGINS, SMALL_MARGINS = Margins(1.0, 12.0), Margins(4.0, 15.0)  # ASSUMED: measured on MGSM's questions
+"""For windows of SURE_WINDOW letters, and for smaller ones."""
+
+CONFUSABLE = {
+    "Spanish": ("es", "gl", "an", "ext"),
+    "Portuguese": ("pt", "gl"),
+    "Catalan": ("ca", "oc", "an"),
+    "Italian": ("it", "vec", "lij"),
+    "French": ("fr", "wa"),
+    "German": ("de", "lb"),
+    "English": ("en", "pcm"),
+    "East and South Slavic": ("ru", "bg", "sr", "mk"),
+    "Serbo-Croatian": ("hr", "bs", "sr"),
+    "Scandinavian": ("da", "no", "nn"),
+    "Malay": ("id", "ms"),
+    "Chinese": ("zh", "wuu", "yue"),
+    "Arabic": ("ar", "arz", "ary"),
+    "Turkish": ("tr", "crh"),
+    "Uzbek": ("uz", "uzs"),
+    "Nguni": ("zu", "xh"),
+    "Latvian": ("lv", "ltg"),
+    "Kurdish": ("ku", "sdh"),
+}
+"""Languages that a few words cannot tell apart. A language may stand in two sets."""
 
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _MATHS = re.compile(
     r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.+?\\\]|\\\(.+?\\\)|\\begin\{([a-z*]+)\}.*?\\end\{\1\}", re.DOTALL
 )
+_TAG = re.compile(r"</?[A-Za-z|][^<>\s]{0,30}>")
 _LATEX = re.compile(r"\\[A-Za-z]+\*?(?:\{[^{}]*\})*")
 _IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+[_0-9]\w*|[b-hj-zB-HJ-Z])\b(?=\s*[=+*/^-])|https?://\S+")
 _NOT_WORDS = re.compile(r"[\d=+*/<>^_#{}\[\]|~%&@$\\-]+")
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？।\n])\s*")
+_SENTENCE_END = re.compile(r"(?<=[.!?。！？।؟])\s*")
+_LETTERS = re.compile(r"[^\W\d_]+")
 _KANA = ("Hira", "Kana")
+_EXTRA_WEIGHT = ((script_pattern(("Hani",)), 2), (script_pattern(("Hang", *_KANA)), 1))
 
 
 def plain_words(text: str) -> str:
-    """`text` without code, LaTeX, links, numbers and operators; spaces collapsed."""
-    for pattern in (_CODE, _MATHS, _LATEX, _IDENTIFIER, _NOT_WORDS):
-        text = pattern.sub(" ", text)
-    return " ".join(text.split())
+    """`text` without code, LaTeX, tags, links, numbers and operators; spaces collapsed."""
+    return " ".join(_lines(text))
 
 
-def identify_language(text: str, languages: Sequence[str]) -> str | None:
-    """The language of `text` among `languages`; None when it is too short, or in a script of none of them.
+def _lines(text: str) -> list[str]:
+    """The lines of `text` that hold something, as plain words."""
+    for pattern in (_CODE, _MATHS, _TAG, _LATEX, _IDENTIFIER, _NOT_WORDS):
+        text = pattern.sub(_blank, text)
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+
+def _blank(match: re.Match) -> str:
+    return "\n" if "\n" in match.group() else " "
+
+
+def identify_language(text: str, languages: Sequence[str] | None = None) -> str | None:
+    """The language of `text`; None when it is too short, or in a script of none of the languages.
 
     Args:
       text: any text; formulas and numbers are ignored.
-      languages: codes in pbrl_jax.text.languages.LANGUAGES.
+      languages: the alternatives, codes in pbrl_jax.text.languages.LANGUAGES; None: all that the classifier knows
+        (codes outside LANGUAGES among them), and texts of fewer than SMALL_WINDOW letters are too short.
     """
-    return _identify(plain_words(text), check_languages(languages))
+    words = plain_words(text)
+    if languages is not None:
+        return _identify(words, check_languages(languages))
+    if _size(words) < SMALL_WINDOW:
+        return None
+    scores = _scores(words)
+    return max(scores, key=scores.get)
 
 
 def language_share(text: str, language: str, languages: Sequence[str]) -> float | None:
     """Share in [0, 1] of the letters of `text` that are written in `language`; None when the text is too short.
 
-    The smaller of the share of letters in a script of the language and the share of letters in segments (of about 200
-    letters) that are identified as it; `languages` are the alternatives. A segment too short to tell counts for it.
+    A letter counts when it is in a script of the language and its window (a sentence, or some 60 letters of one) is
+    identified as the language, or as one that cannot be told from it; there a word in a foreign script counts against
+    it once, however often it stands (iPhone). `languages` are those of the run: another one
+    of them wins a window by a nose, any other language in the world by a clear lead. Han letters weigh three, kana
+    and Hangul two: that is what they say in Latin letters.
     """
     codes = check_languages(dict.fromkeys((language, *languages)))
-    words = plain_words(text)
-    letters = letters_of(words)
+    lines = _lines(text)
+    letters = letters_of(" ".join(lines))
     if len(letters) < MIN_LETTERS_SCRIPT:
         return None
-    script = len(script_pattern(LANGUAGES[language].scripts).findall(letters)) / len(letters)
+    script = len(_own_script(letters, language)) / len(letters)
     if len(letters) < (_letters_needed(language, codes, letters) if script >= RIGHT_SHARE else MIN_LETTERS):
         # Too few for a classifier: only a foreign script counts against it.
         return None if script >= RIGHT_SHARE else script
-    own = total = 0
-    for segment in _segments(words):
-        size = len(letters_of(segment))
-        total += size
-        own += size if _identify(segment, codes) in (language, None) else 0
-    return min(script, own / total)
+    own = foreign = 0.0
+    names: set[str] = set()
+    for window in _windows(lines):
+        inside = _size(_own_script(letters_of(window), language))
+        if not _is_language(window, language, codes):
+            foreign += _size(window)
+            continue
+        own += inside
+        for word in _foreign_words(window, language) - names:
+            names.add(word)
+            foreign += _size(word)
+    return own / (own + foreign)
 
 
-def is_right_language(text: str, language: str, languages: Sequence[str]) -> bool | None:
-    """Whether `text` is written in `language`, judged among `languages`; None when it is too short to say."""
-    share = language_share(text, language, languages)
-    return None if share is None else share >= RIGHT_SHARE
+def is_right_language(text: str, language: str, languages: Sequence[str], share: float = RIGHT_SHARE) -> bool | None:
+    """Whether `text` is written in `language`, to its end; None when it is too short to say.
+
+    At least `share` of its letters are in the language (see language_share), and its last sentence is in no other
+    language of the run, nor in English.
+    """
+    found = language_share(text, language, languages)
+    return None if found is None else found >= share and not foreign_tail(text, language, languages)
+
+
+def foreign_tail(text: str, language: str, languages: Sequence[str]) -> bool:
+    """Whether the last sentence of `text` is in another language; False where it has too few letters to tell."""
+    codes = check_languages(dict.fromkeys((language, *languages, "en")))
+    lines = _lines(text)
+    sentences = [piece for piece in _SENTENCE_END.split(lines[-1]) if letters_of(piece)] if lines else []
+    letters = letters_of(sentences[-1]) if sentences else ""
+    if len(letters) < MIN_LETTERS:
+        return False
+    own = len(_own_script(letters, language)) / len(letters)
+    return own < 0.5 or not _is_language(sentences[-1], language, codes)
+
+
+def _is_language(words: str, language: str, codes: tuple[str, ...]) -> bool:
+    """Whether no other language leads `language` by more than its margin."""
+    size = _size(words)
+    if size < MIN_LETTERS or language not in (known := _scores(words)):
+        return True
+    if language == "ja" and size >= SMALL_WINDOW and not script_pattern(_KANA).search(words):
+        return False  # Japanese prose has kana; the classifier alone takes a short Chinese clause for it
+    margins = SURE_MARGINS if size >= SURE_WINDOW else SMALL_MARGINS
+    alike = {code for group in CONFUSABLE.values() if language in group for code in group} - set(codes) | {language}
+    own = max(known[code] for code in alike if code in known)
+    rivals = (
+        score - (margins.run if code in codes else margins.outside)
+        for code, score in known.items()
+        if code not in alike
+    )
+    return own >= max(rivals)
+
+
+def _foreign_words(words: str, language: str) -> set[str]:
+    """The different words of `words` in scripts that the language does not use: names and brands, mostly."""
+    return set(_LETTERS.findall(script_pattern(LANGUAGES[language].scripts).sub(" ", words)))
+
+
+def _own_script(letters: str, language: str) -> str:
+    return "".join(script_pattern(LANGUAGES[language].scripts).findall(letters))
+
+
+def _size(words: str) -> int:
+    """Letters of `words`, in Latin letters' worth."""
+    letters = letters_of(words)
+    if letters.isascii():
+        return len(letters)
+    return len(letters) + sum(weight * len(pattern.findall(letters)) for pattern, weight in _EXTRA_WEIGHT)
 
 
 def _identify(words: str, languages: tuple[str, ...]) -> str | None:
@@ -89,7 +204,8 @@ def _identify(words: str, languages: tuple[str, ...]) -> str | None:
         return candidates[0] if len(letters) >= _letters_needed(candidates[0], languages, letters) else None
     if not candidates or len(letters) < MIN_LETTERS:
         return None
-    return _classifier(frozenset(candidates)).classify(words)[0]
+    scores = _scores(words)
+    return max((code for code in candidates if code in scores), key=scores.get, default=None)
 
 
 def _by_script(letters: str, languages: tuple[str, ...]) -> list[str]:
@@ -116,28 +232,39 @@ def _letters_needed(code: str, languages: tuple[str, ...], letters: str) -> int:
     return MIN_LETTERS_HAN if "Hani" in own else MIN_LETTERS
 
 
-def _segments(words: str) -> list[str]:
-    """Pieces of whole sentences with about SEGMENT characters; a tail below half of that joins its predecessor."""
-    pieces: list[str] = []
-    for sentence in _SENTENCE_END.split(words):
-        if pieces and (len(pieces[-1]) < SEGMENT or not letters_of(sentence)):
-            pieces[-1] += " " + sentence
+def _windows(lines: Sequence[str]) -> list[str]:
+    """Sentences; long ones in even pieces of about WINDOW letters, short ones joined to their predecessor."""
+    pieces = [piece for line in lines for sentence in _SENTENCE_END.split(line) for piece in _even_pieces(sentence)]
+    windows: list[str] = []
+    for piece in pieces:
+        if windows and (_size(windows[-1]) < SMALL_WINDOW or _size(piece) < SMALL_WINDOW // 2):
+            windows[-1] += " " + piece
         else:
-            pieces.append(sentence)
-    if len(pieces) > 1 and len(pieces[-1]) < SEGMENT // 2:
-        tail = pieces.pop()
-        pieces[-1] += " " + tail
-    return pieces
+            windows.append(piece)
+    if len(windows) > 1 and _size(windows[-1]) < SMALL_WINDOW:
+        last = windows.pop()
+        windows[-1] += " " + last
+    return windows
+
+
+def _even_pieces(sentence: str) -> list[str]:
+    """`sentence` cut between words, or between characters where it has hardly any spaces."""
+    count = round(_size(sentence) / WINDOW)
+    if count < 2:
+        return [sentence] if sentence else []
+    words, space = (sentence.split(), " ") if sentence.count(" ") >= 2 * count else (sentence, "")
+    edges = [round(len(words) * part / count) for part in range(count + 1)]
+    return [space.join(words[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _scores(words: str) -> dict[str, float]:
+    """Log-likelihood of `words`, up to a constant, in each language of the classifier."""
+    return dict(_classifier().rank(words))
 
 
 @functools.cache
-def _classifier(languages: frozenset[str]):
-    """One classifier per set of languages: `set_languages` changes an identifier in place, so none is shared."""
+def _classifier():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    unknown = sorted(languages - set(identifier.labels))
-    if unknown:
-        raise ConfigError(f"Language identification knows no {', '.join(unknown)}; it knows {identifier.labels}.")
-    identifier.set_languages(sorted(languages))
-    return identifier
+    return LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -7,13 +7,17 @@ or this module does. The wording is our own; no native speaker has reviewed it.
 from collections.abc import Sequence
 
 from pbrl_jax.core.errors import lookup
+from pbrl_jax.text.instructions import SYSTEM
 from pbrl_jax.text.languages import answer_sentence, language
-from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.text.tokenizers import Tokenizer, has_chat_template
 
 STYLES = {
     "plain": "the question and a newline: small models trained in this form",
     "base": "Question: ... Step-by-Step Answer: in the prompt's language: pretrained models without a chat template",
     "chat": "an instruction in the prompt's language and the question, through the tokenizer's chat template",
+    "chat_boxed": "as chat, with a system instruction: reason, then the answer in \\boxed{} (Qwen's and Llama's form)",
+    "chat_tags": "as chat, with a system instruction: <think>reasoning</think><answer>answer</answer>",
+    "auto": "chat where the tokenizer has a chat template, else plain",
 }
 
 QUESTION_WORDS = {
@@ -71,43 +75,72 @@ def instruction(code: str) -> str:
     return INSTRUCTIONS[code].format(phrase=answer_sentence("N", code))
 
 
-def chat_messages(question: str, code: str) -> list[dict[str, str]]:
-    """One user turn: the instruction in the question's language, an empty line, the question."""
-    return [{"role": "user", "content": f"{instruction(code)}\n\n{question}"}]
+def system_instruction(code: str, style: str) -> str:
+    """The system message of style `chat_boxed` or `chat_tags` in language `code`."""
+    language(code)
+    parts = SYSTEM[code]
+    return f"{parts.lead} {parts.boxed if style == 'chat_boxed' else parts.tags}"
+
+
+def chat_messages(question: str, code: str, style: str = "chat") -> list[dict[str, str]]:
+    """The turns before the answer.
+
+    Style `chat`: one user turn of the instruction in the question's language, an empty line, and the question. The
+    other chat styles: a system turn that says where reasoning and answer go, and the question alone. Reasoning and
+    answer are then told apart by `pbrl_jax.text.answers`.
+    """
+    if style == "chat":
+        return [{"role": "user", "content": f"{instruction(code)}\n\n{question}"}]
+    return [{"role": "system", "content": system_instruction(code, style)}, {"role": "user", "content": question}]
+
+
+def resolve_style(style: str, tokenizer: Tokenizer) -> str:
+    """`style`, with `auto` decided by the tokenizer.
+
+    Raises:
+      ConfigError: unknown style.
+    """
+    lookup(STYLES, style, "prompt style")
+    if style != "auto":
+        return style
+    return "chat" if has_chat_template(tokenizer) else "plain"
 
 
 def prompt_text(question: str, code: str, style: str) -> str:
-    """The text of a prompt in style `plain` or `base`, or what the user says in style `chat`."""
-    lookup(STYLES, style, "prompt style")
+    """The text of a prompt in style `plain` or `base`."""
     language(code)
     if style == "plain":
         return f"{question}\n"
-    if style == "base":
-        ask, answer = QUESTION_WORDS[code]
-        return f"{ask} {question}\n{answer}"
-    return chat_messages(question, code)[0]["content"]
+    ask, answer = QUESTION_WORDS[code]
+    return f"{ask} {question}\n{answer}"
 
 
-def format_prompt(question: str, code: str, tokenizer: Tokenizer, style: str = "plain") -> list[int]:
+def format_prompt(
+    question: str, code: str, tokenizer: Tokenizer, style: str = "plain", thinking: bool | None = None
+) -> list[int]:
     """The ids of one prompt, with exactly one beginning-of-sequence token where the tokenizer has one.
 
+    Args:
+      thinking: the switch of chat templates that have one (Qwen3): False writes an empty thought, so that the policy
+        answers at once; None is the template's own default.
+
     Raises:
-      ConfigError: unknown style or language, or style `chat` without a chat template.
+      ConfigError: unknown style or language, or a chat style without a chat template.
     """
-    return format_prompts([question], [code], tokenizer, style)[0]
+    return format_prompts([question], [code], tokenizer, style, thinking)[0]
 
 
 def format_prompts(
-    questions: Sequence[str], codes: Sequence[str], tokenizer: Tokenizer, style: str = "plain"
-) -> list[list[int]]:
+    questions: Sequence[str], codes: Sequence[str], tokenizer: Tokenizer, style: str = "plain",
+    thinking: bool | None = None,
+) -> list[list[int]]:  # fmt: skip
     """`format_prompt` of many questions, encoded together."""
-    lookup(STYLES, style, "prompt style")
-    if style == "chat":
-        pairs = zip(questions, codes, strict=True)
-        encoded = [tokenizer.encode_chat(chat_messages(question, code)) for question, code in pairs]
+    style = resolve_style(style, tokenizer)
+    pairs = list(zip(questions, codes, strict=True))
+    if style.startswith("chat"):
+        encoded = [tokenizer.encode_chat(chat_messages(question, code, style), thinking) for question, code in pairs]
     else:
-        texts = [prompt_text(question, code, style) for question, code in zip(questions, codes, strict=True)]
-        encoded = tokenizer.encode_batch(texts)
+        encoded = tokenizer.encode_batch([prompt_text(question, code, style) for question, code in pairs])
     return [_with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
 
 

@@ -8,11 +8,8 @@ Special tokens that a user or a policy spells out ("</s>", "<|im_end|>") are ord
 import functools
 import hashlib
 import io
-import json
-import logging
 import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Protocol, SupportsIndex, runtime_checkable
@@ -21,6 +18,7 @@ import sentencepiece
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.text.hf_tokenizer import HuggingFaceTokenizer
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 """Ids of the special pieces of every vocabulary that this package trains."""
@@ -29,6 +27,8 @@ NUMBER_SYMBOLS = (*".。।?？¿,，", *"一二两三四五六七八九十")
 """Characters that must stay pieces of their own, or numbers fuse with them (`19.` and `19` become unrelated)."""
 
 MODEL_FILE = "tokenizer.model"
+XLMR_FILE = "sentencepiece.bpe.model"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", MODEL_FILE, XLMR_FILE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -49,8 +49,12 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, in their order."""
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Ids of a conversation that awaits the assistant's turn, with the special tokens of the chat template."""
+    def encode_chat(self, messages: Sequence[dict[str, str]], thinking: bool | None = None) -> list[int]:
+        """Ids of a conversation that awaits the assistant's turn, with the special tokens of the chat template.
+
+        `thinking` is the switch of templates that have one (Qwen3's enable_thinking); None leaves the template its own
+        choice, and a template without the switch does not look at it.
+        """
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of `ids`; special tokens leave nothing behind."""
@@ -91,7 +95,7 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self.processor.encode(list(texts))
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[dict[str, str]], thinking: bool | None = None) -> list[int]:
         raise ConfigError("This SentencePiece tokenizer has no chat template. Use the prompt style 'plain'.")
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
@@ -119,73 +123,56 @@ class SentencePieceTokenizer:
         (folder / MODEL_FILE).write_bytes(self.model_bytes)
 
 
-class HuggingFaceTokenizer:
-    """A `transformers` tokenizer: a folder or a hub id (`HF_TOKEN` for gated ones). Torch is not needed."""
+class XlmrTokenizer(SentencePieceTokenizer):
+    """XLM-R's vocabulary: a SentencePiece model whose ids move up by one, behind <s>, <pad>, </s> and <unk>.
 
-    def __init__(self, source: str):
-        with _local_folder(source) as local:
-            self.tokenizer = _auto_tokenizer(local, source)
-            self.eos_ids = _stop_ids(self.tokenizer, local)
-        self.vocab_size = len(self.tokenizer)
-        self.bos_id = self.tokenizer.bos_token_id
-        pad = self.tokenizer.pad_token_id
-        if not self.eos_ids and pad is None:
-            raise DataError(f"The tokenizer of {source!r} has neither an end-of-sequence nor a padding token.")
-        self.pad_id = self.eos_ids[0] if pad is None else pad
+    The ids are those of Hugging Face's XLMRobertaTokenizer, but for a special token that a text spells out: there it
+    is taken for the token, here for characters.
+    """
+
+    begin_ids, end_ids = (0,), (2,)
+    shift, first_piece, unknown = 1, 3, 3
+    """Piece i of the model has id i + shift from `first_piece` on; its unknown piece has id `unknown`."""
+
+    def __init__(self, model: str | os.PathLike | bytes):
+        super().__init__(model)
+        found = tuple(self.processor.piece_to_id(piece) for piece in ("<unk>", "<s>", "</s>"))
+        if found != (0, 1, 2):
+            raise DataError(f"{_shown(model)} is not XLM-R's: its <unk>, <s>, </s> have ids {found}, expected 0, 1, 2.")
+        # <pad> stands before the pieces and <mask> behind them.
+        self.vocab_size = self.processor.vocab_size() + 2
+        self.bos_id, self.pad_id, self.eos_ids = 0, 1, (2,)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        # Specials that the text spells out are split like any word: neither a data set nor a policy may inject one.
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        if not self.tokenizer.chat_template:
-            raise ConfigError("This tokenizer has no chat template. Use the prompt style 'plain'.")
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        unknown, shift = self.unknown, self.shift
+        return [[i + shift if i else unknown for i in ids] for ids in super().encode_batch(texts)]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        plain = [int(i) for i in ids]
-        return self.tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        end = self.vocab_size - 1
+        return super().decode([int(i) - self.shift for i in ids if self.first_piece < int(i) < end])
 
     def pieces(self) -> list[str]:
-        specials = set(self.tokenizer.all_special_ids)
-        # A piece is read behind another one: alone, many decoders drop its leading space.
-        anchor = self.encode("a")[-1]
-        decode = functools.partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
-        start = len(decode([anchor]))
-        return ["" if i in specials else decode([anchor, i])[start:] for i in range(self.vocab_size)]
+        return [""] * 4 + [self._surface(i) for i in range(self.first_piece, self.processor.vocab_size())] + [""]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        core = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        parts = (core, repr(self.eos_ids), repr(self.tokenizer.chat_template))
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return hashlib.sha256(b"xlm-roberta\0" + self.model_bytes).hexdigest()
 
     def save(self, directory: str) -> None:
         folder = epath.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as local:
-            self.tokenizer.save_pretrained(local)
-            with open(os.path.join(local, "generation_config.json"), "w", encoding="utf-8") as file:
-                json.dump({"eos_token_id": list(self.eos_ids)}, file)
-            for name in sorted(os.listdir(local)):
-                target = folder / name
-                if name == "generation_config.json" and target.exists():
-                    continue
-                target.write_bytes(epath.Path(local, name).read_bytes())
+        (folder / XLMR_FILE).write_bytes(self.model_bytes)
 
 
 def load_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of a `.model` file, a folder, or a hub id.
 
     A folder with `tokenizer.json` or `tokenizer_config.json` is a Hugging Face one; a folder with only
-    `tokenizer.model` is SentencePiece (what `save` and `train_sentencepiece` write).
+    `tokenizer.model` is SentencePiece (what `save` and `train_sentencepiece` write), one with only
+    `sentencepiece.bpe.model` XLM-R's.
 
     Raises:
       ConfigError: `source` is empty, or neither a file, a folder, nor a reachable hub id.
@@ -196,10 +183,12 @@ def load_tokenizer(source: str) -> Tokenizer:
     path = epath.Path(source)
     if path.is_dir():
         names = {child.name for child in path.iterdir()}
-        if names & {"tokenizer.json", "tokenizer_config.json"}:
+        if names & set(TOKENIZER_FILES[:2]):
             return HuggingFaceTokenizer(str(source))
         if MODEL_FILE in names:
             return SentencePieceTokenizer(path / MODEL_FILE)
+        if XLMR_FILE in names:
+            return XlmrTokenizer(path / XLMR_FILE)
         raise DataError(
             f"No tokenizer in {source!r}: expected tokenizer.json, tokenizer_config.json or {MODEL_FILE}, "
             f"found {', '.join(sorted(names)[:8]) or 'nothing'}."
@@ -295,59 +284,39 @@ def _read_model(path: str | os.PathLike) -> bytes:
         raise DataError(f"No SentencePiece model at {os.fspath(path)!r}: {error}.") from error
 
 
-class _local_folder:
-    """`with _local_folder(source) as local`: a remote folder's small files copied here; anything else as it is."""
+class MissingTokenizer:
+    """Stands for the tokenizer of a model folder that has none: every use of it says so.
+
+    Such a model can be looked at, converted and exported by its token ids; it cannot read or write text.
+    """
 
     def __init__(self, source: str):
-        self.source, self.temporary = source, None
+        self.source = source
 
-    def __enter__(self) -> str:
-        if "://" not in self.source:
-            return self.source
-        self.temporary = tempfile.TemporaryDirectory()
-        for child in epath.Path(self.source).iterdir():
-            if child.suffix in (".json", ".model", ".txt", ".jinja"):
-                epath.Path(self.temporary.name, child.name).write_bytes(child.read_bytes())
-        return self.temporary.name
-
-    def __exit__(self, *_) -> None:
-        if self.temporary is not None:
-            self.temporary.cleanup()
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise DataError(
+            f"{self.source!r} has no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there. Copy its files "
+            "into the folder."
+        )
 
 
-def _transformers():
-    """The package, without its advice to install a deep-learning framework."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    import transformers
-
-    logger.setLevel(level)
-    return transformers
+def folder_tokenizer(folder: str, source: str) -> Tokenizer | MissingTokenizer:
+    """The tokenizer of a local model folder, which `source` is the user's name of; a stand-in where it has none."""
+    if any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
+        return load_tokenizer(folder)
+    return MissingTokenizer(source)
 
 
-def _auto_tokenizer(local: str, source: str):
-    transformers = _transformers()
-    try:
-        return transformers.AutoTokenizer.from_pretrained(local)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"No tokenizer found for {source!r}: {first} Expected a .model file, a folder with tokenizer.json, or a "
-            "hub id such as Qwen/Qwen3-0.6B (set HF_TOKEN for gated ones; offline, give the folder of a download)."
-        ) from error
+def has_chat_template(tokenizer: Tokenizer) -> bool:
+    """Whether `encode_chat` works."""
+    return isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.tokenizer.chat_template)
 
 
-def _stop_ids(tokenizer, local: str) -> tuple[int, ...]:
-    """The tokenizer's end of sequence first, then every further one of `generation_config.json`."""
-    from transformers.utils import cached_file
-
-    found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    path = cached_file(local, "generation_config.json", _raise_exceptions_for_missing_entries=False,
-                       _raise_exceptions_for_connection_errors=False)
-    if path is not None:
-        with open(path, encoding="utf-8") as file:
-            more = json.load(file).get("eos_token_id")
-        found += more if isinstance(more, list) else [] if more is None else [more]
-    return tuple(dict.fromkeys(found))
+def pieces_beyond(tokenizer: Tokenizer, limit: int) -> dict[str, int]:
+    """The pieces whose id is `limit` or above: an embedding of so many rows has none for them."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return {piece: i for piece, i in tokenizer.tokenizer.get_vocab().items() if i >= limit}
+    pieces = tokenizer.pieces() if tokenizer.vocab_size > limit else []
+    return {piece or f"id {i}": i for i, piece in enumerate(pieces) if i >= limit}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pbrl_jax.core.config import ContrastiveConfig, OptimConfig
 from pbrl_jax.core.records import TrainState, pytree
 from pbrl_jax.models.encoder import encode
-from pbrl_jax.models.specs import EncoderSpec
+from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import gradient_step
 
@@ -69,7 +69,7 @@ def info_nce(
     return (cross_entropy(forward) + cross_entropy(backward)) / 2, right
 
 
-def make_contrastive_step(spec: EncoderSpec, config: ContrastiveConfig) -> Callable:
+def make_contrastive_step(spec: TextEncoderSpec, config: ContrastiveConfig) -> Callable:
     """The compiled step `(state, batch) -> (state, metrics)`; the state is donated."""
     optimizer = make_optimizer(contrastive_optimizer_config(config))
 

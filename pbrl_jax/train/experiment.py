@@ -82,4 +82,3 @@ def token_tables(experiment: Experiment) -> TokenTables:
         marker_LM=jnp.asarray(marker_tokens(tokenizer, markers)),
         eos_ids=jnp.asarray(tokenizer.eos_ids, jnp.int32),
     )
-

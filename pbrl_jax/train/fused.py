@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.core.config import Config, RewardConfig
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState, pytree
-from pbrl_jax.models.specs import DecoderSpec, EncoderSpec
+from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.cosine import hybrid_scores
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.train.update import update_step
@@ -50,14 +51,20 @@ def check_fusable(config: Config, shared_tokenizer: bool) -> None:
         problems.append(f"reward.functions {config.reward.functions} (only cosine can be fused)")
     if config.reward.reward_weights == (0.0,):
         problems.append("reward.reward_weights 0 (nothing would be trained on)")
-    if config.reward.language_gate == "hard":
-        problems.append("reward.language_gate hard (use tokens or off)")
+    if config.reward.language_gate not in ("tokens", "off"):
+        problems.append(f"reward.language_gate {config.reward.language_gate} (use tokens or off)")
+    if config.reward.similarity == "calibrated":
+        problems.append("reward.similarity calibrated")
     if not shared_tokenizer:
         problems.append("policy and encoder with different tokenizers")
     if config.encoder.prefix:
         problems.append(f"encoder.prefix {config.encoder.prefix!r}")
     if config.encoder.max_length < config.rollout.max_completion_length:
         problems.append("encoder.max_length below rollout.max_completion_length")
+    if config.algo.multi_objective_aggregation != "sum_then_normalize":
+        problems.append("algo.multi_objective_aggregation other than sum_then_normalize")
+    if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
+        problems.append(f"algo.name {config.algo.name}")
     if config.algo.num_iterations != 1:
         problems.append("algo.num_iterations other than 1")
     if problems:
@@ -93,7 +100,7 @@ def response_parts(rollout: Rollout, tables: TokenTables, language_B, config: Re
     return ((tokens_BR, text_BR & (slot_1R < start_B1)), (answer_BR, answer_mask_BR))
 
 
-def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: TokenTables, *, spec: EncoderSpec,
+def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: TokenTables, *, spec: TextEncoderSpec,
                  config: RewardConfig) -> Scores:  # fmt: skip
     """The cosine reward and its language gate from tokens alone; the twin of rewards.combine on text."""
     samples = rollout.tokens_BR.shape[0] // pivots.language_P.shape[0]
@@ -114,7 +121,7 @@ def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: T
 
 
 def fused_step(state: TrainState, ref_params, encoder_params, prompts: PromptBatch, pivots: PivotBatch,
-               tables: TokenTables, sampling: SamplingParams, key, *, spec: DecoderSpec, encoder_spec: EncoderSpec,
+               tables: TokenTables, sampling: SamplingParams, key, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec,
                config: Config) -> tuple[TrainState, dict[str, Any], Rollout, Scores]:  # fmt: skip
     """One whole step as a traceable function: sample, score, update."""
     rollout = generate_samples(
@@ -127,7 +134,7 @@ def fused_step(state: TrainState, ref_params, encoder_params, prompts: PromptBat
     return state, metrics, rollout, scores
 
 
-def make_fused_step(spec: DecoderSpec, encoder_spec: EncoderSpec, config: Config) -> Callable:
+def make_fused_step(spec: DecoderSpec, encoder_spec: TextEncoderSpec, config: Config) -> Callable:
     """The compiled step `(state, ref_params, encoder_params, prompts, pivots, tables, sampling, key) ->
     (state, metrics, rollout, scores)`.
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 
+from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.checkpoint import check_same_experiment, params_sha256, restore_latest, save_checkpoint
-from pbrl_jax.core.errors import CheckpointError, PbrlError
+from pbrl_jax.core.errors import CheckpointError, PbrlError, lookup
 from pbrl_jax.core.log import MetricWriter, write_samples
 from pbrl_jax.core.paths import write_atomic
 from pbrl_jax.core.progress import Progress
@@ -21,7 +22,9 @@ from pbrl_jax.core.serialize import from_json, to_json
 from pbrl_jax.core.sharding import tree_shardings
 from pbrl_jax.data.batches import start_cursor
 from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.guard import bounds, watch
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.staged import announce
 from pbrl_jax.train.state import abstract_state, place_state
@@ -73,12 +76,13 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
     settings = experiment.config.train
     steps = (fused_steps if settings.fused else hosted_steps)(experiment, position, ref_params)
     last, saved, clock = None, position.step, time.perf_counter()
+    streaks = dict(position.streaks)
     with contextlib.closing(steps):
         try:
             for position, outcome in steps:
-                now = time.perf_counter()
+                now, position = time.perf_counter(), position._replace(streaks=streaks)
                 before, last, clock = last, _with_metrics(outcome, {"step_time": now - clock}), now
-                write_outcome(experiment, writer, before)
+                write_outcome(experiment, writer, before, streaks)
                 bar.advance()
                 step, done = position.step, position.step >= settings.max_steps
                 saving = done or step % settings.save_steps == 0
@@ -87,18 +91,18 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
                     jax.block_until_ready(position.state)
                     pause = time.perf_counter()
                     last = _with_metrics(last, evaluate(position.state.params)) if evaluating else last
-                    write_outcome(experiment, writer, last, always=evaluating)
+                    write_outcome(experiment, writer, last, streaks, always=evaluating)
                     if saving:
                         save(experiment, position, writer)
                         saved = step
                     last, clock = None, clock + time.perf_counter() - pause
                 if done:
                     break
-            write_outcome(experiment, writer, last)
+            write_outcome(experiment, writer, last, streaks)
         except CheckpointError:
             raise  # the disk does not take more; the last whole checkpoint stays
         except PbrlError:
-            write_outcome(experiment, writer, last, check=False)
+            write_outcome(experiment, writer, last, streaks, check=False)
             if position.step > saved:
                 save(experiment, position, writer)
             raise
@@ -121,21 +125,34 @@ def _with_metrics(outcome: Outcome, more: dict[str, float]) -> Outcome:
     return outcome._replace(read=read)
 
 
-def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome | None, *, always: bool = False,
-                  check: bool = True) -> None:  # fmt: skip
-    """Metrics and samples of a step, at the logging cadence (or always); rewards are checked at every step.
+def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome | None, streaks: dict[str, int], *,
+                  always: bool = False, check: bool = True) -> None:  # fmt: skip
+    """Metrics and samples of a step, at the logging cadence (or always); rewards and bounds are checked at every step.
 
     A step that was written is not written again, so this may be called twice.
+
+    Args:
+      streaks: the guard's counters, changed in place.
+      check: False where another error is already under way.
+
+    Raises:
+      RewardError: too many rewards are invalid.
+      CollapseError: guard.action is stop, and a metric has stayed past its bound.
     """
     if outcome is None or outcome.step <= writer.last_step:
         return
     config = experiment.config
-    if always or outcome.step % config.train.logging_steps == 0 or outcome.step == config.train.max_steps:
+    due = always or outcome.step % config.train.logging_steps == 0 or outcome.step == config.train.max_steps
+    metrics = None
+    if due or (check and bounds(config.guard)):
         metrics, rows = outcome.read()
+    if due:
         writer.write(outcome.step, metrics)
         write_samples(experiment.work.root, outcome.step, rows, config.log.samples_per_step)
     if check:
         outcome.check()
+        if metrics is not None and (message := watch(config.guard, streaks, outcome.step, metrics)):
+            writer.say(message)
 
 
 def reference_params(experiment: Experiment):
@@ -150,7 +167,12 @@ def new_position(experiment: Experiment) -> Position:
     """The start of a run: the start policy's parameters, no moments, the first batch."""
     optimizer = make_optimizer(experiment.config.optim)
     axes = decoder_axes(experiment.policy.spec)
-    return Position(0, place_state(experiment.policy.params, optimizer, axes, experiment.mesh), start_cursor(), None)
+    algo = experiment.config.algo
+    beta = None if algo.kl_target is None else algo.beta
+    has_critic = lookup(ALGORITHMS, algo.name, "algorithm").critic
+    critic = new_critic(experiment.policy.spec.width, experiment.config) if has_critic else None
+    state = place_state(experiment.policy.params, optimizer, axes, experiment.mesh, beta, critic)
+    return Position(0, state, start_cursor(), None)
 
 
 def save(experiment: Experiment, position: Position, writer: MetricWriter) -> None:
@@ -161,6 +183,7 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter) -> No
         "config": to_json(experiment.config),
         "fingerprints": dict(experiment.fingerprints),
         "in_cycle": position.batch is not None,
+        "streaks": dict(position.streaks),
     }
     tree = {"state": position.state, "batch": position.batch}
     limit = experiment.config.train.save_total_limit
@@ -191,7 +214,8 @@ def restore(experiment: Experiment) -> Position:
     if found is None:
         return fresh
     announce(found)
-    return Position(found.step, found.tree["state"], found.meta["cursor"], found.tree["batch"])
+    tree, meta = found.tree, found.meta
+    return Position(found.step, tree["state"], meta["cursor"], tree["batch"], meta.get("streaks", {}))
 
 
 def finish(experiment: Experiment, position: Position, evaluate: Evaluate | None) -> None:

@@ -11,17 +11,29 @@ from pbrl_jax.core.records import TrainState
 from pbrl_jax.core.sharding import replicated, tree_shardings
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state before its first update."""
-    return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, beta: float | None = None, critic: Any = None
+) -> TrainState:
+    """A state before its first update.
+
+    Args:
+      beta: where a KL weight that adapts begins; None where it is constant.
+      critic: of an algorithm that has one, from `train.critic.new_critic`.
+    """
+    adapting = None if beta is None else jnp.float32(beta)
+    return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(0), adapting, critic)
 
 
-def state_shardings(params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh) -> TrainState:
+def state_shardings(
+    params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh, beta: float | None = None,
+    critic: Any = None,
+) -> TrainState:  # fmt: skip
     """Shardings of a whole state; optimizer moments lie where their parameters lie.
 
     Args:
       params: parameters or their shapes.
       axes: the model's (path pattern, logical axes) table.
+      beta, critic: as in `new_state`; a critic, being small, lies everywhere.
     """
     param_shardings = tree_shardings(params, axes, mesh)
     everywhere = replicated(mesh)
@@ -32,15 +44,19 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, axes, 
         param_shardings,
         transform_non_params=lambda _leaf: everywhere,
     )
-    return TrainState(param_shardings, opt_shardings, everywhere, everywhere)
+    adapting, head = jax.tree.map(lambda _leaf: everywhere, (beta, critic))
+    return TrainState(param_shardings, opt_shardings, everywhere, everywhere, adapting, head)
 
 
-def place_state(params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh) -> TrainState:
+def place_state(
+    params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh, beta: float | None = None,
+    critic: Any = None,
+) -> TrainState:  # fmt: skip
     """A fresh state on the mesh. The parameters are copied: the caller's stay valid after the state is donated."""
-    shardings = state_shardings(params, optimizer, axes, mesh)
+    shardings = state_shardings(params, optimizer, axes, mesh, beta, critic)
 
     def start(params):
-        return new_state(jax.tree.map(jnp.copy, params), optimizer)
+        return new_state(jax.tree.map(jnp.copy, params), optimizer, beta, critic)
 
     return jax.jit(start, out_shardings=shardings)(params)
 

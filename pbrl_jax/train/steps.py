@@ -4,20 +4,23 @@ Both are generators of (position after the step, outcome); the loop does not kno
 step later, while the device works on the next one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.core.config import Config
-from pbrl_jax.core.errors import RewardError
+from pbrl_jax.core.errors import RewardError, lookup
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
 from pbrl_jax.core.sharding import batch_sharding
 from pbrl_jax.data.batches import Sampler, next_batch
-from pbrl_jax.rewards.combine import RewardAssets, make_reward
+from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import Interrupted, make_generate
@@ -27,19 +30,21 @@ from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts,
 from pbrl_jax.train.fused import check_fusable, make_fused_step
 from pbrl_jax.train.metrics import reward_metrics, rollout_metrics, sample_rows
 from pbrl_jax.train.signals import stop_requested
-from pbrl_jax.train.update import make_update
+from pbrl_jax.train.update import make_update, make_values
 
 
 class Position(NamedTuple):
     """Where a run stands between two steps: all of it goes into a checkpoint.
 
-    `batch` is the scored rollout batch of a cycle under way (num_iterations > 1), None between cycles.
+    `batch` is the scored rollout batch of a cycle under way (num_iterations > 1), None between cycles; `streaks` are
+    the counters of the collapse guard, up to the last step whose metrics were read.
     """
 
     step: int
     state: TrainState
     cursor: dict[str, int]
     batch: TrainBatch | None
+    streaks: Mapping[str, int] = MappingProxyType({})
 
 
 class Outcome(NamedTuple):
@@ -105,13 +110,29 @@ def make_collect(experiment: Experiment) -> Callable:
         value_B = np.where(total.valid_B, total.value_B, 0.0).astype(np.float32)
         scored = jax.device_put((value_B, np.asarray(total.valid_B)), batch_sharding(experiment.mesh))
 
+        rewards_BF = None
+        if config.algo.multi_objective_aggregation == "normalize_then_sum":
+            columns = separate_rewards(config, combined, texts)
+            rewards_BF = jax.device_put(columns, batch_sharding(experiment.mesh))
+
         def describe():
             metrics = reward_metrics(combined.each, combined.right_language_B, rows) | rollout_metrics(host, rows)
             return metrics, sample_rows(step + 1, rows, texts, total, combined.each)
 
-        return TrainBatch(batch, rollout, *scored), describe
+        return TrainBatch(batch, rollout, *scored, rewards_BF), describe
 
     return collect
+
+
+def separate_rewards(config: Config, combined: Combined, completions: Sequence[str]) -> np.ndarray:
+    """The rewards of every function with a weight, [B, F], gated as their sum is; NaN where one could not score."""
+    empty_B = np.array([not text.strip() for text in completions])
+    columns = []
+    for weight, scores in zip(config.reward.reward_weights, combined.each.values(), strict=True):
+        if weight:
+            value_B = np.where(combined.right_language_B, np.asarray(scores.value_B), config.reward.rejected_value)
+            columns.append(np.where(scores.valid_B, np.where(empty_B, 0.0, value_B), np.nan))
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Iterator[tuple[Position, Outcome]]:
@@ -122,23 +143,36 @@ def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Iter
     Raises:
       ConfigError: (before the first step is asked for) a reward that cannot be made.
     """
-    collect, update = make_collect(experiment), make_update(experiment.policy.spec, experiment.config)
-    return _hosted(experiment.config, experiment.sampler, position, ref_params, collect, update)
+    spec, config = experiment.policy.spec, experiment.config
+    programs = Programs(make_collect(experiment), make_values(spec, config), make_update(spec, config))
+    return _hosted(config, experiment.sampler, position, ref_params, programs)
 
 
-def _hosted(config: Config, sampler: Sampler, position: Position, ref_params, collect: Callable, update: Callable):
-    step, state, cursor, batch = position
+class Programs(NamedTuple):
+    """What a hosted step runs: rollout and reward, the critic's values where there is a critic, the update."""
+
+    collect: Callable
+    values: Callable
+    update: Callable
+
+
+def _hosted(config: Config, sampler: Sampler, position: Position, ref_params, programs: Programs):
+    step, state, cursor, batch, _ = position
     while not stop_requested():
         timer, describe = PhaseTimer(), None
         if batch is None:
             prompts, next_cursor = next_batch(sampler, cursor)
             try:
-                batch, describe = collect(step, prompts, state.params, timer)
+                batch, describe = programs.collect(step, prompts, state.params, timer)
             except Interrupted:
                 return
             cursor = next_cursor
+            if state.critic is not None:
+                bucket = packed_bucket(config, batch)
+                value_BR = programs.values(state.params, state.critic, batch, bucket=bucket)
+                batch = dataclasses.replace(batch, value_BR=value_BR)
         with timer.phase("update"):
-            state, metrics = update(state, ref_params, batch, bucket=packed_bucket(config, batch))
+            state, metrics = programs.update(state, ref_params, batch, bucket=packed_bucket(config, batch))
             jax.block_until_ready(metrics)
         step += 1
         if step % config.algo.num_iterations == 0:
@@ -174,7 +208,7 @@ def fused_steps(experiment: Experiment, position: Position, ref_params) -> Itera
     tables, sampling = token_tables(experiment), run_sampling(experiment)
 
     def run() -> Iterator[tuple[Position, Outcome]]:
-        step, state, cursor, _ = position
+        step, state, cursor, _, _ = position
         while not stop_requested():
             prompts, cursor = next_batch(experiment.sampler, cursor)
             state, metrics, rollout, scores = fused(
@@ -211,6 +245,7 @@ def batch_shapes(experiment: Experiment) -> TrainBatch:
     P, T = config.train.prompts_per_step, config.rollout.max_prompt_length
     B, R = P * config.algo.num_generations, config.rollout.max_completion_length
     sharding = batch_sharding(experiment.mesh)
+    separate = config.algo.multi_objective_aggregation == "normalize_then_sum"
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -220,4 +255,6 @@ def batch_shapes(experiment: Experiment) -> TrainBatch:
         Rollout(array(jnp.int32, B, R), array(jnp.int32, B), array(jnp.float32, B, R), array(jnp.bool_, B)),
         array(jnp.float32, B),
         array(jnp.bool_, B),
+        array(jnp.float32, B, sum(map(bool, config.reward.reward_weights))) if separate else None,
+        array(jnp.float32, B, R) if lookup(ALGORITHMS, config.algo.name, "algorithm").critic else None,
     )

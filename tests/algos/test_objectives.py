@@ -147,6 +147,9 @@ BY_HAND = {  # rows (1, 2, 3) and (10): R = 3, constant length 8
     "bnpo": (16.0, 4),
     "dapo": (16.0, 4),
     "dr_grpo": (16.0, 2 * 8),
+    "sapo": (2.0 + 10.0, 2),
+    "cispo": (16.0, 4),
+    "gpg": (16.0, 4),
 }
 
 
@@ -169,7 +172,7 @@ def test_a_masked_row_leaves_the_count_unless_it_is_asked_to_stay(loss_type):
     settings = {"loss_type": loss_type, "max_completion_length": 8}
     assert aggregate(loss, mask, **settings) == BY_HAND[loss_type]
     total, count = aggregate(loss, mask, **settings, count_masked_rows=True)
-    rows = {"grpo": 3, "dr_grpo": 24, "bnpo": 4, "dapo": 4}
+    rows = {"grpo": 3, "dr_grpo": 24, "sapo": 3, "bnpo": 4, "dapo": 4, "cispo": 4, "gpg": 4}
     assert (total, count) == (BY_HAND[loss_type][0], rows[loss_type])
 
 

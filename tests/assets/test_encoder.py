@@ -1,5 +1,8 @@
 """Encoders: on disk bit for bit, and from strings to unit vectors."""
 
+import hashlib
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,8 +64,8 @@ def test_damage_and_misfits_are_refused(folder):
     data = save(tensors)
     (folder / folders.WEIGHTS).write_bytes(data)
     record = (folder / "pbrl_encoder.json").read_text()
-    old = folders.json.loads(record)["weights_sha256"]
-    (folder / "pbrl_encoder.json").write_text(record.replace(old, folders.hashlib.sha256(data).hexdigest()))
+    old = json.loads(record)["weights_sha256"]
+    (folder / "pbrl_encoder.json").write_text(record.replace(old, hashlib.sha256(data).hexdigest()))
     with pytest.raises(CheckpointError, match=r"type_embed: expected \(1, 32\), found \(2, 32\)"):
         load_encoder(str(folder))
 
@@ -101,9 +104,31 @@ def test_long_texts_are_cut_and_marked():
     tokens, mask, cut = short.tokenize([long, "Jibu ni 7."])
     assert cut.tolist() == [True, False] and tokens.shape == (2, 8)
     assert mask.sum(axis=1).tolist() == [8, len(tokenizer().encode("Jibu ni 7."))]
-    same_start = tokenizer().decode(tokenizer().encode(long)[:8])
-    np.testing.assert_allclose(short.embed([long]), short.embed([same_start]), atol=1e-6)
-    assert np.abs(short.embed([long]) - encoder().embed([long])).max() > 1e-3
+    assert tokens[0].tolist() == tokenizer().encode(long)[:8]
+
+
+@pytest.mark.parametrize("prefix", ["", "1 + "])
+def test_long_texts_are_embedded_in_chunks(prefix):
+    """The mean of the chunks' vectors, weighted by their tokens; every chunk begins with the prefix."""
+    short = encoder(max_length=8, prefix=prefix)
+    long, again = TEXTS[0] + " " + TEXTS[3], tokenizer().encode(prefix)
+    ids = tokenizer().encode(prefix + long)
+    pieces = [ids[:8]] + [again + ids[at : at + 8 - len(again)] for at in range(8, len(ids), 8 - len(again))]
+    assert len(pieces) > 2 and len(pieces[-1]) < 8
+    alone = [
+        encode(short.params, jnp.asarray([piece]), jnp.ones((1, len(piece)), bool), spec=short.spec)[0]
+        for piece in pieces
+    ]
+    total = sum(len(piece) * np.asarray(vector, np.float64) for piece, vector in zip(pieces, alone, strict=True))
+    found = short.embed(["Jibu ni 7.", long, TEXTS[1]])
+    np.testing.assert_allclose(found[1], total / np.linalg.norm(total), atol=1e-5)
+    np.testing.assert_allclose(found[[0, 2]], [short.embed([text])[0] for text in ("Jibu ni 7.", TEXTS[1])], atol=1e-5)
+    assert np.abs(found[1] - short.embed([tokenizer().decode(ids[:8])])[0]).max() > 1e-3
+
+
+def test_a_prefix_that_fills_the_encoder_is_refused():
+    with pytest.raises(ConfigError, match="max_length=2 holds no text beside the"):
+        encoder(max_length=2, prefix="1 + 1 + ").embed([TEXTS[0]])
 
 
 @pytest.mark.parametrize(

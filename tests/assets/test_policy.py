@@ -1,6 +1,7 @@
 """Policies on disk: bit for bit, refused when damaged or misshapen, on a mesh, and as logits."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -40,7 +41,7 @@ def rewrite(folder, change) -> None:
     data = save(tensors)
     (folder / folders.WEIGHTS).write_bytes(data)
     record = json.loads((folder / "pbrl_policy.json").read_text())
-    record["weights_sha256"] = folders.hashlib.sha256(data).hexdigest()
+    record["weights_sha256"] = hashlib.sha256(data).hexdigest()
     (folder / "pbrl_policy.json").write_text(json.dumps(record))
 
 

@@ -26,8 +26,13 @@ def small_tree():
 @pytest.fixture
 def full_tree():
     """Everything a run may save: typed records, optax states, a rollout, keys, bfloat16, None, empty containers."""
-    params = {"params": {"layers": {"kernel": jax.random.normal(jax.random.key(1), (3, 4, 5)).astype(jnp.bfloat16)},
-                         "scale": jnp.float32(1 / 3), "bias": jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45])}}
+    params = {
+        "params": {
+            "layers": {"kernel": jax.random.normal(jax.random.key(1), (3, 4, 5)).astype(jnp.bfloat16)},
+            "scale": jnp.float32(1 / 3),
+            "bias": jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45]),
+        }
+    }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = TrainState(params, optimizer.init(params), jnp.int32(7), jnp.int32(0))
     prompts = PromptBatch(jnp.ones((2, 3), jnp.int32), jnp.array([3, 1]), jnp.array([2**31 - 1, 0]))
@@ -74,7 +79,10 @@ def python():
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            capture_output=True, text=True, env=environment, timeout=300,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

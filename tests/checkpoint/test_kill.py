@@ -65,7 +65,9 @@ def kill():
     repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     helper = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", HELPER],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": repository},
     )
 

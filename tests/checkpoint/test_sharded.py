@@ -19,7 +19,9 @@ def values():
     return {"both": numbers, "rows": numbers.astype(jnp.bfloat16), "columns": (numbers * 100).astype(jnp.int32),
             "whole": numbers[0, 0], "keys": jax.random.split(jax.random.key(9), 8)}
 """
-SAVE = COMMON + """
+SAVE = (
+    COMMON
+    + """
 assert jax.device_count() == 8
 placed = jax.tree.map(jax.device_put, values(), tree_on((4, 2)))
 assert len(placed["both"].sharding.device_set) == 8 and not placed["both"].is_fully_replicated
@@ -27,7 +29,10 @@ save_checkpoint(sys.argv[1], 10, placed, {}, keep=1)
 placed.pop("keys")
 print(params_sha256(placed))
 """
-RESTORE = COMMON + """
+)
+RESTORE = (
+    COMMON
+    + """
 shape = tuple(json.loads(sys.argv[2]))
 shardings = tree_on(shape)
 abstract = jax.tree.map(
@@ -41,7 +46,7 @@ for name, value in values().items():
 tree.pop("keys")
 print(params_sha256(tree))
 """
-
+)
 
 
 def test_restore_on_other_meshes(tmp_path, python):

@@ -50,7 +50,7 @@ def test_docstring_says_how_and_what(file):
 def test_unstated_values_are_marked():
     """Each `name=value` of the paper's run has its mark, or is a value that the paper gives."""
     lines = (ROOT / "configs" / f"{PAPER[0]}.py").read_text("utf-8").splitlines()
-    values = [line for line in lines[lines.index("PIVOT = PivotConfig("):] if re.search(r"=.*,\s*(#|$)", line)]
+    values = [line for line in lines[lines.index("PIVOT = PivotConfig(") :] if re.search(r"=.*,\s*(#|$)", line)]
     values = [line for line in values if not re.fullmatch(r"\s*(\w+)=([A-Z]+),", line)]
     assert len(values) > 30
     for line in values:

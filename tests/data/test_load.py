@@ -121,8 +121,12 @@ def test_overlong_prompts_are_counted_per_language_and_named(tokenizer):
     with pytest.raises(DataError) as caught:
         fit_prompts(prompts, tokenizer, 6)
     message = str(caught.value)
-    for part in ("3 of 4 prompts are longer than 6 tokens (sw 2, th 1)", "row 2 (sw), row 2 (th), row 3 (sw)",
-                 "rollout.max_prompt_length", "drop"):
+    for part in (
+        "3 of 4 prompts are longer than 6 tokens (sw 2, th 1)",
+        "row 2 (sw), row 2 (th), row 3 (sw)",
+        "rollout.max_prompt_length",
+        "drop",
+    ):
         assert part in message
     with pytest.raises(DataError, match="2 of 2 prompts are longer"):
         fit_prompts(prompts[1:3], tokenizer, 2, "drop")

@@ -127,8 +127,15 @@ def test_bad_gsm8k_rows_are_named(bench):
     with pytest.raises(DataError) as caught:
         SOURCES["gsm8k"]("", "train", ("en",), 0, 0)
     message = str(caught.value)
-    for part in ("train.jsonl", "row 1: is no JSON", "row 2: question is missing", "row 3: answer has no line '#### N'",
-                 "row 4: question is empty", "row 5: question is int", "and 4 more"):
+    for part in (
+        "train.jsonl",
+        "row 1: is no JSON",
+        "row 2: question is missing",
+        "row 3: answer has no line '#### N'",
+        "row 4: question is empty",
+        "row 5: question is int",
+        "and 4 more",
+    ):
         assert part in message
     assert "row 6" not in message
 

@@ -11,8 +11,14 @@ from pbrl_jax.data.sources import table
 from pbrl_jax.data.sources.common import prompt_id
 
 ROWS = [
-    {"prompt": "Ngapi?", "label": 18, "lang": "sw", "english": "How many?", "why": "6 * 3 = 18.",
-     "so": "The answer is 18."},
+    {
+        "prompt": "Ngapi?",
+        "label": 18,
+        "lang": "sw",
+        "english": "How many?",
+        "why": "6 * 3 = 18.",
+        "so": "The answer is 18.",
+    },
     {"prompt": "How much?", "label": "2.5", "lang": "en", "english": None, "why": None, "so": None},
     {"prompt": "Wie viele?", "label": 7.0, "lang": "de", "english": "How many?", "why": "Count.", "so": "It is 7."},
 ]
@@ -110,8 +116,14 @@ def test_bad_rows_are_named_up_to_five(tmp_path):
     with pytest.raises(DataError) as caught:
         table.rows(jsonl(tmp_path / "x.jsonl", rows), "train", ("en",), 0, 0)
     message = str(caught.value)
-    for part in ("x.jsonl: row 1: question is missing", "row 2: question is empty", "row 3: question is int",
-                 "row 4: unknown language 'xx'", "row 5: language is missing", "and 1 more"):
+    for part in (
+        "x.jsonl: row 1: question is missing",
+        "row 2: question is empty",
+        "row 3: question is int",
+        "row 4: unknown language 'xx'",
+        "row 5: language is missing",
+        "and 1 more",
+    ):
         assert part in message
 
 

@@ -88,7 +88,7 @@ def test_another_checkout_in_the_same_environment_installs_itself(machine, tmp_p
 
 
 def test_an_active_environment_that_is_too_old_is_named(machine, tmp_path):
-    machine.add("python", "#!/usr/bin/env bash\n[ \"$1\" = --version ] && echo Python 3.9.2\nexit 1\n")
+    machine.add("python", '#!/usr/bin/env bash\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')
     assert_fails(machine.run("environment.sh", VIRTUAL_ENV=str(tmp_path)), "Python 3.9.2", "3.11", "deactivate")
 
 

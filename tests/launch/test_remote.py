@@ -131,7 +131,7 @@ def test_loop_stops_when_the_run_itself_fails(machine):
 
 
 def test_loop_asks_again_where_there_is_no_capacity(machine):
-    machine.add("sleep", "#!/usr/bin/env bash\nsed -i s/CREATE/GONE/ \"$(dirname \"$0\")/gcloud\"\n")
+    machine.add("sleep", '#!/usr/bin/env bash\nsed -i s/CREATE/GONE/ "$(dirname "$0")/gcloud"\n')
     result, verbs = loop(machine, ["ABSENT", "ABSENT"], [0], CREATE_STATUS="1")
     assert result.returncode == 0, result.stderr
     assert verbs == ["create", "create", "run"] and "could not be made ready" in result.stderr

@@ -41,6 +41,7 @@ def visibilities():
         "valid": Visibility(valid),
         "causal": Visibility(None, query_position, key_position),
         "segment": Visibility(None, None, None, query_segment, key_segment),
+        "window": Visibility(None, query_position, key_position, window=2),
         "every": Visibility(valid, query_position + 1, key_position, query_segment * 0, key_segment * 0),
     }
 
@@ -49,6 +50,7 @@ def visible(seen: Visibility, x: int, q: int, s: int) -> bool:
     return (
         (seen.key_valid_XS is None or bool(seen.key_valid_XS[x, s]))
         and (seen.query_position_XQ is None or int(seen.key_position_XS[x, s]) <= int(seen.query_position_XQ[x, q]))
+        and (seen.window is None or int(seen.query_position_XQ[x, q]) - int(seen.key_position_XS[x, s]) < seen.window)
         and (seen.query_segment_XQ is None or int(seen.key_segment_XS[x, s]) == int(seen.query_segment_XQ[x, q]))
     )
 
@@ -112,6 +114,21 @@ def test_merge_is_attention_over_the_union():
     assert largest_difference(merged, whole) < 2e-6
     assert largest_difference(with_nothing, first) < 2e-6
     assert largest_difference(whole, first) > 0.1
+
+
+def test_window_by_hand():
+    """A window of 2 lets position 3 see 2 and 3; a traced window is the same as a number."""
+    position = jnp.arange(5)[None]
+    mask = Visibility(None, position, position, window=2).mask()
+    assert mask[0].astype(int).tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+    traced = jax.jit(lambda window: Visibility(None, position, position, window=window).mask())
+    assert np.array_equal(traced(2), mask)
 
 
 def test_query_that_sees_nothing_gives_numbers():

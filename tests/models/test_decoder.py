@@ -1,5 +1,6 @@
 """The decoder: causality, cache, kernels, remat, precision, size."""
 
+import dataclasses
 import functools
 
 import jax
@@ -28,7 +29,7 @@ from pbrl_jax.models.decoder import (
     unstack_layers,
 )
 from pbrl_jax.models.layouts import Causal, DecodeStep, empty_cache
-from pbrl_jax.models.specs import DECODERS, tiny_decoder
+from pbrl_jax.models.specs import DECODERS, TINY_FAMILIES, tiny_decoder
 
 SPEC = tiny_spec()
 L = 6
@@ -59,53 +60,62 @@ def test_gradients_are_causal():
     assert (reached[~lower & ~np.eye(L, dtype=bool)] == 0).all()
 
 
-def test_cached_decode_equals_full_forward():
-    """Ragged prompts, two responses each, teacher-forced through the cache one token at a time."""
-    params = tiny_params(SPEC)
-    prompts = tiny_prompts(SPEC, [5, 2, 4], 6)
-    rollout = tiny_rollout(SPEC, [4] * 6, 4)
-    tokens, mask, starts = full_rows(prompts, rollout)
-    logits = np.asarray(jax.jit(causal_logits, static_argnums=1)(params, SPEC, tokens, mask))
-    valid = jnp.arange(6)[None] < prompts.lengths_P[:, None]
-    positions = jnp.broadcast_to(jnp.arange(6)[None], (3, 6))
+@pytest.mark.parametrize("family", ["tiny", *TINY_FAMILIES])
+def test_cached_decode_equals_full_forward(family):
+    """Ragged prompts, two responses each, teacher-forced through the cache one token at a time, in float64.
 
-    @jax.jit
-    def prefill(params):
-        hidden, cache = hidden_states(
-            params, SPEC, prompts.tokens_PT, positions, Causal(valid), empty_cache(SPEC, 3, 6)
-        )
-        return logits_of(params, SPEC, hidden), cache
+    Windows are 4: the last response tokens see some of their prompt, or none.
+    """
+    with jax.enable_x64(True):
+        spec = dataclasses.replace(DECODERS[family], dtype="float64")
+        params = tiny_params(spec, dtype=np.float64)
+        prompts = tiny_prompts(spec, [5, 2, 4], 6)
+        rollout = tiny_rollout(spec, [4] * 6, 4)
+        tokens, mask, starts = full_rows(prompts, rollout)
+        logits = np.asarray(jax.jit(causal_logits, static_argnums=1)(params, spec, tokens, mask))
+        valid = jnp.arange(6)[None] < prompts.lengths_P[:, None]
+        positions = jnp.broadcast_to(jnp.arange(6)[None], (3, 6))
 
-    @jax.jit
-    def step(params, prompt_cache, own, token_B, slot):
-        layout = DecodeStep(prompt_cache, valid, slot, 4)
-        position = jnp.asarray(starts)[:, None] + slot
-        hidden, own = hidden_states(params, SPEC, token_B[:, None], position, layout, own)
-        return logits_of(params, SPEC, hidden[:, 0]), own
+        @jax.jit
+        def prefill(params):
+            hidden, cache = hidden_states(
+                params, spec, prompts.tokens_PT, positions, Causal(valid), empty_cache(spec, 3, 6)
+            )
+            return logits_of(params, spec, hidden), cache
 
-    prompt_logits, prompt_cache = prefill(params)
-    for b in range(6):
-        np.testing.assert_allclose(prompt_logits[b // 2, : starts[b]], logits[b, : starts[b]], atol=2e-5)
-    own = jax.tree.map(lambda x: jnp.full_like(x, 1e3), empty_cache(SPEC, 6, 4))  # unwritten slots must not be seen
-    for slot in range(4):
-        made, own = step(params, prompt_cache, own, rollout.tokens_BR[:, slot], jnp.int32(slot))
-        np.testing.assert_allclose(made, logits[np.arange(6), starts + slot], atol=2e-5)
-    assert np.abs(logits).max() > 1
+        @jax.jit
+        def step(params, prompt_cache, own, token_B, slot):
+            layout = DecodeStep(prompt_cache, valid, slot, 4)
+            position = jnp.asarray(starts)[:, None] + slot
+            hidden, own = hidden_states(params, spec, token_B[:, None], position, layout, own)
+            return logits_of(params, spec, hidden[:, 0]), own
+
+        prompt_logits, prompt_cache = prefill(params)
+        for b in range(6):
+            np.testing.assert_allclose(prompt_logits[b // 2, : starts[b]], logits[b, : starts[b]], atol=1e-10)
+        # Unwritten slots must not be seen.
+        own = jax.tree.map(lambda x: jnp.full_like(x, 1e3), empty_cache(spec, 6, 4))
+        for slot in range(4):
+            made, own = step(params, prompt_cache, own, rollout.tokens_BR[:, slot], jnp.asarray(slot))
+            np.testing.assert_allclose(made, logits[np.arange(6), starts + slot], atol=1e-10)
+        assert np.abs(logits).max() > 1
 
 
-def test_unstacked_layers_are_the_scanned_ones(monkeypatch):
+@pytest.mark.parametrize("family", ["tiny", "tiny_mistral", "tiny_gemma3"])
+def test_unstacked_layers_are_the_scanned_ones(monkeypatch, family):
     """The same states and cache from one tree per layer; deeper models stay stacked."""
-    params = tiny_params(SPEC)
+    spec = DECODERS[family]
+    params = tiny_params(spec)
 
     @jax.jit
     def run(params):
-        return hidden_states(params, SPEC, TOKENS, POSITIONS, Causal(VALID), empty_cache(SPEC, 1, L))
+        return hidden_states(params, spec, TOKENS, POSITIONS, Causal(VALID), empty_cache(spec, 1, L))
 
-    apart = unstack_layers(params, SPEC)
-    assert len(apart["layers"]) == SPEC.layers and apart["embed"] is params["embed"]
+    apart = unstack_layers(params, spec)
+    assert len(apart["layers"]) == spec.layers and apart["embed"] is params["embed"]
     assert largest_difference(run(apart), run(params)) < 1e-5
-    monkeypatch.setattr(decoder, "UNSTACKED_LAYERS", SPEC.layers - 1)
-    assert unstack_layers(params, SPEC) is params
+    monkeypatch.setattr(decoder, "UNSTACKED_LAYERS", spec.layers - 1)
+    assert unstack_layers(params, spec) is params
 
 
 def gradient_of(spec):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tiny_policy import tiny_spec
 
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.models.encoder import LayerNorm
-from pbrl_jax.models.layers import Projection, RMSNorm, apply_rope, rope_frequencies, rope_tables
+from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply_rope, rope_frequencies, rope_tables
 from pbrl_jax.models.specs import Llama3Scaling
 
 
@@ -27,6 +28,15 @@ def test_rms_norm():
     np.testing.assert_allclose(normed, [[1.2, 16.0, 0, 0]], rtol=1e-6)
     normed = RMSNorm(2.75).apply({"params": {"scale": scale}}, x)
     np.testing.assert_allclose(normed, [[1.0, 40 / 3, 0, 0]], rtol=1e-6)
+
+
+def test_rms_norm_with_offset():
+    """The factor is 1 + scale, and starts as 1."""
+    x = jnp.array([[3.0, 4.0, 0.0, 0.0]])
+    norm = RMSNorm(0.0, offset=True)
+    assert norm.init(jax.random.key(0), x)["params"]["scale"].tolist() == [0.0] * 4
+    normed = norm.apply({"params": {"scale": jnp.array([0.0, 9.0, 0.0, 0.0])}}, x)
+    np.testing.assert_allclose(normed, [[1.2, 16.0, 0, 0]], rtol=1e-6)
 
 
 def test_layer_norm():
@@ -96,6 +106,39 @@ def test_llama3_scaling():
     np.testing.assert_allclose(rope_frequencies(spec), plain, rtol=1e-5)
     scaled = rope_frequencies(tiny_spec(head_dim=128, rope_theta=500_000.0, rope_scaling=scaling))
     np.testing.assert_allclose(scaled, expected, rtol=1e-5)
+
+
+def test_linear_and_local_rope():
+    """A factor slows every plane of global layers; local layers have their own base and no factor."""
+    spec = tiny_spec(head_dim=4, rope_theta=100.0, rope_factor=4.0, local_rope_theta=10_000.0)
+    np.testing.assert_allclose(rope_frequencies(spec), [0.25, 0.025], rtol=1e-6)
+    np.testing.assert_allclose(rope_frequencies(spec, local=True), [1.0, 0.01], rtol=1e-6)
+    one_base = tiny_spec(head_dim=4, rope_theta=100.0, rope_factor=4.0)
+    np.testing.assert_allclose(rope_frequencies(one_base, local=True), [0.25, 0.025], rtol=1e-6)
+
+
+def test_scale_of_queries_is_applied_before_rounding():
+    """3 * 1.5 = 4.5 at position 0; in bfloat16 (8 bits) 1.0078125 * 1.2 is rounded once."""
+    tables = rope_tables(jnp.array([[0]]), tiny_spec(head_dim=4))
+    x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+    np.testing.assert_allclose(apply_rope(x, tables, 1.5).reshape(4), [1.5, 3.0, 4.5, 6.0], rtol=1e-6)
+    half = jnp.full((1, 1, 1, 4), 1.0078125, jnp.bfloat16)
+    assert (apply_rope(half, tables, 1.2) == jnp.bfloat16(1.0078125 * 1.2)).all()
+
+
+@pytest.mark.parametrize("activation, at_one", [("silu", 1 / (1 + math.exp(-1))), ("gelu_tanh", 0.841192)])
+def test_gated_feed_forward(activation, at_one):
+    """gate(1) = 1, up(1) = 2, down(y) = 3 y; gelu_tanh(1) = (1 + tanh(sqrt(2 / pi) * 1.044715)) / 2 = 0.841192."""
+    params = {
+        name: {"kernel": jnp.full((1, 1), weight)} for name, weight in (("gate", 1.0), ("up", 2.0), ("down", 3.0))
+    }
+    out = GatedMLP(1, activation).apply({"params": params}, jnp.ones((1, 1)))
+    assert float(out[0, 0]) == pytest.approx(6 * at_one, rel=1e-5)
+
+
+def test_unknown_activation_is_named():
+    with pytest.raises(ConfigError, match="activation 'gelu'.*gelu_tanh"):
+        GatedMLP(1, "gelu").init(jax.random.key(0), jnp.ones((1, 1)))
 
 
 def test_rope_promotes_and_returns_the_type_of_its_input():

@@ -31,9 +31,7 @@ def model(name: str):
     """The case, our spec of it, and its weights in our tree."""
     case = CASES[name]
     weights = Weights({key: np.asarray(case.input(key)) for key in case.inputs})
-    make_spec, make_params = (
-        (decoder_spec, decoder_params) if name in DECODERS else (encoder_spec, encoder_params)
-    )
+    make_spec, make_params = (decoder_spec, decoder_params) if name in DECODERS else (encoder_spec, encoder_params)
     spec = make_spec(case.config)
     return case, spec, jax.tree.map(jnp.asarray, make_params(weights, spec))
 

@@ -3,14 +3,16 @@
 import sys
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
 
 from pbrl_jax.core.config import RewardConfig
-from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.rewards.combine import RewardAssets, make_reward
+from pbrl_jax.core.errors import ConfigError, RewardError
+from pbrl_jax.core.records import Scores
+from pbrl_jax.rewards.combine import REWARDS, RewardAssets, make_reward
 from pbrl_jax.rewards.cosine import make_cosine
 
 SWAHILI = problem_prompts(1, ("sw",))[0]._replace(answer="20")
@@ -89,9 +91,63 @@ def test_the_english_copy_of_the_reference_does_not_win():
         ({"functions": ("cosine", "answer")}, "one weight per function"),
         ({"functions": (), "reward_weights": ()}, "0 entries"),
         ({"functions": ("no_such_module:f",)}, "PYTHONPATH"),
-        ({"language_gate": "soft"}, "hard, tokens, off"),
+        ({"language_gate": "strict"}, "hard, penalty, soft, scheduled, tokens, off"),
+        ({"functions": ("hybrid",), "hybrid_answer": "hybrid"}, "may not be hybrid itself"),
+        ({"functions": ("hybrid",), "hybrid_reasoning": "alignmen"}, "Did you mean 'alignment'"),
+        ({"similarity": "calibrated"}, "needs reward.calibration"),
+        ({"repetition_ngram": 0}, "repetition_ngram"),
+        ({"timeout": -1.0}, "reward.timeout"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_step(settings, message):
     with pytest.raises(ConfigError, match=message):
         combined([RIGHT], **settings)
+
+
+def test_the_hybrid_of_named_parts_by_hand():
+    """0.5 * verifiable answer + 0.5 * alignment; a part that is invalid makes the row invalid."""
+    prompts = [SWAHILI, SWAHILI, SWAHILI._replace(answer=None), SWAHILI._replace(reference=None)]
+    settings = {"functions": ("hybrid",), "hybrid_answer": "answer", "hybrid_reasoning": "alignment"}
+    result = combined([RIGHT, WRONG, RIGHT, RIGHT], prompts, **settings)
+    alone = combined([RIGHT, WRONG, RIGHT, RIGHT], prompts, functions=("alignment",)).total.value_B
+    np.testing.assert_allclose(result.total.value_B[:2], [0.5 + alone[0] / 2, alone[1] / 2], atol=1e-6)
+    assert result.total.valid_B.tolist() == [True, True, False, False]
+    assert result.each["hybrid"].parts.keys() == {"answer", "reasoning"}
+    gated = combined([RIGHT, WRONG], prompts[:2], hybrid_form="gated", **settings)
+    assert gated.total.value_B[1] == 0
+
+
+def test_every_reward_of_the_table_scores_a_batch():
+    texts = [RIGHT, WRONG, ""]
+    for name in REWARDS:
+        result = combined(texts, functions=(name,))
+        assert result.total.value_B.shape == (3,) and result.total.valid_B.all(), name
+        assert np.isfinite(result.total.value_B).all() and result.total.value_B[2] == 0
+
+
+def test_scores_of_the_wrong_shape_stop_the_run(monkeypatch):
+    short = lambda config, assets: lambda inputs: Scores(jnp.zeros(1), jnp.ones(1, bool), {})  # noqa: E731
+    monkeypatch.setitem(REWARDS, "short", short)
+    with pytest.raises(RewardError, match="for 2 completions"):
+        combined([RIGHT, WRONG], functions=("short",))
+
+
+def test_what_is_not_finite_is_invalid_in_every_reward(monkeypatch):
+    bad = lambda config, assets: (
+        lambda inputs: Scores(  # noqa: E731
+            jnp.array([0.5, jnp.nan, jnp.inf]), jnp.ones(3, bool), {}
+        )
+    )
+    monkeypatch.setitem(REWARDS, "bad", bad)
+    result = combined([RIGHT] * 3, functions=("bad",))
+    assert result.total.valid_B.tolist() == [True, False, False]
+    assert result.total.value_B.tolist() == [0.5, 0, 0]
+
+
+def test_a_gate_in_the_middle_of_its_schedule():
+    settings = {"functions": ("answer",), "language_gate": "scheduled", "gate_schedule_steps": 6}
+    config = RewardConfig(**settings)
+    reward = make_reward(config, RewardAssets(encoder(), LANGUAGES, None))
+    inputs = reward_inputs([SWAHILI] * 2, ["Jibu ni 20.", "\\boxed{20} is the answer that she has found."], encoder())
+    values = [reward(inputs._replace(step=step)).total.value_B.tolist() for step in (0, 3, 6)]
+    np.testing.assert_allclose(values, [[1, 1], [1, 0.4], [1, -0.2]], atol=1e-6)

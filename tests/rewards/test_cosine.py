@@ -120,17 +120,29 @@ def test_the_prefix_stands_before_both_sides():
     assert abs(value - numpy_cosine(RIGHT, SWAHILI.reference.text, encoder())) > 1e-4
 
 
-def test_responses_that_the_encoder_cuts_are_marked():
-    """8 tokens hold an answer sentence, not the reasoning; a response counts as cut when any part of it was."""
+def test_long_responses_are_marked_and_scored_whole():
+    """8 tokens hold an answer sentence, not the reasoning; a response is marked when any part of it is longer.
+
+    Its vector, like the reference's, is the mean of its chunks', weighted by their tokens.
+    """
     model = encoder(max_length=8)
     assert len(model.tokenizer.encode("Jibu ni 20.")) <= 8 < len(model.tokenizer.encode(RIGHT[:40]))
     long_answer = "Jibu ni 10 + 10 + 10 + 10 + 10 + 10."
     for config in (WHOLE, RewardConfig()):
         cut = score(config, [RIGHT, "Jibu ni 20.", long_answer], model).parts["encoder_cut"]
         assert cut.tolist() == [1, 0, 1]
-    first_tokens = numpy_vector(model.params, model.tokenizer.encode(RIGHT)[:8], model.spec)
-    reference = numpy_vector(model.params, model.tokenizer.encode(SWAHILI.reference.text)[:8], model.spec)
-    np.testing.assert_allclose(score(WHOLE, [RIGHT], model).value_B, [first_tokens @ reference], atol=1e-5)
+
+    def pooled(text):
+        ids = model.tokenizer.encode(text)
+        pieces = [ids[at : at + 8] for at in range(0, len(ids), 8)]
+        total = sum(len(piece) * numpy_vector(model.params, piece, model.spec) for piece in pieces)
+        return total / np.linalg.norm(total)
+
+    expected = pooled(RIGHT) @ pooled(SWAHILI.reference.text)
+    found = score(WHOLE, [RIGHT, "", "Jibu ni 20."], model).value_B
+    short = pooled("Jibu ni 20.") @ pooled(SWAHILI.reference.text)
+    np.testing.assert_allclose(found, [expected, 0.0, short], atol=1e-5)
+    assert found.dtype == jnp.float32
 
 
 def test_a_vector_that_is_not_finite_makes_its_row_invalid():

@@ -1,7 +1,9 @@
 """A user's reward function: what it receives, and every way in which it can go wrong."""
 
+import asyncio
 import math
 import sys
+import time
 import types
 
 import numpy as np
@@ -19,11 +21,11 @@ TEXTS = ["The answer is 20.", "Jibu ni 20."]
 def call(monkeypatch):
     """call(function) -> Scores of TEXTS under the function, found by import path."""
 
-    def run(function):
+    def run(function, timeout=0.0):
         module = types.ModuleType("own_rewards")
         module.function = function
         monkeypatch.setitem(sys.modules, "own_rewards", module)
-        return make_user_reward("own_rewards:function")(reward_inputs(PROMPTS, TEXTS))
+        return make_user_reward("own_rewards:function", timeout)(reward_inputs(PROMPTS, TEXTS))
 
     return run
 
@@ -88,16 +90,6 @@ def test_what_is_no_number_is_an_error(call, values):
         call(lambda prompts, completions, **_: values)
 
 
-def test_a_coroutine_is_an_error(call):
-    async def later():
-        return [1.0, 2.0]
-
-    awaiting = later()
-    awaiting.close()
-    with pytest.raises(RewardError, match="coroutine"):
-        call(lambda prompts, completions, **_: awaiting)
-
-
 def test_a_function_that_is_not_there_is_refused_at_the_start(tmp_path, monkeypatch):
     (tmp_path / "torn_rewards.py").write_text("def f(:\n")
     (tmp_path / "good_rewards.py").write_text("weight = 3\n")
@@ -107,3 +99,42 @@ def test_a_function_that_is_not_there_is_refused_at_the_start(tmp_path, monkeypa
             make_user_reward(path)
     with pytest.raises(ConfigError, match="int and no function"):
         make_user_reward("good_rewards:weight")
+
+
+@pytest.mark.parametrize("timeout", [0.0, 30.0])
+def test_the_wrong_count_of_an_async_function_stops_the_run(call, timeout):
+    async def one(prompts, completions, **_):
+        return [1.0]
+
+    with pytest.raises(RewardError, match="1 values for 2 completions"):
+        call(one, timeout)
+
+
+def test_an_async_function_is_awaited(call):
+    async def later(prompts, completions, **_):
+        await asyncio.sleep(0.01)
+        return [0.25] * len(prompts)
+
+    for timeout in (0.0, 30.0):
+        scores = call(later, timeout)
+        assert scores.valid_B.all() and (scores.value_B == 0.25).all()
+
+
+@pytest.mark.parametrize("wait", ["sleep", "async"])
+def test_a_call_that_takes_too_long_is_invalid_and_says_so(call, capsys, wait):
+    async def forever(prompts, completions, **_):
+        await asyncio.sleep(5)
+
+    slow = forever if wait == "async" else lambda prompts, completions, **_: time.sleep(5)
+    start = time.monotonic()
+    scores = call(slow, 0.2)
+    assert time.monotonic() - start < 4
+    assert not scores.valid_B.any() and "reward.timeout = 0.2" in capsys.readouterr().err
+
+
+def test_an_exception_behind_a_time_limit_is_printed(call, capsys):
+    def broken(prompts, completions, **_):
+        raise ValueError("no service")
+
+    assert not call(broken, 30.0).valid_B.any()
+    assert "no service" in capsys.readouterr().err

@@ -7,7 +7,17 @@ import pytest
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources import mgsm, quickstart
-from pbrl_jax.text.langid import identify_language, is_right_language, language_share, plain_words
+from pbrl_jax.text.langid import (
+    CONFUSABLE,
+    RIGHT_SHARE,
+    _classifier,
+    foreign_tail,
+    identify_language,
+    is_right_language,
+    language_share,
+    plain_words,
+)
+from pbrl_jax.text.languages import LANGUAGES
 
 ALL = quickstart.LANGUAGES
 MGSM = mgsm.LANGUAGES
@@ -84,6 +94,82 @@ def test_a_batch_is_identified_quickly():
     assert time.process_time() - spent < 2.0  # ten times what it takes; a model loaded per call would take minutes
 
 
+SWAHILI = "Bata wa Janet hutaga mayai kumi na sita kila siku. Yeye hula mayai matatu asubuhi na huuza mengine sokoni. "
+KINYARWANDA = (
+    "Abantu bose bavuka aribo kandi bangana mu gaciro no mu burenganzira. Buri muntu afite uburenganzira ku buzima, "
+    "ubwisanzure n'umutekano. Arya atatu mu gitondo kandi agurisha asigaye ku isoko buri munsi. "
+)
+SPANISH = "Los patos de Janet ponen dieciséis huevos por día. Ella come tres en el desayuno y vende el resto. "
+PORTUGUESE = (
+    "Os patos da Janete põem dezesseis ovos por dia. Ela come três no café da manhã e vende os outros na feira, "
+    "então não sobra nenhum ovo para as suas amigas. "
+)
+
+
+@pytest.mark.parametrize(
+    ("language", "own", "drift", "name"),
+    [("sw", SWAHILI, KINYARWANDA, "rw"), ("es", SPANISH, PORTUGUESE, "pt")],
+)
+@pytest.mark.parametrize("run", [("en",), MGSM, ALL])
+def test_a_drift_to_a_language_outside_the_run_is_seen(language, own, drift, name, run):
+    assert name not in run
+    assert identify_language(drift) == name
+    assert is_right_language(own * 2, language, run) is True
+    assert is_right_language(own + drift, language, run) is False
+    assert is_right_language(drift, language, run) is False
+
+
+def test_a_confusable_language_counts_only_where_the_run_does_not_use_it():
+    """Galician without a Galician run may be Spanish; in a run with both it is not."""
+    galician = "Os parrulos de Xoana poñen dezaseis ovos cada día e ela come tres deles no almorzo coas súas amigas. "
+    assert identify_language(galician) == "gl"
+    assert "gl" in CONFUSABLE["Spanish"] and "pt" not in CONFUSABLE["Spanish"]
+    assert language_share(galician, "es", ("en",)) == 1.0
+    indonesian = "Dia membeli sepuluh kartu lagi karena kartu yang lama sudah hilang di jalan menuju ke sekolah. "
+    malay = "Dia membeli sepuluh kad lagi kerana kad yang lama sudah hilang di jalan ketika pergi ke sekolah. "
+    assert is_right_language(malay, "id", ("en",)) is True
+    assert is_right_language(malay, "id", ("en", "ms")) is False
+    assert is_right_language(indonesian, "id", ("en", "ms")) is True
+
+
+def test_the_members_of_every_set_are_known_to_the_classifier():
+    known = set(dict(_classifier().rank("some text")))
+    assert {code for group in CONFUSABLE.values() for code in group} <= known
+    assert len(known) > 100 and set(LANGUAGES) <= known
+
+
+@pytest.mark.parametrize("tail", ["The answer is 12.", "\nSo the answer is 12", "Therefore she has twelve of them."])
+def test_an_english_tail_is_seen_however_long_the_text_before(tail):
+    assert is_right_language(SWAHILI * 20 + tail, "sw", ALL) is False
+    assert language_share(SWAHILI * 20 + tail, "sw", ALL) > 0.95
+    assert foreign_tail(SWAHILI + tail, "sw", ALL) and not foreign_tail(SWAHILI + "Jibu ni 12.", "sw", ALL)
+    thai = "เป็ดของเจเน็ตออกไข่วันละสิบหกฟอง เธอกินสามฟองทุกเช้า\n"
+    assert is_right_language(thai * 20 + tail, "th", ALL) is False
+
+
+def test_a_brand_in_latin_letters_counts_once():
+    """19 Bengali letters or more to each iPhone, seven Latin letters that are counted once."""
+    text = "ব্র্যান্ডনের iPhone বেনের iPhone-এর থেকে চারগুণ পুরনো। বেনের iPhone সুজির iPhone-এর তুলনায় দ্বিগুণ পুরনো।"
+    assert language_share(text, "bn", ALL) > 0.85
+    assert is_right_language(text, "bn", ALL) is True
+
+
+def test_too_short_for_all_the_languages_of_the_world():
+    assert identify_language("Jibu ni hilo") is None
+    assert identify_language("Jibu ni hilo", ("en", "sw")) == "sw"
+
+
+def test_the_share_is_the_callers_choice():
+    text = SWAHILI + "Then she sells the rest of the eggs at the market for two dollars each. " + SWAHILI
+    assert 0.5 < language_share(text, "sw", ALL) < RIGHT_SHARE
+    assert is_right_language(text, "sw", ALL) is False
+    assert is_right_language(text, "sw", ALL, share=0.5) is True
+
+
+def with_half(first: str, second: str) -> str:
+    return f"{first[: len(first) // 2]} {second[len(second) // 2 :]}"
+
+
 @pytest.mark.skipif(not os.environ.get("PBRL_DATA"), reason="PBRL_DATA is not set: no real benchmark text")
 @pytest.mark.parametrize("code", MGSM)
 def test_real_questions(code):
@@ -91,4 +177,16 @@ def test_real_questions(code):
     named = sum(identify_language(question, MGSM) == code for question in questions)
     right = sum(is_right_language(question, code, MGSM) is True for question in questions)
     assert named == len(questions) == 250
-    assert right >= 0.98 * len(questions)
+    assert right >= 0.99 * len(questions)
+    alone = sum(is_right_language(question, code, (code, "en")) is True for question in questions)
+    assert alone >= 0.99 * len(questions)
+
+
+@pytest.mark.skipif(not os.environ.get("PBRL_DATA"), reason="PBRL_DATA is not set: no real benchmark text")
+@pytest.mark.parametrize("code", [code for code in MGSM if code != "en"])
+def test_real_questions_with_an_english_half(code):
+    """The cut falls in the middle of a sentence; either half may be the English one."""
+    pairs = [(prompt.question, prompt.question_en) for prompt in mgsm.rows("", "test", (code,), 0, 0)]
+    for text in (with_half, lambda own, english: with_half(english, own)):
+        caught = sum(is_right_language(text(*pair), code, MGSM) is False for pair in pairs)
+        assert caught >= 0.95 * len(pairs)

@@ -29,9 +29,7 @@ SPLIT_SHARES = {"test": 0.1, "train": 0.3, "encoder": 0.3, "sft": 0.3}
 _UNSPACED = [word for code in ("zh", "th") for word in (*text.NAMES[code], *text.ITEMS[code], *text.CLASSIFIERS[code])]
 _AFTER_SPACE = [f"\u2581{word}" for code in ("zh", "th") for word in (*text.NAMES[code], *text.CLASSIFIERS[code])]
 USER_SYMBOLS = tuple(
-    dict.fromkeys(
-        (*NUMBER_SYMBOLS, *text.THAI_NUMBER_PARTS, text.BENGALI_COUNT_SUFFIX, *_UNSPACED, *_AFTER_SPACE)
-    )
+    dict.fromkeys((*NUMBER_SYMBOLS, *text.THAI_NUMBER_PARTS, text.BENGALI_COUNT_SUFFIX, *_UNSPACED, *_AFTER_SPACE))
 )
 """Pieces that a vocabulary for this task keeps apart: zh and th set no space between words, and BPE would make one
 piece of a whole clause ("Lina has cards"), which no other clause can teach."""

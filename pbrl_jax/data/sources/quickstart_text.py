@@ -93,21 +93,18 @@ QUESTIONS = {
         "es": "{N} tiene {a} {I}. {N} compra {b} más y luego pierde {c}. ¿{H} {I} tiene {N} ahora?",
         "de": "{N} hat {a} {I}. {N} kauft {b} weitere und verliert dann {c}. Wie viele {I} hat {N} jetzt?",
         "sw": "{N} ana {I} {a}. {N} ananunua {b} zaidi kisha anapoteza {c}. {N} ana {I} ngapi sasa?",
-        "id": "{N} punya {a} {I}. {N} membeli {b} lagi lalu kehilangan {c}. "
-              "Berapa {I} yang dimiliki {N} sekarang?",
+        "id": "{N} punya {a} {I}. {N} membeli {b} lagi lalu kehilangan {c}. Berapa {I} yang dimiliki {N} sekarang?",
         "zh": "{N}有{a}{C}{I}。{N}又买了{b}{C}，然后丢了{c}{C}。{N}现在有多少{C}{I}？",
         "th": "{N}มี{I}{a}{C} {N}ซื้อเพิ่มอีก{b}{C} แล้วทำหายไป{c}{C} ตอนนี้{N}มี{I}กี่{C}",
-        "bn": "{N}র কাছে {a}টি {I} আছে। {N} আরও {b}টি কেনে এবং তারপর {c}টি হারিয়ে ফেলে। "
-              "এখন {N}র কাছে কয়টি {I} আছে?",
+        "bn": "{N}র কাছে {a}টি {I} আছে। {N} আরও {b}টি কেনে এবং তারপর {c}টি হারিয়ে ফেলে। এখন {N}র কাছে কয়টি {I} আছে?",
     },
     "muladd": {
         "en": "{N} has {a} packets with {b} {I} each and {c} more {I}. How many {I} are there in total?",
         "es": "{N} tiene {a} paquetes con {b} {I} cada uno y {c} {I} más. ¿{H} {I} hay en total?",
         "de": "{N} hat {a} Pakete. In jedem Paket sind {b} {I}. Dazu kommen {c} weitere {I}. "
-              "Wie viele {I} sind es insgesamt?",
+        "Wie viele {I} sind es insgesamt?",
         "sw": "{N} ana pakiti {a} zenye {I} {b} kila moja na {I} {c} zaidi. Kuna {I} ngapi kwa jumla?",
-        "id": "{N} punya {a} paket yang masing-masing berisi {b} {I} dan {c} {I} lagi. "
-              "Berapa jumlah {I} seluruhnya?",
+        "id": "{N} punya {a} paket yang masing-masing berisi {b} {I} dan {c} {I} lagi. Berapa jumlah {I} seluruhnya?",
         "zh": "{N}有{a}包{I}，每包{b}{C}，另外还有{c}{C}{I}。一共有多少{C}{I}？",
         "th": "{N}มี{I}{a}ห่อ ห่อละ{b}{C} และมี{I}อีก{c}{C} มี{I}ทั้งหมดกี่{C}",
         "bn": "{N}র কাছে {a}টি প্যাকেট আছে, প্রতিটিতে {b}টি {I}, এবং আরও {c}টি {I} আছে। মোট কয়টি {I} আছে?",

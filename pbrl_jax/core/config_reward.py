@@ -1,0 +1,58 @@
+"""Settings of the reward; `core.config` holds the whole tree."""
+
+from dataclasses import dataclass
+
+from pbrl_jax.core.config_fields import identity, operational
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    functions: tuple[str, ...] = identity(("cosine",))
+    """Names in pbrl_jax.rewards.REWARDS, or import paths `package.module:function` with TRL's signature."""
+    reward_weights: tuple[float, ...] = identity((1.0,))
+    """One weight per function; 0 only logs it."""
+    answer_weight: float = identity(0.5)
+    """Alpha of the hybrid: alpha * answer part + (1 - alpha) * reasoning part."""  # ASSUMED: not stated
+    parts: str = identity("split")
+    """split (answer and reasoning scored apart) or whole (one vector of the whole response)."""
+    language_gate: str = identity("hard")
+    """What finds a response in another language: hard (identification, reasoning and answer apart; such a response
+    gets `rejected_value`), tokens (the same, but every token must belong to the language; for closed vocabularies),
+    penalty (`gate_penalty` is taken from its value), soft (its value is moved towards `rejected_value` by the share of
+    letters in other languages), scheduled (soft, closing over `gate_schedule_steps`), off."""
+    rejected_value: float = identity(-0.2)
+    """Value of a response in the wrong language."""  # ASSUMED: the paper names no language term
+    gate_share: float = identity(0.8)
+    """Share of a part's letters that must be in the prompt's language for it to count as right."""  # ASSUMED
+    gate_penalty: float = identity(0.5)
+    """language_gate penalty: taken from the value of a response in another language."""  # ASSUMED
+    gate_schedule_steps: int = identity(100)
+    """language_gate scheduled: steps over which the gate closes, from no effect to that of soft."""  # ASSUMED
+    similarity: str = identity("raw")
+    """Cosine to reward: raw, affine ((1 + cos) / 2), or calibrated (baseline of mismatched pairs per language, see
+    `calibration`)."""  # ASSUMED: not stated
+    calibration: str = identity("")
+    """With similarity calibrated: the calibration.json that `pbrl calibrate` wrote."""
+    references: str = identity("max")
+    """Where a prompt has several references: the max or the mean of the similarities."""  # ASSUMED: not stated
+    hybrid_form: str = identity("convex")
+    """How answer part a and reasoning part r become one value: convex (alpha * a + (1 - alpha) * r), product
+    (a^alpha * r^(1 - alpha), parts cut at 0), or gated (the same sum where a >= hybrid_gate, else alpha * a)."""
+    # ASSUMED: not stated
+    hybrid_gate: float = identity(0.5)
+    """hybrid_form gated: the answer part from which the reasoning part counts."""  # ASSUMED
+    hybrid_answer: str = identity("answer")
+    """Reward `hybrid`: name in REWARDS of the answer part."""
+    hybrid_reasoning: str = identity("alignment")
+    """Reward `hybrid`: name in REWARDS of the reasoning part."""
+    repetition_ngram: int = identity(3)
+    """Reward `repetition`: length in tokens of the n-grams that are counted."""
+    repetition_penalty: float = identity(-1.0)
+    """Reward `repetition`: value where all n-grams are the same; at most 0 (TRL's max_penalty)."""
+    overlong_length: int = identity(0)
+    """Reward `overlong`: tokens at which the penalty is -1; 0: rollout.max_completion_length."""
+    overlong_cache: int = identity(0)
+    """Reward `overlong`: tokens below that length over which the penalty falls from 0 to -1 (DAPO's soft punish
+    cache); 0: a fifth of it."""  # ASSUMED
+    timeout: float = operational(600.0)
+    """Seconds a reward function of the user's own may take for one batch; then its rows are invalid. 0: no limit."""

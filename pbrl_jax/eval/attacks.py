@@ -1,0 +1,163 @@
+"""Replies that a reward must not prefer to a faithful one, built from faithful replies.
+
+Every attack has two templates. The first is a seen one: it may shape the hard negatives of an encoder. The second is
+held out: nothing may be trained on it, so that the audit tells a reward that understands from one that was drilled.
+"""
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.records import Prompt
+from pbrl_jax.data.contrastive import change_numbers
+from pbrl_jax.eval.attack_text import PHRASES, Phrases
+from pbrl_jax.rewards.alignment import chunks_of
+from pbrl_jax.text.answers import split_response
+from pbrl_jax.text.languages import answer_sentence
+
+
+class Case(NamedTuple):
+    """One problem in one language, and all that attacks on it are made of.
+
+    `faithful` is a correct reply in the prompt's language, `others` are correct replies to the same problem in two
+    further languages (never English), `neighbours` faithful replies to two other problems in the prompt's language;
+    the first is as near to this one as the data allow. `held_out` marks problems of a family that is kept out of hard
+    negatives.
+    """
+
+    prompt: Prompt
+    faithful: str
+    english: str
+    others: tuple[str, str]
+    neighbours: tuple[str, str]
+    held_out: bool = False
+
+    @property
+    def phrases(self) -> Phrases:
+        return PHRASES[self.prompt.language]
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """(reasoning, answer sentence) of the faithful reply."""
+        return split_response(self.faithful, self.prompt.language)
+
+    @property
+    def english_parts(self) -> tuple[str, str]:
+        return split_response(self.english, "en")
+
+
+def steps_of(text: str) -> list[str]:
+    """The sentences of `text`; of a single one (Thai writes no full stop) its two halves."""
+    steps = chunks_of(text)
+    words = text.split()
+    if len(steps) > 1 or len(words) < 2:
+        return steps
+    return [" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])]
+
+
+def _change_one(case: Case, rng: random.Random) -> str:
+    return change_numbers(case.faithful, rng) or ""
+
+
+def _change_answer(case: Case, rng: random.Random) -> str:
+    """The right steps, and an answer that is ten times too large."""
+    reasoning, _ = case.parts
+    return f"{reasoning} {answer_sentence(f'{case.prompt.answer}0', case.prompt.language)}"
+
+
+def _drop(place: int) -> Callable[[Case, random.Random], str]:
+    def template(case: Case, rng: random.Random) -> str:
+        reasoning, answer = case.parts
+        steps = steps_of(reasoning)
+        del steps[place]
+        return " ".join([*steps, answer])
+
+    return template
+
+
+def _deny(case: Case, rng: random.Random) -> str:
+    return f"{case.parts[0]} {case.phrases.denied.format(answer=case.prompt.answer)}"
+
+
+def _pad_with_neighbour(case: Case, rng: random.Random) -> str:
+    reasoning, answer = case.parts
+    return f"{reasoning} {split_response(case.neighbours[1], case.prompt.language)[0]} {answer}"
+
+
+def _pad_with_filler(case: Case, rng: random.Random) -> str:
+    reasoning, answer = case.parts
+    return f"{case.phrases.filler[1]} {reasoning} {case.phrases.filler[0]} {answer}"
+
+
+def _switch(first_english: bool) -> Callable[[Case, random.Random], str]:
+    def template(case: Case, rng: random.Random) -> str:
+        own, english = steps_of(case.parts[0]), steps_of(case.english_parts[0])
+        if first_english:
+            return " ".join([*english[: len(english) // 2], *own[len(own) // 2 :], case.parts[1]])
+        return " ".join([*own[: len(own) // 2], *english[len(english) // 2 :], case.english_parts[1]])
+
+    return template
+
+
+def _repeat_last(case: Case, rng: random.Random) -> str:
+    reasoning, answer = case.parts
+    return " ".join([reasoning, *[steps_of(reasoning)[-1]] * 3, answer])
+
+
+class Attack(NamedTuple):
+    """An attack's two templates, (case, rng) -> the reply."""
+
+    seen: Callable[[Case, random.Random], str]
+    held_out: Callable[[Case, random.Random], str]
+
+
+ATTACKS: dict[str, Attack] = {
+    "english_reply": Attack(
+        lambda case, rng: case.english,
+        lambda case, rng: f"{case.english_parts[1]} {case.english_parts[0]}",
+    ),
+    "question_copied": Attack(
+        lambda case, rng: case.prompt.question,
+        lambda case, rng: f"{case.prompt.question} {case.parts[1]}",
+    ),
+    "empty": Attack(lambda case, rng: "", lambda case, rng: " \n"),
+    "repeated": Attack(lambda case, rng: " ".join([case.faithful] * 3), _repeat_last),
+    "other_problem": Attack(lambda case, rng: case.neighbours[1], lambda case, rng: case.neighbours[0]),
+    "number_changed": Attack(_change_one, _change_answer),
+    "step_dropped": Attack(_drop(0), _drop(-1)),
+    "negation": Attack(_deny, lambda case, rng: f"{case.phrases.untrue} {case.faithful}"),
+    "cut_short": Attack(
+        lambda case, rng: case.faithful[: len(case.faithful) // 2].rstrip(),
+        lambda case, rng: case.parts[0],
+    ),
+    "padded": Attack(_pad_with_neighbour, _pad_with_filler),
+    "code_switched": Attack(_switch(False), _switch(True)),
+    "english_tail": Attack(
+        lambda case, rng: f"{case.parts[0]} {case.english_parts[1]}",
+        lambda case, rng: f"{case.faithful} {case.english_parts[1]}",
+    ),
+    "boilerplate": Attack(
+        lambda case, rng: case.phrases.boilerplate[0],
+        lambda case, rng: f"{case.phrases.boilerplate[1]} {case.parts[1]}",
+    ),
+    "other_language": Attack(lambda case, rng: case.others[0], lambda case, rng: case.others[1]),
+}
+"""name -> templates. Another attack is another line."""
+
+
+def attack_reply(name: str, held_out: bool, case: Case, seed: int) -> str:
+    """The reply of one attack; a pure function of its arguments.
+
+    Raises:
+      DataError: the attack leaves this reply as it was, so that nothing could tell the two apart.
+    """
+    attack = ATTACKS[name]
+    template = attack.held_out if held_out else attack.seen
+    reply = template(case, random.Random(f"{seed}/{name}/{held_out}/{case.prompt.id}"))
+    if " ".join(reply.split()) == " ".join(case.faithful.split()):
+        raise DataError(
+            f"Attack {name} cannot be made of problem {case.prompt.id} in {case.prompt.language}: the reply "
+            f"{case.faithful!r} stays as it is. Leave this problem out of the audit."
+        )
+    return reply

@@ -1,0 +1,205 @@
+"""How often a reward puts the faithful reply above each attack on it: the audit of a reward configuration.
+
+Pairs are of one prompt, as a group's samples are: the AUC of an attack in a language is the share of problems whose
+faithful reply scores higher than the attack, ties counting one half.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePath
+
+import numpy as np
+
+from pbrl_jax.assets.encoder import Encoder
+from pbrl_jax.core.errors import DataError, RewardError
+from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax.core.records import Prompt, Scores
+from pbrl_jax.data.sources import quickstart
+from pbrl_jax.data.sources.common import row_of
+from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply
+from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
+
+HELD_OUT_FAMILIES = ("div", "muladd")
+"""Quickstart families that no hard negative may be made of: one with a single step, one with two."""
+HELD_OUT = "/held_out"
+"""Behind an attack's name: its held-out template, on held-out problems."""
+BATCH = 512
+
+Table = dict[str, dict[str, float]]
+"""language -> attack -> AUC in [0, 1]."""
+
+
+def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]], Scores], seed: int = 0) -> Table:
+    """The AUC of every attack in every language of `cases`; English is left out.
+
+    Seen templates are tried on problems that are not held out, held-out templates (name + HELD_OUT) on those that
+    are.
+
+    Args:
+      score: prompts and replies -> total scores.
+
+    Raises:
+      RewardError: a faithful reply or an attack without a valid score, named.
+      DataError: no cases of a language are held out, or all are; or an attack that cannot be built.
+    """
+    cases = [case for case in cases if case.prompt.language != "en"]
+    rows = [(case, "", case.faithful) for case in cases]
+    for case in cases:
+        for name in ATTACKS:
+            reply = attack_reply(name, case.held_out, case, seed)
+            rows.append((case, name + HELD_OUT * case.held_out, reply))
+    scores = score([case.prompt for case, _, _ in rows], [reply for _, _, reply in rows])
+    values, valid = np.asarray(scores.value_B, np.float64), np.asarray(scores.valid_B)
+    if not valid.all():
+        case, name, reply = rows[int(np.argmin(valid))]
+        raise RewardError(
+            f"The audit needs a score of every reply; {int((~valid).sum())} of {len(valid)} have none. The first is "
+            f"{name or 'the faithful reply'} to problem {case.prompt.id} in {case.prompt.language}: {reply!r}."
+        )
+    faithful = {case.prompt.id: value for (case, _, _), value in zip(rows[: len(cases)], values, strict=False)}
+    wins = defaultdict(list)
+    for (case, name, _), value in zip(rows[len(cases) :], values[len(cases) :], strict=True):
+        own = faithful[case.prompt.id]
+        wins[case.prompt.language, name].append(1.0 if own > value else 0.5 if own == value else 0.0)
+    table: Table = {}
+    for language in dict.fromkeys(case.prompt.language for case in cases):
+        found = {name: wins[language, name] for name in attack_names()}
+        if empty := [name for name, pairs in found.items() if not pairs]:
+            raise DataError(f"The audit has no problem in {language} for {', '.join(empty)}. Raise --limit.")
+        table[language] = {name: float(np.mean(pairs)) for name, pairs in found.items()}
+    return table
+
+
+def attack_names() -> list[str]:
+    """Keys of a language's row: every attack, and every attack's held-out form."""
+    return [name + end for end in ("", HELD_OUT) for name in ATTACKS]
+
+
+def below(table: Table, bound: float) -> list[tuple[float, str, str]]:
+    """(AUC, language, attack) of all that is below `bound`, the worst first."""
+    return sorted((auc, code, name) for code, row in table.items() for name, auc in row.items() if auc < bound)
+
+
+def make_scorer(reward: Callable, encoder: Encoder) -> Callable[[list[Prompt], list[str]], Scores]:
+    """A reward of RewardInputs as a function of prompts and replies: tokens and reference vectors are made here, in
+    batches of one size."""
+
+    def score(prompts: list[Prompt], replies: list[str]) -> Scores:
+        unique = dict.fromkeys(prompt.reference for prompt in prompts)
+        place = {reference: row for row, reference in enumerate(unique)}
+        if None in place:
+            raise DataError("The audit needs the English reference of every problem; some have none.")
+        parts = [[getattr(reference, part) for reference in unique] for part in ("text", "reasoning", "answer")]
+        vectors = [encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts]
+        table = PivotVectors(*vectors, has_B=np.ones(len(unique), bool))
+        found = []
+        for rows in _batches(len(prompts)):
+            chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
+            pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
+            total = reward(RewardInputs(chosen, texts, *_tokens(texts, encoder), pivots, 0)).total
+            found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
+        value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
+        return Scores(value, valid, {})
+
+    return score
+
+
+def _batches(count: int) -> Iterator[np.ndarray]:
+    """Row numbers in batches of one size; the last one is filled with the last row."""
+    size = min(BATCH, count)
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1)
+
+
+def _tokens(texts: Sequence[str], encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
+    ids = encoder.tokenizer.encode_batch(list(texts))
+    lengths = np.array([len(row) for row in ids])
+    tokens = np.zeros((len(ids), max(1, lengths.max())), np.int32)
+    for row, row_ids in enumerate(ids):
+        tokens[row, : len(row_ids)] = row_ids
+    return tokens, lengths
+
+
+def quickstart_cases(languages: Sequence[str], count: int, seed: int, space: str = "") -> list[Case]:
+    """`count` problems of the test split in each language but English, with the task's own replies."""
+    chosen = quickstart.problems("test", count, seed, space)
+    return [
+        Case(
+            prompt=quickstart.prompt(problem, code),
+            faithful=quickstart.response(problem, code),
+            english=quickstart.response(problem, "en"),
+            others=tuple(quickstart.response(problem, other) for other in _further(code, quickstart.LANGUAGES)),
+            neighbours=tuple(quickstart.response(other, code) for other in _neighbours(place, chosen)),
+            held_out=problem.family in held_out_families(space),
+        )
+        for place, problem in enumerate(chosen)
+        for code in languages
+        if code != "en"
+    ]
+
+
+def held_out_families(space: str) -> tuple[str, ...]:
+    """Families of a quickstart space that are held out: HELD_OUT_FAMILIES where it has them, else its last one."""
+    families = quickstart.SPACES[space].families
+    return tuple(family for family in families if family in HELD_OUT_FAMILIES) or families[-1:]
+
+
+def _neighbours(place: int, pool: Sequence[quickstart.Problem]) -> tuple[quickstart.Problem, quickstart.Problem]:
+    """(the problem of the same family with the nearest other result, another problem with another result)."""
+    own = pool[place]
+    others = [problem for problem in (*pool[place + 1 :], *pool[:place]) if problem.result != own.result]
+    near = [problem for problem in others if problem.family == own.family]
+    if not near:
+        raise DataError(f"The audit needs two {own.family} problems with different results. Raise --limit.")
+    return min(near, key=lambda problem: abs(problem.result - own.result)), others[0]
+
+
+def _further(code: str, languages: Sequence[str]) -> tuple[str, str]:
+    """Two languages of `languages` behind `code`, in its order, that are neither it nor English."""
+    others = [other for other in languages if other not in (code, "en")]
+    start = list(languages).index(code)
+    later = [other for other in others if list(languages).index(other) > start]
+    return tuple([*later, *others][:2]) if len(others) > 1 else (others[0], others[0])
+
+
+def file_cases(path: str, prompts: Sequence[Prompt]) -> list[Case]:
+    """Cases of a JSON lines file of faithful replies, `{"id", "language", "response"}`, to `prompts`.
+
+    Every second problem counts as held out.
+
+    Raises:
+      DataError: rows that fit no prompt, fewer than three problems or two languages beside English, or prompts
+        without reference or answer.
+    """
+    known = {(prompt.id, prompt.language): prompt for prompt in prompts}
+    replies: dict[int, dict[str, tuple[Prompt, str]]] = defaultdict(dict)
+    for number, row in enumerate(read_json_lines(path), start=1):
+        prompt = known.get((row.get("id"), row.get("language")))
+        if prompt is None or not str(row.get("response", "")).strip():
+            raise DataError(
+                f"{PurePath(path).name}, row {number}: id {row.get('id')!r} and language {row.get('language')!r} are "
+                "no prompt of this configuration, or the response is empty. Expected id, language, response."
+            )
+        if prompt.reference is None or prompt.answer is None:
+            raise DataError(f"Problem {prompt.id} in {prompt.language} has no reference or no answer to audit with.")
+        if prompt.language != "en":
+            replies[row_of(prompt.id)][prompt.language] = (prompt, str(row["response"]).strip())
+    codes = list(dict.fromkeys(code for row in replies.values() for code in row))
+    whole = [row for row in replies.values() if len(row) == len(codes)]
+    if len(whole) < 3 or len(codes) < 2:
+        raise DataError(
+            f"{PurePath(path).name} has {len(whole)} problems with a reply in each of {len(codes)} languages; the "
+            "audit needs three problems or more and two languages beside English."
+        )
+    return [
+        Case(
+            prompt=prompt,
+            faithful=reply,
+            english=prompt.reference.text,
+            others=tuple(row[other][1] for other in _further(code, codes)),
+            neighbours=tuple(whole[(place + shift) % len(whole)][code][1] for shift in (1, 2)),
+            held_out=place % 2 == 1,
+        )
+        for place, row in enumerate(whole)
+        for code, (prompt, reply) in row.items()
+    ]

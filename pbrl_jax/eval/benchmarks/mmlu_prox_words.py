@@ -1,0 +1,31 @@
+"""The words of MMLU-ProX in its 29 languages, read from mmlu_prox_words.json.
+
+They are part of the benchmark's protocol: the prompt words, answer phrase and subject names that
+lm-evaluation-harness 0.4.13 (MIT licence, Copyright EleutherAI) uses for each language.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Words(NamedTuple):
+    """What stands around a problem. `task` has slots {subject} and {ans_suffix}; `solved` opens the data set's worked
+    solutions, where `answer` takes its place; `sentence` has one slot for the letter; `subjects` maps a category of
+    the data to its name in the language."""
+
+    question: str
+    options: str
+    answer: str
+    task: str
+    solved: str
+    sentence: str
+    subjects: dict[str, str]
+
+
+@cache
+def benchmark_words() -> dict[str, Words]:
+    """Language -> its words."""
+    text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+    return {language: Words(**words) for language, words in json.loads(text).items()}

@@ -1,0 +1,100 @@
+"""Grades of responses and of scored choices: ours, and beside it those of published evaluations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.eval.benchmarks.common import LETTERS, Benchmark, Problem
+from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
+from pbrl_jax.eval.fidelity import fidelity
+from pbrl_jax.text.answers import extract_answer, same_answer
+from pbrl_jax.text.languages import LANGUAGES
+
+
+def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
+    """Our answer of a response: of any digits and separators, announced in its language, else the last number."""
+    if benchmark.extract is not None:
+        return benchmark.extract(problem, text)
+    if problem.kind == "letter":
+        return leading_or_announced_letter(text, problem.answer_language, LETTERS[: problem.options])
+    return extract_answer(text, problem.answer_language, fallback=True)
+
+
+def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: dict[str, Any],
+                   alternatives: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+    """A generated row with its grades.
+
+    Adds gold, extracted, correct, marker_missing (an answer was found, but not announced), published, right_language,
+    line_pass, word_pass and code_switch.
+    """
+    text = row["completion"]
+    extracted = extract(benchmark, problem, text)
+    # In the English protocol an English response is the right one.
+    wanted = "en" if protocol == "en-cot" else problem.language
+    verdict = fidelity(text, wanted, alternatives)
+    return row | {
+        "gold": problem.answer,
+        "extracted": extracted,
+        "correct": same_answer(extracted, problem.answer),
+        "marker_missing": extracted is not None and extract_answer(text, problem.answer_language) is None,
+        "published": benchmark.published(problem, text, protocol),
+        # As in training: a text too short to tell counts as right; a language unknown to us counts nowhere.
+        "right_language": None if wanted not in LANGUAGES else verdict.right is not False,
+        "line_pass": verdict.lines,
+        "word_pass": verdict.words,
+        "code_switch": verdict.switched,
+    }
+
+
+def grade_choices(problem: Problem, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of log-probabilities with its grades.
+
+    Adds gold, extracted and correct (highest sum: the harness's acc), and published.lm_eval_acc_norm (highest sum per
+    character of the choice). The first of equal choices wins, as in the harness.
+    """
+    sums = row["logprobs"]
+    per_character = [value / len(choice[1:]) for value, choice in zip(sums, problem.choices, strict=True)]
+    best, best_norm = (LETTERS[scores.index(max(scores))] for scores in (sums, per_character))
+    return row | {
+        "gold": problem.answer,
+        "extracted": best,
+        "correct": best == problem.answer,
+        "published": {"lm_eval_acc": best == problem.answer, "lm_eval_acc_norm": best_norm == problem.answer},
+    }
+
+
+def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
+               rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+    """All rows with their grades, in the order of the problems and of their samples.
+
+    Raises:
+      DataError: a row of a problem that is not in this evaluation, or without a field.
+    """
+    by_key = {problem.key: (place, problem) for place, problem in enumerate(problems)}
+    alternatives = tuple(dict.fromkeys(problem.language for problem in problems))
+    graded = []
+    for row in rows:
+        if row.get("key") not in by_key:
+            raise DataError(f"responses.jsonl has a row of {row.get('key')!r}, which is no problem of this evaluation.")
+        place, problem = by_key[row["key"]]
+        _check_row(problem, row)
+        if problem.choices:
+            new = grade_choices(problem, row)
+        else:
+            new = grade_response(benchmark, protocol, problem, row, alternatives)
+        graded.append((place, row["sample"], new))
+    return [row for _, _, row in sorted(graded, key=lambda entry: entry[:2])]
+
+
+def _check_row(problem: Problem, row: dict[str, Any]) -> None:
+    fields = {"sample": int, "completion": str, "tokens": int, "truncated": bool}
+    if problem.choices:
+        fields = {"sample": int, "logprobs": list}
+    wrong = [name for name, kind in fields.items() if not isinstance(row.get(name), kind)]
+    if not wrong and problem.choices and len(row["logprobs"]) != len(problem.choices):
+        wrong = ["logprobs"]
+    if wrong:
+        raise DataError(
+            f"responses.jsonl: the row of {row['key']!r} has no usable {', '.join(wrong)}. Delete the row: the same "
+            "command answers it again."
+        )

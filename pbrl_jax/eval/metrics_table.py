@@ -1,0 +1,192 @@
+"""From graded rows to the numbers of eval.json: per language, over languages, and against an earlier evaluation.
+
+Accuracies and shares are fractions in [0, 1]; intervals are 95 % bootstrap intervals over problems.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.eval.fidelity import share
+from pbrl_jax.eval.statistics import (
+    Values,
+    bootstrap_interval,
+    majority_at_k,
+    mean_at_k,
+    mean_interval,
+    paired_test,
+    pass_at_k,
+)
+from pbrl_jax.text.answers import same_answer
+
+Rows = Sequence[Mapping[str, Any]]
+FIDELITY = {"right_language": "right_language", "line_pass_rate": "line_pass", "word_pass_rate": "word_pass",
+            "code_switch_share": "code_switch"}  # fmt: skip
+"""Name in the table -> name in a row."""
+
+
+def by_problem(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """Key -> the samples of the problem, in order."""
+    table: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        table.setdefault(row["key"], []).append(row)
+    return table
+
+
+def by_language(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """Language -> its rows."""
+    table: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        table.setdefault(row["language"], []).append(row)
+    return table
+
+
+def accuracies(rows: Rows) -> dict[str, float]:
+    """Key -> share of the problem's samples that are right."""
+    return {key: float(np.mean([row["correct"] for row in samples])) for key, samples in by_problem(rows).items()}
+
+
+def votes(samples: Rows) -> list[int]:
+    """One number a sample, the same for the same answer; -1 where there is none."""
+    known: list[str] = []
+    cast = []
+    for row in samples:
+        answer = row["extracted"]
+        if answer is None:
+            cast.append(-1)
+            continue
+        place = next((i for i, other in enumerate(known) if same_answer(answer, other)), len(known))
+        known += [answer] if place == len(known) else []
+        cast.append(place)
+    return cast
+
+
+def sample_metrics(rows: Rows) -> dict[str, float]:
+    """pass@k, mean@k and maj@k for k = 1, 2, 4 ... and all samples; {} where each problem has one sample."""
+    problems = list(by_problem(rows).values())
+    count = min(len(samples) for samples in problems)
+    if count == 1:
+        return {}
+    correct_NS = [[row["correct"] for row in samples[:count]] for samples in problems]
+    votes_NS = [votes(samples[:count]) for samples in problems]
+    found = {}
+    for k in sorted({*(2**power for power in range(count.bit_length()) if 2**power <= count), count}):
+        found[f"pass@{k}"] = float(pass_at_k(correct_NS, k).mean())
+        found[f"mean@{k}"] = float(mean_at_k(correct_NS, k).mean())
+        found[f"maj@{k}"] = float(majority_at_k(votes_NS, correct_NS, k).mean())
+    return found
+
+
+def language_row(rows: Rows, seed: int) -> dict[str, Any]:
+    """The table's entry of one language."""
+    interval = bootstrap_interval(list(accuracies(rows).values()), seed)
+    entry: dict[str, Any] = {
+        "accuracy": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": len(by_problem(rows)),
+        "extraction_failures": float(np.mean([row["extracted"] is None for row in rows])),
+    }
+    for name, field in FIDELITY.items():
+        entry[name] = share([row.get(field) for row in rows])
+    if "completion" in rows[0]:
+        entry["marker_missing"] = float(np.mean([row["marker_missing"] for row in rows]))
+        entry["mean_tokens"] = float(np.mean([row["tokens"] for row in rows]))
+        entry["truncated"] = float(np.mean([row["truncated"] for row in rows]))
+        entry["mean_characters"] = float(np.mean([len(row["completion"]) for row in rows]))
+    names = rows[0]["published"]
+    entry["published"] = {name: float(np.mean([row["published"][name] for row in rows])) for name in names}
+    return entry | sample_metrics(rows)
+
+
+def mean_of(languages: Iterable[str], columns: Mapping[str, list[float]], seed: int) -> dict[str, Any] | None:
+    """{languages, accuracy, low, high} of the mean over those of `languages` that were evaluated; None for none."""
+    codes = [code for code in languages if code in columns]
+    if not codes:
+        return None
+    interval = mean_interval([columns[code] for code in codes], seed)
+    return {"languages": codes, "accuracy": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
+    """What eval.json says of an evaluation's rows.
+
+    Args:
+      rows: graded, at least one.
+      seen: languages the policy was trained in; () leaves the division out.
+      seed: of the bootstrap.
+    """
+    tables = {code: language_row(part, seed) for code, part in by_language(rows).items()}
+    columns = {code: list(accuracies(part).values()) for code, part in by_language(rows).items()}
+    others = [code for code in columns if code != "en"]
+    mean = mean_of(others, columns, seed)
+    found: dict[str, Any] = {
+        "languages": tables,
+        "mean_non_english": None if mean is None else mean["accuracy"],
+        "mean_non_english_interval": None if mean is None else [mean["low"], mean["high"]],
+        "gap_to_english": None if mean is None or "en" not in tables else tables["en"]["accuracy"] - mean["accuracy"],
+        "mean": mean_of(columns, columns, seed)["accuracy"],
+        "worst_language": None,
+        "published_mean_non_english": {
+            name: float(np.mean([tables[code]["published"][name] for code in others]))
+            for name in rows[0]["published"]
+            if others
+        },
+    }
+    if others:
+        worst = min(others, key=lambda code: tables[code]["accuracy"])
+        found["worst_language"] = {"language": worst, "accuracy": tables[worst]["accuracy"]}
+    if seen:
+        found["seen"] = mean_of([code for code in others if code in seen], columns, seed)
+        found["unseen"] = mean_of([code for code in others if code not in seen], columns, seed)
+    return found
+
+
+# Against an earlier evaluation of the same problems.
+
+
+def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
+    """This evaluation against a base's: points, relative gain and significance per language and over them.
+
+    Returns:
+      languages: code -> {base, points, relative, low, high, p_bootstrap, p_mcnemar}, `relative` None from a base of 0;
+      mean_non_english: the same of the mean over languages but English, where they share their problems;
+      english_retention: English accuracy over the base's, None without English or from 0.
+
+    Raises:
+      DataError: the two evaluations have different problems.
+    """
+    before, after = accuracies(base_rows), accuracies(rows)
+    if set(before) != set(after):
+        lacking, more = sorted(set(before) - set(after)), sorted(set(after) - set(before))
+        raise DataError(
+            f"The base has {len(before)} problems and this evaluation {len(after)}: {len(lacking)} only in the base "
+            f"({', '.join(lacking[:3])}), {len(more)} only here ({', '.join(more[:3])}). Run both with the same "
+            "--benchmark, --languages and --limit."
+        )
+    keys = {code: [row["key"] for row in part] for code, part in by_language(rows).items()}
+    keys = {code: list(dict.fromkeys(found)) for code, found in keys.items()}
+    tests = {code: _comparison([before[k] for k in own], [after[k] for k in own], seed) for code, own in keys.items()}
+    others = [code for code in keys if code != "en"]
+    found: dict[str, Any] = {"languages": tests, "mean_non_english": None, "english_retention": None}
+    if others and len({len(keys[code]) for code in others}) == 1:
+        columns = [np.mean([[table[k] for k in keys[code]] for code in others], axis=0) for table in (before, after)]
+        found["mean_non_english"] = _comparison(*columns, seed)
+    if "en" in tests and tests["en"]["base"] > 0:
+        found["english_retention"] = (tests["en"]["base"] + tests["en"]["points"]) / tests["en"]["base"]
+    return found
+
+
+def _comparison(before: Values, after: Values, seed: int) -> dict[str, Any]:
+    test, base = paired_test(before, after, seed), float(np.mean(before))
+    return {
+        "base": base,
+        "points": test.difference,
+        "relative": test.difference / base if base else None,
+        "low": test.low,
+        "high": test.high,
+        "p_bootstrap": test.p_bootstrap,
+        "p_mcnemar": test.p_mcnemar,
+    }

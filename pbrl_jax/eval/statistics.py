@@ -1,0 +1,194 @@
+"""Intervals and tests for accuracies, and the metrics of several samples per problem. NumPy only, on the host.
+
+N problems, S samples of each. Every random number comes from a seed, so a result can be had again.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pbrl_jax.core.errors import ConfigError
+
+DRAWS = 10_000
+"""Resamples of a bootstrap."""
+_CHUNK = 2_000_000
+"""Indices drawn at a time, at most."""
+
+Values = Sequence[float] | np.ndarray
+"""One number for each problem."""
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its interval, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class PairedTest(NamedTuple):
+    """Two runs on the same problems: `difference` is the second's mean minus the first's.
+
+    `p_bootstrap` is two-sided; `p_mcnemar` is None where a value is neither 0 nor 1. `lost` and `won` count the
+    problems that only the first and only the second run solved.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_bootstrap: float
+    p_mcnemar: float | None
+    lost: int
+    won: int
+
+
+def _values(values: Values, what: str) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ConfigError(f"{what}: found shape {array.shape}, expected at least one finite number in one row.")
+    return array
+
+
+def resampled_means(values_N: np.ndarray, seed: int, draws: int = DRAWS) -> np.ndarray:
+    """Means of `draws` resamples with replacement, [draws]."""
+    rng = np.random.default_rng(seed)
+    size = len(values_N)
+    block = max(1, _CHUNK // size)
+    parts = [
+        values_N[rng.integers(0, size, (min(block, draws - start), size))].mean(axis=1)
+        for start in range(0, draws, block)
+    ]
+    return np.concatenate(parts)
+
+
+def bootstrap_interval(values: Values, seed: int = 0, level: float = 0.95, draws: int = DRAWS) -> Interval:
+    """The mean with its percentile bootstrap interval (Efron 1979).
+
+    Args:
+      values: one number a problem, [N]; an accuracy's are 0 and 1.
+      seed: of the resampling.
+      level: mass between the bounds.
+      draws: resamples.
+
+    Raises:
+      ConfigError: no values, a value that is not finite, or a level outside (0, 1).
+    """
+    values_N = _values(values, "Bootstrap interval")
+    if not 0 < level < 1:
+        raise ConfigError(f"The level of an interval is {level}; expected a share between 0 and 1, such as 0.95.")
+    tail = 50 * (1 - level)
+    low, high = np.percentile(resampled_means(values_N, seed, draws), [tail, 100 - tail])
+    return Interval(float(values_N.mean()), float(low), float(high))
+
+
+def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
+                  draws: int = DRAWS) -> Interval:  # fmt: skip
+    """The mean over several languages' means, with an interval.
+
+    Languages that have the same number of problems are taken to have the same problems, which are resampled together:
+    a hard problem is hard in every language, and the intervals of the single languages would understate that.
+    Otherwise each language is resampled alone.
+    """
+    rows = [_values(column, "Mean over languages") for column in columns]
+    if not rows:
+        raise ConfigError("Mean over languages: found no language, expected at least one.")
+    if len({len(row) for row in rows}) == 1:
+        return bootstrap_interval(np.mean(rows, axis=0), seed, level, draws)
+    means = np.mean([resampled_means(row, seed + index, draws) for index, row in enumerate(rows)], axis=0)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Interval(float(np.mean([row.mean() for row in rows])), float(low), float(high))
+
+
+def mcnemar_exact(lost: int, won: int) -> float:
+    """Two-sided exact p-value of McNemar's test: `lost` and `won` discordant pairs under a fair coin.
+
+    McNemar (1947); the exact binomial form. 1.0 where no pair differs.
+    """
+    if lost < 0 or won < 0:
+        raise ConfigError(f"McNemar's test: found counts {lost} and {won}; expected none below 0.")
+    pairs, fewer = lost + won, min(lost, won)
+    if lost == won:
+        return 1.0
+    # Whole numbers until the one division, so that thousands of pairs neither overflow nor round.
+    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / 2**pairs)
+
+
+def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.95,
+                draws: int = DRAWS) -> PairedTest:  # fmt: skip
+    """Whether `second` differs from `first` on the same problems in the same order.
+
+    The bootstrap resamples problems, so that what both runs find hard cancels. Its p-value is twice the smaller share
+    of resamples on either side of no difference, with one added to count and draws (Davison and Hinkley 1997, 4.2).
+    """
+    first_N, second_N = _values(first, "Paired test, first run"), _values(second, "Paired test, second run")
+    if len(first_N) != len(second_N):
+        raise ConfigError(
+            f"A paired test needs the same problems: found {len(first_N)} and {len(second_N)}. Compare two runs of one "
+            "benchmark with the same --languages and --limit."
+        )
+    difference_N = second_N - first_N
+    means = resampled_means(difference_N, seed, draws)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    side = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    binary = bool(np.isin(first_N, (0, 1)).all() and np.isin(second_N, (0, 1)).all())
+    lost, won = int((difference_N < 0).sum()), int((difference_N > 0).sum())
+    return PairedTest(
+        difference=float(difference_N.mean()),
+        low=float(low),
+        high=float(high),
+        p_bootstrap=min(1.0, 2 * (side + 1) / (draws + 1)),
+        p_mcnemar=mcnemar_exact(lost, won) if binary else None,
+        lost=lost,
+        won=won,
+    )
+
+
+def pass_at_k(correct_NS: Sequence[Values], k: int) -> np.ndarray:
+    """For each problem the chance that at least one of k samples is right, [N].
+
+    Unbiased from S >= k samples: 1 - C(S - c, k) / C(S, k) with c right ones (Chen et al. 2021, equation 1).
+    """
+    right_N, samples = _right(correct_NS, k)
+    # C(S - c, k) / C(S, k) as a product, which neither overflows nor loses digits; with S - c < k one factor is 0.
+    factors_NK = [1 - k / np.arange(samples - right + 1, samples + 1) for right in right_N]
+    return np.array([1 - np.prod(np.maximum(factors, 0)) if len(factors) else 0.0 for factors in factors_NK])
+
+
+def mean_at_k(correct_NS: Sequence[Values], k: int) -> np.ndarray:
+    """For each problem the share of right answers among its first k samples, [N]."""
+    _right(correct_NS, k)
+    return np.asarray(correct_NS, np.float64)[:, :k].mean(axis=1)
+
+
+def majority_at_k(votes_NS: Sequence[Sequence[int]], correct_NS: Sequence[Values], k: int) -> np.ndarray:
+    """For each problem whether the answer that most of its first k samples give is right, [N] of 0 and 1.
+
+    Args:
+      votes_NS: one number for each sample, equal for equal answers; negative for a sample without an answer, which
+        does not vote. The first of several most frequent answers wins.
+      correct_NS: whether each sample is right.
+    """
+    _right(correct_NS, k)
+    found = []
+    for votes, correct in zip(votes_NS, correct_NS, strict=True):
+        cast = [vote for vote in votes[:k] if vote >= 0]
+        if not cast:
+            found.append(0.0)
+            continue
+        winner = max(dict.fromkeys(cast), key=cast.count)
+        found.append(float(correct[list(votes).index(winner)]))
+    return np.array(found)
+
+
+def _right(correct_NS: Sequence[Values], k: int) -> tuple[np.ndarray, int]:
+    """(right samples of each problem, samples of each problem)."""
+    table = np.asarray(correct_NS, np.int64)
+    if table.ndim != 2 or table.size == 0:
+        raise ConfigError(f"Found samples of shape {table.shape}; expected as many samples of every problem.")
+    if not 1 <= k <= table.shape[1]:
+        raise ConfigError(f"k is {k}, but each problem has {table.shape[1]} samples. Raise --samples or lower k.")
+    return table.sum(axis=1), table.shape[1]

@@ -1,0 +1,92 @@
+"""Products of many groups of rows, each with a matrix of its own.
+
+A TPU has an instruction for it (`jax.lax.ragged_dot`). Elsewhere XLA makes that product dense, every row with every
+matrix, in time and memory: here the rows of a group are laid in blocks, and each block meets its group's matrix alone.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+#: Rows of a block: about those of an average group, within these bounds.
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
+
+
+class Groups(NamedTuple):
+    """Where each of M items goes so that those of one group lie together: vectors of integers."""
+
+    item_of_slot: jax.Array
+    """A slot is a place of the sorted layout; one that stays empty has item M, which is none."""
+    slot_of_item: jax.Array
+    sizes: jax.Array
+    """Items of each group."""
+    group_of_block: jax.Array | None
+    """None: slots are the sorted items, without blocks."""
+
+
+def native() -> bool:
+    """Whether the hardware multiplies groups itself."""
+    return jax.default_backend() == "tpu"
+
+
+def group_items(group_M: jax.Array, groups: int, blocks: bool | None = None) -> Groups:
+    """Sort items by group (a vector of numbers below `groups`).
+
+    Args:
+      blocks: lay each group in whole blocks; None: unless the hardware needs none.
+    """
+    M = group_M.shape[0]
+    order = jnp.argsort(group_M)
+    sizes = jnp.bincount(group_M, length=groups).astype(jnp.int32)
+    if not (blocks if blocks is not None else not native()):
+        return Groups(order, jnp.argsort(order), sizes, None)
+    block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (M // groups).bit_length()))
+    most = (M + min(groups, M) * (block - 1)) // block
+    of_group = -(-sizes // block)
+    ends = jnp.cumsum(of_group)
+    group_of_block = jnp.minimum(jnp.searchsorted(ends, jnp.arange(most), side="right"), groups - 1)
+    sorted_group = group_M[order]
+    rank = jnp.arange(M) - (jnp.cumsum(sizes) - sizes)[sorted_group]
+    slot = (ends - of_group)[sorted_group] * block + rank
+    item_of_slot = jnp.full(most * block, M, order.dtype).at[slot].set(order)
+    slot_of_item = jnp.zeros(M, slot.dtype).at[order].set(slot)
+    return Groups(item_of_slot, slot_of_item, sizes, group_of_block)
+
+
+def grouped_dot(
+    rows: Float[Array, "slots D"], matrices: Float[Array, "groups D F"], groups: Groups
+) -> Float[Array, "slots F"]:
+    """Each slot's row times the matrix of its group; rows of empty slots must be zero."""
+    if groups.group_of_block is None:
+        return jax.lax.ragged_dot(rows, matrices, groups.sizes)
+    blocked = rows.reshape(groups.group_of_block.shape[0], -1, rows.shape[-1])
+    return _block_dot(blocked, matrices, groups.group_of_block).reshape(rows.shape[0], -1)
+
+
+@jax.custom_vjp
+def _block_dot(rows_nbD, matrices_EDF, group_n):
+    """Block after block: one matrix is looked at per block."""
+    return jax.lax.map(lambda block: block[0] @ matrices_EDF[block[1]], (rows_nbD, group_n))
+
+
+def _forward(rows_nbD, matrices_EDF, group_n):
+    return _block_dot(rows_nbD, matrices_EDF, group_n), (rows_nbD, matrices_EDF, group_n)
+
+
+def _backward(saved, tangent_nbF):
+    """Derived by hand: left to itself, the derivative adds an array of all matrices for every block."""
+    rows_nbD, matrices_EDF, group_n = saved
+    rows = jax.lax.map(lambda block: block[0] @ matrices_EDF[block[1]].T, (tangent_nbF, group_n))
+    wide = jnp.promote_types(matrices_EDF.dtype, jnp.float32)
+
+    def add(total, block):
+        row, tangent, group = block
+        return total.at[group].add(jnp.matmul(row.T, tangent, preferred_element_type=wide)), None
+
+    matrices, _ = jax.lax.scan(add, jnp.zeros(matrices_EDF.shape, wide), (rows_nbD, tangent_nbF, group_n))
+    return rows, matrices.astype(matrices_EDF.dtype), None
+
+
+_block_dot.defvjp(_forward, _backward)

@@ -1,0 +1,183 @@
+"""Reading a decoder's `config.json` so that no field is passed over: each is taken, harmless, or an error."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.models.specs import Llama3Scaling
+
+#: Fields that no forward pass reads and that an export repeats.
+KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
+
+#: Fields that change nothing that is computed here: bookkeeping, dropout, output options, training losses.
+HARMLESS = frozenset(KEPT) | {
+    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "attn_implementation",
+    "auto_map", "cache_implementation", "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id", "dtype",
+    "finetuning_task", "id2label", "is_decoder", "is_encoder_decoder", "label2id", "mask_token_id", "model_type",
+    "name_or_path", "output_attentions", "output_hidden_states", "output_router_logits", "prefix", "pretraining_tp",
+    "problem_type", "return_dict", "router_aux_loss_coef", "sep_token_id", "task_specific_params", "tokenizer_class",
+    "torch_dtype", "torchscript", "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16",
+    "use_cache",
+}  # fmt: skip
+
+#: Fields of every RoPE type that is understood.
+ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+MISSING = object()
+
+
+class ConfigFields:
+    """The fields of one config; each is taken by name, and `finish` refuses those that nobody took.
+
+    Args:
+      values: the config.
+      defaults: what transformers puts in for a field that is left out.
+      where: what the messages call it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "config.json"):
+        self.values, self.defaults, self.where = values, defaults, where
+        self.taken: set[str] = set()
+
+    def take(self, name: str, default: Any = MISSING) -> Any:
+        """The field's value; without one the family's default, or the given one, or a CheckpointError."""
+        self.taken.add(name)
+        value = self.values.get(name, self.defaults.get(name, default))
+        if value is MISSING:
+            raise CheckpointError(f"{self.where} has no {name!r}. Add it as the model's authors published it.")
+        return value
+
+    def size(self, name: str, default: Any = MISSING, least: int = 1) -> int:
+        """An integer of at least `least`."""
+        value = self.take(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected an integer of at least {least}.")
+        return value
+
+    def number(self, name: str, default: Any = MISSING) -> float:
+        """A positive number."""
+        value = self.take(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected a positive number.")
+        return float(value)
+
+    def flag(self, name: str, default: Any = MISSING) -> bool:
+        """True or false; null is false."""
+        value = self.take(name, default)
+        if value not in (True, False, None):
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected true or false.")
+        return bool(value)
+
+    def expect(self, name: str, *supported: Any) -> None:
+        """Refuse any value but these; a field that is left out has the first."""
+        value = self.take(name, supported[0])
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported):
+            known = " or ".join(repr(one) for one in supported)
+            raise CheckpointError(f"{self.where}: {name} is {value!r}, which changes the model; supported is {known}.")
+
+    def finish(self) -> None:
+        """Refuse fields that were neither taken nor are harmless."""
+        unknown = sorted(set(self.values) - self.taken - HARMLESS)
+        if unknown:
+            found = ", ".join(f"{name}={self.values[name]!r}" for name in unknown)
+            raise CheckpointError(
+                f"{self.where} has fields that are not understood: {found}. They may change what the model computes. "
+                "Remove those that surely do not, or load a model without them."
+            )
+
+
+class Rope(NamedTuple):
+    """RoPE of one kind of layer."""
+
+    theta: float
+    factor: float = 1.0
+    scaling: Llama3Scaling | None = None
+
+
+def parse_rope(values: Mapping[str, Any] | None, theta: float, where: str) -> Rope:
+    """One RoPE dictionary of either spelling; `theta` is the base where the dictionary names none."""
+    values = dict(values or {})
+    kind = values.pop("rope_type", None) or values.get("type") or "default"
+    values.pop("type", None)
+    if kind not in ROPE_TYPES:
+        raise CheckpointError(f"{where}: rope_type is {kind!r}; supported are {', '.join(ROPE_TYPES)}.")
+    fields = ConfigFields(values, {}, where)
+    theta = fields.number("rope_theta", theta)
+    fields.expect("partial_rotary_factor", 1.0, 1, None)
+    numbers = {name: fields.number(name) for name in ROPE_TYPES[kind]}
+    unknown = sorted(set(values) - fields.taken)
+    if unknown:
+        raise CheckpointError(f"{where}: {unknown[0]}={values[unknown[0]]!r} is not a field of rope_type {kind!r}.")
+    if kind == "llama3":
+        original = int(numbers.pop("original_max_position_embeddings"))
+        return Rope(theta, scaling=Llama3Scaling(original_max_position=original, **numbers))
+    return Rope(theta, **numbers)
+
+
+def read_rope(fields: ConfigFields, by_layer: bool) -> tuple[Rope, Rope]:
+    """RoPE of global and of local layers, in old or new spelling.
+
+    Old: `rope_theta`, `rope_scaling`, and `rope_local_base_freq` for local layers. New: `rope_parameters`, flat, or one
+    dictionary per kind of layer.
+
+    Args:
+      fields: the config.
+      by_layer: local layers have a RoPE of their own, which is never scaled.
+    """
+    theta = fields.number("rope_theta", 10_000.0)
+    local = Rope(fields.number("rope_local_base_freq")) if by_layer else None
+    fields.expect("partial_rotary_factor", 1.0, 1, None)
+    scaling, parameters = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
+    for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if not isinstance(value, Mapping | None):
+            raise CheckpointError(f"{fields.where}: {name} is {value!r}; expected an object.")
+    old = parse_rope(scaling, theta, f"{fields.where}, rope_scaling")
+    if not parameters:
+        return old, local or old
+    place = f"{fields.where}, rope_parameters"
+    if by_layer:
+        new, local = _rope_by_layer(parameters, theta, local.theta, place)
+    else:
+        new = parse_rope(parameters, theta, place)
+    if scaling and old != new:
+        raise CheckpointError(
+            f"{fields.where}: rope_scaling {scaling!r} and rope_parameters {parameters!r} say different things. "
+            "Remove the one that is wrong."
+        )
+    return new, local or new
+
+
+def _rope_by_layer(parameters: Mapping[str, Any], theta: float, local_theta: float, place: str) -> tuple[Rope, Rope]:
+    """`rope_parameters` with a dictionary per kind of layer."""
+    unknown = sorted(set(parameters) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise CheckpointError(
+            f"{place}: {unknown[0]}={parameters[unknown[0]]!r}; supported are full_attention and sliding_attention."
+        )
+    whole = parse_rope(parameters.get("full_attention"), theta, f"{place}, full_attention")
+    local = parse_rope(parameters.get("sliding_attention"), local_theta, f"{place}, sliding_attention")
+    if local not in (whole, Rope(local.theta)):
+        raise CheckpointError(
+            f"{place}, sliding_attention: {parameters['sliding_attention']!r}; supported is rope_type 'default'."
+        )
+    return whole, local
+
+
+def rope_fields(rope: Rope) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`: the old spelling, which old and new versions of transformers and vLLM read."""
+    scaling = None
+    if rope.scaling is not None:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": rope.scaling.factor,
+            "low_freq_factor": rope.scaling.low_freq_factor,
+            "high_freq_factor": rope.scaling.high_freq_factor,
+            "original_max_position_embeddings": rope.scaling.original_max_position,
+        }
+    elif rope.factor != 1.0:
+        scaling = {"rope_type": "linear", "factor": rope.factor}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}

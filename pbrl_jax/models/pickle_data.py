@@ -1,0 +1,296 @@
+"""A pickle read as data: an interpreter of the opcodes that imports nothing and calls nothing the file names.
+
+A pickle is a program. Python's own reader runs it; this one knows a closed list of constructors (given by the caller)
+and puts an inert `Foreign` in the place of every other object, so that a Lightning checkpoint with callbacks, optimizer
+state and a Namespace can be read for its tensors.
+"""
+
+import pickle
+import pickletools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+MAX_DEPTH = 100
+"""Deepest nesting of the result, so that whoever walks it may recurse."""
+MAX_ITEMS = 10_000_000
+"""Largest size of the result written out as a tree; shared lists can make a small file exponentially large."""
+
+
+class PickleDataError(ValueError):
+    """A pickle that is damaged, or that does what no checkpoint needs."""
+
+
+class Name(NamedTuple):
+    """A class or function that the file names; never imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Foreign:
+    """The place of an object of a class we do not read. It remembers its class's name and nothing else."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<unread {self.name}>"
+
+
+class Record(dict):
+    """A plain object read as a dict of its attributes (argparse.Namespace)."""
+
+
+Constructors = Mapping[Name, Callable[..., Any]]
+
+
+def read_pickle(data: bytes, constructors: Constructors, load_persistent: Callable[[Any], Any]) -> Any:
+    """The object tree of a pickle.
+
+    Args:
+      constructors: what the names that are understood build, called with the arguments in the file; it must check
+        them. Classes and functions that are not listed become `Foreign`.
+      load_persistent: from a persistent id to its object.
+
+    Raises:
+      PickleDataError: damaged, deeper or larger than any checkpoint, or cyclic.
+    """
+    machine = _Machine(constructors, load_persistent)
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                break
+            machine.step(opcode.name, argument)
+        (value,) = machine.stack
+    except PickleDataError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
+        raise PickleDataError(f"not a valid pickle ({type(error).__name__}: {error})") from error
+    _check_size(value)
+    return value
+
+
+class _Machine:
+    """The stack machine of pickle protocols 0 to 5."""
+
+    def __init__(self, constructors: Constructors, load_persistent: Callable[[Any], Any]):
+        self.constructors, self.load_persistent = constructors, load_persistent
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, opcode: str, argument: Any) -> None:
+        if opcode in _PUSH_ARGUMENT:
+            self.stack.append(argument)
+        elif opcode in _PUSH_CONSTANT:
+            self.stack.append(_PUSH_CONSTANT[opcode]())
+        elif opcode in _PUT:
+            self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
+        elif opcode in _GET:
+            self.stack.append(self.memo[int(argument)])
+        elif opcode in _HANDLERS:
+            _HANDLERS[opcode](self, argument)
+        elif opcode not in _NO_EFFECT:
+            raise PickleDataError(f"pickle opcode {opcode} has no place in a checkpoint")
+
+    def check_protocol(self, version: int) -> None:
+        if version > pickle.HIGHEST_PROTOCOL:
+            raise PickleDataError(f"pickle protocol {version}; known are those up to {pickle.HIGHEST_PROTOCOL}")
+
+    def mark(self, _argument) -> None:
+        self.outer.append(self.stack)
+        self.stack = []
+
+    def marked(self) -> list[Any]:
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def collect(self, _argument=None, kind: Callable[[list[Any]], Any] = list) -> None:
+        items = self.marked()
+        self.stack.append(kind(items))
+
+    def pop(self, _argument=None) -> Any:
+        if not self.stack:
+            return self.marked()
+        return self.stack.pop()
+
+    def push_name(self, argument: str | None) -> None:
+        if argument is None:
+            name, module = self.stack.pop(), self.stack.pop()
+        else:
+            module, name = argument.split(" ", 1)
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise PickleDataError("a class whose name is no text")
+        self.stack.append(Name(module, name))
+
+    def build(self, callee: Any, arguments: Any) -> None:
+        """What `callee(*arguments)` stands for; only listed constructors are ever called."""
+        if not isinstance(arguments, tuple):
+            raise PickleDataError("a call without a tuple of arguments")
+        constructor = self.constructors.get(callee) if isinstance(callee, Name) else None
+        if constructor is not None:
+            self.stack.append(constructor(*arguments))
+        else:
+            self.stack.append(Foreign(str(callee) if isinstance(callee, Name) else type(callee).__name__))
+
+    def reduce(self, _argument) -> None:
+        arguments, callee = self.stack.pop(), self.stack.pop()
+        self.build(callee, arguments)
+
+    def new_object_with_keywords(self, _argument) -> None:
+        self.stack.pop()
+        self.reduce(None)
+
+    def instance(self, argument: str) -> None:
+        arguments = tuple(self.marked())
+        self.push_name(argument)
+        self.build(self.stack.pop(), arguments)
+
+    def marked_object(self, _argument) -> None:
+        callee, *arguments = self.marked()
+        self.build(callee, tuple(arguments))
+
+    def set_state(self, _argument) -> None:
+        """Attributes of an object: read for a Record; a dict's own (a state dict's versions) say nothing of values."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Record):
+            self.put_items(target, list(state.items()))
+
+    def add_to_list(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Foreign):
+            raise PickleDataError(f"items appended to a {type(target).__name__}")
+
+    def add_to_dict(self, items: list[Any]) -> None:
+        if len(items) % 2:
+            raise PickleDataError("a dict with a key and no value")
+        target = self.stack[-1]
+        if isinstance(target, dict):
+            self.put_items(target, list(zip(items[::2], items[1::2], strict=True)))
+        elif not isinstance(target, Foreign):
+            raise PickleDataError(f"entries put into a {type(target).__name__}")
+
+    def put_items(self, target: dict, items: list[tuple[Any, Any]]) -> None:
+        for key, value in items:
+            target[_checked_key(key)] = value
+
+    def make_dict(self, _argument) -> None:
+        items = self.marked()
+        self.stack.append({})
+        self.add_to_dict(items)
+
+    def make_tuple(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise PickleDataError("the stack is too short")
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.stack.append(items)
+
+    def set_item(self, _argument) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.add_to_dict([key, value])
+
+    def append(self, _argument) -> None:
+        item = self.stack.pop()
+        self.add_to_list([item])
+
+
+_SCALARS = (str, bytes, int, float, bool, type(None))
+
+
+def _checked_key(key: Any) -> Hashable:
+    """A dict key: a scalar or a tuple of scalars (hashing deep tuples recurses without a limit)."""
+    if isinstance(key, _SCALARS):
+        return key
+    if isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key):
+        return tuple(key)
+    if isinstance(key, Foreign | Name):
+        return repr(key) if isinstance(key, Foreign) else str(key)
+    raise PickleDataError(f"a dict key of type {type(key).__name__}")
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) and not isinstance(value, Name) else []
+
+
+def _check_size(root: Any) -> None:
+    """Depth and size of the tree, shared parts counted as often as they appear; without recursion."""
+    measured: dict[int, tuple[int, int]] = {}
+    open_nodes: set[int] = set()
+    todo = [(root, False)]
+    while todo:
+        node, finished = todo.pop()
+        children = _children(node)
+        if not children or id(node) in measured:
+            continue
+        if finished:
+            sizes = [measured.get(id(child), (1, 1)) for child in children]
+            depth, items = 1 + max(size[0] for size in sizes), 1 + sum(size[1] for size in sizes)
+            if depth > MAX_DEPTH or items > MAX_ITEMS:
+                raise PickleDataError(f"nested {depth} deep with {items} items; at most {MAX_DEPTH} and {MAX_ITEMS}")
+            measured[id(node)] = depth, items
+            open_nodes.discard(id(node))
+        elif id(node) in open_nodes:
+            raise PickleDataError("a list or dict that contains itself")
+        else:
+            open_nodes.add(id(node))
+            todo.append((node, True))
+            todo.extend((child, False) for child in children)
+
+
+_PUSH_ARGUMENT = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+)
+_PUSH_CONSTANT: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    # Sets are read as lists: their elements need not be hashed.
+    "EMPTY_SET": list,
+}
+_PUT = frozenset(["PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"])
+_GET = frozenset(["GET", "BINGET", "LONG_BINGET"])
+_NO_EFFECT = frozenset(["FRAME"])
+_HANDLERS: dict[str, Callable[[_Machine, Any], Any]] = {
+    "PROTO": _Machine.check_protocol,
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": lambda machine, _: machine.marked(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "LIST": _Machine.collect,
+    "FROZENSET": _Machine.collect,
+    "TUPLE": lambda machine, _: machine.collect(kind=tuple),
+    "TUPLE1": lambda machine, _: machine.make_tuple(1),
+    "TUPLE2": lambda machine, _: machine.make_tuple(2),
+    "TUPLE3": lambda machine, _: machine.make_tuple(3),
+    "DICT": _Machine.make_dict,
+    "APPEND": _Machine.append,
+    "APPENDS": lambda machine, _: machine.add_to_list(machine.marked()),
+    "ADDITEMS": lambda machine, _: machine.add_to_list(machine.marked()),
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": lambda machine, _: machine.add_to_dict(machine.marked()),
+    "GLOBAL": _Machine.push_name,
+    "STACK_GLOBAL": _Machine.push_name,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.reduce,
+    "NEWOBJ_EX": _Machine.new_object_with_keywords,
+    "INST": _Machine.instance,
+    "OBJ": _Machine.marked_object,
+    "BUILD": _Machine.set_state,
+    "PERSID": lambda machine, argument: machine.stack.append(machine.load_persistent(argument)),
+    "BINPERSID": lambda machine, _: machine.stack.append(machine.load_persistent(machine.stack.pop())),
+}

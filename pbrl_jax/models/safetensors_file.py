@@ -1,0 +1,180 @@
+"""Safetensors files of our own reading and writing: mapped, checked, and streamed.
+
+A file is eight bytes of header length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, and the
+tensors' bytes one after another (format of huggingface/safetensors). Nothing in it is ever run, and nothing in its
+header is believed before it has been compared with the file.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from pbrl_jax.core.errors import CheckpointError
+
+#: Name of a type in the header -> the NumPy type.
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64), "I8": np.dtype(np.int8), "I16": np.dtype(np.int16), "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64), "U8": np.dtype(np.uint8), "U16": np.dtype(np.uint16), "U32": np.dtype(np.uint32),
+    "U64": np.dtype(np.uint64), "BOOL": np.dtype(np.bool_),
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the format's own library."""
+METADATA = "__metadata__"
+_REPAIR = "Download or write the file again."
+
+
+class Entry(NamedTuple):
+    """One tensor of a file: where its bytes lie in the map."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile(Mapping[str, np.ndarray]):
+    """name -> read-only array that lies in the file: only the slices that are looked at are read.
+
+    Raises:
+      CheckpointError: the file is no whole safetensors file, or its header describes another one.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        size = os.path.getsize(self.path)
+        with open(self.path, "rb") as file:
+            self.header = _header_bytes(file, size, self.path)
+            self.map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self.entries = _entries(self.header, size, self.path)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self.entries[name]
+        count = math.prod(entry.shape)
+        if count == 0:
+            return np.zeros(entry.shape, entry.dtype)
+        return np.frombuffer(self.map, entry.dtype, count, entry.begin).reshape(entry.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def release(self) -> None:
+        """Lets the system drop the pages that were read; they are read again when looked at again."""
+        self.map.madvise(mmap.MADV_DONTNEED)
+
+
+def _header_bytes(file, size: int, path: str) -> bytes:
+    start = file.read(8)
+    if len(start) < 8:
+        raise CheckpointError(f"{path} is truncated: {size} bytes, fewer than the 8 of its header length. {_REPAIR}")
+    if start == b"version ":
+        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights. Run `git lfs pull` in its folder.")
+    (length,) = struct.unpack("<Q", start)
+    if length > LONGEST_HEADER:
+        raise CheckpointError(f"{path} is no safetensors file: its header would have {length} bytes. {_REPAIR}")
+    if 8 + length > size:
+        raise CheckpointError(f"{path} is truncated: {size} bytes, but its header alone takes {8 + length}. {_REPAIR}")
+    return file.read(length)
+
+
+def _no_doubles(pairs: Sequence[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _entries(header: bytes, size: int, path: str) -> dict[str, Entry]:
+    """The checked header: known types, sizes that are those of the shapes, every byte of the file in one tensor."""
+    try:
+        listed = json.loads(header, object_pairs_hook=_no_doubles)
+        listed.pop(METADATA, None)
+        start = 8 + len(header)
+        found = {name: _entry(name, record, start) for name, record in listed.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a damaged header ({type(error).__name__}: {error}). {_REPAIR}") from error
+    position = start
+    for name, entry in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != position:
+            raise CheckpointError(
+                f"{path} has a damaged header: {name} begins at byte {entry.begin}, expected {position}. {_REPAIR}"
+            )
+        position = entry.end
+        if position > size:
+            raise CheckpointError(f"{path} is truncated: {size} bytes, but {name} ends at byte {position}. {_REPAIR}")
+    if position != size:
+        raise CheckpointError(f"{path} has {size} bytes, but its tensors end at byte {position}. {_REPAIR}")
+    return found
+
+
+def _entry(name: str, record: Any, start: int) -> Entry:
+    dtype = DTYPES.get(record["dtype"])
+    if dtype is None:
+        raise ValueError(f"{name} has the type {record['dtype']!r}; known: {', '.join(DTYPES)}")
+    shape, (begin, end) = record["shape"], record["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise ValueError(f"{name} has shape {shape} at {begin}:{end}; expected whole numbers from 0")
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError(f"{name} has shape {shape} of {record['dtype']}, which is not the {end - begin} bytes it has")
+    return Entry(dtype, tuple(shape), start + begin, start + end)
+
+
+class Planned(NamedTuple):
+    """A tensor that is still to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(
+    path: str | os.PathLike, planned: Sequence[Planned], arrays: Iterable[np.ndarray], metadata: dict | None = None
+) -> str:
+    """Write a file tensor by tensor, so that no more than one is ever held; the hex SHA-256 of the file.
+
+    Args:
+      path: local or remote file; an older one is replaced.
+      planned: names, shapes and types, known beforehand because the header comes first.
+      arrays: the tensors, in the order of `planned`.
+      metadata: strings for the header (transformers wants {"format": "pt"}).
+
+    Raises:
+      ValueError: an array that is not the planned one.
+    """
+    header, position = {METADATA: metadata} if metadata else {}, 0
+    for tensor in planned:
+        offsets = [position, position + tensor.size]
+        header[tensor.name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets}
+        position = offsets[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    digest = hashlib.sha256()
+    with epath.Path(path).open("wb") as file:
+        for block in (struct.pack("<Q", len(text)), text):
+            digest.update(block)
+            file.write(block)
+        for tensor, array in zip(planned, arrays, strict=True):
+            if array.shape != tensor.shape or array.dtype != tensor.dtype:
+                raise ValueError(f"{tensor} was planned, found {array.dtype} of shape {array.shape}")
+            block = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b""
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()

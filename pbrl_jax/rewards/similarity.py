@@ -1,0 +1,111 @@
+"""From a cosine to a reward: its scale, several references, and two parts as one value. Pure functions."""
+
+import json
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.paths import as_path
+
+SIMILARITIES = ("raw", "affine", "calibrated")
+REFERENCES = ("max", "mean")
+HYBRID_FORMS = ("convex", "product", "gated")
+
+
+def scale_similarity(
+    cosine: Float[Array, "..."], config: RewardConfig, baseline: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """A cosine on the scale of `config.similarity`.
+
+    raw: the cosine. affine: (1 + cos) / 2. calibrated: (cos - b) / (1 - b) in [0, 1], where b is the mean cosine
+    of mismatched pairs of the row's language; it undoes the compression of cross-lingual cosines.
+
+    Args:
+      cosine: any shape; `baseline` broadcasts against it.
+    """
+    if config.similarity == "affine":
+        return (1 + cosine) / 2
+    if config.similarity == "calibrated":
+        if baseline is None:
+            raise ConfigError("reward.similarity=calibrated needs the host path; use --no-train.fused.")
+        return jnp.clip((cosine - baseline) / jnp.maximum(1 - baseline, 1e-3), 0.0, 1.0)
+    return cosine
+
+
+def reference_cosine(
+    vector_BE: Float[Array, "B E"], pivot_BKE: Float[Array, "B K E"], has_BK: Bool[Array, "B K"], how: str
+) -> Float[Array, "B"]:
+    """The max or mean cosine of each vector with those of its K references that exist; 0 where none does."""
+    cosine_BK = jnp.einsum("be,bke->bk", vector_BE, pivot_BKE)
+    if how == "mean":
+        return jnp.where(has_BK, cosine_BK, 0.0).sum(axis=1) / jnp.maximum(has_BK.sum(axis=1), 1)
+    best_B = jnp.where(has_BK, cosine_BK, -jnp.inf).max(axis=1)
+    return jnp.where(has_BK.any(axis=1), best_B, 0.0)
+
+
+def combine_parts(
+    reasoning_B: Float[Array, "B"], answer_B: Float[Array, "B"], config: RewardConfig
+) -> Float[Array, "B"]:
+    """The hybrid value of two parts, alpha = config.answer_weight.
+
+    convex: alpha * a + (1 - alpha) * r (the plainest reading of the paper). product: a^alpha * r^(1 - alpha), parts
+    cut at 0: neither makes up for the other. gated: the convex sum where a >= config.hybrid_gate, else alpha * a:
+    reasoning counts only behind a good answer.
+    """
+    alpha = config.answer_weight
+    if config.hybrid_form == "product":
+        return jnp.maximum(answer_B, 0.0) ** alpha * jnp.maximum(reasoning_B, 0.0) ** (1 - alpha)
+    value_B = alpha * answer_B + (1 - alpha) * reasoning_B
+    if config.hybrid_form == "gated":
+        return jnp.where(answer_B >= config.hybrid_gate, value_B, alpha * answer_B)
+    return value_B
+
+
+def load_baselines(config: RewardConfig, languages: Sequence[str], encoder_key: str) -> dict[str, float] | None:
+    """Language -> mean cosine of mismatched pairs, from the file that `pbrl calibrate` wrote; None where the
+    similarity is not calibrated.
+
+    Raises:
+      ConfigError: no path, no such file, another encoder's file, or a language that was not measured.
+    """
+    if config.similarity != "calibrated":
+        return None
+    path = config.calibration
+    if not path:
+        raise ConfigError(
+            "reward.similarity=calibrated needs reward.calibration: run `pbrl calibrate CONFIG --workdir W` and give "
+            "W/calibration.json."
+        )
+    try:
+        stored = json.loads(as_path(path).read_text())
+        found = {code: float(row["baseline"]) for code, row in stored["languages"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"reward.calibration {path!r} cannot be read ({type(error).__name__}: {error}). Write it with "
+            "`pbrl calibrate CONFIG --workdir W`."
+        ) from error
+    if stored.get("encoder") != encoder_key:
+        raise ConfigError(
+            f"reward.calibration {path!r} was measured with encoder {stored.get('encoder')!r}, this run has "
+            f"{encoder_key!r}. Run `pbrl calibrate` with this run's configuration."
+        )
+    missing = sorted(set(languages) - set(found))
+    if missing:
+        raise ConfigError(
+            f"reward.calibration {path!r} lacks {', '.join(missing)}; it has {', '.join(sorted(found))}. Run `pbrl "
+            "calibrate` with parallel text of these languages."
+        )
+    return found
+
+
+def check_similarity(config: RewardConfig) -> None:
+    """Refuse unknown names (ConfigError)."""
+    for field, known in (("similarity", SIMILARITIES), ("references", REFERENCES), ("hybrid_form", HYBRID_FORMS)):
+        value = getattr(config, field)
+        if value not in known:
+            raise ConfigError(f"reward.{field} {value!r} is not one of {', '.join(known)}.")
+    if not 0 <= config.answer_weight <= 1:
+        raise ConfigError(f"reward.answer_weight is {config.answer_weight}; expected a share in [0, 1].")

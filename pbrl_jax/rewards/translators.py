@@ -1,0 +1,147 @@
+"""Translators by name: a translation model, or any policy that is asked to translate.
+
+The prompted translator stands here and not beside the translation models because it uses the sampler.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pbrl_jax.assets.encoder import length_bucket
+from pbrl_jax.assets.hf_load import read_config
+from pbrl_jax.assets.hub import local_copy
+from pbrl_jax.assets.policy import Policy, load_policy
+from pbrl_jax.assets.translation import Segment, Translator, Written
+from pbrl_jax.assets.translator import load_m2m100
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.data.batches import pad_prompts
+from pbrl_jax.models.hf_m2m100 import MODEL_TYPE
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.rollout.decode import completions
+from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.text.languages import LANGUAGES
+
+CHAT = (
+    "Translate the following text from {source} into {target}. Keep every number, formula, symbol and tag exactly as "
+    "it is, and keep the line breaks. Write only the translation, without any explanation or comment.\n\n{text}"
+)
+PLAIN = (
+    "Translation from {source} into {target}. Numbers and formulas stay as they are.\n\n{source}: {text}\n{target}:\n"
+)
+"""What a model without a chat template continues; its translation ends with the line."""
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+class PromptedTranslator(Translator):
+    """A policy asked to translate, greedily; see `Translator.translate`.
+
+    With a chat template it reads texts whole and writes several lines; without one it gets a sentence at a time.
+
+    Args:
+      policy: any decoder with its tokenizer.
+      max_completion_length: most tokens of a translation.
+      max_prompt_length: most tokens of a prompt, the request included; longer texts are cut into parts.
+      batch_size: texts translated at a time.
+    """
+
+    def __init__(self, policy: Policy, max_completion_length: int = 512, max_prompt_length: int = 1024,
+                 batch_size: int = 32):  # fmt: skip
+        self.policy, self.batch_size = policy, batch_size
+        self.max_completion_length, self.max_prompt_length = max_completion_length, max_prompt_length
+        self.whole_texts = bool(getattr(getattr(policy.tokenizer, "tokenizer", None), "chat_template", None))
+        frame = max(len(self.prompt_tokens(Segment("", code, "en"))) for code in LANGUAGES)
+        if frame >= max_prompt_length:
+            raise ConfigError(
+                f"max_prompt_length={max_prompt_length}, but the request alone takes {frame} tokens. "
+                f"Use at least {4 * frame}."
+            )
+        self.text_limit = max_prompt_length - frame
+
+    def prompt_tokens(self, segment: Segment) -> list[int]:
+        """The ids of the request, with one beginning-of-sequence token where the tokenizer has one."""
+        tokenizer, form = self.policy.tokenizer, CHAT if self.whole_texts else PLAIN
+        text = form.format(
+            source=LANGUAGES[segment.source].name, target=LANGUAGES[segment.target].name, text=segment.text
+        )
+        if self.whole_texts:
+            ids = tokenizer.encode_chat([{"role": "user", "content": text}], thinking=False)
+        else:
+            ids = tokenizer.encode(text)
+        return ids if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
+
+    def fits(self, text: str) -> bool:
+        # Beside its neighbours a text may take a token or two more than alone; its translation, twice as many.
+        count = len(self.policy.tokenizer.encode(text)) + 2
+        return count <= min(self.text_limit, self.max_completion_length // 2)
+
+    def write(self, segments: Sequence[Segment]) -> list[Written]:
+        prompts = [self.prompt_tokens(segment) for segment in segments]
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        size = min(self.batch_size, 1 << max(len(order) - 1, 0).bit_length())
+        written: dict[int, Written] = {}
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            filled = rows + rows[-1:] * (size - len(rows))
+            written |= dict(zip(rows, self._write_batch([prompts[row] for row in filled], filled), strict=False))
+        return [written[row] for row in range(len(segments))]
+
+    def _write_batch(self, prompts: list[list[int]], row_ids: list[int]) -> list[Written]:
+        policy = self.policy
+        # A text of one character passes as fitting, however many tokens it has.
+        length = length_bucket(max(map(len, prompts)), max(self.max_prompt_length, *map(len, prompts)))
+        batch = jax.tree.map(jnp.asarray, pad_prompts(prompts, length, row_ids, policy.tokenizer.pad_id))
+        sampling = sampling_params(0.0, 1.0, 0, policy.tokenizer.eos_ids)
+        run = compiled_sampler(policy.spec, self.max_completion_length)
+        rollout = run(policy.params, batch, step_key(0, 0), sampling)
+        texts = completions(rollout, policy.tokenizer)
+        return [self._finished(text, not cut) for text, cut in zip(texts, rollout.truncated_B.tolist(), strict=True)]
+
+    def _finished(self, text: str, ended: bool) -> Written:
+        """The translation without an empty thought; without a chat template, its first line."""
+        text = _THOUGHT.sub("", text).strip()
+        if self.whole_texts:
+            return Written(text, ended)
+        line, newline, _ = text.partition("\n")
+        return Written(line.strip(), ended or bool(newline))
+
+
+@functools.cache
+def compiled_sampler(spec: DecoderSpec, max_length: int):
+    """One greedy sample per prompt, compiled."""
+    return jax.jit(functools.partial(generate_samples, spec=spec, samples=1, max_length=max_length))
+
+
+def load_translator(
+    source: str, *, mesh=None, dtype: str | None = None, num_beams: int = 1, batch_size: int = 32, **limits: Any
+) -> Translator:
+    """A translator from a folder, a hub id or `gs://...`: `translate(texts, source_language, target_language)`.
+
+    M2M100 and NLLB-200 models (`facebook/nllb-200-distilled-600M`) translate sentence by sentence; any policy that
+    load_policy reads is asked to translate. Mind the licence: NLLB's weights are CC-BY-NC.
+
+    Args:
+      mesh: lay the parameters on this mesh.
+      dtype: compute type; default: what the folder says.
+      num_beams: for M2M100 and NLLB; 1 is greedy.
+      batch_size: texts or sentences translated at a time.
+      limits: for a policy, `max_completion_length` and `max_prompt_length` in tokens.
+
+    Raises:
+      CheckpointError: no model there, or one that is damaged or not understood.
+      ConfigError: settings that the model does not have.
+    """
+    folder = local_copy(source)
+    config = read_config(folder, source) or {}
+    if config.get("model_type") == MODEL_TYPE:
+        if limits:
+            raise ConfigError(f"{', '.join(limits)}: only for policies; {source!r} is a {MODEL_TYPE} model.")
+        return load_m2m100(folder, config, source, mesh, dtype, num_beams, batch_size)
+    if num_beams != 1:
+        raise ConfigError(f"num_beams={num_beams}: beam search is for {MODEL_TYPE} models; a policy decodes greedily.")
+    policy = load_policy(source, mesh=mesh, dtype=dtype, param_dtype="stored")
+    return PromptedTranslator(policy, batch_size=batch_size, **limits)

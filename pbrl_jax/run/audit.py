@@ -1,0 +1,100 @@
+"""`pbrl audit CONFIG --workdir W`: can this reward be cheated? Writes W/audit.json and W/audit.png."""
+
+import dataclasses
+import json
+
+from rich.console import Console
+
+from pbrl_jax.assets.encoder import Encoder, load_encoder
+from pbrl_jax.core.config import Config, RewardConfig
+from pbrl_jax.core.errors import ConfigError, RewardError
+from pbrl_jax.core.paths import WorkDir, as_path, work_dir, write_atomic
+from pbrl_jax.data.load import load_prompts
+from pbrl_jax.eval.attacks import Case
+from pbrl_jax.eval.audit import audit_table, below, file_cases, make_scorer, quickstart_cases
+from pbrl_jax.eval.audit_picture import audit_lines, audit_picture
+from pbrl_jax.rewards.combine import RewardAssets, check_reward, make_reward
+from pbrl_jax.run.assemble import language_texts, use_compilation_cache
+from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.token_languages import token_language_table
+
+PLAIN_COSINE = RewardConfig(functions=("cosine",), reward_weights=(1.0,), parts="whole", language_gate="off")
+"""What the audit shows beside the configured reward: similarity with nothing around it."""
+SHOWN = 8
+
+
+def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: int = 192, replies: str = "") -> None:
+    """Audit `config.reward` with the encoder of the configuration, or with the one trained in the work directory.
+
+    Args:
+      min_auc: smallest AUC that passes, in [0, 1]; None: report only.
+      limit: problems per language.
+      replies: JSON lines file of faithful replies, for sources other than quickstart.
+
+    Raises:
+      RewardError: an AUC is below `min_auc`; the files are written all the same.
+    """
+    if min_auc is not None and not 0 <= min_auc <= 1:
+        raise ConfigError(f"--min-auc is {min_auc}; expected a share in [0, 1], for example 0.95.")
+    use_compilation_cache(config)
+    check_languages(config.data.languages)
+    check_reward(config.reward)
+    work = work_dir(workdir)
+    encoder = audited_encoder(config, work)
+    cases = audit_cases(config, limit, replies)
+    texts = language_texts(config)
+    table = None if texts is None else token_language_table(encoder.tokenizer, texts)
+    assets = RewardAssets(encoder, config.data.languages, table)
+    tables = {
+        title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder), config.train.seed)
+        for title, reward in (("configured reward", config.reward), ("plain cosine", PLAIN_COSINE))
+    }
+    own, plain = tables.values()
+    write_atomic(work.root / "audit.json", json.dumps(own, indent=1))
+    write_atomic(work.root / "audit_plain_cosine.json", json.dumps(plain, indent=1))
+    write_atomic(work.root / "audit.png", audit_picture(tables))
+    console = Console()
+    for title, found in tables.items():
+        console.print(audit_lines(found, title, min_auc))
+    print(f"Wrote {work.root / 'audit.json'} and {work.root / 'audit.png'}.")
+    failed = [] if min_auc is None else below(own, min_auc)
+    if failed:
+        worst = ", ".join(f"{name} in {code} ({auc:.3f})" for auc, code, name in failed[:SHOWN])
+        raise RewardError(
+            f"{len(failed)} of {sum(map(len, own.values()))} attacks are below --min-auc {min_auc}; the worst: {worst}."
+            " Change reward.* or the encoder, and audit again."
+        )
+
+
+def audited_encoder(config: Config, work: WorkDir) -> Encoder:
+    """The encoder that encoder.source names; with `random`, the one that was trained in the work directory.
+
+    Raises:
+      ConfigError: neither is there: a reward with random weights is not worth an audit.
+    """
+    settings = config.encoder
+    if settings.source != "random":
+        return load_encoder(settings.source, settings.max_length, settings.prefix)
+    for folder in (work.root, work.root / "encoder"):
+        if (as_path(folder) / "encoder" / "pbrl_encoder.json").exists():
+            return load_encoder(str(folder), settings.max_length, settings.prefix)
+    raise ConfigError(
+        f"No trained encoder in {work.root}. Give the work directory of `pbrl quickstart` or `pbrl encoder`, or "
+        "--encoder.source with the folder of an encoder."
+    )
+
+
+def audit_cases(config: Config, limit: int, replies: str) -> list[Case]:
+    """The problems of the audit, with faithful replies in each language."""
+    if limit < 1:
+        raise ConfigError(f"--limit is {limit}; expected a number of problems.")
+    if replies:
+        data = dataclasses.replace(config.data, limit=0)
+        prompts = load_prompts(data, config.train.seed, require=("reference", "answer"))
+        return file_cases(replies, prompts)[: limit * len(config.data.languages)]
+    if config.data.source == "quickstart":
+        return quickstart_cases(config.data.languages, limit, config.train.seed, config.data.path)
+    raise ConfigError(
+        f"The audit needs faithful replies in each language, which source {config.data.source!r} does not have. Give "
+        '--replies FILE.jsonl with rows {"id", "language", "response"}.'
+    )

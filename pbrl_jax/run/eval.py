@@ -1,0 +1,240 @@
+"""`pbrl eval --policy DIR --benchmark NAME --workdir W`: accuracy per language, with intervals; stops and goes on."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from pbrl_jax.assets.policy import Policy, load_policy
+from pbrl_jax.core.config import Config, LogConfig, MeshConfig
+from pbrl_jax.core.errors import ConfigError, DataError, lookup
+from pbrl_jax.core.paths import as_path, read_json_lines
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.data.load import load_prompts
+from pbrl_jax.eval.benchmarks import BENCHMARKS
+from pbrl_jax.eval.benchmarks.common import LOGLIKELIHOOD, Benchmark, Problem, Request, check_request
+from pbrl_jax.eval.contamination import find_overlap
+from pbrl_jax.eval.evaluation_folder import EvaluationFolder, problems_digest
+from pbrl_jax.eval.grading import grade_rows
+from pbrl_jax.eval.metrics_table import compare, summary
+from pbrl_jax.eval.respond import STYLES, Answering, Settings, generate_responses, score_choices
+from pbrl_jax.pivots.store import open_store
+from pbrl_jax.run.assemble import use_compilation_cache
+from pbrl_jax.run.config_file import load_config
+from pbrl_jax.text.languages import check_languages
+
+SHOWN_OVERLAPS = 10
+"""Overlapping problems listed in eval.json."""
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Numbers in their ranges, and combinations that make sense.
+
+    Raises:
+      ConfigError: says which option, and what would do.
+    """
+    lookup(STYLES, options.style, "prompt style")
+    bounds = (("limit", 0), ("samples", 1), ("temperature", 0.0), ("batch_size", 1), ("seed", 0), ("shots", 0),
+              ("max_completion_length", 1))  # fmt: skip
+    for name, low in bounds:
+        value = getattr(options, name)
+        if value is not None and not low <= value < 2**31:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected at least {low}.")
+    for name in ("top_p", "max_overlap"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected a share from 0 to 1.")
+    if options.top_p == 0:
+        raise ConfigError("--top-p is 0, which leaves no token. Use 1 to switch it off.")
+    if options.samples > 1 and options.temperature == 0:
+        raise ConfigError(f"--samples {options.samples} at --temperature 0 are all the same. Use --temperature 0.6.")
+    if jax.process_count() > 1:
+        raise ConfigError("`pbrl eval` runs on one host (with all its devices). Start it on a single host.")
+
+
+def make_request(options: argparse.Namespace) -> tuple[Benchmark, Request]:
+    """The benchmark and what is asked of it, with the benchmark's defaults."""
+    benchmark = lookup(BENCHMARKS, options.benchmark, "benchmark")
+    protocol = options.protocol or benchmark.protocols[0]
+    shots = options.shots
+    if shots is None:
+        shots = 0 if protocol == LOGLIKELIHOOD else benchmark.shots
+    languages = tuple(code.strip() for code in options.languages.split(",") if code.strip())
+    if options.languages and not languages:
+        raise ConfigError(f"--languages is {options.languages!r}; expected codes with commas between, such as sw,bn.")
+    return benchmark, check_request(benchmark, Request(languages, protocol, shots, options.limit, options.data))
+
+
+def make_settings(options: argparse.Namespace, benchmark: Benchmark, protocol: str) -> Settings:
+    """How the policy answers; rows are spread over all devices where there are several."""
+    return Settings(
+        style=options.style, samples=options.samples, temperature=options.temperature, top_p=options.top_p,
+        seed=options.seed, max_completion_length=options.max_completion_length or benchmark.tokens[protocol] or 1,
+        batch_size=options.batch_size, mesh=make_mesh(MeshConfig()) if jax.device_count() > 1 else None,
+    )  # fmt: skip
+
+
+def identity_of(benchmark: Benchmark, request: Request, settings: Settings, problems: Sequence[Problem],
+                policy: Policy) -> dict[str, Any]:  # fmt: skip
+    """All that decides the responses."""
+    found = {
+        "benchmark": benchmark.name, "version": benchmark.version, "protocol": request.protocol,
+        "shots": request.shots, "languages": list(request.languages), "limit": request.limit,
+        "problems": problems_digest(problems), "policy": policy.fingerprint, "dtype": str(policy.spec.dtype),
+    }  # fmt: skip
+    if request.protocol == LOGLIKELIHOOD:
+        return found
+    return found | {
+        "style": settings.style, "samples": settings.samples, "temperature": settings.temperature,
+        "top_p": settings.top_p, "seed": settings.seed, "max_completion_length": settings.max_completion_length,
+    }  # fmt: skip
+
+
+def respond(folder: EvaluationFolder, policy: Policy, settings: Settings, problems: Sequence[Problem],
+            protocol: str) -> list[dict[str, Any]]:  # fmt: skip
+    """All rows: those of an earlier run, and what was missing."""
+    done = {(row["key"], row["sample"]) for row in folder.read()}
+    samples = 1 if protocol == LOGLIKELIHOOD else settings.samples
+    finished = sum(all((p.key, sample) in done for sample in range(samples)) for p in problems)
+    if finished:
+        print(f"Going on: {finished} of {len(problems)} problems were answered before.")
+    run = score_choices if protocol == LOGLIKELIHOOD else generate_responses
+    answering = Answering(policy.spec, policy.params, policy.tokenizer, settings)
+    with Progress("evaluate", len(problems), unit="problem", done=finished) as progress:
+        try:
+            run(answering, problems, done, folder.append, progress.advance)
+        except Exception as error:  # the device's own error type differs by backend
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                f"The device ran out of memory with --batch-size {settings.batch_size}. Run the same command with "
+                f"--batch-size {max(1, settings.batch_size // 2)}: it goes on from here."
+            ) from error
+    return folder.read()
+
+
+# What is known of the training.
+
+
+def seen_languages(options: argparse.Namespace) -> tuple[str, ...]:
+    """The languages the policy was trained in: --seen, else those of the training config that is at hand."""
+    if options.seen:
+        return check_languages(code.strip() for code in options.seen.split(","))
+    if options.training_data:
+        return load_config(options.training_data).data.languages
+    file = as_path(options.policy) / "config.json"
+    try:
+        return tuple(json.loads(file.read_text())["data"]["languages"]) if file.exists() else ()
+    except (ValueError, KeyError, TypeError):
+        return ()  # a config.json of another kind, such as a Hugging Face model's
+
+
+def training_texts(path: str) -> Iterator[str]:
+    """Every prompt of a training config, in its own language and in English, and every reference.
+
+    References are the data set's own, those of a pivot file, and those of a pivot store beside a saved config.json.
+    """
+    config: Config = load_config(path)
+    for prompt in load_prompts(config.data, config.train.seed):
+        yield from (text for text in (prompt.question, prompt.question_en) if text)
+        if prompt.reference:
+            yield prompt.reference.text
+    folder = as_path(path).parent
+    files = [open_store(config.pivot, folder).path]
+    files += [as_path(config.pivot.path)] if config.pivot.source == "file" and config.pivot.path else []
+    for file in files:
+        for row in read_json_lines(file):
+            yield " ".join(value for name, value in row.items() if name in PIVOT_FIELDS and isinstance(value, str))
+
+
+PIVOT_FIELDS = ("question", "reasoning", "answer", "reference", "pivot")
+"""Fields of a stored reference that hold text."""
+
+
+def contamination(options: argparse.Namespace, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What the training text of --training-data shares with the problems.
+
+    Raises:
+      DataError: more than --max-overlap of them.
+    """
+    overlap = find_overlap(training_texts(options.training_data), [p.question for p in problems], options.ngram)
+    pairs = list(zip(problems, overlap.shared, strict=True))
+    languages = dict.fromkeys(problem.language for problem in problems)
+    hits = [(problem.key, run) for problem, run in pairs if run is not None]
+    if overlap.share > options.max_overlap:
+        raise DataError(
+            f"{len(hits)} of {len(problems)} problems ({100 * overlap.share:.1f} %) share {options.ngram} words in a "
+            f"row with the training text of {options.training_data}, more than --max-overlap {options.max_overlap}; "
+            f"the first is {hits[0][0]}: {hits[0][1]!r}. Take these rows out of the training data, or choose another "
+            "benchmark."
+        )
+    return {
+        "ngram": options.ngram,
+        "overlapping": len(hits),
+        "share": overlap.share,
+        "languages": {
+            code: sum(run is not None for p, run in pairs if p.language == code) / sum(
+                p.language == code for p in problems
+            )
+            for code in languages
+        },
+        "examples": [{"key": key, "shared": run} for key, run in hits[:SHOWN_OVERLAPS]],
+    }  # fmt: skip
+
+
+# The result.
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The accuracies on the terminal."""
+    table = Table(title=f"{result['benchmark']}, {result['protocol']}")
+    for name in ("", "accuracy", "95 % interval", "problems", "no answer", "language"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    for code, row in result["languages"].items():
+        interval = f"{percent(row['low'])} to {percent(row['high'])}"
+        failures, right = percent(row["extraction_failures"]), percent(row["right_language"])
+        table.add_row(code, percent(row["accuracy"]), interval, str(row["n"]), failures, right)
+    for name, key in (("all but English", "mean_non_english"), ("gap to English", "gap_to_english")):
+        if result[key] is not None:
+            table.add_row(name, percent(result[key]))
+    Console().print(table)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Evaluate, or go on, and leave W/eval.json and W/responses.jsonl.
+
+    Raises:
+      PbrlError: whatever is wrong with the options, the data, the policy or the work directory.
+    """
+    check_options(options)
+    benchmark, request = make_request(options)
+    seen = seen_languages(options)
+    problems = benchmark.load(request)
+    if not problems:
+        raise DataError(f"{benchmark.name} gave no problems for {', '.join(request.languages)}. Check its files.")
+    overlap = contamination(options, problems) if options.training_data else None
+    use_compilation_cache(Config(log=LogConfig(compilation_cache=options.compilation_cache)))
+    settings = make_settings(options, benchmark, request.protocol)
+    policy = load_policy(options.policy, settings.mesh, options.dtype)
+    identity = identity_of(benchmark, request, settings, problems, policy)
+    folder = EvaluationFolder(options.workdir)
+    base_rows = EvaluationFolder(options.base).graded(identity) if options.base else None
+    folder.claim(identity)
+    rows = respond(folder, policy, settings, problems, request.protocol)
+    graded = grade_rows(benchmark, request.protocol, problems, rows)
+    result = identity | summary(graded, seen)
+    if base_rows is not None:
+        result["against_base"] = compare(base_rows, graded)
+    if overlap is not None:
+        result["contamination"] = overlap
+    folder.finish(graded, result)
+    print_table(result)
+    print(f"Numbers: {folder.result}; responses: {folder.responses}")

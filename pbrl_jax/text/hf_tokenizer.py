@@ -1,0 +1,192 @@
+"""Tokenizers of Hugging Face models: `tokenizer.json`, the chat template, and what ends a response. No torch."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
+
+from etils import epath
+
+from pbrl_jax.core.errors import ConfigError, DataError
+
+GENERATION_CONFIG = "generation_config.json"
+STAND_IN = "\ue000"
+"""A character of private use, which no text holds."""
+
+
+class HuggingFaceTokenizer:
+    """A `transformers` tokenizer: a folder or a hub id (`HF_TOKEN` for gated ones). Torch is not needed."""
+
+    def __init__(self, source: str):
+        with _local_folder(source) as local:
+            self.tokenizer = _auto_tokenizer(local, source)
+            self.generation_config = _generation_config(local)
+        self.eos_ids = _stop_ids(self.tokenizer, self.generation_config)
+        self.vocab_size = 1 + max(self.tokenizer.get_vocab().values())
+        self.bos_id = self.tokenizer.bos_token_id
+        pad = self.tokenizer.pad_token_id
+        if not self.eos_ids and pad is None:
+            raise DataError(f"The tokenizer of {source!r} has neither an end-of-sequence nor a padding token.")
+        self.pad_id = self.eos_ids[0] if pad is None else pad
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        # Specials that the text spells out are split like any word: neither a data set nor a policy may inject one.
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def encode_chat(self, messages: Sequence[dict[str, str]], thinking: bool | None = None) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise ConfigError("This tokenizer has no chat template. Use the prompt style 'plain'.")
+        switch = {} if thinking is None else {"enable_thinking": thinking}
+        contents = [message["content"] for message in messages]
+        if not any(special in content for special in self._specials for content in contents):
+            text = self._chat_text(list(messages), switch)
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # A special token that somebody spelled must stay plain text: the template is rendered around stand-ins.
+        stands = [f"{STAND_IN}{number}{STAND_IN}" for number in range(len(contents))]
+        text = self._chat_text([{**m, "content": stand} for m, stand in zip(messages, stands, strict=True)], switch)
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(stands)})", text):
+            if part in stands:
+                ids += self.encode(contents[stands.index(part)].strip())
+            elif part:
+                ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
+        return ids
+
+    @functools.cached_property
+    def _specials(self) -> tuple[str, ...]:
+        """Every special token that an unguarded text would be searched for."""
+        added = {piece.content for piece in self.tokenizer.added_tokens_decoder.values() if piece.special}
+        return tuple({*added, *self.tokenizer.all_special_tokens})
+
+    def _chat_text(self, messages: list[dict[str, str]], switch: dict) -> str:
+        """The template's text; where it knows no system turn (Gemma 1, Mistral), the user's turn begins with it."""
+        from jinja2.exceptions import TemplateError
+
+        render = functools.partial(
+            self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, **switch
+        )
+        try:
+            return render(messages)
+        except TemplateError as error:
+            if messages[0]["role"] != "system" or len(messages) < 2:
+                raise ConfigError(f"The chat template refuses this conversation: {error}.") from error
+        system, user, *rest = messages
+        both = "\n\n".join((system["content"], user["content"]))
+        return self._chat_text([{**user, "content": both}, *rest], switch)
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        plain = [int(i) for i in ids]
+        return self.tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def pieces(self) -> list[str]:
+        specials = set(self.tokenizer.all_special_ids)
+        # A piece is read behind another one: alone, many decoders drop its leading space.
+        anchor = self.encode("a")[-1]
+        decode = functools.partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
+        start = len(decode([anchor]))
+        return ["" if i in specials else decode([anchor, i])[start:] for i in range(self.vocab_size)]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        core = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        parts = (core, repr(self.eos_ids), repr(self.tokenizer.chat_template))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def save(self, directory: str) -> None:
+        folder = epath.Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as local:
+            self.tokenizer.save_pretrained(local)
+            settings = {**self.generation_config, "eos_token_id": list(self.eos_ids)}
+            with open(os.path.join(local, GENERATION_CONFIG), "w", encoding="utf-8") as file:
+                json.dump(settings, file, indent=2)
+            for name in sorted(os.listdir(local)):
+                target = folder / name
+                if name == GENERATION_CONFIG and target.exists():
+                    continue
+                target.write_bytes(epath.Path(local, name).read_bytes())
+
+
+class _local_folder:
+    """`with _local_folder(source) as local`: a remote folder's small files copied here; anything else as it is."""
+
+    def __init__(self, source: str):
+        self.source, self.temporary = source, None
+
+    def __enter__(self) -> str:
+        if "://" not in self.source:
+            return self.source
+        self.temporary = tempfile.TemporaryDirectory()
+        for child in epath.Path(self.source).iterdir():
+            if child.suffix in (".json", ".model", ".txt", ".jinja"):
+                epath.Path(self.temporary.name, child.name).write_bytes(child.read_bytes())
+        return self.temporary.name
+
+    def __exit__(self, *_) -> None:
+        if self.temporary is not None:
+            self.temporary.cleanup()
+
+
+def _transformers():
+    """The package, without its advice to install a deep-learning framework."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    import transformers
+
+    logger.setLevel(level)
+    return transformers
+
+
+def _auto_tokenizer(local: str, source: str):
+    transformers = _transformers()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(local)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"No tokenizer found for {source!r}: {first} Expected a .model file, a folder with tokenizer.json, or a "
+            "hub id such as Qwen/Qwen3-0.6B (set HF_TOKEN for gated ones; offline, give the folder of a download)."
+        ) from error
+
+
+def _generation_config(local: str) -> dict:
+    """`generation_config.json` of a folder or hub id; {} where there is none.
+
+    Raises:
+      DataError: it is not a JSON object.
+    """
+    from transformers.utils import cached_file
+
+    path = cached_file(local, GENERATION_CONFIG, _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}. Download the file again.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds a {type(found).__name__}, expected an object. Download the file again.")
+    return found
+
+
+def _stop_ids(tokenizer, generation_config: dict) -> tuple[int, ...]:
+    """The tokenizer's end of sequence first, then every further one of `generation_config.json`."""
+    found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    more = generation_config.get("eos_token_id")
+    found += more if isinstance(more, list) else [] if more is None else [more]
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,210 @@
+"""The attacks by hand, the AUC by hand, and the command line on a tiny encoder."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from source_tree import ROOT
+from tiny_policy import quick_compiles  # noqa: F401
+from tiny_world import encoder
+
+from pbrl_jax.assets.encoder import save_encoder
+from pbrl_jax.cli import main
+from pbrl_jax.core.errors import DataError, RewardError
+from pbrl_jax.core.records import Prompt, Reference, Scores
+from pbrl_jax.data.sources import quickstart
+from pbrl_jax.data.sources.common import prompt_id
+from pbrl_jax.eval.attack_text import PHRASES
+from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply, steps_of
+from pbrl_jax.eval.audit import (
+    HELD_OUT,
+    HELD_OUT_FAMILIES,
+    attack_names,
+    audit_table,
+    below,
+    file_cases,
+    quickstart_cases,
+)
+from pbrl_jax.text.answers import extract_answer, split_response
+from pbrl_jax.text.langid import is_right_language
+from pbrl_jax.text.languages import LANGUAGES
+
+CONFIG = str(ROOT / "configs" / "quickstart.py")
+PROMPT = Prompt(prompt_id(7, "sw"), "sw", "Ali ana kadi ngapi?", "How many cards?", "12",
+                Reference("Ali starts with 10. 10 + 2 = 12.", "The answer is 12."))  # fmt: skip
+CASE = Case(
+    PROMPT,
+    faithful="Ali anaanza na 10. 10 + 2 = 12. Jibu ni 12.",
+    english="Ali starts with 10. 10 + 2 = 12. The answer is 12.",
+    others=("Ali empieza con 10. 10 + 2 = 12. La respuesta es 12.", "10 + 2 = 12. Die Antwort lautet 12."),
+    neighbours=("Juma anaanza na 9. 9 + 4 = 13. Jibu ni 13.", "Anna anapoteza 5. 9 - 5 = 4. Jibu ni 4."),
+)
+
+EXPECTED = {
+    "english_reply": ("Ali starts with 10. 10 + 2 = 12. The answer is 12.",
+                      "The answer is 12. Ali starts with 10. 10 + 2 = 12."),
+    "question_copied": ("Ali ana kadi ngapi?", "Ali ana kadi ngapi? Jibu ni 12."),
+    "empty": ("", " \n"),
+    "repeated": (" ".join([CASE.faithful] * 3), "Ali anaanza na 10. 10 + 2 = 12. 10 + 2 = 12. 10 + 2 = 12. "
+                 "10 + 2 = 12. Jibu ni 12."),
+    "other_problem": (CASE.neighbours[1], CASE.neighbours[0]),
+    "step_dropped": ("10 + 2 = 12. Jibu ni 12.", "Ali anaanza na 10. Jibu ni 12."),
+    "negation": ("Ali anaanza na 10. 10 + 2 = 12. Jibu si 12.", f"{PHRASES['sw'].untrue} {CASE.faithful}"),
+    "cut_short": ("Ali anaanza na 10. 10", "Ali anaanza na 10. 10 + 2 = 12."),
+    "padded": ("Ali anaanza na 10. 10 + 2 = 12. Anna anapoteza 5. 9 - 5 = 4. Jibu ni 12.",
+               f"{PHRASES['sw'].filler[1]} Ali anaanza na 10. 10 + 2 = 12. {PHRASES['sw'].filler[0]} Jibu ni 12."),
+    "code_switched": ("Ali anaanza na 10. 10 + 2 = 12. The answer is 12.",
+                      "Ali starts with 10. 10 + 2 = 12. Jibu ni 12."),
+    "english_tail": ("Ali anaanza na 10. 10 + 2 = 12. The answer is 12.",
+                     "Ali anaanza na 10. 10 + 2 = 12. Jibu ni 12. The answer is 12."),
+    "boilerplate": (PHRASES["sw"].boilerplate[0], f"{PHRASES['sw'].boilerplate[1]} Jibu ni 12."),
+    "other_language": CASE.others,
+}  # fmt: skip
+
+
+def test_every_attack_by_hand():
+    assert EXPECTED.keys() | {"number_changed"} == ATTACKS.keys()
+    for name, (seen, held_out) in EXPECTED.items():
+        assert attack_reply(name, False, CASE, 0) == seen, name
+        assert attack_reply(name, True, CASE, 0) == held_out, name
+
+
+def test_a_changed_number():
+    assert attack_reply("number_changed", True, CASE, 0) == "Ali anaanza na 10. 10 + 2 = 12. Jibu ni 120."
+    for seed in range(5):
+        changed = attack_reply("number_changed", False, CASE, seed)
+        assert changed != CASE.faithful
+        assert changed.translate(str.maketrans("", "", "0123456789")) == "Ali anaanza na .  +  = . Jibu ni ."
+
+
+def test_an_attack_that_changes_nothing_is_an_error():
+    with pytest.raises(DataError, match="other_language cannot be made of problem"):
+        attack_reply("other_language", False, CASE._replace(others=(CASE.faithful, "x")), 0)
+
+
+def test_a_text_without_full_stops_has_two_steps():
+    assert steps_of("ก่อนอื่น 3 + 4 = 7 จากนั้น 7 - 2 = 5") == ["ก่อนอื่น 3 + 4 = 7", "จากนั้น 7 - 2 = 5"]
+
+
+@pytest.mark.parametrize("code", sorted(LANGUAGES))
+def test_phrases_are_in_their_language_and_state_no_answer(code):
+    own = PHRASES[code]
+    for text in (*own.filler, *own.boilerplate, own.untrue):
+        assert extract_answer(text, code) is None
+        assert is_right_language(text, code, ("en", code)) is not False, text
+    assert "12" in own.denied.format(answer="12")
+
+
+@pytest.mark.parametrize("code", [code for code in quickstart.LANGUAGES if code != "en"])
+def test_quickstart_cases_can_be_attacked_in_every_way(code):
+    cases = quickstart_cases((code, "en"), 36, 0)
+    assert len(cases) == 36 and {case.prompt.language for case in cases} == {code}
+    assert sum(case.held_out for case in cases) == 12
+    for case in cases:
+        assert extract_answer(case.faithful, code) == case.prompt.answer
+        assert all(split_response(case.faithful, code)) and case.english == case.prompt.reference.text
+        assert extract_answer(case.neighbours[0], code) != case.prompt.answer
+        for name in ATTACKS:
+            for held_out in (False, True):
+                attack_reply(name, held_out, case, 0)
+
+
+def test_held_out_families_are_some_of_all():
+    assert set(HELD_OUT_FAMILIES) < set(quickstart.SPACES[""].families)
+
+
+def cases_with(held_out=(False, True), languages=("sw",)):
+    return [
+        CASE._replace(prompt=PROMPT._replace(id=prompt_id(row, code), language=code), held_out=flag)
+        for row, flag in enumerate(held_out)
+        for code in languages
+    ]
+
+
+def test_auc_by_hand():
+    """Values are lengths: the faithful reply of 43 letters wins, ties and loses where its length does. Two held-out
+    problems, one of them with another value: half of the pairs."""
+
+    def score(prompts, replies):
+        value = [len(reply) + (100 if p.id == prompt_id(2, "sw") and reply == CASE.faithful else 0)
+                 for p, reply in zip(prompts, replies, strict=True)]  # fmt: skip
+        value = [43.0 if reply == CASE.neighbours[0] else v for v, reply in zip(value, replies, strict=True)]
+        return Scores(jnp.array(value, jnp.float32), jnp.ones(len(value), bool), {})
+
+    assert len(CASE.faithful) == 43
+    table = audit_table(cases_with((False, True, True)), score)
+    row = table["sw"]
+    assert row.keys() == set(attack_names()) and len(row) == 2 * len(ATTACKS)
+    assert row["empty"] == 1 and row["empty" + HELD_OUT] == 1 and row["english_reply"] == 0
+    assert row["english_reply" + HELD_OUT] == 0.5  # 50 letters against 43, and against 143
+    assert row["other_problem" + HELD_OUT] == 0.75  # a tie, and a win
+    assert below(table, 0.6)[0] == (0.0, "sw", "boilerplate")
+    assert (0.5, "sw", "english_reply" + HELD_OUT) in below(table, 0.6)
+
+
+def test_english_is_left_out_and_every_language_is_there():
+    score = lambda prompts, replies: Scores(jnp.zeros(len(replies)), jnp.ones(len(replies), bool), {})  # noqa: E731
+    table = audit_table(cases_with(languages=("sw", "en")), score)
+    assert table == {"sw": dict.fromkeys(attack_names(), 0.5)}
+    with pytest.raises(DataError, match="no problem in sw for .*/held_out"):
+        audit_table(cases_with((False, False)), score)
+
+
+def test_an_attack_without_a_score_is_an_error():
+    def score(prompts, replies):
+        return Scores(jnp.zeros(len(replies)), jnp.array([reply != "" for reply in replies]), {})
+
+    with pytest.raises(RewardError, match="1 of 30 have none. The first is empty to problem"):
+        audit_table(cases_with(), score)
+
+
+def test_cases_of_a_file(tmp_path):
+    prompts = [
+        PROMPT._replace(id=prompt_id(row, code), language=code) for row in range(3) for code in ("en", "sw", "de")
+    ]
+    rows = [{"id": p.id, "language": p.language, "response": f"Jibu {p.id}"} for p in prompts]
+    path = tmp_path / "replies.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    cases = file_cases(str(path), prompts)
+    assert len(cases) == 6 and {case.prompt.language for case in cases} == {"sw", "de"}
+    first = cases[0]
+    assert first.english == PROMPT.reference.text and not first.held_out and cases[2].held_out
+    assert first.others == (f"Jibu {prompt_id(0, 'de')}",) * 2
+    assert first.neighbours == (f"Jibu {prompt_id(1, 'sw')}", f"Jibu {prompt_id(2, 'sw')}")
+    with pytest.raises(DataError, match="needs three problems"):
+        path.write_text("\n".join(map(json.dumps, rows[:3])))
+        file_cases(str(path), prompts)
+    with pytest.raises(DataError, match="row 1: id 99"):
+        path.write_text(json.dumps({"id": 99, "language": "sw", "response": "x"}))
+        file_cases(str(path), prompts)
+
+
+def test_the_command_line_on_a_tiny_encoder(tmp_path, capsys):
+    save_encoder(encoder(), str(tmp_path / "encoder"))
+    arguments = ["audit", CONFIG, "--workdir", str(tmp_path), "--data.path", "small", "--data.languages", "en", "sw",
+                 "zh", "--encoder.max-length", "64", "--log.compilation-cache", "", "--limit", "12"]  # fmt: skip
+    assert main([*arguments, "--min-auc", "0.0"]) == 0
+    assert "configured reward" in (text := capsys.readouterr().out) and "plain cosine" in text
+    table = json.loads((tmp_path / "audit.json").read_text())
+    assert table.keys() == {"sw", "zh"}
+    assert all(row.keys() == set(attack_names()) and all(0 <= v <= 1 for v in row.values()) for row in table.values())
+    # The token gate needs no training: whatever the encoder, another language never wins.
+    assert np.mean([table[code][name] for code in table for name in ("english_reply", "other_language")]) == 1
+    assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "audit_plain_cosine.json").read_text())["sw"]["english_reply"] < 1
+    assert main([*arguments, "--min-auc", "1.0"]) == 1
+    assert "below --min-auc 1.0; the worst: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ([], "No trained encoder"),
+        (["--min-auc", "95"], "--min-auc is 95.0"),
+        (["--reward.functions", "cosin"], "Did you mean 'cosine'"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, capsys, more, message):
+    assert main(["audit", CONFIG, "--workdir", str(tmp_path), "--log.compilation-cache", "", *more]) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Shared runs of words and characters, by hand, and on real text where PBRL_DATA names some."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.eval.contamination import find_overlap, runs, units
+
+DATA = os.environ.get("PBRL_DATA")
+NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+def test_units_are_words_or_characters():
+    assert units("Wie viel kostet's? 3,5 Euro!") == ["wie", "viel", "kostet", "s", "3", "5", "euro"]
+    assert units("他有12个苹果。") == ["他", "有", "12", "个", "苹", "果"]
+    assert units("りんごを ABC 3個") == ["り", "ん", "ご", "を", "abc", "3", "個"]
+    assert units("มี") == ["ม", "ี"], "Thai vowel signs are characters too"
+    assert units("রজারের ৫টি বল।") == ["রজারের", "৫টি", "বল"], "Bengali marks stay in their words"
+    assert units("ＡＢＣ") == ["abc"] and units(" ?! ") == []
+
+
+def test_runs_of_a_text():
+    assert runs("a b c d", 3) == ["a b c", "b c d"]
+    assert runs("a b", 3) == ["a b"] and runs("...", 3) == []
+
+
+def test_thirteen_words_count_and_twelve_do_not():
+    words = NUMBERS.split()
+    text = f"zero {NUMBERS} and so on"
+    train = [f"Before: {' '.join(words[:12])}.", f"THIRTEEN? {', '.join(words[1:14])}!"]
+    assert find_overlap(train[:1], [text]).shared == [None]
+    found = find_overlap(train, ["nothing of it", text, text + " twice"])
+    assert found.shared == [None, " ".join(words[1:14]), " ".join(words[1:14])]
+    assert found.share == pytest.approx(2 / 3)
+    assert find_overlap(train[:1], [text], n=12).share == 1
+
+
+def test_a_short_problem_overlaps_only_with_its_equal():
+    assert find_overlap(["What is two and two in all?"], ["What is two and two?"]).shared == [None]
+    assert find_overlap(["what is TWO and two"], ["What is two and two?"]).shared == ["what is two and two"]
+
+
+def test_chinese_is_compared_by_characters():
+    question = "小明有十二个苹果，吃了五个苹果，还剩几个？"
+    assert find_overlap(["昨天小明有十二个苹果，吃了五个苹果，就走了。"], [question]).share == 1
+    assert find_overlap(["小明有十二个苹果，小红吃了五个苹果，还剩几个？"], [question]).share == 0, "no run of 13"
+
+
+def test_the_training_text_is_read_once():
+    assert find_overlap(iter([NUMBERS, NUMBERS]), [NUMBERS]).share == 1
+    assert find_overlap([], [NUMBERS]).share == find_overlap([NUMBERS], []).share == 0
+    with pytest.raises(ConfigError, match="Runs of 0 words"):
+        find_overlap([], [], 0)
+
+
+@pytest.mark.skipif(not DATA, reason="PBRL_DATA is not set: it names the folder of real benchmark text")
+def test_mgsm_is_in_the_test_split_of_gsm8k_and_not_in_its_training_split():
+    lines = (Path(DATA) / "mgsm" / "mgsm_en.tsv").read_text("utf-8").splitlines()
+    questions = [line.split("\t")[0] for line in lines]
+    splits = {
+        name: [json.loads(line)["question"] for line in (Path(DATA) / "gsm8k" / f"{name}.jsonl").open(encoding="utf-8")]
+        for name in ("train", "test")
+    }
+    assert find_overlap(splits["test"], questions).share == 1
+    assert find_overlap(splits["train"], questions).share < 0.05

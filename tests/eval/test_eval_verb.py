@@ -1,0 +1,230 @@
+"""`pbrl eval` from the command line with a tiny policy: the contract's files, killed and continued, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_policy import quick_compiles  # noqa: F401
+from tiny_world import policy
+
+from pbrl_jax import cli
+from pbrl_jax.assets.policy import save_policy
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.core.serialize import to_json
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SHORT = ["--max-completion-length", "6", "--batch-size", "4"]
+WORDS = "moja mbili tatu nne tano sita saba nane tisa kumi na".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """PBRL_DATA with 12 problems in three languages, and two rows of XCOPA."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "mgsm").mkdir()
+    for code, name in (("en", "Ann"), ("sw", "Ali"), ("zh", "小明" * 9)):
+        rows = [f"{name} {' '.join(WORDS[: 9 + i % 3])} {i}?\t{i}" for i in range(12)]
+        (root / "mgsm" / f"mgsm_{code}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (root / "xcopa" / "data" / "sw").mkdir(parents=True)
+    row = {"premise": "Ali alianza.", "choice1": "Ana kumi.", "choice2": "Mbili.", "question": "cause", "label": 0}
+    lines = "".join(json.dumps(row | {"label": label}) + "\n" for label in (0, 1))
+    (root / "xcopa" / "data" / "sw" / "test.sw.jsonl").write_text(lines, encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+    """A finished work directory: a policy, and the config that says which languages it was trained in."""
+    root = tmp_path_factory.mktemp("work")
+    save_policy(policy(), str(root / "policy"))
+    (root / "config.json").write_text(to_json(with_values(Config(), data={"languages": ("en", "sw")})))
+    return root
+
+
+@pytest.fixture
+def pbrl_eval(capsys, monkeypatch, data, policy_folder):
+    """(arguments) -> (exit status, standard output, standard error)."""
+    monkeypatch.setenv("PBRL_DATA", str(data))
+
+    def run(*arguments, benchmark="mgsm", policy_path=policy_folder):
+        words = ["eval", "--policy", policy_path, "--benchmark", benchmark, *SHORT, "--compilation-cache", ""]
+        words += arguments
+        status = cli.main([str(word) for word in words])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def content(folder):
+    return {name: (folder / name).read_bytes() for name in ("eval.json", "responses.jsonl", "evaluation.json")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data, policy_folder):
+    """An evaluation of all problems, in a process of its own, as the interrupted one will be."""
+    folder = tmp_path_factory.mktemp("finished") / "w"
+    process = start(folder, data, policy_folder)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+    return folder
+
+
+def start(folder, data, policy_folder):
+    words = ["--policy", policy_folder, "--benchmark", "mgsm", "--languages", "en,sw,zh", "--workdir", folder, *SHORT,
+             "--compilation-cache", policy_folder / "cache"]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "pbrl_jax.cli", "eval", *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PBRL_DATA": str(data)},
+    )  # fmt: skip
+
+
+def test_the_files_of_the_contract(finished):
+    result = json.loads((finished / "eval.json").read_text())
+    assert result["benchmark"] == "mgsm" and result["protocol"] == "native-cot"
+    assert set(result["languages"]) == {"en", "sw", "zh"}
+    for row in result["languages"].values():
+        assert {"accuracy", "low", "high", "n", "extraction_failures", "right_language"} <= set(row)
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 and row["n"] == 12
+    accuracy = {code: row["accuracy"] for code, row in result["languages"].items()}
+    assert result["mean_non_english"] == pytest.approx((accuracy["sw"] + accuracy["zh"]) / 2)
+    assert result["gap_to_english"] == pytest.approx(accuracy["en"] - result["mean_non_english"])
+    assert result["seen"]["languages"] == ["sw"] and result["unseen"]["languages"] == ["zh"], "of the policy's config"
+    rows = [json.loads(line) for line in (finished / "responses.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == [f"{code}/{i}" for code in ("en", "sw", "zh") for i in range(12)]
+    assert len({row["completion"] for row in rows}) > 5
+    for code, row in result["languages"].items():
+        assert row["accuracy"] == sum(r["correct"] for r in rows if r["language"] == code) / 12
+
+
+@pytest.mark.parametrize("lines", [1, 14])
+def test_killed_and_continued(tmp_path, finished, data, policy_folder, lines):
+    """SIGKILL when so many responses are there; the same command ends with the same bytes."""
+    folder, file = tmp_path / "w", tmp_path / "w" / "responses.jsonl"
+    process = start(folder, data, policy_folder)
+    while not file.exists() or file.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    before = file.read_bytes()
+    assert lines <= before.count(b"\n") < 36 and not (folder / "eval.json").exists(), "killed too late to show anything"
+    process = start(folder, data, policy_folder)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+    assert content(folder) == content(finished)
+
+
+def test_a_torn_batch_is_completed(tmp_path, pbrl_eval, finished):
+    """A batch of which only some rows, and half of one, reached the disk."""
+    folder = tmp_path / "w"
+    folder.mkdir()
+    whole = content(finished)
+    lines = whole["responses.jsonl"].splitlines(keepends=True)
+    raw = [json.loads(line) for line in lines]
+    names = ("key", "language", "sample", "completion", "tokens", "truncated")
+    kept = [json.dumps({name: row[name] for name in names}, ensure_ascii=False).encode() + b"\n" for row in raw]
+    (folder / "responses.jsonl").write_bytes(b"".join(kept[5:22]) + kept[22][:40])
+    (folder / "evaluation.json").write_bytes(whole["evaluation.json"])
+    status, output, errors = pbrl_eval("--languages", "en,sw,zh", "--workdir", folder)
+    assert status == 0 and "17 of 36 problems were answered before" in output, errors
+    found = content(folder)
+    assert found == whole
+    assert pbrl_eval("--languages", "en,sw,zh", "--workdir", folder)[0] == 0 and content(folder) == whole
+
+
+def test_another_evaluation_is_refused(tmp_path, pbrl_eval, finished, monkeypatch):
+    folder = ["--languages", "en,sw,zh", "--workdir", finished]
+    before = content(finished)
+    for more, field in [
+        (["--protocol", "direct"], 'protocol "native-cot", now "direct"'),
+        (["--limit", "3"], "limit 0, now 3"),
+        (["--temperature", "0.5", "--samples", "2"], "samples 1, now 2; temperature 0.0, now 0.5"),
+        (["--style", "plain"], 'style "benchmark", now "plain"'),
+    ]:
+        status, _, errors = pbrl_eval(*folder, *more)
+        assert status == 1 and "holds another evaluation" in errors and field in errors, errors
+    other = tmp_path / "other"
+    save_policy(policy()._replace(params={**policy().params, "embed": policy().params["embed"] * 2}), str(other))
+    assert 'policy "' in pbrl_eval(*folder, policy_path=other)[2]
+    from pbrl_jax.run import eval as verb
+
+    newer = verb.BENCHMARKS["mgsm"]._replace(version="2")
+    monkeypatch.setattr(verb, "BENCHMARKS", {"mgsm": newer})
+    status, _, errors = pbrl_eval(*folder)
+    assert status == 1 and 'version "1 (lm-eval' in errors and 'now "2"' in errors and "--workdir" in errors
+    status, _, errors = pbrl_eval("--languages", "en,sw,zh", "--workdir", tmp_path / "new", "--base", finished)
+    assert status == 1 and "cannot be compared with: version" in errors
+    assert content(finished) == before
+
+
+def test_choices_against_a_base(tmp_path, pbrl_eval):
+    """Log-likelihood, and an evaluation beside an earlier one."""
+    folder = ["--languages", "sw", "--workdir"]
+    assert pbrl_eval(*folder, tmp_path / "a", benchmark="xcopa")[0] == 0
+    status, output, errors = pbrl_eval(*folder, tmp_path / "b", "--base", tmp_path / "a", benchmark="xcopa")
+    assert status == 0 and "xcopa, loglikelihood" in output, errors
+    result = json.loads((tmp_path / "b" / "eval.json").read_text())
+    assert result["languages"]["sw"]["accuracy"] == 0.5, "one of two equal rows with unlike labels"
+    assert result["against_base"]["languages"]["sw"]["points"] == 0 and result["gap_to_english"] is None
+    assert "samples" not in result and "temperature" not in result
+    status, _, errors = pbrl_eval(*folder, tmp_path / "c", "--base", tmp_path / "nothing", benchmark="xcopa")
+    assert status == 1 and "holds no finished evaluation" in errors and not (tmp_path / "c").exists()
+
+
+def test_samples_and_training_text(tmp_path, pbrl_eval, data):
+    """pass@k of two samples; a training file that holds three of the test questions."""
+    questions = (data / "mgsm" / "mgsm_sw.tsv").read_text().splitlines()[:3]
+    rows = [{"question": line.split("\t")[0], "answer": "1", "language": "sw"} for line in questions]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": "table", "path": str(tmp_path / "train.jsonl"), "languages": ("sw",)}
+    config = with_values(Config(), data=source)
+    (tmp_path / "config.json").write_text(to_json(config))
+    arguments = ["--languages", "sw", "--samples", "2", "--temperature", "1"]
+    arguments += ["--training-data", tmp_path / "config.json"]
+    status, _, errors = pbrl_eval(*arguments, "--workdir", tmp_path / "w")
+    assert status == 0, errors
+    result = json.loads((tmp_path / "w" / "eval.json").read_text())
+    assert {"pass@1", "pass@2", "mean@2", "maj@2"} <= set(result["languages"]["sw"])
+    assert result["contamination"]["overlapping"] == 3 and result["contamination"]["languages"] == {"sw": 0.25}
+    assert [hit["key"] for hit in result["contamination"]["examples"]] == ["sw/0", "sw/1", "sw/2"]
+    assert result["seen"]["languages"] == ["sw"]
+    status, _, errors = pbrl_eval(*arguments, "--workdir", tmp_path / "v", "--max-overlap", "0.2")
+    assert status == 1 and "3 of 12 problems (25.0 %) share 13 words" in errors and not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--languages", "swahili"], ["mgsm has no language 'swahili'", "Did you mean 'sw'?"]),
+        (["--languages", ","], ["--languages is ','", "such as sw,bn"]),
+        (["--protocol", "nativ"], ["mgsm has no protocol 'nativ'", "Did you mean 'native-cot'?"]),
+        (["--style", "chatt"], ["Unknown prompt style 'chatt'", "Did you mean 'chat'?"]),
+        (["--limit", "-1"], ["--limit is -1; expected at least 0"]),
+        (["--samples", "4"], ["--samples 4 at --temperature 0", "--temperature 0.6"]),
+        (["--top-p", "1.5"], ["--top-p is 1.5; expected a share"]),
+        (["--max-completion-length", "0"], ["--max-completion-length is 0; expected at least 1"]),
+        (["--shots", "2"], ["has no exemplars.json", "--shots 0"]),
+        (["--languages", "bn"], ["mgsm_bn.tsv"]),
+        (["--seen", "xx"], ["Unknown language 'xx'"]),
+        (["--training-data", "nowhere.py"], ["No config at 'nowhere.py'"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input(tmp_path, pbrl_eval, arguments, messages):
+    status, output, errors = pbrl_eval("--workdir", tmp_path / "w", *arguments)
+    assert status == 1 and errors.startswith("Error: ") and "Traceback" not in errors
+    assert all(message in errors for message in messages), errors
+    assert not (tmp_path / "w").exists()
+
+
+def test_bad_places(tmp_path, pbrl_eval):
+    status, _, errors = pbrl_eval("--workdir", tmp_path / "w", benchmark="mgms")
+    assert status == 1 and "Unknown benchmark 'mgms'" in errors and "Did you mean 'mgsm'?" in errors
+    status, _, errors = pbrl_eval("--languages", "sw", "--workdir", tmp_path / "w", policy_path=tmp_path / "none")
+    assert status == 1 and "No policy" in errors and not (tmp_path / "w").exists()
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "responses.jsonl").write_text("{}\n")
+    status, _, errors = pbrl_eval("--languages", "sw", "--workdir", tmp_path / "w")
+    assert status == 1 and "no evaluation.json that says what it holds" in errors

@@ -1,0 +1,129 @@
+"""The hardware's attention kernels, as far as a CPU can show: Splash interpreted and lowered for TPU, cuDNN's call
+through the implementation that jax.nn has for every backend."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from models.prefix_checks import batch, plain_logp, shared_logp, value_and_gradient, wide_spec
+from tiny_policy import (
+    largest_difference,
+    quick_compiles,  # noqa: F401
+    tiny_params,
+)
+
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.models import fused_attention
+from pbrl_jax.models.attention import Visibility, xla_attention
+from pbrl_jax.models.decoder import causal_logits, hidden_states, init_decoder
+from pbrl_jax.models.fused_attention import FUSED, cudnn_attention, fused_causal, splash_attention
+from pbrl_jax.models.layouts import Causal
+from pbrl_jax.models.specs import TINY_FAMILIES
+
+X, L, H, K, C = 2, 40, 4, 2, 8
+LENGTHS = np.array([40, 23])
+VALID = jnp.asarray(np.arange(L)[None] < LENGTHS[:, None])
+KERNELS = {
+    "cudnn": functools.partial(cudnn_attention, implementation="xla"),
+    "splash": functools.partial(splash_attention, interpret=True),
+}
+
+
+def arrays(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.normal(size=(X, L, heads, C)), dtype) for heads in (H, K, K))
+
+
+def portable(query, key, value, valid, window):
+    position = jnp.broadcast_to(jnp.arange(L)[None], (X, L))
+    return xla_attention(query, key, value, Visibility(valid, position, position, window=window))[0]
+
+
+def value_and_gradients(kernel, window):
+    """What a kernel makes at the valid tokens, and the gradients of a combination of it."""
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(X, L, H, C)), jnp.float32)
+
+    def total(*inputs):
+        out = jnp.where(VALID[..., None, None], kernel(*inputs, VALID, window), 0)
+        return (weights * out).sum(), out
+
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays())
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("name", KERNELS)
+def test_fused_equals_portable(name, window):
+    """40 tokens are no whole Splash block, so that its padding is at work."""
+    expected = value_and_gradients(portable, window)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 0.5
+    assert largest_difference(value_and_gradients(KERNELS[name], window), expected) < 1e-5
+
+
+def test_layers_of_both_kinds_choose_at_run_time(monkeypatch):
+    monkeypatch.setitem(FUSED, "cudnn", KERNELS["cudnn"])
+    run = jax.jit(lambda local: fused_causal("cudnn", *arrays(), VALID, 5, local))
+    for local, window in ((True, 5), (False, None)):
+        difference = np.abs(run(local) - portable(*arrays(), VALID, window))
+        assert difference[np.asarray(VALID)].max() < 1e-5
+
+
+def test_merged_parts_keep_their_gradients(monkeypatch):
+    """A shared prompt with a fused kernel: the prompt by it, the merged parts by another, as plain rows have it."""
+    monkeypatch.setitem(FUSED, "cudnn", KERNELS["cudnn"])
+    with jax.enable_x64(True):
+        spec = wide_spec("tiny_gemma3")
+        params = tiny_params(spec, dtype=np.float64)
+        prompts, rollout, mask = batch(spec)
+        plain = value_and_gradient(params, plain_logp(spec, prompts, rollout), mask)
+        fused = dataclasses.replace(spec, attention="cudnn")
+        shared = value_and_gradient(params, shared_logp(fused, prompts, rollout, mask, False), mask)
+    # jax.nn computes the softmax in float32.
+    assert largest_difference(shared[0], plain[0]) < 1e-5
+    assert largest_difference(shared[1], plain[1]) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["tiny_qwen3", "tiny_gemma3"])
+def test_splash_lowers_for_tpu(monkeypatch, family):
+    """A training step's forward and backward pass, with and without layers of both kinds, in Pallas's own calls."""
+    monkeypatch.setattr(fused_attention, "require_backend", lambda kernel, backend: None)
+    spec = dataclasses.replace(TINY_FAMILIES[family], attention="splash", dtype="bfloat16", head_dim=16)
+    shapes = jax.eval_shape(functools.partial(init_decoder, spec=spec), jax.random.key(0))
+
+    def loss(params, tokens):
+        positions = jnp.broadcast_to(jnp.arange(L)[None], (X, L))
+        hidden, _ = hidden_states(params, spec, tokens, positions, Causal(VALID))
+        return hidden.astype(jnp.float32).sum()
+
+    tokens = jax.ShapeDtypeStruct((X, L), jnp.int32)
+    program = export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(shapes, tokens)
+    kinds = 2 if family == "tiny_gemma3" else 1
+    assert program.mlir_module().count("tpu_custom_call") >= 3 * kinds
+
+
+@pytest.mark.parametrize("name, needs", [("cudnn", "GPU"), ("splash", "TPU")])
+def test_another_backend_is_a_clear_error(name, needs):
+    spec = dataclasses.replace(TINY_FAMILIES["tiny_qwen3"], attention=name)
+    with pytest.raises(ConfigError, match=f"'{name}' needs a {needs}; .*'cpu'.*--policy.attention auto"):
+        jax.eval_shape(functools.partial(init_decoder, spec=spec), jax.random.key(0))
+
+
+def test_cudnn_names_what_it_cannot_take(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ConfigError, match="found float32 and 8.*--policy.dtype bfloat16"):
+        cudnn_attention(*arrays(), VALID, None)
+    with pytest.raises(ConfigError, match="found bfloat16 and 4"):
+        cudnn_attention(*(x[..., :4] for x in arrays(jnp.bfloat16)), VALID, None)
+
+
+def test_looking_at_a_model_needs_no_hardware():
+    """`causal_logits` takes padding on either side, and so never uses a fused kernel."""
+    spec = TINY_FAMILIES["tiny_qwen3"]
+    params, tokens = tiny_params(spec), jnp.arange(2 * 6).reshape(2, 6)
+    mask = jnp.asarray(np.arange(6)[None] >= np.array([[0], [2]]))
+    specs = [dataclasses.replace(spec, attention=kernel) for kernel in ("splash", "auto")]
+    programs = [str(jax.make_jaxpr(causal_logits, static_argnums=1)(params, one, tokens, mask)) for one in specs]
+    assert programs[0] == programs[1]

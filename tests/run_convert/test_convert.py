@@ -1,0 +1,94 @@
+"""`pbrl convert`: in, out, and into another type; nothing is lost on the way."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_hf import FIXTURES, hf_policy
+from tiny_policy import quick_compiles  # noqa: F401
+
+from pbrl_jax import cli
+from pbrl_jax.assets.comet import load_comet
+from pbrl_jax.assets.hf_export import export_policy
+from pbrl_jax.assets.policy import load_policy, save_policy
+
+
+@pytest.fixture
+def convert(capsys):
+    def run(*arguments):
+        capsys.readouterr()  # what making the folders said
+        status = cli.main(["convert", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def same_bits(left, right) -> bool:
+    def same(a, b) -> bool:
+        return a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+    return jax.tree.all(jax.tree.map(same, left, right))
+
+
+def test_there_and_back_again(convert, tmp_path):
+    """Theirs -> ours -> theirs in bfloat16 -> theirs in float32."""
+    original, own, half, whole = (tmp_path / name for name in ("original", "own", "half", "whole"))
+    export_policy(hf_policy(), str(original))
+    status, output, errors = convert(original, own, "--to", "pbrl")
+    assert (status, errors) == (0, "") and "a policy of this package" in output and "in float32" in output
+    assert same_bits(load_policy(str(own)).params, hf_policy().params)
+    assert convert(own, half, "--dtype", "bfloat16")[0] == 0
+    assert convert(half, whole, "--dtype", "float32")[0] == 0
+    config = json.loads((half / "config.json").read_text())
+    assert config["torch_dtype"] == "bfloat16"
+    first, last = (load_file(folder / "model.safetensors") for folder in (original, whole))
+    assert first.keys() == last.keys()
+    for name, array in first.items():
+        rounded = np.asarray(jax.numpy.asarray(array).astype("bfloat16").astype("float32"))
+        assert last[name].tobytes() == rounded.tobytes(), name
+    assert convert(whole, tmp_path / "kept")[1].count("in float32") == 1, "without --dtype, as it is stored"
+    assert convert(half, tmp_path / "kept2", "--to", "pbrl")[1].count("in bfloat16") == 1
+    for folder in (own, half, whole):
+        assert load_policy(str(folder)).tokenizer.fingerprint == hf_policy().tokenizer.fingerprint
+
+
+def test_a_tokenizer_is_not_needed_for_theirs(convert, tmp_path):
+    status, output, _ = convert(FIXTURES / "gemma3", tmp_path / "out")
+    assert status == 0 and "parameters in float32, read back and compared" in output
+
+
+def test_comet_becomes_safetensors(convert, tmp_path):
+    """The checkpoint's kind is seen; naming it first is allowed. Its scores stay what they were."""
+    source = FIXTURES / "comet_regression"
+    outputs = [convert(source, tmp_path / "a"), convert("comet", source, tmp_path / "b", "--dtype", "float32")]
+    assert [(status, errors) for status, _, errors in outputs] == [(0, ""), (0, "")]
+    assert all("a COMET model" in output and "in float32, read back" in output for _, output, _ in outputs)
+    assert not list(tmp_path.rglob("*.ckpt")) and (tmp_path / "a" / "model.safetensors").exists()
+    original = load_comet(str(source))
+    for folder in ("a", "b"):
+        assert same_bits(load_comet(str(tmp_path / folder)).params, original.params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{in}", "{in}"], "IN and OUT are both"),
+        (["{in}", "{in}/"], "IN and OUT are both"),
+        (["{in}", "out", "--to", "gguf"], "--to is 'gguf'; expected hf or pbrl"),
+        (["{in}", "out", "--dtype", "int8"], "--dtype is 'int8'; expected float32 or bfloat16"),
+        (["{in}", "{hf}", "--to", "pbrl"], "holds a config.json, of a model or a run"),
+        (["{hf}", "{in}"], "holds a policy of this package"),
+        (["nothing", "out"], "No policy in 'nothing'"),
+    ],
+)
+def test_what_is_refused(convert, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    save_policy(hf_policy(), "in")
+    (tmp_path / "hf").symlink_to(FIXTURES / "qwen3")
+    places = {"in": tmp_path / "in", "hf": tmp_path / "hf"}
+    status, output, errors = convert(*(argument.format(**places) for argument in arguments))
+    assert status == 1 and not output
+    assert errors.startswith("Error: ") and message in errors and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,140 @@
+"""`pbrl generate` on a Hugging Face folder: its chat template, a batch, and an answer that is shown as it grows."""
+
+import argparse
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_hf import hf_policy
+from tiny_policy import quick_compiles  # noqa: F401
+from tiny_world import policy as own_policy
+
+from pbrl_jax import cli
+from pbrl_jax.assets.hf_export import export_policy
+from pbrl_jax.assets.policy import load_policy, save_policy
+from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.run import generate
+from pbrl_jax.text.prompts import format_prompts
+
+LONGEST = 200
+QUESTIONS = ["2 + 2?", "How many apples?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    export_policy(hf_policy(), str(place))
+    return place
+
+
+@pytest.fixture
+def answer(capsys, folder):
+    def run(*arguments, policy=folder):
+        capsys.readouterr()  # what making the folder said
+        status = cli.main(["generate", "--policy", str(policy), "--max-completion-length", "12", *arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def greedy_by_hand(policy, ids: list[int], count: int) -> list[int]:
+    """The most likely token, again and again, from whole forward passes; without the end of the response."""
+    tokens, forward = list(ids), jax.jit(policy.logits)
+    while len(tokens) < len(ids) + count:
+        row = jnp.asarray([tokens + [0] * (LONGEST - len(tokens))])
+        logits = forward(policy.params, row, jnp.arange(LONGEST)[None] < len(tokens))
+        tokens.append(int(np.argmax(logits[0, len(tokens) - 1])))
+        if tokens[-1] in policy.tokenizer.eos_ids:
+            return tokens[len(ids) : -1]
+    return tokens[len(ids) :]
+
+
+def test_a_batch_answers_as_whole_forward_passes_do(answer, folder):
+    policy = load_policy(str(folder))
+    prompts = format_prompts(QUESTIONS, ["en", "en"], policy.tokenizer, "chat")
+    first, second = (policy.tokenizer.decode(greedy_by_hand(policy, ids, 12)) for ids in prompts)
+    status, output, errors = answer("--prompt", QUESTIONS[0], "--prompt", QUESTIONS[1], "--style", "chat")
+    assert (status, errors) == (0, "")
+    assert output == f"> {QUESTIONS[0]}\n{first}\n\n> {QUESTIONS[1]}\n{second}\n\n"
+
+
+def test_auto_takes_the_chat_template_where_there_is_one(answer, tmp_path):
+    automatic, chat, plain = (
+        answer("--prompt", QUESTIONS[0], *more)[1] for more in ([], ["--style", "chat"], ["--style", "plain"])
+    )
+    assert automatic == chat != plain
+    save_policy(own_policy(), str(tmp_path))
+    assert answer("--prompt", QUESTIONS[0], policy=tmp_path)[0] == 0
+    status, _, errors = answer("--prompt", QUESTIONS[0], "--style", "chat", policy=tmp_path)
+    assert status == 1 and "has no chat template. Use the prompt style 'plain'" in errors
+
+
+def test_a_streamed_answer_is_the_batched_one_in_pieces(answer, monkeypatch):
+    monkeypatch.setattr(generate, "STREAMED_TOKENS", 3)
+    whole = answer("--prompt", QUESTIONS[1], "--temperature", "0.9", "--seed", "3")[1]
+    pieces = []
+    monkeypatch.setattr(sys.stdout, "write", lambda text, write=sys.stdout.write: pieces.append(text) or write(text))
+    status, output, errors = answer("--prompt", QUESTIONS[1], "--temperature", "0.9", "--seed", "3", "--stream")
+    assert (status, errors) == (0, "") and output == whole.rstrip("\n") + "\n"
+    written = [piece for piece in pieces if piece.strip() and not piece.startswith(">")]
+    assert len(written) > 2, "it came in pieces"
+
+
+def test_states_stop_where_every_row_is_done(monkeypatch):
+    """Segments of 3 of 12 tokens: all of them, and only the first where the first token already ends the response."""
+    monkeypatch.setattr(generate, "STREAMED_TOKENS", 3)
+    policy, tokenizer = hf_policy(), hf_policy().tokenizer
+    prompts = generate.prompt_batch(format_prompts(QUESTIONS[:1], ["en"], tokenizer), tokenizer.pad_id)
+
+    def lengths(ends):
+        sampling = sampling_params(0.0, 1.0, 0, ends)
+        states = generate.stream_states(policy, prompts, step_key(0, 0), sampling, 12)
+        return [(int(state.lengths_B[0]), int(state.tokens_BR[0, 0])) for state in states]
+
+    long = lengths((9999,))
+    assert [length for length, _ in long] == [1, 4, 7, 10, 12]
+    assert lengths((long[0][1],)) == long[:1]
+
+
+def test_half_a_character_waits_for_its_other_half():
+    """Of 水 (three bytes) nothing is shown before its last byte; an end in the middle shows what there is."""
+    data = "a水b".encode()
+    texts = [data[:count].decode(errors="replace") for count in range(1, 6)]
+    assert texts[1] == "a\ufffd"
+    assert list(generate.new_text(iter(texts))) == ["a", "水", "b"]
+    assert list(generate.new_text(iter(texts[:2]))) == ["a", "\ufffd"]
+    assert list(generate.new_text(iter([""]))) == []
+
+
+def test_what_is_refused(answer):
+    for more, message in [
+        (["--stream", "--prompt", "3?"], "--stream shows one answer as it grows, found 2 prompts"),
+        (["--style", "chatt"], "Unknown prompt style 'chatt'. Known: auto"),
+        (["--top-p", "0"], "--top-p is 0.0; expected at least"),
+        (["--dtype", "int4"], "--dtype is 'int4'; expected float32"),
+        (["--tensor", "64"], "--tensor is 64, but there"),
+    ]:
+        status, output, errors = answer("--prompt", "2?", *more)
+        assert status == 1 and not output and errors.startswith("Error: ") and message in errors, errors
+
+
+@pytest.mark.serial
+def test_devices_share_the_work(answer):
+    alone, shared = (answer("--prompt", QUESTIONS[0], *more)[1] for more in ([], ["--tensor", "2"]))
+    assert alone == shared
+
+
+def test_the_command_line_offers_what_main_reads():
+    assert set(generate.LIMITS) < set(vars(_arguments()))
+
+
+def _arguments() -> argparse.Namespace:
+    seen = []
+    original, generate.main = generate.main, seen.append
+    try:
+        cli.main(["generate", "--policy", "x", "--prompt", "y"])
+    finally:
+        generate.main = original
+    return seen[0]
