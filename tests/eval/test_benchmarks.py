@@ -213,12 +213,12 @@ def test_mmlu_prox(folder):
 
 def test_mmlu_prox_extraction_of_every_language():
     """The sentence that a language's prompt asks for is found by its expression, with and without brackets."""
-    for code, words in mmlu_prox.WORDS.items():
+    for code, words in mmlu_prox.benchmark_words().items():
         for letter in ("(G)", "G"):
             text = "... " + words.sentence.replace("({})", letter) + " ..."
             assert mmlu_prox.harness_strict(text, mmlu_prox.answer_pattern(code)) == "G", code
-    assert len(mmlu_prox.WORDS) == 29
-    assert all(len(names.split("|")) == len(mmlu_prox.SUBJECTS) for names in mmlu_prox.SUBJECT_NAMES.values())
+        assert len(words.subjects) == 14 and all(words.subjects.values()), code
+    assert len(mmlu_prox.benchmark_words()) == 29
 
 
 # Bad input.

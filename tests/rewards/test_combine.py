@@ -133,11 +133,11 @@ def test_scores_of_the_wrong_shape_stop_the_run(monkeypatch):
 
 
 def test_what_is_not_finite_is_invalid_in_every_reward(monkeypatch):
-    bad = lambda config, assets: (
-        lambda inputs: Scores(  # noqa: E731
-            jnp.array([0.5, jnp.nan, jnp.inf]), jnp.ones(3, bool), {}
-        )
-    )
+    scores = Scores(jnp.array([0.5, jnp.nan, jnp.inf]), jnp.ones(3, bool), {})
+
+    def bad(config, assets):
+        return lambda inputs: scores
+
     monkeypatch.setitem(REWARDS, "bad", bad)
     result = combined([RIGHT] * 3, functions=("bad",))
     assert result.total.valid_B.tolist() == [True, False, False]
