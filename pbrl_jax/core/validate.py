@@ -25,6 +25,8 @@ CHOICES = {
     "algo.scale_rewards": ("group", "batch", "none"),
     "data.overlong_prompts": ("error", "drop"),
     "guard.action": ("warn", "stop"),
+    "optim.optimizer": ("adamw", "muon"),
+    "sft.optimizer": ("adamw", "muon"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
 
