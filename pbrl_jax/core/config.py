@@ -171,8 +171,6 @@ class SftConfig:
     """Quickstart task: English rows of the start policy's text."""
     warm_rows_per_language: int = identity(40)
     """Quickstart task: rows of each other language that the start policy sees."""
-    monolingual_rows_per_language: int = identity(0)
-    """Quickstart task: responses of each other language, without their questions, that it sees besides."""
 
 
 @dataclass(frozen=True)

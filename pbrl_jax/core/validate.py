@@ -101,7 +101,6 @@ BOUNDS = {
     "sft.warmup_steps": (0, None),
     "sft.english_rows": (1, None),
     "sft.warm_rows_per_language": (1, None),
-    "sft.monolingual_rows_per_language": (0, None),
     "contrastive.steps": (1, None),
     "contrastive.batch_size": (2, None),
     "contrastive.learning_rate": (0, None),

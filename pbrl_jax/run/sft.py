@@ -31,15 +31,12 @@ class Supervised(NamedTuple):
 
 
 def quickstart_pools(config: Config) -> tuple[dict[str, list[quickstart.Example]], dict[str, float]]:
-    """The quickstart's mixture: much English, bare equations, and in each other language few problems and some text."""
+    """The quickstart's mixture: much English, bare equations, few problems in each other language."""
     pools = quickstart.sft_pools(
         config.data.languages, english=config.sft.english_rows, warm=config.sft.warm_rows_per_language,
-        monolingual=config.sft.monolingual_rows_per_language, practice=config.sft.english_rows // 2,
-        seed=config.train.seed, space=config.data.path,
+        practice=config.sft.english_rows // 2, seed=config.train.seed, space=config.data.path,
     )  # fmt: skip
     shares = {"english": 0.6, "equations": 0.2, "warm": 0.2}
-    if pools["monolingual"]:
-        shares = {"english": 0.5, "equations": 0.15, "warm": 0.2, "monolingual": 0.15}
     return {name: pools[name] for name in shares}, shares
 
 

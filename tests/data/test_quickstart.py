@@ -173,9 +173,9 @@ def test_a_corrupted_problem_reads_differently(sample, part):
 
 
 def test_sft_pools_share_no_problem_with_anything():
-    pools = quickstart.sft_pools(ALL, english=500, warm=10, monolingual=12, practice=30, seed=0)
+    pools = quickstart.sft_pools(ALL, english=500, warm=10, practice=30, seed=0)
     assert {name: len(rows) for name, rows in pools.items()} == {
-        "english": 500, "warm": 70, "monolingual": 84, "equations": 30,
+        "english": 500, "warm": 70, "monolingual": 70, "equations": 30,
     }  # fmt: skip
     assert {row.language for row in pools["english"]} == {"en"}
     assert [sum(row.language == code for row in pools["warm"]) for code in ALL] == [0, *[10] * 7]
@@ -185,12 +185,12 @@ def test_sft_pools_share_no_problem_with_anything():
     assert asked < own and not own & {row.question for row in SOURCES["quickstart"]("", "test", ("en",), 600, 0)}
     assert all(row.question == "" and row.response for row in pools["monolingual"] + pools["equations"])
     assert re.fullmatch(r"(\d+ [-+*/] \d+ = \d+\. ?){3}", pools["equations"][0].response)
-    assert pools == quickstart.sft_pools(ALL, english=500, warm=10, monolingual=12, practice=30, seed=0)
+    assert pools == quickstart.sft_pools(ALL, english=500, warm=10, practice=30, seed=0)
 
 
 def test_sft_pools_larger_than_the_split():
     with pytest.raises(DataError, match="were asked for"):
-        quickstart.sft_pools(ALL, english=10**6, warm=10, monolingual=0, practice=0, seed=0)
+        quickstart.sft_pools(ALL, english=10**6, warm=10, practice=0, seed=0)
 
 
 def test_vocabulary_text_covers_every_piece_of_the_task_but_no_test_problem():

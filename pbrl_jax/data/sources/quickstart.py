@@ -256,24 +256,24 @@ class Example(NamedTuple):
 
 
 def sft_pools(
-    languages: Sequence[str], *, english: int, warm: int, monolingual: int, practice: int, seed: int, space: str = ""
+    languages: Sequence[str], *, english: int, warm: int, practice: int, seed: int, space: str = ""
 ) -> dict[str, list[Example]]:
     """The supervised text of a start policy that is strong in English and weak elsewhere; all of the split `sft`.
 
     Returns:
       `english`: problems in English; `warm`: `warm` problems in each other language, no problem twice, so the policy
-      sees no translation; `equations`: lines of three equations, without language; `monolingual`: `monolingual`
-      more responses per language without their questions: text that a policy has read, not tasks that it can do.
+      sees no translation; `equations`: lines of three equations, without language; `monolingual`: `warm` more
+      responses per language without their questions.
 
     Raises:
       DataError: the split has fewer problems than these pools need.
     """
     languages = check_offered(languages, LANGUAGES, "quickstart")
     others = [code for code in languages if code != "en"]
-    chosen = iter(problems("sft", english + (warm + monolingual) * len(others), seed, space))
+    chosen = iter(problems("sft", english + 2 * warm * len(others), seed, space))
     pools = {"english": [_example(next(chosen), "en") for _ in range(english)]}
     pools["warm"] = [_example(next(chosen), code) for _ in range(warm) for code in others]
-    alone = [_example(next(chosen), code) for _ in range(monolingual) for code in others]
+    alone = [_example(next(chosen), code) for _ in range(warm) for code in others]
     pools["monolingual"] = [example._replace(question="") for example in alone]
     rng = random.Random(f"{seed}/equations")
     source = problems("sft", 0, seed, space)
