@@ -33,7 +33,7 @@ def quickstart_config(seed: int = 0) -> Config:
         ),
         algo=AlgoConfig(num_generations=8, beta=0.02, advantage_epsilon=0.05, scale_rewards="batch"),
         rollout=RolloutConfig(max_prompt_length=30, max_completion_length=24),
-        data=DataConfig(source="quickstart", limit=2000, english_share=0.25, vocab_size=2000),
+        data=DataConfig(source="quickstart", limit=2000, english_share=0.1875, vocab_size=2000),
         optim=OptimConfig(
             learning_rate=3e-4, schedule="linear", schedule_steps=280, warmup_steps=5, min_learning_rate_share=0.0
         ),
@@ -41,7 +41,9 @@ def quickstart_config(seed: int = 0) -> Config:
             max_steps=280, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
             seed=seed,
         ),
-        sft=SftConfig(steps=500, batch_size=64, learning_rate=3e-3, warm_rows_per_language=40),
+        sft=SftConfig(
+            steps=700, batch_size=32, optimizer="muon", learning_rate=5e-3, warm_rows_per_language=24
+        ),
         contrastive=ContrastiveConfig(steps=200),
         eval=EvalConfig(limit=PROBLEMS, batch_size=256),
     )  # fmt: skip
