@@ -25,10 +25,13 @@ NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 UNIGRAM, BPE = 1, 2
 
 
-def write_tokenizer_json(tokenizer: SentencePieceTokenizer, directory: str | os.PathLike) -> str:
-    """Write both files into a folder; "" where they stand, else why there are none."""
+def write_tokenizer_json(tokenizer: SentencePieceTokenizer, directory: str | os.PathLike, begin: bool = True) -> str:
+    """Write both files into a folder; "" where they stand, else why there are none.
+
+    With `begin` every text gets a beginning-of-sequence token, as prompts of a policy do.
+    """
     folder = epath.Path(directory)
-    core, problem = converted(tokenizer)
+    core, problem = converted(tokenizer, begin)
     if core is None:
         for name in TOKENIZER_FILES[:2]:
             (folder / name).unlink(missing_ok=True)
@@ -48,7 +51,7 @@ def write_tokenizer_json(tokenizer: SentencePieceTokenizer, directory: str | os.
     return ""
 
 
-def converted(tokenizer: SentencePieceTokenizer) -> tuple[Any, str]:
+def converted(tokenizer: SentencePieceTokenizer, begin: bool = True) -> tuple[Any, str]:
     """(tokenizers.Tokenizer, "") with the ids of the SentencePiece model, or (None, why there is none)."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Tokenizer, processors
@@ -64,7 +67,7 @@ def converted(tokenizer: SentencePieceTokenizer) -> tuple[Any, str]:
         for piece in proto.pieces
         if piece.type in (CONTROL, UNKNOWN)
     ])  # fmt: skip
-    if tokenizer.bos_id is not None:
+    if begin and tokenizer.bos_id is not None:
         first = proto.pieces[tokenizer.bos_id].piece
         core.post_processor = processors.TemplateProcessing(
             single=f"{first} $A", pair=f"{first} $A $B", special_tokens=[(first, tokenizer.bos_id)]
