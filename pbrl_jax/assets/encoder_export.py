@@ -102,7 +102,9 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
     spec = encoder.spec
     if isinstance(spec, DecoderEncoderSpec):
         config = hf_config(spec.decoder, {"max_position_embeddings": spec.max_positions}, dtype)
-        config["architectures"] = [name.replace("ForCausalLM", "Model") for name in config["architectures"]]
+        # The text model of Gemma 3 has a name of its own.
+        model = "TextModel" if config["model_type"] == "gemma3_text" else "Model"
+        config["architectures"] = [name.replace("ForCausalLM", model) for name in config["architectures"]]
         if spec.bidirectional:
             # The file's window is that of both sides together.
             both = {"sliding_window": 2 * (spec.decoder.window - 1)} if spec.decoder.window else {}

@@ -43,7 +43,7 @@ class EncoderConfig:
     """Tokens the encoder reads at a time; longer texts are read in chunks and their vectors pooled by length. The share
     of such responses is logged (encoder_cut)."""
     prefix: str = identity("")
-    """Text put before every input, on both sides (`query: ` for E5); empty: the encoder's own default, if it has one."""
+    """Text put before every input, on both sides (`query: ` for E5); empty: the default of the encoder's folder."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Where models come from: hub ids, and folders of an object store copied once."""
 
+import importlib
 import os
 import shutil
 from types import SimpleNamespace
 
-import fsspec
 import huggingface_hub
 import jax
 import numpy as np
@@ -204,9 +204,8 @@ def gs(tmp_path, monkeypatch):
     """`gs://` as a user types it, through etils' paths."""
     monkeypatch.setenv("EPATH_USE_TF", "0")
     monkeypatch.setenv(hub.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(fsspec.registry, "_registry", {**fsspec.registry._registry})
     monkeypatch.setattr(Store, "store", {})
-    fsspec.register_implementation("gcs", Store, clobber=True)
+    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "gcs", Store)
     fsspec_backend._get_filesystem.cache_clear()
     yield "gs://bucket"
     fsspec_backend._get_filesystem.cache_clear()

@@ -12,6 +12,7 @@ from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Rollout
 from pbrl_jax.core.validate import validate
 from pbrl_jax.eval import evaluate
+from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.respond import encode_prompts
 from pbrl_jax.run import assemble, generate
 from pbrl_jax.run import eval as run_eval
@@ -46,8 +47,8 @@ def asked(monkeypatch):
             rows = zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True)
             found.extend(tuple(tokens[:length]) for tokens, length in rows)
             count = len(batch.lengths_P)
-            empty = jnp.zeros((count, max_length), int)
-            return Rollout(empty, jnp.zeros(count, int), empty, jnp.zeros(count, bool))
+            empty, none = jnp.zeros((count, max_length), jnp.int32), jnp.zeros(count, jnp.int32)
+            return Rollout(empty, none, jnp.zeros(empty.shape), none > 0)
 
         return run
 
@@ -92,14 +93,8 @@ def test_the_form_of_a_question_is_part_of_a_references_key():
 
 
 def test_benchmarks(policy):
-    class Problem:
-        question = prompt = "2 + 2?"
-        answer_language, kind = "en", "number"
-
-    class Choice(Problem):
-        kind = "letter"
-
-    for problem in (Problem, Choice):
+    for kind in ("number", "letter"):
+        problem = Problem("en/0", "en", "2 + 2?", "Question: 2 + 2?", "4", kind, "en")
         ids = encode_prompts([problem], policy.tokenizer, "chat", False)[0]
         assert policy.tokenizer.tokenizer.decode(ids).endswith("<think></think>")
         assert ids != encode_prompts([problem], policy.tokenizer, "chat")[0]
