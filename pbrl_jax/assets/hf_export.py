@@ -139,8 +139,8 @@ def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: epath.Path, 
         _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, why)
     elif model_type == "qwen2":
         _LOGGER.warning(
-            "transformers reads the tokenizer of a Qwen2 folder with a class that cuts text in Qwen's way, to other ids. "
-            "Load that of %s by PreTrainedTokenizerFast.from_pretrained.", folder,
+            "transformers reads the tokenizer of a Qwen2 folder with a class that cuts text in Qwen's way, to other "
+            "ids. Load that of %s by PreTrainedTokenizerFast.from_pretrained.", folder,
         )  # fmt: skip
 
 
