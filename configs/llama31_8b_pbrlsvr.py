@@ -2,9 +2,9 @@
 
 Command:   pbrl train configs/llama31_8b_pbrlsvr.py --workdir runs/llama --dry-run --devices 8
 Works now: the dry run, on any machine: it checks every value and prints the resolved settings and the batch arithmetic.
-           Without --dry-run it stops at policy.source and encoder.source: they name Hugging Face repositories, and this
-           version reads only folders that it wrote itself. Training it for real waits for checkpoint import, and for
-           the chat template: prompts are the bare question and a newline here, not what an Instruct model expects.
+           Without --dry-run the policy (HF_TOKEN: it is gated) and the encoder load by their hub ids, and prompts go
+           through the policy's chat template. Nobody has made this run yet: the model code is compared with
+           transformers on small random weights alone (docs/checkpoints.md).
 Hardware:  one host with 8 devices of 80 GB, by arithmetic and untried: 20 bytes per parameter (float32 parameters,
            gradients, two moments, reference) make 160 GB, and the keys and values of 512 responses up to 143 GB more.
 Expected:  the paper reports +16.41 % average multilingual improvement. Whether relative or in points, over which
@@ -87,6 +87,8 @@ def get_config() -> Config:
             languages=("en", "de", "es", "fr", "ja", "ru", "sw", "zh"),  # ASSUMED: those of the data
             english_share=0.125,  # ASSUMED: replay against forgetting
             overlong_prompts="drop",  # ASSUMED
+            prompt_style="chat_boxed",  # ASSUMED: an instruction in the prompt's language, the answer in a box
+            thinking="off",  # ASSUMED: Qwen3 alone has the switch; the response itself is the reasoning
         ),
         optim=OptimConfig(
             learning_rate=1e-6,  # ASSUMED: usual for full fine-tuning by GRPO

@@ -1,8 +1,8 @@
 """PB-RLSVR (arXiv 2509.25543) with Qwen3-32B: the paper's larger run, as far as it is known.
 
 Command:   pbrl train configs/qwen3_32b_pbrlsvr.py --workdir runs/qwen3 --dry-run --devices 8
-Works now: the dry run, on any machine, as for configs/llama31_8b_pbrlsvr.py, which has all that is shared; Qwen3's
-           thinking switch comes with the chat template.
+Works now: the dry run, on any machine, as for configs/llama31_8b_pbrlsvr.py, which has all that is shared, Qwen3's
+           thinking switch (off) among it. Nobody has made this run yet.
 Hardware:  one host with 8 devices of 141 GB, by arithmetic and untried: 20 bytes per parameter (float32 parameters,
            gradients, two moments, reference) make 656 GB, and the keys and values of 256 responses up to 143 GB more.
 Expected:  the paper reports +10.17 % average multilingual improvement. Whether relative or in points, over which

@@ -12,6 +12,7 @@ Models (weights, spec and tokenizer together):
   load_encoder(directory, max_length=None, prefix='', *, prompt='', pooling=None, dtype=None) -> Encoder
   Encoder.embed(texts) -> unit vectors [N, E]
   save_encoder(encoder, directory)
+  export_encoder(encoder, directory): a sentence-transformers folder
   load_comet(directory, dtype=None, transform=None) -> Comet
   Comet.score(src, mt, ref=None) -> scores [N]
   convert_comet(directory, out, dtype='float32')
@@ -95,6 +96,7 @@ NAMES = {
     "completions": "rollout.decode",
     "convert_comet": "assets.comet",
     "cosine_reward": "rewards.cosine",
+    "export_encoder": "assets.encoder_export",
     "export_policy": "assets.hf_export",
     "extract_answer": "text.answers",
     "format_prompts": "text.prompts",

@@ -21,7 +21,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   audit CONFIG --workdir W [--min-auc 0.95]   can this reward be cheated?
   calibrate CONFIG --workdir W [--pairs FILE]   what the encoder's cosines mean
   generate --policy DIR --prompt TEXT [--prompt TEXT ...]   try a policy
-  convert IN OUT              a policy to or from the Hugging Face form, or to another type
+  convert IN OUT              a policy or encoder to or from the Hugging Face form, or to another type
   eval --policy DIR --benchmark NAME --workdir W   accuracy per language on a benchmark
   report W [W ...]            write W/report.html
 
@@ -106,12 +106,13 @@ def generate(arguments: Sequence[str]) -> None:
 def convert(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="pbrl convert",
-        description="Write a policy in another form or type, or a COMET checkpoint as safetensors, and read it back.",
+        description="Write a policy or an encoder in another form or type, or a COMET checkpoint as safetensors, "
+        "and read it back.",
     )
     parser.add_argument("source", metavar="IN", help="folder in either form, work directory, COMET, hub id, or gs://")
     parser.add_argument("target", metavar="OUT", help="another folder")
     parser.add_argument("--dtype", help="float32 or bfloat16; default: as IN is stored")
-    parser.add_argument("--to", default="hf", help="hf (transformers, vLLM) or pbrl (what `pbrl train` writes)")
+    parser.add_argument("--to", default="hf", help="hf (transformers, vLLM, sentence-transformers) or pbrl (our own)")
     known = parser.parse_args(arguments[1:] if len(arguments) > 2 and arguments[0] == "comet" else arguments)
     from pbrl_jax.run.convert import main
 
@@ -130,6 +131,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     parser.add_argument("--shots", type=int, help="worked examples before each problem; default: the benchmark's")
     parser.add_argument("--protocol", help="native-cot, en-cot, direct, loglikelihood; default: the benchmark's first")
     parser.add_argument("--style", default="benchmark", help="benchmark: its own text; or a style the policy learnt")
+    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
     parser.add_argument("--data", default="", help="folder or hub id in place of the benchmark's (default: PBRL_DATA)")
     parser.add_argument("--samples", type=int, default=1, help="responses to each problem, for pass@k and maj@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -186,6 +188,18 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 
 
+#: Verb -> what to try when it needs more memory than the device has.
+MEMORY = {
+    "train": "Lower --train.microbatch-prompts or --train.logprob-chunk, or use --policy.remat full.",
+    "sft": "Lower --sft.batch-size or --train.logprob-chunk, or use --policy.remat full.",
+    "encoder": "Lower --contrastive.batch-size or --encoder.max-length.",
+    "pivots": "Lower --eval.batch-size or --pivot.max-completion-length.",
+    "generate": "Give fewer --prompt at a time or a lower --max-completion-length; --tensor N shares the model over N "
+    "devices.",
+    "convert": "Convert in the host's memory: JAX_PLATFORMS=cpu pbrl convert IN OUT.",
+}
+
+
 def disk_problem(error: OSError) -> str:
     """What the operating system refused, and what to do about it."""
     what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
@@ -223,11 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # an exhausted device is the user's to solve; all else is ours and shows itself
         if debug or "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(
-            "Error: the device ran out of memory. Lower --train.microbatch-prompts or --train.logprob-chunk, or use "
-            "--policy.remat full.",
-            file=sys.stderr,
-        )
+        print(f"Error: the device ran out of memory. {MEMORY.get(arguments[0], MEMORY['train'])}", file=sys.stderr)
         return 1
     return 0
 

@@ -223,10 +223,11 @@ def test_debug_and_unforeseen_errors(pbrl, monkeypatch, tmp_path):
         def run(_arguments):
             raise error
 
-        return {**cli.VERBS, "train": run}
+        return {**cli.VERBS, "train": run, "generate": run}
 
     monkeypatch.setattr(cli, "VERBS", verb(RuntimeError("RESOURCE_EXHAUSTED: out of memory")))
     assert pbrl("train")[0] == 1 and "--train.microbatch-prompts" in pbrl("train")[2]
+    assert "fewer --prompt at a time" in pbrl("generate")[2] and set(cli.MEMORY) < set(cli.VERBS)
     monkeypatch.setattr(cli, "VERBS", verb(OSError(28, "No space left on device", "w/metrics.jsonl")))
     assert pbrl("train")[2].startswith("Error: w/metrics.jsonl: No space left on device. Free space")
     monkeypatch.setattr(cli, "VERBS", verb(KeyboardInterrupt()))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.assets.folders import own_folder, read_model, save_model
+from pbrl_jax.assets.folders import model_folder, own_folder, read_record, read_weights, save_model
 from pbrl_jax.assets.hf_load import check_vocabulary
 from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.assets.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
@@ -165,8 +165,11 @@ def load_encoder(
     if own_folder(directory, "encoder"):
         if prompt or pooling:
             raise ConfigError(f"{directory!r} was written by this package: leave prompt and pooling out.")
-        spec, params, tokenizer, fingerprint = read_model(directory, "encoder", stored_spec, abstract_encoder)
-        encoder = Encoder(spec, jax.tree.map(jnp.asarray, params), tokenizer, fingerprint, spec.text_tokens, prefix)
+        folder = model_folder(local_copy(directory), "encoder", directory)
+        spec, record = read_record(folder, "encoder", stored_spec)
+        params = jax.tree.map(jnp.asarray, read_weights(folder, record["weights_sha256"], abstract_encoder(spec)))
+        room, prefix = record.get("max_length", spec.text_tokens), prefix or record.get("prefix", "")
+        encoder = Encoder(spec, params, load_tokenizer(str(folder)), record["weights_sha256"], room, prefix)
         encoder = encoder if dtype is None else encoder._replace(spec=with_compute(spec, dtype))
     else:
         encoder = load_released(directory, prefix, prompt, pooling, dtype or "float32")
@@ -299,5 +302,6 @@ def stored_spec(stored: dict[str, Any]) -> TextEncoderSpec:
 
 
 def save_encoder(encoder: Encoder, directory: str) -> None:
-    """Write a folder that load_encoder reads."""
-    save_model(directory, "encoder", encoder.spec, encoder.params, encoder.tokenizer)
+    """Write a folder that load_encoder reads, with the prefix and the length that it takes where none are asked for."""
+    more = {"prefix": encoder.prefix, "max_length": encoder.max_length}
+    save_model(directory, "encoder", encoder.spec, encoder.params, encoder.tokenizer, **more)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +26,10 @@ from pbrl_jax.models.hf_names import Stored
 from pbrl_jax.models.safetensors_file import Planned, write_safetensors
 from pbrl_jax.models.weights import WEIGHTS, load_params, open_weights
 from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
-from pbrl_jax.text.tokenizers import MissingTokenizer, Tokenizer, load_tokenizer
+from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
+from pbrl_jax.text.tokenizers import MissingTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+
+_LOGGER = logging.getLogger(__name__)
 
 LARGEST_FILE = 5_000_000_000
 """Bytes of tensors per file; beyond it the folder gets several, and an index."""
@@ -117,6 +121,8 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     _write_weights(folder, _stored_leaves(policy, kind))
     if not isinstance(policy.tokenizer, MissingTokenizer):
         policy.tokenizer.save(str(folder))
+        if type(policy.tokenizer) is SentencePieceTokenizer:
+            _write_sentencepiece(policy.tokenizer, folder, config["model_type"])
         if not (folder / GENERATION_CONFIG).exists():
             (folder / GENERATION_CONFIG).write_text(json.dumps(_token_ids(policy.tokenizer), indent=2))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -125,6 +131,17 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     except Exception:
         (folder / CONFIG).unlink(missing_ok=True)
         raise
+
+
+def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: epath.Path, model_type: str) -> None:
+    """tokenizer.json for transformers, beside tokenizer.model; a warning where it would not help."""
+    if why := write_tokenizer_json(tokenizer, folder):
+        _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, why)
+    elif model_type == "qwen2":
+        _LOGGER.warning(
+            "transformers reads the tokenizer of a Qwen2 folder with a class that cuts text in Qwen's way, to other "
+            "ids. Load that of %s by PreTrainedTokenizerFast.from_pretrained.", folder,
+        )  # fmt: skip
 
 
 def _token_ids(tokenizer: Tokenizer | MissingTokenizer) -> dict[str, Any]:

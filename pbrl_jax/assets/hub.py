@@ -97,6 +97,7 @@ def cache_folder() -> str:
 
 def copy_remote(source: str) -> str:
     """A folder of an object store, copied file by file; files whose size and time are as before are not copied again.
+    Where the store's client tells no time, all of them are.
 
     Raises:
       CheckpointError: no such folder, or the store refuses.
@@ -113,7 +114,7 @@ def copy_remote(source: str) -> str:
     if not found:
         raise CheckpointError(f"No model in {source}: the folder is empty or does not exist. Check the path.")
     record = _read_record(target)
-    todo = {name: stamp for name, (_, stamp) in found.items() if record.get(name) != stamp}
+    todo = {name: stamp for name, (_, stamp) in found.items() if record.get(name) != stamp or not stamp[1]}
     if todo:
         total = sum(stamp[0] for stamp in todo.values())
         with Progress(f"copying {source}", max(1, total >> 20), unit="MiB") as progress:

@@ -40,9 +40,10 @@ class EncoderConfig:
     preset: str = identity("tiny")
     """Size of a new encoder: a name in pbrl_jax.models.specs.ENCODERS."""
     max_length: int = identity(64)
-    """Tokens the encoder reads; longer responses are cut, and the share that was cut is logged."""
+    """Tokens the encoder reads at a time; longer texts are read in chunks and their vectors pooled by length. The share
+    of such responses is logged (encoder_cut)."""
     prefix: str = identity("")
-    """Text put before every input, on both sides (`query: ` for E5)."""
+    """Text put before every input, on both sides (`query: ` for E5); empty: the default of the encoder's folder."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class DataConfig:
     """Shares of languages are (rows)^(1 / temperature): 1 is as they come, larger ones are more even."""
     prompt_style: str = identity("plain")
     """Words and chat template around a question: a name that pbrl_jax.text.prompts knows."""
+    thinking: str = identity("default")
+    """The switch of chat templates that have one (Qwen3): on, off (an empty thought), or the template's default."""
     vocab_size: int = identity(2000)
     """Pieces of a SentencePiece vocabulary trained on the run's own text."""
 

@@ -24,6 +24,7 @@ CHOICES = {
     "algo.multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "algo.scale_rewards": ("group", "batch", "none"),
     "data.overlong_prompts": ("error", "drop"),
+    "data.thinking": ("default", "on", "off"),
     "guard.action": ("warn", "stop"),
     "optim.optimizer": ("adamw", "muon"),
     "sft.optimizer": ("adamw", "muon"),

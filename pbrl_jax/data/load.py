@@ -93,6 +93,7 @@ def fit_prompts(
     max_prompt_length: int,
     overlong: str = "error",
     style: str = "plain",
+    thinking: bool | None = None,
 ) -> tuple[list[Prompt], list[list[int]]]:
     """The prompts of at most `max_prompt_length` tokens, and the ids of each.
 
@@ -102,6 +103,7 @@ def fit_prompts(
       max_prompt_length: in tokens, the beginning-of-sequence token included.
       overlong: `error` refuses longer prompts, `drop` leaves them out (all of them too long is an error still).
       style: a name in pbrl_jax.text.prompts.STYLES.
+      thinking: the thinking switch of chat templates, as in pbrl_jax.text.prompts.
 
     Raises:
       DataError: names how many prompts of each language are too long, their rows, and the length that would do.
@@ -110,7 +112,7 @@ def fit_prompts(
         raise ConfigError(f"data.overlong_prompts is {overlong!r}; expected one of {', '.join(OVERLONG)}.")
     if not prompts:
         raise DataError("No prompts to encode. Check data.languages, data.split and data.limit.")
-    encoded = format_prompts([p.question for p in prompts], [p.language for p in prompts], tokenizer, style)
+    encoded = format_prompts([p.question for p in prompts], [p.language for p in prompts], tokenizer, style, thinking)
     fits = [len(ids) <= max_prompt_length for ids in encoded]
     kept = [pair for pair, fit in zip(zip(prompts, encoded, strict=True), fits, strict=True) if fit]
     if len(kept) < len(prompts) and (overlong == "error" or not kept):

@@ -40,6 +40,7 @@ class Decoder(NamedTuple):
     max_completion_length: int
     batch_size: int
     style: str = "plain"
+    thinking: bool | None = None
 
 
 @functools.cache
@@ -63,7 +64,7 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
     if not questions:
         return []
     sampling = sampling_params(temperature, 1.0, 0, decoder.tokenizer.eos_ids)
-    ids = format_prompts(list(questions), list(languages), decoder.tokenizer, decoder.style)
+    ids = format_prompts(list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking)
     size = min(decoder.batch_size, len(ids))
     texts = [""] * len(ids)
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))

@@ -37,7 +37,7 @@ Write = Callable[[list[dict[str, Any]]], None]
 
 class Settings(NamedTuple):
     """How a policy answers. `style` is one of STYLES: the benchmark's own prompt, or one the policy was trained with;
-    `mesh` spreads the rows of a batch over devices."""
+    `thinking` is the switch of chat templates that have one; `mesh` spreads the rows of a batch over devices."""
 
     style: str = "benchmark"
     samples: int = 1
@@ -47,6 +47,7 @@ class Settings(NamedTuple):
     max_completion_length: int = 512
     batch_size: int = 32
     mesh: Any = None
+    thinking: bool | None = None
 
 
 class Answering(NamedTuple):
@@ -63,7 +64,9 @@ def one_bos(ids: Sequence[int], bos_id: int | None) -> list[int]:
     return list(ids) if bos_id is None or list(ids[:1]) == [bos_id] else [bos_id, *ids]
 
 
-def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, style: str) -> list[list[int]]:
+def encode_prompts(
+    problems: Sequence[Problem], tokenizer: Tokenizer, style: str, thinking: bool | None = None
+) -> list[list[int]]:
     """Ids of each problem's prompt, with one beginning-of-sequence token where the tokenizer has one.
 
     `benchmark` is the benchmark's text. The other styles put the bare question as `pbrl_jax.text.prompts` does, in the
@@ -76,10 +79,10 @@ def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, style: str
         encoded = tokenizer.encode_batch([problem.prompt for problem in problems])
         return [one_bos(ids, tokenizer.bos_id) for ids in encoded]
     if plain:
-        encoded = [tokenizer.encode_chat([{"role": "user", "content": p.prompt}]) for p in problems]
+        encoded = [tokenizer.encode_chat([{"role": "user", "content": p.prompt}], thinking) for p in problems]
         return [one_bos(ids, tokenizer.bos_id) for ids in encoded]
     languages = [problem.answer_language for problem in problems]
-    return format_prompts([problem.question for problem in problems], languages, tokenizer, style)
+    return format_prompts([problem.question for problem in problems], languages, tokenizer, style, thinking)
 
 
 def plan(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -138,7 +141,7 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
       tick: told the number of problems that a batch has finished.
     """
     spec, params, tokenizer, settings = answering
-    encoded = encode_prompts(problems, tokenizer, settings.style)
+    encoded = encode_prompts(problems, tokenizer, settings.style, settings.thinking)
     run = compiled_generator(spec, settings.samples, settings.max_completion_length)
     sampling = sampling_params(settings.temperature, settings.top_p, 0, tokenizer.eos_ids)
     size = batch_rows(settings)

@@ -27,13 +27,13 @@ from pbrl_jax.models.attention import KERNELS
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
-from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.pivots.generate import TEMPLATE, attach_references
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import STYLES
+from pbrl_jax.text.prompts import STYLES, THINKING
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from pbrl_jax.train.experiment import Experiment
@@ -161,7 +161,7 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
     """English questions -> responses of a policy: the expert of pivot.source=policy."""
     decoder = Decoder(
         policy.spec, policy.tokenizer, config.rollout.max_prompt_length, config.pivot.max_completion_length,
-        config.eval.batch_size, config.data.prompt_style,
+        config.eval.batch_size, config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
 
     def answer(questions: list[str]) -> list[str]:
@@ -170,6 +170,13 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
         )
 
     return answer
+
+
+def expert_template(config: Config) -> str:
+    """How the expert is asked, as the pivot store records it: another form is another reference."""
+    style, thinking = config.data.prompt_style, config.data.thinking
+    form = "" if style == "plain" else f"{style}: " if thinking == "default" else f"{style}, thinking {thinking}: "
+    return form + TEMPLATE
 
 
 def language_texts(config: Config) -> dict[str, list[str]] | None:
@@ -196,15 +203,15 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     policy = run_policy(config, work, prompts)
     encoder = run_encoder(config, policy.tokenizer)
     if config.train.fused:
-        check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint)
+        check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
     store = open_store(config.pivot, work.root)
     prompts, report = attach_references(
         prompts, config, store, sample_texts_of(policy, config), functools.partial(Progress, part=part),
-        expert=config.policy.source, revision=policy.fingerprint,
+        expert=config.policy.source, revision=policy.fingerprint, template=expert_template(config),
     )  # fmt: skip
     kept, ids = fit_prompts(
         prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts,
-        config.data.prompt_style,
+        config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
     if len(kept) < len(prompts):
         print(f"Dropped {len(prompts) - len(kept)} of {len(prompts)} prompts: longer than rollout.max_prompt_length.")
@@ -268,12 +275,14 @@ def make_evaluate(config: Config, policy: Policy):
             raise
         print(f"No evaluation (set eval.source for one): {error}")
         return None
-    prompts, _ = fit_prompts(loaded, policy.tokenizer, length, "drop", config.data.prompt_style)
+    prompts, _ = fit_prompts(
+        loaded, policy.tokenizer, length, "drop", config.data.prompt_style, THINKING[config.data.thinking]
+    )
     if len(prompts) < len(loaded):
         print(f"Evaluation: {len(loaded) - len(prompts)} of {len(loaded)} prompts are longer than {length} tokens.")
     decoder = Decoder(
         policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size,
-        config.data.prompt_style,
+        config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
 
     def run(params) -> dict[str, float]:

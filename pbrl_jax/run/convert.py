@@ -1,29 +1,64 @@
-"""`pbrl convert IN OUT`: a policy from one form into the other, or into another type; COMET into safetensors."""
+"""`pbrl convert IN OUT`: policies and encoders into another form or type, COMET into safetensors."""
 
 import os
 
+import jax
+
 from pbrl_jax.assets.comet import convert_comet, load_comet
 from pbrl_jax.assets.comet_checkpoint import CHECKPOINT, HPARAMS
+from pbrl_jax.assets.encoder import load_encoder, save_encoder
+from pbrl_jax.assets.encoder_export import export_encoder
 from pbrl_jax.assets.folders import own_folder
 from pbrl_jax.assets.hf_export import export_policy
+from pbrl_jax.assets.hf_load import read_config, stored_compute_type
 from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.assets.policy import PARAM_TYPES, load_policy, save_policy
+from pbrl_jax.assets.sentence_transformers import MODULES, read_chain, read_json
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.trees import count_parameters
+from pbrl_jax.models.hf_encoder import FAMILIES
 
 #: Form of a folder -> what it is for.
 FORMS = {
-    "hf": "config.json, safetensors and tokenizer: transformers, vLLM and the hub",
-    "pbrl": "the form that `pbrl train` and `pbrl sft` write",
+    "hf": "config.json, safetensors and tokenizer: transformers, vLLM, sentence-transformers and the hub",
+    "pbrl": "the form that `pbrl train`, `pbrl sft` and `pbrl encoder` write",
 }
 
 
+def is_encoder(place: str, source: str) -> bool:
+    """Whether a local folder holds an encoder and no policy."""
+    if own_folder(place, "policy"):
+        return False
+    if own_folder(place, "encoder") or os.path.exists(os.path.join(place, MODULES)):
+        return True
+    return (read_config(place, source) or {}).get("model_type") in FAMILIES
+
+
+def convert_encoder(source: str, target: str, place: str, dtype: str | None, form: str) -> None:
+    """Read an encoder and write it; arguments as `main`."""
+    stored = dtype
+    if dtype is None and not own_folder(place, "encoder") and os.path.exists(os.path.join(place, MODULES)):
+        stored = stored_compute_type(read_json(os.path.join(read_chain(place).transformer, "config.json")))
+    encoder = load_encoder(source, dtype=stored)
+    if dtype is not None:
+        encoder = encoder._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), encoder.params))
+    if form == "hf":
+        export_encoder(encoder, target)
+    else:
+        save_encoder(encoder, target)
+        load_encoder(target)
+    kind = str(jax.tree.leaves(encoder.params)[0].dtype)
+    written = "an encoder of this package" if own_folder(target, "encoder") else "a sentence-transformers encoder"
+    print(f"{target}: {written}, {count_parameters(encoder.params):,} parameters in {kind}, read back and compared.")
+
+
 def main(source: str, target: str, dtype: str | None = None, form: str = "hf") -> None:
-    """Read a policy and write it; a folder of unbabel-comet is written as what load_comet reads fastest.
+    """Read a policy or an encoder and write it; a folder of unbabel-comet becomes what load_comet reads fastest.
 
     Args:
-      source: a folder in either form, a finished work directory, a folder of COMET, a hub id, or `gs://...`.
+      source: a folder in either form, a finished work directory (its policy), a folder of COMET, a hub id, or
+        `gs://...`.
       target: another folder.
       dtype: type of the written parameters, float32 or bfloat16; default: as they are stored.
       form: a name in FORMS.
@@ -44,6 +79,9 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf") -
         convert_comet(source, target, dtype or "float32")
         parameters = count_parameters(load_comet(target).params)
         print(f"{target}: a COMET model, {parameters:,} parameters in {dtype or 'float32'}, read back.")
+        return
+    if is_encoder(place, source):
+        convert_encoder(source, target, place, dtype, form)
         return
     policy = load_policy(source, param_dtype=dtype or "stored")
     if form == "hf":

@@ -27,6 +27,7 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.prompts import THINKING
 
 SHOWN_OVERLAPS = 10
 """Overlapping problems listed in eval.json."""
@@ -75,6 +76,7 @@ def make_settings(options: argparse.Namespace, benchmark: Benchmark, protocol: s
         style=options.style, samples=options.samples, temperature=options.temperature, top_p=options.top_p,
         seed=options.seed, max_completion_length=options.max_completion_length or benchmark.tokens[protocol] or 1,
         batch_size=options.batch_size, mesh=make_mesh(MeshConfig()) if jax.device_count() > 1 else None,
+        thinking=THINKING[options.thinking],
     )  # fmt: skip
 
 
@@ -88,6 +90,7 @@ def identity_of(benchmark: Benchmark, request: Request, settings: Settings, prob
     }  # fmt: skip
     if request.protocol == LOGLIKELIHOOD:
         return found
+    found |= {} if settings.thinking is None else {"thinking": settings.thinking}
     return found | {
         "style": settings.style, "samples": settings.samples, "temperature": settings.temperature,
         "top_p": settings.top_p, "seed": settings.seed, "max_completion_length": settings.max_completion_length,

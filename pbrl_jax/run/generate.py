@@ -19,13 +19,12 @@ from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import DecodeState, decode, finish, generate_samples, prefill, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import STYLES, format_prompts
+from pbrl_jax.text.prompts import STYLES, THINKING, format_prompts
 
 #: Tokens that are decoded between two looks at them when they are shown as they come.
 STREAMED_TOKENS = 8
 PROMPT_STEP = 16
 """Prompts are padded to a multiple of it, so that few programs are compiled."""
-THINKING = {"default": None, "on": True, "off": False}
 LIMITS = {
     "temperature": (0.0, 100.0), "top_p": (1e-6, 1.0), "top_k": (0, 2**31 - 1), "max_completion_length": (1, 2**20),
     "seed": (0, 2**31 - 1), "tensor": (1, 2**20),

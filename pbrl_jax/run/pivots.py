@@ -7,6 +7,7 @@ from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.run.assemble import (
     check_start,
+    expert_template,
     run_encoder,
     run_policy,
     sample_texts_of,
@@ -26,7 +27,7 @@ def main(config: Config, workdir: str) -> None:
     store = open_store(config.pivot, work.root)
     prompts, report = attach_references(
         prompts, config, store, sample_texts_of(policy, config), Progress,
-        expert=config.policy.source, revision=policy.fingerprint,
+        expert=config.policy.source, revision=policy.fingerprint, template=expert_template(config),
     )  # fmt: skip
     print(report.describe())
     vectors = reference_vectors(prompts, run_encoder(config, policy.tokenizer), store)

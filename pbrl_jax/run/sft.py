@@ -15,7 +15,7 @@ from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.run.assemble import check_start, run_policy, training_prompts, use_compilation_cache
-from pbrl_jax.text.prompts import format_prompts
+from pbrl_jax.text.prompts import THINKING, format_prompts
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
 from pbrl_jax.train.signals import watch_signals
@@ -51,10 +51,10 @@ def supervised(config: Config, policy: Policy) -> Supervised:
     """The pools as tokens; rows that do not fit the lengths are left out and counted."""
     pools, shares = quickstart_pools(config) if config.data.source == "quickstart" else reference_pool(config)
     ends = policy.tokenizer.eos_ids[:1]
-    style = config.data.prompt_style
+    style = config.data.prompt_style, THINKING[config.data.thinking]
     encoded = {}
     for name, rows in pools.items():
-        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer, style)
+        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer, *style)
         responses = policy.tokenizer.encode_batch([r.response for r in rows])
         pairs = [(p, [*r, *ends]) for p, r in zip(prompts, responses, strict=True)]
         fit = [

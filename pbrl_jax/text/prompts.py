@@ -20,6 +20,9 @@ STYLES = {
     "auto": "chat where the tokenizer has a chat template, else plain",
 }
 
+THINKING = {"default": None, "on": True, "off": False}
+"""Values of the thinking switch, `data.thinking` and `--thinking`, -> argument `thinking`."""
+
 QUESTION_WORDS = {
     "ar": ("سؤال:", "الإجابة خطوة بخطوة:"),
     "bn": ("প্রশ্ন:", "ধাপে ধাপে উত্তর:"),

@@ -8,6 +8,7 @@ Special tokens that a user or a policy spells out ("</s>", "<|im_end|>") are ord
 import functools
 import hashlib
 import io
+import json
 import os
 import re
 import unicodedata
@@ -29,6 +30,8 @@ NUMBER_SYMBOLS = (*".。।?？¿,，", *"一二两三四五六七八九十")
 MODEL_FILE = "tokenizer.model"
 XLMR_FILE = "sentencepiece.bpe.model"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", MODEL_FILE, XLMR_FILE)
+SENTENCEPIECE_RECORD = "pbrl_sentencepiece"
+"""In tokenizer_config.json: the sha256 of a tokenizer.json that was made from the tokenizer.model beside it."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -171,8 +174,8 @@ def load_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of a `.model` file, a folder, or a hub id.
 
     A folder with `tokenizer.json` or `tokenizer_config.json` is a Hugging Face one; a folder with only
-    `tokenizer.model` is SentencePiece (what `save` and `train_sentencepiece` write), one with only
-    `sentencepiece.bpe.model` XLM-R's.
+    `tokenizer.model` is SentencePiece (what `save` and `train_sentencepiece` write), and so is one whose
+    `tokenizer.json` an export made of it; one with only `sentencepiece.bpe.model` is XLM-R's.
 
     Raises:
       ConfigError: `source` is empty, or neither a file, a folder, nor a reachable hub id.
@@ -183,7 +186,7 @@ def load_tokenizer(source: str) -> Tokenizer:
     path = epath.Path(source)
     if path.is_dir():
         names = {child.name for child in path.iterdir()}
-        if names & set(TOKENIZER_FILES[:2]):
+        if names & set(TOKENIZER_FILES[:2]) and not (MODEL_FILE in names and _made_from_sentencepiece(path)):
             return HuggingFaceTokenizer(str(source))
         if MODEL_FILE in names:
             return SentencePieceTokenizer(path / MODEL_FILE)
@@ -198,6 +201,18 @@ def load_tokenizer(source: str) -> Tokenizer:
     if not _HUB_ID.fullmatch(str(source)):
         raise ConfigError(f"No tokenizer at {source!r}: no such file or folder, and no hub id (owner/name).")
     return HuggingFaceTokenizer(str(source))
+
+
+def _made_from_sentencepiece(folder: epath.Path) -> bool:
+    """Whether tokenizer.json is, unchanged, what an export made of tokenizer.model."""
+    config, made = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not (config.exists() and made.exists()):
+        return False
+    try:
+        recorded = json.loads(config.read_text()).get(SENTENCEPIECE_RECORD)
+    except (ValueError, AttributeError):
+        return False  # not ours; who reads it says what is wrong with it
+    return recorded == hashlib.sha256(made.read_bytes()).hexdigest()
 
 
 def train_sentencepiece(

@@ -44,8 +44,11 @@ class TokenTables:
     eos_ids: Int[Array, "eos"]
 
 
-def check_fusable(config: Config, shared_tokenizer: bool) -> None:
-    """Refuse a configuration whose reward cannot be computed from tokens on the device (ConfigError)."""
+def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> None:
+    """Refuse a configuration whose reward cannot be computed from tokens on the device (ConfigError).
+
+    `prefix` is that of the loaded encoder: its folder may have a default one that the configuration does not name.
+    """
     problems = []
     if config.reward.functions != ("cosine",):
         problems.append(f"reward.functions {config.reward.functions} (only cosine can be fused)")
@@ -57,8 +60,9 @@ def check_fusable(config: Config, shared_tokenizer: bool) -> None:
         problems.append("reward.similarity calibrated")
     if not shared_tokenizer:
         problems.append("policy and encoder with different tokenizers")
-    if config.encoder.prefix:
-        problems.append(f"encoder.prefix {config.encoder.prefix!r}")
+    if prefix := config.encoder.prefix or prefix:
+        whose = "" if config.encoder.prefix else " (the default prompt of the encoder's folder)"
+        problems.append(f"encoder.prefix {prefix!r}{whose}")
     if config.encoder.max_length < config.rollout.max_completion_length:
         problems.append("encoder.max_length below rollout.max_completion_length")
     if config.algo.multi_objective_aggregation != "sum_then_normalize":

@@ -223,7 +223,7 @@ def fused_steps(experiment: Experiment, position: Position, ref_params) -> Itera
       ConfigError: (before the first step is asked for) a configuration that cannot be fused.
     """
     config, policy, encoder = experiment.config, experiment.policy, experiment.encoder
-    check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint)
+    check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
     fused = make_fused_step(policy.spec, encoder.spec, config)
     tables, sampling = token_tables(experiment), run_sampling(experiment)
 

@@ -36,7 +36,9 @@ def test_round_trip_bit_for_bit(folder):
 
 
 def test_length_and_prefix_are_those_asked_for(folder):
-    assert load_encoder(str(folder)).max_length == 128
+    assert (load_encoder(str(folder)).max_length, load_encoder(str(folder)).prefix) == (64, "")
+    save_encoder(encoder(32, "query: "), str(folder))
+    assert (load_encoder(str(folder)).max_length, load_encoder(str(folder)).prefix) == (32, "query: ")
     loaded = load_encoder(str(folder), 20, "query: ")
     assert (loaded.max_length, loaded.prefix) == (20, "query: ")
     with pytest.raises(ConfigError, match="encoder.max_length=129 but this encoder has 128 positions. Use 128."):

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_hf import DECODERS, FIXTURES, GENERATION, hf_policy, hf_tokenizer
 from tiny_policy import quick_compiles, tiny_params, tiny_spec  # noqa: F401
 from tiny_world import policy as own_policy
+from transformers import AutoTokenizer
 
 from pbrl_jax.assets import hf_export
 from pbrl_jax.assets.hf_export import export_policy, file_plan
@@ -178,6 +179,8 @@ def test_a_policy_born_here_keeps_its_own_vocabulary(tmp_path):
     loaded = load_policy(str(tmp_path))
     assert loaded.spec == own_policy().spec and same_bits(loaded.params, own_policy().params)
     assert loaded.tokenizer.fingerprint == own_policy().tokenizer.fingerprint
+    theirs, text = AutoTokenizer.from_pretrained(str(tmp_path)), "Lina has 12 cards. 答案是 3。"
+    assert theirs(text)["input_ids"] == [1, *own_policy().tokenizer.encode(text)], "transformers reads the folder too"
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 2
 
 

@@ -11,6 +11,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax import cli
 from pbrl_jax.assets.comet import load_comet
+from pbrl_jax.assets.encoder import load_encoder
 from pbrl_jax.assets.hf_export import export_policy
 from pbrl_jax.assets.policy import load_policy, save_policy
 
@@ -69,6 +70,22 @@ def test_comet_becomes_safetensors(convert, tmp_path):
     original = load_comet(str(source))
     for folder in ("a", "b"):
         assert same_bits(load_comet(str(tmp_path / folder)).params, original.params)
+
+
+def test_encoders_there_and_back(convert, tmp_path):
+    """sentence-transformers -> ours -> sentence-transformers in bfloat16; a policy beside an encoder goes first."""
+    own, half = tmp_path / "own", tmp_path / "half"
+    status, output, errors = convert(FIXTURES / "labse", own, "--to", "pbrl")
+    assert (status, errors) == (0, "") and "an encoder of this package" in output and "in float32" in output
+    original, ours = load_encoder(str(FIXTURES / "labse")), load_encoder(str(own))
+    assert same_bits(original.params, ours.params) and original.max_length == ours.max_length
+    status, output, errors = convert(own, half, "--dtype", "bfloat16")
+    assert (status, errors) == (0, "") and "a sentence-transformers encoder" in output and "in bfloat16" in output
+    rounded = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), original.params)
+    assert same_bits(load_encoder(str(half), dtype="bfloat16").params, rounded)
+    save_policy(hf_policy(), str(tmp_path / "run" / "policy"))
+    own.rename(tmp_path / "run" / "encoder")
+    assert "a Hugging Face model" in convert(tmp_path / "run", tmp_path / "out")[1]
 
 
 @pytest.mark.parametrize(

@@ -163,29 +163,29 @@ def test_reasoning_and_answer_come_apart_as_the_instruction_asks(code):
         assert split_response(expected[response], code)[0] == expected["reasoning"]
 
 
-def test_llama_prompts(templated):
+@pytest.mark.parametrize("style", ["chat_boxed", "chat_tags"])
+def test_llama_prompts(templated, style):
     tokenizer = templated(LLAMA, bos_token="<s>")
-    ids = format_prompt(" Ngapi? ", "sw", tokenizer, "chat_tags")
-    assert ids[0] == tokenizer.bos_id and ids.count(tokenizer.bos_id) == 1
-    text = tokenizer.tokenizer.decode(ids)
-    assert text == (
-        f"<s><|start_header_id|>system<|end_header_id|>\n\n{fixture_of('sw')['chat_tags']}<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nNgapi?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-    assert format_prompt(" Ngapi? ", "sw", tokenizer, "chat_tags", thinking=False) == ids, "it has no switch"
+    for code in LANGUAGES:
+        ids = format_prompt(" Ngapi? ", code, tokenizer, style)
+        assert ids[0] == tokenizer.bos_id and ids.count(tokenizer.bos_id) == 1
+        assert tokenizer.tokenizer.decode(ids) == (
+            f"<s><|start_header_id|>system<|end_header_id|>\n\n{fixture_of(code)[style]}<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nNgapi?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        )
+        assert format_prompt(" Ngapi? ", code, tokenizer, style, thinking=False) == ids, "it has no switch"
 
 
-def test_qwen_prompts_and_their_thinking_switch(templated):
+@pytest.mark.parametrize("style", ["chat_boxed", "chat_tags"])
+def test_qwen_prompts_and_their_thinking_switch(templated, style):
     tokenizer = templated(QWEN)
     assert tokenizer.bos_id is None
-    opened = "<|im_start|>assistant\n"
-    text = (
-        f"<|im_start|>system\n{fixture_of('th')['chat_boxed']}<|im_end|>\n<|im_start|>user\nเท่าไร<|im_end|>\n{opened}"
-    )
-    for thinking, end in ((None, ""), (True, ""), (False, "<think>\n\n</think>\n\n")):
-        ids = format_prompt("เท่าไร", "th", tokenizer, "chat_boxed", thinking=thinking)
-        assert tokenizer.tokenizer.decode(ids) == text + end
+    for code in LANGUAGES:
+        text = f"<|im_start|>system\n{fixture_of(code)[style]}<|im_end|>\n<|im_start|>user\nเท่าไร<|im_end|>\n"
+        for thinking, end in ((None, ""), (True, ""), (False, "<think>\n\n</think>\n\n")):
+            ids = format_prompt("เท่าไร", code, tokenizer, style, thinking=thinking)
+            assert tokenizer.tokenizer.decode(ids) == f"{text}<|im_start|>assistant\n{end}"
 
 
 def test_a_special_token_in_a_question_ends_no_turn(templated):

@@ -331,5 +331,7 @@ def test_everything_that_cannot_be_fused_is_named_at_once():
     for word in ("reward.functions", "language_gate hard", "different tokenizers", "'query: '", "encoder.max_length",
                  "num_iterations", "--no-train.fused"):  # fmt: skip
         assert word in str(found.value)
+    with pytest.raises(ConfigError, match="encoder.prefix 'query: ' .the default prompt of the encoder's folder."):
+        check_fusable(CONFIG, shared_tokenizer=True, prefix="query: ")
     with pytest.raises(ConfigError, match="reward_weights 0"):
         check_fusable(with_values(CONFIG, reward={"reward_weights": (0.0,)}), shared_tokenizer=True)

@@ -1,0 +1,114 @@
+"""`data.prompt_style` and `data.thinking` reach every place that puts a question to the policy."""
+
+import jax.numpy as jnp
+import pytest
+from tiny_hf import TEMPLATE, hf_policy, hf_tokenizer
+from tiny_world import SPACE
+
+from pbrl_jax import cli
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.paths import work_dir
+from pbrl_jax.core.records import Rollout
+from pbrl_jax.core.validate import validate
+from pbrl_jax.eval import evaluate
+from pbrl_jax.eval.benchmarks.common import Problem
+from pbrl_jax.eval.respond import encode_prompts
+from pbrl_jax.run import assemble, generate
+from pbrl_jax.run import eval as run_eval
+from pbrl_jax.run.sft import supervised
+from pbrl_jax.text.prompts import format_prompt
+
+SWITCH = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+CONFIG = with_values(
+    Config(),
+    data={
+        "path": SPACE, "languages": ("en", "sw"), "limit": 2, "prompt_style": "chat_tags", "thinking": "off",
+        "overlong_prompts": "drop",
+    },
+    sft={"english_rows": 6, "warm_rows_per_language": 2, "batch_size": 6},
+    train={"prompts_per_step": 2, "seed": 0}, eval={"limit": 2},
+    rollout={"max_prompt_length": 900, "max_completion_length": 300},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return hf_policy()._replace(tokenizer=hf_tokenizer(TEMPLATE + SWITCH))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The prompts that reach the evaluation's sampler, which answers nothing."""
+    found = []
+
+    def sampler(spec, max_length):
+        def run(params, batch, key, sampling):
+            rows = zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True)
+            found.extend(tuple(tokens[:length]) for tokens, length in rows)
+            count = len(batch.lengths_P)
+            empty, none = jnp.zeros((count, max_length), jnp.int32), jnp.zeros(count, jnp.int32)
+            return Rollout(empty, none, jnp.zeros(empty.shape), none > 0)
+
+        return run
+
+    monkeypatch.setattr(evaluate, "compiled_sampler", sampler)
+    return found
+
+
+def formed(policy, prompts) -> set[tuple[int, ...]]:
+    """Each question as it should be put."""
+    ids = {tuple(format_prompt(p.question, p.language, policy.tokenizer, "chat_tags", False)) for p in prompts}
+    assert all(policy.tokenizer.tokenizer.decode(one).endswith("assistant\n<think></think>") for one in ids)
+    return ids
+
+
+def test_training_and_references(policy, asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(assemble, "run_policy", lambda *_: policy)
+    monkeypatch.setattr(assemble, "reference_vectors", lambda *_: None)
+    experiment = assemble.build_experiment(CONFIG, work_dir(tmp_path))
+    assert set(map(tuple, experiment.prompt_tokens.values())) == formed(policy, assemble.training_prompts(CONFIG))
+    answers = assemble.sample_texts_of(policy, CONFIG)(["Two and two?"])
+    assert answers == [""] and asked == [
+        tuple(format_prompt("Two and two?", "en", policy.tokenizer, "chat_tags", False))
+    ]
+
+
+def test_evaluation(policy, asked):
+    assemble.make_evaluate(CONFIG, policy)(policy.params)
+    assert set(asked) == formed(policy, assemble.evaluation_prompts(CONFIG))
+
+
+def test_supervised_rows(policy):
+    for pool in supervised(CONFIG, policy).pools.values():
+        for prompt, _ in pool:
+            text = policy.tokenizer.tokenizer.decode(prompt)
+            assert "<think> " in text and text.endswith("assistant\n<think></think>"), "the instruction, and the switch"
+
+
+def test_the_form_of_a_question_is_part_of_a_references_key():
+    forms = [{}, {"prompt_style": "chat"}, {"prompt_style": "chat", "thinking": "off"}]
+    templates = [assemble.expert_template(with_values(Config(), data=form)) for form in forms]
+    assert templates == ["{question}", "chat: {question}", "chat, thinking off: {question}"]
+
+
+def test_benchmarks(policy):
+    for kind in ("number", "letter"):
+        problem = Problem("en/0", "en", "2 + 2?", "Question: 2 + 2?", "4", kind, "en")
+        ids = encode_prompts([problem], policy.tokenizer, "chat", False)[0]
+        assert policy.tokenizer.tokenizer.decode(ids).endswith("<think></think>")
+        assert ids != encode_prompts([problem], policy.tokenizer, "chat")[0]
+
+
+def test_the_command_line_passes_the_switch(monkeypatch):
+    for verb, module in (("eval", run_eval), ("generate", generate)):
+        seen = []
+        monkeypatch.setattr(module, "main", seen.append)
+        needed = {"eval": ["--benchmark", "mgsm", "--workdir", "w"], "generate": ["--prompt", "x"]}[verb]
+        assert cli.main([verb, "--policy", "p", *needed, "--thinking", "off"]) == 0
+        assert seen[0].thinking == "off"
+
+
+def test_an_unknown_switch_is_refused():
+    with pytest.raises(ConfigError, match="data.thinking is 'of'.*Did you mean 'off'"):
+        validate(with_values(Config(), data={"thinking": "of"}), 1)

@@ -1,0 +1,74 @@
+"""A SentencePiece vocabulary for transformers: the same ids, read by transformers' own AutoTokenizer."""
+
+import io
+import json
+
+import pytest
+import sentencepiece
+
+from pbrl_jax.data.sources import quickstart
+from pbrl_jax.text.sentencepiece_json import converted, write_tokenizer_json
+from pbrl_jax.text.tokenizers import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+)
+
+OPTIONS = {"the task's": {"user_symbols": quickstart.USER_SYMBOLS}, "any text's": {"byte_fallback": True}}
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return quickstart.vocabulary_text(quickstart.LANGUAGES, 0, 40)
+
+
+def transformers_tokenizer(folder, model_type: str):
+    from transformers import AutoTokenizer
+
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_transformers_reads_the_same_ids(lines, tmp_path, name):
+    tokenizer = train_sentencepiece(lines, 1500, **OPTIONS[name])
+    tokenizer.save(str(tmp_path))
+    assert write_tokenizer_json(tokenizer, tmp_path) == ""
+    texts = [*lines[::7], "", " two  spaces\n\n1 and 23", "ж水🙂 unseen", "\u2581"]
+    for model_type in ("llama", "qwen3", "mistral"):
+        theirs = transformers_tokenizer(tmp_path, model_type)
+        assert theirs(texts, add_special_tokens=False)["input_ids"] == tokenizer.encode_batch(texts)
+        assert theirs("12")["input_ids"] == [tokenizer.bos_id, *tokenizer.encode("12")], "one beginning of sequence"
+        assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, 3)
+        assert len(theirs) == tokenizer.vocab_size
+        for ids in tokenizer.encode_batch(texts[:40]):
+            assert theirs.decode([1, *ids, 2], skip_special_tokens=True) == tokenizer.decode(ids)
+    ours = load_tokenizer(str(tmp_path))
+    assert type(ours) is SentencePieceTokenizer and ours.fingerprint == tokenizer.fingerprint
+    changed = (tmp_path / "tokenizer.json").read_text().replace('"</s>"', '"</t>"')
+    (tmp_path / "tokenizer.json").write_text(changed)
+    assert type(load_tokenizer(str(tmp_path))) is HuggingFaceTokenizer, "somebody has changed it since"
+
+
+def trained(lines, **options) -> SentencePieceTokenizer:
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=written, minloglevel=2, num_threads=1, hard_vocab_limit=False,
+        vocab_size=400, **options,
+    )  # fmt: skip
+    return SentencePieceTokenizer(written.getvalue())
+
+
+def test_other_peoples_models(lines, tmp_path):
+    """Unigram with NFKC, as most released models have it; what cannot be converted is not written, and says why."""
+    lines = [line for line in lines if line.isascii()]
+    unigram = trained(lines, model_type="unigram")
+    core, problem = converted(unigram)
+    assert problem == "" and [one.ids for one in core.encode_batch(lines, add_special_tokens=False)] == (
+        unigram.encode_batch(lines)
+    )
+    characters = trained(lines, model_type="char")
+    (tmp_path / "tokenizer.json").write_text("of another model")
+    assert write_tokenizer_json(characters, tmp_path) == "its model is neither BPE nor unigram"
+    assert not list(tmp_path.iterdir())
