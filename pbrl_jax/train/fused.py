@@ -20,6 +20,7 @@ from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState, pytree
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.cosine import hybrid_scores
+from pbrl_jax.rewards.shaping import TOKEN_TERMS
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.train.update import update_step
 
@@ -47,12 +48,15 @@ class TokenTables:
 def check_fusable(config: Config, shared_tokenizer: bool) -> None:
     """Refuse a configuration whose reward cannot be computed from tokens on the device (ConfigError)."""
     problems = []
-    if config.reward.functions != ("cosine",):
-        problems.append(f"reward.functions {config.reward.functions} (only cosine can be fused)")
-    if config.reward.reward_weights == (0.0,):
+    if "cosine" not in config.reward.functions or set(config.reward.functions) - {"cosine", *TOKEN_TERMS}:
+        known = ", ".join(TOKEN_TERMS)
+        problems.append(f"reward.functions {config.reward.functions} (only cosine, with or without {known})")
+    if not any(config.reward.reward_weights):
         problems.append("reward.reward_weights 0 (nothing would be trained on)")
     if config.reward.language_gate not in ("tokens", "off"):
         problems.append(f"reward.language_gate {config.reward.language_gate} (use tokens or off)")
+    if config.reward.parts not in ("split", "whole"):
+        problems.append(f"reward.parts {config.reward.parts} (use split or whole)")
     if config.reward.similarity == "calibrated":
         problems.append("reward.similarity calibrated")
     if not shared_tokenizer:
@@ -109,7 +113,13 @@ def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: T
     references = (rows.whole_PE,) if config.parts == "whole" else (rows.reasoning_PE, rows.answer_PE)
     value_B, named = hybrid_scores(encoder_params, parts, references, spec=spec, config=config)
     named["value"] = value_B
-    value_B = config.reward_weights[0] * value_B
+    values = {"cosine": value_B} | {
+        name: TOKEN_TERMS[name](rollout.tokens_BR, rollout.lengths_B, config)
+        for name in config.functions
+        if name != "cosine"
+    }
+    named |= {f"value/{name}": value for name, value in values.items() if name != "cosine"}
+    value_B = sum(weight * values[name] for name, weight in zip(config.functions, config.reward_weights, strict=True))
     sampled_BR = jnp.arange(rollout.tokens_BR.shape[1])[None] < rollout.lengths_B[:, None]
     right_B = (tables.allowed_LV[rows.language_P[:, None], rollout.tokens_BR] | ~sampled_BR).all(axis=1)
     named["right_language"] = right_B.astype(value_B.dtype)
