@@ -144,9 +144,10 @@ def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
     ))  # fmt: skip
     arguments = (state.params, prompts, step_key(0, 0), run_sampling(experiment))
     rollout = sample(*arguments)
-    more = {"functions": ("cosine", "repetition"), "reward_weights": (1.0, 0.2)}
+    terms = {"functions": ("cosine", "repetition"), "reward_weights": (1.0, 0.2)}
+    rewards = {"reward": config.reward, "reward with repetition": with_values(config, reward=terms).reward}
     found = {"sample": seconds(lambda: sample(*arguments), flags.rounds)}
-    for name, reward in (("reward", config.reward), ("reward with repetition", with_values(config, reward=more).reward)):
+    for name, reward in rewards.items():
         score = jax.jit(functools.partial(token_scores, spec=encoder.spec, config=reward))
         found[name] = seconds(lambda score=score: score(encoder.params, rollout, pivots, tables), flags.rounds)
         scores = score(encoder.params, rollout, pivots, tables)
