@@ -114,6 +114,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    optimizer: str = identity("adamw")
+    """adamw, or muon (matrices of the layers by Muon, everything else by AdamW at the same learning rate)."""
     learning_rate: float = identity(1e-6)
     """Peak learning rate."""  # ASSUMED: not stated in the material at hand
     schedule: str = identity("constant")
@@ -168,6 +170,8 @@ class SftConfig:
     """Optimizer steps of `pbrl sft`."""
     batch_size: int = identity(64)
     """Rows per step."""
+    optimizer: str = identity("adamw")
+    """adamw or muon, as in `optim`."""
     learning_rate: float = identity(2e-3)
     """Peak learning rate, cosine to zero."""
     warmup_steps: int = identity(20)

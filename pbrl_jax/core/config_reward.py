@@ -31,8 +31,10 @@ class RewardConfig:
     gate_schedule_steps: int = identity(100)
     """language_gate scheduled: steps over which the gate closes, from no effect to that of soft."""  # ASSUMED
     similarity: str = identity("raw")
-    """Cosine to reward: raw, affine ((1 + cos) / 2), or calibrated (baseline of mismatched pairs per language, see
-    `calibration`)."""  # ASSUMED: not stated
+    """Cosine to reward: raw, affine ((1 + cos) / 2), floor (see `similarity_floor`), or calibrated (baseline of
+    mismatched pairs per language, see `calibration`)."""  # ASSUMED: not stated
+    similarity_floor: float = identity(0.0)
+    """With similarity floor: the cosine that earns nothing; above it the reward is (cos - floor) / (1 - floor)."""
     calibration: str = identity("")
     """With similarity calibrated: the calibration.json that `pbrl calibrate` wrote."""
     references: str = identity("max")

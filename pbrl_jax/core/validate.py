@@ -13,7 +13,7 @@ CHOICES = {
     "pivot.source": ("dataset", "policy", "file", "endpoint"),
     "reward.parts": ("split", "whole", "reasoning", "answer"),
     "reward.language_gate": ("hard", "penalty", "soft", "scheduled", "tokens", "off"),
-    "reward.similarity": ("raw", "affine", "calibrated"),
+    "reward.similarity": ("raw", "affine", "floor", "calibrated"),
     "reward.references": ("max", "mean"),
     "reward.translation_similarity": ("embedding", "chrf", "bleu", "rouge_l", "comet"),
     "reward.comet_wiring": ("reference", "quality", "direct"),
@@ -28,6 +28,8 @@ CHOICES = {
     "algo.scale_rewards": ("group", "batch", "none"),
     "data.overlong_prompts": ("error", "drop"),
     "guard.action": ("warn", "stop"),
+    "optim.optimizer": ("adamw", "muon"),
+    "sft.optimizer": ("adamw", "muon"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
 
@@ -67,6 +69,7 @@ BOUNDS = {
     "algo.value_pretrain_steps": (0, None),
     "reward.answer_weight": (0, 1),
     "reward.gate_share": (0, 1),
+    "reward.similarity_floor": (-1, 0.99),
     "reward.gate_penalty": (0, None),
     "reward.gate_schedule_steps": (0, None),
     "reward.hybrid_gate": (0, 1),

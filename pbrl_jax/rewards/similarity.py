@@ -10,7 +10,7 @@ from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
 
-SIMILARITIES = ("raw", "affine", "calibrated")
+SIMILARITIES = ("raw", "affine", "floor", "calibrated")
 REFERENCES = ("max", "mean")
 HYBRID_FORMS = ("convex", "product", "gated")
 
@@ -21,17 +21,21 @@ def scale_similarity(
     """A cosine on the scale of `config.similarity`.
 
     raw: the cosine. affine: (1 + cos) / 2. calibrated: (cos - b) / (1 - b) in [0, 1], where b is the mean cosine
-    of mismatched pairs of the row's language; it undoes the compression of cross-lingual cosines.
+    of mismatched pairs of the row's language; it undoes the compression of cross-lingual cosines. floor: the same with
+    b = config.similarity_floor for every language, say the cosine of a response with one wrong number, so that a
+    near miss earns nothing.
 
     Args:
       cosine: any shape; `baseline` broadcasts against it.
     """
     if config.similarity == "affine":
         return (1 + cosine) / 2
-    if config.similarity == "calibrated":
+    if config.similarity == "floor":
+        baseline = config.similarity_floor
+    if config.similarity in ("floor", "calibrated"):
         if baseline is None:
             raise ConfigError("reward.similarity=calibrated needs the host path; use --no-train.fused.")
-        return jnp.clip((cosine - baseline) / jnp.maximum(1 - baseline, 1e-3), 0.0, 1.0)
+        return jnp.clip((cosine - baseline) / jnp.maximum(1 - jnp.asarray(baseline), 1e-3), 0.0, 1.0)
     return cosine
 
 

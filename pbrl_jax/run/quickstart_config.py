@@ -27,15 +27,18 @@ def quickstart_config(seed: int = 0) -> Config:
         policy=PolicyConfig(preset="quickstart"),
         pivot=PivotConfig(source="policy", max_completion_length=24),
         encoder=EncoderConfig(preset="quickstart", max_length=24),
-        reward=RewardConfig(answer_weight=0.5, parts="split", language_gate="tokens"),
-        algo=AlgoConfig(num_generations=8, beta=0.02, advantage_epsilon=0.05),
+        reward=RewardConfig(
+            answer_weight=0.5, parts="split", language_gate="tokens", rejected_value=0.0, similarity="floor",
+            similarity_floor=0.45,
+        ),
+        algo=AlgoConfig(num_generations=8, beta=0.02, advantage_epsilon=0.05, scale_rewards="batch"),
         rollout=RolloutConfig(max_prompt_length=30, max_completion_length=24),
         data=DataConfig(source="quickstart", limit=2000, english_share=0.25, vocab_size=2000),
         optim=OptimConfig(
-            learning_rate=3e-4, schedule="linear", schedule_steps=220, warmup_steps=5, min_learning_rate_share=0.1
+            learning_rate=3e-4, schedule="linear", schedule_steps=280, warmup_steps=5, min_learning_rate_share=0.0
         ),
         train=TrainConfig(
-            max_steps=220, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
+            max_steps=280, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
             seed=seed,
         ),
         sft=SftConfig(steps=500, batch_size=64, learning_rate=3e-3, warm_rows_per_language=40),

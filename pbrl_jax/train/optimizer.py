@@ -1,6 +1,8 @@
-"""The optax chain of a run: clip, AdamW, schedule."""
+"""The optax chain of a run: clip, AdamW or Muon, schedule."""
 
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from pbrl_jax.core.config import OptimConfig
 from pbrl_jax.core.errors import ConfigError
@@ -40,15 +42,48 @@ def decays(path: str) -> bool:
     return not path.endswith(("scale", "bias"))
 
 
+def matrix_axes(path: str, parameter: jax.Array) -> MuonDimensionNumbers | None:
+    """Which axes of a parameter are the inputs and outputs of a matrix that Muon orthogonalises; None: AdamW's.
+
+    Layers (and experts) are stacked in front; a head axis belongs to the side of the head size.
+    """
+    layer, name = path.startswith("layers/") and path.endswith("/kernel"), path.split("/")[-2:][0]
+    if not layer or name == "router":
+        return None
+    last = parameter.ndim - 1
+    if name == "out":
+        return MuonDimensionNumbers((last - 2, last - 1), last)
+    if name in ("query", "key", "value"):
+        return MuonDimensionNumbers(last - 2, (last - 1, last))
+    return MuonDimensionNumbers(last - 1, last)
+
+
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+    """Clip by global norm, then one of:
+
+    adamw: AdamW with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    muon: orthogonalised momentum (Newton-Schulz) for the matrices of the layers, AdamW for embeddings, norms and
+    biases, at the same learning rate: updates have AdamW's root mean square of 0.2 (Liu et al. 2025, arXiv 2502.16982).
+    """
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm > 0 else optax.identity()
-    adamw = optax.adamw(
-        make_schedule(config),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=lambda params: map_with_path(lambda path, _: decays(path), params),
-    )
-    return optax.chain(clip, adamw)
+
+    def mask(params):
+        return map_with_path(lambda path, _: decays(path), params)
+
+    schedule = make_schedule(config)
+    if config.optimizer == "muon":
+        main = muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=mask,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=lambda params: map_with_path(matrix_axes, params),
+            consistent_rms=0.2,
+        )
+    else:
+        main = optax.adamw(
+            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
+        )
+    return optax.chain(clip, main)

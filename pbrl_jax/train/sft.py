@@ -26,8 +26,9 @@ class SftBatch:
 
 
 def sft_optimizer_config(config: SftConfig) -> OptimConfig:
-    """AdamW with warm-up and cosine to zero over the stage's own length."""
+    """Warm-up and cosine to zero over the stage's own length."""
     return OptimConfig(
+        optimizer=config.optimizer,
         learning_rate=config.learning_rate,
         schedule="cosine",
         warmup_steps=min(config.warmup_steps, config.steps // 2),

@@ -39,13 +39,19 @@ def state_shardings(
     everywhere = replicated(mesh)
     opt_shardings = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _leaf, sharding: sharding,
+        lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
         jax.eval_shape(optimizer.init, params),
         param_shardings,
         transform_non_params=lambda _leaf: everywhere,
+        is_leaf=_is_masked,
     )
     adapting, head = jax.tree.map(lambda _leaf: everywhere, (beta, critic))
     return TrainState(param_shardings, opt_shardings, everywhere, everywhere, adapting, head)
+
+
+def _is_masked(node) -> bool:
+    """Whether a parameter has no moment here, because another optimizer of the chain has it."""
+    return isinstance(node, optax.MaskedNode)
 
 
 def place_state(

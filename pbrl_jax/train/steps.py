@@ -6,6 +6,7 @@ step later, while the device works on the next one.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import Interrupted, make_generate
-from pbrl_jax.rollout.packing import choose_bucket
+from pbrl_jax.rollout.packing import choose_bucket, packed_buckets
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts, pivot_vectors, token_tables
 from pbrl_jax.train.fused import check_fusable, make_fused_step
@@ -153,7 +154,8 @@ def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Iter
       ConfigError: (before the first step is asked for) a reward that cannot be made.
     """
     spec, config = experiment.policy.spec, experiment.config
-    programs = Programs(make_collect(experiment), make_values(spec, config), make_update(spec, config))
+    values, update = make_values(spec, config), make_update(spec, config)
+    programs = Programs(make_collect(experiment), compiled_ahead(values, config), compiled_ahead(update, config))
     return _hosted(config, experiment.sampler, position, ref_params, programs)
 
 
@@ -187,6 +189,24 @@ def _hosted(config: Config, sampler: Sampler, position: Position, ref_params, pr
         if step % config.algo.num_iterations == 0:
             batch = None
         yield Position(step, state, cursor, batch), Outcome(step, _reader(metrics | timer.metrics(), describe))
+
+
+def compiled_ahead(program: Callable, config: Config) -> Callable:
+    """`program(*args, bucket=n)`, compiled at its first call for every stream length that a later batch may need, so
+    that no step of a long run waits for a compiler."""
+    sizes = (0,)
+    if config.train.packed:
+        sizes += packed_buckets(config.algo.num_generations, config.rollout.max_completion_length)
+    compiled: dict[int, Callable] = {}
+
+    def call(*args, bucket: int):
+        if not compiled:
+            lowered = [program.lower(*args, bucket=size) for size in sizes]
+            with ThreadPoolExecutor(len(sizes)) as pool:
+                compiled.update(zip(sizes, pool.map(lambda one: one.compile(), lowered), strict=True))
+        return compiled[bucket](*args)
+
+    return call
 
 
 def packed_bucket(config: Config, batch: TrainBatch) -> int:

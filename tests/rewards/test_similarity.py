@@ -27,6 +27,8 @@ def test_scales_by_hand():
     np.testing.assert_allclose(affine, [0, 0.75, 0.9, 1], atol=1e-6)
     baseline, calibrated = jnp.array([0.6, 0.6, 0.6, 1.0]), RewardConfig(similarity="calibrated")
     np.testing.assert_allclose(scale_similarity(cosine, calibrated, baseline), [0, 0, 0.5, 0], atol=1e-6)
+    floor = RewardConfig(similarity="floor", similarity_floor=0.6)
+    np.testing.assert_allclose(scale_similarity(cosine, floor), [0, 0, 0.5, 1], atol=1e-6)
     with pytest.raises(ConfigError, match="host path"):
         scale_similarity(cosine, calibrated)
 

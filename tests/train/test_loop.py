@@ -4,6 +4,8 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture: half the compile time
 
@@ -105,6 +107,17 @@ def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
             for _ in range(3):
                 next(made)[1].read()
     assert len(warm_up) > 3 and not found
+
+
+def test_stream_lengths_are_compiled_ahead(caplog):
+    """The first batch compiles the update for the lengths of all later ones; each length has a program of its own."""
+    program = jax.jit(lambda x, bucket: x + bucket, static_argnames="bucket")
+    ahead = steps.compiled_ahead(program, tiny(train={"packed": True}))
+    with compilations(caplog) as warm_up:
+        assert ahead(jnp.arange(3), bucket=0).tolist() == [0, 1, 2]
+    with compilations(caplog) as found:
+        later = [np.asarray(ahead(jnp.arange(3), bucket=size)).tolist() for size in (16, 32)]
+    assert later == [[16, 17, 18], [32, 33, 34]] and len(warm_up) >= 3 and not found
 
 
 def test_cadence_and_restart(trained, tmp_path):

@@ -7,10 +7,15 @@ import optax
 import pytest
 from tiny_policy import tiny_params, tiny_spec
 
-from pbrl_jax.core.config import OptimConfig
+from pbrl_jax.checkpoint import restore_latest, save_checkpoint
+from pbrl_jax.core.config import MeshConfig, OptimConfig
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.train.optimizer import decays, make_optimizer, make_schedule
+from pbrl_jax.train.sft import gradient_step
+from pbrl_jax.train.state import abstract_state, place_state
 
 
 def rates(config: OptimConfig, steps) -> list[float]:
@@ -100,3 +105,59 @@ def test_weight_decay_leaves_norms_and_biases():
         "lm_head",
         "layers/out/kernel",
     ]
+
+
+MUON = OptimConfig(optimizer="muon", learning_rate=0.5, max_grad_norm=0.0)
+MATRICES = {
+    "query": (16, 16), "key": (16, 8), "value": (16, 8), "out": (16, 16), "gate": (16, 24), "up": (16, 24),
+    "down": (24, 16),
+}  # fmt: skip
+"""Inputs and outputs of each matrix of a layer of the tiny decoder, heads and head size as one side."""
+
+
+def random_gradients(params, seed=3):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), params)
+
+
+def test_muon_steps_are_orthogonal_and_of_adamws_size():
+    """Each matrix of each layer moves by lr * 0.2 * sqrt(longer side) times a nearly orthogonal one, whatever the
+    scale of its gradient; what is no matrix moves as under AdamW with Nesterov's first step."""
+    params = tiny_params(tiny_spec(kv_heads=2))
+    grads = random_gradients(params)
+    new, _ = one_update(MUON, params, grads)
+    scaled, _ = one_update(MUON, params, jax.tree.map(lambda g: 100 * g, grads))
+    seen = []
+
+    def check(path, before, after, other):
+        move = np.asarray(after - before)
+        np.testing.assert_allclose(other - before, move, rtol=2e-2, atol=1e-3, err_msg=path)
+        name = path.split("/")[-2:][0]
+        if name not in MATRICES:
+            np.testing.assert_allclose(np.abs(move), np.abs(move).max(), rtol=1e-3, err_msg=path)
+            return
+        seen.append(name)
+        for layer in move:
+            matrix = layer.reshape(MATRICES[name])
+            sizes = np.linalg.svd(matrix / (0.5 * 0.2 * max(matrix.shape) ** 0.5), compute_uv=False)
+            assert 0.5 < sizes.min() and sizes.max() < 1.4, (path, sizes)
+
+    map_with_path(check, params, new, scaled)
+    assert sorted(seen) == sorted(MATRICES)
+
+
+def test_muon_state_is_saved_and_restored(tmp_path):
+    """A parameter has Muon's moment or AdamW's, never both; a checkpoint keeps them, and the next step is the same."""
+    params, mesh = tiny_params(tiny_spec()), make_mesh(MeshConfig())
+    optimizer, axes = make_optimizer(MUON), decoder_axes(tiny_spec())
+    state = place_state(params, optimizer, axes, mesh)
+    grads = random_gradients(params)
+    state = jax.jit(gradient_step, static_argnums=2)(state, grads, optimizer)
+    save_checkpoint(tmp_path, 1, state, {}, keep=1)
+    back = restore_latest(tmp_path, abstract_state(place_state(params, optimizer, axes, mesh))).tree
+    first, second = (jax.jit(gradient_step, static_argnums=2)(one, grads, optimizer) for one in (state, back))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), params, first.params)))
+    moments = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    assert sum("'up'" in path for path in moments) == 1 and sum("'embed'" in path for path in moments) == 2

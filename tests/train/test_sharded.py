@@ -26,6 +26,7 @@ from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.packing import choose_bucket
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
 from pbrl_jax.train.update import make_update
 
@@ -122,6 +123,20 @@ def test_update_equals_one_device(name, alone, caplog):
             state, _ = update(state, None, batch, bucket=bucket)
     assert not [text for text in found if "update_step" in text]
     assert state.step == 2
+
+
+def test_muon_on_a_mesh_equals_one_device():
+    """Orthogonalising matrices that are cut over eight devices gives the same parameters."""
+    optimizer = make_optimizer(OptimConfig(optimizer="muon", learning_rate=0.05))
+    params, results = tiny_params(SPEC), []
+    grads = jax.tree.map(jnp.cos, params)
+    for sizes, devices in (((1, 1, 1), jax.devices()[:1]), ((2, 2, 2), None)):
+        mesh = make_mesh(MeshConfig(*sizes), devices)
+        state = place_state(params, optimizer, decoder_axes(SPEC), mesh)
+        for _ in range(2):
+            state = jax.jit(gradient_step, static_argnums=2)(state, grads, optimizer)
+        results.append(jax.device_get(state.params))
+    assert largest_difference(*results) < 1e-5 and largest_difference(params, results[0]) > 1e-3
 
 
 def test_state_lies_on_the_mesh():
