@@ -33,6 +33,8 @@ class Endpoint:
       ConfigError: no address or no model.
     """
 
+    config: EndpointConfig
+
     def __init__(self, config: EndpointConfig, sleep: Callable[[float], None] = time.sleep):
         if not config.url or not config.model:
             raise ConfigError(

@@ -68,8 +68,8 @@ def _of_reference(policy: Policy, style: str):
         rows = [row for row, prompt in enumerate(inputs.prompts) if prompt.reference is not None]
         full = [row for row in rows if inputs.completions[row].strip()]
         questions = _questions(policy, [inputs.prompts[row].question_en for row in full], style)
-        responses = policy.tokenizer.encode_batch([inputs.completions[row].strip() + "\n" for row in full])
-        references = policy.tokenizer.encode_batch([inputs.prompts[row].reference.text for row in full])
+        responses = _encoded(policy, [inputs.completions[row].strip() + "\n" for row in full])
+        references = _encoded(policy, [inputs.prompts[row].reference.text for row in full])
         # What the reference costs without any response: once per problem, whatever the group's size.
         keys = [(inputs.prompts[row].question_en, inputs.prompts[row].reference.text) for row in full]
         new = {key: place for place, key in enumerate(keys) if key not in known}
@@ -99,6 +99,10 @@ def _of_response(judge: Policy, base: Policy, style: str):
 
 def _questions(policy: Policy, questions: Sequence[str], style: str) -> list[list[int]]:
     return format_prompts(questions, ["en"] * len(questions), policy.tokenizer, style) if questions else []
+
+
+def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:
+    return policy.tokenizer.encode_batch(texts) if texts else []
 
 
 def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> np.ndarray:

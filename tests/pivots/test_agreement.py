@@ -1,13 +1,35 @@
 """Several samples of one question: which become references, who is dropped, and what an endpoint's failure leaves."""
 
 import pytest
-from test_generate import attach, config, prompts, right
 
+from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.errors import ConfigError, EndpointError
-from pbrl_jax.core.records import Reference
+from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.core.validate import validate
 from pbrl_jax.pivots.agreement import choose
+from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import PivotStore
+
+
+def config(source: str = "policy", **pivot) -> Config:
+    return with_values(Config(), pivot={"source": source, **pivot}, eval={"batch_size": 2})
+
+
+def prompts(count: int, answer: str | None = "sum") -> list[Prompt]:
+    """Problem `row` is `row + 1`, in two languages."""
+    return [
+        Prompt(64 * row + number, code, f"{code}: {row} + 1?", f"{row} + 1?", answer and str(row + 1))
+        for row in range(count)
+        for number, code in enumerate(("sw", "en"))
+    ]
+
+
+def right(row: int) -> Reference:
+    return Reference(f"{row} and one more.", f"The answer is {row + 1}.")
+
+
+def attach(rows, store, sample_texts, settings, expert="policy", revision="r1"):
+    return attach_references(rows, settings, store, sample_texts, expert=expert, revision=revision)
 
 
 def says(answer, words="So.") -> Reference:

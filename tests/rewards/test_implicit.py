@@ -16,7 +16,7 @@ from pbrl_jax.text.prompts import format_prompt
 
 SWAHILI = problem_prompts(1, ("sw",))[0]
 TEXTS = ["Ali anaanza na chupa 10. Jibu ni 20.", "", "10"]
-WIDTH = 96
+WIDTH = 160
 
 
 @pytest.fixture(scope="module")

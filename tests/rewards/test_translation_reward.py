@@ -15,11 +15,11 @@ from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.cosine import make_cosine
 from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES, bleu, chrf, rouge_l_scores
 
-SWAHILI = problem_prompts(1, ("sw",))[0]
+REASONING, ANSWER = "Ali starts with 10 bottles and buys 10 more bottles.", "The answer is 20."
+SWAHILI = problem_prompts(1, ("sw",))[0]._replace(answer="20", reference=Reference(REASONING, ANSWER))
 RIGHT = "Ali anaanza na chupa 10 na kununua chupa 10 zaidi. Jibu ni 20."
 WRONG = "Ali anaanza na chupa 10 na kununua chupa 10 zaidi. Jibu ni 21."
-ENGLISH = "Ali starts with 10 bottles and buys 10 more bottles. The answer is 20."
-REASONING, ANSWER = SWAHILI.reference
+ENGLISH = f"{REASONING} {ANSWER}"
 
 
 class Glossary(Translator):
