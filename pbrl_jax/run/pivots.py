@@ -24,9 +24,7 @@ def main(config: Config, workdir: str) -> None:
     prompts = training_prompts(config)
     policy = run_policy(config, work, prompts)
     store = open_store(config.pivot, work.root)
-    prompts, report = attach_references(
-        prompts, config, store, progress=Progress, **reference_expert(policy, config)
-    )
+    prompts, report = attach_references(prompts, config, store, progress=Progress, **reference_expert(policy, config))
     print(report.describe())
     vectors = reference_vectors(prompts, run_encoder(config, policy.tokenizer), store)
     print(f"{len(vectors.has_B)} prompts have references and vectors of width {vectors.whole_BE.shape[1]}.")

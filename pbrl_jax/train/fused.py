@@ -106,7 +106,8 @@ def response_parts(rollout: Rollout, tables: TokenTables, language_B, config: Re
 
 def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: TokenTables, *, spec: TextEncoderSpec,
                  config: RewardConfig) -> Scores:  # fmt: skip
-    """The cosine reward and its language gate from tokens alone; the twin of rewards.combine on text."""
+    """The cosine reward, the terms of shaping.TOKEN_TERMS and the language gate, all from tokens; the twin of
+    rewards.combine on text."""
     samples = rollout.tokens_BR.shape[0] // pivots.language_P.shape[0]
     rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), pivots)
     parts = response_parts(rollout, tables, rows.language_P, config)

@@ -1,6 +1,9 @@
 """Several samples of one question: which become references, who is dropped, and what an endpoint's failure leaves."""
 
+import dataclasses
+
 import pytest
+from tiny_endpoint import TinyEndpoint
 
 from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.errors import ConfigError, EndpointError
@@ -9,6 +12,7 @@ from pbrl_jax.core.validate import validate
 from pbrl_jax.pivots.agreement import choose
 from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import PivotStore
+from pbrl_jax.run.assemble import reference_expert
 
 
 def config(source: str = "policy", **pivot) -> Config:
@@ -92,6 +96,19 @@ def test_what_an_endpoint_does_not_answer_is_asked_again(tmp_path):
 
     kept, report = attach(prompts(2), store, mended, config("endpoint"), **who)
     assert calls == ["1 + 1?"] and report.kept == 4 and kept[0].reference == right(0)
+
+
+def test_an_endpoint_is_asked_with_a_seed_for_each_sample(tmp_path):
+    endpoint = TinyEndpoint(lambda body: f"Way {body['seed']}. The answer is 1.")
+    with endpoint.served() as served:
+        settings = dataclasses.replace(config("endpoint", samples=2, references=2, temperature=0.7), endpoint=served)
+        expert = reference_expert(None, settings)
+        kept, report = attach_references(prompts(1), settings, PivotStore(tmp_path), **expert)
+        assert attach_references(prompts(1), settings, PivotStore(tmp_path), **expert)[0] == kept
+    bodies = [body for _, _, body in endpoint.seen]
+    assert [(body["seed"], body["temperature"], body["max_tokens"]) for body in bodies] == [(0, 0.7, 64), (1, 0.7, 64)]
+    assert "0 + 1?" in bodies[0]["messages"][0]["content"] and "The answer is N." in bodies[0]["messages"][0]["content"]
+    assert report.kept == 2 and [r.reasoning for r in kept[0].references] == ["Way 0.", "Way 1."]
 
 
 @pytest.mark.parametrize(
