@@ -2,14 +2,13 @@
 
 import json
 
-import jax
 import pytest
 from source_tree import ROOT
 from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.cli import main
 from pbrl_jax.core.paths import read_json_lines
-from pbrl_jax.run import train
+from pbrl_jax.train import steps
 
 HF = ROOT / "tests" / "fixtures" / "hf"
 TRANSLATOR = ("--reward.translator", str(HF / "m2m100"))
@@ -18,7 +17,7 @@ SMALL = (
     "--reward.language-gate", "off", "--train.max-steps", "2", "--train.save-steps", "2", "--train.prompts-per-step",
     "2", "--algo.num-generations", "2", "--rollout.max-completion-length", "8", "--data.limit", "4", "--eval.limit",
     "1", "--log.no-tensorboard", "--log.no-entropy", "--algo.beta", "0", "--data.english-share", "0",
-    "--data.languages", "sw",
+    "--data.languages", "sw", "--train.no-packed", "--log.compilation-cache", "",
 )  # fmt: skip
 RUNS = {
     "reward_embedding": (),
@@ -30,18 +29,24 @@ RUNS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_programs(tmp_path_factory):
-    """All runs compile the same rollout and the same update: from the second on they are read from a cache."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
+def shared_programs():
+    """All runs sample and update in the same way, which the reward does not enter: compiled by the first of them."""
+    made = {}
+
+    def once(make):
+        def first(*arguments):
+            key = (make.__name__, arguments[0])
+            if key not in made:
+                made[key] = make(*arguments)
+            return made[key]
+
+        return first
+
     patch = pytest.MonkeyPatch()
-    patch.setattr(train, "use_compilation_cache", lambda config: None)
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("xla")), 0.0), strict=True):
-        jax.config.update(name, value)
+    for name in ("make_generate", "make_update", "make_values", "compiled_ahead"):
+        patch.setattr(steps, name, once(getattr(steps, name)))
     yield
     patch.undo()
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.mark.parametrize("name", RUNS)
