@@ -8,6 +8,7 @@ whose parts run here one by one as compiled programs, with and without the repet
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import statistics
@@ -91,7 +92,7 @@ def host_and_device(experiment, flags: argparse.Namespace) -> dict[str, float]:
     prompts, texts, ids = long_responses(experiment, flags)
     tokenizer, length = experiment.policy.tokenizer, flags.tokens + 8
     spec = ENCODERS["tiny" if flags.tiny else flags.preset]
-    spec = type(spec)(**{**vars(spec), "vocab_size": tokenizer.vocab_size, "max_positions": length})
+    spec = dataclasses.replace(spec, vocab_size=tokenizer.vocab_size, max_positions=length)
     encoder = Encoder(spec, init_encoder(jax.random.key(0), spec), tokenizer, "random", length, "")
     empty = PivotVectors(*(np.zeros((len(texts), 1), np.float32),) * 3, np.ones(len(texts), bool))
     tokens, lengths = np.array(ids), np.full(len(ids), flags.tokens)
