@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 from tiny_endpoint import TinyEndpoint
+from tiny_policy import tiny_spec
 
+from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.records import Prompt, Reference
@@ -102,7 +104,7 @@ def test_an_endpoint_is_asked_with_a_seed_for_each_sample(tmp_path):
     endpoint = TinyEndpoint(lambda body: f"Way {body['seed']}. The answer is 1.")
     with endpoint.served() as served:
         settings = dataclasses.replace(config("endpoint", samples=2, references=2, temperature=0.7), endpoint=served)
-        expert = reference_expert(None, settings)
+        expert = reference_expert(Policy(tiny_spec(), {}, None, "unused"), settings)
         kept, report = attach_references(prompts(1), settings, PivotStore(tmp_path), **expert)
         assert attach_references(prompts(1), settings, PivotStore(tmp_path), **expert)[0] == kept
     bodies = [body for _, _, body in endpoint.seen]

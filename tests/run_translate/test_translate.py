@@ -114,6 +114,7 @@ def test_an_endpoint_that_fails_leaves_rows_for_the_next_call(files, capsys):
         (SWAHILI, HOUSES.replace("14", "15"), ["numbers differ on the way back"]),
         (SWAHILI, "Janet, Bob: 3, 14.", ["back-translation agrees by 0.12"]),
     ],
+    ids=["none", "no way back", "empty", "number", "formula", "language", "name", "number back", "agreement"],
 )
 def test_each_fault_has_its_name(translation, back, found):
     own = faults(HOUSES, translation, back, "sw", chrf, Checks())
