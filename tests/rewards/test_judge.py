@@ -53,9 +53,9 @@ def test_everyone_meets_the_next_ones_once():
 
 def test_who_stands_first_is_no_advantage():
     """A judge that always takes the first: over many pairs neither side of the sorting wins."""
-    texts = [f"jibu {n}" for n in range(40)]
-    found, _ = judged({"judge_opponents": 9}, [SWAHILI] * 40, texts, lambda body: "A")
-    assert 0.35 < float(found.value_B[:20].mean()) < 0.65
+    texts = [f"jibu {n}" for n in range(20)]
+    found, _ = judged({"judge_opponents": 3}, [SWAHILI] * 20, texts, lambda body: "A")
+    assert 0.3 < float(found.value_B[:10].mean()) < 0.7
 
 
 @pytest.mark.parametrize(
