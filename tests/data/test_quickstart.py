@@ -1,5 +1,6 @@
 """The templated task: correct arithmetic, parallel sentences, disjoint splits, rules of grammar we rely on."""
 
+import collections
 import json
 import random
 import re
@@ -174,18 +175,25 @@ def test_a_corrupted_problem_reads_differently(sample, part):
 
 def test_sft_pools_share_no_problem_with_anything():
     pools = quickstart.sft_pools(ALL, english=500, warm=10, practice=30, seed=0)
-    assert {name: len(rows) for name, rows in pools.items()} == {
-        "english": 500, "warm": 70, "monolingual": 70, "equations": 30,
-    }  # fmt: skip
+    assert {name: len(rows) for name, rows in pools.items()} == {"english": 500, "warm": 70, "equations": 30}
     assert {row.language for row in pools["english"]} == {"en"}
     assert [sum(row.language == code for row in pools["warm"]) for code in ALL] == [0, *[10] * 7]
     asked = {row.question for row in pools["english"]}
     assert len(asked) == 500
-    own = {quickstart.question(problem, "en") for problem in quickstart.problems("sft", 640, 0)}
+    own = {quickstart.question(problem, "en") for problem in quickstart.problems("sft", 570, 0)}
     assert asked < own and not own & {row.question for row in SOURCES["quickstart"]("", "test", ("en",), 600, 0)}
-    assert all(row.question == "" and row.response for row in pools["monolingual"] + pools["equations"])
+    assert all(row.question == "" and row.response for row in pools["equations"])
     assert re.fullmatch(r"(\d+ [-+*/] \d+ = \d+\. ?){3}", pools["equations"][0].response)
     assert pools == quickstart.sft_pools(ALL, english=500, warm=10, practice=30, seed=0)
+
+
+def test_every_language_is_warmed_up_in_every_family():
+    """However many English rows there are: they use up the families with few problems."""
+    pools = quickstart.sft_pools(ALL, english=8000, warm=40, practice=0, seed=1)
+    made = {(quickstart.question(p, code), code): p.family for p in quickstart.problems("sft", 280, 1) for code in ALL}
+    counts = collections.Counter((row.language, made[row.question, row.language]) for row in pools["warm"])
+    assert set(counts) == {(code, family) for code in ALL[1:] for family in quickstart.SPACES[""].families}
+    assert set(counts.values()) == {6, 7}
 
 
 def test_sft_pools_larger_than_the_split():

@@ -261,20 +261,18 @@ def sft_pools(
     """The supervised text of a start policy that is strong in English and weak elsewhere; all of the split `sft`.
 
     Returns:
-      `english`: problems in English; `warm`: `warm` problems in each other language, no problem twice, so the policy
-      sees no translation; `equations`: lines of three equations, without language; `monolingual`: `warm` more
-      responses per language without their questions.
+      `english`: problems in English; `warm`: `warm` problems in each other language, evenly over the families, no
+      problem twice, so the policy sees no translation; `equations`: lines of three equations, without language.
 
     Raises:
       DataError: the split has fewer problems than these pools need.
     """
     languages = check_offered(languages, LANGUAGES, "quickstart")
     others = [code for code in languages if code != "en"]
-    chosen = iter(problems("sft", english + 2 * warm * len(others), seed, space))
-    pools = {"english": [_example(next(chosen), "en") for _ in range(english)]}
-    pools["warm"] = [_example(next(chosen), code) for _ in range(warm) for code in others]
-    alone = [_example(next(chosen), code) for _ in range(warm) for code in others]
-    pools["monolingual"] = [example._replace(question="") for example in alone]
+    chosen = iter(problems("sft", english + warm * len(others), seed, space))
+    # The few come first: the English rows use up the smaller families.
+    pools = {"warm": [_example(next(chosen), code) for _ in range(warm) for code in others]}
+    pools["english"] = [_example(next(chosen), "en") for _ in range(english)]
     rng = random.Random(f"{seed}/equations")
     source = problems("sft", 0, seed, space)
     pools["equations"] = [Example("en", "", equation_line(source, rng)) for _ in range(practice)]
