@@ -18,6 +18,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   sft CONFIG --workdir W      a start policy by supervised fine-tuning
   encoder CONFIG --workdir W  a multilingual encoder by contrastive training
   pivots CONFIG --workdir W   write and embed the English references
+  translate IN.jsonl OUT.jsonl --to sw,bn --translator MODEL   English prompts into other languages
   audit CONFIG --workdir W [--min-auc 0.95]   can this reward be cheated?
   calibrate CONFIG --workdir W [--pairs FILE]   what the encoder's cosines mean
   generate --policy DIR --prompt TEXT [--prompt TEXT ...]   try a policy
@@ -119,6 +120,29 @@ def convert(arguments: Sequence[str]) -> None:
     main(known.source, known.target, known.dtype, known.to)
 
 
+def translate(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl translate", description="English prompts into other languages, each translation checked."
+    )
+    parser.add_argument("source", metavar="IN.jsonl", help="rows with an English question; other columns are kept")
+    parser.add_argument("target", metavar="OUT.jsonl", help="accepted rows; rejected ones go to OUT.rejected.jsonl")
+    parser.add_argument("--to", required=True, help="target languages, codes with commas between: sw,bn")
+    parser.add_argument("--translator", required=True, help="folder or hub id: NLLB, M2M100, a policy; or endpoint")
+    parser.add_argument("--column", default="question", help="column of the English question")
+    parser.add_argument("--no-back-translation", action="store_true", help="half the work; names go unchecked")
+    parser.add_argument("--min-agreement", type=float, default=0.35, help="least chrF of the way back, in [0, 1]")
+    parser.add_argument("--limit", type=int, default=0, help="rows translated; 0: all")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows between two writes")
+    parser.add_argument("--endpoint-url", default="", help="with endpoint: for example http://localhost:8000/v1")
+    parser.add_argument("--endpoint-model", default="", help="with endpoint: its model's name")
+    parser.add_argument("--timeout", type=float, default=60.0, help="with endpoint: seconds an answer may take")
+    parser.add_argument("--max-requests", type=int, default=0, help="with endpoint: the budget; 0: no limit")
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.translate import main
+
+    main(known)
+
+
 def evaluation(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="pbrl eval", description="Accuracy per language on a benchmark, with intervals (docs/evaluation.md)."
@@ -181,6 +205,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
         pairs={"default": "", "help": "JSON lines: lang, src, en (.gz too); default: the questions of the data"},
         limit={"type": int, "default": 1000, "help": "pairs per language; 0: all"},
     ),
+    "translate": translate,
     "generate": generate,
     "convert": convert,
     "eval": evaluation,

@@ -27,6 +27,11 @@ from pbrl_jax.text.segments import (
 
 _LOGGER = logging.getLogger(__name__)
 _LETTER = re.compile(r"[^\W\d_]")
+REQUEST = (
+    "Translate the following text from {source} into {target}. Keep every number, formula, symbol and tag exactly as "
+    "it is, and keep the line breaks. Write only the translation, without any explanation or comment.\n\n{text}"
+)
+"""What a model that follows instructions is asked."""
 UNSPACED = ("zh", "ja")
 """Languages that put no space between sentences."""
 
@@ -73,6 +78,10 @@ class Piece(NamedTuple):
 class Translator(ABC):
     """Translates texts between the languages of pbrl_jax.text.languages."""
 
+    fingerprint = ""
+    """Names the model and all else that a translation depends on besides the text."""
+    uses_incomplete = True
+    """Whether a translation that is not complete is of use: cut at the length limit it is, missing it is not."""
     whole_texts = False
     """Whether the model reads texts of several sentences; otherwise it gets one sentence at a time."""
 

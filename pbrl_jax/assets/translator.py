@@ -1,6 +1,8 @@
 """M2M100 and NLLB-200 as translators: weights, spec and tokenizer together, from texts to texts."""
 
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.sharding import tree_shardings
 from pbrl_jax.models.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
-from pbrl_jax.models.weights import abstract_params, load_params, open_weights
+from pbrl_jax.models.weights import abstract_params, load_params, open_weights, weights_digest
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 
@@ -139,4 +141,7 @@ def load_m2m100(
     check_vocabulary(tokenizer, spec.vocab_size, source)
     shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
     params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)
-    return M2M100Translator(spec, params, tokenizer, num_beams, batch_size)
+    translator = M2M100Translator(spec, params, tokenizer, num_beams, batch_size)
+    described = json.dumps([config, num_beams], sort_keys=True) + weights_digest(tensors)
+    translator.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+    return translator

@@ -10,10 +10,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from pbrl_jax.core.config_algo import AlgoConfig
+from pbrl_jax.core.config_endpoint import EndpointConfig
 from pbrl_jax.core.config_fields import identity, operational
 from pbrl_jax.core.config_reward import RewardConfig
 
-__all__ = ["AlgoConfig", "Config", "RewardConfig", "with_values"]
+__all__ = ["AlgoConfig", "Config", "EndpointConfig", "RewardConfig", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class EncoderConfig:
 @dataclass(frozen=True)
 class PivotConfig:
     source: str = identity("dataset")
-    """Where English references come from: dataset (the data set's own), policy (written by the start policy), file."""
+    """Where English references come from: dataset (the data set's own), policy (written by the start policy), file,
+    endpoint (written by the model of section endpoint)."""
     path: str = operational("")
     """Folder of the pivot store; empty: `pivots/` in the work directory. With source file: the JSON lines file."""
     max_completion_length: int = identity(64)
@@ -58,6 +60,13 @@ class PivotConfig:
     """Sampling temperature of the expert; 0 is greedy."""  # ASSUMED: not stated in the material at hand
     keep_wrong: bool = identity(False)
     """Keep references whose answer differs from a known gold answer."""  # ASSUMED: not stated
+    samples: int = identity(1)
+    """References that the expert writes to each question; more than one needs a temperature."""
+    min_agreement: float = identity(0.0)
+    """Least share of a question's samples whose answer is the most frequent one; other questions are dropped."""
+    references: int = identity(1)
+    """References of a question that are kept, of those with the answer that most samples have; see
+    reward.references."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +278,7 @@ class Config:
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     guard: GuardConfig = GuardConfig()
+    endpoint: EndpointConfig = EndpointConfig()
 
 
 def with_values(config: Config, **sections: dict) -> Config:

@@ -14,7 +14,9 @@ class RewardConfig:
     answer_weight: float = identity(0.5)
     """Alpha of the hybrid: alpha * answer part + (1 - alpha) * reasoning part."""  # ASSUMED: not stated
     parts: str = identity("split")
-    """split (answer and reasoning scored apart) or whole (one vector of the whole response)."""
+    """What is scored: split (answer and reasoning apart), whole (the whole response), or only one part, reasoning or
+    answer. With split, `comet` scores the answer, `alignment` the reasoning, and `hybrid` gives each of its two
+    functions its own part."""
     language_gate: str = identity("hard")
     """What finds a response in another language: hard (identification, reasoning and answer apart; such a response
     gets `rejected_value`), tokens (the same, but every token must belong to the language; for closed vocabularies),
@@ -56,5 +58,24 @@ class RewardConfig:
     overlong_cache: int = identity(0)
     """Reward `overlong`: tokens below that length over which the penalty falls from 0 to -1 (DAPO's soft punish
     cache); 0: a fifth of it."""  # ASSUMED
+    translator: str = identity("")
+    """What translates responses into English: a folder or hub id of an M2M100 or NLLB model or of a policy, `policy`
+    (the start policy, asked to translate), or `endpoint`. Rewards `translation` and `comet` with wiring reference."""
+    translation_similarity: str = identity("embedding")
+    """Reward `translation`: what compares a translation with the reference: embedding, chrf, bleu, rouge_l, comet."""
+    # ASSUMED: not stated
+    comet: str = identity("")
+    """Folder or hub id of a COMET model, for example Unbabel/wmt22-comet-da."""
+    comet_wiring: str = identity("reference")
+    """Reward `comet`, r the response and e the English reference: reference (src r, mt r translated, ref e), quality
+    (src e, mt r; models without references), direct (src r, mt r, ref e)."""  # ASSUMED: not stated
+    implicit_form: str = identity("reference")
+    """Reward `implicit`, log-likelihoods per token behind the English question: reference (by how much the response
+    makes the reference likelier, to the start policy) or response (by how much `implicit_policy` finds the response
+    likelier than the start policy does)."""  # ASSUMED
+    implicit_policy: str = identity("")
+    """Reward `implicit` of form response: folder of the policy whose taste in English is asked for."""
+    judge_opponents: int = identity(2)
+    """Reward `judge`: other samples of the prompt that each response is compared with."""  # ASSUMED
     timeout: float = operational(600.0)
     """Seconds a reward function of the user's own may take for one batch; then its rows are invalid. 0: no limit."""

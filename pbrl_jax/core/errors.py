@@ -28,6 +28,10 @@ class RewardError(PbrlError):
     """A reward that returned something no score can be made of."""
 
 
+class EndpointError(PbrlError):
+    """An endpoint that gave no usable answer, or a budget that is spent."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`Known: a, b. Did you mean 'a'?` for an unknown `name`; the question only where a near name exists."""
     known = sorted(known)

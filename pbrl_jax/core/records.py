@@ -41,6 +41,13 @@ class Prompt(NamedTuple):
     question_en: str
     answer: str | None = None
     reference: Reference | None = None
+    more_references: tuple[Reference, ...] = ()
+    """References beside the first, where an expert wrote several."""
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """All references; none where there is no first."""
+        return () if self.reference is None else (self.reference, *self.more_references)
 
 
 def pytree(cls):

@@ -10,11 +10,14 @@ from pbrl_jax.core.sharding import mesh_shape
 CHOICES = {
     "policy.dtype": ("float32", "bfloat16"),
     "policy.remat": ("none", "full", "dots"),
-    "pivot.source": ("dataset", "policy", "file"),
-    "reward.parts": ("split", "whole"),
+    "pivot.source": ("dataset", "policy", "file", "endpoint"),
+    "reward.parts": ("split", "whole", "reasoning", "answer"),
     "reward.language_gate": ("hard", "penalty", "soft", "scheduled", "tokens", "off"),
     "reward.similarity": ("raw", "affine", "floor", "calibrated"),
     "reward.references": ("max", "mean"),
+    "reward.translation_similarity": ("embedding", "chrf", "bleu", "rouge_l", "comet"),
+    "reward.comet_wiring": ("reference", "quality", "direct"),
+    "reward.implicit_form": ("reference", "response"),
     "reward.hybrid_form": ("convex", "product", "gated"),
     "algo.kl_estimator": ("k1", "k2", "k3"),
     "algo.kl_in": ("loss", "reward"),
@@ -35,6 +38,14 @@ CHOICES = {
 BOUNDS = {
     "pivot.max_completion_length": (1, None),
     "pivot.temperature": (0, None),
+    "pivot.samples": (1, None),
+    "pivot.min_agreement": (0, 1),
+    "pivot.references": (1, None),
+    "endpoint.timeout": (1e-3, None),
+    "endpoint.retries": (0, None),
+    "endpoint.max_requests": (0, None),
+    "endpoint.max_tokens": (0, None),
+    "endpoint.parallel": (1, None),
     "encoder.max_length": (1, None),
     "algo.num_generations": (1, None),
     "algo.num_iterations": (1, None),
@@ -68,6 +79,7 @@ BOUNDS = {
     "reward.overlong_length": (0, None),
     "reward.overlong_cache": (0, None),
     "reward.timeout": (0, None),
+    "reward.judge_opponents": (1, None),
     "rollout.max_prompt_length": (1, None),
     "rollout.max_completion_length": (1, None),
     "rollout.temperature": (0, None),
@@ -154,11 +166,33 @@ def validate(config: Config, device_count: int) -> None:
             f"sft.warmup_steps is {config.sft.warmup_steps}, expected fewer than sft.steps={config.sft.steps}. "
             f"Use --sft.warmup-steps {config.sft.steps // 10}."
         )
+    _check_pivots(config)
     _check_groups(config)
     _check_objective(config)
     _check_advantages(config)
     _check_guard(config)
     _check_batch(config, device_count)
+
+
+def _check_pivots(config: Config) -> None:
+    """Several references of one question, and how they come to differ."""
+    pivot = config.pivot
+    written = pivot.source in ("policy", "endpoint")
+    _refuse_first((
+        (pivot.samples > 1 and not written,
+         f"pivot.samples is {pivot.samples}, but pivot.source {pivot.source} writes none. Use --pivot.samples 1."),
+        (pivot.samples > 1 and pivot.temperature == 0,
+         f"pivot.samples is {pivot.samples} and pivot.temperature 0: all samples would be equal. Use "
+         "--pivot.temperature 0.7."),
+        (pivot.references > pivot.samples,
+         f"pivot.references is {pivot.references}, of pivot.samples {pivot.samples}. Use --pivot.samples "
+         f"{pivot.references} --pivot.temperature 0.7."),
+        (pivot.references > 1 and config.train.fused,
+         f"pivot.references is {pivot.references}, but a fused step reads one. Use --no-train.fused."),
+        (pivot.source == "endpoint" and not (config.endpoint.url and config.endpoint.model),
+         "pivot.source is endpoint, but endpoint.url or endpoint.model is empty. Use --endpoint.url "
+         "http://localhost:8000/v1 --endpoint.model NAME."),
+    ))  # fmt: skip
 
 
 #: Algorithms whose advantages compare the samples of a prompt.

@@ -7,29 +7,29 @@ One problem in eight languages is one English question and so one reference; pro
 import contextlib
 import hashlib
 import json
-import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from pbrl_jax.core.config import Config
-from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.errors import DataError, EndpointError, lookup
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.data.sources.common import RowErrors, row_of
-from pbrl_jax.pivots.filter import FilterReport, answer_value, filter_report, keep_reference
+from pbrl_jax.data.sources.common import row_of
+from pbrl_jax.pivots.agreement import choose
+from pbrl_jax.pivots.filter import FilterReport, filter_report, keep_reference
+from pbrl_jax.pivots.reference_file import read_reference_file
 from pbrl_jax.pivots.store import Origin, PivotStore, StoredReference
 from pbrl_jax.text.answers import split_response
-from pbrl_jax.text.languages import answer_sentence
 
 TEMPLATE = "{question}"
 """The expert is given the question as it is."""
 SHOWN = 5
 
-Sampler = Callable[[list[str]], list[str]]
-"""English questions -> one response each, in their order."""
+Sampler = Callable[..., list[str | EndpointError]]
+"""English questions -> one response each, in their order. Where several samples are asked for, the second argument is
+the sample's number, from 1. An error stands for a response that did not come."""
 
 
 class AttachReport(NamedTuple):
@@ -49,6 +49,8 @@ class AttachReport(NamedTuple):
     """Questions that the expert answered now, and not in an earlier run."""
     fingerprint: str
     """Digest of the questions and references in use, whatever their order."""
+    disagreed: int = 0
+    """Distinct problems dropped because their samples do not agree (pivot.min_agreement)."""
 
     def describe(self) -> str:
         """One line for the console."""
@@ -56,6 +58,7 @@ class AttachReport(NamedTuple):
         parts = [f"{counts.right} right", f"{counts.unverified} not verified", f"{counts.wrong} wrong"]
         parts.append(f"{counts.no_answer} without an answer")
         text = f"references ({self.source}): {counts.kept} of {counts.total} kept ({', '.join(parts)})"
+        text += f"; {self.disagreed} without agreement" * bool(self.disagreed)
         text += f"; {self.kept} of {self.prompts} prompts have one"
         for what, by_language in (("dropped", self.dropped), ("not in the file", self.missing)):
             if by_language:
@@ -77,8 +80,9 @@ def attach_references(
     """The prompts with their English references, without those whose reference is dropped.
 
     `config.pivot.source` says where references come from: `dataset` takes `Prompt.reference` as it is; `file` reads
-    the JSON lines file `config.pivot.path` (see `read_reference_file`); `policy` takes them from the store and lets
-    the expert write what is missing. The last two are filtered by `filter.keep_reference`. A function of its
+    the JSON lines file `config.pivot.path` (see `read_reference_file`); `policy` and `endpoint` take them from the
+    store and let the expert write what is missing. All but the first are filtered by `filter.keep_reference`, and
+    several samples of one question by `agreement.choose`. A function of its
     arguments and the store: a second call asks the expert nothing and returns the same.
 
     Args:
@@ -96,9 +100,9 @@ def attach_references(
     if not prompts:
         raise DataError("Found no prompts to attach references to. Check data.path, data.split and data.languages.")
     who = (expert, revision, template)
-    references, asked = source.find(prompts, _Means(config, store, sample_texts, progress, who))
-    outcomes = _outcomes(prompts, references, config) if source.filtered else [(True, None)] * len(prompts)
-    return _kept(prompts, references, outcomes, config, asked)
+    found = source.find(prompts, _Means(config, store, sample_texts, progress, who))
+    outcomes = _outcomes(prompts, found, config) if source.filtered else [(True, None)] * len(prompts)
+    return _kept(prompts, found, outcomes, config)
 
 
 def write_references(
@@ -122,69 +126,49 @@ def write_references(
       The new references by key.
 
     Raises:
+      EndpointError: responses that did not come; the others of their batch are stored.
       ValueError: `sample_texts` gave another number of responses than it was asked for.
     """
     golds = _english_golds(prompts)
     who = (expert, revision, template)
-    origins = {origin.key: origin for origin in (_origin(question, config, who) for question in golds)}
+    # Sample by sample, so that a batch is asked for with one seed.
+    numbers = {
+        _origin(question, config, who, sample): sample for sample in range(config.pivot.samples) for question in golds
+    }
+    origins = {origin.key: origin for origin in numbers}
     missing = store.missing(origins)
     written: dict[str, StoredReference] = {}
     size = config.eval.batch_size
     done = len(origins) - len(missing)
     stage = progress("references", len(origins), done=done, unit="question") if progress and missing else None
     with stage or contextlib.nullcontext():
-        for start in range(0, len(missing), size):
-            batch = [origins[key] for key in missing[start : start + size]]
-            responses = sample_texts([origin.question for origin in batch])
-            if len(responses) != len(batch):
-                raise ValueError(f"sample_texts gave {len(responses)} responses to {len(batch)} questions.")
-            new = [_stored(origin, text, golds) for origin, text in zip(batch, responses, strict=True)]
-            store.add_references(new)
-            written |= {stored.key: stored for stored in new}
-            if stage:
-                stage.advance(len(batch))
+        for sample in range(config.pivot.samples):
+            wanted = [origins[key] for key in missing if numbers[origins[key]] == sample]
+            for start in range(0, len(wanted), size):
+                batch = wanted[start : start + size]
+                new = _asked(batch, sample_texts, sample, golds, store)
+                written |= {stored.key: stored for stored in new}
+                if stage:
+                    stage.advance(len(batch))
     return written
 
 
-def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> dict[str, Reference]:
-    """References of a JSON lines file, by English question.
-
-    A line is `{"question": ..., "reasoning": ..., "answer": ...}` or `{"question": ..., "response": ...}`. In place
-    of `question`, the English text, it may name a prompt by `id`; then it serves the problem's other languages too.
-    Further fields are ignored, and so are problems that no prompt asks. A bare answer ("18") is put into the answer
-    sentence ("The answer is 18."), as rewards compare it with sentences.
-
-    Raises:
-      ConfigError: the path is empty.
-      DataError: no such file, lines that cannot be used (each is named), two references for one problem.
-    """
-    if not os.fspath(path):
-        raise ConfigError("pivot.source is file, but pivot.path is empty. Give it a JSON lines file of references.")
-    path = as_path(path)
-    if not path.exists() or path.is_dir():
-        found = "a folder" if path.exists() else "nothing"
-        raise DataError(f"pivot.path {path} is {found}, expected a JSON lines file of references. Change pivot.path.")
-    by_id = {prompt.id: prompt.question_en for prompt in prompts}
-    by_text = {_matching(prompt.question_en): prompt.question_en for prompt in prompts}
-    errors = RowErrors(str(path))
-    references: dict[str, Reference] = {}
-    first_row: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        row, what = _usable_row(line)
-        if what:
-            errors.add(number, what)
-            continue
-        named = by_text.get(_matching(row["question"])) if "question" in row else by_id.get(row["id"])
-        if named is None:
-            continue
-        reference = _row_reference(row)
-        if references.setdefault(named, reference) != reference:
-            errors.add(number, f"another reference for the problem of row {first_row[named]}, expected one")
-        first_row.setdefault(named, number)
-    errors.check()
-    return references
+def _asked(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[str, str | None],
+           store: PivotStore) -> list[StoredReference]:  # fmt: skip
+    """The expert's answers to a batch, stored."""
+    questions = [origin.question for origin in batch]
+    responses = sample_texts(questions, sample) if sample else sample_texts(questions)
+    if len(responses) != len(batch):
+        raise ValueError(f"sample_texts gave {len(responses)} responses to {len(batch)} questions.")
+    pairs = list(zip(batch, responses, strict=True))
+    new = [_stored(origin, text, golds) for origin, text in pairs if isinstance(text, str)]
+    store.add_references(new)
+    if failed := [error for _, error in pairs if not isinstance(error, str)]:
+        raise EndpointError(
+            f"{len(failed)} of {len(batch)} questions got no answer, and {len(new)} are stored; the same command goes "
+            f"on from there. The first: {failed[0]}"
+        )
+    return new
 
 
 class _Means(NamedTuple):
@@ -198,14 +182,26 @@ class _Means(NamedTuple):
     """(expert, revision, template)."""
 
 
-class Source(NamedTuple):
-    """`find(prompts, means)` gives the reference of each prompt (None: it has none) and how many were asked for."""
+class Found(NamedTuple):
+    """The reference of each prompt (None: it has none), and how many were asked for.
 
-    find: Callable[[Sequence[Prompt], _Means], tuple[list[Reference | None], int]]
+    `more` holds the further references of a question, `disagreed` the questions whose samples do not agree.
+    """
+
+    references: list[Reference | None]
+    asked: int = 0
+    more: Mapping[str, tuple[Reference, ...]] = MappingProxyType({})
+    disagreed: frozenset[str] = frozenset()
+
+
+class Source(NamedTuple):
+    """`find(prompts, means)` gives what a source has; `filtered`: whether it is checked."""
+
+    find: Callable[[Sequence[Prompt], _Means], Found]
     filtered: bool
 
 
-def _from_dataset(prompts: Sequence[Prompt], means: _Means) -> tuple[list[Reference | None], int]:
+def _from_dataset(prompts: Sequence[Prompt], means: _Means) -> Found:
     bare = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.text]
     if bare:
         raise DataError(
@@ -213,53 +209,62 @@ def _from_dataset(prompts: Sequence[Prompt], means: _Means) -> tuple[list[Refere
             "Choose a data set with references, or let the start policy write them: --pivot.source policy, then "
             "`pbrl pivots CONFIG`."
         )
-    return [prompt.reference for prompt in prompts], 0
+    return Found([prompt.reference for prompt in prompts])
 
 
-def _from_file(prompts: Sequence[Prompt], means: _Means) -> tuple[list[Reference | None], int]:
+def _from_file(prompts: Sequence[Prompt], means: _Means) -> Found:
     _check_questions(prompts)
     references = read_reference_file(means.config.pivot.path, prompts)
-    return [references.get(prompt.question_en) for prompt in prompts], 0
+    return Found([references.get(prompt.question_en) for prompt in prompts])
 
 
-def _from_policy(prompts: Sequence[Prompt], means: _Means) -> tuple[list[Reference | None], int]:
+def _from_expert(prompts: Sequence[Prompt], means: _Means) -> Found:
     config, store, sample_texts, progress, who = means
     expert, revision, template = who
     if not expert or not revision:
-        raise ValueError("pivot.source is policy: attach_references needs the expert's name and revision.")
+        raise ValueError("An expert writes: attach_references needs its name and revision.")
     _check_questions(prompts)
-    keys = {question: _origin(question, config, who).key for question in _english_golds(prompts)}
+    golds, pivot = _english_golds(prompts), config.pivot
+    keys = {question: [_origin(question, config, who, n).key for n in range(pivot.samples)] for question in golds}
     written = {}
     if sample_texts is not None:
         written = write_references(prompts, sample_texts, store, config, expert, revision, progress, template=template)
     # The store comes second: where two writers raced, its first line is what every later run reads.
-    found = written | store.references(keys.values())
-    absent = [question for question, key in keys.items() if key not in found]
+    found = written | store.references(key for own in keys.values() for key in own)
+    absent = [question for question, own in keys.items() if not found.keys() >= set(own)]
     if absent:
         raise DataError(
             f"{store.path} lacks the references of {len(absent)} of {len(keys)} questions by {expert!r}, the first: "
             f"{absent[0]!r}. Type `pbrl pivots CONFIG` with the same settings to write them."
         )
-    return [found[keys[prompt.question_en]].reference for prompt in prompts], len(written)
+    chosen = {
+        question: choose([found[key].reference for key in own], golds[question], pivot.references)
+        for question, own in keys.items()
+    }
+    return Found(
+        [chosen[prompt.question_en].references[0] for prompt in prompts],
+        len(written),
+        {question: choice.references[1:] for question, choice in chosen.items()},
+        frozenset(question for question, choice in chosen.items() if choice.share < pivot.min_agreement),
+    )
 
 
 SOURCES = {
     "dataset": Source(_from_dataset, filtered=False),
     "file": Source(_from_file, filtered=True),
-    "policy": Source(_from_policy, filtered=True),
+    "policy": Source(_from_expert, filtered=True),
+    "endpoint": Source(_from_expert, filtered=True),
 }
 """Where references come from: the values of `pivot.source`."""
 
 
-def _outcomes(
-    prompts: Sequence[Prompt], references: Sequence[Reference | None], config: Config
-) -> list[tuple[bool, bool | None]]:
-    """`keep_reference` of each prompt; of a missing reference it is (False, None)."""
+def _outcomes(prompts: Sequence[Prompt], found: Found, config: Config) -> list[tuple[bool, bool | None]]:
+    """`keep_reference` of each prompt; of a missing reference, and without agreement, it is (False, None)."""
     seen: dict[tuple, tuple[bool, bool | None]] = {}
-    for prompt, reference in zip(prompts, references, strict=True):
+    for prompt, reference in zip(prompts, found.references, strict=True):
         if (prompt.question_en, prompt.answer) not in seen:
             outcome = (False, None)
-            if reference is not None:
+            if reference is not None and prompt.question_en not in found.disagreed:
                 outcome = keep_reference(reference, prompt.answer, keep_wrong=config.pivot.keep_wrong)
             seen[prompt.question_en, prompt.answer] = outcome
     return [seen[prompt.question_en, prompt.answer] for prompt in prompts]
@@ -267,14 +272,21 @@ def _outcomes(
 
 def _kept(
     prompts: Sequence[Prompt],
-    references: Sequence[Reference | None],
+    found: Found,
     outcomes: Sequence[tuple[bool, bool | None]],
     config: Config,
-    asked: int,
 ) -> tuple[list[Prompt], AttachReport]:
-    rows = list(zip(prompts, references, outcomes, strict=True))
-    kept = [prompt._replace(reference=reference) for prompt, reference, (keep, _) in rows if keep]
-    problems = {(p.question_en, p.answer, found): outcome for p, found, outcome in rows if found is not None}
+    rows = list(zip(prompts, found.references, outcomes, strict=True))
+    kept = [
+        prompt._replace(reference=reference, more_references=tuple(found.more.get(prompt.question_en, ())))
+        for prompt, reference, (keep, _) in rows
+        if keep
+    ]
+    problems = {
+        (p.question_en, p.answer, reference): outcome
+        for p, reference, outcome in rows
+        if reference is not None and p.question_en not in found.disagreed
+    }
     report = AttachReport(
         source=config.pivot.source,
         prompts=len(prompts),
@@ -282,8 +294,9 @@ def _kept(
         problems=filter_report(problems.values()),
         dropped=dict(Counter(p.language for p, reference, (keep, _) in rows if reference is not None and not keep)),
         missing=dict(Counter(p.language for p, reference, _ in rows if reference is None)),
-        asked=asked,
+        asked=found.asked,
         fingerprint=_fingerprint(kept),
+        disagreed=len(found.disagreed),
     )
     if not kept:
         raise _nothing_left(report, rows)
@@ -307,9 +320,10 @@ def _nothing_left(report: AttachReport, rows: Iterable[tuple]) -> DataError:
     )
 
 
-def _origin(question: str, config: Config, who: tuple[str, str, str]) -> Origin:
-    """What the reference of an English question depends on; `who` is (expert, revision, template)."""
-    return Origin(question, *who, config.pivot.temperature, config.pivot.max_completion_length, config.train.seed)
+def _origin(question: str, config: Config, who: tuple[str, str, str], sample: int = 0) -> Origin:
+    """What a reference of an English question depends on; `who` is (expert, revision, template)."""
+    pivot = config.pivot
+    return Origin(question, *who, pivot.temperature, pivot.max_completion_length, config.train.seed + sample)
 
 
 def _stored(origin: Origin, response: str, golds: dict[str, str | None]) -> StoredReference:
@@ -336,50 +350,6 @@ def _check_questions(prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _usable_row(line: bytes) -> tuple[dict[str, Any], str]:
-    """(the row, "") or ({}, what is wrong with it)."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return {}, f"is not JSON ({error})"
-    if not isinstance(row, dict):
-        return {}, f"is {type(row).__name__}, expected an object"
-    if "question" not in row and "id" not in row:
-        return {}, f"has {sorted(row)}, expected question or id"
-    if "id" in row and "question" not in row and type(row["id"]) is not int:
-        return {}, f"id is {row['id']!r}, expected a prompt's number"
-    needed = ("response",) if "response" in row else ("reasoning", "answer")
-    if not set(needed) <= set(row):
-        return {}, f"has {sorted(row)}, expected response, or reasoning and answer"
-    if type(row.get("answer")) in (int, float):
-        row["answer"] = str(row["answer"])
-    for name in ({"question"} & set(row)) | set(needed):
-        if not isinstance(row[name], str):
-            return {}, f"{name} is {type(row[name]).__name__}, expected text"
-    return row, ""
-
-
-def _row_reference(row: dict[str, Any]) -> Reference:
-    if "response" in row:
-        return Reference(*split_response(row["response"], "en"))
-    return Reference(row["reasoning"].strip(), _announced(row["answer"].strip()))
-
-
-def _announced(answer: str) -> str:
-    """A bare answer in the English answer sentence; in a box where the sentence would be read otherwise."""
-    if not answer or split_response(answer, "en")[1]:
-        return answer
-    sentence = answer_sentence(answer.removesuffix("."), "en")
-    boxed = answer_sentence(f"\\boxed{{{answer}}}", "en")
-    plain = answer_value(sentence, "en") == answer_value(answer, "en")
-    return sentence if plain else boxed
-
-
-def _matching(question: str) -> str:
-    """Two spellings of one question (composition of accents, white space) match."""
-    return " ".join(unicodedata.normalize("NFC", question).split())
-
-
 def _rows(prompts: Sequence[Prompt]) -> str:
     shown = ", ".join(f"row {row_of(p.id) + 1} ({p.language}, id {p.id})" for p in prompts[:SHOWN])
     return shown + (f" and {len(prompts) - SHOWN} more" if len(prompts) > SHOWN else "")
@@ -387,5 +357,5 @@ def _rows(prompts: Sequence[Prompt]) -> str:
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
     """Hex digest of the distinct (English question, reference) pairs, whatever their order."""
-    pairs = sorted({(prompt.question_en, *prompt.reference) for prompt in prompts})
+    pairs = sorted({(p.question_en, *(text for reference in p.references for text in reference)) for p in prompts})
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

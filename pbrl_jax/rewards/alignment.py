@@ -17,9 +17,8 @@ from jaxtyping import Array, Float
 from pbrl_jax.assets.encoder import Encoder
 from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.records import Prompt, Scores
-from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.inputs import RewardInputs, reference_text, response_texts
 from pbrl_jax.rewards.similarity import load_baselines, scale_similarity
-from pbrl_jax.text.answers import split_response
 
 LONGEST_CHUNK = 300
 """Characters, about; a longer sentence is cut at spaces."""
@@ -85,7 +84,8 @@ def compiled_f1(config: RewardConfig):
 
 
 def make_alignment(config: RewardConfig, encoder: Encoder, languages: Sequence[str] = ()):
-    """The reward `alignment`: of the reasoning parts, or of the whole texts with `config.parts` whole.
+    """The reward `alignment`: of the reasoning parts, or of what `config.parts` names (whole, answer). With several
+    references the first one counts.
 
     Rows without a reference are invalid; an empty response is a valid 0.
 
@@ -96,11 +96,9 @@ def make_alignment(config: RewardConfig, encoder: Encoder, languages: Sequence[s
     program = compiled_f1(config)
 
     def score(inputs: RewardInputs) -> Scores:
-        responses = [
-            chunks_of(text if config.parts == "whole" else split_response(text, prompt.language)[0])
-            for text, prompt in zip(inputs.completions, inputs.prompts, strict=True)
-        ]
-        references = [chunks_of(_reference_text(prompt, config.parts)) for prompt in inputs.prompts]
+        part = "reasoning" if config.parts == "split" else config.parts
+        responses = [chunks_of(text) for text in response_texts(inputs, part)[part]]
+        references = [chunks_of(_reference_text(prompt, part)) for prompt in inputs.prompts]
         index = {chunk: row for row, chunk in enumerate(dict.fromkeys(c for r in responses + references for c in r))}
         vectors_NE = encoder.embed(list(index) or [""])
         baseline_B = None
@@ -115,10 +113,8 @@ def make_alignment(config: RewardConfig, encoder: Encoder, languages: Sequence[s
     return score
 
 
-def _reference_text(prompt: Prompt, parts: str) -> str:
-    if prompt.reference is None:
-        return ""
-    return prompt.reference.text if parts == "whole" else prompt.reference.reasoning or prompt.reference.text
+def _reference_text(prompt: Prompt, part: str) -> str:
+    return "" if prompt.reference is None else reference_text(prompt.reference, part) or prompt.reference.text
 
 
 def _padded(texts: Sequence[Sequence[str]], index: dict[str, int], vectors_NE: np.ndarray):

@@ -1,5 +1,6 @@
 """Several rewards, their weights and the language gate, as one: RewardInputs -> (Scores, Scores of each, gate)."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,16 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.assets.encoder import Encoder
+from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.errors import ConfigError, RewardError, did_you_mean
+from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
+from pbrl_jax.rewards.comet import make_comet
 from pbrl_jax.rewards.cosine import make_cosine
+from pbrl_jax.rewards.implicit import make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.judge import make_judge
 from pbrl_jax.rewards.language import apply_gate, check_gate, make_gate
 from pbrl_jax.rewards.shaping import check_shaping, make_overlong, make_repetition
 from pbrl_jax.rewards.similarity import check_similarity, combine_parts
+from pbrl_jax.rewards.translation import make_translation
 from pbrl_jax.rewards.user import make_user_reward
 
 
@@ -26,12 +33,23 @@ class RewardAssets(NamedTuple):
     encoder: Encoder
     languages: Sequence[str]
     token_table: Mapping[str, np.ndarray] | None
+    policy: Policy | None = None
+    """The start policy; rewards read it and never change it."""
+    style: str = "plain"
+    """How prompts are put to it: data.prompt_style."""
+    endpoint: Endpoint | None = None
+    folder: str = ""
+    """Where rewards keep what they need not compute twice; "" keeps it in memory."""
 
 
 #: name -> (config, assets) -> (RewardInputs -> Scores). Another reward is another line.
 REWARDS: dict[str, Callable] = {
     "cosine": lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
     "answer": lambda config, assets: score_answers,
+    "translation": make_translation,
+    "comet": make_comet,
+    "implicit": make_implicit,
+    "judge": make_judge,
     "alignment": lambda config, assets: make_alignment(config, assets.encoder, assets.languages),
     "repetition": lambda config, assets: make_repetition(config),
     "overlong": lambda config, assets: make_overlong(config),
@@ -61,6 +79,8 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
     gate = make_gate(config, assets.languages, assets.token_table)
 
     def score(inputs: RewardInputs) -> Combined:
+        verdict = gate(inputs)
+        inputs = inputs._replace(right_B=verdict.right_B)
         each = {name: function(inputs) for name, function in functions.items()}
         value = jnp.zeros(len(inputs.completions))
         valid = jnp.ones(len(inputs.completions), bool)
@@ -68,7 +88,6 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
             if weight:
                 value = value + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
                 valid = valid & scores.valid_B
-        verdict = gate(inputs)
         empty = jnp.asarray([not text.strip() for text in inputs.completions])
         value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
         return Combined(Scores(value, valid, {}), each, verdict.right_B)
@@ -99,9 +118,13 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
 
 def make_hybrid(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
     """The paper's recipe with parts named by config: alpha * answer part + (1 - alpha) * reasoning part, or another
-    form (similarity.combine_parts). A row is valid where both parts are."""
-    answer = make_function(config.hybrid_answer, config, assets)
-    reasoning = make_function(config.hybrid_reasoning, config, assets)
+    form (similarity.combine_parts). With `config.parts` split each function sees its own part only. A row is valid
+    where both parts are."""
+    own = {part: dataclasses.replace(config, parts=part) for part in ("answer", "reasoning")}
+    if config.parts != "split":
+        own = dict.fromkeys(own, config)
+    answer = make_function(config.hybrid_answer, own["answer"], assets)
+    reasoning = make_function(config.hybrid_reasoning, own["reasoning"], assets)
 
     def score(inputs: RewardInputs) -> Scores:
         a, r = answer(inputs), reasoning(inputs)
@@ -122,11 +145,21 @@ def check_reward(config: RewardConfig) -> None:
                 f"Unknown reward {name!r}. {did_you_mean(name, REWARDS)} A function of your own is "
                 "package.module:function."
             )
+    named = {*config.functions, *parts}
+    if not config.translator and ("translation" in named or "comet" in named and config.comet_wiring == "reference"):
+        raise ConfigError(
+            "The reward translates, but reward.translator is empty. Name a model, for example --reward.translator "
+            "facebook/nllb-200-distilled-600M (or a policy's folder, `policy`, or `endpoint`)."
+        )
+    if not config.comet and ("comet" in named or "translation" in named and config.translation_similarity == "comet"):
+        raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
     if len(config.functions) != len(config.reward_weights) or not config.functions:
         raise ConfigError(
             f"reward.functions has {len(config.functions)} entries and reward.reward_weights "
             f"{len(config.reward_weights)}. Give one weight per function."
         )
+    if len(set(config.functions)) != len(config.functions):
+        raise ConfigError(f"reward.functions {config.functions} names a function twice. Give each one once.")
     if config.timeout < 0:
         raise ConfigError(f"reward.timeout is {config.timeout}; expected seconds, or 0 for no limit.")
     check_gate(config)

@@ -18,9 +18,8 @@ from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.records import Scores
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec
-from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, response_texts
 from pbrl_jax.rewards.similarity import combine_parts, load_baselines, reference_cosine, scale_similarity
-from pbrl_jax.text.answers import split_response
 
 
 def cosine_reward(
@@ -56,7 +55,7 @@ def hybrid_scores(
     """The similarity of B responses, and its parts, on the scale of `config.similarity`.
 
     With `config.parts` split, `parts` and `pivots` are those of reasoning and answer and the value is that of
-    similarity.combine_parts; an absent part scores 0. With whole there is one of each.
+    similarity.combine_parts; an absent part scores 0. With another setting there is one of each.
 
     Args:
       parts: (tokens [B, S], mask [B, S]) of each part, all of one S.
@@ -92,8 +91,8 @@ def vector_scores(
     baseline = None if baseline_B is None else jnp.tile(baseline_B, len(pivots))
     scores = jnp.where(present, scale_similarity(cosine, config, baseline), 0.0)
     scores = jnp.split(scores, len(pivots))
-    if config.parts == "whole":
-        return scores[0], {"whole": scores[0]}
+    if config.parts != "split":
+        return scores[0], {config.parts: scores[0]}
     reasoning, answer = scores
     return combine_parts(reasoning, answer, config), {"reasoning": reasoning, "answer": answer}
 
@@ -122,7 +121,7 @@ def make_cosine(config: RewardConfig, encoder: Encoder, languages: Sequence[str]
     baselines = load_baselines(config, languages, encoder.key)
 
     def score(inputs: RewardInputs) -> Scores:
-        parts, pivots = response_parts(inputs, config.parts)
+        parts = list(response_texts(inputs, config.parts).values())
         texts = [text for part in parts for text in part]
         tokens, mask, cut = encoder.tokenize(texts)
         # A prefix alone is not a text.
@@ -131,7 +130,7 @@ def make_cosine(config: RewardConfig, encoder: Encoder, languages: Sequence[str]
         more: dict[str, Any] = {"has_BK": has} if has.ndim == 2 else {}
         if baselines is not None:
             more["baseline_B"] = jnp.asarray([baselines[prompt.language] for prompt in inputs.prompts], jnp.float32)
-        pivots = tuple(jnp.asarray(pivot) for pivot in pivots)
+        pivots = tuple(jnp.asarray(pivot) for pivot in part_vectors(inputs.pivots, config.parts))
         if cut.any():
             value, named = of_vectors(jnp.asarray(encoder.embed(texts)), jnp.asarray(present), pivots, **more)
         else:
@@ -143,14 +142,3 @@ def make_cosine(config: RewardConfig, encoder: Encoder, languages: Sequence[str]
         return Scores(value, known & jnp.isfinite(value), named)
 
     return score
-
-
-def response_parts(inputs: RewardInputs, parts: str) -> tuple[list[list[str]], tuple[np.ndarray, ...]]:
-    """(texts of each part, pivot vectors of each part): the whole response, or reasoning and answer."""
-    if parts == "whole":
-        return [list(inputs.completions)], (inputs.pivots.whole_BE,)
-    split = [
-        split_response(text, prompt.language) for text, prompt in zip(inputs.completions, inputs.prompts, strict=True)
-    ]
-    texts = [[reasoning for reasoning, _ in split], [answer for _, answer in split]]
-    return texts, (inputs.pivots.reasoning_BE, inputs.pivots.answer_BE)

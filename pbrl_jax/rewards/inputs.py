@@ -1,11 +1,12 @@
-"""What every reward receives, and the record that all of them read pivots from."""
+"""What every reward receives, the record that all of them read pivots from, and the parts of texts they look at."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.text.answers import split_response
 
 
 class PivotVectors(NamedTuple):
@@ -26,7 +27,10 @@ class PivotVectors(NamedTuple):
 
 
 class RewardInputs(NamedTuple):
-    """B rows on the host: the prompt of each row, its completion as text and as tokens, and its pivot's vectors."""
+    """B rows on the host: the prompt of each row, its completion as text and as tokens, and its pivot's vectors.
+
+    `right_B` says who passed the language gate; None: nobody has looked, and all count as right.
+    """
 
     prompts: Sequence[Prompt]
     completions: Sequence[str]
@@ -34,3 +38,30 @@ class RewardInputs(NamedTuple):
     lengths_B: np.ndarray
     pivots: PivotVectors
     step: int
+    right_B: np.ndarray | None = None
+
+
+def part_names(parts: str) -> tuple[str, ...]:
+    """The parts that `reward.parts` names."""
+    return ("reasoning", "answer") if parts == "split" else (parts,)
+
+
+def response_texts(inputs: RewardInputs, parts: str) -> dict[str, list[str]]:
+    """Part -> its text in each of the B responses; "" where it is absent."""
+    if parts == "whole":
+        return {"whole": list(inputs.completions)}
+    rows = zip(inputs.completions, inputs.prompts, strict=True)
+    split = [split_response(text, prompt.language) for text, prompt in rows]
+    columns = {"reasoning": [reasoning for reasoning, _ in split], "answer": [answer for _, answer in split]}
+    return {name: columns[name] for name in part_names(parts)}
+
+
+def reference_text(reference: Reference, part: str) -> str:
+    """One part of a reference, or the whole of it."""
+    return reference.text if part == "whole" else getattr(reference, part)
+
+
+def part_vectors(pivots: PivotVectors, parts: str) -> tuple[np.ndarray, ...]:
+    """The references' vectors of each part."""
+    columns = {"whole": pivots.whole_BE, "reasoning": pivots.reasoning_BE, "answer": pivots.answer_BE}
+    return tuple(columns[name] for name in part_names(parts))

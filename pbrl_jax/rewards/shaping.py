@@ -1,7 +1,9 @@
-"""Terms that look at the tokens alone: repetition and length."""
+"""Terms that look at the tokens alone: repetition and length. Each has a twin on the device, for the fused step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.errors import ConfigError
@@ -31,6 +33,42 @@ def overlong_penalty(lengths_B: np.ndarray, limit: int, cache: int) -> np.ndarra
     return -np.clip((np.asarray(lengths_B, np.float64) - (limit - cache)) / cache, 0.0, 1.0)
 
 
+def repeated_share(tokens_BR: Int[Array, "B R"], lengths_B: Int[Array, "B"], ngram: int) -> Float[Array, "B"]:
+    """The share of n-grams that occurred before in the same response: repetition_penalty on the device, with -1.
+
+    The n-grams of a row are sorted, so that equal ones stand beside each other: exact, O(R log R), and traceable.
+    """
+    B, R = tokens_BR.shape
+    count = R - ngram + 1
+    if count < 1:
+        return jnp.zeros(B)
+    total_B = jnp.maximum(lengths_B - ngram + 1, 0)
+    past = (jnp.arange(count)[None] >= total_B[:, None]).astype(jnp.int32)
+    keys = (past, *(tokens_BR[:, shift : shift + count] for shift in range(ngram)))
+    ordered = jax.lax.sort(keys, dimension=1, num_keys=len(keys))
+    same = jnp.stack([key[:, 1:] == key[:, :-1] for key in ordered[1:]]).all(axis=0) & (ordered[0][:, 1:] == 0)
+    return same.sum(axis=1) / jnp.maximum(total_B, 1)
+
+
+#: Rewards of tokens alone that the fused step computes: name -> (tokens [B, R], lengths [B], config) -> value [B].
+TOKEN_TERMS = {
+    "repetition": lambda tokens_BR, lengths_B, config: (
+        config.repetition_penalty * repeated_share(tokens_BR, lengths_B, config.repetition_ngram)
+    ),
+    "overlong": lambda tokens_BR, lengths_B, config: _overlong(lengths_B, *overlong_bounds(config, tokens_BR.shape[1])),
+}
+
+
+def _overlong(lengths_B, limit: int, cache: int):
+    return -jnp.clip((lengths_B - (limit - cache)) / cache, 0.0, 1.0)
+
+
+def overlong_bounds(config: RewardConfig, width: int) -> tuple[int, int]:
+    """(tokens at which the penalty is -1, tokens over which it grows) of responses of at most `width` tokens."""
+    limit = config.overlong_length or width
+    return limit, config.overlong_cache or max(1, limit // 5)
+
+
 def make_repetition(config: RewardConfig):
     """The reward `repetition`: in [repetition_penalty, 0]."""
 
@@ -47,8 +85,7 @@ def make_overlong(config: RewardConfig):
     """The reward `overlong`: in [-1, 0], by the number of sampled tokens, the end-of-sequence token included."""
 
     def score(inputs: RewardInputs) -> Scores:
-        limit = config.overlong_length or inputs.tokens_BR.shape[1]
-        value = overlong_penalty(inputs.lengths_B, limit, config.overlong_cache or max(1, limit // 5))
+        value = overlong_penalty(inputs.lengths_B, *overlong_bounds(config, inputs.tokens_BR.shape[1]))
         return Scores(jnp.asarray(value, jnp.float32), jnp.ones(len(value), bool), {})
 
     return score

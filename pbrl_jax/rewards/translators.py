@@ -15,7 +15,7 @@ from pbrl_jax.assets.encoder import length_bucket
 from pbrl_jax.assets.hf_load import read_config
 from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.assets.policy import Policy, load_policy
-from pbrl_jax.assets.translation import Segment, Translator, Written
+from pbrl_jax.assets.translation import REQUEST, Segment, Translator, Written
 from pbrl_jax.assets.translator import load_m2m100
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.batches import pad_prompts
@@ -26,10 +26,6 @@ from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.languages import LANGUAGES
 
-CHAT = (
-    "Translate the following text from {source} into {target}. Keep every number, formula, symbol and tag exactly as "
-    "it is, and keep the line breaks. Write only the translation, without any explanation or comment.\n\n{text}"
-)
 PLAIN = (
     "Translation from {source} into {target}. Numbers and formulas stay as they are.\n\n{source}: {text}\n{target}:\n"
 )
@@ -62,9 +58,14 @@ class PromptedTranslator(Translator):
             )
         self.text_limit = max_prompt_length - frame
 
+    @property
+    def fingerprint(self) -> str:
+        """Names all that a translation depends on."""
+        return f"{self.policy.fingerprint}:{self.max_prompt_length}:{self.max_completion_length}"
+
     def prompt_tokens(self, segment: Segment) -> list[int]:
         """The ids of the request, with one beginning-of-sequence token where the tokenizer has one."""
-        tokenizer, form = self.policy.tokenizer, CHAT if self.whole_texts else PLAIN
+        tokenizer, form = self.policy.tokenizer, REQUEST if self.whole_texts else PLAIN
         text = form.format(
             source=LANGUAGES[segment.source].name, target=LANGUAGES[segment.target].name, text=segment.text
         )

@@ -13,6 +13,7 @@ from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
+from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import Prompt
@@ -33,7 +34,7 @@ from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import STYLES, THINKING
+from pbrl_jax.text.prompts import STYLES, THINKING, chat_messages, instruction
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from pbrl_jax.train.experiment import Experiment
@@ -164,10 +165,9 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
         config.eval.batch_size, config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
 
-    def answer(questions: list[str]) -> list[str]:
-        return answer_texts(
-            decoder, policy.params, questions, ["en"] * len(questions), config.pivot.temperature, config.train.seed
-        )
+    def answer(questions: list[str], sample: int = 0) -> list[str]:
+        languages, seed = ["en"] * len(questions), config.train.seed + sample
+        return answer_texts(decoder, policy.params, questions, languages, config.pivot.temperature, seed)
 
     return answer
 
@@ -177,6 +177,28 @@ def expert_template(config: Config) -> str:
     style, thinking = config.data.prompt_style, config.data.thinking
     form = "" if style == "plain" else f"{style}: " if thinking == "default" else f"{style}, thinking {thinking}: "
     return form + TEMPLATE
+
+
+def reference_expert(policy: Policy, config: Config) -> dict:
+    """Who writes references: the arguments `sample_texts, expert, revision` of attach_references."""
+    if config.pivot.source != "endpoint":
+        return {
+            "sample_texts": sample_texts_of(policy, config),
+            "expert": config.policy.source,
+            "revision": policy.fingerprint,
+            "template": expert_template(config),
+        }
+    endpoint = Endpoint(config.endpoint)
+
+    def answer(questions: list[str], sample: int = 0) -> list:
+        requests = [chat_messages(question, "en") for question in questions]
+        return endpoint.ask_all(
+            requests, temperature=config.pivot.temperature, max_tokens=config.pivot.max_completion_length,
+            seed=config.train.seed + sample,
+        )  # fmt: skip
+
+    name, template = f"endpoint:{config.endpoint.model}", instruction("en") + "\n\n{question}"
+    return {"sample_texts": answer, "expert": name, "revision": "endpoint", "template": template}
 
 
 def language_texts(config: Config) -> dict[str, list[str]] | None:
@@ -206,9 +228,8 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
     store = open_store(config.pivot, work.root)
     prompts, report = attach_references(
-        prompts, config, store, sample_texts_of(policy, config), functools.partial(Progress, part=part),
-        expert=config.policy.source, revision=policy.fingerprint, template=expert_template(config),
-    )  # fmt: skip
+        prompts, config, store, progress=functools.partial(Progress, part=part), **reference_expert(policy, config)
+    )
     kept, ids = fit_prompts(
         prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts,
         config.data.prompt_style, THINKING[config.data.thinking],

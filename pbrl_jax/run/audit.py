@@ -8,6 +8,7 @@ from rich.console import Console
 from pbrl_jax.assets.encoder import Encoder, load_encoder
 from pbrl_jax.core.config import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, RewardError
+from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.paths import WorkDir, as_path, work_dir, write_atomic
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.attacks import Case
@@ -44,7 +45,8 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     cases = audit_cases(config, limit, replies)
     texts = language_texts(config)
     table = None if texts is None else token_language_table(encoder.tokenizer, texts)
-    assets = RewardAssets(encoder, config.data.languages, table)
+    endpoint = Endpoint(config.endpoint) if config.endpoint.url else None
+    assets = RewardAssets(encoder, config.data.languages, table, endpoint=endpoint, folder=str(work.root))
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder), config.train.seed)
         for title, reward in (("configured reward", config.reward), ("plain cosine", PLAIN_COSINE))

@@ -35,14 +35,21 @@ def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[
 
 
 def reference_vectors(prompts: Sequence[Prompt], encoder: Encoder, store: PivotStore) -> PivotVectors:
-    """Unit vectors of every prompt's reference and of its parts, through the store's cache."""
-    references = [prompt.reference for prompt in prompts]
+    """Unit vectors of every prompt's references and of their parts, through the store's cache.
+
+    [N, E] where each prompt has at most one reference, else [N, K, E] with K the most that one has.
+    """
+    many = max((len(prompt.references) for prompt in prompts), default=1)
+    slots = [(*prompt.references, *(None,) * many)[: max(many, 1)] for prompt in prompts]
+    references = [reference for row in slots for reference in row]
     whole, reasoning, answer = (
         [getattr(reference, part) if reference else "" for reference in references]
         for part in ("text", "reasoning", "answer")
     )
     embed = bulk_embedder(encoder, [text for text in (*whole, *reasoning, *answer) if text.strip()])
-    return PivotVectors(
-        *(store.vectors(encoder.key, texts, embed) for texts in (whole, reasoning, answer)),
-        has_B=np.array([bool(text.strip()) for text in whole], bool),
-    )
+    vectors = [store.vectors(encoder.key, texts, embed) for texts in (whole, reasoning, answer)]
+    has = np.array([bool(text.strip()) for text in whole], bool)
+    if many > 1:
+        vectors = [column.reshape(len(prompts), many, -1) for column in vectors]
+        has = has.reshape(len(prompts), many)
+    return PivotVectors(*vectors, has_B=has)

@@ -7,10 +7,9 @@ from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.run.assemble import (
     check_start,
-    expert_template,
+    reference_expert,
     run_encoder,
     run_policy,
-    sample_texts_of,
     training_prompts,
     use_compilation_cache,
 )
@@ -25,10 +24,7 @@ def main(config: Config, workdir: str) -> None:
     prompts = training_prompts(config)
     policy = run_policy(config, work, prompts)
     store = open_store(config.pivot, work.root)
-    prompts, report = attach_references(
-        prompts, config, store, sample_texts_of(policy, config), Progress,
-        expert=config.policy.source, revision=policy.fingerprint, template=expert_template(config),
-    )  # fmt: skip
+    prompts, report = attach_references(prompts, config, store, progress=Progress, **reference_expert(policy, config))
     print(report.describe())
     vectors = reference_vectors(prompts, run_encoder(config, policy.tokenizer), store)
     print(f"{len(vectors.has_B)} prompts have references and vectors of width {vectors.whole_BE.shape[1]}.")

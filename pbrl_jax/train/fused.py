@@ -20,6 +20,7 @@ from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState, pytree
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.cosine import hybrid_scores
+from pbrl_jax.rewards.shaping import TOKEN_TERMS
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.train.update import update_step
 
@@ -50,12 +51,15 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
     `prefix` is that of the loaded encoder: its folder may have a default one that the configuration does not name.
     """
     problems = []
-    if config.reward.functions != ("cosine",):
-        problems.append(f"reward.functions {config.reward.functions} (only cosine can be fused)")
-    if config.reward.reward_weights == (0.0,):
+    if "cosine" not in config.reward.functions or set(config.reward.functions) - {"cosine", *TOKEN_TERMS}:
+        known = ", ".join(TOKEN_TERMS)
+        problems.append(f"reward.functions {config.reward.functions} (only cosine, with or without {known})")
+    if not any(config.reward.reward_weights):
         problems.append("reward.reward_weights 0 (nothing would be trained on)")
     if config.reward.language_gate not in ("tokens", "off"):
         problems.append(f"reward.language_gate {config.reward.language_gate} (use tokens or off)")
+    if config.reward.parts not in ("split", "whole"):
+        problems.append(f"reward.parts {config.reward.parts} (use split or whole)")
     if config.reward.similarity == "calibrated":
         problems.append("reward.similarity calibrated")
     if not shared_tokenizer:
@@ -106,14 +110,21 @@ def response_parts(rollout: Rollout, tables: TokenTables, language_B, config: Re
 
 def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: TokenTables, *, spec: TextEncoderSpec,
                  config: RewardConfig) -> Scores:  # fmt: skip
-    """The cosine reward and its language gate from tokens alone; the twin of rewards.combine on text."""
+    """The cosine reward, the terms of shaping.TOKEN_TERMS and the language gate, all from tokens; the twin of
+    rewards.combine on text."""
     samples = rollout.tokens_BR.shape[0] // pivots.language_P.shape[0]
     rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), pivots)
     parts = response_parts(rollout, tables, rows.language_P, config)
     references = (rows.whole_PE,) if config.parts == "whole" else (rows.reasoning_PE, rows.answer_PE)
     value_B, named = hybrid_scores(encoder_params, parts, references, spec=spec, config=config)
     named["value"] = value_B
-    value_B = config.reward_weights[0] * value_B
+    values = {"cosine": value_B} | {
+        name: TOKEN_TERMS[name](rollout.tokens_BR, rollout.lengths_B, config)
+        for name in config.functions
+        if name != "cosine"
+    }
+    named |= {f"value/{name}": value for name, value in values.items() if name != "cosine"}
+    value_B = sum(weight * values[name] for name, weight in zip(config.functions, config.reward_weights, strict=True))
     sampled_BR = jnp.arange(rollout.tokens_BR.shape[1])[None] < rollout.lengths_B[:, None]
     right_B = (tables.allowed_LV[rows.language_P[:, None], rollout.tokens_BR] | ~sampled_BR).all(axis=1)
     named["right_language"] = right_B.astype(value_B.dtype)

@@ -7,14 +7,14 @@ import numpy as np
 from pbrl_jax.core.records import Prompt, Rollout, Scores
 
 
-def by_language(name: str, values_B, keep_B, languages_B: Sequence[str]) -> dict[str, float]:
-    """`<name>/<language>`: mean over the kept rows of each language."""
+def by_language(name: str, values_B, keep_B, languages_B: Sequence[str], of=np.mean) -> dict[str, float]:
+    """`<name>/<language>`: mean, or another statistic, of the kept rows of each language."""
     values, keep, languages = np.asarray(values_B, float), np.asarray(keep_B, bool), np.asarray(languages_B)
     found = {}
     for language in dict.fromkeys(languages_B):
         rows = keep & (languages == language)
         if rows.any():
-            found[f"{name}/{language}"] = float(values[rows].mean())
+            found[f"{name}/{language}"] = float(of(values[rows]))
     return found
 
 
@@ -32,6 +32,7 @@ def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prom
         metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
         metrics[f"rewards/{name}/std"] = float(values[valid].std())
         metrics |= by_language(f"rewards/{name}/mean", values, valid, languages)
+        metrics |= by_language(f"rewards/{name}/std", values, valid, languages, np.std)
         for part, part_values in scores.parts.items():
             metrics[f"rewards/{name}/{part}/mean"] = float(np.asarray(part_values)[valid].mean())
     return metrics

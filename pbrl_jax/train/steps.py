@@ -17,6 +17,7 @@ import numpy as np
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import RewardError, lookup
+from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
 from pbrl_jax.core.sharding import batch_sharding
@@ -82,6 +83,15 @@ def run_sampling(experiment: Experiment) -> SamplingParams:
     return sampling_params(rollout.temperature, rollout.top_p, rollout.top_k, experiment.policy.tokenizer.eos_ids)
 
 
+def reward_assets(experiment: Experiment) -> RewardAssets:
+    """What the rewards of a run may need."""
+    config = experiment.config
+    return RewardAssets(
+        experiment.encoder, config.data.languages, experiment.token_table, experiment.policy, config.data.prompt_style,
+        Endpoint(config.endpoint) if config.endpoint.url else None, str(experiment.work.root),
+    )  # fmt: skip
+
+
 def make_collect(experiment: Experiment) -> Callable:
     """`collect(step, prompts, params, timer) -> (TrainBatch, describe)`: compiled rollout, text, rewards.
 
@@ -93,8 +103,7 @@ def make_collect(experiment: Experiment) -> Callable:
     G, R = config.algo.num_generations, config.rollout.max_completion_length
     generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length)
     sampling = run_sampling(experiment)
-    assets = RewardAssets(experiment.encoder, config.data.languages, experiment.token_table)
-    reward = make_reward(config.reward, assets)
+    reward = make_reward(config.reward, reward_assets(experiment))
 
     def collect(step: int, prompts: Sequence[Prompt], params, timer: PhaseTimer):
         rows = [prompt for prompt in prompts for _ in range(G)]
@@ -248,7 +257,12 @@ def _fused_outcome(experiment: Experiment, step: int, prompts, metrics, rollout:
         host, host_scores = jax.device_get((rollout, scores))
         parts = dict(host_scores.parts)
         right_B = parts.pop("right_language") > 0
-        each = {"cosine": Scores(parts.pop("value"), host_scores.valid_B, parts)}
+        terms = {
+            name.removeprefix("value/"): Scores(parts.pop(name), np.ones_like(host_scores.valid_B), {})
+            for name in list(parts)
+            if name.startswith("value/")
+        }
+        each = {"cosine": Scores(parts.pop("value"), host_scores.valid_B, parts)} | terms
         described = reward_metrics(each, right_B, rows) | rollout_metrics(host, rows)
         texts = completions(host, experiment.policy.tokenizer)
         return described | jax.device_get(metrics), sample_rows(step, rows, texts, host_scores, each)

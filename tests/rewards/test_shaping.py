@@ -1,5 +1,6 @@
 """Repetition and length terms: TRL's values, and by hand."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from algos.oracle_checks import CASES, EXACT
@@ -8,10 +9,12 @@ from tiny_world import problem_prompts, reward_inputs
 from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.shaping import (
+    TOKEN_TERMS,
     check_shaping,
     make_overlong,
     make_repetition,
     overlong_penalty,
+    repeated_share,
     repetition_penalty,
 )
 
@@ -38,6 +41,19 @@ def test_repetition_by_hand():
     tokens = np.array([[1, 2, 1, 2, 1, 9], [5, 5, 5, 5, 5, 5], [7, 0, 0, 0, 0, 0]])
     found = repetition_penalty(tokens, np.array([5, 6, 1]), 2, -2.0)
     np.testing.assert_allclose(found, [-1.0, -1.6, 0.0], atol=1e-12)
+
+
+def test_the_twins_on_the_device():
+    """Few different tokens, so that most rows repeat some; lengths from none to all; n-grams longer than a row."""
+    rng = np.random.default_rng(0)
+    tokens, lengths = jnp.asarray(rng.integers(0, 3, (64, 12))), jnp.asarray(rng.integers(0, 13, 64))
+    for ngram in (1, 2, 3, 13):
+        own = -np.asarray(repeated_share(tokens, lengths, ngram))
+        np.testing.assert_allclose(own, repetition_penalty(tokens, lengths, ngram, -1.0), atol=1e-6)
+    config = RewardConfig(repetition_penalty=-0.5, overlong_length=9, overlong_cache=4)
+    inputs = reward_inputs(PROMPTS, ["x"] * 3)._replace(tokens_BR=tokens, lengths_B=lengths)
+    for name, make in (("repetition", make_repetition), ("overlong", make_overlong)):
+        np.testing.assert_allclose(TOKEN_TERMS[name](tokens, lengths, config), make(config)(inputs).value_B, atol=1e-6)
 
 
 def test_overlong_by_hand():

@@ -148,6 +148,9 @@ def expect_parity(fused, host):
     np.testing.assert_array_equal(fused.valid_B, host.total.valid_B)
     cosine = host.each["cosine"]
     np.testing.assert_allclose(fused.parts["value"], cosine.value_B, atol=TOLERANCE)
+    for name in host.each.keys() - {"cosine"}:
+        np.testing.assert_allclose(fused.parts[f"value/{name}"], host.each[name].value_B, atol=TOLERANCE)
+        assert np.unique(host.each[name].value_B).size > 3
     for name in fused.parts.keys() & cosine.parts.keys():
         np.testing.assert_allclose(fused.parts[name], cosine.parts[name], atol=TOLERANCE)
 
@@ -156,9 +159,15 @@ def expect_parity(fused, host):
     "config",
     [
         RewardConfig(language_gate="tokens", answer_weight=0.3),
-        RewardConfig(language_gate="off", parts="whole", reward_weights=(2.0,)),
+        RewardConfig(
+            language_gate="off",
+            parts="whole",
+            functions=("cosine", "repetition"),
+            reward_weights=(2.0, 0.5),
+            repetition_ngram=1,
+        ),
     ],
-    ids=["split and gated", "whole, weight 2"],
+    ids=["split and gated", "whole, weight 2, and repetition"],
 )
 def test_canonical_responses_have_the_same_reward_on_both_paths(config, tables, allowed):
     """Right responses, the English one in their place, one without an answer, an empty one, a missing reference."""
@@ -333,5 +342,9 @@ def test_everything_that_cannot_be_fused_is_named_at_once():
         assert word in str(found.value)
     with pytest.raises(ConfigError, match="encoder.prefix 'query: ' .the default prompt of the encoder's folder."):
         check_fusable(CONFIG, shared_tokenizer=True, prefix="query: ")
+    terms = {"functions": ("cosine", "repetition", "overlong"), "reward_weights": (1.0, 0.2, 0.1)}
+    check_fusable(with_values(CONFIG, reward=terms), shared_tokenizer=True)
+    with pytest.raises(ConfigError, match="parts answer"):
+        check_fusable(with_values(CONFIG, reward={"parts": "answer"}), shared_tokenizer=True)
     with pytest.raises(ConfigError, match="reward_weights 0"):
         check_fusable(with_values(CONFIG, reward={"reward_weights": (0.0,)}), shared_tokenizer=True)

@@ -25,8 +25,8 @@ EVERY_ROW = (
     "loss", "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "grad_norm", "learning_rate", "step_time",
     "completions/mean_length", "completions/clipped_ratio", "clip_ratio/low_mean", "clip_ratio/high_mean",
     "clip_ratio/region_mean", "sampling/logp_difference/mean", "sampling/logp_difference/max", "reward/invalid_share",
-    "rewards/cosine/mean", "rewards/cosine/std", "rewards/cosine/mean/en", "language/consistency",
-    "language/consistency/en", "completions/clipped_ratio/en",
+    "rewards/cosine/mean", "rewards/cosine/std", "rewards/cosine/mean/en", "rewards/cosine/std/en",
+    "language/consistency", "language/consistency/en", "completions/clipped_ratio/en",
 )  # fmt: skip
 HOSTED_ROW = ("time/generate", "time/reward", "time/update")
 

@@ -1,0 +1,100 @@
+"""References of a user's own, from a JSON lines file."""
+
+import json
+import os
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.pivots.filter import answer_value
+from pbrl_jax.text.answers import split_response
+from pbrl_jax.text.languages import answer_sentence
+
+
+def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> dict[str, Reference]:
+    """References of a JSON lines file, by English question.
+
+    A line is `{"question": ..., "reasoning": ..., "answer": ...}` or `{"question": ..., "response": ...}`. In place
+    of `question`, the English text, it may name a prompt by `id`; then it serves the problem's other languages too.
+    Further fields are ignored, and so are problems that no prompt asks. A bare answer ("18") is put into the answer
+    sentence ("The answer is 18."), as rewards compare it with sentences.
+
+    Raises:
+      ConfigError: the path is empty.
+      DataError: no such file, lines that cannot be used (each is named), two references for one problem.
+    """
+    if not os.fspath(path):
+        raise ConfigError("pivot.source is file, but pivot.path is empty. Give it a JSON lines file of references.")
+    path = as_path(path)
+    if not path.exists() or path.is_dir():
+        found = "a folder" if path.exists() else "nothing"
+        raise DataError(f"pivot.path {path} is {found}, expected a JSON lines file of references. Change pivot.path.")
+    by_id = {prompt.id: prompt.question_en for prompt in prompts}
+    by_text = {_matching(prompt.question_en): prompt.question_en for prompt in prompts}
+    errors = RowErrors(str(path))
+    references: dict[str, Reference] = {}
+    first_row: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        row, what = _usable_row(line)
+        if what:
+            errors.add(number, what)
+            continue
+        named = by_text.get(_matching(row["question"])) if "question" in row else by_id.get(row["id"])
+        if named is None:
+            continue
+        reference = _row_reference(row)
+        if references.setdefault(named, reference) != reference:
+            errors.add(number, f"another reference for the problem of row {first_row[named]}, expected one")
+        first_row.setdefault(named, number)
+    errors.check()
+    return references
+
+
+def _usable_row(line: bytes) -> tuple[dict[str, Any], str]:
+    """(the row, "") or ({}, what is wrong with it)."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return {}, f"is not JSON ({error})"
+    if not isinstance(row, dict):
+        return {}, f"is {type(row).__name__}, expected an object"
+    if "question" not in row and "id" not in row:
+        return {}, f"has {sorted(row)}, expected question or id"
+    if "id" in row and "question" not in row and type(row["id"]) is not int:
+        return {}, f"id is {row['id']!r}, expected a prompt's number"
+    needed = ("response",) if "response" in row else ("reasoning", "answer")
+    if not set(needed) <= set(row):
+        return {}, f"has {sorted(row)}, expected response, or reasoning and answer"
+    if type(row.get("answer")) in (int, float):
+        row["answer"] = str(row["answer"])
+    for name in ({"question"} & set(row)) | set(needed):
+        if not isinstance(row[name], str):
+            return {}, f"{name} is {type(row[name]).__name__}, expected text"
+    return row, ""
+
+
+def _row_reference(row: dict[str, Any]) -> Reference:
+    if "response" in row:
+        return Reference(*split_response(row["response"], "en"))
+    return Reference(row["reasoning"].strip(), _announced(row["answer"].strip()))
+
+
+def _announced(answer: str) -> str:
+    """A bare answer in the English answer sentence; in a box where the sentence would be read otherwise."""
+    if not answer or split_response(answer, "en")[1]:
+        return answer
+    sentence = answer_sentence(answer.removesuffix("."), "en")
+    boxed = answer_sentence(f"\\boxed{{{answer}}}", "en")
+    plain = answer_value(sentence, "en") == answer_value(answer, "en")
+    return sentence if plain else boxed
+
+
+def _matching(question: str) -> str:
+    """Two spellings of one question (composition of accents, white space) match."""
+    return " ".join(unicodedata.normalize("NFC", question).split())

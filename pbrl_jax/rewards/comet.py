@@ -1,0 +1,58 @@
+"""COMET on the answer, in the three wirings of a model that was made for (source, translation, reference).
+
+Its scores are trained to lie near [0, 1] and are not clipped. COMET hardly sees a changed number and misbehaves on
+empty texts and on the wrong language: use it behind the language gate, for answers that are text (docs/rewards.md).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.records import Scores
+from pbrl_jax.rewards.inputs import RewardInputs, response_texts
+from pbrl_jax.rewards.translation import against_references, loaded_comet, row_translator
+
+WIRINGS = ("reference", "quality", "direct")
+
+
+def make_comet(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+    """The reward `comet`: of the answer part, or of what `config.parts` names (whole, reasoning).
+
+    With r the response's part and e the reference's [paper, reward families; the wirings are ours]: reference scores
+    (src r, mt r in English, ref e), quality (src e, mt r), direct (src r, mt r, ref e). An empty part, and a response
+    in the wrong language, is a valid 0; a row without a reference is invalid.
+
+    Raises:
+      ConfigError: no COMET model or translator is named, or the model does not fit the wiring.
+    """
+    comet, wiring = loaded_comet(config.comet), config.comet_wiring
+    if wiring == "quality" and comet.needs_reference:
+        raise ConfigError(
+            f"reward.comet {config.comet!r} compares with a reference, which reward.comet_wiring quality does not "
+            "give. Use a quality-estimation model such as Unbabel/wmt22-cometkiwi-da, or --reward.comet-wiring direct."
+        )
+    translate = row_translator(config, assets) if wiring == "reference" else None
+    part = "answer" if config.parts == "split" else config.parts
+
+    def similar(sources, hypotheses, references):
+        if wiring == "quality":
+            return comet.score(references, hypotheses)
+        return comet.score(sources, hypotheses, references)
+
+    def score(inputs: RewardInputs) -> Scores:
+        count = len(inputs.completions)
+        right_B = np.ones(count, bool) if inputs.right_B is None else np.asarray(inputs.right_B, bool)
+        sources = [t if right else "" for t, right in zip(response_texts(inputs, part)[part], right_B, strict=True)]
+        valid_B = np.array([bool(prompt.references) for prompt in inputs.prompts], bool)
+        hypotheses = sources
+        if translate is not None:
+            hypotheses, has_B = translate(inputs, sources)
+            valid_B &= has_B
+        value_B = against_references(inputs, part, sources, hypotheses, similar, config.references)
+        return Scores(jnp.asarray(value_B), jnp.asarray(valid_B & np.isfinite(value_B)), {})
+
+    return score

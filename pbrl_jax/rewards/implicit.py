@@ -1,0 +1,143 @@
+"""The implicit cross-lingual reward: what a language model's own likelihoods, behind the English question, say of a
+response. No encoder, no translator.
+
+Two forms. `reference`: by how much the response makes the English reference likelier to the start policy,
+(log p(e | q, r) - log p(e | q)) / |e| [our reading of a likelihood reward, cf. MAPO]. `response`: by how much a policy
+with a taste finds the response likelier than the start policy does, (log p'(r | q) - log p(r | q)) / |r|, with the
+English question q before a response r in any language [arXiv 2503.04647, per token, which is its length control].
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pbrl_jax.assets.encoder import length_bucket
+from pbrl_jax.assets.policy import Policy, load_policy
+from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.records import PromptBatch, Scores
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.text.prompts import format_prompts
+
+FORMS = ("reference", "response")
+ROWS = 32
+"""Rows that run at a time."""
+CHUNK = 256
+"""Positions, over all rows, whose logits exist at a time."""
+LONGEST = 1 << 15
+
+
+def make_implicit(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+    """The reward `implicit`, in nats per token. Rows without a reference (form reference) are invalid; an empty
+    response is a valid 0.
+
+    Raises:
+      ConfigError: no policy here, or form response without `implicit_policy`, or one with another tokenizer.
+    """
+    if assets.policy is None:
+        raise ConfigError("Reward implicit needs the run's policy; it cannot be audited without one.")
+    if config.implicit_form == "reference":
+        return _of_reference(assets.policy, assets.style)
+    if not config.implicit_policy:
+        raise ConfigError("reward.implicit_form is response, but reward.implicit_policy is empty. Name its folder.")
+    judge = loaded(config.implicit_policy)
+    if judge.tokenizer.fingerprint != assets.policy.tokenizer.fingerprint:
+        raise ConfigError(
+            f"reward.implicit_policy {config.implicit_policy!r} has another tokenizer than the policy. Use one that "
+            "was trained from the same start policy."
+        )
+    return _of_response(judge, assets.policy, assets.style)
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(source: str) -> Policy:
+    """load_policy, once per process and source."""
+    return load_policy(source, param_dtype="stored")
+
+
+def _of_reference(policy: Policy, style: str):
+    known: dict[tuple[str, str], float] = {}
+
+    def score(inputs: RewardInputs) -> Scores:
+        rows = [row for row, prompt in enumerate(inputs.prompts) if prompt.reference is not None]
+        full = [row for row in rows if inputs.completions[row].strip()]
+        questions = _questions(policy, [inputs.prompts[row].question_en for row in full], style)
+        responses = _encoded(policy, [inputs.completions[row].strip() + "\n" for row in full])
+        references = _encoded(policy, [inputs.prompts[row].reference.text for row in full])
+        # What the reference costs without any response: once per problem, whatever the group's size.
+        keys = [(inputs.prompts[row].question_en, inputs.prompts[row].reference.text) for row in full]
+        new = {key: place for place, key in enumerate(keys) if key not in known}
+        alone = mean_logprobs(policy, [questions[p] for p in new.values()], [references[p] for p in new.values()])
+        known.update(zip(new, alone.tolist(), strict=True))
+        behind = mean_logprobs(policy, [q + r for q, r in zip(questions, responses, strict=True)], references)
+        value = np.zeros(len(inputs.completions), np.float32)
+        value[full] = behind - np.array([known[key] for key in keys], np.float32)
+        valid = np.zeros(len(value), bool)
+        valid[rows] = True
+        return Scores(jnp.asarray(value), jnp.asarray(valid & np.isfinite(value)), {})
+
+    return score
+
+
+def _of_response(judge: Policy, base: Policy, style: str):
+    def score(inputs: RewardInputs) -> Scores:
+        full = [row for row, text in enumerate(inputs.completions) if text.strip()]
+        questions = _questions(base, [inputs.prompts[row].question_en for row in full], style)
+        responses = [inputs.tokens_BR[row, : inputs.lengths_B[row]].tolist() for row in full]
+        value = np.zeros(len(inputs.completions), np.float32)
+        value[full] = mean_logprobs(judge, questions, responses) - mean_logprobs(base, questions, responses)
+        return Scores(jnp.asarray(value), jnp.asarray(np.isfinite(value)), {})
+
+    return score
+
+
+def _questions(policy: Policy, questions: Sequence[str], style: str) -> list[list[int]]:
+    return format_prompts(questions, ["en"] * len(questions), policy.tokenizer, style) if questions else []
+
+
+def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:
+    return policy.tokenizer.encode_batch(texts) if texts else []
+
+
+def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Mean log-prob per token of each text behind its context, in nats, [N]; 0 for a text without tokens.
+
+    Rows run in batches of one size and few lengths, the longest last.
+    """
+    found = np.zeros(len(texts), np.float32)
+    order = sorted(range(len(texts)), key=lambda row: (len(contexts[row]), len(texts[row])))
+    size = min(ROWS, 1 << max(len(order) - 1, 0).bit_length())
+    program = _compiled(policy.spec)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        padded = rows + rows[-1:] * (size - len(rows))
+        context, context_lengths = _padded([contexts[row] for row in padded])
+        text, text_lengths = _padded([texts[row] for row in padded])
+        batch = PromptBatch(context, context_lengths, jnp.arange(size, dtype=jnp.int32))
+        found[rows] = np.asarray(program(policy.params, batch, text, text_lengths))[: len(rows)]
+    return found
+
+
+def _padded(ids: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
+    lengths = np.array([len(row) for row in ids], np.int32)
+    tokens = np.zeros((len(ids), length_bucket(int(lengths.max(initial=1)), LONGEST)), np.int32)
+    for row, row_ids in enumerate(ids):
+        tokens[row, : len(row_ids)] = row_ids
+    return jnp.asarray(tokens), jnp.asarray(lengths)
+
+
+@functools.cache
+def _compiled(spec: DecoderSpec):
+    def run(params, batch: PromptBatch, tokens_BR, lengths_B):
+        streams = unpacked_streams(tokens_BR, lengths_B, 1)
+        logp, _ = response_logprobs(params, batch, streams, 1.0, spec=spec, chunk=CHUNK)
+        inside = streams.used_PSL[:, 0]
+        return jnp.where(inside, logp[:, 0], 0.0).sum(axis=1) / jnp.maximum(lengths_B, 1)
+
+    return jax.jit(run)

@@ -1,0 +1,56 @@
+"""How alike two English texts are: character and word overlap, in [0, 1]. 1 is the same text, 0 nothing in common."""
+
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+_WORD = re.compile(r"\w+")
+
+
+def chrf(hypothesis: str, reference: str) -> float:
+    """sacrebleu's chrF2 (character 6-grams, recall weighs twice)."""
+    from sacrebleu import sentence_chrf
+
+    return sentence_chrf(hypothesis, [reference]).score / 100
+
+
+def bleu(hypothesis: str, reference: str) -> float:
+    """sacrebleu's sentence BLEU: 4-grams, exponential smoothing, effective order for short texts."""
+    from sacrebleu import sentence_bleu
+
+    return sentence_bleu(hypothesis, [reference], use_effective_order=True).score / 100
+
+
+def rouge_l_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """tensorflow-text's ROUGE-L, the F1 of the longest common subsequence of lower-case words, [N]."""
+    tf, metrics = _tensorflow()
+    words = [[_WORD.findall(text.lower()) for text in texts] for texts in (hypotheses, references)]
+    ragged = [tf.ragged.constant(rows, dtype=tf.string, ragged_rank=1) for rows in words]
+    found = metrics.rouge_l(*ragged, alpha=0.5).f_measure.numpy()
+    return np.nan_to_num(np.asarray(found, np.float32))
+
+
+@functools.cache
+def _tensorflow():
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    import tensorflow_text
+
+    return tf, tensorflow_text.metrics
+
+
+def chrf_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """chrf of pairs, [N]."""
+    return np.array([chrf(*pair) for pair in zip(hypotheses, references, strict=True)], np.float32)
+
+
+def bleu_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """bleu of pairs, [N]."""
+    return np.array([bleu(*pair) for pair in zip(hypotheses, references, strict=True)], np.float32)
+
+
+#: name -> (N hypotheses, N references) -> scores [N]. Another measure is another line.
+TEXT_SIMILARITIES = {"chrf": chrf_scores, "bleu": bleu_scores, "rouge_l": rouge_l_scores}

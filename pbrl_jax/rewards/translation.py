@@ -1,0 +1,176 @@
+"""The translation reward: the response in English, by a translator, compared with the English reference.
+
+R = sim(MT(response), reference) [paper, reward families]. Only responses that passed the language gate are
+translated: what is English already would be its own translation. Translations are kept under a hash of their text.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pbrl_jax.assets.comet import Comet, load_comet
+from pbrl_jax.assets.endpoint_translator import EndpointTranslator
+from pbrl_jax.assets.translation import Translator
+from pbrl_jax.assets.translation_cache import CachedTranslator
+from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.records import Scores
+from pbrl_jax.rewards.cosine import compiled_vector_scores
+from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, reference_text, response_texts
+from pbrl_jax.rewards.similarity import combine_parts, load_baselines
+from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES
+from pbrl_jax.rewards.translators import PromptedTranslator, load_translator
+
+TranslateRows = Callable[[RewardInputs, Sequence[str]], tuple[list[str], np.ndarray]]
+
+
+def make_translator(config: RewardConfig, assets: Any) -> CachedTranslator:
+    """The translator that `config.translator` names, with the cache of the work directory.
+
+    Raises:
+      ConfigError: none is named, or it needs what this run does not have.
+    """
+    if not config.translator:
+        raise ConfigError(
+            "reward.translator is empty. Name a model, for example --reward.translator "
+            "facebook/nllb-200-distilled-600M, or `policy`, or `endpoint`."
+        )
+    translator = _translator(config.translator, assets)
+    path = f"{assets.folder}/translations.jsonl" if assets.folder else ""
+    return CachedTranslator(translator, translator.fingerprint, path)
+
+
+def _translator(name: str, assets: Any) -> Translator:
+    if name == "endpoint":
+        if assets.endpoint is None:
+            raise ConfigError("reward.translator is endpoint, but endpoint.url is empty. Use --endpoint.url.")
+        return EndpointTranslator(assets.endpoint)
+    if name == "policy":
+        if assets.policy is None:
+            raise ConfigError("reward.translator is policy, but there is no policy here. Name a model's folder.")
+        return PromptedTranslator(assets.policy, max_completion_length=256)
+    return loaded_translator(name)
+
+
+@functools.lru_cache(maxsize=2)
+def loaded_translator(source: str) -> Translator:
+    """load_translator, once per process and source."""
+    return load_translator(source)
+
+
+@functools.lru_cache(maxsize=2)
+def loaded_comet(source: str) -> Comet:
+    """load_comet, once per process and source.
+
+    Raises:
+      ConfigError: an empty source.
+    """
+    if not source:
+        raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
+    return load_comet(source)
+
+
+def row_translator(config: RewardConfig, assets: Any) -> TranslateRows:
+    """(inputs, one text per row) -> (English texts, which rows have one). A row in the wrong language gets ""."""
+    translator = make_translator(config, assets)
+
+    def translate(inputs: RewardInputs, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+        right_B = np.ones(len(texts), bool) if inputs.right_B is None else np.asarray(inputs.right_B, bool)
+        wanted = [text if right else "" for text, right in zip(texts, right_B, strict=True)]
+        found = translator.translate(wanted, [prompt.language for prompt in inputs.prompts], "en")
+        return [text or "" for text in found], np.array([text is not None for text in found], bool)
+
+    return translate
+
+
+def make_translation(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+    """The reward `translation`. An empty part, and a response in the wrong language, is a valid 0; a row without a
+    reference, or whose translation an endpoint did not give, is invalid.
+
+    Raises:
+      ConfigError: no translator or no COMET model is named, or it cannot be had.
+    """
+    translate = row_translator(config, assets)
+    compare = _embedding(config, assets) if config.translation_similarity == "embedding" else _texts(config)
+
+    def score(inputs: RewardInputs) -> Scores:
+        sources = response_texts(inputs, config.parts)
+        english, valid_B = {}, np.array([bool(prompt.references) for prompt in inputs.prompts], bool)
+        for part, texts in sources.items():
+            english[part], has_B = translate(inputs, texts)
+            valid_B &= has_B
+        value_B, parts = compare(inputs, sources, english)
+        return Scores(value_B, jnp.asarray(valid_B) & jnp.isfinite(value_B), parts)
+
+    return score
+
+
+def _embedding(config: RewardConfig, assets: Any):
+    """Cosine of the translation's vector with the reference's, on the scale of `config.similarity`."""
+    encoder = assets.encoder
+    program, baselines = compiled_vector_scores(config), load_baselines(config, assets.languages, encoder.key)
+
+    def compare(inputs: RewardInputs, sources, english):
+        texts = [text for column in english.values() for text in column]
+        present = np.array([bool(text.strip()) for text in texts], bool)
+        vectors = encoder.embed(texts) * present[:, None]
+        has = jnp.asarray(inputs.pivots.has_B)
+        more: dict[str, Any] = {"has_BK": has} if has.ndim == 2 else {}
+        if baselines is not None:
+            more["baseline_B"] = jnp.full(len(inputs.prompts), baselines["en"], jnp.float32)
+        pivots = tuple(jnp.asarray(pivot) for pivot in part_vectors(inputs.pivots, config.parts))
+        return program(jnp.asarray(vectors), jnp.asarray(present), pivots, **more)
+
+    return compare
+
+
+def _texts(config: RewardConfig):
+    """Overlap of words or characters, or COMET, with the best or the mean over several references."""
+    if config.translation_similarity == "comet":
+        comet = loaded_comet(config.comet)
+
+        def similar(sources, hypotheses, references):
+            return comet.score(sources, hypotheses, references)
+    else:
+        measure = TEXT_SIMILARITIES[config.translation_similarity]
+
+        def similar(sources, hypotheses, references):
+            return measure(hypotheses, references)
+
+    def compare(inputs: RewardInputs, sources, english):
+        parts = {}
+        for part, hypotheses in english.items():
+            parts[part] = jnp.asarray(
+                against_references(inputs, part, sources[part], hypotheses, similar, config.references)
+            )
+        if config.parts == "split":
+            return combine_parts(parts["reasoning"], parts["answer"], config), parts
+        return parts[config.parts], parts
+
+    return compare
+
+
+def against_references(
+    inputs: RewardInputs, part: str, sources: Sequence[str], hypotheses: Sequence[str], similar: Callable, how: str
+) -> np.ndarray:
+    """The max or mean over its references of `similar(sources, hypotheses, references) -> [n]` for each row, [B]; 0
+    for an empty hypothesis, a row without a reference, and a reference without this part."""
+    pairs = [
+        (row, reference_text(reference, part))
+        for row, prompt in enumerate(inputs.prompts)
+        if hypotheses[row].strip()
+        for reference in prompt.references
+    ]
+    pairs = [(row, text) for row, text in pairs if text.strip()]
+    value_B = np.zeros(len(hypotheses), np.float32)
+    if not pairs:
+        return value_B
+    rows = np.array([row for row, _ in pairs])
+    found = similar([sources[row] for row in rows], [hypotheses[row] for row in rows], [text for _, text in pairs])
+    for row in np.unique(rows):
+        own = np.asarray(found)[rows == row]
+        value_B[row] = own.max() if how == "max" else own.mean()
+    return value_B

@@ -1,0 +1,62 @@
+"""`pbrl translate IN.jsonl OUT.jsonl --to sw,bn --translator MODEL`: English prompts into the target languages."""
+
+import dataclasses
+from argparse import Namespace
+
+from pbrl_jax.assets.endpoint_translator import EndpointTranslator
+from pbrl_jax.assets.translation_cache import CachedTranslator
+from pbrl_jax.core.config import EndpointConfig
+from pbrl_jax.core.errors import ConfigError, EndpointError
+from pbrl_jax.core.http import Endpoint
+from pbrl_jax.core.paths import sha256_file
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.data.translate import Checks, beside, read_questions, same_settings, translate_rows
+from pbrl_jax.rewards.text_similarity import chrf
+from pbrl_jax.rewards.translators import load_translator
+from pbrl_jax.text.languages import check_languages
+
+
+def main(arguments: Namespace) -> None:
+    """Translate, check, write OUT.jsonl and OUT.rejected.jsonl, and say what was rejected and why.
+
+    Raises:
+      EndpointError: some rows got no answer; the same command asks for them again.
+    """
+    targets = check_languages([code for code in arguments.to.split(",") if code])
+    if "en" in targets:
+        raise ConfigError("--to names en; the prompts are English already. Leave it out.")
+    if not 0 <= arguments.min_agreement <= 1 or arguments.batch_size < 1:
+        raise ConfigError("--min-agreement is a share in [0, 1], and --batch-size at least 1.")
+    checks = Checks(not arguments.no_back_translation, arguments.min_agreement)
+    rows = read_questions(arguments.source, arguments.column)
+    rows = rows[: arguments.limit] if arguments.limit else rows
+    files = beside(arguments.target)
+    translator = _translator(arguments)
+    same_settings(files, {
+        "source_sha256": sha256_file(arguments.source), "column": arguments.column,
+        "translator": translator.fingerprint, **checks._asdict(),
+    })  # fmt: skip
+    cache = CachedTranslator(
+        translator, translator.fingerprint, arguments.target.removesuffix(".jsonl") + ".cache.jsonl",
+        uses_incomplete=False,
+    )  # fmt: skip
+    with Progress("translate", len(rows) * len(targets), unit="row") as bar:
+        report = translate_rows(
+            rows, arguments.column, targets, files, cache.translate, chrf, checks, batch_size=arguments.batch_size,
+            tick=bar.advance, cut_is_none=translator.uses_incomplete,
+        )  # fmt: skip
+    print(f"{report.accepted} accepted: {files.out}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
+    print(f"{report.rejected} rejected: {files.rejected}" + (f" ({reasons})" if reasons else ""))
+    print(f"To train on them: --data.source table --data.path {files.out} --data.languages {' '.join(targets)}")
+    if report.unanswered:
+        raise EndpointError(f"{report.unanswered} rows got no answer. The same command asks for them again.")
+
+
+def _translator(arguments: Namespace):
+    if arguments.translator != "endpoint":
+        return load_translator(arguments.translator)
+    endpoint = EndpointConfig(
+        url=arguments.endpoint_url, model=arguments.endpoint_model, max_requests=arguments.max_requests
+    )
+    return EndpointTranslator(Endpoint(dataclasses.replace(endpoint, timeout=arguments.timeout)))

@@ -1,0 +1,75 @@
+"""Likelihood rewards against log-softmax of the policy's own logits, one row at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_policy import quick_compiles, tiny_params  # noqa: F401
+from tiny_world import LANGUAGES, encoder, policy, problem_prompts, reward_inputs
+
+from pbrl_jax.assets.policy import Policy
+from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.rewards import implicit
+from pbrl_jax.rewards.combine import RewardAssets, make_reward
+from pbrl_jax.text.prompts import format_prompt
+
+SWAHILI = problem_prompts(1, ("sw",))[0]
+TEXTS = ["Ali anaanza na chupa 10. Jibu ni 20.", "", "10"]
+WIDTH = 160
+
+
+@pytest.fixture(scope="module")
+def mean_logp():
+    """(params, context ids, text ids) -> mean log-prob of the text's tokens, by the whole logits."""
+    run = jax.jit(policy().logits)
+
+    def one(params, context, text):
+        ids = [*context, *text]
+        tokens = jnp.zeros((1, WIDTH), jnp.int32).at[0, : len(ids)].set(jnp.asarray(ids))
+        logp = jax.nn.log_softmax(run(params, tokens, jnp.arange(WIDTH)[None] < len(ids))[0])
+        places = range(len(context) - 1, len(ids) - 1)
+        return np.mean([float(logp[place, ids[place + 1]]) for place in places])
+
+    return one
+
+
+def scores(config, prompts, texts=TEXTS):
+    assets = RewardAssets(encoder(), LANGUAGES, None, policy())
+    return make_reward(config, assets)(reward_inputs(prompts, texts, encoder())).total
+
+
+def question() -> list[int]:
+    return format_prompt(SWAHILI.question_en, "en", policy().tokenizer)
+
+
+def test_what_a_response_does_for_the_reference(mean_logp):
+    """A row without a reference is invalid, an empty response a valid 0."""
+    prompts = [SWAHILI, SWAHILI, SWAHILI, SWAHILI._replace(reference=None)]
+    config = RewardConfig(functions=("implicit",), language_gate="off")
+    found = scores(config, prompts, [*TEXTS, "10"])
+    encode = policy().tokenizer.encode
+    reference = encode(SWAHILI.reference.text)
+    alone = mean_logp(policy().params, question(), reference)
+    behind = [mean_logp(policy().params, question() + encode(text + "\n"), reference) for text in (TEXTS[0], TEXTS[2])]
+    np.testing.assert_allclose(found.value_B[:3], [behind[0] - alone, 0, behind[1] - alone], atol=1e-4)
+    assert found.valid_B.tolist() == [True, True, True, False]
+    assert abs(behind[0] - alone) > 1e-2
+
+
+def test_what_another_policy_thinks_of_a_response(mean_logp, monkeypatch):
+    other = Policy(policy().spec, tiny_params(policy().spec, seed=5), policy().tokenizer, "other")
+    monkeypatch.setattr(implicit, "loaded", lambda source: other)
+    config = RewardConfig(
+        functions=("implicit",), language_gate="off", implicit_form="response", implicit_policy="x"
+    )  # fmt: skip
+    found = scores(config, [SWAHILI] * 3)
+    ids = [[*policy().tokenizer.encode(text), *policy().tokenizer.eos_ids] for text in (TEXTS[0], TEXTS[2])]
+    wanted = [mean_logp(other.params, question(), i) - mean_logp(policy().params, question(), i) for i in ids]
+    np.testing.assert_allclose(found.value_B, [wanted[0], 0, wanted[1]], atol=1e-4)
+    assert found.valid_B.all()
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ConfigError, match="implicit_policy is empty"):
+        scores(RewardConfig(functions=("implicit",), implicit_form="response"), [SWAHILI] * 3)
