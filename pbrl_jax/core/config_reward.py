@@ -54,5 +54,14 @@ class RewardConfig:
     overlong_cache: int = identity(0)
     """Reward `overlong`: tokens below that length over which the penalty falls from 0 to -1 (DAPO's soft punish
     cache); 0: a fifth of it."""  # ASSUMED
+    final_weights: tuple[float, ...] = identity(())
+    """Curriculum: the weights that reward_weights move to, for example from the pivot's reward to that of verifiable
+    answers; empty: they stay."""
+    curriculum_start: int = identity(0)
+    """Optimizer steps before the weights begin to move."""
+    curriculum_steps: int = identity(100)
+    """Steps over which they move."""  # ASSUMED: the paper names a curriculum as future work
+    curriculum_shape: str = identity("linear")
+    """How they move: linear or cosine."""
     timeout: float = operational(600.0)
     """Seconds a reward function of the user's own may take for one batch; then its rows are invalid. 0: no limit."""
