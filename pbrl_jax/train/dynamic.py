@@ -71,7 +71,8 @@ def make_replace(experiment: Experiment, shapes: TrainBatch) -> Callable:
         )
 
     index = jax.ShapeDtypeStruct((P,), jnp.int32)
-    compiled = jax.jit(take, out_shardings=batch_sharding(experiment.mesh)).lower(shapes, shapes, index).compile()
+    sharding = batch_sharding(experiment.mesh)
+    compiled = jax.jit(take, out_shardings=sharding).lower(shapes, shapes, index).compile()
 
     def replace(found: Collected, more: Collected, index_P: np.ndarray) -> Collected:
         rows_B = (index_P[:, None] * G + np.arange(G)[None]).reshape(-1)
@@ -84,7 +85,7 @@ def make_replace(experiment: Experiment, shapes: TrainBatch) -> Callable:
             return [both[row] for row in rows_B]
 
         return Collected(
-            compiled(found.batch, more.batch, index_P.astype(np.int32)),
+            compiled(*jax.device_put((found.batch, more.batch), sharding), index_P.astype(np.int32)),
             listed(found.prompts_B, more.prompts_B),
             listed(found.texts_B, more.texts_B),
             chosen(found.rollout, more.rollout),
