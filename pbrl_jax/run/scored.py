@@ -12,6 +12,7 @@ from pbrl_jax.core.paths import as_path, read_json_lines, write_json_lines
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.data.batches import batch_at
 from pbrl_jax.rollout.generate import Interrupted
+from pbrl_jax.train.adapters import placed_frozen
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.staged import Stopped
 from pbrl_jax.train.steps import make_collect
@@ -41,11 +42,11 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
     count = -(-prompts // config.train.prompts_per_step)
     groups: list[ScoredGroup] = []
     with jax.set_mesh(experiment.mesh), Progress("responses", count, unit="batch") as progress:
-        collect = make_collect(experiment)
+        collect, params = make_collect(experiment), placed_frozen(experiment.policy, config, experiment.mesh)
         for number in range(count):
             batch = batch_at(experiment.sampler, number)
             try:
-                found = collect(number, batch, experiment.policy.params, PhaseTimer())
+                found = collect(number, batch, params, PhaseTimer())
             except Interrupted as error:
                 raise Stopped from error
             total, rollout = found.rewards.total, found.rollout
