@@ -16,6 +16,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   quickstart --workdir W      the paper's effect in miniature, offline, on a CPU
   train CONFIG --workdir W    train or continue (--section.field VALUE overrides a setting)
   sft CONFIG --workdir W      a start policy by supervised fine-tuning
+  dpo CONFIG --workdir W      learn from ranked pairs of the policy's own responses
   encoder CONFIG --workdir W  a multilingual encoder by contrastive training
   pivots CONFIG --workdir W   write and embed the English references
   translate IN.jsonl OUT.jsonl --to sw,bn --translator MODEL   English prompts into other languages
@@ -190,6 +191,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": quickstart,
     "train": config_verb("train", "Train a policy, or continue where the work directory was left."),
     "sft": config_verb("sft", "Train a start policy on references."),
+    "dpo": config_verb("dpo", "Learn from pairs of the policy's own responses, ranked by the semantic reward."),
     "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
     "pivots": config_verb("pivots", "Write, filter and embed the English references."),
     "audit": config_verb(

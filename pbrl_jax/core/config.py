@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pbrl_jax.core.config_algo import AlgoConfig
 from pbrl_jax.core.config_endpoint import EndpointConfig
 from pbrl_jax.core.config_fields import identity, operational
+from pbrl_jax.core.config_methods import DpoConfig, LoraConfig
 from pbrl_jax.core.config_reward import RewardConfig
 
-__all__ = ["AlgoConfig", "Config", "EndpointConfig", "RewardConfig", "with_values"]
+__all__ = ["AlgoConfig", "Config", "DpoConfig", "EndpointConfig", "LoraConfig", "RewardConfig", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,9 @@ class TrainConfig:
     """Prompts of a rollout batch, P, over all devices."""
     microbatch_prompts: int = operational(0)
     """Prompt groups whose gradients are computed at a time; 0: all. Sums are exact."""
+    microbatch_samples: int = operational(0)
+    """Below a group: samples of a group whose gradients are computed at a time, the prompt anew for each part;
+    microbatch_prompts then counts such parts. 0: whole groups, whose prompt is computed once."""
     logprob_chunk: int = operational(128)
     """Response positions, over all rows of a microbatch, in units of which logits are made."""
     fused: bool = identity(False)
@@ -169,6 +173,21 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SftConfig:
+    source: str = identity("pivot")
+    """pivot: English questions and references (of the quickstart: its own mixture). translated: every language's
+    questions with the English reference translated into it. samples: the policy's own responses, the best of each
+    group of algo.num_generations, where its reward reaches min_reward. file: what `path` holds."""
+    path: str = operational("")
+    """source file: JSON lines {"language", "question", "response"}. samples: scored responses as `pbrl sft` and
+    `pbrl dpo` write them (scored.jsonl); empty: sample them."""
+    translator: str = identity("")
+    """source translated: an M2M100 or NLLB model, or a policy: folder, hub id or gs://..."""
+    min_reward: float = identity(0.5)
+    """source samples: least reward of a response that is trained on."""  # ASSUMED
+    prompts: int = identity(512)
+    """source samples: prompts that are answered."""
+    packed: bool = operational(False)
+    """Several rows per stream of tokens, so that padding costs nothing; loss and gradient are the same."""
     steps: int = identity(300)
     """Optimizer steps of `pbrl sft`."""
     batch_size: int = identity(64)
@@ -244,9 +263,17 @@ class GuardConfig:
     max_invalid_share: float = operational(0.5)
     """Stop, with the state saved, when more than this share of a step's rewards is invalid."""
     action: str = operational("warn")
-    """What follows when a metric has been past its bound for `patience` steps: warn, or stop (the state is saved)."""
+    """What follows when a metric has been past its bound for `patience` steps: warn; stop (the state is saved);
+    raise_beta (the KL weight is multiplied by beta_factor); or roll_back (the last good checkpoint's state, and the
+    higher KL weight). See pbrl_jax.train.recovery."""
     patience: int = operational(5)
     """Steps in a row that a metric must be past its bound."""
+    beta_factor: float = operational(2.0)
+    """raise_beta and roll_back: what the KL weight is multiplied by; 1 leaves it."""
+    max_beta: float = operational(1.0)
+    """raise_beta and roll_back: the largest KL weight they may reach."""
+    max_rollbacks: int = operational(3)
+    """roll_back: after so many the run stops."""
     min_language_share: float | None = operational(None)
     """Least share of responses in their prompt's language; None does not look."""
     min_mean_length: float | None = operational(None)
@@ -273,6 +300,8 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    lora: LoraConfig = LoraConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()

@@ -74,3 +74,6 @@ class AlgoConfig:
     """Leave responses without an end of sequence out of the loss."""
     mask_zero_std_groups: bool = identity(False)
     """Leave groups whose rewards are all the same out of the loss, its count and its KL."""
+    max_sampling_rounds: int = identity(1)
+    """Dynamic sampling (DAPO): groups whose rewards are all the same are replaced by groups of further prompts, drawn
+    in at most so many rounds of the same shape; 1 is off. What is still the same after the last round stays."""

@@ -77,5 +77,14 @@ class RewardConfig:
     """Reward `implicit` of form response: folder of the policy whose taste in English is asked for."""
     judge_opponents: int = identity(2)
     """Reward `judge`: other samples of the prompt that each response is compared with."""  # ASSUMED
+    final_weights: tuple[float, ...] = identity(())
+    """Curriculum: the weights that reward_weights move to, for example from the pivot's reward to that of verifiable
+    answers; empty: they stay."""
+    curriculum_start: int = identity(0)
+    """Optimizer steps before the weights begin to move."""
+    curriculum_steps: int = identity(100)
+    """Steps over which they move."""  # ASSUMED: the paper names a curriculum as future work
+    curriculum_shape: str = identity("linear")
+    """How they move: linear or cosine."""
     timeout: float = operational(600.0)
     """Seconds a reward function of the user's own may take for one batch; then its rows are invalid. 0: no limit."""

@@ -18,6 +18,7 @@ CHOICES = {
     "reward.translation_similarity": ("embedding", "chrf", "bleu", "rouge_l", "comet"),
     "reward.comet_wiring": ("reference", "quality", "direct"),
     "reward.implicit_form": ("reference", "response"),
+    "reward.curriculum_shape": ("linear", "cosine"),
     "reward.hybrid_form": ("convex", "product", "gated"),
     "algo.kl_estimator": ("k1", "k2", "k3"),
     "algo.kl_in": ("loss", "reward"),
@@ -28,7 +29,11 @@ CHOICES = {
     "algo.scale_rewards": ("group", "batch", "none"),
     "data.overlong_prompts": ("error", "drop"),
     "data.thinking": ("default", "on", "off"),
-    "guard.action": ("warn", "stop"),
+    "sft.source": ("pivot", "translated", "samples", "file"),
+    "dpo.loss_type": ("sigmoid", "ipo"),
+    "dpo.pairs": ("all", "best_worst"),
+    "lora.quantization": ("none", "int8", "int4", "nf4"),
+    "guard.action": ("warn", "stop", "raise_beta", "roll_back"),
     "optim.optimizer": ("adamw", "muon"),
     "sft.optimizer": ("adamw", "muon"),
     "optim.schedule": ("constant", "linear", "cosine"),
@@ -68,6 +73,7 @@ BOUNDS = {
     "algo.cliprange_value": (0, None),
     "algo.critic_learning_rate": (0, None),
     "algo.value_pretrain_steps": (0, None),
+    "algo.max_sampling_rounds": (1, None),
     "reward.answer_weight": (0, 1),
     "reward.gate_share": (0, 1),
     "reward.similarity_floor": (-1, 0.99),
@@ -78,6 +84,8 @@ BOUNDS = {
     "reward.repetition_penalty": (None, 0),
     "reward.overlong_length": (0, None),
     "reward.overlong_cache": (0, None),
+    "reward.curriculum_start": (0, None),
+    "reward.curriculum_steps": (1, None),
     "reward.timeout": (0, None),
     "reward.judge_opponents": (1, None),
     "rollout.max_prompt_length": (1, None),
@@ -101,6 +109,7 @@ BOUNDS = {
     "optim.max_grad_norm": (0, None),
     "train.prompts_per_step": (1, None),
     "train.microbatch_prompts": (0, None),
+    "train.microbatch_samples": (0, None),
     "train.logprob_chunk": (1, None),
     "train.max_steps": (1, None),
     "train.save_steps": (1, None),
@@ -114,6 +123,18 @@ BOUNDS = {
     "sft.warmup_steps": (0, None),
     "sft.english_rows": (1, None),
     "sft.warm_rows_per_language": (1, None),
+    "sft.prompts": (1, None),
+    "dpo.steps": (1, None),
+    "dpo.batch_size": (1, None),
+    "dpo.learning_rate": (0, None),
+    "dpo.warmup_steps": (0, None),
+    "dpo.beta": (1e-9, None),
+    "dpo.label_smoothing": (0, 0.5),
+    "dpo.min_margin": (0, None),
+    "dpo.prompts": (1, None),
+    "lora.rank": (0, None),
+    "lora.alpha": (0, None),
+    "lora.tile_size": (1, None),
     "contrastive.steps": (1, None),
     "contrastive.batch_size": (2, None),
     "contrastive.learning_rate": (0, None),
@@ -125,6 +146,9 @@ BOUNDS = {
     "log.samples_per_step": (0, None),
     "guard.max_invalid_share": (0, 1),
     "guard.patience": (1, None),
+    "guard.beta_factor": (1, None),
+    "guard.max_beta": (0, None),
+    "guard.max_rollbacks": (1, None),
     "guard.min_language_share": (0, 1),
     "guard.min_mean_length": (0, None),
     "guard.max_clipped_ratio": (0, 1),
@@ -171,6 +195,7 @@ def validate(config: Config, device_count: int) -> None:
     _check_objective(config)
     _check_advantages(config)
     _check_guard(config)
+    _check_adapters(config)
     _check_batch(config, device_count)
 
 
@@ -206,7 +231,8 @@ CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo")
 def _check_groups(config: Config) -> None:
     algo = config.algo
     alone = algo.name == "grpo" and algo.scale_rewards != "group" and not algo.leave_one_out
-    if algo.num_generations < 2 and (algo.name in GROUPED and not alone or algo.mask_zero_std_groups):
+    compares = algo.name in GROUPED and not alone or algo.mask_zero_std_groups or algo.max_sampling_rounds > 1
+    if algo.num_generations < 2 and compares:
         raise ConfigError(
             f"algo.num_generations is {algo.num_generations}: a group needs two samples to compare. "
             "Use --algo.num-generations 8."
@@ -267,6 +293,9 @@ def _check_advantages(config: Config) -> None:
         (apart and weighted < 2,
          f"algo.multi_objective_aggregation normalize_then_sum needs two reward functions with a weight, and there is "
          f"{weighted}. Use sum_then_normalize."),
+        (apart and config.reward.final_weights,
+         "reward.final_weights change the sum of rewards, which algo.multi_objective_aggregation normalize_then_sum "
+         "does not take. Use sum_then_normalize."),
         (apart and not fits,
          "algo.multi_objective_aggregation normalize_then_sum scales rewards by itself. Use it with algo.name grpo, "
          "scale_rewards group, no leave_one_out and kl_in loss."),
@@ -276,12 +305,36 @@ def _check_advantages(config: Config) -> None:
 
 def _check_guard(config: Config) -> None:
     """Bounds on metrics that the run does not make."""
-    guard = config.guard
+    guard, train = config.guard, config.train
+    kept = train.save_steps * (train.save_total_limit - 1)
+    raises = guard.action == "raise_beta" or (guard.action == "roll_back" and guard.beta_factor > 1)
     _refuse_first((
+        (raises and config.algo.beta == 0,
+         f"guard.action {guard.action} raises algo.beta, which is 0 and keeps no reference. Use --algo.beta 0.001"
+         + (", or --guard.beta-factor 1." if guard.action == "roll_back" else ".")),
+        (guard.action == "roll_back" and kept <= guard.patience,
+         f"guard.action roll_back needs a checkpoint from before the collapse, but with train.save_steps="
+         f"{train.save_steps} and save_total_limit={train.save_total_limit} those of the last {kept} steps are kept "
+         f"and guard.patience is {guard.patience}. Use --train.save-total-limit "
+         f"{2 + -(-(guard.patience + 1) // train.save_steps)}."),
         (guard.min_entropy is not None and not config.log.entropy,
          f"guard.min_entropy is {guard.min_entropy}, but log.entropy is off. Use --log.entropy."),
         (guard.max_kl is not None and config.algo.beta == 0,
          f"guard.max_kl is {guard.max_kl}, but algo.beta is 0, which keeps no reference. Use --algo.beta 0.001."),
+    ))  # fmt: skip
+
+
+def _check_adapters(config: Config) -> None:
+    """Adapters on projections that do not exist, or frozen kernels without anything to train."""
+    lora = config.lora
+    known = ("query", "key", "value", "out", "gate", "up", "down")
+    other = [name for name in lora.targets if name not in known]
+    _refuse_first((
+        (lora.rank and (other or not lora.targets),
+         f"lora.targets is {lora.targets}; expected some of {', '.join(known)}."),
+        (lora.quantization != "none" and not lora.rank,
+         f"lora.quantization {lora.quantization} freezes the weights, and lora.rank is 0: nothing would be trained. "
+         "Use --lora.rank 16."),
     ))  # fmt: skip
 
 
@@ -301,6 +354,13 @@ def _check_batch(config: Config, device_count: int) -> None:
             f"train.microbatch_prompts={micro} does not divide train.prompts_per_step={prompts}. "
             f"Use one of {[n for n in range(1, prompts + 1) if prompts % n == 0]}."
         )
+    samples, part = config.algo.num_generations, config.train.microbatch_samples
+    if part and (samples % part or not config.train.microbatch_prompts):
+        raise ConfigError(
+            f"train.microbatch_samples={part} takes groups of algo.num_generations={samples} apart, in microbatches of "
+            f"train.microbatch_prompts={config.train.microbatch_prompts} parts. Use one of "
+            f"{[n for n in range(1, samples + 1) if samples % n == 0]}, and --train.microbatch-prompts {row_shards}."
+        )
     if micro % row_shards:
         nearest = -(-micro // row_shards) * row_shards
         raise ConfigError(
@@ -314,10 +374,12 @@ def batch_arithmetic(config: Config, device_count: int) -> str:
     data, fsdp, tensor = mesh_shape(config.mesh, device_count)
     prompts, samples = config.train.prompts_per_step, config.algo.num_generations
     micro = config.train.microbatch_prompts or prompts
-    rollout = config.rollout
+    rollout, part = config.rollout, config.train.microbatch_samples
+    groups = f"{micro} groups" if not part else f"{micro} parts of groups ({part} samples each)"
+    count = prompts // micro * (samples // part if part else 1)
     return (
         f"{prompts} prompts x {samples} samples = {prompts * samples} responses of at most "
         f"{rollout.max_completion_length} tokens per rollout; {config.algo.num_iterations} optimizer step(s) on each, "
-        f"in {prompts // micro} microbatch(es) of {micro} groups; mesh data {data} x fsdp {fsdp} x tensor {tensor} "
+        f"in {count} microbatch(es) of {groups}; mesh data {data} x fsdp {fsdp} x tensor {tensor} "
         f"on {device_count} device(s)."
     )

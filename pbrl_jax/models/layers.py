@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
+from pbrl_jax.models.quantized import dequantized, is_quantized
 from pbrl_jax.models.specs import DecoderSpec
 
 
@@ -39,7 +40,11 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear map from the trailing `in_axes` axes to `features`, in the compute type of the input."""
+    """A linear map from the trailing `in_axes` axes to `features`, in the compute type of the input.
+
+    Where the parameters hold an adapter beside the kernel (models.lora), its product is added; a kernel may be
+    quantised.
+    """
 
     features: tuple[int, ...]
     in_axes: int = 1
@@ -50,9 +55,17 @@ class Projection(nn.Module):
         in_shape = x.shape[x.ndim - self.in_axes :]
         fan_in, fan_out = math.prod(in_shape), math.prod(self.features)
         # Half the variance-preserving scale: small starts generalise from few rows where larger ones memorise.
-        kernel = self.param("kernel", nn.initializers.normal(0.5 * fan_in**-0.5), (*in_shape, *self.features))
+        kernel = self.get_variable("params", "kernel")
+        if is_quantized(kernel):
+            kernel = dequantized(kernel)
+        else:
+            kernel = self.param("kernel", nn.initializers.normal(0.5 * fan_in**-0.5), (*in_shape, *self.features))
         # One matrix, not a stack of them: the gradient of a stacked product is twice as slow on CPU.
-        y = x.reshape(-1, fan_in) @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
+        x_rows = x.reshape(-1, fan_in)
+        y = x_rows @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
+        if self.has_variable("params", "lora_a"):
+            low, high = (self.get_variable("params", name).astype(x.dtype) for name in ("lora_a", "lora_b"))
+            y = y + (x_rows @ low.reshape(fan_in, -1)) @ high.reshape(-1, fan_out)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), self.features)
             y = y + bias.astype(x.dtype).reshape(1, fan_out)

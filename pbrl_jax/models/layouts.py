@@ -88,6 +88,19 @@ class Causal:
         return out, stored
 
 
+@pytree
+class Packed:
+    """Streams of several texts one after the other; a token sees itself and the tokens before it in its own text."""
+
+    segment_XL: Int[Array, "X L"]
+
+    def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
+        index = jnp.broadcast_to(jnp.arange(query.shape[1])[None], self.segment_XL.shape)
+        seen = Visibility(None, index, index, self.segment_XL, self.segment_XL, reach and reach.limit)
+        out, _ = attend(kernel, query, key, value, seen)
+        return out, cache
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SharedPrefix:

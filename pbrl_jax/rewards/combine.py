@@ -1,6 +1,7 @@
 """Several rewards, their weights and the language gate, as one: RewardInputs -> (Scores, Scores of each, gate)."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -81,10 +82,11 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
         inputs = inputs._replace(right_B=verdict.right_B)
+        weights = weights_at(config, inputs.step)
         each = {name: function(inputs) for name, function in functions.items()}
         value = jnp.zeros(len(inputs.completions))
         valid = jnp.ones(len(inputs.completions), bool)
-        for weight, scores in zip(config.reward_weights, each.values(), strict=True):
+        for weight, scores in zip(weights, each.values(), strict=True):
             if weight:
                 value = value + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
                 valid = valid & scores.valid_B
@@ -93,6 +95,17 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
         return Combined(Scores(value, valid, {}), each, verdict.right_B)
 
     return score
+
+
+def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
+    """The weights of the functions at a step: reward_weights, or on their way to final_weights (the curriculum)."""
+    if not config.final_weights:
+        return config.reward_weights
+    share = min(max((step - config.curriculum_start) / config.curriculum_steps, 0.0), 1.0)
+    if config.curriculum_shape == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    pairs = zip(config.reward_weights, config.final_weights, strict=True)
+    return tuple((1 - share) * first + share * last for first, last in pairs)
 
 
 def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
@@ -160,6 +173,11 @@ def check_reward(config: RewardConfig) -> None:
         )
     if len(set(config.functions)) != len(config.functions):
         raise ConfigError(f"reward.functions {config.functions} names a function twice. Give each one once.")
+    if config.final_weights and len(config.final_weights) != len(config.functions):
+        raise ConfigError(
+            f"reward.final_weights has {len(config.final_weights)} entries and reward.functions "
+            f"{len(config.functions)}. Give one per function, or none."
+        )
     if config.timeout < 0:
         raise ConfigError(f"reward.timeout is {config.timeout}; expected seconds, or 0 for no limit.")
     check_gate(config)

@@ -19,7 +19,7 @@ from pbrl_jax.run.encoder import train_encoder
 from pbrl_jax.run.quickstart_config import ENGLISH_PROBLEMS
 from pbrl_jax.run.sft import train_supervised
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.loop import train
+from pbrl_jax.train.loop import train, trained_policy
 from pbrl_jax.train.staged import Stopped
 
 
@@ -131,7 +131,7 @@ def reinforce(stages: Stages, name: str, number: int, config: Config, change=unc
         position = train(experiment, part=(number, stages.total), quiet=True)
         if position is None:
             raise Stopped
-        save_policy(experiment.policy._replace(params=position.state.params), str(work.root / "policy"))
+        save_policy(trained_policy(experiment, position), str(work.root / "policy"))
 
     cached(stages, name, make)
     return load_policy(str(work.root)).params

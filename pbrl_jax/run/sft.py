@@ -13,11 +13,13 @@ from pbrl_jax.core.serialize import to_json
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
-from pbrl_jax.models.decoder import decoder_axes
-from pbrl_jax.run.assemble import check_start, run_policy, training_prompts, use_compilation_cache
+from pbrl_jax.run.assemble import check_start, use_compilation_cache
+from pbrl_jax.run.sft_sources import supervised_rows
 from pbrl_jax.text.prompts import THINKING, format_prompts
+from pbrl_jax.train.adapters import placed_frozen, plain, trainable
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
+from pbrl_jax.train.sft_packing import pack_rows
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
 from pbrl_jax.train.state import place_state
@@ -47,9 +49,18 @@ def reference_pool(config: Config) -> tuple[dict[str, list[quickstart.Example]],
     return {"english": rows}, {"english": 1.0}
 
 
-def supervised(config: Config, policy: Policy) -> Supervised:
-    """The pools as tokens; rows that do not fit the lengths are left out and counted."""
-    pools, shares = quickstart_pools(config) if config.data.source == "quickstart" else reference_pool(config)
+def pivot_pools(config: Config) -> tuple[dict[str, list[quickstart.Example]], dict[str, float]]:
+    """sft.source pivot: the quickstart's mixture, or the references that a data set has."""
+    return quickstart_pools(config) if config.data.source == "quickstart" else reference_pool(config)
+
+
+def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | None = None) -> Supervised:
+    """The pools as tokens; rows that do not fit the lengths are left out and counted.
+
+    Args:
+      rows: the only pool; default: the pivots.
+    """
+    pools, shares = ({config.sft.source: rows}, {config.sft.source: 1.0}) if rows else pivot_pools(config)
     ends = policy.tokenizer.eos_ids[:1]
     style = config.data.prompt_style, THINKING[config.data.thinking]
     encoded = {}
@@ -76,27 +87,37 @@ def supervised(config: Config, policy: Policy) -> Supervised:
     return Supervised(encoded, pool_counts(shares, config.sft.batch_size))
 
 
-def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, part=None) -> Policy:
+def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, part=None,
+                     rows: list[quickstart.Example] | None = None) -> Policy:  # fmt: skip
     """The policy after sft.steps; resumes from the work directory.
+
+    Args:
+      rows: what it learns; default: the pivots (see `supervised`).
 
     Raises:
       Stopped: a stop was requested; the state is saved.
     """
-    data = supervised(config, policy)
+    data = supervised(config, policy, rows)
     sizes = {name: len(rows) for name, rows in data.pools.items()}
     optim = sft_optimizer_config(config.sft)
-    state = place_state(policy.params, make_optimizer(optim), decoder_axes(policy.spec), mesh)
-    step = make_sft_step(policy.spec, optim, config.train.logprob_chunk)
+    params, axes = trainable(policy, config)
+    state = place_state(params, make_optimizer(optim), axes, mesh)
+    frozen = placed_frozen(policy, config, mesh) if config.lora.rank else None
+    step = make_sft_step(policy.spec, optim, config.train.logprob_chunk, config.lora)
     lengths = (config.rollout.max_prompt_length, config.rollout.max_completion_length)
 
     def batch_at(index: int):
         rows = [data.pools[n][i] for n, i in mixed_rows(sizes, data.counts, config.train.seed, index)]
-        return pad_sft([p for p, _ in rows], [r for _, r in rows], *lengths)
+        prompts, responses = [p for p, _ in rows], [r for _, r in rows]
+        return (
+            pack_rows(prompts, responses, sum(lengths)) if config.sft.packed else pad_sft(prompts, responses, *lengths)
+        )
 
     identity = repr((data, optim, policy.fingerprint, lengths, config.train.seed))
+    identity += repr(config.lora) if config.lora.rank else ""
     stage = Stage("sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
-    state = run_stage(stage, work, state, step, batch_at)
-    return policy._replace(params=state.params, fingerprint=stage.fingerprint)
+    state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
+    return policy._replace(params=plain(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 
 
 def main(config: Config, workdir: str) -> None:
@@ -105,9 +126,9 @@ def main(config: Config, workdir: str) -> None:
     use_compilation_cache(config)
     check_start(config)
     work = work_dir(workdir)
-    policy = run_policy(config, work, training_prompts(config))
     try:
-        trained = train_supervised(config, work, policy, make_mesh(config.mesh))
+        policy, rows = supervised_rows(config, work)
+        trained = train_supervised(config, work, policy, make_mesh(config.mesh), rows=rows)
     except Stopped:
         print("Stopped, saved. The same command goes on from here.")
         return

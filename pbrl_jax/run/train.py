@@ -4,7 +4,7 @@ from pbrl_jax.assets.policy import save_policy
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.run.assemble import build_experiment, make_evaluate, use_compilation_cache
-from pbrl_jax.train.loop import train
+from pbrl_jax.train.loop import train, trained_policy
 from pbrl_jax.train.signals import watch_signals
 
 
@@ -16,5 +16,5 @@ def main(config: Config, workdir: str) -> None:
     experiment = build_experiment(config, work)
     position = train(experiment, make_evaluate(config, experiment.policy))
     if position is not None:
-        save_policy(experiment.policy._replace(params=position.state.params), str(work.root / "policy"))
+        save_policy(trained_policy(experiment, position), str(work.root / "policy"))
         print(f"Finished step {position.step}. Parameters: {work.root / 'policy'}; numbers: {work.final}.")

@@ -22,6 +22,7 @@ from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.cosine import hybrid_scores
 from pbrl_jax.rewards.shaping import TOKEN_TERMS
 from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.train.adapters import whole
 from pbrl_jax.train.update import update_step
 
 
@@ -75,6 +76,10 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
         problems.append(f"algo.name {config.algo.name}")
     if config.algo.num_iterations != 1:
         problems.append("algo.num_iterations other than 1")
+    if config.reward.final_weights:
+        problems.append("reward.final_weights")
+    if config.algo.max_sampling_rounds != 1:
+        problems.append("algo.max_sampling_rounds other than 1")
     if problems:
         raise ConfigError("train.fused cannot be used with: " + "; ".join(problems) + ". Use --no-train.fused.")
 
@@ -140,7 +145,7 @@ def fused_step(state: TrainState, ref_params, encoder_params, prompts: PromptBat
                config: Config) -> tuple[TrainState, dict[str, Any], Rollout, Scores]:  # fmt: skip
     """One whole step as a traceable function: sample, score, update."""
     rollout = generate_samples(
-        state.params, prompts, key, sampling,
+        whole(state.params, ref_params, config.lora), prompts, key, sampling,
         spec=spec, samples=config.algo.num_generations, max_length=config.rollout.max_completion_length,
     )  # fmt: skip
     scores = token_scores(encoder_params, rollout, pivots, tables, spec=encoder_spec, config=config.reward)

@@ -53,6 +53,12 @@ def broken_bounds(guard: GuardConfig, metrics: Mapping[str, Any]) -> dict[str, s
     return found
 
 
+def acts(guard: GuardConfig) -> bool:
+    """Whether the guard changes the run's state (raise_beta, roll_back). Then the metrics of every step are read
+    before the next one begins, so that what follows does not depend on where a run was stopped and resumed."""
+    return guard.action in ("raise_beta", "roll_back") and bool(bounds(guard))
+
+
 def watch(guard: GuardConfig, streaks: dict[str, int], step: int, metrics: Mapping[str, Any]) -> str | None:
     """Count a step in, and say what to tell the user when a metric has been out of its range long enough, and
     again each time as many steps have passed.

@@ -5,27 +5,32 @@ state, cursor, and the scored rollout batch where a cycle is under way.
 """
 
 import contextlib
+import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.assets.policy import Policy
 from pbrl_jax.checkpoint import check_same_experiment, params_sha256, restore_latest, save_checkpoint
+from pbrl_jax.core.config import LoraConfig
 from pbrl_jax.core.errors import CheckpointError, PbrlError, lookup
 from pbrl_jax.core.log import MetricWriter, write_samples
 from pbrl_jax.core.paths import write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.serialize import from_json, to_json
-from pbrl_jax.core.sharding import tree_shardings
+from pbrl_jax.core.sharding import replicated
 from pbrl_jax.data.batches import start_cursor
-from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.train.adapters import placed_frozen, plain, trainable, whole
 from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.guard import bounds, watch
+from pbrl_jax.train.guard import acts, bounds, watch
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.staged import announce
 from pbrl_jax.train.state import abstract_state, place_state
 from pbrl_jax.train.steps import Outcome, Position, batch_shapes, fused_steps, hosted_steps
@@ -53,6 +58,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         position = restore(experiment)
         write_atomic(work.config, to_json(config))
         ref_params = reference_params(experiment)
+        evaluate = on_whole_params(evaluate, ref_params, config.lora)
         writer = MetricWriter(
             work.root, resume_step=position.step, max_steps=config.train.max_steps,
             tensorboard=config.log.tensorboard, quiet=quiet,
@@ -66,7 +72,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
                 kept = "saved" if position.step else "nothing to save yet"
                 writer.say(f"Stopped at step {position.step}, {kept}. The same command goes on from here.")
                 return None
-        finish(experiment, position, evaluate)
+        finish(experiment, position, ref_params, evaluate)
         return position
 
 
@@ -76,10 +82,11 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
     settings = experiment.config.train
     steps = (fused_steps if settings.fused else hosted_steps)(experiment, position, ref_params)
     last, saved, clock = None, position.step, time.perf_counter()
-    streaks = dict(position.streaks)
+    streaks, acting, changed = dict(position.streaks), acts(experiment.config.guard), None
     with contextlib.closing(steps):
         try:
-            for position, outcome in steps:
+            while (taken := next_step(steps, changed)) is not None:
+                (position, outcome), changed = taken, None
                 now, position = time.perf_counter(), position._replace(streaks=streaks)
                 before, last, clock = last, _with_metrics(outcome, {"step_time": now - clock}), now
                 write_outcome(experiment, writer, before, streaks)
@@ -87,11 +94,12 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
                 step, done = position.step, position.step >= settings.max_steps
                 saving = done or step % settings.save_steps == 0
                 evaluating = evaluate is not None and not done and _is_due(step, settings.eval_steps)
-                if saving or evaluating:
+                if saving or evaluating or acting:
                     jax.block_until_ready(position.state)
                     pause = time.perf_counter()
                     last = _with_metrics(last, evaluate(position.state.params)) if evaluating else last
-                    write_outcome(experiment, writer, last, streaks, always=evaluating)
+                    if write_outcome(experiment, writer, last, streaks, always=evaluating) and acting:
+                        position = changed = recovered(experiment, position, streaks, writer)
                     if saving:
                         save(experiment, position, writer)
                         saved = step
@@ -111,6 +119,21 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
     return position
 
 
+def next_step(steps: Generator, changed: Position | None) -> tuple[Position, Outcome] | None:
+    """The next step, from `changed` where the loop changed the position; None at a requested stop."""
+    try:
+        return next(steps) if changed is None else steps.send(changed)
+    except StopIteration:
+        return None
+
+
+def recovered(experiment: Experiment, position: Position, streaks: dict[str, int], writer: MetricWriter) -> Position:
+    """The position after the collapse guard has done what guard.action asks for."""
+    position, told = recover(experiment, position, lambda: new_position(experiment).state, streaks)
+    writer.say(told)
+    return position._replace(streaks=streaks)
+
+
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -126,7 +149,7 @@ def _with_metrics(outcome: Outcome, more: dict[str, float]) -> Outcome:
 
 
 def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome | None, streaks: dict[str, int], *,
-                  always: bool = False, check: bool = True) -> None:  # fmt: skip
+                  always: bool = False, check: bool = True) -> bool:  # fmt: skip
     """Metrics and samples of a step, at the logging cadence (or always); rewards and bounds are checked at every step.
 
     A step that was written is not written again, so this may be called twice.
@@ -135,13 +158,16 @@ def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome
       streaks: the guard's counters, changed in place.
       check: False where another error is already under way.
 
+    Returns:
+      Whether a metric has just been out of its range for long enough.
+
     Raises:
       RewardError: too many rewards are invalid.
       CollapseError: guard.action is stop, and a metric has stayed past its bound.
     """
     if outcome is None or outcome.step <= writer.last_step:
-        return
-    config = experiment.config
+        return False
+    config, message = experiment.config, None
     due = always or outcome.step % config.train.logging_steps == 0 or outcome.step == config.train.max_steps
     metrics = None
     if due or (check and bounds(config.guard)):
@@ -153,25 +179,33 @@ def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome
         outcome.check()
         if metrics is not None and (message := watch(config.guard, streaks, outcome.step, metrics)):
             writer.say(message)
+    return message is not None
+
+
+def on_whole_params(evaluate: Evaluate | None, frozen, lora: LoraConfig) -> Evaluate | None:
+    """The evaluation as a function of what is trained."""
+    if evaluate is None or not lora.rank:
+        return evaluate
+    return lambda trained: evaluate(whole(trained, frozen, lora))
 
 
 def reference_params(experiment: Experiment):
-    """The start policy's parameters, laid out as those of the state; None where no KL term needs them."""
-    if experiment.config.algo.beta == 0:
+    """The start policy's parameters on the mesh; None where neither a KL term nor adapters need them."""
+    if experiment.config.algo.beta == 0 and not experiment.config.lora.rank:
         return None
-    policy = experiment.policy
-    return jax.device_put(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), experiment.mesh))
+    return placed_frozen(experiment.policy, experiment.config, experiment.mesh)
 
 
 def new_position(experiment: Experiment) -> Position:
     """The start of a run: the start policy's parameters, no moments, the first batch."""
     optimizer = make_optimizer(experiment.config.optim)
-    axes = decoder_axes(experiment.policy.spec)
+    params, axes = trainable(experiment.policy, experiment.config)
     algo = experiment.config.algo
-    beta = None if algo.kl_target is None else algo.beta
+    raises = acts(experiment.config.guard) and algo.beta > 0
+    beta = None if algo.kl_target is None and not raises else algo.beta
     has_critic = lookup(ALGORITHMS, algo.name, "algorithm").critic
     critic = new_critic(experiment.policy.spec.width, experiment.config) if has_critic else None
-    state = place_state(experiment.policy.params, optimizer, axes, experiment.mesh, beta, critic)
+    state = place_state(params, optimizer, axes, experiment.mesh, beta, critic)
     return Position(0, state, start_cursor(), None)
 
 
@@ -184,6 +218,7 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter) -> No
         "fingerprints": dict(experiment.fingerprints),
         "in_cycle": position.batch is not None,
         "streaks": dict(position.streaks),
+        "keeps_beta": position.state.beta is not None,
     }
     tree = {"state": position.state, "batch": position.batch}
     limit = experiment.config.train.save_total_limit
@@ -208,18 +243,36 @@ def restore(experiment: Experiment) -> Position:
         saved = from_json(meta["config"])
         check_same_experiment(saved, experiment.config, meta["fingerprints"], dict(experiment.fingerprints))
         batch = batch_shapes(experiment) if meta["in_cycle"] else None
-        return {"state": abstract_state(fresh.state), "batch": batch}
+        keeps_beta = meta.get("keeps_beta", saved.algo.kl_target is not None)
+        beta = fresh.state.beta if fresh.state.beta is not None else place_beta(experiment)
+        shapes = abstract_state(dataclasses.replace(fresh.state, beta=beta if keeps_beta else None))
+        return {"state": shapes, "batch": batch}
 
     found = restore_latest(experiment.work.checkpoints, abstract)
     if found is None:
         return fresh
     announce(found)
-    tree, meta = found.tree, found.meta
-    return Position(found.step, tree["state"], meta["cursor"], tree["batch"], meta.get("streaks", {}))
+    tree, meta, state = found.tree, found.meta, found.tree["state"]
+    if state.beta is None:  # a guard that raises it was switched on since
+        state = dataclasses.replace(state, beta=fresh.state.beta)
+    return Position(found.step, state, meta["cursor"], tree["batch"], meta.get("streaks", {}))
 
 
-def finish(experiment: Experiment, position: Position, evaluate: Evaluate | None) -> None:
-    """Evaluate the last parameters and write final.json."""
+def place_beta(experiment: Experiment) -> jax.Array:
+    """A KL weight that is kept in the state, although this configuration keeps none: it was raised earlier."""
+    return jax.device_put(jnp.float32(experiment.config.algo.beta), replicated(experiment.mesh))
+
+
+def finish(experiment: Experiment, position: Position, ref_params, evaluate: Evaluate | None) -> None:
+    """Evaluate the last parameters and write final.json; adapters are merged."""
+    params = plain(position.state.params, ref_params, experiment.config.lora)
     metrics = evaluate(position.state.params) if evaluate is not None else {}
-    record = {"step": position.step, "params_sha256": params_sha256(position.state.params), "metrics": metrics}
+    record = {"step": position.step, "params_sha256": params_sha256(params), "metrics": metrics}
     write_atomic(experiment.work.final, json.dumps(record, indent=1))
+
+
+def trained_policy(experiment: Experiment, position: Position) -> Policy:
+    """The policy that a run has made, without adapters."""
+    with jax.set_mesh(experiment.mesh):
+        frozen = reference_params(experiment) if experiment.config.lora.rank else None
+        return experiment.policy._replace(params=plain(position.state.params, frozen, experiment.config.lora))

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from pbrl_jax.core.config import OptimConfig, SftConfig
+from pbrl_jax.core.config import LoraConfig, OptimConfig, SftConfig
 from pbrl_jax.core.records import PromptBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.train.adapters import NO_ADAPTERS, whole
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.sft_packing import PackedRows, packed_logprobs
 
 
 @pytree
@@ -37,20 +39,29 @@ def sft_optimizer_config(config: SftConfig) -> OptimConfig:
     )
 
 
-def sft_loss(params, batch: SftBatch, *, spec: DecoderSpec, chunk: int):
-    """Mean negative log-prob per response token, over all tokens of the batch."""
+def sft_loss(params, batch: SftBatch | PackedRows, *, spec: DecoderSpec, chunk: int):
+    """Mean negative log-prob per response token, over all tokens of the batch; prompts carry no loss."""
+    if isinstance(batch, PackedRows):
+        logp = packed_logprobs(params, batch, spec=spec, chunk=chunk)
+        return -jnp.where(batch.used_XM, logp, 0.0).sum() / batch.used_XM.sum()
     streams = unpacked_streams(batch.tokens_BR, batch.lengths_B, 1)
     logp, _ = response_logprobs(params, batch.prompts, streams, 1.0, spec=spec, chunk=chunk)
     used = streams.used_PSL
     return -jnp.where(used, logp, 0.0).sum() / used.sum()
 
 
-def make_sft_step(spec: DecoderSpec, optim: OptimConfig, chunk: int) -> Callable:
-    """The compiled step `(state, batch) -> (state, metrics)`; the state is donated."""
+def make_sft_step(spec: DecoderSpec, optim: OptimConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS) -> Callable:
+    """The compiled step `(state, batch, frozen=None) -> (state, metrics)`; the state is donated.
+
+    `frozen` are the weights that adapters stand beside, where `lora.rank` says that adapters are trained.
+    """
     optimizer = make_optimizer(optim)
 
-    def step(state: TrainState, batch: SftBatch):
-        loss, grads = jax.value_and_grad(functools.partial(sft_loss, spec=spec, chunk=chunk))(state.params, batch)
+    def step(state: TrainState, batch: SftBatch | PackedRows, frozen=None):
+        def loss_of(trained):
+            return sft_loss(whole(trained, frozen, lora), batch, spec=spec, chunk=chunk)
+
+        loss, grads = jax.value_and_grad(loss_of)(state.params)
         return gradient_step(state, grads, optimizer), {"loss": loss}
 
     return jax.jit(step, donate_argnums=0)

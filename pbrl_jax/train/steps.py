@@ -1,11 +1,12 @@
 """The two ways to make steps: three programs with the host in between, or one fused program.
 
 Both are generators of (position after the step, outcome); the loop does not know which it has. An outcome is read a
-step later, while the device works on the next one.
+step later, while the device works on the next one. A position that is sent in goes on with its state and batch.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,13 +22,15 @@ from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
 from pbrl_jax.core.sharding import batch_sharding
-from pbrl_jax.data.batches import Sampler, next_batch
-from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward
+from pbrl_jax.data.batches import next_batch
+from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, weights_at
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import Interrupted, make_generate
 from pbrl_jax.rollout.packing import choose_bucket, packed_buckets
 from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.train.adapters import whole
+from pbrl_jax.train.dynamic import Collected, make_rounds
 from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts, pivot_vectors, token_tables
 from pbrl_jax.train.fused import check_fusable, make_fused_step
 from pbrl_jax.train.metrics import reward_metrics, rollout_metrics, sample_rows
@@ -64,6 +67,10 @@ class Outcome(NamedTuple):
     check: Callable[[], None] = lambda: None
 
 
+#: Yields a step at a time; takes a changed position in.
+Steps = Generator[tuple[Position, Outcome], Position | None, None]
+
+
 def guard_rewards(config: Config, step: int, valid_B) -> None:
     """Stop a run whose rewards mostly fail (RewardError)."""
     valid = np.asarray(valid_B)
@@ -92,8 +99,10 @@ def reward_assets(experiment: Experiment) -> RewardAssets:
     )  # fmt: skip
 
 
-def make_collect(experiment: Experiment) -> Callable:
-    """`collect(step, prompts, params, timer) -> (TrainBatch, describe)`: compiled rollout, text, rewards.
+def make_collect(experiment: Experiment) -> Callable[..., Collected]:
+    """`collect(step, prompts, params, timer, number=0)`: compiled rollout, text, rewards.
+
+    Further rounds of a step (`number` 1 and up) sample with keys of their own.
 
     Raises (when called):
       Interrupted: a stop was requested while it decoded.
@@ -105,17 +114,19 @@ def make_collect(experiment: Experiment) -> Callable:
     sampling = run_sampling(experiment)
     reward = make_reward(config.reward, reward_assets(experiment))
 
-    def collect(step: int, prompts: Sequence[Prompt], params, timer: PhaseTimer):
+    def collect(step: int, prompts: Sequence[Prompt], params, timer: PhaseTimer, number: int = 0):
         rows = [prompt for prompt in prompts for _ in range(G)]
-        batch = device_prompts(experiment, prompts)
+        batch, key = device_prompts(experiment, prompts), step_key(config.train.seed, step)
+        key = jax.random.fold_in(key, number) if number else key
         with timer.phase("generate"):
-            rollout = generate(params, batch, step_key(config.train.seed, step), sampling, stop_requested)
+            rollout = generate(params, batch, key, sampling, stop_requested)
             host = jax.device_get(rollout)
         with timer.phase("reward"):
             texts = completions(host, tokenizer)
             pivots = pivot_vectors(experiment, prompts, G)
             combined = reward(RewardInputs(rows, texts, host.tokens_BR, host.lengths_B, pivots, step))
-            total = jax.device_get(combined.total)
+            combined = Combined(*jax.device_get((combined.total, combined.each)), np.asarray(combined.right_language_B))
+            total = combined.total
         guard_rewards(config, step + 1, total.valid_B)
         value_B = np.where(total.valid_B, total.value_B, 0.0).astype(np.float32)
         scored = jax.device_put((value_B, np.asarray(total.valid_B)), batch_sharding(experiment.mesh))
@@ -125,11 +136,9 @@ def make_collect(experiment: Experiment) -> Callable:
             columns = separate_rewards(config, combined, texts)
             rewards_BF = jax.device_put(columns, batch_sharding(experiment.mesh))
 
-        def describe():
-            metrics = reward_metrics(combined.each, combined.right_language_B, rows) | rollout_metrics(host, rows)
-            return metrics, sample_rows(step + 1, rows, texts, total, combined.each)
-
-        return TrainBatch(batch, rollout, *scored, rewards_BF), describe
+        weights = zip(config.reward.functions, weights_at(config.reward, step), strict=True)
+        extra = {f"rewards/{name}/weight": weight for name, weight in weights} if config.reward.final_weights else {}
+        return Collected(TrainBatch(batch, rollout, *scored, rewards_BF), rows, texts, host, combined, extra)
 
     return collect
 
@@ -145,7 +154,7 @@ def separate_rewards(config: Config, combined: Combined, completions: Sequence[s
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Iterator[tuple[Position, Outcome]]:
+def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Steps:
     """Steps with the host between rollout, reward and update: num_iterations updates on each rollout batch.
 
     Ends when a stop is requested; a rollout under way is then dropped (its keys derive from the step).
@@ -154,9 +163,11 @@ def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Iter
       ConfigError: (before the first step is asked for) a reward that cannot be made.
     """
     spec, config = experiment.policy.spec, experiment.config
+    shapes = dataclasses.replace(batch_shapes(experiment), value_BR=None)
+    collect = make_rounds(experiment, make_collect(experiment), shapes)
     values, update = make_values(spec, config), make_update(spec, config)
-    programs = Programs(make_collect(experiment), compiled_ahead(values, config), compiled_ahead(update, config))
-    return _hosted(config, experiment.sampler, position, ref_params, programs)
+    programs = Programs(collect, compiled_ahead(values, config), compiled_ahead(update, config))
+    return _hosted(config, position, ref_params, programs)
 
 
 class Programs(NamedTuple):
@@ -167,20 +178,20 @@ class Programs(NamedTuple):
     update: Callable
 
 
-def _hosted(config: Config, sampler: Sampler, position: Position, ref_params, programs: Programs):
+def _hosted(config: Config, position: Position, ref_params, programs: Programs):
     step, state, cursor, batch, _ = position
     while not stop_requested():
         timer, describe = PhaseTimer(), None
         if batch is None:
-            prompts, next_cursor = next_batch(sampler, cursor)
+            params = whole(state.params, ref_params, config.lora)
             try:
-                batch, describe = programs.collect(step, prompts, state.params, timer)
+                found, cursor = programs.collect(step, cursor, params, timer)
             except Interrupted:
                 return
-            cursor = next_cursor
+            batch, describe = found.batch, functools.partial(found.describe, step + 1)
             if state.critic is not None:
                 bucket = packed_bucket(config, batch)
-                value_BR = programs.values(state.params, state.critic, batch, bucket=bucket)
+                value_BR = programs.values(params, state.critic, batch, bucket=bucket)
                 batch = dataclasses.replace(batch, value_BR=value_BR)
         with timer.phase("update"):
             state, metrics = programs.update(state, ref_params, batch, bucket=packed_bucket(config, batch))
@@ -188,7 +199,10 @@ def _hosted(config: Config, sampler: Sampler, position: Position, ref_params, pr
         step += 1
         if step % config.algo.num_iterations == 0:
             batch = None
-        yield Position(step, state, cursor, batch), Outcome(step, _reader(metrics | timer.metrics(), describe))
+        outcome = Outcome(step, _reader(metrics | timer.metrics(), describe))
+        changed = yield Position(step, state, cursor, batch), outcome
+        if changed is not None:
+            _, state, _, batch, _ = changed
 
 
 def compiled_ahead(program: Callable, config: Config) -> Callable:
@@ -214,7 +228,8 @@ def packed_bucket(config: Config, batch: TrainBatch) -> int:
     if not config.train.packed:
         return 0
     lengths = np.asarray(batch.rollout.lengths_B)
-    return choose_bucket(lengths, config.algo.num_generations, config.rollout.max_completion_length)
+    samples = config.train.microbatch_samples or config.algo.num_generations
+    return choose_bucket(lengths, samples, config.rollout.max_completion_length)
 
 
 def _reader(metrics: dict[str, Any], describe: Callable | None):
@@ -225,7 +240,7 @@ def _reader(metrics: dict[str, Any], describe: Callable | None):
     return read
 
 
-def fused_steps(experiment: Experiment, position: Position, ref_params) -> Iterator[tuple[Position, Outcome]]:
+def fused_steps(experiment: Experiment, position: Position, ref_params) -> Steps:
     """Steps of one program each; the host only feeds prompts.
 
     Raises:
@@ -236,7 +251,7 @@ def fused_steps(experiment: Experiment, position: Position, ref_params) -> Itera
     fused = make_fused_step(policy.spec, encoder.spec, config)
     tables, sampling = token_tables(experiment), run_sampling(experiment)
 
-    def run() -> Iterator[tuple[Position, Outcome]]:
+    def run() -> Steps:
         step, state, cursor, _, _ = position
         while not stop_requested():
             prompts, cursor = next_batch(experiment.sampler, cursor)
@@ -246,7 +261,8 @@ def fused_steps(experiment: Experiment, position: Position, ref_params) -> Itera
             )  # fmt: skip
             step += 1
             outcome = _fused_outcome(experiment, step, prompts, metrics, rollout, scores)
-            yield Position(step, state, cursor, None), outcome
+            changed = yield Position(step, state, cursor, None), outcome
+            state = state if changed is None else changed.state
 
     return run()
 

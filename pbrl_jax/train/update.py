@@ -19,7 +19,7 @@ from pbrl_jax.algos.advantages import reward_metrics as group_metrics
 from pbrl_jax.algos.correction import sampler_weights
 from pbrl_jax.algos.ppo import value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
-from pbrl_jax.core.config import Config
+from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
 from pbrl_jax.core.records import TrainBatch, TrainState
@@ -27,6 +27,7 @@ from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.logprobs import response_outputs, unpacked_streams
 from pbrl_jax.rollout.packing import pack_streams, unpack
+from pbrl_jax.train.adapters import whole
 from pbrl_jax.train.critic import update_critic
 from pbrl_jax.train.optimizer import make_optimizer, make_schedule
 
@@ -95,6 +96,19 @@ def split_microbatches(tree: Any, groups: int, count: int) -> Any:
     return jax.tree.map(split, tree)
 
 
+def in_parts(batch: TrainBatch, config: Config) -> tuple[TrainBatch, Config]:
+    """The batch with its groups taken apart into groups of train.microbatch_samples rows, and the config of those.
+
+    Rows stay where they are; a prompt is repeated for each of its parts, so its share of the forward pass is computed
+    once per part. Advantages, which compare whole groups, are made before.
+    """
+    samples, part = config.algo.num_generations, config.train.microbatch_samples
+    if not part or part == samples:
+        return batch, config
+    prompts = jax.tree.map(lambda x: jnp.repeat(x, samples // part, axis=0), batch.prompts)
+    return dataclasses.replace(batch, prompts=prompts), with_values(config, algo={"num_generations": part})
+
+
 def by_microbatch(of: Callable, batch: TrainBatch, config: Config) -> jax.Array:
     """`of(batch)`, an array [B, R], microbatch by microbatch."""
     groups = batch.prompts.tokens_PT.shape[0]
@@ -112,11 +126,11 @@ def reference_logprobs(ref_params, batch: TrainBatch, *, config: Config, spec, b
     return by_microbatch(lambda piece: row_logprobs(ref_params, piece, config, spec, bucket, False)[0], batch, config)
 
 
-def policy_outputs(model, batch: TrainBatch, config: Config, spec, bucket, entropy: bool):
-    """(log-probs, entropies, values) of `model`: a policy's parameters, or (a policy's, a value head's)."""
+def policy_outputs(model, frozen, batch: TrainBatch, config: Config, spec, bucket, entropy: bool):
+    """(log-probs, entropies, values) of `model`: what is trained of a policy, or (that, a value head's parameters)."""
     if isinstance(model, tuple):
-        return row_outputs(*model, batch, config, spec, bucket, entropy)
-    return *row_logprobs(model, batch, config, spec, bucket, entropy), None
+        return row_outputs(whole(model[0], frozen, config.lora), model[1], batch, config, spec, bucket, entropy)
+    return *row_logprobs(whole(model, frozen, config.lora), batch, config, spec, bucket, entropy), None
 
 
 def critic_sums(value_BR, return_BR, batch: TrainBatch, mask_BR, count, config: Config):
@@ -133,13 +147,15 @@ def critic_sums(value_BR, return_BR, batch: TrainBatch, mask_BR, count, config: 
 
 
 def microbatch_sums(model, ref_params, beta, batch: TrainBatch, adv, mask_BR, ref_logp_BR, return_BR, *, config, spec,
-                    bucket, entropy):  # fmt: skip
+                    bucket, entropy, frozen=None):  # fmt: skip
     """(loss sum, (count, metric pairs, largest gap)) of one microbatch.
 
     `ref_logp_BR` is made here where it is None; with `return_BR`, `model` has a value head, and its loss is added.
     """
     algo = config.algo
-    logp_BR, spread_BR, value_BR = policy_outputs(model, batch, config, spec, bucket, entropy or algo.entropy_coef != 0)
+    logp_BR, spread_BR, value_BR = policy_outputs(
+        model, frozen, batch, config, spec, bucket, entropy or algo.entropy_coef != 0
+    )
     if ref_params is not None and ref_logp_BR is None:
         ref_logp_BR = jax.lax.stop_gradient(row_logprobs(ref_params, batch, config, spec, bucket, False)[0])
     sampler_BR = batch.rollout.logp_BR
@@ -170,11 +186,10 @@ def microbatch_sums(model, ref_params, beta, batch: TrainBatch, adv, mask_BR, re
 
 
 def gradient_sums(model, ref_params, batch, adv, mask_BR, *, config: Config, spec, bucket, entropy,
-                  ref_logp_BR=None, return_BR=None, beta=None):  # fmt: skip
+                  ref_logp_BR=None, return_BR=None, beta=None, frozen=None):  # fmt: skip
     """Loss, gradient and metrics, summed exactly over microbatches and divided once."""
-    value_and_grad = jax.value_and_grad(
-        functools.partial(microbatch_sums, config=config, spec=spec, bucket=bucket, entropy=entropy), has_aux=True
-    )
+    sums = functools.partial(microbatch_sums, config=config, spec=spec, bucket=bucket, entropy=entropy, frozen=frozen)
+    value_and_grad = jax.value_and_grad(sums, has_aux=True)
     groups = batch.prompts.tokens_PT.shape[0]
     size = config.train.microbatch_prompts or groups
     rows = (batch, adv, mask_BR, ref_logp_BR, return_BR)
@@ -258,12 +273,13 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: Decod
                 bucket: int = 0) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """The update as a traceable function; `bucket` is 0 or a packed stream length (see rollout.packing)."""
     algo = config.algo
-    ref_params = ref_params if algo.beta > 0 else None
+    frozen, ref_params = ref_params if config.lora.rank else None, ref_params if algo.beta > 0 else None
     beta = algo.beta if state.beta is None else state.beta
     mask_BR = loss_mask(batch, config)
+    parts, part_config = in_parts(batch, config)
     ref_logp_BR = penalty_BR = None
     if ref_params is not None and algo.kl_in == "reward":
-        ref_logp_BR = reference_logprobs(ref_params, batch, config=config, spec=spec, bucket=bucket)
+        ref_logp_BR = reference_logprobs(ref_params, parts, config=part_config, spec=spec, bucket=bucket)
         penalty_BR = kl_penalty(
             batch.rollout.logp_BR, ref_logp_BR, sampled_mask(batch), beta=beta, estimator=algo.kl_estimator
         )
@@ -276,8 +292,8 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: Decod
             batch.reward_B, batch.value_BR, mask_BR, gamma=algo.gamma, lam=algo.lam, penalty_BR=penalty_BR
         )
     grads, metrics = gradient_sums(
-        model, ref_params, batch, adv, mask_BR, config=config, spec=spec, bucket=bucket,
-        entropy=config.log.entropy, ref_logp_BR=ref_logp_BR, return_BR=return_BR, beta=state.beta,
+        model, ref_params, parts, adv, mask_BR, config=part_config, spec=spec, bucket=bucket,
+        entropy=config.log.entropy, ref_logp_BR=ref_logp_BR, return_BR=return_BR, beta=state.beta, frozen=frozen,
     )  # fmt: skip
     new_state, optimizer_metrics = apply_update(state, grads if state.critic is None else grads[0], config)
     if state.critic is not None:
@@ -291,7 +307,8 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: Decod
     metrics = metrics | reward_metrics(batch, adv, config) | optimizer_metrics
     if state.beta is not None:
         metrics["beta"] = state.beta
-        new_state = dataclasses.replace(new_state, beta=next_beta(state.beta, metrics["kl"], batch, config))
+        if algo.kl_target is not None:
+            new_state = dataclasses.replace(new_state, beta=next_beta(state.beta, metrics["kl"], batch, config))
     return new_state, metrics
 
 
@@ -306,10 +323,12 @@ def make_values(spec: DecoderSpec, config: Config) -> Callable:
     """Compiled `(params, critic, batch, bucket=0) -> value_BR`: what a critic says of the states of a rollout batch."""
 
     def values(params, critic, batch: TrainBatch, bucket: int = 0) -> jax.Array:
-        def of(piece):
-            return row_outputs(params, critic["params"], piece, config, spec, bucket, False)[2]
+        parts, part_config = in_parts(batch, config)
 
-        return jnp.where(sampled_mask(batch), by_microbatch(of, batch, config), 0.0)
+        def of(piece):
+            return row_outputs(params, critic["params"], piece, part_config, spec, bucket, False)[2]
+
+        return jnp.where(sampled_mask(batch), by_microbatch(of, parts, part_config), 0.0)
 
     return jax.jit(values, static_argnames="bucket")
 
@@ -321,7 +340,8 @@ def make_update(spec: DecoderSpec, config: Config) -> Callable:
       spec: the policy's.
       config: the run's; static.
 
-    The returned function compiles once per `bucket`. `ref_params` is None when `algo.beta` is 0.
+    The returned function compiles once per `bucket`. `ref_params`, the start policy's parameters, is None when
+    `algo.beta` and `lora.rank` are 0.
     """
     step = functools.partial(update_step, spec=spec, config=config)
     return jax.jit(step, static_argnames="bucket", donate_argnums=0)

@@ -2,19 +2,25 @@
 
 import json
 import math
+import shutil
 
+import jax
+import numpy as np
 import pytest
-from tiny_policy import quick_compiles  # noqa: F401  a fixture: half the compile time
+from tiny_policy import largest_difference, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.checkpoint import list_checkpoints, read_meta
+from pbrl_jax.checkpoint import list_checkpoints, read_meta, restore_checkpoint
 from pbrl_jax.core.config import GuardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.log import MetricWriter
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.validate import validate
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.train import loop
 from pbrl_jax.train.guard import CollapseError, bounds, broken_bounds, watch
+from pbrl_jax.train.recovery import recover
+from pbrl_jax.train.state import abstract_state
 
 ALL = GuardConfig(
     min_language_share=0.9, min_mean_length=4, max_clipped_ratio=0.5, min_entropy=0.1, min_reward_std=0.01, max_kl=2.0
@@ -83,3 +89,92 @@ def test_a_run_stops_saves_and_goes_on(tmp_path, capsys):
     assert position.step == 6 and position.streaks == {"completions/mean_length": 6 - (step - 3)}
     rows = [json.loads(line) for line in experiment.work.metrics.read_text().splitlines()]
     assert rows[-1]["step"] == 6
+
+
+def collapsing(action: str, **guard):
+    """A run with a learning rate that drives the policy far from its start within few steps."""
+    guard = {"max_kl": 0.3, "patience": 2, "action": action, "max_beta": 0.08, **guard}
+    train = {"max_steps": 10, "save_steps": 1, "save_total_limit": 20, "packed": False}
+    return with_values(
+        get_config(), data={"limit": 4}, log={"tensorboard": False}, train=train, guard=guard,
+        optim={"learning_rate": 0.05}, reward={"language_gate": "off"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rolled_back(tmp_path_factory):
+    """(experiment, last position, rows) of a run that falls apart and is rolled back."""
+    experiment = build_experiment(collapsing("roll_back"), work_dir(tmp_path_factory.mktemp("collapse") / "run"))
+    position = loop.train(experiment)
+    rows = [json.loads(line) for line in experiment.work.metrics.read_text().splitlines()]
+    return experiment, position, rows
+
+
+def test_a_collapsing_run_is_rolled_back(rolled_back, capsys):
+    """The KL of steps 5 and 6 is too large, so the parameters of step 4 were: those of step 3 come back, with a larger
+    beta, while the steps are counted on; what was undone counts as left out."""
+    experiment, position, rows = rolled_back
+    kl = [row["kl"] for row in rows]
+    first = next(n for n in range(1, 10) if kl[n] > 0.3 and kl[n - 1] > 0.3)
+    assert first == 5 and [row["step"] for row in rows] == list(range(1, 11))
+    assert [row["beta"] for row in rows[:7]] == pytest.approx([0.01] * 6 + [0.02])
+    assert kl[6] < kl[5] and [rows[n]["skipped_updates"] for n in (5, 6)] == [0, 3]
+    folders = dict(list_checkpoints(experiment.work.checkpoints))
+    shapes = {"state": abstract_state(position.state)}
+    back, good, left = (restore_checkpoint(folders[n], shapes).tree["state"] for n in (6, 3, 5))
+    assert largest_difference(back.params, good.params) == 0 < largest_difference(back.params, left.params)
+    assert (back.step, back.skipped) == (6, 3)
+    marks = read_meta(folders[6])["streaks"]
+    assert marks == {"kl": 0, "rollbacks": 1, "abandoned/4": 1, "abandoned/5": 1}
+
+
+def test_a_rolled_back_run_resumes_bit_exactly(rolled_back, tmp_path):
+    """From step 5, before the rollback: as if it had been killed there."""
+    experiment, whole, _ = rolled_back
+    part = experiment._replace(work=work_dir(tmp_path / "run"))
+    for step, folder in list_checkpoints(experiment.work.checkpoints):
+        if step <= 5:
+            shutil.copytree(folder, part.work.checkpoints / folder.name)
+    again = loop.train(part, quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
+    assert again.streaks == whole.streaks
+
+
+def test_beta_is_raised_up_to_its_bound_and_stays(rolled_back, tmp_path):
+    """By a factor of 2 each time, to max_beta; a run whose guard only warns keeps what it has."""
+    experiment, position, _ = rolled_back
+    raising = experiment._replace(config=collapsing("raise_beta", max_beta=0.1), work=work_dir(tmp_path / "run"))
+    position, streaks = position._replace(state=loop.new_position(raising).state), {"kl": 2}
+    for beta in (0.02, 0.04, 0.08, 0.1, 0.1):
+        position, told = recover(raising, position, lambda: None, streaks)
+        assert float(position.state.beta) == pytest.approx(beta) and f"{beta:g}" in told and streaks == {"kl": 0}
+    writer = MetricWriter(tmp_path / "log", max_steps=10, quiet=True)
+    loop.save(raising, position, writer)
+    warned = raising._replace(config=with_values(raising.config, guard={"action": "warn"}))
+    assert float(loop.restore(warned).state.beta) == pytest.approx(0.1)
+    assert loop.new_position(warned).state.beta is None
+
+
+def test_the_rollbacks_come_to_an_end(rolled_back):
+    """After max_rollbacks the run stops; without any checkpoint the start's state comes back."""
+    experiment, position, _ = rolled_back
+    nothing = experiment._replace(work=work_dir(experiment.work.root / "empty"))
+    start = loop.new_position(experiment).state
+    streaks = {"kl": 2}
+    for count in (1, 2, 3):
+        found, told = recover(nothing, position, lambda: start, streaks)
+        assert largest_difference(found.state.params, start.params) == 0 and f"rollback {count} of 3" in told
+    with pytest.raises(CollapseError, match="after 3 rollbacks"):
+        recover(nothing, position, lambda: start, streaks)
+
+
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        ({"guard": {"action": "raise_beta"}, "algo": {"beta": 0.0}}, "raises algo.beta, which is 0"),
+        ({"guard": {"action": "roll_back", "patience": 9}}, "Use --train.save-total-limit 7"),
+    ],
+)
+def test_actions_that_cannot_work_are_refused(sections, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(with_values(get_config(), **sections), 1)

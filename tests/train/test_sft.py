@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the loss by plain causal cross-entropy, a task learned by heart, which rows a batch has."""
 
+import dataclasses
 import functools
 from collections import Counter
 
@@ -7,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_policy import full_rows, quick_compiles, tiny_params, tiny_prompts, tiny_rollout, tiny_spec  # noqa: F401
+from tiny_policy import (
+    full_rows,
+    largest_difference,
+    quick_compiles,  # noqa: F401
+    tiny_params,
+    tiny_prompts,
+    tiny_rollout,
+    tiny_spec,
+)
 
 from pbrl_jax.core.config import SftConfig
 from pbrl_jax.models.decoder import causal_logits
@@ -22,6 +31,7 @@ from pbrl_jax.train.sft import (
     sft_loss,
     sft_optimizer_config,
 )
+from pbrl_jax.train.sft_packing import assign_streams, pack_rows
 from pbrl_jax.train.state import new_state
 
 SPEC = tiny_spec()
@@ -125,3 +135,39 @@ def test_pad_sft_by_hand():
     assert batch.prompts.tokens_PT.tolist() == [[5, 6, 0], [7, 0, 0]]
     assert batch.prompts.lengths_P.tolist() == [2, 1] and batch.prompts.row_ids_P.tolist() == [0, 1]
     assert batch.tokens_BR.tolist() == [[8, 2, 0, 0], [9, 4, 2, 0]] and batch.lengths_B.tolist() == [2, 3]
+
+
+def float64_params():
+    return tiny_params(SPEC, dtype=np.float64)
+
+
+def test_packed_rows_give_the_same_loss_and_gradient():
+    """Seven ragged rows in streams of 11 tokens against one padded row each, in float64."""
+    rng = np.random.default_rng(4)
+    sizes = [(5, 6), (2, 1), (4, 4), (3, 3), (1, 6), (2, 2), (1, 1)]
+    prompts, responses = ([rng.integers(1, 61, size[i]).tolist() for size in sizes] for i in (0, 1))
+    packed = pack_rows(prompts, responses, 11)
+    with jax.enable_x64(True):
+        spec = dataclasses.replace(SPEC, dtype="float64")
+        loss = jax.value_and_grad(functools.partial(sft_loss, spec=spec, chunk=8))
+        whole, whole_grads = jax.jit(loss)(float64_params(), pad_sft(prompts, responses, 5, 6))
+        found, grads = jax.jit(loss)(float64_params(), packed)
+        assert whole.dtype == jnp.float64
+        np.testing.assert_allclose(found, whole, rtol=1e-12)
+        assert largest_difference(grads, whole_grads) < 1e-12
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole_grads)) > 1e-4
+
+
+def test_streams_by_hand():
+    """Longest first into the first with room: 7 + 3, 6 + 2 + 2, 5."""
+    assert assign_streams([2, 7, 3, 6, 5, 2], 10) == [[1, 2], [3, 0, 5], [4]]
+
+
+def test_packed_rows_by_hand():
+    """Two rows in one stream: tokens, positions that start over, the places of response tokens."""
+    rows = pack_rows([[7, 8], [9]], [[1, 2], [3, 4]], 8)
+    assert rows.tokens_XL.shape == (8, 8) and rows.used_XM.shape == (8, 8)
+    assert rows.tokens_XL[0].tolist() == [7, 8, 1, 2, 9, 3, 4, 0]
+    assert rows.position_XL[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 0]
+    assert rows.segment_XL[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 0]
+    assert rows.slot_XM[0][rows.used_XM[0]].tolist() == [2, 3, 5, 6] and not rows.used_XM[1:].any()

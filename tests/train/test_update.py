@@ -75,10 +75,11 @@ def expect_same(found, whole, tolerance=TOLERANCE):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=10 * tolerance, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_microbatches_equal_the_whole_batch(size, whole, ref_params, batch):
-    """Rows of different lengths, so that a mean of microbatch means would differ."""
-    update = make_update(SPEC, with_values(CONFIG, train={"microbatch_prompts": size}))
+@pytest.mark.parametrize("size, samples", [(1, 0), (2, 0), (2, 1)])
+def test_microbatches_equal_the_whole_batch(size, samples, whole, ref_params, batch):
+    """Rows of different lengths, so that a mean of microbatch means would differ; of whole groups, and of two samples
+    of different groups."""
+    update = make_update(SPEC, with_values(CONFIG, train={"microbatch_prompts": size, "microbatch_samples": samples}))
     expect_same(update(fresh_state(), ref_params, batch), whole)
 
 

@@ -25,6 +25,7 @@ SPEC = tiny_spec()
 P, G, R = 4, 3, 6
 LENGTHS = (6, 1, 4, 2, 2, 3, 5, 6, 1, 3, 3, 3)
 CONFIG = tiny_config(G, R, algo={"beta": 0.1})
+BELOW_A_GROUP = {"microbatch_prompts": 4, "microbatch_samples": 1}
 OBJECTIVES = {
     **{loss_type: {"loss_type": loss_type} for loss_type in AGGREGATIONS},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.02},
@@ -90,12 +91,12 @@ def gradient(config, batch=None, beta=None):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_microbatches_give_the_same_gradient(name):
-    """All groups at once, two, and one at a time, to 1e-10."""
+    """All groups at once, two, and one at a time, and four single samples at a time, to 1e-10."""
     config = with_values(CONFIG, algo=OBJECTIVES[name])
     whole, expected, _ = gradient(config)
     assert np.abs(whole).max() > 1e-3 and whole.dtype == jnp.float64
-    for size in (2, 1):
-        found, metrics, _ = gradient(with_values(config, train={"microbatch_prompts": size}))
+    for train in ({"microbatch_prompts": 2}, {"microbatch_prompts": 1}, BELOW_A_GROUP):
+        found, metrics, _ = gradient(with_values(config, train=train))
         np.testing.assert_allclose(found, whole, rtol=0, atol=1e-10)
         assert metrics.keys() == expected.keys()
         for key in expected:

@@ -1,0 +1,26 @@
+"""The paper's future work: the pivot's reward fades while the verifiable answer's grows.
+
+Command:   pbrl train configs/paper/curriculum.py --workdir runs/curriculum
+           With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
+Hardware:  as configs/llama31_8b_pbrlsvr.py: one host with 8 devices of 80 GB (141 GB for Qwen3-32B); untried.
+Expected:  not in the paper.
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "llama31_8b_pbrlsvr.py"))
+    return with_values(
+        paper,
+        reward={
+            "functions": (*paper.reward.functions, "answer"),
+            "reward_weights": (1.0, 0.0),  # ASSUMED
+            "final_weights": (0.2, 1.0),  # ASSUMED: not to nothing, since most responses are wrong for long
+            "curriculum_start": 50,  # ASSUMED
+            "curriculum_steps": 300,  # ASSUMED
+        },
+    )

@@ -1,0 +1,27 @@
+"""DPO on pairs of the policy's own responses, ranked by the semantic reward: MAPO's form (arXiv 2401.06838).
+
+Command:   pbrl dpo configs/paper/dpo_mapo.py --workdir runs/dpo_mapo
+           With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
+Hardware:  as configs/llama31_8b_pbrlsvr.py; the reference is a second copy of the weights. Untried.
+Expected:  not in the paper; an offline baseline of ours.
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "llama31_8b_pbrlsvr.py"))
+    return with_values(
+        paper,
+        dpo={
+            "pairs": "all",  # ASSUMED: MAPO ranks all samples of a question
+            "min_margin": 0.05,  # ASSUMED
+            "beta": 0.1,  # ASSUMED
+            "learning_rate": 5e-7,  # ASSUMED
+            "prompts": 4096,  # ASSUMED
+            "steps": 500,  # ASSUMED
+        },
+    )

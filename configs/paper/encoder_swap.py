@@ -1,0 +1,21 @@
+"""Another encoder for the embedding reward: LaBSE, which was trained on translation pairs.
+
+Command:   pbrl train configs/paper/encoder_swap.py --workdir runs/encoder_swap
+           With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
+Hardware:  as configs/llama31_8b_pbrlsvr.py: one host with 8 devices of 80 GB (141 GB for Qwen3-32B); untried.
+Expected:  not in the material at hand.
+
+References are embedded anew and not written anew. Others: --encoder.source BAAI/bge-m3 --encoder.max-length 1024;
+what their cosines mean, and whether they can be cheated, say `pbrl calibrate` and `pbrl audit` with the same config.
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "llama31_8b_pbrlsvr.py"))
+    # ASSUMED: the paper's encoder is unknown. LaBSE reads 256 tokens and wants no prefix.
+    return with_values(paper, encoder={"source": "sentence-transformers/LaBSE", "max_length": 256, "prefix": ""})

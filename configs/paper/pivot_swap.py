@@ -1,0 +1,27 @@
+"""Another English expert: the policy itself writes the references that the others are compared with.
+
+Command:   pbrl train configs/paper/pivot_swap.py --workdir runs/pivot_swap
+           With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
+Hardware:  as configs/llama31_8b_pbrlsvr.py: one host with 8 devices of 80 GB (141 GB for Qwen3-32B); untried.
+Expected:  not in the material at hand.
+
+Any other expert: write its responses to a file ({"question", "response"} a line), and
+--pivot.source file --pivot.path FILE. The pivot store keeps the references of each expert apart.
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "llama31_8b_pbrlsvr.py"))
+    return with_values(
+        paper,
+        pivot={
+            "source": "policy",  # ASSUMED: the paper calls for a high-performing English model, and does not name it
+            "path": "",
+            "temperature": 0.0,  # ASSUMED
+        },
+    )

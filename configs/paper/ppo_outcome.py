@@ -1,0 +1,31 @@
+"""The paper's PPO baseline, in the reading that it is rewarded for right answers.
+
+Command:   pbrl train configs/paper/ppo_outcome.py --workdir runs/ppo_outcome
+           With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
+Hardware:  as configs/llama31_8b_pbrlsvr.py: one host with 8 devices of 80 GB (141 GB for Qwen3-32B); untried.
+Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what to compare.
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "llama31_8b_pbrlsvr.py"))
+    return with_values(
+        paper,
+        reward={"functions": ("answer",)},  # ASSUMED: what the baseline was rewarded for is not stated
+        algo={
+            "name": "ppo",
+            "kl_in": "reward",  # ASSUMED: as in InstructGPT
+            "kl_estimator": "k1",  # ASSUMED
+            "gamma": 1.0,  # ASSUMED
+            "lam": 0.95,  # ASSUMED
+            "vf_coef": 0.1,  # ASSUMED
+            "cliprange_value": 0.2,  # ASSUMED
+            "critic_learning_rate": 1e-5,  # ASSUMED
+            "value_pretrain_steps": 20,  # ASSUMED: a new value head says nothing of use
+        },
+    )

@@ -1,0 +1,18 @@
+"""The paper's PPO baseline, in the reading that it has the same semantic reward.
+
+Command:   pbrl train configs/paper/ppo_semantic.py --workdir runs/ppo_semantic
+           With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
+Hardware:  as configs/llama31_8b_pbrlsvr.py: one host with 8 devices of 80 GB (141 GB for Qwen3-32B); untried.
+Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what to compare.
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "llama31_8b_pbrlsvr.py"))
+    ppo = load_config(str(Path(__file__).with_name("ppo_outcome.py")))
+    return with_values(ppo, reward={"functions": paper.reward.functions})  # ASSUMED: the other reading

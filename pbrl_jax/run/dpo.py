@@ -1,0 +1,92 @@
+"""`pbrl dpo CONFIG --workdir W`: learn from pairs of the policy's own responses, ranked by the semantic reward."""
+
+import hashlib
+
+import jax
+
+from pbrl_jax.algos.dpo import preferred_pairs
+from pbrl_jax.assets.policy import Policy, save_policy
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.core.serialize import to_json
+from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
+from pbrl_jax.run.scored import ScoredGroup, scored_groups
+from pbrl_jax.text.prompts import format_prompts
+from pbrl_jax.train.adapters import placed_frozen, plain, trainable
+from pbrl_jax.train.dpo import dpo_optimizer_config, make_dpo_step
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
+from pbrl_jax.train.signals import watch_signals
+from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.state import place_state
+
+Pair = tuple[list[int], list[int], list[int]]
+"""Tokens of a prompt, of the chosen and of the rejected response."""
+
+
+def preference_pairs(groups: list[ScoredGroup], config: Config, policy: Policy) -> list[Pair]:
+    """The pairs of all groups as tokens; those that are too long are left out and counted.
+
+    Raises:
+      DataError: no group has two responses whose rewards differ enough.
+    """
+    prompts = format_prompts(
+        [g.question for g in groups], [g.language for g in groups], policy.tokenizer, config.data.prompt_style
+    )
+    pairs: list[Pair] = []
+    for group, prompt in zip(groups, prompts, strict=True):
+        for better, worse in preferred_pairs(group.rewards, pairs=config.dpo.pairs, min_margin=config.dpo.min_margin):
+            pairs.append((prompt, group.tokens[better], group.tokens[worse]))
+    limits = config.rollout.max_prompt_length, *(config.rollout.max_completion_length,) * 2
+    fit = [pair for pair in pairs if all(len(x) <= limit for x, limit in zip(pair, limits, strict=True))]
+    print(f"{len(groups)} groups give {len(fit)} pairs ({config.dpo.pairs}); {len(pairs) - len(fit)} are too long.")
+    if not fit:
+        raise DataError(
+            f"None of {len(groups)} groups has two responses whose rewards differ by dpo.min_margin="
+            f"{config.dpo.min_margin}. Lower it, or raise dpo.prompts or rollout.temperature."
+        )
+    return fit
+
+
+def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs: list[Pair], part=None) -> Policy:
+    """The policy after dpo.steps; resumes from the work directory.
+
+    Raises:
+      Stopped: a stop was requested; the state is saved.
+    """
+    sizes, counts = {"pairs": len(pairs)}, {"pairs": config.dpo.batch_size}
+    lengths = config.rollout.max_prompt_length, config.rollout.max_completion_length
+    params, axes = trainable(policy, config)
+    state = place_state(params, make_optimizer(dpo_optimizer_config(config.dpo)), axes, mesh)
+    step = make_dpo_step(policy.spec, config.dpo, config.train.logprob_chunk, config.lora)
+    frozen = placed_frozen(policy, config, mesh)
+
+    def batch_at(index: int) -> SftBatch:
+        rows = [pairs[i] for _, i in mixed_rows(sizes, counts, config.train.seed, index)]
+        batch = pad_sft([p for p, _, _ in rows for _ in range(2)], [r for _, *two in rows for r in two], *lengths)
+        one_each = jax.tree.map(lambda x: x[::2], batch.prompts)
+        return SftBatch(one_each, batch.tokens_BR, batch.lengths_B)
+
+    identity = repr((pairs, config.dpo, config.lora, policy.fingerprint, lengths, config.train.seed))
+    stage = Stage("dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
+    state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
+    return policy._replace(params=plain(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
+
+
+def main(config: Config, workdir: str) -> None:
+    """Sample and rank responses (or read them), train, and leave the policy in W/policy."""
+    watch_signals()
+    use_compilation_cache(config)
+    work = work_dir(workdir)
+    experiment = build_experiment(config, work)
+    try:
+        groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)
+        pairs = preference_pairs(groups, config, experiment.policy)
+        trained = train_preferences(config, work, experiment.policy, experiment.mesh, pairs)
+    except Stopped:
+        print("Stopped. The same command goes on from here.")
+        return
+    save_policy(trained, str(work.root / "policy"))
+    write_atomic(work.config, to_json(config))
+    print(f"Policy: {work.root / 'policy'}. Evaluate it with pbrl eval --policy {work.root}, or go on from it.")

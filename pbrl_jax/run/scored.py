@@ -1,0 +1,101 @@
+"""Responses of the start policy with their rewards, for SFT on the best of them and DPO on pairs."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.log import PhaseTimer
+from pbrl_jax.core.paths import as_path, read_json_lines, write_json_lines
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.data.batches import batch_at
+from pbrl_jax.rollout.generate import Interrupted
+from pbrl_jax.train.adapters import placed_frozen
+from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.staged import Stopped
+from pbrl_jax.train.steps import make_collect
+
+FILE = "scored.jsonl"
+FIELDS = ("prompt_id", "language", "question", "completions", "tokens", "rewards")
+
+
+class ScoredGroup(NamedTuple):
+    """A prompt, its responses as text and as tokens (with the end of sequence), and their rewards (None: invalid)."""
+
+    prompt_id: int
+    language: str
+    question: str
+    completions: list[str]
+    tokens: list[list[int]]
+    rewards: list[float | None]
+
+
+def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
+    """algo.num_generations scored responses to each of the first `prompts` prompts (rounded up to whole batches).
+
+    Raises:
+      Stopped: a stop was requested; nothing was written.
+    """
+    config, G = experiment.config, experiment.config.algo.num_generations
+    count = -(-prompts // config.train.prompts_per_step)
+    groups: list[ScoredGroup] = []
+    with jax.set_mesh(experiment.mesh), Progress("responses", count, unit="batch") as progress:
+        collect, params = make_collect(experiment), placed_frozen(experiment.policy, config, experiment.mesh)
+        for number in range(count):
+            batch = batch_at(experiment.sampler, number)
+            try:
+                found = collect(number, batch, params, PhaseTimer())
+            except Interrupted as error:
+                raise Stopped from error
+            total, rollout = found.rewards.total, found.rollout
+            for place, prompt in enumerate(batch):
+                rows = range(place * G, place * G + G)
+                tokens = [np.asarray(rollout.tokens_BR[b])[: int(rollout.lengths_B[b])].tolist() for b in rows]
+                rewards = [float(total.value_B[b]) if total.valid_B[b] else None for b in rows]
+                texts = [found.texts_B[b] for b in rows]
+                groups.append(ScoredGroup(prompt.id, prompt.language, prompt.question, texts, tokens, rewards))
+            progress.advance()
+    return groups
+
+
+def scored_groups(experiment: Experiment, path: str, prompts: int) -> list[ScoredGroup]:
+    """The groups of a file, or sampled ones, which are kept in the work directory for the next start.
+
+    Args:
+      path: a scored.jsonl; empty: that of the work directory, made where it is missing or of another experiment.
+
+    Raises:
+      DataError: a line that is no scored group, or none at all.
+      Stopped: as in sample_groups.
+    """
+    if path:
+        return read_groups(path)
+    file, origin = experiment.work.root / FILE, experiment.work.root / f"{FILE}.origin"
+    made_from = json.dumps([dict(experiment.fingerprints), prompts, repr(experiment.config.reward),
+                            repr(experiment.config.rollout), experiment.config.train.seed,
+                            experiment.config.algo.num_generations])  # fmt: skip
+    if not (file.exists() and origin.exists() and origin.read_text() == made_from):
+        origin.unlink(missing_ok=True)
+        write_json_lines(file, [group._asdict() for group in sample_groups(experiment, prompts)])
+        origin.write_text(made_from)
+    return read_groups(str(file))
+
+
+def read_groups(path: str) -> list[ScoredGroup]:
+    """The groups of a JSON lines file (DataError for anything else)."""
+    if not as_path(path).exists():
+        raise DataError(f"{path} does not exist. Name a scored.jsonl, or leave the path empty to sample responses.")
+    groups = []
+    for number, row in enumerate(read_json_lines(path), start=1):
+        missing = [name for name in FIELDS if name not in row]
+        if missing:
+            raise DataError(f"{path}, line {number}: lacks {', '.join(missing)}; expected {', '.join(FIELDS)}.")
+        group = ScoredGroup(*(row[name] for name in FIELDS))
+        if not len(group.completions) == len(group.tokens) == len(group.rewards):
+            raise DataError(f"{path}, line {number}: completions, tokens and rewards have different lengths.")
+        groups.append(group)
+    if not groups:
+        raise DataError(f"{path} holds no scored responses.")
+    return groups

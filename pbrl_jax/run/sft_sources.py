@@ -1,0 +1,123 @@
+"""What `pbrl sft` learns, by sft.source: pivots, translated references, the policy's own filtered samples, a file."""
+
+from collections.abc import Callable
+
+from pbrl_jax.assets.policy import Policy
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import ConfigError, DataError, lookup
+from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, write_json_lines
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.data.sources.quickstart import Example
+from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.pivots.store import open_store
+from pbrl_jax.rewards.translators import load_translator
+from pbrl_jax.run.assemble import build_experiment, run_policy, sample_texts_of, training_prompts
+from pbrl_jax.run.scored import ScoredGroup, scored_groups
+
+TRANSLATED = "translated.jsonl"
+FIELDS = ("language", "question", "response")
+#: Texts translated between two marks of progress.
+TRANSLATED_AT_A_TIME = 256
+
+Rows = tuple[Policy, list[Example] | None]
+
+
+def supervised_rows(config: Config, work: WorkDir) -> Rows:
+    """(start policy, rows to learn); None for the pivots, which `run.sft.supervised` makes.
+
+    Raises:
+      PbrlError: whatever is wrong with the data, the models or the settings.
+      Stopped: a stop was requested while responses were sampled.
+    """
+    return lookup(SOURCES, config.sft.source, "value of sft.source")(config, work)
+
+
+def pivots(config: Config, work: WorkDir) -> Rows:
+    """English questions and references."""
+    return run_policy(config, work, training_prompts(config)), None
+
+
+def from_file(config: Config, work: WorkDir) -> Rows:
+    """JSON lines {"language", "question", "response"}."""
+    if not config.sft.path or not as_path(config.sft.path).exists():
+        raise ConfigError(f"sft.source file reads sft.path, which is {config.sft.path!r}. Name a JSON lines file.")
+    return run_policy(config, work, training_prompts(config)), read_rows(config.sft.path)
+
+
+def read_rows(path: str) -> list[Example]:
+    """The rows of such a file (DataError for another)."""
+    rows = []
+    for number, row in enumerate(read_json_lines(path), start=1):
+        missing = [name for name in FIELDS if not isinstance(row.get(name), str)]
+        if missing:
+            raise DataError(f"{path}, line {number}: lacks {', '.join(missing)}; expected text in {', '.join(FIELDS)}.")
+        rows.append(Example(row["language"], row["question"], row["response"]))
+    if not rows:
+        raise DataError(f"{path} holds no rows.")
+    return rows
+
+
+def translated(config: Config, work: WorkDir) -> Rows:
+    """Every prompt with its English reference in its own language; made once and kept in the work directory."""
+    if not config.sft.translator:
+        raise ConfigError(
+            "sft.source translated needs a translator. Use --sft.translator facebook/nllb-200-distilled-600M, or a "
+            "policy that translates when it is asked to."
+        )
+    prompts = training_prompts(config)
+    policy = run_policy(config, work, prompts)
+    file = work.root / TRANSLATED
+    if file.exists():
+        return policy, read_rows(str(file))
+    prompts, report = attach_references(
+        prompts, config, open_store(config.pivot, work.root), sample_texts_of(policy, config), Progress,
+        expert=config.policy.source, revision=policy.fingerprint,
+    )  # fmt: skip
+    print(report.describe())
+    write = load_translator(config.sft.translator).translate
+    responses: list[str] = []
+    with Progress("translate", len(prompts), unit="text") as progress:
+        for start in range(0, len(prompts), TRANSLATED_AT_A_TIME):
+            part = prompts[start : start + TRANSLATED_AT_A_TIME]
+            responses += write([p.reference.text for p in part], "en", [p.language for p in part])
+            progress.advance(len(part))
+    rows = [
+        {"language": p.language, "question": p.question, "response": response}
+        for p, response in zip(prompts, responses, strict=True)
+    ]
+    write_json_lines(file, rows)
+    return policy, read_rows(str(file))
+
+
+def samples(config: Config, work: WorkDir) -> Rows:
+    """The best response of each group, where it is good enough (rejection sampling)."""
+    experiment = build_experiment(config, work)
+    groups = scored_groups(experiment, config.sft.path, config.sft.prompts)
+    rows = [row for group in groups if (row := best_of(group, config.sft.min_reward)) is not None]
+    print(f"{len(rows)} of {len(groups)} groups have a response with a reward of {config.sft.min_reward:g} or more.")
+    if not rows:
+        best = max((value for group in groups for value in group.rewards if value is not None), default=None)
+        raise DataError(
+            f"No response reaches sft.min_reward={config.sft.min_reward:g}; the best of {len(groups)} groups has "
+            f"{best}. Lower it, or train a better start policy."
+        )
+    return experiment.policy, rows
+
+
+def best_of(group: ScoredGroup, least: float) -> Example | None:
+    """The response with the highest valid reward; None where it is below `least` or empty."""
+    valid = [(value, -i) for i, value in enumerate(group.rewards) if value is not None]
+    value, place = max(valid, default=(None, 0))
+    text = group.completions[-place]
+    return (
+        Example(group.language, group.question, text) if value is not None and value >= least and text.strip() else None
+    )
+
+
+#: sft.source -> (config, work) -> (start policy, rows).
+SOURCES: dict[str, Callable[[Config, WorkDir], Rows]] = {
+    "pivot": pivots,
+    "translated": translated,
+    "samples": samples,
+    "file": from_file,
+}

@@ -1,0 +1,97 @@
+"""What the collapse guard does to a run that falls apart: a higher KL weight, and the last good parameters.
+
+A checkpoint is good when its parameters are from before the first bad step. Rolling back takes parameters, moments and
+critic from it; the step number, the log and the prompts go on, so that the run does not meet the same batches with the
+same keys again. Updates that are undone count as left out (`skipped_updates`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint
+from pbrl_jax.core.config import GuardConfig
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.records import TrainState
+from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.guard import CollapseError, bounds
+from pbrl_jax.train.state import abstract_state
+from pbrl_jax.train.steps import Position
+
+#: Among the guard's streaks: the number of rollbacks, and a mark for each checkpoint that one has left behind.
+ROLLBACKS, ABANDONED = "rollbacks", "abandoned/{}"
+
+
+def raised(beta, guard: GuardConfig):
+    """`beta * beta_factor`, at most max_beta, and never less than it was."""
+    return jnp.maximum(beta, jnp.minimum(beta * guard.beta_factor, guard.max_beta)).astype(beta.dtype)
+
+
+def with_raised_beta(state: TrainState, guard: GuardConfig) -> TrainState:
+    """The state with a higher KL weight; a state without one (no reference) is left as it is."""
+    return state if state.beta is None else dataclasses.replace(state, beta=raised(state.beta, guard))
+
+
+def good_checkpoints(experiment: Experiment, last: int, streaks: Mapping[str, int]) -> Iterator[tuple[int, Any]]:
+    """(step, folder) of the checkpoints up to step `last` that no rollback has left behind, newest first."""
+    for step, folder in list_checkpoints(experiment.work.checkpoints):
+        if step <= last and ABANDONED.format(step) not in streaks:
+            yield step, folder
+
+
+def last_good_state(experiment: Experiment, state: TrainState, last: int, streaks: Mapping[str, int]):
+    """(step, state) of the newest good checkpoint up to step `last` that is whole; None where there is none."""
+    for step, folder in good_checkpoints(experiment, last, streaks):
+        try:
+            return step, restore_checkpoint(folder, {"state": abstract_state(state)}, partial=True).tree["state"]
+        except CheckpointError:
+            continue  # damaged, or saved before a KL weight was kept: an older one will do
+    return None
+
+
+def rolled_back(experiment: Experiment, position: Position, start: Callable[[], TrainState], streaks: dict[str, int]):
+    """(state of the last good parameters, what to tell); the checkpoints that are left behind are marked in `streaks`.
+
+    A step's metrics are those of the parameters before its update: where the first bad step is b, the parameters of
+    step b - 1 are bad already, and those of b - 2 the last good ones.
+    """
+    guard, state = experiment.config.guard, position.state
+    done = streaks.get(ROLLBACKS, 0)
+    if done >= guard.max_rollbacks:
+        raise CollapseError(
+            f"Step {position.step}: the run fell apart again after {done} rollbacks (guard.max_rollbacks). Look at "
+            "samples/. Lower optim.learning_rate or raise algo.beta in another work directory."
+        )
+    longest = max(streaks.get(bound.metric, 0) for bound in bounds(guard))
+    last = position.step - longest * experiment.config.algo.num_iterations - 1
+    step, good = last_good_state(experiment, state, last, streaks) or (0, start())
+    left = [other for other, _ in list_checkpoints(experiment.work.checkpoints) if step < other < position.step]
+    streaks |= {ROLLBACKS: done + 1} | dict.fromkeys(map(ABANDONED.format, left), 1)
+    state = dataclasses.replace(good, step=state.step, skipped=state.step - (good.step - good.skipped), beta=state.beta)
+    return state, f"Rolled back to the parameters of step {step} (rollback {done + 1} of {guard.max_rollbacks}). "
+
+
+def recover(
+    experiment: Experiment, position: Position, start: Callable[[], TrainState], streaks: dict[str, int]
+) -> tuple[Position, str]:
+    """The position that a run goes on from after the guard was set off, and what to tell the user.
+
+    Args:
+      position: after the step that set it off.
+      start: makes the state of the run's start, for a run without a good checkpoint.
+      streaks: the guard's counters, changed in place: what was acted upon is counted anew.
+
+    Raises:
+      CollapseError: guard.max_rollbacks is used up.
+    """
+    guard, state, told = experiment.config.guard, position.state, ""
+    back = guard.action == "roll_back"
+    if back:
+        state, told = rolled_back(experiment, position, start, streaks)
+    state = with_raised_beta(state, guard)
+    streaks.update({bound.metric: 0 for bound in bounds(guard)})
+    if state.beta is not None:
+        told += f"The KL weight is {float(state.beta):.4g} from here on."
+    return position._replace(state=state, batch=None if back else position.batch), told

@@ -1,0 +1,102 @@
+"""Learning from scored responses: files of groups, pairs and best responses, and `pbrl sft` from samples and files."""
+
+import json
+
+import pytest
+from tiny_policy import quick_compiles  # noqa: F401  a fixture
+from tiny_world import policy
+
+from configs.tiny_cpu import get_config
+from pbrl_jax.assets.policy import load_policy
+from pbrl_jax.core.config import with_values
+from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax.run import dpo, sft
+from pbrl_jax.run.dpo import preference_pairs
+from pbrl_jax.run.scored import FILE, ScoredGroup, read_groups
+from pbrl_jax.run.sft_sources import best_of, read_rows, translated
+
+GROUP = ScoredGroup(7, "sw", "2 + 2?", ["a", "b", "", "d"], [[5], [6, 7], [8], [9]], [0.2, 0.9, 1.5, None])
+
+
+def offline(**sections):
+    """The tiny run, with responses that are scored by their length in the place of its reward."""
+    return with_values(
+        get_config(), data={"limit": 4}, train={"max_steps": 1}, log={"compilation_cache": ""},
+        reward={"functions": (f"{__name__}:length",), "language_gate": "off"},
+        sft={"steps": 2, "batch_size": 4, "warmup_steps": 1, "prompts": 4, "min_reward": 0.01, "packed": True},
+        dpo={"steps": 2, "batch_size": 4, "warmup_steps": 1, "prompts": 4, "min_margin": 0.0, "learning_rate": 1e-3},
+        **sections,
+    )  # fmt: skip
+
+
+def length(prompts, completions, **columns):
+    return [len(text) / 64 for text in completions]
+
+
+def test_best_of_a_group():
+    """The highest valid reward; nothing where that is too low, or the response is empty."""
+    assert best_of(GROUP._replace(rewards=[0.2, 0.9, 0.1, None]), 0.5) == ("sw", "2 + 2?", "b")
+    assert best_of(GROUP._replace(rewards=[0.9, 0.9, 0.1, None]), 0.5).response == "a"
+    assert best_of(GROUP, 0.5) is None and best_of(GROUP._replace(rewards=[None] * 4), 0.0) is None
+    assert best_of(GROUP._replace(rewards=[0.2, 0.3, 0.1, None]), 0.5) is None
+
+
+def test_pairs_as_tokens(capsys):
+    """Chosen and rejected keep the tokens that were sampled; pairs that are too long are counted."""
+    config = offline()
+    (prompt, chosen, rejected), *more = preference_pairs([GROUP], config, policy())
+    assert prompt == [policy().tokenizer.bos_id, *policy().tokenizer.encode("2 + 2?\n")]
+    assert (chosen, rejected) == ([8], [5]) and [(c, r) for _, c, r in more] == [([6, 7], [5]), ([8], [6, 7])]
+    short = with_values(config, rollout={"max_completion_length": 1})
+    assert len(preference_pairs([GROUP], short, policy())) == 1
+    assert "1 groups give 1 pairs (all); 2 are too long" in capsys.readouterr().out
+    with pytest.raises(DataError, match="dpo.min_margin=9"):
+        preference_pairs([GROUP], with_values(config, dpo={"min_margin": 9.0}), policy())
+
+
+def test_files_that_are_none(tmp_path):
+    file = tmp_path / "scored.jsonl"
+    with pytest.raises(DataError, match="does not exist"):
+        read_groups(str(file))
+    file.write_text(json.dumps(GROUP._asdict()) + "\n")
+    assert read_groups(str(file)) == [GROUP]
+    file.write_text(json.dumps({**GROUP._asdict(), "rewards": [1.0]}) + "\n")
+    with pytest.raises(DataError, match="line 1: completions, tokens and rewards have different lengths"):
+        read_groups(str(file))
+    file.write_text('{"language": "sw", "question": "q"}\n')
+    with pytest.raises(DataError, match="line 1: lacks prompt_id, completions"):
+        read_groups(str(file))
+    with pytest.raises(DataError, match="line 1: lacks response"):
+        read_rows(str(file))
+    with pytest.raises(ConfigError, match="--sft.translator"):
+        translated(offline(), None)
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """Work directory of `pbrl dpo` on sampled responses."""
+    workdir = tmp_path_factory.mktemp("offline") / "dpo"
+    dpo.main(offline(), str(workdir))
+    return workdir
+
+
+def test_dpo_samples_ranks_and_trains(sampled):
+    """Four groups of four; the policy moves; a second start reads the file and is at its end already."""
+    groups = read_groups(str(sampled / FILE))
+    assert len(groups) == 4 and all(len(group.rewards) == 4 for group in groups)
+    rows = read_json_lines(sampled / "metrics.jsonl")
+    assert rows[-1]["step"] == 2 and rows[-1]["rewards/margins"] != 0
+    written = (sampled / FILE).stat().st_mtime_ns
+    dpo.main(offline(), str(sampled))
+    assert (sampled / FILE).stat().st_mtime_ns == written
+    load_policy(str(sampled))
+
+
+def test_sft_learns_the_best_of_another_runs_responses(sampled, tmp_path, capsys):
+    """In packed streams, as adapters, from the file that `pbrl dpo` has left."""
+    config = offline(lora={"rank": 2})
+    config = with_values(config, sft={"source": "samples", "path": str(sampled / FILE)})
+    sft.main(config, str(tmp_path / "sft"))
+    assert "4 of 4 groups have a response with a reward of 0.01 or more" in capsys.readouterr().out
+    assert load_policy(str(tmp_path / "sft")).params["layers"].keys() == policy().params["layers"].keys()
