@@ -23,7 +23,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   generate --policy DIR --prompt TEXT [--prompt TEXT ...]   try a policy
   convert IN OUT              a policy to or from the Hugging Face form, or to another type
   eval --policy DIR --benchmark NAME --workdir W   accuracy per language on a benchmark
-  report W [W ...]            write W/report.html
+  report W [W2 ...]           one HTML page of a run, or of several beside each other
 
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
@@ -151,13 +151,15 @@ def evaluation(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="pbrl report", description="Write W/report.html from what a run left.")
-    parser.add_argument("workdir", nargs="+")
+    parser = argparse.ArgumentParser(
+        prog="pbrl report", description="Write one self-contained HTML page of what runs left in their folders."
+    )
+    parser.add_argument("workdir", nargs="+", help="of train, quickstart, audit or eval; several are compared")
+    parser.add_argument("--out", help="the file; default: report.html in W, comparison.html in the first of several")
     known = parser.parse_args(arguments)
-    from pbrl_jax.eval.report import report_workdir
+    from pbrl_jax.eval.report import report_workdirs
 
-    for workdir in known.workdir:
-        print(report_workdir(workdir))
+    print(report_workdirs(known.workdir, known.out))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -147,6 +147,8 @@ class TrainConfig:
     """Checkpoints kept."""
     eval_steps: int = operational(0)
     """Evaluate every so many steps; 0: only at the end."""
+    eval_on_start: bool = operational(True)
+    """With eval_steps, evaluate before the first step too: what the report calls before."""
     logging_steps: int = operational(1)
     """Metrics are written every so many steps."""
     seed: int = identity(0)
@@ -215,6 +217,8 @@ class EvalConfig:
 class LogConfig:
     tensorboard: bool = operational(True)
     """Write TensorBoard event files."""
+    wandb: str = operational("")
+    """Weights & Biases project that gets the metrics too (pip install -e .[wandb]); empty is off."""
     entropy: bool = operational(True)
     """Log the entropy of the policy; costs one more pass over the logits."""
     samples_per_step: int = operational(8)
