@@ -211,6 +211,13 @@ class EvalConfig:
     """Prompts decoded at a time."""
     max_prompt_length: int = operational(0)
     """Longest evaluation prompt; 0: rollout.max_prompt_length."""
+    contamination: tuple[str, ...] = operational(())
+    """Benchmarks whose problems are looked for in the training prompts and references before the first step; `all`
+    stands for every one that can be loaded. The result is W/contamination.json."""
+    overlap_ngram: int = operational(13)
+    """Words in a row (characters in Chinese, Japanese and Thai) that count as the same text."""
+    max_overlap: float = operational(1.0)
+    """Share of a benchmark's problems that may be in the training text; more refuses to train."""
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,21 @@ def report_workdir(workdir: str | os.PathLike) -> epath.Path:
     return report_workdirs([workdir])
 
 
+def write_picture(path: str | os.PathLike, data: ReportData) -> epath.Path:
+    """The report's main figure as a small PNG, for a README: accuracy per language before and after, with intervals.
+
+    Raises:
+      DataError: there are no accuracies per language.
+    """
+    if not data.summary.get("languages"):
+        raise DataError("No accuracies per language to draw. Give a work directory with summary.json or evaluations.")
+    _check_summary(data.summary)
+    from pbrl_jax.eval.report_picture import picture_bytes  # matplotlib is slow to import
+
+    write_atomic(path, picture_bytes(data.summary))
+    return epath.Path(path)
+
+
 def run_labels(roots: Sequence[epath.Path]) -> list[str]:
     """Short names of work directories: the last folder, with as many above it as tell all apart."""
     for depth in range(1, max(len(root.parts) for root in roots) + 1):

@@ -50,7 +50,9 @@ def contamination_section(found: Mapping[str, Mapping[str, Any]]) -> str:
         languages = ", ".join(f"{language_name(c)} {percent(s)}" for c, s in record.get("languages", {}).items() if s)
         example = next((str(e.get("shared")) for e in record.get("examples", ())), "")
         shown = escape(languages or "none") + (f"<br>{span('note', '“' + example + '”')}" if example else "")
-        rows.append([escape(name), str(record.get("overlapping")), percent(record["share"]), shown])
+        rows.append(
+            [escape(name), f"{record.get('overlapping')} of {record.get('n', '–')}", percent(record["share"]), shown]
+        )
     note = "Problems that share a run of words (or characters, where words are not divided) with the training text."
     return section(
         "Does the training text contain the test?", note, table(("benchmark", "problems", "share", "where"), rows)
