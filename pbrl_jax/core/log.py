@@ -28,6 +28,9 @@ from pbrl_jax.core.paths import append_json_lines, is_remote, work_dir, write_at
 SAMPLE_FIELDS = ("step", "prompt_id", "language", "prompt", "completion", "reference", "reward", "parts", "valid")
 """Fields of a row in samples/step_<n>.jsonl."""
 
+MORE_SAMPLE_FIELDS = ("translation",)
+"""Fields that a row may have too: the English translation of the completion, where a reward made one."""
+
 REMOTE_FLUSH_SECONDS = 60.0
 """Objects of a bucket are rewritten whole for every append, so remote rows are gathered for this long."""
 
@@ -287,9 +290,10 @@ def write_samples(workdir: Any, step: int, rows: Sequence[Mapping[str, Any]], co
     if count <= 0 or not rows:
         return
     for row in rows:
-        if set(row) != set(SAMPLE_FIELDS):
+        if set(row) - set(MORE_SAMPLE_FIELDS) != set(SAMPLE_FIELDS):
             raise ValueError(f"A sample row has the fields {sorted(row)}; expected {sorted(SAMPLE_FIELDS)}.")
-    chosen = [{name: row[name] for name in SAMPLE_FIELDS} for row in round_robin(rows, count, turn=step)]
+    names = (*SAMPLE_FIELDS, *MORE_SAMPLE_FIELDS)
+    chosen = [{name: row[name] for name in names if name in row} for row in round_robin(rows, count, turn=step)]
     write_json_lines(work_dir(workdir).samples_of(step), chosen)
 
 

@@ -134,6 +134,8 @@ class PolicyRequests:
         """
         if not context:
             return [self.prefix_token], self.without_prefix(continuation)
+        if not continuation:
+            return self.encode(context), []
         kept = context.rstrip()
         whole, head = self.encode(context + continuation), self.encode(kept) if kept else [self.prefix_token]
         # A continuation that merges with the whole context's end keeps its last token to be scored.

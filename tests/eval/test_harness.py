@@ -31,8 +31,8 @@ doc_to_text: "{{{{question}}}}"
 {rest}
 """
 KINDS = {
-    "tiny_generate": ("generate_until", 'doc_to_target: "{{answer}}"\ngeneration_kwargs: {until: ["."], max_gen_toks: 8}\n'
-                      "metric_list: [{metric: exact_match}]"),
+    "tiny_generate": ("generate_until", 'doc_to_target: "{{answer}}"\nmetric_list: [{metric: exact_match}]\n'
+                      'generation_kwargs: {until: ["."], max_gen_toks: 8}'),
     "tiny_choice": ("multiple_choice", 'doc_to_choice: [" 4", " 10 bottles", " zero"]\ndoc_to_target: 1\n'
                     "metric_list: [{metric: acc}, {metric: acc_norm}]"),
     "tiny_rolling": ("loglikelihood_rolling", 'doc_to_target: "{{question}}"\n'
@@ -161,9 +161,9 @@ def tasks(tmp_path_factory):
 def test_the_harness_runs_our_policy(tasks, tmp_path, monkeypatch):
     """Two of three answers are the policy's own; choices and perplexity are those worked out by hand."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    save_policy(policy(), str(tmp_path / "policy"))
-    words = ["harness", "--policy", str(tmp_path), "--tasks", ",".join(KINDS), "--include-path", str(tasks), "--workdir",
-             str(tmp_path / "w"), "--batch-size", "2", "--compilation-cache", ""]  # fmt: skip
+    save_policy(policy(), str(tmp_path / "policy" / "policy"))
+    words = ["harness", "--policy", str(tmp_path / "policy"), "--tasks", ",".join(KINDS), "--include-path", str(tasks),
+             "--workdir", str(tmp_path / "w"), "--batch-size", "2", "--compilation-cache", ""]  # fmt: skip
     assert main(words) == 0
     results = json.loads((tmp_path / "w" / "harness.json").read_text())["results"]
     rows = [json.loads(line) for line in (tmp_path / "w" / "harness_samples.jsonl").read_text().splitlines()]
