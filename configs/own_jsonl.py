@@ -4,8 +4,8 @@ Command:   pbrl pivots configs/own_jsonl.py --workdir runs/own --data.path my_pr
            pbrl train configs/own_jsonl.py --workdir runs/own --data.path my_prompts.jsonl
            docs/guide_one_gpu.md goes through all steps, from the file to an exported and evaluated model.
 Hardware:  one GPU of 48 GB or more, by arithmetic and untried: float32 parameters, gradients, two moments and the
-           reference are 20 bytes for each of 1.24 billion parameters, 25 GB; keys and values of 64 responses, logits and
-           activations take the rest. --algo.beta 0 saves the reference, 5 GB.
+           reference are 20 bytes for each of 1.24 billion parameters, 25 GB; keys and values of 64 responses, logits
+           and activations take the rest. --algo.beta 0 saves the reference, 5 GB.
 Expected:  not measured. Look at `pbrl report runs/own` after some fifty steps: the reward and the share of responses in
            the right language should rise, the gap to English should shrink, and English should stay.
 """

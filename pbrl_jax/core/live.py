@@ -139,7 +139,9 @@ class LiveView:
 
     def _language_table(self) -> Table:
         columns = [c for c in PER_LANGUAGE.values() if any(c in found for found in self._languages.values())]
-        table = Table("", *(Text(column, justify="right") for column in columns), box=None, padding=(0, 1))
+        table = Table(box=None, padding=(0, 1))
+        for column in ("", *columns):
+            table.add_column(column, justify="right")
         for code in sorted(self._languages):
             cells = (self._languages[code].get(column) for column in columns)
             table.add_row(code, *(Text("" if c is None else f"{100 * c:.1f}", justify="right") for c in cells))

@@ -43,7 +43,7 @@ class WandbLog:
             )
         except Exception as error:  # its own error classes differ by version
             raise ConfigError(
-                f"W&B does not start: {error} Log in with `wandb login`, or set WANDB_MODE=offline and sync later."
+                f"W&B does not start: {error}. Log in with `wandb login`, or set WANDB_MODE=offline and sync later."
             ) from error
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:

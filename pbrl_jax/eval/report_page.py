@@ -77,7 +77,7 @@ def result_sentence(data: ReportData) -> str:
     if after is None:
         series = series_of(data.metrics, "reward") or series_of(data.metrics, "loss")
         if not series:
-            return f"{len(data.metrics)} steps were logged."
+            return f"{len(data.metrics)} steps were logged." if data.metrics else "No training was logged here."
         name = "reward" if series_of(data.metrics, "reward") else "loss"
         start, end = (short_number(value) for value in end_means(series))
         return f"The {name} went from {start} to {end} over {series[-1][0]:g} steps; accuracies were not measured."

@@ -69,9 +69,9 @@ def refuse(name: str, record: dict[str, Any], bound: float, where: str, option: 
         first = record["examples"][0]
         raise DataError(
             f"{name}: {record['overlapping']} of {record['n']} problems ({100 * record['share']:.1f} %) share "
-            f"{record['ngram']} words in a row with the training text of {where}, more than {option} {bound}; the first "
-            f"is {first['key']}: {first['shared']!r}. Take these rows out of the training data, or choose another "
-            "benchmark."
+            f"{record['ngram']} words in a row with the training text of {where}, more than {option} {bound}; the "
+            f"first is {first['key']}: {first['shared']!r}. Take these rows out of the training data, or choose "
+            "another benchmark."
         )
 
 

@@ -33,7 +33,7 @@ doc_to_text: "{{{{question}}}}"
 KINDS = {
     "tiny_generate": ("generate_until", 'doc_to_target: "{{answer}}"\nmetric_list: [{metric: exact_match}]\n'
                       'generation_kwargs: {until: ["."], max_gen_toks: 8}'),
-    "tiny_choice": ("multiple_choice", 'doc_to_choice: [" 4", " 10 bottles", " zero"]\ndoc_to_target: 1\n'
+    "tiny_choice": ("multiple_choice", 'doc_to_choice: ["4", "10 bottles", "zero"]\ndoc_to_target: 1\n'
                     "metric_list: [{metric: acc}, {metric: acc_norm}]"),
     "tiny_rolling": ("loglikelihood_rolling", 'doc_to_target: "{{question}}"\n'
                      "metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]"),
@@ -111,7 +111,7 @@ def test_rolling_windows_by_hand():
 
 
 def greedy_texts() -> list[str]:
-    return answer_texts(Decoder(policy().spec, tokenizer(), 16, 8, 2), policy().params, [q[:-1] for q in QUESTIONS],
+    return answer_texts(Decoder(policy().spec, tokenizer(), 48, 8, 2), policy().params, [q[:-1] for q in QUESTIONS],
                         ["en"] * 3)  # fmt: skip
 
 
@@ -176,9 +176,9 @@ def test_the_harness_runs_our_policy(tasks, tmp_path, monkeypatch):
     picks, total = [], 0.0
     for question in QUESTIONS:
         sums = []
-        for choice in (" 4", " 10 bottles", " zero"):
+        for choice in ("4", "10 bottles", "zero"):
             start = len(bos + encode(question.rstrip()))
-            sums.append(by_hand(bos + encode(f"{question} {choice}".replace("\n  ", "\n ")), start)[0])
+            sums.append(by_hand(bos + encode(f"{question} {choice}"), start)[0])
         picks.append(int(np.argmax(sums)) == 1)
         total += by_hand(bos + encode(question), 1)[0]
     assert results["tiny_choice"]["acc,none"] == pytest.approx(np.mean(picks))
