@@ -115,8 +115,10 @@ class MetricWriter:
         if not active:
             return
         self._repair(self.path, resume_step)
-        if self.evaluations.exists():
+        if self.evaluations.exists() and resume_step:
             self._repair(self.evaluations, resume_step)
+        else:
+            self.evaluations.unlink(missing_ok=True)
         if tensorboard:
             from tensorboardX import SummaryWriter  # slow to import, and not every run wants it
 

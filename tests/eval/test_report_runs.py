@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from test_report import SUMMARY, Page, make_workdir, metrics, sample
+from report_pages import SUMMARY, Page, make_workdir, metrics, sample
 
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.eval.plots import accuracy_bars, legend, lines_chart
