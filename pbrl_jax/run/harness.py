@@ -1,6 +1,7 @@
 """`pbrl harness --policy DIR --tasks NAMES --workdir W`: any task of lm-evaluation-harness on a policy."""
 
 import argparse
+import difflib
 import os
 
 import jax
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from pbrl_jax.assets.policy import load_policy
 from pbrl_jax.core.config import Config, LogConfig, MeshConfig
-from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
+from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import as_path, write_atomic, write_json_lines
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.eval.harness import harness_model, import_harness, result_text, sample_lines
@@ -32,9 +33,12 @@ def check_tasks(names: list[str], include: str):
         raise ConfigError("--tasks is empty; expected names with commas between, such as mgsm_native_cot_sw.")
     for name in names:
         if name not in manager.all_tasks:
-            known = did_you_mean(name, manager.all_tasks)
-            known = known if len(known) < 200 else "`lm_eval ls tasks` lists them all."
-            raise ConfigError(f"The harness has no task {name!r}. {known} Task files of your own: --include-path DIR.")
+            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"The harness has no task {name!r}.{hint} `lm_eval ls tasks` lists them all; task files of your own: "
+                "--include-path DIR."
+            )
     return manager
 
 

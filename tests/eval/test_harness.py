@@ -208,4 +208,4 @@ def test_an_unknown_task_is_named(tasks, tmp_path, capsys):
         str(tmp_path),
     ]
     assert main(words) == 1
-    assert "no task 'tiny_choise'" in capsys.readouterr().err
+    assert "no task 'tiny_choise'. Did you mean 'tiny_choice'?" in capsys.readouterr().err

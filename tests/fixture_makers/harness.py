@@ -7,12 +7,12 @@ responses go through its filters and metrics. Needs lm_eval and no torch:
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -33,16 +33,12 @@ SUMS = ([-3.0, -1.0, -2.0, -4.0], [-1.5, -1.5, -1.5, -1.5], [-9.25, -8.0, -7.5, 
 
 def task_of(file: Path, rows: list[dict[str, Any]], **changes: Any) -> ConfigurableTask:
     """A task file of the harness on rows of ours, which are its test split and every other split it names."""
-    config = load_yaml(file) | {"dataset_path": "json", "dataset_name": None, "num_fewshot": 0} | changes
+    config = load_yaml(file) | {"num_fewshot": 0, "fewshot_config": None, "dataset_kwargs": None} | changes
     for name in ("tag", "group"):
         config.pop(name, None)
-    splits = {
-        config[name] for name in ("training_split", "validation_split", "test_split", "fewshot_split") if name in config
-    }
-    config["fewshot_config"] = None
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False, encoding="utf-8") as stored:
-        stored.writelines(json.dumps(row) + "\n" for row in rows)
-    config["dataset_kwargs"] = {"data_files": dict.fromkeys(sorted(splits), stored.name)}
+    names = ("training_split", "validation_split", "test_split", "fewshot_split")
+    splits = {config[name] for name in names if config.get(name)}
+    config["custom_dataset"] = lambda **_: DatasetDict({split: Dataset.from_list(rows) for split in sorted(splits)})
     return ConfigurableTask(config=config)
 
 
