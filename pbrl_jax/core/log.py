@@ -70,6 +70,13 @@ def kept_lines(text: str, resume_step: int) -> tuple[list[str], int]:
     return [line + "\n" for line in by_step.values()], len(lines) - len(by_step)
 
 
+def _cannot_write(what: str, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"Cannot write {what}: {error.strerror or error}. Free space there and run the same command again; it goes on "
+        "from the last checkpoint."
+    )
+
+
 class MetricWriter:
     """Writes one row a step to metrics.jsonl, the console and, when asked, TensorBoard.
 
@@ -179,7 +186,10 @@ class MetricWriter:
         if not self.active:
             return
         row = {"step": step, **plain_scalars(metrics)}
-        append_json_lines(self.evaluations, [row])
+        try:
+            append_json_lines(self.evaluations, [row])
+        except OSError as error:
+            raise _cannot_write(str(self.evaluations), error) from error
         if step == 0:
             self._track(step, row)
         line = evaluation_line(step, row)
@@ -205,16 +215,16 @@ class MetricWriter:
         done = [future for future in self._pending if wait or future.done()]
         self._pending = [future for future in self._pending if future not in done]
         for future in done:
-            future.result()
+            try:
+                future.result()
+            except OSError as error:
+                raise _cannot_write("samples", error) from error
 
     def _append_waiting(self) -> None:
         try:
             append_json_lines(self.path, self._waiting)
         except OSError as error:
-            raise CheckpointError(
-                f"Cannot write {self.path}: {error.strerror or error}. Free space there and run the same command "
-                "again; it goes on from the last checkpoint."
-            ) from error
+            raise _cannot_write(str(self.path), error) from error
         self._waiting, self._flushed_at = [], time.monotonic()
 
     def say(self, message: str) -> None:
@@ -230,8 +240,8 @@ class MetricWriter:
         """
         if not self.active:
             return
-        self._collect(wait=True)
         self._append_waiting()
+        self._collect(wait=True)
         if not is_remote(self.path):
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())

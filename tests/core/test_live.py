@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.live import LiveView, Pace, evaluation_line, plain_line, tokens_a_second
 from pbrl_jax.core.log import MetricWriter
 
@@ -97,7 +97,7 @@ def test_what_is_written_later_is_there_after_a_flush_and_raises_there(tmp_path)
         raise OSError("no space")
 
     writer.later(full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="Cannot write samples: no space"):
         writer.flush()
     writer.close()
 
