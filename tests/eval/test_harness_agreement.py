@@ -76,7 +76,11 @@ def test_mmlu_prox_prompts_and_extraction_in_every_language(data):
 
 def check_choices(name: str, code: str, stored) -> None:
     problems = problems_of(name, code, "loglikelihood")
-    assert [problem.prompt for problem in problems] == stored["prompts"]
+    prompts = stored["prompts"]
+    if name == "include":  # a folded line of the harness's YAML puts a space before D; docs/evaluation.md says so
+        assert all("\n D. " in text for text in prompts)
+        prompts = [text.replace("\n D. ", "\nD. ") for text in prompts]
+    assert [problem.prompt for problem in problems] == prompts
     assert [list(problem.choices) for problem in problems] == stored["choices"]
     for number, problem in enumerate(problems):
         rows = [{"key": problem.key, "logprobs": sums[: len(problem.choices)]} for sums in stored["sums"]]
