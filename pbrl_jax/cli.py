@@ -25,7 +25,8 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   generate --policy DIR --prompt TEXT [--prompt TEXT ...]   try a policy
   convert IN OUT              a policy or encoder to or from the Hugging Face form, or to another type
   eval --policy DIR --benchmark NAME --workdir W   accuracy per language on a benchmark
-  report W [W ...]            write W/report.html
+  harness --policy DIR --tasks NAMES --workdir W   any task of lm-evaluation-harness
+  report W [W2 ...]           one HTML page of a run, or of several beside each other
 
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
@@ -177,14 +178,43 @@ def evaluation(arguments: Sequence[str]) -> None:
     main(known)
 
 
-def report(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="pbrl report", description="Write W/report.html from what a run left.")
-    parser.add_argument("workdir", nargs="+")
+def harness(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl harness", description="Any task of lm-evaluation-harness on a policy (pip install -e .[eval])."
+    )
+    parser.add_argument("--policy", required=True, help="policy folder, work directory, or Hugging Face folder")
+    parser.add_argument("--tasks", required=True, help="names with commas between; `lm_eval ls tasks` lists them")
+    parser.add_argument("--workdir", required=True, help="gets harness.json and harness_samples.jsonl")
+    parser.add_argument("--include-path", default="", help="folder with task files of your own")
+    parser.add_argument("--limit", type=int, default=0, help="documents of each task; 0: all")
+    parser.add_argument("--shots", type=int, help="worked examples; default: the task's")
+    parser.add_argument("--batch-size", type=int, default=16, help="requests at a time")
+    parser.add_argument("--max-length", type=int, default=2048, help="tokens of context and answer together")
+    parser.add_argument("--max-gen-toks", type=int, default=256, help="tokens of an answer where the task says nothing")
+    parser.add_argument("--apply-chat-template", action="store_true", help="put the contexts as a user's turn")
+    parser.add_argument("--dtype", help="float32 or bfloat16; default: as stored")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compilation-cache", default="~/.cache/pbrl_jax/xla", help="folder; empty is off")
     known = parser.parse_args(arguments)
-    from pbrl_jax.eval.report import report_workdir
+    from pbrl_jax.run.harness import main
 
-    for workdir in known.workdir:
-        print(report_workdir(workdir))
+    main(known)
+
+
+def report(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl report", description="Write one self-contained HTML page of what runs left in their folders."
+    )
+    parser.add_argument("workdir", nargs="+", help="of train, quickstart, audit or eval; several are compared")
+    parser.add_argument("--out", help="the file; default: report.html in W, comparison.html in the first of several")
+    parser.add_argument("--picture", default="", help="also write the accuracies of W as a small PNG")
+    known = parser.parse_args(arguments)
+    from pbrl_jax.eval.report import report_workdirs, write_picture
+    from pbrl_jax.eval.report_read import read_run
+
+    print(report_workdirs(known.workdir, known.out))
+    if known.picture:
+        print(write_picture(known.picture, read_run(known.workdir[0])))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -211,6 +241,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "generate": generate,
     "convert": convert,
     "eval": evaluation,
+    "harness": harness,
     "report": report,
 }
 

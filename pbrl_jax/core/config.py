@@ -165,6 +165,8 @@ class TrainConfig:
     """Checkpoints kept."""
     eval_steps: int = operational(0)
     """Evaluate every so many steps; 0: only at the end."""
+    eval_on_start: bool = operational(True)
+    """With eval_steps, evaluate before the first step too: what the report calls before."""
     logging_steps: int = operational(1)
     """Metrics are written every so many steps."""
     seed: int = identity(0)
@@ -244,12 +246,21 @@ class EvalConfig:
     """Prompts decoded at a time."""
     max_prompt_length: int = operational(0)
     """Longest evaluation prompt; 0: rollout.max_prompt_length."""
+    contamination: tuple[str, ...] = operational(())
+    """Benchmarks whose problems are looked for in the training prompts and references before the first step; `all`
+    stands for every one that can be loaded. The result is W/contamination.json."""
+    overlap_ngram: int = operational(13)
+    """Words in a row (characters in Chinese, Japanese and Thai) that count as the same text."""
+    max_overlap: float = operational(1.0)
+    """Share of a benchmark's problems that may be in the training text; more refuses to train."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
     tensorboard: bool = operational(True)
     """Write TensorBoard event files."""
+    wandb: str = operational("")
+    """Weights & Biases project that gets the metrics too (pip install -e .[wandb]); empty is off."""
     entropy: bool = operational(True)
     """Log the entropy of the policy; costs one more pass over the logits."""
     samples_per_step: int = operational(8)

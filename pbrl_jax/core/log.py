@@ -1,8 +1,9 @@
 """What a run says: metrics.jsonl, samples/, TensorBoard, console lines, phase times.
 
 In:  one dict of scalars a step, sample rows, phases that want to be timed.
-Out: `W/metrics.jsonl` with exactly one object a step, `W/samples/step_<n>.jsonl`, `W/tensorboard/`, and one console
-line a step: coloured on a terminal, plain when piped. A resumed run continues the same files.
+Out: `W/metrics.jsonl` with exactly one object a step, `W/evaluations.jsonl`, `W/samples/step_<n>.jsonl`,
+`W/tensorboard/`, W&B where asked, and a live panel on a terminal or one plain line a step (pbrl_jax.core.live). A
+resumed run continues the same files.
 """
 
 import contextlib
@@ -10,22 +11,25 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import rich
+from etils import epath
 from rich.console import Console
 from rich.text import Text
 
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.core.paths import append_json_lines, is_remote, work_dir, write_atomic, write_json_lines
-
-CONSOLE_METRICS = ("reward", "loss", "kl", "completions/mean_length", "grad_norm", "step_time")
-"""Metrics of a console line, in this order, where a step has them."""
 
 SAMPLE_FIELDS = ("step", "prompt_id", "language", "prompt", "completion", "reference", "reward", "parts", "valid")
 """Fields of a row in samples/step_<n>.jsonl."""
+
+MORE_SAMPLE_FIELDS = ("translation",)
+"""Fields that a row may have too: the English translation of the completion, where a reward made one."""
 
 REMOTE_FLUSH_SECONDS = 60.0
 """Objects of a bucket are rewritten whole for every append, so remote rows are gathered for this long."""
@@ -66,6 +70,13 @@ def kept_lines(text: str, resume_step: int) -> tuple[list[str], int]:
     return [line + "\n" for line in by_step.values()], len(lines) - len(by_step)
 
 
+def _cannot_write(what: str, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"Cannot write {what}: {error.strerror or error}. Free space there and run the same command again; it goes on "
+        "from the last checkpoint."
+    )
+
+
 class MetricWriter:
     """Writes one row a step to metrics.jsonl, the console and, when asked, TensorBoard.
 
@@ -77,6 +88,9 @@ class MetricWriter:
       active: False writes nothing; for all processes of a run but the first.
       quiet: no console line a step (a progress bar tells the same).
       console: where lines go; rich's shared console by default, which prints above a live progress bar.
+      live: title of a live panel that stands in the place of the lines where the console is a terminal; "": lines.
+      wandb: W&B project that gets the rows too; "" is off.
+      config: JSON of the resolved config, for W&B.
     """
 
     def __init__(
@@ -89,9 +103,12 @@ class MetricWriter:
         active: bool = True,
         quiet: bool = False,
         console: Console | None = None,
+        live: str = "",
+        wandb: str = "",
+        config: str = "{}",
     ):
         paths = work_dir(workdir)
-        self.path = paths.metrics
+        self.path, self.evaluations = paths.metrics, paths.evaluations
         self.console = console or rich.get_console()
         self.max_steps = max_steps
         self.last_step = resume_step
@@ -99,23 +116,35 @@ class MetricWriter:
         self.quiet = quiet
         self._waiting: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
-        self._tensorboard = None
+        self._tensorboard = self._wandb = self._view = None
+        self._pace, self._later = Pace(max_steps), None
+        self._pending: list[Future] = []
         if not active:
             return
-        self._repair(resume_step)
+        self._repair(self.path, resume_step)
+        if self.evaluations.exists() and resume_step:
+            self._repair(self.evaluations, resume_step)
+        else:
+            self.evaluations.unlink(missing_ok=True)
         if tensorboard:
             from tensorboardX import SummaryWriter  # slow to import, and not every run wants it
 
             first = resume_step + 1 if resume_step else None
             self._tensorboard = SummaryWriter(str(paths.tensorboard), purge_step=first)
+        if wandb:
+            from pbrl_jax.core.wandb_log import WandbLog
 
-    def _repair(self, resume_step: int) -> None:
-        before = self.path.read_bytes().decode(errors="replace") if self.path.exists() else ""
+            self._wandb = WandbLog(wandb, paths.root, config)
+        if live and not quiet and self.console.is_terminal:
+            self._view = LiveView(live, self._pace, self.console)
+
+    def _repair(self, path: epath.Path, resume_step: int) -> None:
+        before = path.read_bytes().decode(errors="replace") if path.exists() else ""
         kept, dropped = kept_lines(before, resume_step)
         if dropped:
-            self.say(f"{self.path.name}: dropped {dropped} lines that were unreadable or later than step {resume_step}")
-        if "".join(kept) != before or not self.path.exists():
-            write_atomic(self.path, "".join(kept))
+            self.say(f"{path.name}: dropped {dropped} lines that were unreadable or later than step {resume_step}")
+        if "".join(kept) != before or not path.exists():
+            write_atomic(path, "".join(kept))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the row of one step.
@@ -137,31 +166,66 @@ class MetricWriter:
         self._waiting.append(row)
         if not is_remote(self.path) or time.monotonic() - self._flushed_at > REMOTE_FLUSH_SECONDS:
             self._append_waiting()
+        self._track(step, row)
+        self._pace.add(row)
+        if self._view is not None:
+            self._view.update(row)
+        elif not self.quiet:
+            self.console.print(plain_line(row, self._pace), highlight=False, soft_wrap=True)
+
+    def _track(self, step: int, row: Mapping[str, Any]) -> None:
         if self._tensorboard is not None:
             for name, value in row.items():
                 if name != "step" and not isinstance(value, str):
                     self._tensorboard.add_scalar(name, value, step)
-        if not self.quiet:
-            self.console.print(self._console_line(row), highlight=False, soft_wrap=True)
+        if self._wandb is not None:
+            self._wandb.write(step, row)
+
+    def write_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """A row of W/evaluations.jsonl, and a line; step 0 is the evaluation before the first step."""
+        if not self.active:
+            return
+        row = {"step": step, **plain_scalars(metrics)}
+        try:
+            append_json_lines(self.evaluations, [row])
+        except OSError as error:
+            raise _cannot_write(str(self.evaluations), error) from error
+        if step == 0:
+            self._track(step, row)
+        line = evaluation_line(step, row)
+        if self._view is not None:
+            self._view.update({name: value for name, value in row.items() if name != "step"})
+        if line is not None and not self.quiet:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def later(self, function: Callable, *arguments: Any) -> None:
+        """Runs `function(*arguments)` in a thread, one after the other, so that a slow disk delays no step.
+
+        What one raises is raised by the next call, by flush or by close.
+        """
+        if not self.active:
+            return
+        if self._later is None:
+            self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
+        self._collect(wait=False)
+        self._pending.append(self._later.submit(function, *arguments))
+
+    def _collect(self, wait: bool) -> None:
+        """Raises what a finished function raised; with `wait` all are finished."""
+        done = [future for future in self._pending if wait or future.done()]
+        self._pending = [future for future in self._pending if future not in done]
+        for future in done:
+            try:
+                future.result()
+            except OSError as error:
+                raise _cannot_write("samples", error) from error
 
     def _append_waiting(self) -> None:
         try:
             append_json_lines(self.path, self._waiting)
         except OSError as error:
-            raise CheckpointError(
-                f"Cannot write {self.path}: {error.strerror or error}. Free space there and run the same command "
-                "again; it goes on from the last checkpoint."
-            ) from error
+            raise _cannot_write(str(self.path), error) from error
         self._waiting, self._flushed_at = [], time.monotonic()
-
-    def _console_line(self, row: Mapping[str, Any]) -> Text:
-        of = f"/{self.max_steps}" if self.max_steps else ""
-        line = Text(f"step {row['step']}{of}", style="bold")
-        for name in CONSOLE_METRICS:
-            if isinstance(row.get(name), int | float):
-                line.append(f"  {name.rsplit('/', 1)[-1]} ", style="dim not bold")
-                line.append(f"{row[name]:.4g}", style="not bold")
-        return line
 
     def say(self, message: str) -> None:
         """One line on the console."""
@@ -177,6 +241,7 @@ class MetricWriter:
         if not self.active:
             return
         self._append_waiting()
+        self._collect(wait=True)
         if not is_remote(self.path):
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
@@ -185,12 +250,21 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes, and writes nothing any more."""
-        self.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        self.active, self._tensorboard = False, None
+        try:
+            self.flush()
+        finally:
+            if self._view is not None:
+                self._view.__exit__()
+            if self._later is not None:
+                self._later.shutdown()
+            for tracker in (self._tensorboard, self._wandb):
+                if tracker is not None:
+                    tracker.close()
+            self.active, self._tensorboard, self._wandb, self._view = False, None, None, None
 
     def __enter__(self) -> "MetricWriter":
+        if self._view is not None:
+            self._view.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
@@ -228,9 +302,10 @@ def write_samples(workdir: Any, step: int, rows: Sequence[Mapping[str, Any]], co
     if count <= 0 or not rows:
         return
     for row in rows:
-        if set(row) != set(SAMPLE_FIELDS):
+        if set(row) - set(MORE_SAMPLE_FIELDS) != set(SAMPLE_FIELDS):
             raise ValueError(f"A sample row has the fields {sorted(row)}; expected {sorted(SAMPLE_FIELDS)}.")
-    chosen = [{name: row[name] for name in SAMPLE_FIELDS} for row in round_robin(rows, count, turn=step)]
+    names = (*SAMPLE_FIELDS, *MORE_SAMPLE_FIELDS)
+    chosen = [{name: row[name] for name in names if name in row} for row in round_robin(rows, count, turn=step)]
     write_json_lines(work_dir(workdir).samples_of(step), chosen)
 
 

@@ -56,6 +56,11 @@ class WorkDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def evaluations(self) -> epath.Path:
+        """One JSON object for each evaluation while training, the one before the first step among them."""
+        return self.root / "evaluations.jsonl"
+
+    @property
     def samples(self) -> epath.Path:
         """Folder of sampled responses."""
         return self.root / "samples"

@@ -143,6 +143,8 @@ BOUNDS = {
     "eval.limit": (0, None),
     "eval.batch_size": (1, None),
     "eval.max_prompt_length": (0, None),
+    "eval.overlap_ngram": (1, None),
+    "eval.max_overlap": (0, 1),
     "log.samples_per_step": (0, None),
     "guard.max_invalid_share": (0, 1),
     "guard.patience": (1, None),

@@ -120,10 +120,15 @@ def mean_non_english(table: dict[str, dict[str, float]]) -> float | None:
 
 
 def eval_metrics(table: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The table as metrics: eval/accuracy/<lang>, eval/right_language/<lang>, eval/mean_non_english."""
+    """The table as metrics: eval/accuracy/<lang>, eval/right_language/<lang>, eval/problems/<lang> (their number),
+    eval/mean_non_english, and eval/gap_to_english where English is in it."""
     metrics = {}
     for language, row in table.items():
         metrics[f"eval/accuracy/{language}"] = row["accuracy"]
         metrics[f"eval/right_language/{language}"] = row["right_language"]
+        metrics[f"eval/problems/{language}"] = row["n"]
     mean = mean_non_english(table)
-    return metrics if mean is None else metrics | {"eval/mean_non_english": mean}
+    if mean is None:
+        return metrics
+    gap = {"eval/gap_to_english": table["en"]["accuracy"] - mean} if "en" in table else {}
+    return metrics | {"eval/mean_non_english": mean} | gap

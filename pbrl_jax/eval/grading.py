@@ -24,8 +24,8 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
                    alternatives: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """A generated row with its grades.
 
-    Adds gold, extracted, correct, marker_missing (an answer was found, but not announced), published, right_language,
-    line_pass, word_pass and code_switch.
+    Adds question, gold, extracted, correct, marker_missing (an answer was found, but not announced), published,
+    right_language, line_pass, word_pass and code_switch.
     """
     text = row["completion"]
     extracted = extract(benchmark, problem, text)
@@ -33,6 +33,7 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
     wanted = "en" if protocol == "en-cot" else problem.language
     verdict = fidelity(text, wanted, alternatives)
     return row | {
+        "question": problem.question,
         "gold": problem.answer,
         "extracted": extracted,
         "correct": same_answer(extracted, problem.answer),

@@ -1,22 +1,22 @@
 """The report of a run: what goes in, and `write_report`, which makes one HTML file that needs nothing else.
 
-In:  the summary of a comparison (before and after, per language), the rows of metrics.jsonl, sampled responses, the
-     resolved config; each where there is one.
+In:  accuracies before and after per language, the rows of metrics.jsonl, sampled responses, the audit's table, the
+     resolved config, other runs to compare with; each where there is one.
 Out: a single file with pictures, style and script inside, to be opened, mailed or kept.
 """
 
-import json
+import dataclasses
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import read_json_lines, work_dir, write_atomic
+from pbrl_jax.core.paths import work_dir, write_atomic
 from pbrl_jax.eval.report_data import ReportData
 from pbrl_jax.eval.report_page import page
+from pbrl_jax.eval.report_read import read_run
 
 
 def write_report(path: str | os.PathLike, data: ReportData) -> epath.Path:
@@ -25,7 +25,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> epath.Path:
     Raises:
       DataError: neither accuracies nor metrics, or an accuracy that is no fraction.
     """
-    if not data.summary.get("languages") and not data.metrics:
+    if not data.summary.get("languages") and not data.metrics and not data.audit:
         raise DataError(
             "Nothing to report: found neither accuracies per language (summary.json) nor metrics (metrics.jsonl). "
             "Train first: pbrl train configs/tiny_cpu.py --workdir runs/tiny"
@@ -39,7 +39,8 @@ def write_report(path: str | os.PathLike, data: ReportData) -> epath.Path:
 def _check_summary(summary: Mapping[str, Any]) -> None:
     """Names the first value of a summary that no picture can be made of."""
     for language, record in (summary.get("languages") or {}).items():
-        for side in ("before", "after"):
+        sides = ("before", "after") if not isinstance(record, Mapping) or "before" in record else ("after",)
+        for side in sides:
             value = record.get(side) if isinstance(record, Mapping) else record
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise DataError(
@@ -54,56 +55,57 @@ def _check_summary(summary: Mapping[str, Any]) -> None:
             raise DataError(f"Stage {stage!r} took {seconds!r}; expected a number of seconds.")
 
 
-def report_workdir(workdir: str | os.PathLike) -> epath.Path:
-    """Makes `W/report.html` from what a run left in its work directory, and returns its path.
+def report_workdirs(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None) -> epath.Path:
+    """Makes one HTML file of what runs left in their work directories, and returns its path.
 
-    What is not there is named on the page. Reads summary.json, metrics.jsonl, samples/, config.json.
+    The page is of the first run; several are compared with it. What is not there is named on the page.
+
+    Args:
+      workdirs: of `pbrl train`, `pbrl quickstart`, `pbrl audit` or `pbrl eval`.
+      out: the file; default: `report.html` of the first work directory, `comparison.html` where there are several.
 
     Raises:
-      DataError: the folder does not exist, holds nothing to report, or a file in it is not what it should be.
+      DataError: a folder does not exist or is given twice, holds nothing to report, or a file in it is not what it
+        should be.
     """
-    paths = work_dir(workdir)
-    if not paths.root.is_dir():
-        raise DataError(f"No work directory at {paths.root}. Give the folder that a run was started with (--workdir).")
-    missing: list[str] = []
-    summary = _read_object(paths.root / "summary.json", "accuracies before and after", missing)
-    metrics = read_json_lines(paths.metrics)
-    if not metrics:
-        missing.append(f"{paths.metrics.name} (curves over the steps)")
-    samples = _read_samples(paths)
-    if not samples:
-        missing.append("samples/ (sampled responses)")
-    config = _read_object(paths.config, "the resolved config", missing)
-    if not summary and not metrics:
-        raise DataError(f"Nothing to report in {paths.root}: no " + ", no ".join(missing) + ".")
-    data = ReportData(
-        title=f"Report of {paths.root.name}",
-        summary=summary,
-        metrics=tuple(metrics),
-        samples=tuple(samples),
-        config=config,
-        missing=tuple(missing),
-    )
-    return write_report(paths.root / "report.html", data)
+    roots = [work_dir(workdir).root for workdir in workdirs]
+    doubles = sorted({str(root) for root in roots if roots.count(root) > 1})
+    if doubles:
+        raise DataError(f"{', '.join(doubles)} is given twice. Name each work directory once.")
+    runs = [read_run(root) for root in roots]
+    data = runs[0]
+    if len(runs) > 1:
+        labels = run_labels(roots)
+        compared = {label: run for label, run in zip(labels, runs, strict=True)}
+        data = dataclasses.replace(data, title="Comparison of " + ", ".join(labels), runs=compared)
+    name = "comparison.html" if len(runs) > 1 else "report.html"
+    return write_report(out or roots[0] / name, data)
 
 
-def _read_object(path: epath.Path, what: str, missing: list[str]) -> dict[str, Any]:
-    if not path.exists():
-        missing.append(f"{path.name} ({what})")
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. Delete it, or let the run write it again.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
-    return value
+def report_workdir(workdir: str | os.PathLike) -> epath.Path:
+    """Makes `W/report.html`; as report_workdirs of one work directory."""
+    return report_workdirs([workdir])
 
 
-def _read_samples(paths: Any) -> list[dict[str, Any]]:
-    """The rows of all sample files, in the order of their steps."""
-    if not paths.samples.is_dir():
-        return []
-    found = ((re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in paths.samples.iterdir())
-    numbered = sorted((int(match[1]), path) for match, path in found if match)
-    return [{"step": step, **row} for step, path in numbered for row in read_json_lines(path)]
+def write_picture(path: str | os.PathLike, data: ReportData) -> epath.Path:
+    """The report's main figure as a small PNG, for a README: accuracy per language before and after, with intervals.
+
+    Raises:
+      DataError: there are no accuracies per language.
+    """
+    if not data.summary.get("languages"):
+        raise DataError("No accuracies per language to draw. Give a work directory with summary.json or evaluations.")
+    _check_summary(data.summary)
+    from pbrl_jax.eval.report_picture import picture_bytes  # matplotlib is slow to import
+
+    write_atomic(path, picture_bytes(data.summary))
+    return epath.Path(path)
+
+
+def run_labels(roots: Sequence[epath.Path]) -> list[str]:
+    """Short names of work directories: the last folder, with as many above it as tell all apart."""
+    for depth in range(1, max(len(root.parts) for root in roots) + 1):
+        labels = ["/".join(root.parts[-depth:]) for root in roots]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(root) for root in roots]

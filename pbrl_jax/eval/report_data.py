@@ -29,14 +29,20 @@ class ReportData:
       title: heading of the page.
       summary: the record of summary.json. `languages` maps a code to `{before, after}`; `mean_non_english` and
         `gap_to_english` hold the same pair (worked out where absent); `problems_per_language` is a number or a map
-        from code to number, and gives the intervals; `controls` maps a name to a record with `mean_non_english`
-        (and `languages`), a bare `{before, after}`, or the share after; `seeds` is a list of such records with
-        `seed`, or of numbers; `seconds` maps a stage to seconds, with `total`. Shares are fractions in [0, 1].
+        from code to number, and gives the intervals; a language may lack `before`, and may have intervals of its own,
+        `intervals: {before: [low, high], after: [low, high]}`, and one of the change, `change: [low, high]`;
+        `controls` maps a name to a record with `mean_non_english` (and `languages`), a bare `{before, after}`, or the
+        share after; `seeds` is a list of such records with `seed`, or of numbers; `seconds` maps a stage to seconds,
+        with `total`. Shares are fractions in [0, 1].
       metrics: rows of metrics.jsonl.
+      evaluations: rows of evaluations.jsonl, `{step, eval/...}`; () takes what metrics.jsonl has.
       samples: rows of samples/step_<n>.jsonl, with the fields of pbrl_jax.core.log.SAMPLE_FIELDS.
       config: the resolved config as nested mappings.
+      audit: title -> the table of audit.json, language -> attack -> AUC in [0, 1].
+      contamination: benchmark -> what contamination.json says of it.
       next_commands: (comment, command) pairs.
       missing: files that were looked for and not found, in words.
+      runs: label -> run, this one first, where several are compared.
     """
 
     title: str = "Training report"
@@ -44,8 +50,12 @@ class ReportData:
     metrics: tuple[Mapping[str, Any], ...] = ()
     samples: tuple[Mapping[str, Any], ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+    audit: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    contamination: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     next_commands: tuple[tuple[str, str], ...] = REAL_MODELS
     missing: tuple[str, ...] = ()
+    runs: Mapping[str, "ReportData"] = field(default_factory=dict)
 
 
 def language_name(code: str) -> str:
@@ -81,11 +91,19 @@ def pair(record: Any, name: str) -> tuple[float | None, float | None]:
         return given.get("before"), given.get("after")
     others = [value for code, value in languages.items() if code != "en"]
     if name == "mean_non_english" and others:
-        return tuple(sum(value[side] for value in others) / len(others) for side in ("before", "after"))
+        return _mean_of(others, "before"), _mean_of(others, "after")
     if name == "gap_to_english" and "en" in languages and others:
-        means = pair(record, "mean_non_english")
-        return languages["en"]["before"] - means[0], languages["en"]["after"] - means[1]
+        ends = zip(
+            (languages["en"].get("before"), languages["en"]["after"]), pair(record, "mean_non_english"), strict=True
+        )
+        return tuple(None if None in end else end[0] - end[1] for end in ends)
     return None, None
+
+
+def _mean_of(records: Sequence[Mapping[str, float]], side: str) -> float | None:
+    """The mean of one side, None where a record lacks it."""
+    values = [record.get(side) for record in records]
+    return None if None in values else sum(values) / len(values)
 
 
 def series_of(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -118,3 +136,48 @@ def end_means(series: Sequence[tuple[float, float]], share: float = 0.1) -> tupl
     count = max(1, int(len(series) * share))
     values = [value for _, value in series]
     return sum(values[:count]) / count, sum(values[-count:]) / count
+
+
+def evaluation_rows(data: ReportData) -> tuple[Mapping[str, Any], ...]:
+    """Rows with accuracies over the steps: those of the evaluations, else those of metrics.jsonl."""
+    return data.evaluations or tuple(row for row in data.metrics if any(name.startswith(ACCURACY) for name in row))
+
+
+ACCURACY = "eval/accuracy/"
+
+
+def evaluation_lines(data: ReportData) -> dict[str, list[tuple[float, float]]]:
+    """`English` and `other languages` -> (step, accuracy); {} where no accuracy was measured while training."""
+    rows = evaluation_rows(data)
+    lines = {"other languages": series_of(rows, "eval/mean_non_english"), "English": series_of(rows, ACCURACY + "en")}
+    return {label: line for label, line in lines.items() if line}
+
+
+def gap_line(data: ReportData) -> tuple[str, list[tuple[float, float]]]:
+    """(what it is the gap of, (step, English less the mean of the others)): of accuracy, else of the reward.
+
+    The reward's gap is that of the first function with values per language.
+    """
+    lines = evaluation_lines(data)
+    if len(lines) == 2:
+        english = dict(lines["English"])
+        return "accuracy", [(step, english[step] - mean) for step, mean in lines["other languages"] if step in english]
+    name = next(
+        (name for name in metric_names(data.metrics) if name.startswith("rewards/") and name.endswith("/en")), ""
+    )
+    group, found = name.removesuffix("en"), []
+    for row in data.metrics if name else ():
+        others = [row[key] for key in row if key.startswith(group) and key != name and _is_number(row[key])]
+        if others and _is_number(row.get(name)) and _is_number(row.get("step")):
+            found.append((row["step"], row[name] - sum(others) / len(others)))
+    return "reward", found
+
+
+def part_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Reward functions and their parts -> (step, mean): `rewards/cosine/answer/mean` is `cosine, answer`."""
+    lines = {}
+    for name in metric_names(metrics):
+        pieces = name.split("/")
+        if pieces[0] == "rewards" and pieces[-1] == "mean" and len(pieces) > 2:
+            lines[", ".join(pieces[1:-1])] = series_of(metrics, name)
+    return lines

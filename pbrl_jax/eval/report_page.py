@@ -6,7 +6,10 @@ from html import escape
 from typing import Any
 
 from pbrl_jax.core.progress import duration
-from pbrl_jax.eval.plots import accuracy_bars, line_chart, percent, points, short_number, sparkline, wilson_interval
+from pbrl_jax.eval.plots import accuracy_bars, percent, points, short_number, sparkline, wilson_interval
+from pbrl_jax.eval.report_checks import audit_section, contamination_section
+from pbrl_jax.eval.report_compare import compare_section
+from pbrl_jax.eval.report_curves import curve_section
 from pbrl_jax.eval.report_data import (
     ReportData,
     end_means,
@@ -21,18 +24,13 @@ from pbrl_jax.eval.report_html import card, grid, section, span, table
 from pbrl_jax.eval.report_samples import samples_section
 from pbrl_jax.eval.report_style import SCRIPT, STYLE
 
-CURVES = {
-    "reward": ("Reward", "mean over the scored responses of a step"),
-    "eval/mean_non_english": ("Accuracy outside English", "mean of the languages, on evaluation problems"),
-    "kl": ("KL to the reference", "how far the policy went from where it started"),
-    "completions/mean_length": ("Response length", "tokens, the end token included"),
-    "entropy": ("Entropy", "nats a token; near 0 the policy no longer explores"),
-    "loss": ("Loss", "of the clipped objective; its size says little"),
-    "grad_norm": ("Gradient norm", "before clipping"),
-    "completions/clipped_ratio": ("Truncated responses", "share that reached the length limit"),
-    "frac_reward_zero_std": ("Groups without a signal", "share whose samples all have one reward"),
+SHORT = {
+    "language/consistency": "right language",
+    "completions/clipped_ratio": "truncated",
+    "eval/accuracy": "accuracy",
+    "eval/right_language": "right language, greedy",
 }
-"""Metrics with a picture of their own: (title, what it is)."""
+"""What a curve of one language is called."""
 
 CONTROLS = {
     "shuffled_pivots": ("Shuffled pivots", "references of other questions: this must not lift"),
@@ -46,12 +44,15 @@ def page(data: ReportData) -> str:
     """The whole HTML document."""
     sections = [
         _head_section(data),
+        compare_section(data.runs),
         _language_section(data),
-        _curve_section(data),
+        curve_section(data),
+        audit_section(data.audit),
+        contamination_section(data.contamination),
         _seed_section(data.summary),
         _control_section(data.summary),
         _time_section(data),
-        samples_section(data.samples),
+        samples_section({label: run.samples for label, run in data.runs.items()} or {"": data.samples}),
         _config_section(data.config),
         _next_section(data.next_commands),
         _missing_section(data.missing),
@@ -69,10 +70,14 @@ def page(data: ReportData) -> str:
 def result_sentence(data: ReportData) -> str:
     """What came out, in one sentence of plain text."""
     before, after = pair(data.summary, "mean_non_english")
-    if before is None or after is None:
+    if after is not None and before is None:
+        gap = pair(data.summary, "gap_to_english")[1]
+        text = f"Mean accuracy outside English is {percent(after)}"
+        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
+    if after is None:
         series = series_of(data.metrics, "reward") or series_of(data.metrics, "loss")
         if not series:
-            return f"{len(data.metrics)} steps were logged."
+            return f"{len(data.metrics)} steps were logged." if data.metrics else "No training was logged here."
         name = "reward" if series_of(data.metrics, "reward") else "loss"
         start, end = (short_number(value) for value in end_means(series))
         return f"The {name} went from {start} to {end} over {series[-1][0]:g} steps; accuracies were not measured."
@@ -90,15 +95,19 @@ def _tile(label: str, value: str, note: str) -> str:
     return f'<div class="card tile">{span("soft", label)}<b>{escape(value)}</b><span class="note">{note}</span></div>'
 
 
-def _change(before: float | None, after: float | None, good: int = 1, count: int | None = None) -> str:
+def _change(before: float | None, after: float | None, good: int = 1, count: int | None = None,
+            interval: Sequence[float] | None = None) -> str:  # fmt: skip
     """The change in points, coloured by whether it goes the `good` way.
 
-    No colour where it may be chance: where the 95 % intervals of `count` problems overlap.
+    No colour where it may be chance: where the paired 95 % interval of the change holds 0, or, without one, where the
+    intervals of `count` problems overlap.
     """
     if before is None or after is None:
         return ""
     kind = "up" if (after - before) * good > 0 else "down"
-    if count:
+    if interval:
+        kind = "soft" if interval[0] <= 0 <= interval[1] else kind
+    elif count:
         (_, low_end), (high_start, _) = (wilson_interval(share, count) for share in sorted((before, after)))
         kind = kind if high_start > low_end else "soft"
     return span(f"gain {kind if abs(after - before) >= 0.0005 else 'soft'}", points(after - before))
@@ -114,13 +123,13 @@ def _head_section(data: ReportData) -> str:
         before, after = pair(summary, name)
         if after is not None:
             shown = f"{100 * after:.1f} points" if name == "gap_to_english" else percent(after)
-            was = f"before {100 * before:.1f}" if before is not None else "before not measured"
+            was = f"before {100 * before:.1f}" if before is not None else ""
             change = _change(before, after, good, problem_count(summary, name) if name == "en" else None)
             tiles.append(_tile(label, shown, f"{was} &ensp;{change}"))
     total = (summary.get("seconds") or {}).get("total")
     if total is not None:
         tiles.append(_tile("Time", duration(total), "all stages"))
-    facts = []
+    facts = [str(summary["benchmark"])] if "benchmark" in summary else []
     if "seed" in summary:
         facts.append(f"seed {summary['seed']}")
     count = summary.get("problems_per_language")
@@ -139,7 +148,7 @@ def _head_section(data: ReportData) -> str:
 def _language_section(data: ReportData) -> str:
     languages = data.summary.get("languages") or {}
     metrics = language_metrics(data.metrics, tuple(languages))
-    gains = {code: record["after"] - record["before"] for code, record in languages.items()}
+    gains = {code: record["after"] - record.get("before", 0.0) for code, record in languages.items()}
     order = sorted({*languages, *metrics}, key=lambda code: (code != "en", -gains.get(code, 0.0), code))
     if not order:
         return ""
@@ -148,19 +157,23 @@ def _language_section(data: ReportData) -> str:
     for code in order:
         head, right, body = f"{escape(language_name(code))} {span('soft', code)}", "", ""
         if code in languages:
-            before, after = languages[code]["before"], languages[code]["after"]
-            count = problem_count(data.summary, code)
-            right = _change(before, after, 1, count)
+            record, count = languages[code], problem_count(data.summary, code)
+            before, after = record.get("before"), record["after"]
+            right = _change(before, after, 1, count, record.get("change"))
             title, line = f"Accuracy in {language_name(code)}", None if code == "en" else english
-            body = accuracy_bars(f"bars-{code}", title, before, after, count, line)
+            body = accuracy_bars(f"bars-{code}", title, before, after, count, line, record.get("intervals"))
         cards.append(card(head, right, body + _language_lines(data.metrics, code, metrics.get(code, []))))
     notes = []
     if languages:
         notes.append("Accuracy on held-out problems; the number at the top right is the change in points.")
-    if any(problem_count(data.summary, code) for code in languages):
+    if any(record.get("intervals") for record in languages.values()):
+        notes.append("The thin lines are 95\u00a0% bootstrap intervals over problems.")
+    elif any(problem_count(data.summary, code) for code in languages):
         notes.append("The thin lines are 95\u00a0% Wilson intervals; a change without colour lies within them.")
     if english is not None:
-        notes.append("The dashed line is English after training.")
+        notes.append(
+            "The dashed line is English" + (" after training." if gains and "before" in languages["en"] else ".")
+        )
     if metrics:
         notes.append("Curves: over the training steps, with the mean of the last tenth.")
     return section("Language by language", " ".join(notes), grid("cards", cards))
@@ -171,45 +184,16 @@ def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequ
     lines = ""
     for index, name in enumerate(names):
         group, series = name.rpartition("/")[0], series_of(metrics, name)
+        if group == "eval/problems":
+            continue
+        label = SHORT.get(group) or group.replace("/", " ")
         if group.startswith("rewards/"):
             label = group.split("/")[1] + " reward"
-        else:
-            label = "right language" if group == "language/consistency" else group.replace("/", " ")
         lines += (
             f'<div class="spark">{span("soft", label)}{sparkline(f"spark-{code}-{index}", name, series)}'
             f"<span>{short_number(end_means(series)[1])}</span></div>"
         )
     return lines
-
-
-def _chart_card(key: str, title: str, note: str, series: Sequence[tuple[float, float]]) -> str:
-    start, end = end_means(series)
-    change = span("soft", f"{short_number(start)} → {short_number(end)}")
-    explained = f'<p class="note">{escape(note)}</p>' if note else ""
-    return card(escape(title), change, explained + line_chart(key, title, series))
-
-
-def _curve_section(data: ReportData) -> str:
-    if not data.metrics:
-        return ""
-    names = metric_names(data.metrics)
-    languages = language_metrics(data.metrics, tuple(data.summary.get("languages") or ()))
-    per_language = {name for listed in languages.values() for name in listed}
-    main = [
-        _chart_card(f"curve-{index}", *CURVES[name], series_of(data.metrics, name))
-        for index, name in enumerate(CURVES)
-        if name in names
-    ]
-    rest = [
-        _chart_card(f"more-{index}", name, "", series_of(data.metrics, name))
-        for index, name in enumerate(names)
-        if name not in CURVES and name not in per_language and not name.startswith("time/")
-    ]
-    body = grid("charts", main)
-    if rest:
-        body += f"<details><summary>All other metrics ({len(rest)})</summary>{grid('charts', rest)}</details>"
-    note = "Thin: single steps; thick: moving average; top right: mean of the first and of the last tenth."
-    return section("Over the steps", note, body)
 
 
 def _share(value: float | None) -> str:

@@ -26,7 +26,7 @@ def _number(value: Any) -> str:
     return "–" if value is None else short_number(float(value))
 
 
-def _sample_card(row: Mapping[str, Any]) -> str:
+def _sample_card(row: Mapping[str, Any], run: str = "") -> str:
     code, step, reward = str(row.get("language", "")), str(row.get("step")), row.get("reward")
     parts = row.get("parts") or {}
     chips = "".join(span("chip", f"{name} {_number(value)}") for name, value in parts.items())
@@ -34,16 +34,20 @@ def _sample_card(row: Mapping[str, Any]) -> str:
         chips += span("chip down", "not scored")
     texts = "".join(
         f'<dt>{label}</dt><dd dir="auto" lang="{escape(language)}">{escape(str(row.get(field) or "–"))}</dd>'
-        for label, field, language in (
-            ("Question", "prompt", code),
-            ("English pivot", "reference", "en"),
-            ("Response", "completion", code),
+        for label, field, language, always in (
+            ("Question", "prompt", code, True),
+            ("English pivot", "reference", "en", "gold" not in row),
+            ("Response", "completion", code, True),
+            ("Its translation", "translation", "en", False),
+            ("Right answer", "gold", "en", False),
         )
+        if always or row.get(field)
     )
-    where = f"step {step}, prompt {row.get('prompt_id')}"
+    where = f"{run}{', ' * bool(run)}step {step}, prompt {row.get('prompt_id')}"
     head = f"{escape(language_name(code))} {span('soft', where)}"
     value = "" if reward is None else float(reward)
     attributes = f' data-language="{escape(code)}" data-step="{escape(step)}" data-reward="{value}"'
+    attributes += f' data-run="{escape(run)}"'
     return card(head, _number(reward), f'<div class="chips">{chips}</div><dl>{texts}</dl>', attributes)
 
 
@@ -52,23 +56,33 @@ def _choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
     return f'<label>{escape(label)} <select id="{key}">{listed}</select></label>'
 
 
-def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
-    """The section, or nothing where there are no samples. Without a script all cards are shown."""
-    if not samples:
+def _bound(key: str, label: str) -> str:
+    return f'<label>{escape(label)} <input id="{key}" type="number" step="any" inputmode="decimal" size="5"></label>'
+
+
+def samples_section(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The section of the samples of each run, or nothing where there are none. Without a script all cards are shown."""
+    found = {run: rows for run, rows in samples.items() if rows}
+    if not found:
         return ""
-    shown = chosen_samples(samples)
-    languages = sorted({str(row.get("language", "")) for row in shown}, key=language_name)
-    steps = sorted({row["step"] for row in shown})
-    controls = (
-        _choice("by-language", "Language", [("", "all"), *((code, language_name(code)) for code in languages)])
-        + _choice("by-step", "Step", [("", "all"), *((str(step), str(step)) for step in steps)])
-        + _choice("by-order", "Order", [("", "as sampled"), ("low", "lowest reward"), ("high", "highest reward")])
+    shown = [(run, row) for run, rows in found.items() for row in chosen_samples(rows, MOST_SAMPLES // len(found))]
+    languages = sorted({str(row.get("language", "")) for _, row in shown}, key=language_name)
+    steps = sorted({row["step"] for _, row in shown})
+    runs = [("", "all"), *((run, run) for run in found)] if len(found) > 1 else [("", "all")]
+    choices = (
+        ("by-run", "Run", runs),
+        ("by-language", "Language", [("", "all"), *((code, language_name(code)) for code in languages)]),
+        ("by-step", "Step", [("", "all"), *((str(step), str(step)) for step in steps)]),
     )
-    left = len(samples) - len(shown)
-    note = f" {left} more are in the samples folder of the work directory." if left else ""
-    note = f"Responses sampled while training, with their reward at the top right.{note}"
+    controls = "".join(_choice(*choice) for choice in choices if choice[0] != "by-run" or len(found) > 1)
+    controls += _bound("reward-from", "Reward from") + _bound("reward-to", "to")
+    order = [("", "as sampled"), ("low", "lowest reward"), ("high", "highest reward")]
+    controls += _choice("by-order", "Order", order)
+    left = sum(map(len, found.values())) - len(shown)
+    note = f" {left} more are in the work directory." if left else ""
+    note = f"Sampled responses, with their reward at the top right and its parts below.{note}"
     body = (
         f'<div class="filters" id="filters" hidden>{controls}<span class="soft" id="sample-count" role="status"></span>'
-        f'</div><div id="samples">{"".join(_sample_card(row) for row in shown)}</div>'
+        f'</div><div id="samples">{"".join(_sample_card(row, run) for run, row in shown)}</div>'
     )
     return section("What the policy says", note, body)

@@ -5,11 +5,15 @@ STYLE = """
   color-scheme: light dark;
   --page: #f7f7f4; --surface: #ffffff; --ink: #14140f; --soft: #5c5b55; --rule: #e2e1da;
   --before: #b5b3a8; --after: #2a6fd0; --good: #0a6b2b; --bad: #b3261e; --code: #f0efe9;
+  --c0: #2a6fd0; --c1: #c2410c; --c2: #0f7b5f; --c3: #8a3ab9;
+  --c4: #a16207; --c5: #be185d; --c6: #4d5b6b; --c7: #0e7490;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #11110f; --surface: #1b1b18; --ink: #f4f3ee; --soft: #b3b1a7; --rule: #33322d;
     --before: #75736a; --after: #5a9bf0; --good: #6fcf8b; --bad: #f08a80; --code: #26251f;
+    --c0: #5a9bf0; --c1: #f28b54; --c2: #4cc39c; --c3: #c08af0;
+    --c4: #d9b13f; --c5: #f27eb0; --c6: #a3b1c2; --c7: #4fc3dc;
   }
 }
 * { box-sizing: border-box; }
@@ -55,6 +59,21 @@ svg path.english { stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 3 3
 svg path.raw { stroke: var(--after); stroke-width: 1; opacity: 0.3; }
 svg path.line { stroke: var(--after); stroke-width: 2; stroke-linejoin: round; }
 svg circle.dot { fill: var(--after); }
+svg path.c0 { stroke: var(--c0); } svg circle.c0 { fill: var(--c0); } .key.c0 { --dot: var(--c0); }
+svg path.c1 { stroke: var(--c1); } svg circle.c1 { fill: var(--c1); } .key.c1 { --dot: var(--c1); }
+svg path.c2 { stroke: var(--c2); } svg circle.c2 { fill: var(--c2); } .key.c2 { --dot: var(--c2); }
+svg path.c3 { stroke: var(--c3); } svg circle.c3 { fill: var(--c3); } .key.c3 { --dot: var(--c3); }
+svg path.c4 { stroke: var(--c4); } svg circle.c4 { fill: var(--c4); } .key.c4 { --dot: var(--c4); }
+svg path.c5 { stroke: var(--c5); } svg circle.c5 { fill: var(--c5); } .key.c5 { --dot: var(--c5); }
+svg path.c6 { stroke: var(--c6); } svg circle.c6 { fill: var(--c6); } .key.c6 { --dot: var(--c6); }
+svg path.c7 { stroke: var(--c7); } svg circle.c7 { fill: var(--c7); } .key.c7 { --dot: var(--c7); }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 0.85rem; margin: 0 0 8px; }
+.key::before {
+  content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 50%; background: var(--dot);
+  margin-right: 6px;
+}
+td .down { font-weight: 600; }
+section > h3 { margin: 18px 0 0; }
 .spark { display: grid; grid-template-columns: 1fr 110px auto; gap: 10px; align-items: center; font-size: 0.85rem; }
 .spark + .spark { margin-top: 2px; }
 .spark span:last-child { font-variant-numeric: tabular-nums; min-width: 3.2em; text-align: right; }
@@ -82,10 +101,11 @@ pre .soft { color: var(--soft); }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Noto Sans Mono", monospace; }
 .filters { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 16px; margin: 12px 0; font-size: 0.95rem; }
 .filters label { display: flex; gap: 6px; align-items: center; color: var(--soft); }
-select {
+select, input {
   font: inherit; color: var(--ink); background: var(--surface); border: 1px solid var(--rule); border-radius: 6px;
   padding: 5px 8px; max-width: 60vw;
 }
+input[type="number"] { width: 5.5em; }
 :focus-visible { outline: 2px solid var(--after); outline-offset: 2px; }
 #samples .card { margin: 12px 0; }
 .card dl { display: grid; grid-template-columns: 8em 1fr; gap: 6px 14px; margin: 8px 0 0; }
@@ -111,24 +131,31 @@ SCRIPT = """
   var list = document.getElementById("samples");
   if (!list) return;
   var cards = Array.prototype.slice.call(list.children);
-  var language = document.getElementById("by-language"), step = document.getElementById("by-step");
-  var order = document.getElementById("by-order"), count = document.getElementById("sample-count");
+  function at(id) { return document.getElementById(id); }
+  var language = at("by-language"), step = at("by-step"), run = at("by-run"), order = at("by-order");
+  var low = at("reward-from"), high = at("reward-to"), count = at("sample-count");
   function number(card) { return card.dataset.reward === "" ? -Infinity : Number(card.dataset.reward); }
+  function fits(card) {
+    var value = card.dataset, reward = number(card);
+    return (!language.value || value.language === language.value) && (!step.value || value.step === step.value) &&
+           (!run || !run.value || value.run === run.value) &&
+           (low.value === "" || reward >= Number(low.value)) && (high.value === "" || reward <= Number(high.value));
+  }
   function update() {
     var shown = 0, sign = { low: 1, high: -1 }[order.value] || 0;
     cards.forEach(function (card) {
-      var here = (!language.value || card.dataset.language === language.value) &&
-                 (!step.value || card.dataset.step === step.value);
-      card.hidden = !here;
-      shown += here ? 1 : 0;
+      card.hidden = !fits(card);
+      shown += card.hidden ? 0 : 1;
     });
     var sorted = cards.slice();
     if (sign) sorted.sort(function (a, b) { return sign * (number(a) - number(b)) || 0; });
     sorted.forEach(function (card) { list.appendChild(card); });
     count.textContent = shown + " of " + cards.length + " shown";
   }
-  [language, step, order].forEach(function (control) { control.addEventListener("change", update); });
-  document.getElementById("filters").hidden = false;
+  [language, step, run, order, low, high].forEach(function (control) {
+    if (control) control.addEventListener("input", update);
+  });
+  at("filters").hidden = false;
   step.value = step.options[step.options.length - 1].value;
   update();
 })();

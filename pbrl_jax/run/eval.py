@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,9 @@ from rich.table import Table
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.core.config import Config, LogConfig, MeshConfig
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.paths import as_path, read_json_lines
+from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.sharding import make_mesh
-from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.benchmarks import BENCHMARKS
 from pbrl_jax.eval.benchmarks.common import LOGLIKELIHOOD, Benchmark, Problem, Request, check_request
 from pbrl_jax.eval.contamination import find_overlap
@@ -23,14 +22,11 @@ from pbrl_jax.eval.evaluation_folder import EvaluationFolder, problems_digest
 from pbrl_jax.eval.grading import grade_rows
 from pbrl_jax.eval.metrics_table import compare, summary
 from pbrl_jax.eval.respond import STYLES, Answering, Settings, generate_responses, score_choices
-from pbrl_jax.pivots.store import open_store
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.config_file import load_config
+from pbrl_jax.run.contamination import overlap_record, refuse, training_texts
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import THINKING
-
-SHOWN_OVERLAPS = 10
-"""Overlapping problems listed in eval.json."""
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -136,28 +132,6 @@ def seen_languages(options: argparse.Namespace) -> tuple[str, ...]:
         return ()  # a config.json of another kind, such as a Hugging Face model's
 
 
-def training_texts(path: str) -> Iterator[str]:
-    """Every prompt of a training config, in its own language and in English, and every reference.
-
-    References are the data set's own, those of a pivot file, and those of a pivot store beside a saved config.json.
-    """
-    config: Config = load_config(path)
-    for prompt in load_prompts(config.data, config.train.seed):
-        yield from (text for text in (prompt.question, prompt.question_en) if text)
-        if prompt.reference:
-            yield prompt.reference.text
-    folder = as_path(path).parent
-    files = [open_store(config.pivot, folder).path]
-    files += [as_path(config.pivot.path)] if config.pivot.source == "file" and config.pivot.path else []
-    for file in files:
-        for row in read_json_lines(file):
-            yield " ".join(value for name, value in row.items() if name in PIVOT_FIELDS and isinstance(value, str))
-
-
-PIVOT_FIELDS = ("question", "reasoning", "answer", "reference", "pivot")
-"""Fields of a stored reference that hold text."""
-
-
 def contamination(options: argparse.Namespace, problems: Sequence[Problem]) -> dict[str, Any]:
     """What the training text of --training-data shares with the problems.
 
@@ -165,28 +139,9 @@ def contamination(options: argparse.Namespace, problems: Sequence[Problem]) -> d
       DataError: more than --max-overlap of them.
     """
     overlap = find_overlap(training_texts(options.training_data), [p.question for p in problems], options.ngram)
-    pairs = list(zip(problems, overlap.shared, strict=True))
-    languages = dict.fromkeys(problem.language for problem in problems)
-    hits = [(problem.key, run) for problem, run in pairs if run is not None]
-    if overlap.share > options.max_overlap:
-        raise DataError(
-            f"{len(hits)} of {len(problems)} problems ({100 * overlap.share:.1f} %) share {options.ngram} words in a "
-            f"row with the training text of {options.training_data}, more than --max-overlap {options.max_overlap}; "
-            f"the first is {hits[0][0]}: {hits[0][1]!r}. Take these rows out of the training data, or choose another "
-            "benchmark."
-        )
-    return {
-        "ngram": options.ngram,
-        "overlapping": len(hits),
-        "share": overlap.share,
-        "languages": {
-            code: sum(run is not None for p, run in pairs if p.language == code) / sum(
-                p.language == code for p in problems
-            )
-            for code in languages
-        },
-        "examples": [{"key": key, "shared": run} for key, run in hits[:SHOWN_OVERLAPS]],
-    }  # fmt: skip
+    record = overlap_record(problems, overlap.shared, options.ngram)
+    refuse(options.benchmark, record, options.max_overlap, options.training_data, "--max-overlap")
+    return record
 
 
 # The result.

@@ -4,16 +4,21 @@ from pbrl_jax.assets.policy import save_policy
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.run.assemble import build_experiment, make_evaluate, use_compilation_cache
+from pbrl_jax.run.contamination import check_names, check_training
 from pbrl_jax.train.loop import train, trained_policy
 from pbrl_jax.train.signals import watch_signals
 
 
 def main(config: Config, workdir: str) -> None:
-    """Assemble the run, train it to train.max_steps, and leave the policy in W/policy."""
+    """Assemble the run, look for the test in its text where asked, train it to train.max_steps, and leave the policy
+    in W/policy."""
     watch_signals()
     use_compilation_cache(config)
     work = work_dir(workdir)
+    check_names(config)
     experiment = build_experiment(config, work)
+    prompts = (*experiment.sampler.target, *experiment.sampler.english)
+    check_training(config, work, prompts, {name: experiment.fingerprints[name] for name in ("dataset", "pivots")})
     position = train(experiment, make_evaluate(config, experiment.policy))
     if position is not None:
         save_policy(trained_policy(experiment, position), str(work.root / "policy"))

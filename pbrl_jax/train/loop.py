@@ -61,12 +61,15 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         evaluate = on_whole_params(evaluate, ref_params, config.lora)
         writer = MetricWriter(
             work.root, resume_step=position.step, max_steps=config.train.max_steps,
-            tensorboard=config.log.tensorboard, quiet=quiet,
+            tensorboard=config.log.tensorboard, quiet=quiet, live=f"train {work.root.name}", wandb=config.log.wandb,
+            config=to_json(config),
         )  # fmt: skip
         bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet)
         with writer, bar:
             if position.step < config.train.max_steps:
                 work.final.unlink(missing_ok=True)  # it says that a run is finished
+                if position.step == 0 and evaluate and config.train.eval_steps and config.train.eval_on_start:
+                    writer.write_evaluation(0, evaluate(position.state.params))
                 position = run_steps(experiment, position, ref_params, writer, bar, evaluate)
             if position.step < config.train.max_steps:
                 kept = "saved" if position.step else "nothing to save yet"
@@ -97,7 +100,10 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
                 if saving or evaluating or acting:
                     jax.block_until_ready(position.state)
                     pause = time.perf_counter()
-                    last = _with_metrics(last, evaluate(position.state.params)) if evaluating else last
+                    if evaluating:
+                        found = evaluate(position.state.params)
+                        writer.write_evaluation(step, found)
+                        last = _with_metrics(last, found)
                     if write_outcome(experiment, writer, last, streaks, always=evaluating) and acting:
                         position = changed = recovered(experiment, position, streaks, writer)
                     if saving:
@@ -174,7 +180,7 @@ def write_outcome(experiment: Experiment, writer: MetricWriter, outcome: Outcome
         metrics, rows = outcome.read()
     if due:
         writer.write(outcome.step, metrics)
-        write_samples(experiment.work.root, outcome.step, rows, config.log.samples_per_step)
+        writer.later(write_samples, experiment.work.root, outcome.step, rows, config.log.samples_per_step)
     if check:
         outcome.check()
         if metrics is not None and (message := watch(config.guard, streaks, outcome.step, metrics)):

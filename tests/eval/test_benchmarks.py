@@ -257,6 +257,42 @@ def test_rows_from_the_hub(monkeypatch):
     assert (problem.question, problem.answer) == ("Mbili?", "1001")
 
 
+LETTERS_ON_HUB = {**LETTER_ROW, "answer": "C"}
+ON_HUB = {
+    "msvamp": ("Mathoctopus/MSVAMP", "sw", "test", {"m_query": "Kuku 3?", "response": "8.0"}, "8"),
+    "afrimgsm": ("masakhane/afrimgsm", "swa", "test", {"question": "Q?", "answer": None, "answer_number": 4}, "4"),
+    "polymath-high": ("Qwen/PolyMath", "sw", "high", {"id": "1", "question": "Q?", "answer": "7"}, "7"),
+    "mmlu-prox": ("li-lab/MMLU-ProX", "sw", "test", prox_row(), "C"),
+    "mmlu-prox-lite": ("li-lab/MMLU-ProX-Lite", "sw", "test", prox_row(), "C"),
+    "global-mmlu": ("CohereLabs/Global-MMLU", "sw", "test", LETTERS_ON_HUB, "C"),
+    "global-mmlu-lite": ("CohereLabs/Global-MMLU-Lite", "sw", "test", LETTERS_ON_HUB, "C"),
+    "belebele": ("facebook/belebele", "swh_Latn", "test",
+                 {"flores_passage": "Mto.", "question": "Wapi?", "correct_answer_num": "3",
+                  **{f"mc_answer{i}": f"m{i}" for i in (1, 2, 3, 4)}}, "C"),
+    "include": ("CohereForAI/include-base-44", "German", "test", {**LETTER_ROW, "answer": 2}, "C"),
+    "xcopa": ("cambridgeltl/xcopa", "sw", "test",
+              {"premise": "A.", "choice1": "B.", "choice2": "C.", "question": "cause", "label": 1}, "B"),
+}  # fmt: skip
+"""Benchmark -> hub id, configuration, split, a row as the hub has it, gold answer; MGSM has a test of its own."""
+
+
+@pytest.mark.parametrize("name", ON_HUB)
+def test_every_benchmark_loads_through_datasets(monkeypatch, name):
+    import datasets
+
+    hub, config, split, row, answer = ON_HUB[name]
+    asked = []
+
+    def load_dataset(path, name, split):
+        asked.append((path, name, split))
+        return datasets.Dataset.from_list([row])
+
+    monkeypatch.delenv("PBRL_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (problem,) = problems(name, "de" if name == "include" else "sw", protocol=BENCHMARKS[name].protocols[-1])
+    assert asked == [(hub, config, split)] and problem.answer == answer
+
+
 def test_malformed_files(folder):
     folder("mgsm/mgsm_en.tsv", [["Two?", "4"]])
     folder("mgsm/mgsm_sw.tsv", [["Mbili?", "nne"]])

@@ -64,14 +64,15 @@ def test_the_table_and_its_metrics_by_hand():
     assert eval_metrics(table) == {
         "eval/accuracy/en": 0.5, "eval/accuracy/sw": 0.5, "eval/accuracy/zh": 1.0,
         "eval/right_language/en": 1.0, "eval/right_language/sw": 0.5, "eval/right_language/zh": 1.0,
-        "eval/mean_non_english": 0.75,
+        "eval/problems/en": 4, "eval/problems/sw": 4, "eval/problems/zh": 1,
+        "eval/mean_non_english": 0.75, "eval/gap_to_english": -0.25,
     }  # fmt: skip
 
 
 def test_english_alone_has_no_mean_over_the_others():
-    table = {"en": {"accuracy": 1.0, "right_language": 1.0}}
+    table = {"en": {"accuracy": 1.0, "right_language": 1.0, "n": 2}}
     assert mean_non_english(table) is None
-    assert eval_metrics(table) == {"eval/accuracy/en": 1.0, "eval/right_language/en": 1.0}
+    assert eval_metrics(table) == {"eval/accuracy/en": 1.0, "eval/right_language/en": 1.0, "eval/problems/en": 2}
     assert eval_metrics(summarise([])) == {}
 
 

@@ -1,11 +1,10 @@
 """The report: right numbers, whole HTML, nothing from outside, everything escaped, clear words on what is missing."""
 
-import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from report_pages import LANGUAGES, QUESTIONS, SUMMARY, Page, make_workdir, metrics, sample
 from scipy.stats import binomtest
 
 from pbrl_jax.core.errors import DataError
@@ -15,78 +14,6 @@ from pbrl_jax.eval.report import ReportData, report_workdir, write_report
 from pbrl_jax.eval.report_data import end_means, language_metrics, pair, series_of
 from pbrl_jax.eval.report_page import result_sentence
 from pbrl_jax.eval.report_samples import chosen_samples
-
-LANGUAGES = {
-    "en": {"before": 0.99, "after": 0.98},
-    "sw": {"before": 0.4, "after": 0.7},
-    "th": {"before": 0.2, "after": 0.3},
-}
-QUESTIONS = {"sw": "Lina ana pakiti nne.", "zh": "丽娜有四包东西。", "th": "ลีน่ามี 4 ห่อ", "bn": "লীনার চারটি প্যাকেট।"}
-SEEDS = [
-    {"seed": 17, "mean_non_english": {"before": 0.3, "after": 0.5}, "languages": {"en": {"before": 1, "after": 0.98}}},
-    {"seed": 18, "mean_non_english": {"before": 0.4, "after": 0.5}, "languages": {"en": {"before": 1, "after": 0.96}}},
-]
-SUMMARY = {
-    "languages": LANGUAGES,
-    "problems_per_language": {"en": 1024, "sw": 256, "th": 256},
-    "seed": 17,
-    "seeds": SEEDS,
-    "controls": {
-        "shuffled_pivots": {"mean_non_english": {"before": 0.3, "after": 0.21}},
-        "oracle": 0.61,
-        "my <own>": 0.5,
-    },
-    "seconds": {"sft": 151.0, "grpo": 300.0, "total": 451.0},
-}
-VOID = {"meta", "link", "br", "rect", "path", "circle", "input"}
-
-
-class Page(HTMLParser):
-    """Checks nesting and gathers text, ids, references and outside addresses."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.wanted: list[str] = []
-        self.outside: list[str] = []
-        self.pictures: list[dict] = []
-        self.words = ""
-        self.feed(text)
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-        if "id" in attrs:
-            self.ids.append(attrs["id"])
-        self.wanted += (attrs.get("aria-labelledby") or "").split()
-        self.outside += [attrs[a] for a in ("src", "href") if a in attrs and not attrs[a].startswith("data:")]
-        if tag == "svg":
-            self.pictures.append(attrs)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] not in (["style"], ["script"]):
-            self.words += data + " "
-
-
-def sample(step: int, language: str, **changes) -> dict:
-    return {
-        "step": step, "prompt_id": 7, "language": language, "prompt": QUESTIONS.get(language, "q"), "completion": "12",
-        "reference": "The answer is 12.", "reward": 0.5, "parts": {"cosine": 0.25}, "valid": True,
-    } | changes  # fmt: skip
-
-
-def metrics(count: int) -> tuple[dict, ...]:
-    return tuple(
-        {"step": n, "reward": n / 10, "kl": 0.01 * n, "loss": None, "rewards/cosine/mean/sw": 0.5, "time/update": 1.5}
-        for n in range(1, count + 1)
-    )
 
 
 def full() -> ReportData:
@@ -186,18 +113,6 @@ def test_nothing_to_report_says_what_to_type(tmp_path):
 def test_bad_summary_is_named(tmp_path, summary, found):
     with pytest.raises(DataError, match=re.escape(found)):
         write_report(tmp_path / "r.html", ReportData(summary=summary))
-
-
-def make_workdir(folder, summary=True, samples=True):
-    (folder / "samples").mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(3)))
-    (folder / "config.json").write_text(json.dumps({"algo": {"beta": 0.1}}))
-    if summary:
-        (folder / "summary.json").write_text(json.dumps(SUMMARY))
-    if samples:
-        for step in (10, 9):
-            (folder / "samples" / f"step_{step}.jsonl").write_text(json.dumps(sample(step, "th")) + "\n")
-        (folder / "samples" / "notes.txt").write_text("mine")
 
 
 def test_workdir_is_read_whole(tmp_path):

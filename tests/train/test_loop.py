@@ -65,10 +65,14 @@ def test_rows_of_the_log(trained):
 
 
 def test_evaluations(trained):
-    """In the rows of steps 2 and 4, and at the end in final.json; each of the parameters of its step."""
+    """In the rows of steps 2 and 4, and at the end in final.json; each of the parameters of its step. Those of the
+    start policy stand in evaluations.jsonl alone, before the others."""
     experiment, position = trained
     rows = rows_of(experiment.work)
     assert [row["step"] for row in rows if "eval/accuracy/en" in row] == [2, 4]
+    evaluated = [json.loads(line) for line in experiment.work.evaluations.read_text().splitlines()]
+    assert [row["step"] for row in evaluated] == [0, 2, 4] and evaluated[1]["eval/first"] == rows[1]["eval/first"]
+    assert evaluated[0]["eval/first"] == fake_evaluation(experiment.policy.params)["eval/first"]
     final = json.loads(experiment.work.final.read_text())
     assert final["metrics"] == fake_evaluation(position.state.params)
     assert len({final["metrics"]["eval/first"], *(row["eval/first"] for row in rows if "eval/first" in row)}) == 3

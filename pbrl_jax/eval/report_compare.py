@@ -1,0 +1,110 @@
+"""The report's section that puts several runs beside each other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pbrl_jax.eval.plots import legend, lines_chart, percent, points
+from pbrl_jax.eval.report_data import (
+    ReportData,
+    evaluation_lines,
+    gap_line,
+    language_name,
+    pair,
+    problem_count,
+    series_of,
+)
+from pbrl_jax.eval.report_html import card, grid, section, span, table
+
+Series = Sequence[tuple[float, float]]
+
+
+def _metric(name: str) -> Callable[[ReportData], Series]:
+    return lambda run: series_of(run.metrics, name)
+
+
+COMPARED: tuple[tuple[str, Callable[[ReportData], Series]], ...] = (
+    ("Accuracy outside English", lambda run: evaluation_lines(run).get("other languages", [])),
+    ("Gap to English", lambda run: gap_line(run)[1]),
+    ("Reward", _metric("reward")),
+    ("Right language", _metric("language/consistency")),
+    ("Response length", _metric("completions/mean_length")),
+    ("KL to the reference", _metric("kl")),
+    ("Entropy", _metric("entropy")),
+)
+"""(title, run -> its line) of the pictures with one line a run."""
+
+
+def compare_section(runs: Mapping[str, ReportData]) -> str:
+    """Tables and curves of all runs; "" for fewer than two."""
+    if len(runs) < 2:
+        return ""
+    return section(
+        "The runs beside each other",
+        "The first run is shown in full below. Accuracies are those after training.",
+        _outcomes(runs) + _languages(runs) + grid("charts", _charts(runs)) + _settings(runs),
+    )
+
+
+def _outcomes(runs: Mapping[str, ReportData]) -> str:
+    rows = []
+    for label, run in runs.items():
+        cells = []
+        for name in ("mean_non_english", "en", "gap_to_english"):
+            before, after = pair(run.summary, name)
+            change = "" if before is None or after is None else " " + span("soft", points(after - before))
+            cells.append(("–" if after is None else percent(after)) + change)
+        steps = str(run.metrics[-1].get("step", len(run.metrics))) if run.metrics else "–"
+        rows.append([escape(label), *cells, escape(steps), escape(str(run.summary.get("benchmark", "–")))])
+    return table(("run", "other languages", "English", "gap", "steps", "benchmark"), rows)
+
+
+def _languages(runs: Mapping[str, ReportData]) -> str:
+    """Accuracy of every language in every run, the best of each language in bold."""
+    codes = list(dict.fromkeys(code for run in runs.values() for code in run.summary.get("languages") or {}))
+    if not codes:
+        return ""
+    rows = []
+    for code in codes:
+        found = [(run.summary.get("languages") or {}).get(code, {}).get("after") for run in runs.values()]
+        counts = {problem_count(run.summary, code) for run in runs.values()} - {None}
+        best = max((value for value in found if value is not None), default=None)
+        cells = ["–" if value is None else percent(value) for value in found]
+        cells = [f"<b>{c}</b>" if v is not None and v == best else c for c, v in zip(cells, found, strict=True)]
+        shown = f"{escape(language_name(code))} {span('soft', code)}"
+        rows.append([shown, *cells, escape(" / ".join(map(str, sorted(counts))))])
+    return table(("language", *runs, "problems"), rows)
+
+
+def _charts(runs: Mapping[str, ReportData]) -> list[str]:
+    cards = []
+    for index, (title, line_of) in enumerate(COMPARED):
+        lines = {label: line for label, run in runs.items() if (line := line_of(run))}
+        if lines:
+            body = legend(lines) + lines_chart(f"compare-{index}", title, lines)
+            cards.append(card(escape(title), "", body))
+    return cards
+
+
+def _settings(runs: Mapping[str, ReportData]) -> str:
+    """Settings that are not the same everywhere."""
+    flat = [_flat(run.config) for run in runs.values()]
+    names = list(dict.fromkeys(name for values in flat for name in values))
+    rows = [
+        [escape(name), *(f"<code>{escape(values.get(name, '–'))}</code>" for values in flat)]
+        for name in names
+        if len({values.get(name, "–") for values in flat}) > 1
+    ]
+    if not rows:
+        return ""
+    return f"<details open><summary>Settings that differ ({len(rows)})</summary>{table(('', *runs), rows)}</details>"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = str(value)
+    return found

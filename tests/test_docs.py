@@ -1,0 +1,66 @@
+"""The guides: every command can be typed, every flag is one that its verb knows, links and settings exist."""
+
+import re
+
+import pytest
+from readme_commands import commands_of, fenced_blocks, problem_with
+from source_tree import ROOT
+
+from pbrl_jax import cli
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.validate import field_value
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+CONFIG_VERBS = ("train", "sft", "encoder", "pivots", "audit", "calibrate")
+
+
+def commands(page) -> list:
+    return [command for block in fenced_blocks(page.read_text("utf-8"), "bash") for command in commands_of(*block)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_can_be_typed(page, monkeypatch):
+    """The verbs' mains are replaced, so that what is left is the parsing of what the page says."""
+    import pbrl_jax.eval.report
+    import pbrl_jax.run.config_file as config_file
+
+    called = []
+    monkeypatch.setattr(pbrl_jax.eval.report, "report_workdirs", lambda *_: called.append("report"))
+    for verb in ("eval", "harness", "convert"):
+        module = __import__(f"pbrl_jax.run.{verb}", fromlist=["main"])
+        monkeypatch.setattr(module, "main", lambda *_, verb=verb: called.append(verb))
+    for command in commands(page):
+        assert not (problem := problem_with(command, ROOT, cli.VERBS.__contains__)), f"line {command.line}: {problem}"
+        words = list(command.words)
+        if words[:2] == ["bash", "launch/tpu_vm.sh"] and len(words) > 3:
+            words = ["pbrl", *words[3:]]
+        if words[0] != "pbrl" or words[1] not in (*CONFIG_VERBS, "eval", "harness", "convert", "report"):
+            continue
+        if words[1] in CONFIG_VERBS:
+            rest = [word for word in words[3:] if word != "--dry-run"]
+            at = rest.index("--workdir")
+            rest = rest[:at] + rest[at + 2 :]
+            if "--devices" in rest:
+                rest = rest[: rest.index("--devices")]
+            config_file.override(config_file.load_config(str(ROOT / words[2])), rest, f"line {command.line}")
+        else:
+            assert cli.main(words[1:]) == 0 and called.pop() == words[1], f"line {command.line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_and_links_exist(page):
+    text = page.read_text("utf-8")
+    sections = "|".join(Config.__dataclass_fields__)
+    named = set(re.findall(rf"(?<![\w./-])((?:{sections})\.(?!json|py|md|png)[a-z_]+[a-z])\b(?![.(/])", text))
+    if page.stem == "from_other_trainers":  # the last column is ours
+        rows = [line.split("|")[-2] for line in text.splitlines() if line.startswith("| ")]
+        named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)", "\n".join(rows)))
+        assert len(named) > 20
+    for path in named:
+        try:
+            field_value(Config(), path)
+        except (AttributeError, ConfigError):
+            pytest.fail(f"{page.name} names the setting {path}, which does not exist")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
