@@ -17,6 +17,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   train CONFIG --workdir W    train or continue (--section.field VALUE overrides a setting)
   sft CONFIG --workdir W      a start policy by supervised fine-tuning
   encoder CONFIG --workdir W  a multilingual encoder by contrastive training
+  plan CONFIG [--topology v5p:2x2x4]   does it fit, and how long is a step? Before a machine is rented
   pivots CONFIG --workdir W   write and embed the English references
   audit CONFIG --workdir W [--min-auc 0.95]   can this reward be cheated?
   calibrate CONFIG --workdir W [--pairs FILE]   what the encoder's cosines mean
@@ -150,6 +151,27 @@ def evaluation(arguments: Sequence[str]) -> None:
     main(known)
 
 
+def plan(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl plan", allow_abbrev=False,
+        description="Memory and time of a step on a machine that need not be here (docs/scaling.md).",
+    )  # fmt: skip
+    parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
+    parser.add_argument("--topology", default="", help="v5p:2x2x4, v5litepod-16, h100:8, ...; default: this machine")
+    parser.add_argument("--json", default="", help="also write the plan to this file")
+    parser.add_argument("--sweep", action="store_true", help="compare all machines (of the kind --topology), by hand")
+    known, rest = parser.parse_known_args(arguments)
+    import os
+
+    if known.topology:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: the accelerators here stay free
+    from pbrl_jax.run.config_file import load_config, override
+    from pbrl_jax.run.plan import main
+
+    config = override(load_config(known.config), rest, f"pbrl plan {known.config}")
+    main(config, known.topology, known.json, known.sweep)
+
+
 def report(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="pbrl report", description="Write W/report.html from what a run left.")
     parser.add_argument("workdir", nargs="+")
@@ -165,6 +187,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": config_verb("train", "Train a policy, or continue where the work directory was left."),
     "sft": config_verb("sft", "Train a start policy on references."),
     "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
+    "plan": plan,
     "pivots": config_verb("pivots", "Write, filter and embed the English references."),
     "audit": config_verb(
         "audit",
