@@ -141,7 +141,7 @@ verb_command() {
   [ "$#" -gt 0 ] || fail "$command needs a verb; for example:" \
     "bash launch/tpu_vm.sh $command train configs/llama31_8b_pbrlsvr.py --workdir gs://bucket/run"
   printf -v words ' %q' "$@"
-  printf 'PBRL_EXTRAS=tpu bash launch/local.sh%s' "$words"
+  printf 'PBRL_EXTRAS=tpu PBRL_HOSTS=auto bash launch/local.sh%s' "$words"
 }
 
 start() {

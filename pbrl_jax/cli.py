@@ -65,6 +65,9 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
+        from pbrl_jax.core.hosts import join_hosts
+
+        join_hosts()
         values = {option: getattr(known, option) for option in options}
         importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
 

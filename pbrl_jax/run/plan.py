@@ -22,7 +22,10 @@ from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.assemble import check_start
 
 #: What libtpu needs to hear on a machine without a TPU.
-NO_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # fmt: skip
 SWEEP_LINES = 12
 
 
