@@ -195,9 +195,11 @@ class Walker:
     """Costs of the computations of a module, each worked out once."""
 
     def __init__(self, text: str, unknown_trips: float = 1.0):
-        """`unknown_trips`: how often a loop runs whose end the text does not tell (that over sampled tokens)."""
+        """`unknown_trips`: how often a loop runs whose end the text does not tell (that over sampled tokens); such a
+        loop within such a loop runs once."""
         self.computations, self.entry = parse_module(text)
         self.unknown_trips = unknown_trips
+        self.inside_unknown = False
         self.done: dict[tuple[str, bool], Cost] = {}
 
     def total(self) -> Cost:
@@ -237,8 +239,12 @@ class Walker:
         body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
         condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
         trips = self.trips(instruction, condition)
+        outermost = trips is None and not self.inside_unknown
+        self.inside_unknown |= outermost
         cost = self.cost(body, False).plus(self.cost(condition, False))
-        return Cost(0.0, 0.0, {}, int(trips is None)).plus(cost, self.unknown_trips if trips is None else trips)
+        self.inside_unknown &= not outermost
+        times = trips if trips is not None else self.unknown_trips if outermost else 1
+        return Cost(0.0, 0.0, {}, int(trips is None)).plus(cost, times)
 
     def trips(self, instruction: Instruction, condition: str) -> int | None:
         """How often a loop runs: as the compiler noted, or as its condition compares; None where it depends on data."""

@@ -54,8 +54,12 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
+    """A compiled program. `token` is the cost of one more turn of a loop that ends by the data, as that over sampled
+    tokens does; `cost` has one turn in it."""
+
     memory: Memory
     cost: Cost
+    token: Cost
     seconds: float
     shardings: object
 
@@ -72,12 +76,22 @@ def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
         float(found.temp_size_in_bytes + found.generated_code_size_in_bytes),
         float(found.output_size_in_bytes - found.alias_size_in_bytes),
     )
-    return Compiled(memory, program_cost(compiled.as_text()), time.perf_counter() - start, compiled.output_shardings)
+    text = compiled.as_text()
+    once, twice = program_cost(text, 1), program_cost(text, 2)
+    return Compiled(memory, once, twice.plus(once, -1), time.perf_counter() - start, compiled.output_shardings)
 
 
-def between(low: Cost, high: Cost, share: float) -> Cost:
-    """The cost at `share` of the way from one to the other."""
-    return low.plus(low, -share).plus(high, share)
+def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, segment: int) -> Cost:
+    """Decoding `tokens` tokens in segments, in a window that lies at `share` of the way between two compiled ones.
+
+    What a program does before its loop, such as gathering weights, it does once a segment.
+    """
+    calls = -(-tokens // segment)
+
+    def whole(part: Compiled) -> Cost:
+        return Cost().plus(part.cost, calls).plus(part.token, tokens - calls)
+
+    return Cost().plus(whole(small), 1 - share).plus(whole(large), share)
 
 
 def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
@@ -99,16 +113,18 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
     stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
 
-    def one_token(window: int) -> Compiled:
+    def with_window(window: int) -> Compiled:
         return compile_ahead(mesh, segment, params, state, sampling, stop, window=window)
 
     sizes = windows(R)
-    large = one_token(sizes[-1])
-    small = large if len(sizes) == 1 else one_token(sizes[0])
+    large = with_window(sizes[-1])
+    small = large if len(sizes) == 1 else with_window(sizes[0])
     cost, filled = first.cost, 1
     for size in sizes:
         share = 0.0 if len(sizes) == 1 else (size - sizes[0]) / (sizes[-1] - sizes[0])
-        cost, filled = cost.plus(between(small.cost, large.cost, share), size - filled), size
+        if size > filled:
+            cost = cost.plus(decode_cost(small, large, share, size - filled, config.rollout.segment_length))
+        filled = size
     parts = (first, large, small)
     most = max(parts, key=lambda part: part.memory.total)
     held = other_bytes - tree_bytes(params)
