@@ -106,7 +106,7 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
         changes.append((flags, with_values(config, **sections)))
 
     for sizes in meshes(config, models, topology.chips):
-        mesh = {"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor}
+        mesh = sizes._asdict()
         if mesh_sizes(config, topology.chips) != sizes and sizes.weight_shards > 1:
             add(" ".join(f"--mesh.{axis} {size}" for axis, size in mesh.items()), mesh=mesh)
     size = config.train.microbatch_prompts or config.train.prompts_per_step
@@ -146,11 +146,14 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
         for more, both in single_changes(changed, models, topology):
             if fits(both, topology):
                 return f"{flags} {more}"
-    wide = with_values(config, mesh={"data": 1, "fsdp": -1, "tensor": config.mesh.tensor})
     for shape in topology.chip.shapes:
         larger = Topology(topology.kind, shape)
-        if larger.chips > topology.chips and fits(wide, larger):
-            return f"a larger machine: --topology {larger.name} --mesh.data 1 --mesh.fsdp -1"
+        if larger.chips <= topology.chips:
+            continue
+        for sizes in meshes(config, models, larger.chips):
+            if fits(with_values(config, mesh=sizes._asdict()), larger):
+                mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in sizes._asdict().items())
+                return f"a larger machine: --topology {larger.name} {mesh}"
     return "none of one or two settings, nor a larger machine of this kind; lower rollout.max_completion_length"
 
 
@@ -190,8 +193,8 @@ def sweep(config: Config, models: Models, kinds: tuple[str, ...], say: Callable[
             topology = Topology(kind, shape)
             best = None
             for sizes in meshes(config, models, topology.chips):
-                mesh = {"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor}
-                offer = Offer(topology, sizes, estimate(with_values(config, mesh=mesh), models, topology))
+                changed = with_values(config, mesh=sizes._asdict())
+                offer = Offer(topology, sizes, estimate(changed, models, topology))
                 if offer.plan.fits and (best is None or offer.plan.step_seconds < best.plan.step_seconds):
                     best = offer
             if best is None:
