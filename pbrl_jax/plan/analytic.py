@@ -128,9 +128,13 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
     temporary = cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
     whole = parameter_count(spec) / mesh.tensor
-    gathered = 4.0 * whole * (mesh.fsdp - 1) / mesh.fsdp
+    # For few rows the compiler leaves weights where they lie and exchanges the rows' activations instead.
+    widths = 2 * spec.width + (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.ffn
+    exchanged = P * G / mesh.data * spec.layers * widths * _item(spec) / mesh.tensor
+    gathered = min(4.0 * whole, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
-    moved = R * (whole * (4 + 2 * _item(spec)) + position * (P / mesh.row_shards * T * G + rows * R / 2))
+    read = whole * (4 + 2 * _item(spec)) if 4.0 * whole < exchanged else 4.0 * whole / mesh.fsdp
+    moved = R * (read + position * (P / mesh.row_shards * T * G + rows * R / 2))
     cost = Cost(generate_flops(config, spec) / mesh.chips, moved, {"all-gather": R * gathered, "all-reduce": R * sums})
     return Need(resident(config, models, mesh) + temporary, temporary, cost)
 

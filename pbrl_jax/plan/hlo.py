@@ -4,10 +4,13 @@ XLA's own cost analysis counts the body of a loop once. Here every loop counts a
 layers or microbatches costs what it costs.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 ITEM_BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
@@ -142,25 +145,20 @@ def dot_flops(instruction: Instruction, known: Computation) -> float:
     return 2.0 * math.prod(instruction.shapes[0].sizes) * contracted
 
 
-def _valid_positions(output: int, kernel: int, data: int, window: dict[str, str], axis: int) -> int:
+@functools.cache
+def valid_positions(output: int, kernel: int, data: int, stride: int, low: int, hole: int, spread: int) -> int:
     """Pairs of (output, kernel) positions of one spatial axis that fall on data, not on padding or holes."""
-
-    def field(name: str, default: int, part: int = 0) -> int:
-        if name not in window:
-            return default
-        return int(window[name].split("x")[axis].split("_")[part])
-
-    stride, low = field("stride", 1), field("pad", 0)
-    hole, spread = field("lhs_dilate", 1), field("rhs_dilate", 1)
-    if output * kernel > 4_000_000:  # too many to look at: plain windows have few holes
-        return output * kernel // max(hole, 1)
+    places_k = np.arange(kernel) * spread - low
     extent = (data - 1) * hole + 1
-    return sum(
-        1
-        for at in range(output)
-        for k in range(kernel)
-        if 0 <= (place := at * stride - low + k * spread) < extent and place % hole == 0
-    )
+    total, rows = 0, max(1, 2**22 // kernel)
+    for start in range(0, output, rows):
+        place = np.arange(start, min(start + rows, output))[:, None] * stride + places_k
+        total += int(((place >= 0) & (place < extent) & (place % hole == 0)).sum())
+    return total
+
+
+def _window_field(window: dict[str, str], name: str, axis: int, default: int) -> int:
+    return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
 
 
 def convolution_flops(instruction: Instruction, known: Computation) -> float:
@@ -174,8 +172,10 @@ def convolution_flops(instruction: Instruction, known: Computation) -> float:
     positions = 1
     for axis in range(len(lhs) - 2):
         number = str(axis)
-        positions *= _valid_positions(
-            out[result.index(number)], right[rhs.index(number)], left[lhs.index(number)], window, axis
+        defaults = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+        fields = (_window_field(window, name, axis, default) for name, default in defaults.items())
+        positions *= valid_positions(
+            out[result.index(number)], right[rhs.index(number)], left[lhs.index(number)], *fields
         )
     groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
     shared = out[result.index("b")] * out[result.index("f")] * right[rhs.index("i")]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pbrl_jax.plan.hlo import Cost, parse_instruction, program_cost
+from pbrl_jax.plan.hlo import Cost, parse_instruction, program_cost, valid_positions
 
 CONVOLUTION = """HloModule m
 
@@ -54,6 +54,24 @@ def compiled(function, *arguments) -> Cost:
 def test_a_batched_product_written_as_a_convolution():
     """8 products of [16, 32] x [32, 64]; the window that spells them reaches over mostly holes."""
     assert program_cost(CONVOLUTION).flops == 8 * 2 * 16 * 32 * 64
+
+
+def test_positions_of_a_window():
+    """A plain window of 3 over 5 with padding 1 misses one at each end; holes leave one in `hole`."""
+    assert valid_positions(5, 3, 5, stride=1, low=1, hole=1, spread=1) == 13
+    assert valid_positions(8, 8, 8, stride=7, low=0, hole=8, spread=1) == 8
+    assert valid_positions(3000, 3000, 3000, stride=2999, low=0, hole=3000, spread=1) == 3000
+
+
+def test_a_loop_of_unknown_end_within_another_runs_once():
+    def search(x, limit):
+        def inner(s):
+            return jax.lax.while_loop(lambda t: t.sum() < limit, lambda t: t @ t, s)
+
+        return jax.lax.while_loop(lambda s: s.sum() < limit, inner, x)
+
+    text = jax.jit(search).lower(jnp.ones((16, 16)), 3.0).compile().as_text()
+    assert program_cost(text, 7).flops == 7 * 2 * 16**3 and program_cost(text, 7).unknown_loops == 2
 
 
 def test_collectives_count_as_often_as_their_loop_runs():
