@@ -219,7 +219,7 @@ class Walker:
         opcode = instruction.opcode
         called = re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", instruction.attributes)
         if opcode == "while":
-            return self.loop(instruction)
+            return self.loop(instruction, known)
         if opcode == "conditional":
             return self.branches(instruction)
         if opcode == "dot":
@@ -235,10 +235,10 @@ class Walker:
             cost = Cost(0.0, 0.0, self.sent(instruction, known))
         return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, known)))
 
-    def loop(self, instruction: Instruction) -> Cost:
+    def loop(self, instruction: Instruction, known: Computation) -> Cost:
         body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
         condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
-        trips = self.trips(instruction, condition)
+        trips = self.trips(instruction, condition, known)
         outermost = trips is None and not self.inside_unknown
         self.inside_unknown |= outermost
         cost = self.cost(body, False).plus(self.cost(condition, False))
@@ -246,7 +246,7 @@ class Walker:
         times = trips if trips is not None else self.unknown_trips if outermost else 1
         return Cost(0.0, 0.0, {}, int(trips is None)).plus(cost, times)
 
-    def trips(self, instruction: Instruction, condition: str) -> int | None:
+    def trips(self, instruction: Instruction, condition: str, known: Computation) -> int | None:
         """How often a loop runs: as the compiler noted, or as its condition compares; None where it depends on data."""
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):
             return int(found[1])
@@ -260,7 +260,39 @@ class Walker:
         limits = [line for line in lines if line.opcode == "constant" and not line.shapes[0].sizes]
         if root.opcode != "compare" or "direction=LT" not in root.attributes or len(limits) != 1:
             return None
-        return int(limits[0].inner)
+        counters = [line for line in lines if line.opcode == "get-tuple-element"]
+        start, step = 0, 1
+        if len(counters) == 1:
+            index = int(re.search(r"index=(\d+)", counters[0].attributes)[1])
+            start = self.constant_of(self.element(known, instruction.operands[0], index), known, 0)
+            step = self.step_of(re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1], index)
+        return max(0, -(-(int(limits[0].inner) - start) // step))
+
+    def element(self, known: Computation, name: str, index: int) -> Instruction | None:
+        """The instruction that makes an element of a tuple, where it can be seen."""
+        made = known.get(name)
+        if made is None or made.opcode != "tuple":
+            return None
+        found = known.get(made.operands[index])
+        while found is not None and found.opcode in ("copy", "bitcast") and found.operands:
+            found = known.get(found.operands[0])
+        return found
+
+    def constant_of(self, found: Instruction | None, known: Computation, default: int) -> int:
+        return int(found.inner) if found is not None and found.opcode == "constant" else default
+
+    def step_of(self, body: str, index: int) -> int:
+        """What a loop adds to its counter at every turn; the windowed products of the TPU compiler add two."""
+        known = self.computations[body]
+        root = next((line for line in known.values() if line.root), None)
+        found = None if root is None else self.element(known, root.name, index)
+        if found is not None and found.opcode == "fusion":
+            known = self.computations[re.search(r"calls=%?([\w.\-]+)", found.attributes)[1]]
+            found = next(line for line in known.values() if line.root)
+        if found is None or found.opcode != "add":
+            return 1
+        added = (known.get(name) for name in found.operands)
+        return next((int(line.inner) for line in added if line is not None and line.opcode == "constant"), 1)
 
     def branches(self, instruction: Instruction) -> Cost:
         names = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)

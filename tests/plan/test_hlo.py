@@ -56,6 +56,15 @@ def test_a_batched_product_written_as_a_convolution():
     assert program_cost(CONVOLUTION).flops == 8 * 2 * 16 * 32 * 64
 
 
+def test_a_counter_that_begins_later_or_counts_by_two():
+    """The TPU compiler notes no trip count: it follows from the counter's start, its step and the limit."""
+    later = SHARDED.replace("%z = s32[] constant(0)", "%z = s32[] constant(1)")
+    assert program_cost(later).collectives["all-reduce"] == 2 * 1600 * 2 * 3 / 4
+    by_two = SHARDED.replace("tuple(%i, %r)", "tuple(%j, %r)").replace("constant(3)", "constant(8)")
+    by_two = by_two.replace("  %v =", "  %two = s32[] constant(2)\n  %j = s32[] add(%i, %two)\n  %v =")
+    assert program_cost(by_two).collectives["all-reduce"] == 4 * 1600 * 2 * 3 / 4
+
+
 def test_positions_of_a_window():
     """A plain window of 3 over 5 with padding 1 misses one at each end; holes leave one in `hole`."""
     assert valid_positions(5, 3, 5, stride=1, low=1, hole=1, spread=1) == 13
