@@ -18,6 +18,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
   sft CONFIG --workdir W      a start policy by supervised fine-tuning
   dpo CONFIG --workdir W      learn from ranked pairs of the policy's own responses
   encoder CONFIG --workdir W  a multilingual encoder by contrastive training
+  plan CONFIG [--topology v5p:2x2x4]   does it fit, and how long is a step? Before a machine is rented
   pivots CONFIG --workdir W   write and embed the English references
   translate IN.jsonl OUT.jsonl --to sw,bn --translator MODEL   English prompts into other languages
   audit CONFIG --workdir W [--min-auc 0.95]   can this reward be cheated?
@@ -67,6 +68,9 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
+        from pbrl_jax.core.hosts import join_hosts
+
+        join_hosts()
         values = {option: getattr(known, option) for option in options}
         importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
 
@@ -178,6 +182,27 @@ def evaluation(arguments: Sequence[str]) -> None:
     main(known)
 
 
+def plan(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl plan", allow_abbrev=False,
+        description="Memory and time of a step on a machine that need not be here (docs/scaling.md).",
+    )  # fmt: skip
+    parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
+    parser.add_argument("--topology", default="", help="v5p:2x2x4, v5litepod-16, h100:8, ...; default: this machine")
+    parser.add_argument("--json", default="", help="also write the plan to this file")
+    parser.add_argument("--sweep", action="store_true", help="compare all machines (of the kind --topology), by hand")
+    known, rest = parser.parse_known_args(arguments)
+    import os
+
+    if known.topology:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: the accelerators here stay free
+    from pbrl_jax.run.config_file import load_config, override
+    from pbrl_jax.run.plan import main
+
+    config = override(load_config(known.config), rest, f"pbrl plan {known.config}")
+    main(config, known.topology, known.json, known.sweep)
+
+
 def harness(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="pbrl harness", description="Any task of lm-evaluation-harness on a policy (pip install -e .[eval])."
@@ -223,6 +248,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "sft": config_verb("sft", "Train a start policy on references."),
     "dpo": config_verb("dpo", "Learn from pairs of the policy's own responses, ranked by the semantic reward."),
     "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
+    "plan": plan,
     "pivots": config_verb("pivots", "Write, filter and embed the English references."),
     "audit": config_verb(
         "audit",

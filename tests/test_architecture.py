@@ -14,8 +14,9 @@ RANKS = {
     "data": 2, "rollout": 2, "assets": 2,
     "pivots": 3, "rewards": 3, "checkpoint": 3,
     "train": 4, "eval": 4,
-    "run": 5,
-    "cli": 6, "__init__": 6,
+    "plan": 5,
+    "run": 6,
+    "cli": 7, "__init__": 7,
 }  # fmt: skip
 """Folder or top-level module of pbrl_jax -> rank. What is not listed has no place in the house."""
 

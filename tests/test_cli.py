@@ -78,13 +78,13 @@ def test_usage_and_unknown_verb(pbrl):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_every_verb(pbrl, verb):
     status, output, _ = pbrl(verb, "--help")
-    without = ("generate", "report", "convert")
+    without = ("generate", "report", "convert", "plan")
     assert status in (0, None) and f"pbrl {verb}" in output and ("--workdir" in output or verb in without)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_missing_arguments(pbrl, verb):
-    takes_config = f"  {verb} CONFIG" in cli.USAGE
+    takes_config = f"  {verb} CONFIG --workdir" in cli.USAGE
     status, output, errors = pbrl(verb, *([TINY] if takes_config else []))
     assert status == 2 and "required" in errors and "Traceback" not in output + errors
 

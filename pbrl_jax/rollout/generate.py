@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.config import AlgoConfig, RolloutConfig
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
+from pbrl_jax.core.sharding import constrain
 from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
 from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
 from pbrl_jax.models.specs import DecoderSpec
@@ -50,6 +51,11 @@ def windows(max_length: int) -> tuple[int, ...]:
     return (*sizes, max_length)
 
 
+def on_mesh(cache: KVCache) -> KVCache:
+    """A cache laid out as its rows and heads are; left to itself the compiler keeps it whole on every device."""
+    return jax.tree.map(lambda part: constrain(part, "layers", "batch", "kv_heads", "none", "none"), cache)
+
+
 def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, spec: DecoderSpec, samples: int,
             max_length: int) -> DecodeState:  # fmt: skip
     """Run each prompt once, cache its keys, and sample the first token of each of its `samples` rows."""
@@ -57,13 +63,14 @@ def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, s
     B = P * samples
     positions = jnp.arange(T)[None]
     valid_PT = positions < prompts.lengths_P[:, None]
+    empty = on_mesh(empty_cache(spec, P, T))
     hidden, cache = hidden_states(
-        params, spec, prompts.tokens_PT, jnp.broadcast_to(positions, (P, T)), Causal(valid_PT), empty_cache(spec, P, T)
+        params, spec, prompts.tokens_PT, jnp.broadcast_to(positions, (P, T)), Causal(valid_PT), empty
     )
     last = jnp.take_along_axis(hidden, (prompts.lengths_P - 1)[:, None, None], axis=1)[:, 0]
     logits_BV = jnp.repeat(logits_of(params, spec, last), samples, axis=0)
     token_B, logp_B = sample(logits_BV, keys_B, 0, sampling)
-    zeros_BR = jnp.zeros((B, max_length), jnp.int32)
+    zeros_BR = constrain(jnp.zeros((B, max_length), jnp.int32), "batch", "none")
     return DecodeState(
         slot=jnp.int32(0),
         tokens_BR=zeros_BR.at[:, 0].set(token_B),
@@ -73,8 +80,8 @@ def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, s
         done_B=is_eos(token_B, sampling),
         position_B=jnp.repeat(prompts.lengths_P, samples, axis=0).astype(jnp.int32),
         keys_B=keys_B,
-        own=empty_cache(spec, B, max_length),
-        prompt=cache,
+        own=on_mesh(empty_cache(spec, B, max_length)),
+        prompt=on_mesh(cache),
         prompt_valid_PT=valid_PT,
     )
 

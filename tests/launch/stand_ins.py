@@ -26,7 +26,29 @@ esac
 """A Python that fits, makes environments that hold itself, and installs nothing."""
 
 
-TOOLS = "bash env basename dirname cp mkdir head tail grep rm cat id tar gzip sed sleep seq setsid nohup".split()
+CHECKER = f"""#!{sys.executable}
+import json, os, shlex, sys
+
+program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+with open({str(ROOT / "tests/fixtures/launch/commands.json")!r}) as file:
+    reference = json.load(file)[program]
+line = " ".join(words)
+names = [name for name in reference["commands"] if (line + " ").startswith(name + " ")]
+if reference["commands"] and not names:
+    sys.exit("no such command: " + line)
+known = set(reference["global"]).union(*(reference["commands"][name] for name in names))
+flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+with open(os.environ["CALLS"], "a") as file:
+    file.write(shlex.join([program, *words]) + "\\n")
+if unknown := sorted(set(flags) - known):
+    sys.exit("unrecognized arguments: " + " ".join(unknown))
+if answer := os.environ.get("ANSWER"):
+    sys.exit(os.system(answer + " " + shlex.join(words)) >> 8)
+"""
+"""A program that refuses flags which the documented reference of its command does not list, then runs ANSWER."""
+
+
+TOOLS = "bash env basename dirname cp mkdir head tail grep rm cat id tar gzip sed sleep seq setsid sh nohup".split()
 
 
 class Machine:
@@ -59,6 +81,12 @@ class Machine:
         cwd = environment.pop("cwd", self.checkout)
         quiet = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 120}
         return subprocess.run(command, env=settings | environment, cwd=cwd, **quiet)
+
+    def call(self, words: list[str]) -> subprocess.CompletedProcess:
+        """Calls a stand-in as a script would."""
+        settings = {"PATH": f"{self.programs}:{self.tools}", "CALLS": str(self.calls_file)}
+        program = self.programs / words[0]
+        return subprocess.run([program, *words[1:]], env=settings, capture_output=True, text=True, timeout=120)
 
     @property
     def calls(self) -> list[str]:

@@ -4,19 +4,9 @@ import re
 import shlex
 
 import pytest
-from launch.stand_ins import FAKE_PYTHON, Machine, assert_fails
+from launch.stand_ins import CHECKER, FAKE_PYTHON, Machine, assert_fails
 
-FLAGS = {
-    "create": {"--zone", "--project", "--accelerator-type", "--version", "--spot"},
-    "scp": {"--zone", "--project", "--worker"},
-    "ssh": {"--zone", "--project", "--worker", "--command"},
-    "describe": {"--zone", "--project", "--format"},
-    "delete": {"--zone", "--project", "--quiet"},
-}
-"""Of each `gcloud compute tpus tpu-vm` command the flags that gcloud's command reference lists and we use."""
-
-GCLOUD = """#!/usr/bin/env bash
-printf '%q ' gcloud "$@" >>"$CALLS"; echo >>"$CALLS"
+CLOUD = """#!/usr/bin/env bash
 case "$4" in
   describe)
     state="$(head -n 1 "$STATES")"
@@ -39,7 +29,8 @@ TRAIN = ("train", "configs/x.py", "--workdir", "gs://bucket/run")
 @pytest.fixture
 def machine(tmp_path):
     made = Machine(tmp_path)
-    made.add("gcloud", GCLOUD)
+    made.add("gcloud", CHECKER)
+    made.add("cloud", CLOUD)
     made.add("ssh")
     return made
 
@@ -50,25 +41,72 @@ def loop(machine, states: list[str], results: list[int], **environment):
     (folder / "states").write_text("".join(f"{state}\n" for state in states))
     (folder / "results").write_text("".join(f"{status}\n" for status in results))
     files = {"STATES": str(folder / "states"), "RESULTS": str(folder / "results"), "RETRY_SECONDS": "0"}
-    result = machine.run("tpu_vm.sh", "loop", *TRAIN, **TPU, **files, **environment)
+    result = machine.run("tpu_vm.sh", "loop", *TRAIN, **TPU, **files, ANSWER="cloud", **environment)
     verbs = [shlex.split(call)[4] for call in machine.calls]
     runs = ["run" if "local.sh" in call else verb for verb, call in zip(verbs, machine.calls, strict=True)]
     return result, [verb for verb in runs if verb not in ("describe", "scp", "ssh")]
 
 
-@pytest.mark.parametrize("command", ["create", "setup", "run", "loop", "logs", "stop", "ssh", "delete"])
-def test_dry_run_prints_known_flags_and_calls_nothing(machine, command):
+KINDS = {"machine": {}, "queued": {"QUEUED": "1"}, "two slices": {"SLICES": "2"}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("command", ["create", "wait", "setup", "run", "loop", "logs", "stop", "ssh", "delete"])
+def test_dry_run_prints_documented_commands_and_calls_nothing(machine, command, kind):
     words = TRAIN if command in ("run", "loop") else ()
-    result = machine.run("tpu_vm.sh", "--dry-run", command, *words, **TPU, PROJECT="p", SPOT="1")
+    settings = TPU | KINDS[kind] | {"PROJECT": "p", "SPOT": "1", "NETWORK": "n"}
+    result = machine.run("tpu_vm.sh", "--dry-run", command, *words, **settings)
     assert result.returncode == 0, result.stderr
     assert machine.calls == []
     lines = [shlex.split(line) for line in result.stdout.splitlines()]
-    gcloud = [words for words in lines if words[0] == "gcloud"]
-    assert gcloud and all(words[1:4] == ["compute", "tpus", "tpu-vm"] for words in gcloud)
-    for words in gcloud:
-        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert flags <= FLAGS[words[4]] and {"--zone", "--project"} <= flags
     assert all(words[0] in ("gcloud", "tar", "mkdir") for words in lines)
+    gcloud = [words for words in lines if words[0] == "gcloud"]
+    group = "tpu-vm" if kind == "machine" else "queued-resources"
+    assert gcloud and all(words[1:4] == ["compute", "tpus", group] for words in gcloud)
+    assert all({"--zone=us-west4-a", "--project=p"} <= set(words) for words in gcloud)
+    for words in gcloud:
+        assert machine.call(words).returncode == 0, machine.call(words).stderr
+
+
+def test_the_stand_in_refuses_flags_that_gcloud_does_not_have(machine):
+    refused = machine.call(["gcloud", "compute", "tpus", "tpu-vm", "create", "t", "--node-count=2"])
+    assert refused.returncode != 0 and "--node-count" in refused.stderr
+    assert machine.call(["gcloud", "compute", "tpus", "tpu-vm", "make"]).returncode != 0
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [("queued", "--runtime-version=v2-alpha-tpuv5-lite --node-id=t"),
+     ("two slices", "--runtime-version=v2-alpha-tpuv5-lite --node-count=2 --node-prefix=t")],
+)  # fmt: skip
+def test_queued_resources_name_their_nodes(machine, kind, expected):
+    made = machine.run("tpu_vm.sh", "--dry-run", "create", **TPU, **KINDS[kind]).stdout
+    assert made.strip().endswith(expected)
+    for command in ("run", "stop"):
+        words = TRAIN if command == "run" else ()
+        assert (
+            "--node=all --worker=all"
+            in machine.run("tpu_vm.sh", "--dry-run", command, *words, **TPU, **KINDS[kind]).stdout
+        )
+    assert "--force --quiet" in machine.run("tpu_vm.sh", "--dry-run", "delete", **TPU, **KINDS[kind]).stdout
+
+
+def test_one_worker_of_one_slice(machine):
+    logs = machine.run("tpu_vm.sh", "--dry-run", "logs", "3", "1", **TPU, SLICES="2")
+    assert "--node=1 --worker=3" in logs.stdout
+    assert_fails(machine.run("tpu_vm.sh", "--dry-run", "logs", "3", "2", **TPU, SLICES="2"), "no slice 2")
+    assert_fails(machine.run("tpu_vm.sh", "--dry-run", "create", **TPU, SLICES="two"), "SLICES=two")
+
+
+def test_create_and_delete_do_their_work_once(machine):
+    (states := machine.checkout.parent / "states").write_text("READY\nABSENT\nABSENT\nREADY\n")
+    answer = {"STATES": str(states), "ANSWER": "cloud"}
+    for command, done in (("create", 0), ("delete", 0), ("create", 1), ("delete", 1)):
+        machine.forget()
+        result = machine.run("tpu_vm.sh", command, **TPU, **answer)
+        assert result.returncode == 0, result.stderr
+        assert len([call for call in machine.calls if f" {command} " in call]) == done
+        assert ("nothing to do" in result.stderr) == (not done)
 
 
 def test_dry_run_says_what_a_real_run_does(machine):
@@ -102,7 +140,7 @@ def test_arguments_reach_the_worker_as_they_were(machine):
 def test_named_errors(machine):
     assert_fails(machine.run("tpu_vm.sh", "create", ZONE="z"), "TPU_NAME")
     assert_fails(machine.run("tpu_vm.sh", "create", TPU_NAME="t"), "ZONE")
-    assert_fails(machine.run("tpu_vm.sh", "crate", **TPU), "'crate'", "create, setup")
+    assert_fails(machine.run("tpu_vm.sh", "crate", **TPU), "'crate'", "create, wait")
     assert_fails(machine.run("tpu_vm.sh", "create", **TPU, ACCELERATOR_TYPE="v9-8"), "v9-8", "RUNTIME_VERSION")
     assert_fails(machine.run("tpu_vm.sh", "run", **TPU), "needs a verb")
     assert_fails(machine.run("tpu_vm.sh", "loop", "train", "c.py", "--workdir", "runs/x", **TPU), "gs://")
@@ -119,6 +157,14 @@ def test_loop_brings_a_preempted_machine_back(machine):
     assert all("--spot" in call for call in machine.calls if " create " in call)
 
 
+def test_loop_stands_in_line_and_comes_back_after_a_suspension(machine):
+    states = ["ABSENT", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"]
+    result, verbs = loop(machine, states, [255, 0], SLICES="2", SPOT="1")
+    assert result.returncode == 0, result.stderr
+    assert verbs == ["create", "run", "delete", "create", "run"]
+    assert result.stderr.count("stands in line") == 2
+
+
 def test_loop_uses_a_machine_that_is_ready(machine):
     result, verbs = loop(machine, ["READY"], [0])
     assert result.returncode == 0 and verbs == ["run"]
@@ -131,7 +177,7 @@ def test_loop_stops_when_the_run_itself_fails(machine):
 
 
 def test_loop_asks_again_where_there_is_no_capacity(machine):
-    machine.add("sleep", '#!/usr/bin/env bash\nsed -i s/CREATE/GONE/ "$(dirname "$0")/gcloud"\n')
+    machine.add("sleep", '#!/usr/bin/env bash\nsed -i s/CREATE/GONE/ "$(dirname "$0")/cloud"\n')
     result, verbs = loop(machine, ["ABSENT", "ABSENT"], [0], CREATE_STATUS="1")
     assert result.returncode == 0, result.stderr
     assert verbs == ["create", "create", "run"] and "could not be made ready" in result.stderr

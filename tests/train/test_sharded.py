@@ -22,9 +22,9 @@ from pbrl_jax.core.config import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
-from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.generate import generate_samples, prefill
 from pbrl_jax.rollout.packing import choose_bucket
-from pbrl_jax.rollout.sampling import sampling_params
+from pbrl_jax.rollout.sampling import row_keys, sampling_params
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
@@ -54,6 +54,7 @@ MESHES = {
     "2x2x2": Case((2, 2, 2), microbatch=4, packed=False, unstacked=False),
     "8x1x1": Case((8, 1, 1), microbatch=0, packed=True, unstacked=True),
     "1x8x1": Case((1, 8, 1), microbatch=0, packed=False, unstacked=True),
+    "1x4x2": Case((1, 4, 2), microbatch=0, packed=False, unstacked=True),
 }
 
 
@@ -137,6 +138,21 @@ def test_muon_on_a_mesh_equals_one_device():
             state = jax.jit(gradient_step, static_argnums=2)(state, grads, optimizer)
         results.append(jax.device_get(state.params))
     assert largest_difference(*results) < 1e-5 and largest_difference(params, results[0]) > 1e-3
+
+
+def test_caches_lie_on_the_mesh():
+    """Rows over data and fsdp, heads over tensor: one device holds an eighth of the keys and values."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
+    prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
+    start = jax.jit(functools.partial(prefill, spec=SPEC, samples=G, max_length=8))
+    with jax.set_mesh(mesh):
+        keys = row_keys(jax.random.key(3), prompts.row_ids_P, G)
+        found = start.lower(params, prompts, keys, SAMPLING).compile().output_shardings
+    N, K, C = SPEC.layers, SPEC.kv_heads, SPEC.head_dim
+    assert found.own.key.shard_shape((N, P * G, K, 8, C)) == (N, P * G // 4, K // 2, 8, C)
+    assert found.prompt.value.shard_shape((N, P, K, 5, C)) == (N, P // 4, K // 2, 5, C)
+    assert found.tokens_BR.shard_shape((P * G, 8)) == (P * G // 4, 8)
 
 
 def test_state_lies_on_the_mesh():

@@ -1,0 +1,350 @@
+"""Costs of a compiled program, from the text of its optimized HLO.
+
+XLA's own cost analysis counts the body of a loop once. Here every loop counts as often as it runs, so that a scan over
+layers or microbatches costs what it costs.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+ITEM_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
+}  # fmt: skip
+#: Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips.
+COLLECTIVES = {
+    "all-gather": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+#: Instructions that move no data of their own.
+FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
+    "copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota".split()
+)
+SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Shape(NamedTuple):
+    """One array of a type."""
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> float:
+        return ITEM_BYTES.get(self.kind, 0) * math.prod(self.sizes)
+
+
+class Instruction(NamedTuple):
+    """One line of HLO."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    inner: str
+    """What stands in the parentheses: of a constant, its value; of a parameter, its number."""
+    root: bool
+
+    @property
+    def bytes(self) -> float:
+        return sum(shape.bytes for shape in self.shapes)
+
+
+Computation = Mapping[str, Instruction]
+
+
+class Cost(NamedTuple):
+    """Per chip: products, memory traffic, bytes sent to other chips by kind of collective, and loops of unknown
+    length."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    collectives: Mapping[str, float] = {}
+    unknown_loops: int = 0
+
+    def plus(self, other: "Cost", times: float = 1.0) -> "Cost":
+        collectives = dict(self.collectives)
+        for name, size in other.collectives.items():
+            collectives[name] = collectives.get(name, 0.0) + times * size
+        return Cost(
+            self.flops + times * other.flops, self.bytes + times * other.bytes, collectives,
+            self.unknown_loops + other.unknown_loops,
+        )  # fmt: skip
+
+    @property
+    def collective_bytes(self) -> float:
+        return sum(self.collectives.values())
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the parenthesis that closes the one at `start`."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    return len(text) - 1
+
+
+def parse_instruction(line: str) -> Instruction | None:
+    """An instruction of HLO text; None for any other line."""
+    found = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not found:
+        return None
+    rest = line[found.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    kind, rest = rest[:end], rest[end:].lstrip()
+    shapes = tuple(
+        Shape(name, tuple(int(size) for size in sizes.split(",") if size)) for name, sizes in SHAPE.findall(kind)
+    )
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    inner = rest[opening + 1 : closing]
+    return Instruction(
+        found[2], shapes, rest[:opening], tuple(NAME.findall(inner)), rest[closing + 1 :], inner, bool(found[1])
+    )
+
+
+def parse_module(text: str) -> tuple[dict[str, Computation], str]:
+    """(computations by name, name of the entry) of a module's text."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) (\(.*\) -> .*)?\{\s*$", line)
+        if header and not line.startswith(" "):
+            current = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (instruction := parse_instruction(line)):
+            current[instruction.name] = instruction
+    return computations, entry
+
+
+def _numbers(attributes: str, name: str) -> list[int]:
+    found = re.search(name + r"=\{([\d,]*)\}", attributes)
+    return [int(number) for number in found[1].split(",") if number] if found else []
+
+
+def dot_flops(instruction: Instruction, known: Computation) -> float:
+    """Twice the products of a dot."""
+    left = known[instruction.operands[0]].shapes[0].sizes
+    contracted = math.prod(left[axis] for axis in _numbers(instruction.attributes, "lhs_contracting_dims"))
+    return 2.0 * math.prod(instruction.shapes[0].sizes) * contracted
+
+
+@functools.cache
+def valid_positions(output: int, kernel: int, data: int, stride: int, low: int, hole: int, spread: int) -> int:
+    """Pairs of (output, kernel) positions of one spatial axis that fall on data, not on padding or holes."""
+    places_k = np.arange(kernel) * spread - low
+    extent = (data - 1) * hole + 1
+    total, rows = 0, max(1, 2**22 // kernel)
+    for start in range(0, output, rows):
+        place = np.arange(start, min(start + rows, output))[:, None] * stride + places_k
+        total += int(((place >= 0) & (place < extent) & (place % hole == 0)).sum())
+    return total
+
+
+def _window_field(window: dict[str, str], name: str, axis: int, default: int) -> int:
+    return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
+
+
+def convolution_flops(instruction: Instruction, known: Computation) -> float:
+    """Twice the products of a convolution, which is how the TPU compiler writes every matrix product."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    left, right = (known[name].shapes[0].sizes for name in instruction.operands[:2])
+    out = instruction.shapes[0].sizes
+    lhs, rhs, result = labels[1], labels[2], labels[3]
+    found = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    window = dict(part.split("=") for part in found[1].split()) if found else {}
+    positions = 1
+    for axis in range(len(lhs) - 2):
+        number = str(axis)
+        defaults = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+        fields = (_window_field(window, name, axis, default) for name, default in defaults.items())
+        positions *= valid_positions(
+            out[result.index(number)], right[rhs.index(number)], left[lhs.index(number)], *fields
+        )
+    groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
+    shared = out[result.index("b")] * out[result.index("f")] * right[rhs.index("i")]
+    return 2.0 * shared * positions / (int(groups[1]) if groups and int(groups[1]) > 1 else 1)
+
+
+def group_size(attributes: str) -> int:
+    """Chips that take part in a collective."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(found[1].split(","))
+    return 2
+
+
+class Walker:
+    """Costs of the computations of a module, each worked out once."""
+
+    def __init__(self, text: str, unknown_trips: float = 1.0):
+        """`unknown_trips`: how often a loop runs whose end the text does not tell (that over sampled tokens); such a
+        loop within such a loop runs once."""
+        self.computations, self.entry = parse_module(text)
+        self.unknown_trips = unknown_trips
+        self.inside_unknown = False
+        self.done: dict[tuple[str, bool], Cost] = {}
+
+    def total(self) -> Cost:
+        return self.cost(self.entry, False)
+
+    def cost(self, name: str, fused: bool) -> Cost:
+        """Of one computation; inside a fusion nothing but products counts, since nothing else touches memory."""
+        key = (name, fused)
+        if key not in self.done:
+            total = Cost()
+            for instruction in self.computations.get(name, {}).values():
+                total = total.plus(self.of(instruction, self.computations[name], fused))
+            self.done[key] = total
+        return self.done[key]
+
+    def of(self, instruction: Instruction, known: Computation, fused: bool) -> Cost:
+        opcode = instruction.opcode
+        called = re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", instruction.attributes)
+        if opcode == "while":
+            return self.loop(instruction, known)
+        if opcode == "conditional":
+            return self.branches(instruction)
+        if opcode == "dot":
+            cost = Cost(dot_flops(instruction, known))
+        elif opcode == "convolution":
+            cost = Cost(convolution_flops(instruction, known))
+        elif opcode == "fusion":
+            cost = self.cost(called[0], True)
+            return cost if fused else cost.plus(Cost(0.0, self.fusion_bytes(instruction, known, called[0])))
+        elif opcode in ("call", "async-start") and called:
+            return self.cost(called[0], fused)
+        else:
+            cost = Cost(0.0, 0.0, self.sent(instruction, known))
+        return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, known)))
+
+    def loop(self, instruction: Instruction, known: Computation) -> Cost:
+        body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
+        condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
+        trips = self.trips(instruction, condition, known)
+        outermost = trips is None and not self.inside_unknown
+        self.inside_unknown |= outermost
+        cost = self.cost(body, False).plus(self.cost(condition, False))
+        self.inside_unknown &= not outermost
+        times = trips if trips is not None else self.unknown_trips if outermost else 1
+        return Cost(0.0, 0.0, {}, int(trips is None)).plus(cost, times)
+
+    def trips(self, instruction: Instruction, condition: str, known: Computation) -> int | None:
+        """How often a loop runs: as the compiler noted, or as its condition compares; None where it depends on data."""
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):
+            return int(found[1])
+        lines = list(self.computations[condition].values())
+        if any(line.opcode in ("and", "fusion", "call") and not line.root for line in lines):
+            return None
+        root = next(line for line in lines if line.root)
+        if root.opcode == "fusion":
+            inside = self.computations[re.search(r"calls=%?([\w.\-]+)", root.attributes)[1]]
+            root = next(line for line in inside.values() if line.root)
+        limits = [line for line in lines if line.opcode == "constant" and not line.shapes[0].sizes]
+        if root.opcode != "compare" or "direction=LT" not in root.attributes or len(limits) != 1:
+            return None
+        counters = [line for line in lines if line.opcode == "get-tuple-element"]
+        start, step = 0, 1
+        if len(counters) == 1:
+            index = int(re.search(r"index=(\d+)", counters[0].attributes)[1])
+            start = self.constant_of(self.element(known, instruction.operands[0], index), known, 0)
+            step = self.step_of(re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1], index)
+        return max(0, -(-(int(limits[0].inner) - start) // step))
+
+    def element(self, known: Computation, name: str, index: int) -> Instruction | None:
+        """The instruction that makes an element of a tuple, where it can be seen."""
+        made = known.get(name)
+        if made is None or made.opcode != "tuple":
+            return None
+        found = known.get(made.operands[index])
+        while found is not None and found.opcode in ("copy", "bitcast") and found.operands:
+            found = known.get(found.operands[0])
+        return found
+
+    def constant_of(self, found: Instruction | None, known: Computation, default: int) -> int:
+        return int(found.inner) if found is not None and found.opcode == "constant" else default
+
+    def step_of(self, body: str, index: int) -> int:
+        """What a loop adds to its counter at every turn; the windowed products of the TPU compiler add two."""
+        known = self.computations[body]
+        root = next((line for line in known.values() if line.root), None)
+        found = None if root is None else self.element(known, root.name, index)
+        if found is not None and found.opcode == "fusion":
+            known = self.computations[re.search(r"calls=%?([\w.\-]+)", found.attributes)[1]]
+            found = next(line for line in known.values() if line.root)
+        if found is None or found.opcode != "add":
+            return 1
+        added = (known.get(name) for name in found.operands)
+        return next((int(line.inner) for line in added if line is not None and line.opcode == "constant"), 1)
+
+    def branches(self, instruction: Instruction) -> Cost:
+        names = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+        found = NAME.findall(names[1]) if names else re.findall(
+            r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes
+        )  # fmt: skip
+        return max(
+            (self.cost(name, False) for name in found), key=lambda cost: (cost.flops, cost.bytes), default=Cost()
+        )
+
+    def sent(self, instruction: Instruction, known: Computation) -> dict[str, float]:
+        opcode = instruction.opcode.removesuffix("-start")
+        if opcode not in COLLECTIVES:
+            return {}
+        chips = group_size(instruction.attributes)
+        given = sum(known[name].bytes for name in instruction.operands if name in known)
+        whole = given * chips if opcode == "all-gather" else given
+        return {opcode: whole * COLLECTIVES[opcode](chips)}
+
+    def fusion_bytes(self, instruction: Instruction, known: Computation, called: str) -> float:
+        """Operands and results of a fusion; of an operand that is only sliced, or a result that is written into an
+        operand, the slice."""
+        inside = self.computations[called]
+        parameters = {int(line.inner): line.name for line in inside.values() if line.opcode == "parameter"}
+        total = 0.0
+        for number, operand in enumerate(instruction.operands):
+            name = parameters.get(number)
+            users = [line for line in inside.values() if name in line.operands]
+            if users and all(is_sliced(line, name) for line in users):
+                total += sum(line.bytes for line in users if line.opcode == "dynamic-slice")
+            elif operand in known:
+                total += known[operand].bytes
+        root = next((line for line in inside.values() if line.root), None)
+        if root is not None and root.opcode == "dynamic-update-slice":
+            return total + inside[root.operands[1]].bytes
+        return total + instruction.bytes
+
+
+def is_sliced(user: Instruction, name: str) -> bool:
+    """Whether `user` touches no more of the array than a slice."""
+    return user.opcode in ("dynamic-slice", "dynamic-update-slice") and user.operands[0] == name
+
+
+def moved_bytes(instruction: Instruction, known: Computation) -> float:
+    """Memory traffic of an instruction that stands alone."""
+    if instruction.opcode in ("dynamic-slice", "gather", "slice"):
+        return 2 * instruction.bytes
+    if instruction.opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * sum(known[name].bytes for name in instruction.operands[1:] if name in known)
+    return instruction.bytes + sum(known[name].bytes for name in instruction.operands if name in known)
+
+
+def program_cost(text: str, unknown_trips: float = 1.0) -> Cost:
+    """Cost of a compiled program (`compiled.as_text()`) on one chip, every loop counted as often as it runs."""
+    return Walker(text, unknown_trips).total()

@@ -1,0 +1,215 @@
+"""The programs of a step, compiled ahead of time for a mesh of devices that need not exist."""
+
+import functools
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pbrl_jax.assets.encoder import EMBED_BATCH, EMBED_TOKENS, embed_tokens, length_bucket
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.sharding import batch_sharding, replicated
+from pbrl_jax.models.specs import TextEncoderSpec
+from pbrl_jax.plan.hlo import Cost, program_cost
+from pbrl_jax.plan.shapes import Models, placed, placed_batch, placed_encoder, placed_policy, placed_state, tree_bytes
+from pbrl_jax.rollout.generate import decode, prefill, windows
+from pbrl_jax.rollout.sampling import row_keys, sampling_params
+from pbrl_jax.train.update import make_update
+
+#: How the TPU compiler says that a program does not fit.
+TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+#: Ids that end a response, at most: what released models have.
+EOS_IDS = (0, 1)
+
+
+class Need(NamedTuple):
+    """What a program of the step needs on one chip: memory in bytes, and what it costs."""
+
+    hbm_bytes: float
+    """All that lies in memory while it runs, also what belongs to the other programs."""
+    temp_bytes: float
+    cost: Cost
+    compile_seconds: float = 0.0
+    refused: bool = False
+    """The compiler refused the program because it does not fit: the memory is what it named, the cost by hand."""
+
+
+class Memory(NamedTuple):
+    """Memory of one compiled program on one chip, in bytes."""
+
+    arguments: float
+    temporary: float
+    results: float
+    """Those that are not written over arguments."""
+
+    @property
+    def total(self) -> float:
+        return self.arguments + self.temporary + self.results
+
+
+class Compiled(NamedTuple):
+    """A compiled program. `token` is the cost of one more turn of a loop that ends by the data, as that over sampled
+    tokens does; `cost` has one turn in it."""
+
+    memory: Memory
+    cost: Cost
+    token: Cost
+    seconds: float
+    shardings: object
+
+
+def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
+    """Compile a jitted function for shapes on a mesh, and read its memory and its cost."""
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):  # only here: no array can be made on devices that do not exist
+        lowered = program.lower(*shapes, **static)
+    compiled = lowered.compile()
+    found = compiled.memory_analysis()
+    memory = Memory(
+        float(found.argument_size_in_bytes),
+        float(found.temp_size_in_bytes + found.generated_code_size_in_bytes),
+        float(found.output_size_in_bytes - found.alias_size_in_bytes),
+    )
+    text = compiled.as_text()
+    once, twice = program_cost(text, 1), program_cost(text, 2)
+    return Compiled(memory, once, twice.plus(once, -1), time.perf_counter() - start, compiled.output_shardings)
+
+
+def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, segment: int) -> Cost:
+    """Decoding `tokens` tokens in segments, in a window that lies at `share` of the way between two compiled ones.
+
+    What a program does before its loop, such as gathering weights, it does once a segment.
+    """
+    calls = -(-tokens // segment)
+
+    def whole(part: Compiled) -> Cost:
+        return Cost().plus(part.cost, calls).plus(part.token, tokens - calls)
+
+    return Cost().plus(whole(small), 1 - share).plus(whole(large), share)
+
+
+def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
+    """The rollout at full length: prefill, and one decode program per window.
+
+    The smallest and the largest window are compiled; those between cost what lies between, since attention alone
+    depends on the window, and linearly.
+    """
+    spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
+    params, prompts = placed_policy(spec, mesh), placed_batch(config, mesh).prompts
+    sampling = placed(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
+    keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, G), prompts.row_ids_P)
+    keys = placed(keys, batch_sharding(mesh))
+    start = jax.jit(functools.partial(prefill, spec=spec, samples=G, max_length=R))
+    first = compile_ahead(mesh, start, params, prompts, keys, sampling)
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(start, params, prompts, keys, sampling)
+    state = placed(shapes, first.shardings)
+    segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
+    stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+
+    def with_window(window: int) -> Compiled:
+        return compile_ahead(mesh, segment, params, state, sampling, stop, window=window)
+
+    sizes = windows(R)
+    large = with_window(sizes[-1])
+    small = large if len(sizes) == 1 else with_window(sizes[0])
+    cost, filled = first.cost, 1
+    for size in sizes:
+        share = 0.0 if len(sizes) == 1 else (size - sizes[0]) / (sizes[-1] - sizes[0])
+        if size > filled:
+            cost = cost.plus(decode_cost(small, large, share, size - filled, config.rollout.segment_length))
+        filled = size
+    parts = (first, large, small)
+    most = max(parts, key=lambda part: part.memory.total)
+    held = other_bytes - tree_bytes(params)
+    return Need(held + most.memory.total, most.memory.temporary, cost, sum({id(p): p.seconds for p in parts}.values()))
+
+
+def reward_calls(config: Config, rows: int) -> tuple[int, int, int]:
+    """(calls, texts of each, tokens of each text) with which the encoder reads all responses at full length."""
+    size = length_bucket(config.encoder.max_length, config.encoder.max_length)
+    pieces = -(-config.rollout.max_completion_length // size) + (config.reward.parts == "split")
+    block = max(1, min(EMBED_BATCH, EMBED_TOKENS // size))
+    return -(-rows * pieces // block), block, size
+
+
+def reward_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
+    """The encoder on all responses. It runs on one device, whole, with the others waiting."""
+    rows = config.train.prompts_per_step * config.algo.num_generations
+    calls, block, size = reward_calls(config, rows)
+    found = compile_encoder(models.encoder, block, size, mesh)
+    held = other_bytes - tree_bytes(placed_encoder(models.encoder, mesh))
+    return Need(held + found.memory.total, found.memory.temporary, Cost().plus(found.cost, calls), found.seconds)
+
+
+def compile_encoder(spec: TextEncoderSpec, texts: int, tokens: int, mesh: Mesh) -> Compiled:
+    """The reward's encoder on one device of the mesh."""
+    alone = Mesh(mesh.devices.reshape(-1)[:1].reshape(1, 1, 1), mesh.axis_names)
+    here = replicated(alone)
+    inputs = [jax.ShapeDtypeStruct((texts, tokens), kind, sharding=here) for kind in (jnp.int32, jnp.bool_)]
+    return compile_ahead(alone, embed_tokens(spec), placed_encoder(spec, alone), *inputs)
+
+
+def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
+    """The update of a full-length batch, unpacked, which is its worst case."""
+    state = placed_state(config, models.policy, mesh)
+    reference = placed_policy(models.policy, mesh) if config.algo.beta > 0 else None
+    batch = placed_batch(config, mesh)
+    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, bucket=0)
+    held = other_bytes - tree_bytes((state, reference))
+    times = config.algo.num_iterations
+    return Need(held + found.memory.total, found.memory.temporary, Cost().plus(found.cost, times), found.seconds)
+
+
+def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
+    """What lies on a chip all the time: state, reference, encoder."""
+    reference = placed_policy(models.policy, mesh) if config.algo.beta > 0 else None
+    state = placed_state(config, models.policy, mesh)
+    return tree_bytes((state, reference, placed_encoder(models.encoder, mesh)))
+
+
+PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {
+    "generate": generate_need,
+    "reward": reward_need,
+    "update": update_need,
+}
+
+
+def refused_bytes(error: Exception) -> float | None:
+    """The temporary bytes that a program would need which the compiler refused as too large; None for another error."""
+    found = TOO_LARGE.search(str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+        return None
+    size, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return float(size) * UNITS[unit]
+
+
+def compile_step(
+    config: Config, models: Models, mesh: Mesh, by_hand: Mapping[str, Need], say: Callable[[str], None]
+) -> dict[str, Need]:
+    """What each program of the step needs, by compiling it; nothing is allocated or run.
+
+    Args:
+      by_hand: estimates, whose costs stand in for those of a program that the compiler refuses as too large.
+    """
+    needs = {}
+    held = resident_bytes(config, models, mesh)
+    for name, need in PROGRAMS.items():
+        say(f"compiling {name} ...")
+        try:
+            needs[name] = need(config, models, mesh, held)
+        except jax.errors.JaxRuntimeError as error:
+            temporary = refused_bytes(error)
+            if temporary is None:
+                raise
+            needs[name] = Need(held + temporary, temporary, by_hand[name].cost, refused=True)
+            say(f"the compiler refused {name}: {temporary / 1e9:.1f} GB of temporaries; its cost is worked out by hand")
+            continue
+        say(f"compiled {name} in {needs[name].compile_seconds:.0f} s")
+    return needs

@@ -1,0 +1,204 @@
+"""From what programs need to whether they fit, how long they take, and what binds them."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.sharding import mesh_shape
+from pbrl_jax.plan.analytic import Sizes, estimate_step
+from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, Chip, Topology
+from pbrl_jax.plan.programs import Need
+from pbrl_jax.plan.shapes import Models
+
+#: Share of a chip's memory that a plan may fill; the rest goes to the runtime and to fragmentation.
+USABLE = 0.95
+
+
+class Row(NamedTuple):
+    """A program of the step: what it needs, and how long it takes at least."""
+
+    need: Need
+    seconds: float
+    binds: str
+    """What takes that long: compute, memory or links."""
+
+
+class Plan(NamedTuple):
+    """A step on a machine."""
+
+    rows: Mapping[str, Row]
+    capacity: float
+    tokens: int
+    """Response tokens of a step."""
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(row.seconds for row in self.rows.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.step_seconds
+
+    @property
+    def fits(self) -> bool:
+        return all(row.need.hbm_bytes <= USABLE * self.capacity for row in self.rows.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as `--json` writes it."""
+        programs = {
+            name: {
+                "hbm_bytes": row.need.hbm_bytes, "temp_bytes": row.need.temp_bytes, "flops": row.need.cost.flops,
+                "bytes": row.need.cost.bytes, "collective_bytes": row.need.cost.collective_bytes,
+                "collectives": dict(row.need.cost.collectives), "seconds": row.seconds, "binds": row.binds,
+            }
+            for name, row in self.rows.items()
+        }  # fmt: skip
+        return {
+            "programs": programs, "hbm_capacity": self.capacity, "fits": self.fits,
+            "tokens_per_second": self.tokens_per_second, "step_seconds": self.step_seconds,
+        }  # fmt: skip
+
+
+def local_chip(devices: int, memory: float) -> Chip:
+    """This machine's processor, shared by its virtual devices."""
+    flops = CPU_CORE_FLOPS * (os.cpu_count() or 1) / devices
+    return Chip(flops, memory / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, 0.0, ())
+
+
+def time_of(need: Need, chip: Chip) -> Row:
+    """The roofline: the slowest of products, memory traffic and links, each at its peak rate."""
+    seconds = {
+        "compute": need.cost.flops / chip.flops,
+        "memory": need.cost.bytes / chip.bandwidth,
+        "links": need.cost.collective_bytes / chip.link,
+    }
+    binds = max(seconds, key=seconds.get)
+    return Row(need, seconds[binds], binds)
+
+
+def make_plan(config: Config, needs: Mapping[str, Need], chip: Chip) -> Plan:
+    """The plan of a step whose programs need this."""
+    tokens = config.train.prompts_per_step * config.algo.num_generations * config.rollout.max_completion_length
+    return Plan({name: time_of(need, chip) for name, need in needs.items()}, chip.memory, tokens)
+
+
+def mesh_sizes(config: Config, chips: int) -> Sizes:
+    """The config's mesh on so many chips (ConfigError where it does not divide)."""
+    return Sizes(*mesh_shape(config.mesh, chips))
+
+
+def estimate(config: Config, models: Models, topology: Topology) -> Plan:
+    """The plan of a topology by hand."""
+    sizes = mesh_sizes(config, topology.chips)
+    return make_plan(config, estimate_step(config, models, sizes), topology.chip)
+
+
+Change = tuple[str, Config]
+
+
+def single_changes(config: Config, models: Models, topology: Topology) -> list[Change]:
+    """Changes of one kind each that need less memory, the cheapest in time first: (flags, config)."""
+    changes: list[Change] = []
+
+    def add(flags: str, **sections: dict) -> None:
+        changes.append((flags, with_values(config, **sections)))
+
+    for sizes in meshes(config, models, topology.chips):
+        mesh = sizes._asdict()
+        if mesh_sizes(config, topology.chips) != sizes and sizes.weight_shards > 1:
+            add(" ".join(f"--mesh.{axis} {size}" for axis, size in mesh.items()), mesh=mesh)
+    size = config.train.microbatch_prompts or config.train.prompts_per_step
+    while size % 2 == 0 and size // 2 >= mesh_sizes(config, topology.chips).row_shards:
+        size //= 2
+        add(f"--train.microbatch-prompts {size}", train={"microbatch_prompts": size})
+    if config.policy.remat != "full":
+        add("--policy.remat full", policy={"remat": "full"})
+    if config.train.logprob_chunk > 128:
+        add("--train.logprob-chunk 128", train={"logprob_chunk": 128})
+    return changes
+
+
+def nearest_change(config: Config, models: Models, topology: Topology, corrected: Mapping[str, float]) -> str:
+    """The least change that would fit, by the estimate; in words.
+
+    Args:
+      corrected: bytes that each compiled program needs beyond its estimate.
+    """
+
+    def fits(candidate: Config, where: Topology) -> bool:
+        try:
+            plan = estimate(candidate, models, where)
+        except ConfigError:
+            return False
+        share = topology.chips / where.chips
+        return all(
+            row.need.hbm_bytes + max(0.0, corrected.get(name, 0.0)) * share <= USABLE * plan.capacity
+            for name, row in plan.rows.items()
+        )
+
+    changes = single_changes(config, models, topology)
+    found = [(flags, changed) for flags, changed in changes if fits(changed, topology)]
+    if found:
+        return min(found, key=lambda change: estimate(change[1], models, topology).step_seconds)[0]
+    for flags, changed in changes:
+        for more, both in single_changes(changed, models, topology):
+            if fits(both, topology):
+                return f"{flags} {more}"
+    for shape in topology.chip.shapes:
+        larger = Topology(topology.kind, shape)
+        if larger.chips <= topology.chips:
+            continue
+        for sizes in meshes(config, models, larger.chips):
+            if fits(with_values(config, mesh=sizes._asdict()), larger):
+                mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in sizes._asdict().items())
+                return f"a larger machine: --topology {larger.name} {mesh}"
+    return "none of one or two settings, nor a larger machine of this kind; lower rollout.max_completion_length"
+
+
+def meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
+    """Meshes of so many chips that hold the rows and divide the policy."""
+    spec, rows = models.policy, config.train.microbatch_prompts or config.train.prompts_per_step
+    found = []
+    for tensor in (1, 2, 4, 8):
+        if chips % tensor or spec.kv_heads % tensor or spec.ffn % tensor or spec.vocab_size % tensor:
+            continue
+        for fsdp in range(1, chips // tensor + 1):
+            sizes = Sizes(chips // tensor // fsdp if chips // tensor % fsdp == 0 else 0, fsdp, tensor)
+            if sizes.data and spec.width % fsdp == 0 and rows % sizes.row_shards == 0:
+                found.append(sizes)
+    return found
+
+
+class Offer(NamedTuple):
+    """One line of a sweep."""
+
+    topology: Topology
+    sizes: Sizes
+    plan: Plan
+
+    @property
+    def dollars(self) -> float:
+        """List price of a million response tokens."""
+        rate = self.topology.chips * self.topology.chip.dollars_per_hour / 3600
+        return rate / self.plan.tokens_per_second * 1e6
+
+
+def sweep(config: Config, models: Models, kinds: tuple[str, ...], say: Callable[[str], None]) -> list[Offer]:
+    """All topologies of these chips with the best mesh of each that fits, the cheapest first; by hand."""
+    offers = []
+    for kind in kinds:
+        for shape in CHIPS[kind].shapes:
+            topology = Topology(kind, shape)
+            best = None
+            for sizes in meshes(config, models, topology.chips):
+                changed = with_values(config, mesh=sizes._asdict())
+                offer = Offer(topology, sizes, estimate(changed, models, topology))
+                if offer.plan.fits and (best is None or offer.plan.step_seconds < best.plan.step_seconds):
+                    best = offer
+            if best is None:
+                say(f"{topology.name}: no mesh fits")
+            else:
+                offers.append(best)
+    return sorted(offers, key=lambda offer: offer.dollars)

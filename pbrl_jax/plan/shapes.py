@@ -1,0 +1,152 @@
+"""The models and arrays of a run as shapes: nothing is read, nothing is allocated."""
+
+import dataclasses
+import math
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.assets.encoder import abstract_encoder
+from pbrl_jax.assets.hf_load import read_config
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.records import TrainBatch, TrainState
+from pbrl_jax.core.sharding import replicated, tree_shardings
+from pbrl_jax.models.decoder import decoder_axes, init_decoder
+from pbrl_jax.models.hf_decoder import decoder_spec
+from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, EncoderSpec, TextEncoderSpec
+from pbrl_jax.train.critic import new_critic
+from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.state import new_state, state_shardings
+from pbrl_jax.train.steps import batch_shapes
+
+#: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
+RELEASED_POLICIES = {
+    "meta-llama/Llama-3.2-1B": "llama32_1b",
+    "meta-llama/Llama-3.2-1B-Instruct": "llama32_1b",
+    "meta-llama/Llama-3.1-8B": "llama31_8b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama31_8b",
+    "Qwen/Qwen3-0.6B": "qwen3_0_6b",
+    "Qwen/Qwen3-4B": "qwen3_4b",
+    "Qwen/Qwen3-8B": "qwen3_8b",
+    "Qwen/Qwen3-32B": "qwen3_32b",
+}
+
+
+def _xlm_roberta(max_positions: int, pooling: str) -> EncoderSpec:
+    return EncoderSpec(
+        vocab_size=250_002, width=1024, layers=24, heads=16, ffn=4096, max_positions=max_positions, position_offset=2,
+        norm_eps=1e-5, pooling=pooling, begin_ids=(0,), end_ids=(2,),
+    )  # fmt: skip
+
+
+RELEASED_ENCODERS = {
+    "BAAI/bge-m3": _xlm_roberta(8194, "cls"),
+    "intfloat/multilingual-e5-large": _xlm_roberta(514, "mean"),
+}
+
+
+class Models(NamedTuple):
+    """The models of a run."""
+
+    policy: DecoderSpec
+    encoder: TextEncoderSpec
+
+
+def _hf_config(source: str) -> dict[str, Any] | None:
+    folder = os.path.expanduser(source)
+    return read_config(folder, source) if os.path.isdir(folder) else None
+
+
+def run_models(config: Config) -> Models:
+    """Sizes of the run's policy and encoder.
+
+    Raises:
+      ConfigError: a source that is neither a preset, nor known here, nor a folder with a config.json.
+    """
+    settings = config.policy
+    if settings.source == "random":
+        policy = lookup(DECODERS, settings.preset, "policy preset")
+        policy = dataclasses.replace(policy, vocab_size=config.data.vocab_size)
+    elif settings.source in RELEASED_POLICIES:
+        policy = DECODERS[RELEASED_POLICIES[settings.source]]
+    elif (stored := _hf_config(settings.source)) is not None:
+        policy = decoder_spec(stored)
+    else:
+        raise ConfigError(
+            f"policy.source {settings.source!r}: its sizes are not known here. Give a folder with its config.json "
+            f"(no weights needed), or one of {', '.join(RELEASED_POLICIES)}."
+        )
+    policy = dataclasses.replace(policy, dtype=settings.dtype, remat=settings.remat, attention=settings.attention)
+    return Models(policy, run_encoder_spec(config, policy.vocab_size))
+
+
+def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
+    """Sizes of the run's encoder; of a released one, in the type that the reward computes in."""
+    settings = config.encoder
+    if settings.source != "random":
+        if settings.source not in RELEASED_ENCODERS:
+            raise ConfigError(
+                f"encoder.source {settings.source!r}: its sizes are not known here. For the plan, use one of "
+                f"{', '.join(RELEASED_ENCODERS)}, or --encoder.source random --encoder.preset P."
+            )
+        return dataclasses.replace(RELEASED_ENCODERS[settings.source], dtype="bfloat16")
+    spec = lookup(ENCODERS, settings.preset, "encoder preset")
+    positions = max(spec.max_positions, settings.max_length)
+    return dataclasses.replace(spec, vocab_size=vocab_size, max_positions=positions)
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes that also say where their arrays lie; one sharding serves a whole tree."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _leaf: shardings, shapes)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+
+
+def policy_shapes(spec: DecoderSpec) -> Any:
+    """Shapes of the policy's parameters."""
+    return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
+
+
+def placed_policy(spec: DecoderSpec, mesh: Mesh) -> Any:
+    """The policy's parameters on the mesh."""
+    shapes = policy_shapes(spec)
+    return placed(shapes, tree_shardings(shapes, decoder_axes(spec), mesh))
+
+
+def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
+    """The train state on the mesh, as `train.state.place_state` lays it."""
+    optimizer = make_optimizer(config.optim)
+    beta = None if config.algo.kl_target is None else config.algo.beta
+    critic = None
+    if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
+        critic = jax.eval_shape(lambda: new_critic(spec.width, config))
+    params = policy_shapes(spec)
+    shapes = jax.eval_shape(lambda given, head: new_state(given, optimizer, beta, head), params, critic)
+    return placed(shapes, state_shardings(params, optimizer, decoder_axes(spec), mesh, beta, critic))
+
+
+def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
+    """A rollout batch of full-length responses on the mesh."""
+    nothing = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
+    return batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
+
+
+def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
+    """The encoder's parameters, whole on every chip."""
+    return placed(abstract_encoder(spec), replicated(mesh))
+
+
+def tree_bytes(tree: Any) -> float:
+    """Bytes of a tree of shapes on one chip."""
+
+    def own(leaf) -> float:
+        sizes = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(sizes) * jnp.dtype(leaf.dtype).itemsize
+
+    return float(sum(own(leaf) for leaf in jax.tree.leaves(tree)))

@@ -1,0 +1,172 @@
+"""`pbrl plan CONFIG`: does it fit, how long does a step take, and what binds, before a machine is rented."""
+
+import json
+import os
+import sys
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from pbrl_jax.core.config import Config
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.paths import as_path, write_atomic
+from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.core.validate import batch_arithmetic
+from pbrl_jax.plan.analytic import estimate_step
+from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
+from pbrl_jax.plan.programs import compile_step
+from pbrl_jax.plan.roofline import USABLE, Plan, estimate, local_chip, make_plan, mesh_sizes, nearest_change, sweep
+from pbrl_jax.plan.shapes import run_models
+from pbrl_jax.run.assemble import check_start
+
+#: What libtpu needs to hear on a machine without a TPU.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # fmt: skip
+SWEEP_LINES = 12
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def tpu_devices(topology: Topology):
+    """Descriptions of a topology's devices, from the TPU compiler; None where it is not installed."""
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        return None
+    from jax.experimental import topologies
+
+    for name, value in NO_TPU.items():
+        os.environ.setdefault(name, value)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+    except Exception as error:
+        raise ConfigError(
+            f"The TPU compiler does not know {topology.name}: {str(error).splitlines()[0]}. "
+            f"{topology.kind} comes as {', '.join(topology.chip.shapes)}."
+        ) from error
+
+
+def mesh_of(config: Config, topology: Topology | None) -> Mesh | None:
+    """The mesh to compile for: a topology's, or this machine's; None where a topology cannot be compiled for."""
+    if topology is None:
+        return make_mesh(config.mesh)
+    devices = tpu_devices(topology) if topology.is_tpu else None
+    return None if devices is None else make_mesh(config.mesh, devices)
+
+
+def local_memory() -> float:
+    """Bytes of memory of one local device."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return float(stats["bytes_limit"]) if stats else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def local_plan_chip(count: int):
+    """The chip of this machine: a known accelerator, or its processor."""
+    kind = jax.devices()[0].device_kind.lower()
+    known = next((chip for name, chip in CHIPS.items() if name in kind), None)
+    return known._replace(memory=local_memory()) if known else local_chip(count, local_memory())
+
+
+def print_plan(plan: Plan, title: str) -> None:
+    """The table of a plan."""
+    table = Table(title=title, caption=f"GB are 1e9 bytes of one chip, of which {USABLE:.0%} may be filled")
+    for column in ("program", "HBM GB", "of it temporary", "TFLOP", "GB moved", "GB sent", "seconds", "binds"):
+        table.add_column(column, justify="left" if column in ("program", "binds") else "right")
+    for name, row in plan.rows.items():
+        need, cost = row.need, row.need.cost
+        table.add_row(
+            name, f"{need.hbm_bytes / 1e9:.2f}", f"{need.temp_bytes / 1e9:.2f}", f"{cost.flops / 1e12:.3g}",
+            f"{cost.bytes / 1e9:.3g}", f"{cost.collective_bytes / 1e9:.3g}", f"{row.seconds:.3g}", row.binds,
+        )  # fmt: skip
+    Console(width=110).print(table)
+    for name, row in plan.rows.items():
+        sent = ", ".join(
+            f"{kind} {size / 1e9:.3g} GB" for kind, size in sorted(row.need.cost.collectives.items()) if size
+        )
+        if sent:
+            print(f"{name} sends per chip: {sent}")
+    slowest = max(plan.rows, key=lambda name: plan.rows[name].seconds)
+    print(
+        f"A step takes at least {plan.step_seconds:.3g} s ({plan.tokens_per_second:.4g} response tokens a second); "
+        f"{slowest} takes longest, bound by {plan.rows[slowest].binds}."
+    )
+
+
+def print_verdict(config: Config, plan: Plan, topology: Topology | None, models, chips: int) -> None:
+    """Whether it fits, and what would."""
+    most = max(row.need.hbm_bytes for row in plan.rows.values())
+    free = f"{most / 1e9:.2f} GB of {plan.capacity / 1e9:.1f} GB a chip"
+    if plan.fits:
+        print(f"It fits: {free}.")
+        return
+    print(f"It does not fit: {free}.")
+    if topology is not None:
+        by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+        beyond = {name: row.need.hbm_bytes - by_hand[name].hbm_bytes for name, row in plan.rows.items()}
+        print(f"The nearest change that would fit, by the estimate: {nearest_change(config, models, topology, beyond)}")
+
+
+def print_sweep(config: Config, models, kinds: tuple[str, ...]) -> None:
+    """The cheapest machines that a step fits on."""
+    offers = sweep(config, models, kinds, say)
+    if not offers:
+        print(f"Nothing fits on {', '.join(kinds)}: lower train.microbatch_prompts or use --policy.remat full.")
+        return
+    table = Table(title="By hand, the best mesh of each topology that fits; the cheapest first")
+    for column in ("topology", "data x fsdp x tensor", "seconds a step", "tokens a second", "$ a million tokens"):
+        table.add_column(column, justify="right")
+    for offer in offers[:SWEEP_LINES]:
+        table.add_row(
+            offer.topology.name, " x ".join(map(str, offer.sizes)), f"{offer.plan.step_seconds:.4g}",
+            f"{offer.plan.tokens_per_second:.4g}", f"{offer.dollars:.3g}",
+        )  # fmt: skip
+    Console(width=110).print(table)
+    best = offers[0]
+    mesh = f"--mesh.data {best.sizes.data} --mesh.fsdp {best.sizes.fsdp} --mesh.tensor {best.sizes.tensor}"
+    print(f"The cheapest that fits: --topology {best.topology.name} {mesh}")
+
+
+def main(config: Config, topology: str = "", json_file: str = "", sweeping: bool = False) -> Plan | None:
+    """Print the plan of a configuration.
+
+    Args:
+      topology: `v5p:2x2x4`, `v5litepod-16`, `h100:8`, ...; empty: this machine's devices.
+      json_file: also write the plan there.
+      sweeping: instead, compare all topologies (with `topology` a kind such as `v5p`, only its own).
+
+    Raises:
+      ConfigError: a topology that does not exist, a mesh that does not divide, or a model of unknown size.
+    """
+    if sweeping:
+        kinds = (topology.partition(":")[0],) if topology else tuple(CHIPS)
+        if kinds[0] not in CHIPS:
+            parse_topology(topology)
+        print_sweep(config, run_models(config), kinds)
+        return None
+    where = parse_topology(topology) if topology else None
+    chips = jax.device_count() if where is None else where.chips
+    check_start(config, chips)
+    models = run_models(config)
+    print(batch_arithmetic(config, chips))
+    mesh = mesh_of(config, where)
+    if mesh is None:
+        reason = "no such GPU is here" if not where.is_tpu else "the TPU compiler is not installed (pip install libtpu)"
+        say(f"{reason}: the numbers are worked out by hand, not compiled.")
+        plan, title = estimate(config, models, where), f"{where.name}, by hand"
+    else:
+        chip = local_plan_chip(chips) if where is None else where.chip
+        by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+        plan = make_plan(config, compile_step(config, models, mesh, by_hand, say), chip)
+        title = f"{chips} local devices, compiled" if where is None else f"{where.name}, compiled for it"
+    print_plan(plan, title)
+    print_verdict(config, plan, where, models, chips)
+    if json_file:
+        write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
+    return plan

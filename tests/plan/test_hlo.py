@@ -1,0 +1,127 @@
+"""Costs from HLO text: products, loops, slices, collectives, each against numbers worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pbrl_jax.plan.hlo import Cost, parse_instruction, program_cost, valid_positions
+
+CONVOLUTION = """HloModule m
+
+ENTRY %main (a: bf16[8,16,32], b: bf16[8,32,64]) -> bf16[8,16,64] {
+  %a = bf16[8,16,32]{2,1,0} parameter(0)
+  %b = bf16[8,32,64]{2,1,0} parameter(1)
+  ROOT %c = bf16[8,16,64]{2,1,0} convolution(%a, %b), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf
+}
+"""
+SHARDED = """HloModule m
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%body (p: (s32[], f32[4,100])) -> (s32[], f32[4,100]) {
+  %p = (s32[], f32[4,100]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %v = f32[4,100]{1,0} get-tuple-element(%p), index=1
+  %r = f32[4,100]{1,0} all-reduce(%v), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %t = (s32[], f32[4,100]{1,0}) tuple(%i, %r)
+}
+
+%condition (p: (s32[], f32[4,100])) -> pred[] {
+  %p = (s32[], f32[4,100]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(3)
+  ROOT %c = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: f32[4,25]) -> (s32[], f32[4,100]) {
+  %a = f32[4,25]{1,0} parameter(0)
+  %z = s32[] constant(0)
+  %g = f32[4,100]{1,0} all-gather(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={1}
+  %t = (s32[], f32[4,100]{1,0}) tuple(%z, %g)
+  ROOT %w = (s32[], f32[4,100]{1,0}) while(%t), condition=%condition, body=%body
+}
+"""
+
+
+def compiled(function, *arguments) -> Cost:
+    return program_cost(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def test_a_batched_product_written_as_a_convolution():
+    """8 products of [16, 32] x [32, 64]; the window that spells them reaches over mostly holes."""
+    assert program_cost(CONVOLUTION).flops == 8 * 2 * 16 * 32 * 64
+
+
+def test_a_counter_that_begins_later_or_counts_by_two():
+    """The TPU compiler notes no trip count: it follows from the counter's start, its step and the limit."""
+    later = SHARDED.replace("%z = s32[] constant(0)", "%z = s32[] constant(1)")
+    assert program_cost(later).collectives["all-reduce"] == 2 * 1600 * 2 * 3 / 4
+    by_two = SHARDED.replace("tuple(%i, %r)", "tuple(%j, %r)").replace("constant(3)", "constant(8)")
+    by_two = by_two.replace("  %v =", "  %two = s32[] constant(2)\n  %j = s32[] add(%i, %two)\n  %v =")
+    assert program_cost(by_two).collectives["all-reduce"] == 4 * 1600 * 2 * 3 / 4
+
+
+def test_positions_of_a_window():
+    """A plain window of 3 over 5 with padding 1 misses one at each end; holes leave one in `hole`."""
+    assert valid_positions(5, 3, 5, stride=1, low=1, hole=1, spread=1) == 13
+    assert valid_positions(8, 8, 8, stride=7, low=0, hole=8, spread=1) == 8
+    assert valid_positions(3000, 3000, 3000, stride=2999, low=0, hole=3000, spread=1) == 3000
+
+
+def test_a_loop_of_unknown_end_within_another_runs_once():
+    def search(x, limit):
+        def inner(s):
+            return jax.lax.while_loop(lambda t: t.sum() < limit, lambda t: t @ t, s)
+
+        return jax.lax.while_loop(lambda s: s.sum() < limit, inner, x)
+
+    text = jax.jit(search).lower(jnp.ones((16, 16)), 3.0).compile().as_text()
+    assert program_cost(text, 7).flops == 7 * 2 * 16**3 and program_cost(text, 7).unknown_loops == 2
+
+
+def test_collectives_count_as_often_as_their_loop_runs():
+    cost = program_cost(SHARDED)
+    whole = 4 * 100 * 4
+    assert cost.collectives["all-gather"] == whole * 3 / 4
+    assert cost.collectives["all-reduce"] == 3 * whole * 2 * 3 / 4
+    assert cost.unknown_loops == 0
+
+
+def test_a_scan_costs_its_length():
+    """XLA's own analysis gives one iteration."""
+    x, w = jnp.ones((8, 32)), jnp.ones((5, 32, 32))
+
+    def layers(x, w):
+        return jax.lax.scan(lambda h, k: (jnp.tanh(h @ k), None), x, w)[0]
+
+    cost = compiled(layers, x, w)
+    assert cost.flops == 5 * 2 * 8 * 32 * 32
+    one = 4 * (32 * 32 + 2 * 8 * 32)
+    assert 5 * one <= cost.bytes <= 5 * 3 * one, "a layer's weights are read once each, not the whole stack each time"
+
+
+def test_a_loop_whose_end_depends_on_data_is_counted():
+    def search(x, limit):
+        return jax.lax.while_loop(lambda s: s.sum() < limit, lambda s: s @ s, x)
+
+    x = jnp.ones((16, 16))
+    assert compiled(search, x, 3.0).unknown_loops == 1
+    text = jax.jit(search).lower(x, 3.0).compile().as_text()
+    assert program_cost(text, 7).flops == 7 * 2 * 16**3
+
+
+@pytest.mark.parametrize(
+    "line, opcode, sizes, operands",
+    [
+        ("  %a.1 = f32[2,3]{1,0} add(f32[2,3]{1,0} %b, %c)", "add", [(2, 3)], ("b", "c")),
+        ("  ROOT %t = (s32[], bf16[4]{0:T(256)}) tuple(%i, %v)", "tuple", [(), (4,)], ("i", "v")),
+    ],
+)
+def test_lines_of_hlo(line, opcode, sizes, operands):
+    found = parse_instruction(line)
+    assert (found.opcode, [shape.sizes for shape in found.shapes], found.operands) == (opcode, sizes, operands)
+    assert parse_instruction("}") is None

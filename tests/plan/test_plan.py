@@ -1,0 +1,158 @@
+"""Plans: topologies, agreement of compiled and hand-made numbers, verdicts, sweep, and the verb."""
+
+import json
+import math
+
+import jax
+import pytest
+from tiny_policy import quick_compiles  # noqa: F401
+
+from pbrl_jax import cli
+from pbrl_jax.core.config import Config, MeshConfig, with_values
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.plan.analytic import Sizes, estimate_step, generate_flops, parameter_count, reward_flops, update_flops
+from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
+from pbrl_jax.plan.hlo import Cost
+from pbrl_jax.plan.programs import PROGRAMS, Need, compile_step
+from pbrl_jax.plan.roofline import USABLE, estimate, make_plan, nearest_change, sweep
+from pbrl_jax.plan.shapes import policy_shapes, run_models
+
+TINY = with_values(
+    Config(), encoder={"max_length": 16}, rollout={"max_prompt_length": 16, "max_completion_length": 24},
+    algo={"num_generations": 2, "beta": 0.1}, train={"prompts_per_step": 4, "microbatch_prompts": 2},
+    data={"vocab_size": 512}, policy={"remat": "full"}, mesh={"data": 1},
+)  # fmt: skip
+LARGE = with_values(
+    Config(), policy={"source": "meta-llama/Llama-3.1-8B", "dtype": "bfloat16", "remat": "full"},
+    encoder={"source": "BAAI/bge-m3", "max_length": 512}, algo={"num_generations": 8, "beta": 0.001},
+    rollout={"max_prompt_length": 512, "max_completion_length": 2048}, mesh={"data": 1, "fsdp": -1},
+    train={"prompts_per_step": 64, "microbatch_prompts": 16, "logprob_chunk": 1024},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    models = run_models(TINY)
+    return compile_step(TINY, models, mesh, estimate_step(TINY, models, Sizes(1, 1, 1)), lambda text: None)
+
+
+def test_products_agree_with_those_worked_by_hand(compiled):
+    models = run_models(TINY)
+    by_hand = {
+        "generate": generate_flops(TINY, models.policy),
+        "reward": reward_flops(TINY, models.encoder),
+        "update": update_flops(TINY, models.policy),
+    }
+    for name, flops in by_hand.items():
+        assert compiled[name].cost.flops == pytest.approx(flops, rel=0.1), name
+
+
+def test_memory_holds_what_lies_there(compiled):
+    """State and reference in float32, and, behind the update, nothing of the size [B, T, V]."""
+    state = parameter_count(run_models(TINY).policy) * 16
+    for need in compiled.values():
+        assert state < need.hbm_bytes and 0 < need.temp_bytes < need.hbm_bytes and need.cost.bytes > 0
+
+
+def test_parameters_are_counted_as_they_are():
+    for config in (TINY, LARGE):
+        spec = run_models(config).policy
+        counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(policy_shapes(spec)))
+        assert parameter_count(spec) == pytest.approx(counted, rel=0.01)
+
+
+def test_topologies():
+    assert parse_topology("v5p:2x2x4").chips == 16 and parse_topology("h100:8").chips == 8
+    assert parse_topology("v5litepod-16") == Topology("v5e", "4x4")
+    assert parse_topology("v5p-32") == Topology("v5p", "2x2x4"), "v5p is counted in cores, two of them on a chip"
+    for wrong, said in (("v5p:3x3x3", "2x2x4"), ("v9:2x2", "v5e"), ("v5p-31", "2x2x4"), ("h100:3", "8"), ("", "v5p")):
+        with pytest.raises(ConfigError, match=said):
+            parse_topology(wrong)
+
+
+def test_what_binds():
+    chip = CHIPS["v5p"]
+    for binds, cost in (
+        ("compute", Cost(2 * chip.flops, chip.bandwidth)),
+        ("memory", Cost(chip.flops, 2 * chip.bandwidth)),
+        ("links", Cost(chip.flops, chip.bandwidth, {"all-gather": 2 * chip.link})),
+    ):
+        plan = make_plan(TINY, {"update": Need(1.0, 1.0, cost)}, chip)
+        assert plan.rows["update"].binds == binds and plan.step_seconds == pytest.approx(2)
+        assert plan.tokens_per_second == pytest.approx(4 * 2 * 24 / 2) and plan.fits
+    assert not make_plan(TINY, {"update": Need(USABLE * chip.memory + 1, 1.0, Cost())}, chip).fits
+
+
+def test_the_nearest_change_fits():
+    """Llama-3.1-8B, all of it on every chip: 16 bytes a parameter are 128 GB."""
+    models, topology = run_models(LARGE), Topology("v5p", "2x2x4")
+    whole = with_values(LARGE, mesh={"data": 16, "fsdp": 1})
+    assert not estimate(whole, models, topology).fits and estimate(LARGE, models, topology).fits
+    words = nearest_change(whole, models, topology, {}).split()
+    mesh = {flag.removeprefix("--mesh."): int(size) for flag, size in zip(words[::2], words[1::2], strict=True)}
+    assert estimate(with_values(whole, mesh=mesh), models, topology).fits
+    assert "larger machine" in nearest_change(LARGE, models, Topology("v5e", "2x2"), {})
+
+
+def test_a_program_that_the_compiler_refuses_counts_as_too_large(monkeypatch):
+    said = []
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (131.10G) ex"
+
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setitem(PROGRAMS, "update", refuse)
+    monkeypatch.delitem(PROGRAMS, "generate")
+    monkeypatch.delitem(PROGRAMS, "reward")
+    models, mesh = run_models(TINY), make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    by_hand = estimate_step(TINY, models, Sizes(1, 1, 1))
+    need = compile_step(TINY, models, mesh, by_hand, said.append)["update"]
+    assert need.refused and need.temp_bytes == 131.10 * 2**30 and need.cost == by_hand["update"].cost
+    assert "refused update" in said[-1]
+    message = "INTERNAL: something else"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compile_step(TINY, models, mesh, by_hand, said.append)
+
+
+def test_sweep_is_ordered_and_fits():
+    said = []
+    offers = sweep(LARGE, run_models(LARGE), ("v5p", "v5e"), said.append)
+    assert [offer.dollars for offer in offers] == sorted(offer.dollars for offer in offers)
+    assert offers and all(offer.plan.fits and offer.sizes.chips == offer.topology.chips for offer in offers)
+    assert "v5e:1x1: no mesh fits" in said
+
+
+def test_more_chips_take_their_share():
+    models = run_models(LARGE)
+    few, many = (estimate_step(LARGE, models, Sizes(1, size, 1)) for size in (4, 16))
+    for name in ("generate", "update"):
+        assert many[name].cost.flops == few[name].cost.flops / 4 and many[name].hbm_bytes < few[name].hbm_bytes
+
+
+def test_the_verb(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    file = tmp_path / "plan.json"
+    large = ["--policy.source", "Qwen/Qwen3-8B", "--encoder.source", "BAAI/bge-m3", "--mesh.fsdp", "4"]
+    command = ["plan", "configs/tiny_cpu.py", *large, "--train.prompts-per-step", "8"]
+    assert cli.main([*command, "--topology", "h100:8", "--json", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert "by hand" in shown.out and "no such GPU is here" in shown.err and "It fits" in shown.out
+    stored = json.loads(file.read_text())
+    assert set(stored) == {"programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds"}
+    wanted = {"hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "seconds"}
+    assert set(stored["programs"]) == {"generate", "reward", "update"}
+    assert all(wanted <= set(program) for program in stored["programs"].values())
+    assert cli.main([*command, "--topology", "a100:1", "--mesh.fsdp", "1"]) == 0
+    assert "It does not fit" in (shown := capsys.readouterr().out) and "nearest change" in shown
+    assert cli.main([*command, "--sweep", "--topology", "h200"]) == 0
+    assert "The cheapest that fits: --topology h200:" in capsys.readouterr().out
+    for wrong, said in (
+        (["--topology", "v5p:9x9x9"], "2x2x4"),
+        (["--topology", "h100:8", "--mesh.fsdp", "3"], "cannot be laid on 8 devices"),
+        (["--topology", "h100:8", "--policy.source", "who/knows"], "sizes are not known"),
+        (["--topology", "h100:8", "--encoder.source", "who/knows"], "sizes are not known"),
+    ):
+        assert cli.main([*command, *wrong]) == 1
+        assert said in capsys.readouterr().err
