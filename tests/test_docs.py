@@ -11,7 +11,8 @@ from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.validate import field_value
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+GUIDES = ("evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "troubleshooting")
+PAGES = [ROOT / "docs" / f"{name}.md" for name in GUIDES]
 CONFIG_VERBS = ("train", "sft", "encoder", "pivots", "audit", "calibrate")
 
 

@@ -119,7 +119,8 @@ OURS = {
 @pytest.mark.parametrize("case", OURS, ids=lambda case: f"{case[0]}-{case[2]}")
 def test_where_ours_differs_it_is_as_documented(data, case):
     code, text, gold = case
-    data(f"mgsm/mgsm_{code}.tsv", [["Q?", gold]])
+    for name in ("en", code):
+        data(f"mgsm/mgsm_{name}.tsv", [["Q?", gold]])
     (problem,) = problems_of("mgsm", code, "native-cot")
     grades = mgsm.published(problem, text, "native-cot")
     assert (bits(grades.values()), same_answer(extract(BENCHMARKS["mgsm"], problem, text), gold)) == OURS[case]

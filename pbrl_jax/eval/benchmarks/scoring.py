@@ -36,8 +36,8 @@ def harness_match(found: str, gold: str) -> bool:
 
 
 def harness_number(text: str, gold: str, pattern: str | None) -> dict[str, bool]:
-    """The two filters of the MGSM family; without a pattern the strict one is the text without white space."""
-    strict = re.sub(r"\s+", "", text) if pattern is None else harness_strict(text, pattern)
+    """The two filters of the MGSM family; without a pattern the strict one is the text, stripped."""
+    strict = text.strip() if pattern is None else harness_strict(text, pattern)
     return {
         "lm_eval_strict": harness_match(strict, gold),
         "lm_eval_flexible": harness_match(harness_flexible(text), gold),
