@@ -150,3 +150,15 @@ def test_one_failed_process_ends_the_others(machine):
     assert result.returncode == 7
     assert "ended with status 7; the other 2 have 5 s" in result.stderr
     assert "[0] told to stop" in result.stdout and "[2] told to stop" in result.stdout
+
+
+def test_sigterm_reaches_every_process(machine):
+    """The launcher passes it on, waits for the runs to save, and ends as they end."""
+    machine.add("python3.12", FAKE_PYTHON)
+    machine.add("pbrl", PBRL)
+    started = 'until [ "$(grep -c ^127 "$CALLS")" = 2 ]; do sleep 0.1; done; sleep 0.5'
+    stop = f'launch/local.sh -n 2 train &\n{started}; kill -TERM $!; wait $!; echo "status $?"'
+    (machine.checkout / "launch" / "stopped.sh").write_text(f"cd {machine.checkout}\nbash {stop}\n")
+    result = machine.run("stopped.sh", PBRL_EXTRAS="", TENTHS="300")
+    assert "status 0" in result.stdout, result.stderr
+    assert result.stdout.count("told to stop") == 2 and "stopping all processes" in result.stderr
