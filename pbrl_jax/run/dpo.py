@@ -12,7 +12,7 @@ from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.core.serialize import to_json
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
-from pbrl_jax.text.prompts import format_prompts
+from pbrl_jax.text.prompts import THINKING, format_prompts
 from pbrl_jax.train.adapters import placed_frozen, plain, trainable
 from pbrl_jax.train.dpo import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.optimizer import make_optimizer
@@ -32,8 +32,9 @@ def preference_pairs(groups: list[ScoredGroup], config: Config, policy: Policy) 
       DataError: no group has two responses whose rewards differ enough.
     """
     prompts = format_prompts(
-        [g.question for g in groups], [g.language for g in groups], policy.tokenizer, config.data.prompt_style
-    )
+        [g.question for g in groups], [g.language for g in groups], policy.tokenizer, config.data.prompt_style,
+        THINKING[config.data.thinking],
+    )  # fmt: skip
     pairs: list[Pair] = []
     for group, prompt in zip(groups, prompts, strict=True):
         for better, worse in preferred_pairs(group.rewards, pairs=config.dpo.pairs, min_margin=config.dpo.min_margin):

@@ -11,7 +11,7 @@ from pbrl_jax.data.sources.quickstart import Example
 from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.rewards.translators import load_translator
-from pbrl_jax.run.assemble import build_experiment, run_policy, sample_texts_of, training_prompts
+from pbrl_jax.run.assemble import build_experiment, reference_expert, run_policy, training_prompts
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
 
 TRANSLATED = "translated.jsonl"
@@ -70,9 +70,8 @@ def translated(config: Config, work: WorkDir) -> Rows:
     if file.exists():
         return policy, read_rows(str(file))
     prompts, report = attach_references(
-        prompts, config, open_store(config.pivot, work.root), sample_texts_of(policy, config), Progress,
-        expert=config.policy.source, revision=policy.fingerprint,
-    )  # fmt: skip
+        prompts, config, open_store(config.pivot, work.root), progress=Progress, **reference_expert(policy, config)
+    )
     print(report.describe())
     write = load_translator(config.sft.translator).translate
     responses: list[str] = []
