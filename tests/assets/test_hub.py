@@ -1,6 +1,5 @@
 """Where models come from: hub ids, and folders of an object store copied once."""
 
-import importlib
 import os
 import shutil
 from types import SimpleNamespace
@@ -9,16 +8,12 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
-from etils.epath.backend import fsspec_backend
-from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub import errors
 from tiny_hf import FIXTURES, hf_policy
 from tiny_policy import quick_compiles  # noqa: F401
-from tiny_world import encoder as own_encoder
 from tiny_world import policy as own_policy
 
 from pbrl_jax.assets import hub
-from pbrl_jax.assets.encoder import load_encoder, save_encoder
 from pbrl_jax.assets.hf_export import export_policy
 from pbrl_jax.assets.hub import copy_remote, is_hub_id, local_copy
 from pbrl_jax.assets.policy import load_policy, save_policy
@@ -183,54 +178,3 @@ def test_buckets_that_hold_no_model(bucket, monkeypatch):
     with pytest.raises(CheckpointError) as found:
         load_policy(str(bucket / "other"))
     assert f"No policy in '{bucket}/other'" in str(found.value), "the user's name of it, not the cache's"
-
-
-class Store(MemoryFileSystem):
-    """Google's object store in memory, as fsspec's client shows it."""
-
-    protocol, store, pseudo_dirs, times = ("gs", "gcs"), {}, [""], True
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("gs://"))
-
-    def info(self, path, **_):
-        found = super().info(path)
-        return found | {"mtime": self.modified(path)} if self.times and found["type"] == "file" else found
-
-
-@pytest.fixture
-def gs(tmp_path, monkeypatch):
-    """`gs://` as a user types it, through etils' paths."""
-    monkeypatch.setenv("EPATH_USE_TF", "0")
-    monkeypatch.setenv(hub.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(Store, "store", {})
-    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "gcs", Store)
-    fsspec_backend._get_filesystem.cache_clear()
-    yield "gs://bucket"
-    fsspec_backend._get_filesystem.cache_clear()
-
-
-def test_gs_paths(gs, monkeypatch):
-    """A policy in both forms and an encoder, written to and read from a bucket."""
-    save_policy(own_policy(), f"{gs}/run/policy")
-    export_policy(hf_policy(), f"{gs}/hf")
-    save_encoder(own_encoder(), f"{gs}/encoder")
-    assert "/bucket/hf/model.safetensors" in Store.store
-
-    def same(left, right):
-        return jax.tree.all(jax.tree.map(np.array_equal, left, right))
-
-    assert same(load_policy(f"{gs}/run").params, own_policy().params)
-    assert same(load_policy(f"{gs}/hf").params, hf_policy().params)
-    assert same(load_encoder(f"{gs}/encoder").params, own_encoder().params)
-    assert load_policy(f"{gs}/hf/").tokenizer.fingerprint == hf_policy().tokenizer.fingerprint
-    copied, copy = [], hub._copy
-    monkeypatch.setattr(hub, "_copy", lambda file, *rest: copied.append(file.name) or copy(file, *rest))
-    copy_remote(f"{gs}/hf")
-    assert not copied
-    monkeypatch.setattr(Store, "times", False)
-    copy_remote(f"{gs}/hf")
-    assert "model.safetensors" in copied, "without a time, an equal size says nothing"
-    with pytest.raises(CheckpointError, match="gs://bucket/nothing"):
-        load_policy(f"{gs}/nothing")
