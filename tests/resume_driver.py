@@ -108,7 +108,7 @@ def in_generate(marker: str, call: int) -> None:
     steps.make_generate = make_held
 
 
-def in_update(marker: str, call: int, name: str = "make_update") -> None:
+def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
     """Update number `call` is dispatched; nothing of it is logged or saved."""
     from pbrl_jax.train import steps
 

@@ -222,7 +222,7 @@ def _from_expert(prompts: Sequence[Prompt], means: _Means) -> Found:
     config, store, sample_texts, progress, who = means
     expert, revision, template = who
     if not expert or not revision:
-        raise ValueError("An expert writes: attach_references needs its name and revision.")
+        raise ValueError("An expert writes: attach_references needs the expert's name and revision.")
     _check_questions(prompts)
     golds, pivot = _english_golds(prompts), config.pivot
     keys = {question: [_origin(question, config, who, n).key for n in range(pivot.samples)] for question in golds}

@@ -208,6 +208,8 @@ def _hosted(config: Config, position: Position, ref_params, programs: Programs):
 def compiled_ahead(program: Callable, config: Config) -> Callable:
     """`program(*args, bucket=n)`, compiled at its first call for every stream length that a later batch may need, so
     that no step of a long run waits for a compiler."""
+    if config.lora.quantization in ("int4", "nf4"):
+        return program  # a compiled program refuses the layout that 4-bit arrays have outside of it (jax 0.10)
     sizes = (0,)
     if config.train.packed:
         sizes += packed_buckets(config.algo.num_generations, config.rollout.max_completion_length)

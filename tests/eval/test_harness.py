@@ -46,8 +46,13 @@ def requests(*arguments) -> list[SimpleNamespace]:
 
 @pytest.fixture(scope="module")
 def model() -> PolicyRequests:
+    """Of few tokens, so that long contexts are cut."""
+    return of_length(24)
+
+
+def of_length(tokens: int) -> PolicyRequests:
     """Without the harness's base class, which brings nothing but the hook of its cache."""
-    found = PolicyRequests(policy(), batch_size=2, max_length=24, max_gen_toks=8)
+    found = PolicyRequests(policy(), batch_size=2, max_length=tokens, max_gen_toks=8)
     found.cache_hook = SimpleNamespace(add_partial=lambda *_: None)
     return found
 
@@ -115,12 +120,12 @@ def greedy_texts() -> list[str]:
                         ["en"] * 3)  # fmt: skip
 
 
-def test_generation_is_that_of_the_sampler_up_to_the_stop(model):
+def test_generation_is_that_of_the_sampler_up_to_the_stop():
     whole = greedy_texts()
     assert all(whole)
     stop = whole[0][1:3]
     asked = requests(*((question, {"until": [stop]}) for question in QUESTIONS))
-    assert model.generate_until(asked, disable_tqdm=True) == [text.split(stop)[0] for text in whole]
+    assert of_length(64).generate_until(asked, disable_tqdm=True) == [text.split(stop)[0] for text in whole]
 
 
 def test_options_of_a_task():

@@ -8,6 +8,7 @@ import pytest
 from report_pages import SUMMARY, Page, make_workdir, metrics, sample
 
 from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import as_path
 from pbrl_jax.eval.plots import accuracy_bars, legend, lines_chart
 from pbrl_jax.eval.report import report_workdir, report_workdirs, run_labels, write_picture
 from pbrl_jax.eval.report_data import ReportData, evaluation_lines, gap_line, pair, part_lines
@@ -58,7 +59,7 @@ def test_a_run_is_compared_once(tmp_path):
     make_workdir(tmp_path / "a")
     with pytest.raises(DataError, match="given twice"):
         report_workdirs([tmp_path / "a", tmp_path / "a"])
-    roots = [tmp_path / "x" / "rl", tmp_path / "y" / "rl"]
+    roots = [as_path(tmp_path / name / "rl") for name in "xy"]
     assert run_labels(roots) == ["x/rl", "y/rl"] and run_labels(roots[:1]) == ["rl"]
 
 

@@ -120,7 +120,10 @@ PBRL = """#!/usr/bin/env bash
 trap 'echo told to stop; exit 0' TERM
 echo "$PBRL_PROCESS of $PBRL_PROCESSES: $*"
 echo "$PBRL_COORDINATOR" >>"$CALLS"
-[ "$PBRL_PROCESS" != "${FAILS:-none}" ] || exit 7
+if [ "$PBRL_PROCESS" = "${FAILS:-none}" ]; then # once the others listen
+  until [ "$(grep -c ^127 "$CALLS")" = "$PBRL_PROCESSES" ]; do sleep 0.1; done
+  exit 7
+fi
 for n in $(seq "${TENTHS:-0}"); do sleep 0.1; done
 """
 

@@ -46,14 +46,15 @@ def test_repetition_by_hand():
 def test_the_twins_on_the_device():
     """Few different tokens, so that most rows repeat some; lengths from none to all; n-grams longer than a row."""
     rng = np.random.default_rng(0)
-    tokens, lengths = jnp.asarray(rng.integers(0, 3, (64, 12))), jnp.asarray(rng.integers(0, 13, 64))
+    tokens, lengths = rng.integers(0, 3, (64, 12)), rng.integers(0, 13, 64)
+    device = jnp.asarray(tokens), jnp.asarray(lengths)
     for ngram in (1, 2, 3, 13):
-        own = -np.asarray(repeated_share(tokens, lengths, ngram))
+        own = -np.asarray(repeated_share(*device, ngram))
         np.testing.assert_allclose(own, repetition_penalty(tokens, lengths, ngram, -1.0), atol=1e-6)
     config = RewardConfig(repetition_penalty=-0.5, overlong_length=9, overlong_cache=4)
     inputs = reward_inputs(PROMPTS, ["x"] * 3)._replace(tokens_BR=tokens, lengths_B=lengths)
     for name, make in (("repetition", make_repetition), ("overlong", make_overlong)):
-        np.testing.assert_allclose(TOKEN_TERMS[name](tokens, lengths, config), make(config)(inputs).value_B, atol=1e-6)
+        np.testing.assert_allclose(TOKEN_TERMS[name](*device, config), make(config)(inputs).value_B, atol=1e-6)
 
 
 def test_overlong_by_hand():

@@ -10,7 +10,7 @@ from configs.tiny_cpu import get_config
 from pbrl_jax.assets.policy import load_policy
 from pbrl_jax.core.config import with_values
 from pbrl_jax.core.errors import ConfigError, DataError
-from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.run import dpo, sft
 from pbrl_jax.run.dpo import preference_pairs
 from pbrl_jax.run.scored import FILE, ScoredGroup, read_groups
@@ -25,7 +25,7 @@ def offline(**sections):
         get_config(), data={"limit": 4}, train={"max_steps": 1}, log={"compilation_cache": ""},
         reward={"functions": (f"{__name__}:length",), "language_gate": "off"},
         sft={"steps": 2, "batch_size": 4, "warmup_steps": 1, "prompts": 4, "min_reward": 0.01, "packed": True},
-        dpo={"steps": 2, "batch_size": 4, "warmup_steps": 1, "prompts": 4, "min_margin": 0.0, "learning_rate": 1e-3},
+        dpo={"steps": 3, "batch_size": 4, "warmup_steps": 1, "prompts": 4, "min_margin": 0.0, "learning_rate": 1e-3},
         **sections,
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(DataError, match="line 1: lacks response"):
         read_rows(str(file))
     with pytest.raises(ConfigError, match="--sft.translator"):
-        translated(offline(), None)
+        translated(offline(), work_dir(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_dpo_samples_ranks_and_trains(sampled):
     groups = read_groups(str(sampled / FILE))
     assert len(groups) == 4 and all(len(group.rewards) == 4 for group in groups)
     rows = read_json_lines(sampled / "metrics.jsonl")
-    assert rows[-1]["step"] == 2 and rows[-1]["rewards/margins"] != 0
+    assert rows[-1]["step"] == 3 and rows[-1]["rewards/margins"] != 0
     written = (sampled / FILE).stat().st_mtime_ns
     dpo.main(offline(), str(sampled))
     assert (sampled / FILE).stat().st_mtime_ns == written
@@ -96,7 +96,9 @@ def test_dpo_samples_ranks_and_trains(sampled):
 def test_sft_learns_the_best_of_another_runs_responses(sampled, tmp_path, capsys):
     """In packed streams, as adapters, from the file that `pbrl dpo` has left."""
     config = offline(lora={"rank": 2})
-    config = with_values(config, sft={"source": "samples", "path": str(sampled / FILE)})
+    config = with_values(
+        config, sft={"source": "samples", "path": str(sampled / FILE)}, rollout={"max_completion_length": 24}
+    )
     sft.main(config, str(tmp_path / "sft"))
     assert "4 of 4 groups have a response with a reward of 0.01 or more" in capsys.readouterr().out
     assert load_policy(str(tmp_path / "sft")).params["layers"].keys() == policy().params["layers"].keys()
