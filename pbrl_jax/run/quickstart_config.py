@@ -33,12 +33,12 @@ def quickstart_config(seed: int = 0) -> Config:
         ),
         algo=AlgoConfig(num_generations=8, beta=0.02, advantage_epsilon=0.05, scale_rewards="batch"),
         rollout=RolloutConfig(max_prompt_length=30, max_completion_length=24),
-        data=DataConfig(source="quickstart", limit=2000, english_share=0.1875, vocab_size=2000),
+        data=DataConfig(source="quickstart", limit=2000, english_share=0.125, vocab_size=2000),
         optim=OptimConfig(
-            learning_rate=3e-4, schedule="linear", schedule_steps=280, warmup_steps=5, min_learning_rate_share=0.0
+            learning_rate=4e-4, schedule="linear", schedule_steps=310, warmup_steps=5
         ),
         train=TrainConfig(
-            max_steps=280, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
+            max_steps=310, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
             seed=seed,
         ),
         sft=SftConfig(
