@@ -37,7 +37,15 @@ EXTRAS = {
     "lora": ["qwix>=0.1.8"],
     "eval": ["lm-eval>=0.4.10"],
     "wandb": ["wandb>=0.22"],
-    "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "hypothesis>=6.150", "ruff>=0.14", "beartype>=0.22", "babel>=2.16"],
+    "dev": [
+        "pytest>=9.0",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.150",
+        "ruff>=0.14",
+        "beartype>=0.22",
+        "babel>=2.16",
+        "qwix>=0.1.8",
+    ],
 }
 
 readme = Path(__file__).parent / "README.md"
