@@ -26,12 +26,8 @@
 # Written after Google's pages on TPUs in GKE; it has never run on a real cluster.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
-export DRY_RUN=0
-if [ "${1:-}" = --dry-run ]; then
-  DRY_RUN=1
-  shift
-fi
 command="${1:-}"
 [ "$#" -eq 0 ] || shift
 
@@ -45,10 +41,6 @@ SPOT="${SPOT:-0}"
 RESTARTS="${RESTARTS:-1000}"
 SERVICE_ACCOUNT="${SERVICE_ACCOUNT:-default}"
 EXAMPLE="IMAGE=us-docker.pkg.dev/me/repo/pbrl NAME=my-run bash launch/gke.sh $command"
-
-needs() {
-  [ "$DRY_RUN" = 1 ] || command -v "$1" >/dev/null || fail "$1 is not installed"
-}
 
 # variable NAME EXAMPLE: a named error where it is empty.
 variable() {

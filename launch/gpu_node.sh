@@ -15,16 +15,12 @@
 #   SSH_OPTIONS   more options for ssh, separated by spaces  (default: empty)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
 HOST="${HOST:-}"
 REMOTE_DIR="${REMOTE_DIR:-pbrl_jax}"
 PBRL_EXTRAS="${PBRL_EXTRAS-cuda}"
 SSH_OPTIONS="${SSH_OPTIONS:-}"
-export DRY_RUN=0
-if [ "${1:-}" = --dry-run ]; then
-  DRY_RUN=1
-  shift
-fi
 if [ -n "$HOST" ]; then checkout="$REMOTE_DIR"; else checkout="$REPOSITORY"; fi
 
 read -ra ssh_options <<<"$SSH_OPTIONS"

@@ -14,12 +14,8 @@
 #                    are killed                               (default: 180)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
-DRY_RUN=0
-if [ "${1:-}" = --dry-run ]; then
-  DRY_RUN=1
-  shift
-fi
 processes=0
 if [ "${1:-}" = -n ]; then
   [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || fail "-n needs a number of processes, found '${2:-}'; for example: -n 2"

@@ -23,12 +23,8 @@
 # Written after the manual of sbatch; it has never run on a real cluster.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
-export DRY_RUN=0
-if [ "${1:-}" = --dry-run ]; then
-  DRY_RUN=1
-  shift
-fi
 command="${1:-}"
 [ "$#" -eq 0 ] || shift
 
@@ -42,9 +38,7 @@ SIGNAL_SECONDS="${SIGNAL_SECONDS:-180}"
 PBRL_EXTRAS="${PBRL_EXTRAS-cuda}"
 LOGS="$REPOSITORY/runs"
 
-needs() {
-  [ "$DRY_RUN" = 1 ] || command -v "$1" >/dev/null || fail "$1 is not on the PATH; run this on a login node of the cluster"
-}
+slurm() { needs "$1" "is not on the PATH; run this on a login node of the cluster"; }
 
 submit() {
   local words flags line
@@ -54,7 +48,7 @@ submit() {
   [ -n "$NODES" ] || fail "NODES is not set; for example: NODES=2 bash launch/slurm.sh run $*"
   [[ "$NODES" =~ ^[1-9][0-9]*$ ]] || fail "NODES=$NODES is not a number of nodes"
   [[ "$GPUS_PER_NODE" =~ ^[1-9][0-9]*$ ]] || fail "GPUS_PER_NODE=$GPUS_PER_NODE is not a number of GPUs"
-  needs sbatch
+  slurm sbatch
   flags=(--job-name=pbrl --nodes="$NODES" --ntasks-per-node="$GPUS_PER_NODE" --gres="gpu:$GPUS_PER_NODE"
     --cpus-per-task="$CPUS_PER_GPU" --time="$TIME_LIMIT" --signal="TERM@$SIGNAL_SECONDS" --requeue
     --open-mode=append --output="$LOGS/slurm-%j.log")
@@ -86,11 +80,11 @@ case "$command" in
     ;;
   stop)
     job "$@"
-    needs scancel
+    slurm scancel
     run scancel --signal=TERM "$1"
     ;;
   status)
-    needs squeue
+    slurm squeue
     run squeue --me
     ;;
   *) fail "unknown command '$command'; known: setup, run, logs, stop, status" ;;

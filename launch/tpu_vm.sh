@@ -32,12 +32,8 @@
 # Written after gcloud's command reference; it has never run on a real pod.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
-export DRY_RUN=0
-if [ "${1:-}" = --dry-run ]; then
-  DRY_RUN=1
-  shift
-fi
 command="${1:-}"
 [ "$#" -eq 0 ] || shift
 
@@ -54,8 +50,7 @@ REMOTE_DIR=pbrl_jax
 [ -n "$TPU_NAME" ] || fail "TPU_NAME is not set; for example:" \
   "TPU_NAME=my-tpu ZONE=us-west4-a bash launch/tpu_vm.sh $command"
 [ -n "$ZONE" ] || fail "ZONE is not set; for example: ZONE=us-west4-a (gcloud compute tpus locations list names them)"
-[ "$DRY_RUN" = 1 ] || command -v gcloud >/dev/null ||
-  fail "gcloud is not installed; see cloud.google.com/sdk/docs/install"
+needs gcloud "is not installed; see cloud.google.com/sdk/docs/install"
 [[ "$SLICES" =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES is not a number of slices; for example: SLICES=2"
 [ "$SLICES" = 1 ] || QUEUED=1
 place=(--zone="$ZONE")

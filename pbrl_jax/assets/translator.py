@@ -13,6 +13,7 @@ import numpy as np
 from pbrl_jax.assets.encoder import length_bucket
 from pbrl_jax.assets.hf_load import check_vocabulary, stored_compute_type
 from pbrl_jax.assets.translation import Segment, Translator, Written
+from pbrl_jax.core.batching import by_length, few_rows
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.sharding import tree_shardings
 from pbrl_jax.models.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
@@ -79,13 +80,8 @@ class M2M100Translator(Translator):
     def write(self, segments: Sequence[Segment]) -> list[Written]:
         tokens = self.source_tokens(segments)
         targets = [self.language_id(segment.target) for segment in segments]
-        order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-        # Few batch sizes, so that few programs are compiled.
-        size = min(self.batch_size, 1 << max(len(order) - 1, 0).bit_length())
         written: dict[int, Written] = {}
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            filled = rows + rows[-1:] * (size - len(rows))
+        for rows, filled in by_length(list(map(len, tokens)), few_rows(len(tokens), self.batch_size)):
             batch = [tokens[row] for row in filled], [targets[row] for row in filled]
             written |= dict(zip(rows, self._write_batch(*batch), strict=False))
         return [written[row] for row in range(len(segments))]

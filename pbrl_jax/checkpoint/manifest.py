@@ -146,18 +146,6 @@ def is_prng_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def nest(leaves: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}: the plain dict that orbax stores, whatever containers the tree was made of."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = leaf
-    return tree
-
-
 def first_process_decides(function) -> Any:
     """`function()` on process 0; its JSON-able value, or its error, reaches every process.
 

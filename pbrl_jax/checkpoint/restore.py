@@ -19,6 +19,7 @@ from pbrl_jax.core import paths
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.serialize import command_line, identity_differences
+from pbrl_jax.core.trees import nested
 
 _LOGGER = logging.getLogger(__name__)
 _PRNG_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
@@ -211,7 +212,7 @@ def _read_arrays(folder: epath.Path, wanted: dict[str, Any], partial: bool) -> d
         context = ocp.Context()
         context.pytree.loading.partial_load = partial
         with context:
-            loaded = ocp.load(folder, manifest.nest(stored), checkpointable_name=manifest.STATE)
+            loaded = ocp.load(folder, nested(stored), checkpointable_name=manifest.STATE)
         leaves = dict(manifest.named_leaves(loaded))
     for name, target in targets.items():
         if name not in leaves:

@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from pbrl_jax.checkpoint import manifest
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.trees import nested
 
 _LOGGER = logging.getLogger(__name__)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -152,7 +153,7 @@ def _write_arrays(working: epath.Path, leaves: dict[str, Any]) -> None:
     context.array.saving.use_compression = False
     if stored:
         with context, _without_tracebacks():
-            ocp.save(working, manifest.nest(stored), checkpointable_name=manifest.STATE)
+            ocp.save(working, nested(stored), checkpointable_name=manifest.STATE)
     elif jax.process_index() == 0:
         working.mkdir(parents=True)
 

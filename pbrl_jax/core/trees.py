@@ -1,7 +1,7 @@
 """Trees of arrays: path names, rules by path, casts, counts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,18 @@ def path_name(path) -> str:
 def map_with_path(function, tree, *rest):
     """`function(path_name, leaf, ...)` over a tree."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+
+
+def nested(flat: Mapping[str, Any]) -> dict:
+    """`{"a/b": x}` as `{"a": {"b": x}}`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *folders, last = path.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[last] = value
+    return tree
 
 
 def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:

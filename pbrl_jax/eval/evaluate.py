@@ -1,6 +1,5 @@
 """Accuracy per language by greedy decoding through the compiled sampler."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.assets.encoder import length_bucket
+from pbrl_jax.core.batching import by_length
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.generate import compiled_sampler
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.answers import extract_answer, same_answer
 from pbrl_jax.text.langid import is_right_language
@@ -43,12 +43,6 @@ class Decoder(NamedTuple):
     thinking: bool | None = None
 
 
-@functools.cache
-def compiled_sampler(spec: DecoderSpec, max_length: int):
-    """generate_samples with one sample per prompt, compiled."""
-    return jax.jit(functools.partial(generate_samples, spec=spec, samples=1, max_length=max_length))
-
-
 def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
                  seed: int = 0, tick: Callable[[int], Any] | None = None) -> list[str]:  # fmt: skip
     """One response to each question, in their order.
@@ -67,10 +61,7 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
     ids = format_prompts(list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking)
     size = min(decoder.batch_size, len(ids))
     texts = [""] * len(ids)
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        filled = rows + rows[-1:] * (size - len(rows))
+    for rows, filled in by_length(list(map(len, ids)), size):
         length = length_bucket(len(ids[rows[-1]]), decoder.max_prompt_length)
         batch = pad_prompts([ids[row] for row in filled], length, filled, decoder.tokenizer.pad_id)
         rollout = run(params, jax.tree.map(jnp.asarray, batch), step_key(seed, 0), sampling)

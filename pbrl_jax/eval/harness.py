@@ -8,7 +8,6 @@ lm_eval is an extra ([eval]) and is imported only when a model is made; it needs
 
 import functools
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,16 +17,19 @@ import numpy as np
 
 from pbrl_jax.assets.encoder import length_bucket
 from pbrl_jax.assets.policy import Policy
+from pbrl_jax.core.batching import fill
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import PromptBatch
 from pbrl_jax.data.batches import pad_prompts
-from pbrl_jax.eval.respond import Settings, batch_rows, compiled_generator, cut_at_stop, one_bos, placed, plan, rounded
+from pbrl_jax.eval.respond import Settings, batch_rows, cut_at_stop, placed, plan, problem_id, rounded
 from pbrl_jax.models.decoder import logits_of
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
+from pbrl_jax.rollout.generate import compiled_sampler
 from pbrl_jax.rollout.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.text.prompts import with_one_bos
 from pbrl_jax.text.tokenizers import has_chat_template
 
 CHUNK = 64
@@ -114,7 +116,7 @@ class PolicyRequests:
     def encode(self, text: str) -> list[int]:
         """Ids with one beginning-of-sequence token where the tokenizer has one."""
         tokenizer = self.policy.tokenizer
-        return one_bos(tokenizer.encode(text), tokenizer.bos_id)
+        return with_one_bos(tokenizer.encode(text), tokenizer.bos_id)
 
     @property
     def prefix_token(self) -> int:
@@ -188,8 +190,8 @@ class PolicyRequests:
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The tokenizer's chat template; "" where it has none or none is asked for."""
-        own = getattr(getattr(self.policy.tokenizer, "tokenizer", None), "chat_template", None)
-        return str(own or "") if chat_template else ""
+        tokenizer = self.policy.tokenizer
+        return str(tokenizer.tokenizer.chat_template) if chat_template and has_chat_template(tokenizer) else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a conversation.
@@ -216,7 +218,7 @@ class PolicyRequests:
         with Progress(name, len(order), unit="request", active=shown) as progress:
             for rows in plan([len(cut[n][0]) for n in order], self.batch_size):
                 numbers = [order[row] for row in rows]
-                filled = numbers + numbers[-1:] * (self.batch_size - len(numbers))
+                filled = fill(numbers, self.batch_size)
                 contexts, answers = [cut[n][0] for n in filled], [cut[n][1] for n in filled]
                 width = length_bucket(max(map(len, answers)), rounded(widest))
                 arrays = (
@@ -245,13 +247,13 @@ class PolicyRequests:
         policy, (tokens, *sampled) = self.policy, options
         room = max(1, self.max_length - tokens)
         encoded = {number: self.encode(requests[number].args[0])[-room:] for number in numbers}
-        run = compiled_generator(policy.spec, 1, tokens)
+        run = compiled_sampler(policy.spec, tokens)
         sampling = sampling_params(*sampled, policy.tokenizer.eos_ids)
         longest = max(map(len, encoded.values()))
         for rows in plan([len(encoded[number]) for number in numbers], self.batch_size):
             chosen = [numbers[row] for row in rows]
-            filled = chosen + chosen[-1:] * (self.batch_size - len(chosen))
-            keys = [zlib.crc32(requests[number].args[0].encode()) & 0x7FFFFFFF for number in filled]
+            filled = fill(chosen, self.batch_size)
+            keys = [problem_id(requests[number].args[0]) for number in filled]
             batch = self._padded([encoded[number] for number in filled], keys, longest)
             rollout = run(policy.params, placed(batch, self.mesh), step_key(self.seed, 0), sampling)
             for number, text in zip(chosen, completions(rollout, policy.tokenizer), strict=False):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.assets.encoder import LENGTH_BUCKETS, length_bucket
+from pbrl_jax.core.batching import fill
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import PromptBatch
 from pbrl_jax.core.sharding import batch_sharding
@@ -21,11 +22,11 @@ from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.generate import compiled_sampler
 from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.prompts import STYLES as PROMPT_STYLES
-from pbrl_jax.text.prompts import format_prompts, resolve_style
+from pbrl_jax.text.prompts import format_prompts, resolve_style, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
 
 STYLES = {"benchmark": "the benchmark's own text, as published evaluations put it", **PROMPT_STYLES}
@@ -59,11 +60,6 @@ class Answering(NamedTuple):
     settings: Settings
 
 
-def one_bos(ids: Sequence[int], bos_id: int | None) -> list[int]:
-    """`ids` with one beginning-of-sequence token in front, where the tokenizer has one."""
-    return list(ids) if bos_id is None or list(ids[:1]) == [bos_id] else [bos_id, *ids]
-
-
 def encode_prompts(
     problems: Sequence[Problem], tokenizer: Tokenizer, style: str, thinking: bool | None = None
 ) -> list[list[int]]:
@@ -77,10 +73,10 @@ def encode_prompts(
     chat = style != "benchmark" and resolve_style(style, tokenizer).startswith("chat")
     if plain and not chat:
         encoded = tokenizer.encode_batch([problem.prompt for problem in problems])
-        return [one_bos(ids, tokenizer.bos_id) for ids in encoded]
+        return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
     if plain:
         encoded = [tokenizer.encode_chat([{"role": "user", "content": p.prompt}], thinking) for p in problems]
-        return [one_bos(ids, tokenizer.bos_id) for ids in encoded]
+        return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
     languages = [problem.answer_language for problem in problems]
     return format_prompts([problem.question for problem in problems], languages, tokenizer, style, thinking)
 
@@ -117,12 +113,6 @@ def batch_rows(settings: Settings) -> int:
     return -(-settings.batch_size // shards) * shards
 
 
-@functools.cache
-def compiled_generator(spec: DecoderSpec, samples: int, max_length: int):
-    """generate_samples of a number of samples, compiled."""
-    return jax.jit(functools.partial(generate_samples, spec=spec, samples=samples, max_length=max_length))
-
-
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     """`text` up to the first of the stop strings."""
     return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
@@ -142,14 +132,14 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
     """
     spec, params, tokenizer, settings = answering
     encoded = encode_prompts(problems, tokenizer, settings.style, settings.thinking)
-    run = compiled_generator(spec, settings.samples, settings.max_completion_length)
+    run = compiled_sampler(spec, settings.max_completion_length, settings.samples)
     sampling = sampling_params(settings.temperature, settings.top_p, 0, tokenizer.eos_ids)
     size = batch_rows(settings)
     for rows in plan([len(ids) for ids in encoded], size):
         wanted = [(row, sample) for row in rows for sample in range(settings.samples)]
         missing = {pair for pair in wanted if (problems[pair[0]].key, pair[1]) not in done}
         if missing:
-            filled = rows + rows[-1:] * (size - len(rows))
+            filled = fill(rows, size)
             length = length_bucket(max(len(encoded[row]) for row in rows), rounded(max(map(len, encoded))))
             numbers = [problem_id(problems[row].key) for row in filled]
             batch = pad_prompts([encoded[row] for row in filled], length, numbers, tokenizer.pad_id)
@@ -192,7 +182,7 @@ def continuations(problem: Problem, tokenizer: Tokenizer) -> Continuations:
     text = problem.prompt
     head = text.rstrip()
     whole = tokenizer.encode_batch([head, *(text + choice for choice in problem.choices)])
-    context, joined = one_bos(whole[0], tokenizer.bos_id), [one_bos(x, tokenizer.bos_id) for x in whole[1:]]
+    context, joined = with_one_bos(whole[0], tokenizer.bos_id), [with_one_bos(x, tokenizer.bos_id) for x in whole[1:]]
     size = len(context)
     shared = 0
     while shared < size and all(len(ids) > shared + 1 and ids[shared] == joined[0][shared] for ids in joined):
@@ -243,11 +233,11 @@ def score_choices(answering: Answering, problems: Sequence[Problem], done: Colle
     for rows in plan([len(entry.prompt) for entry in encoded], size):
         missing = {row for row in rows if (problems[row].key, 0) not in done}
         if missing:
-            filled = [encoded[row] for row in rows + rows[-1:] * (size - len(rows))]
-            length = length_bucket(max(len(e.prompt) for e in filled), rounded(max(len(e.prompt) for e in encoded)))
-            batch = pad_prompts([e.prompt for e in filled], length, range(size), tokenizer.pad_id)
+            entries = [encoded[row] for row in fill(rows, size)]
+            length = length_bucket(max(len(e.prompt) for e in entries), rounded(max(len(e.prompt) for e in encoded)))
+            batch = pad_prompts([e.prompt for e in entries], length, range(size), tokenizer.pad_id)
             # Problems with fewer choices repeat their first one.
-            picks = [(e, choice if choice < len(e.tokens) else 0) for e in filled for choice in range(samples)]
+            picks = [(e, choice if choice < len(e.tokens) else 0) for e in entries for choice in range(samples)]
             width = length_bucket(max(len(e.tokens[c]) for e, c in picks), rounded(longest))
             arrays = (
                 pad_prompts([e.tokens[c] for e, c in picks], width, range(len(picks))).tokens_PT,

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.core.trees import map_with_path, nested
 from pbrl_jax.models.hf_names import Stored
 from pbrl_jax.models.safetensors_file import SafetensorsFile
 
@@ -293,18 +293,6 @@ def _place(leaf: _Leaf, sharding) -> jax.Array:
     else:
         array = jax.make_array_from_callback(leaf.shape, sharding, leaf, dtype=leaf.dtype)
     return jax.block_until_ready(array)
-
-
-def nested(flat: Mapping[str, Any]) -> dict:
-    """`{"a/b": x}` as `{"a": {"b": x}}`."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *folders, last = path.split("/")
-        branch = tree
-        for folder in folders:
-            branch = branch.setdefault(folder, {})
-        branch[last] = value
-    return tree
 
 
 def abstract_params(names: Mapping[str, Stored], dtype: Any = np.float32) -> dict:

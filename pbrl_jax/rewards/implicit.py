@@ -17,6 +17,7 @@ import numpy as np
 
 from pbrl_jax.assets.encoder import length_bucket
 from pbrl_jax.assets.policy import Policy, load_policy
+from pbrl_jax.core.batching import by_length, few_rows
 from pbrl_jax.core.config import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import PromptBatch, Scores
@@ -111,12 +112,9 @@ def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequ
     Rows run in batches of one size and few lengths, the longest last.
     """
     found = np.zeros(len(texts), np.float32)
-    order = sorted(range(len(texts)), key=lambda row: (len(contexts[row]), len(texts[row])))
-    size = min(ROWS, 1 << max(len(order) - 1, 0).bit_length())
+    size, lengths = few_rows(len(texts), ROWS), [*zip(map(len, contexts), map(len, texts), strict=True)]
     program = _compiled(policy.spec)
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        padded = rows + rows[-1:] * (size - len(rows))
+    for rows, padded in by_length(lengths, size):
         context, context_lengths = _padded([contexts[row] for row in padded])
         text, text_lengths = _padded([texts[row] for row in padded])
         batch = PromptBatch(context, context_lengths, jnp.arange(size, dtype=jnp.int32))

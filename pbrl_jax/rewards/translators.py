@@ -3,7 +3,6 @@
 The prompted translator stands here and not beside the translation models because it uses the sampler.
 """
 
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +16,16 @@ from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.assets.translation import REQUEST, Segment, Translator, Written
 from pbrl_jax.assets.translator import load_m2m100
+from pbrl_jax.core.batching import by_length, few_rows
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.models.hf_m2m100 import MODEL_TYPE
-from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.generate import compiled_sampler
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.prompts import with_one_bos
+from pbrl_jax.text.tokenizers import has_chat_template
 
 PLAIN = (
     "Translation from {source} into {target}. Numbers and formulas stay as they are.\n\n{source}: {text}\n{target}:\n"
@@ -49,7 +50,7 @@ class PromptedTranslator(Translator):
                  batch_size: int = 32):  # fmt: skip
         self.policy, self.batch_size = policy, batch_size
         self.max_completion_length, self.max_prompt_length = max_completion_length, max_prompt_length
-        self.whole_texts = bool(getattr(getattr(policy.tokenizer, "tokenizer", None), "chat_template", None))
+        self.whole_texts = has_chat_template(policy.tokenizer)
         frame = max(len(self.prompt_tokens(Segment("", code, "en"))) for code in LANGUAGES)
         if frame >= max_prompt_length:
             raise ConfigError(
@@ -73,7 +74,7 @@ class PromptedTranslator(Translator):
             ids = tokenizer.encode_chat([{"role": "user", "content": text}], thinking=False)
         else:
             ids = tokenizer.encode(text)
-        return ids if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
+        return with_one_bos(ids, tokenizer.bos_id)
 
     def fits(self, text: str) -> bool:
         # Beside its neighbours a text may take a token or two more than alone; its translation, twice as many.
@@ -82,12 +83,8 @@ class PromptedTranslator(Translator):
 
     def write(self, segments: Sequence[Segment]) -> list[Written]:
         prompts = [self.prompt_tokens(segment) for segment in segments]
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-        size = min(self.batch_size, 1 << max(len(order) - 1, 0).bit_length())
         written: dict[int, Written] = {}
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            filled = rows + rows[-1:] * (size - len(rows))
+        for rows, filled in by_length(list(map(len, prompts)), few_rows(len(prompts), self.batch_size)):
             written |= dict(zip(rows, self._write_batch([prompts[row] for row in filled], filled), strict=False))
         return [written[row] for row in range(len(segments))]
 
@@ -109,12 +106,6 @@ class PromptedTranslator(Translator):
             return Written(text, ended)
         line, newline, _ = text.partition("\n")
         return Written(line.strip(), ended or bool(newline))
-
-
-@functools.cache
-def compiled_sampler(spec: DecoderSpec, max_length: int):
-    """One greedy sample per prompt, compiled."""
-    return jax.jit(functools.partial(generate_samples, spec=spec, samples=1, max_length=max_length))
 
 
 def load_translator(

@@ -157,6 +157,12 @@ class Interrupted(Exception):
     """A rollout was dropped between two segments because `should_stop` said so."""
 
 
+@functools.cache
+def compiled_sampler(spec: DecoderSpec, max_length: int, samples: int = 1):
+    """generate_samples as one compiled program: (params, prompts, key, sampling) -> Rollout."""
+    return jax.jit(functools.partial(generate_samples, spec=spec, samples=samples, max_length=max_length))
+
+
 def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int) -> Callable[..., Rollout]:
     """A host function `(params, prompts, key, sampling, should_stop=None) -> Rollout` over compiled segments.
 

@@ -16,7 +16,7 @@ from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import DecodeState, decode, finish, generate_samples, prefill, windows
+from pbrl_jax.rollout.generate import DecodeState, compiled_sampler, decode, finish, prefill, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import STYLES, THINKING, format_prompts
@@ -63,12 +63,6 @@ def prompt_batch(ids: list[list[int]], pad_id: int) -> PromptBatch:
     longest = max(map(len, ids))
     batch = pad_prompts(ids, -(-longest // PROMPT_STEP) * PROMPT_STEP, list(range(len(ids))), pad_id)
     return jax.tree.map(jnp.asarray, batch)
-
-
-@functools.cache
-def sampler(spec: DecoderSpec, max_length: int):
-    """A whole batch, compiled: (params, prompts, key, sampling) -> Rollout."""
-    return jax.jit(functools.partial(generate_samples, spec=spec, samples=1, max_length=max_length))
 
 
 @functools.cache
@@ -125,6 +119,6 @@ def main(arguments: argparse.Namespace) -> None:
             sys.stdout.flush()
         print()
         return
-    rollout = sampler(policy.spec, arguments.max_completion_length)(policy.params, prompts, key, sampling)
+    rollout = compiled_sampler(policy.spec, arguments.max_completion_length)(policy.params, prompts, key, sampling)
     for prompt, text in zip(arguments.prompt, completions(rollout, tokenizer), strict=True):
         print(f"> {prompt}\n{text}\n")

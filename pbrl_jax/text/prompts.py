@@ -144,10 +144,11 @@ def format_prompts(
         encoded = [tokenizer.encode_chat(chat_messages(question, code, style), thinking) for question, code in pairs]
     else:
         encoded = tokenizer.encode_batch([prompt_text(question, code, style) for question, code in pairs])
-    return [_with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
+    return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
 
 
-def _with_one_bos(ids: Sequence[int], bos_id: int | None) -> list[int]:
+def with_one_bos(ids: Sequence[int], bos_id: int | None) -> list[int]:
+    """`ids` with exactly one beginning-of-sequence token in front, where the tokenizer has one."""
     if bos_id is None:
         return list(ids)
     rest = 0

@@ -73,7 +73,7 @@ def test_samples_depend_on_the_problem_and_the_seed_only():
 def test_what_is_done_is_not_done_again(monkeypatch):
     whole, _ = generated()
     calls = []
-    compiled = respond.compiled_generator
+    compiled = respond.compiled_sampler
 
     def counted(*arguments):
         def run(*inner):
@@ -82,7 +82,7 @@ def test_what_is_done_is_not_done_again(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(respond, "compiled_generator", counted)
+    monkeypatch.setattr(respond, "compiled_sampler", counted)
     done = {(row["key"], row["sample"]) for row in whole[:6]}
     rest, ticks = generated(done=done)
     assert rest == whole[6:] and sum(ticks) == 4 and len(calls) < len(plan([1] * 10, 4)) + 1

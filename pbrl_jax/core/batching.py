@@ -1,0 +1,26 @@
+"""Rows in batches of one size, so that few programs are compiled."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def fill(rows: list[int], size: int) -> list[int]:
+    """`rows` with the last one repeated up to `size`; what comes of the copies is thrown away."""
+    return rows + rows[-1:] * (size - len(rows))
+
+
+def few_rows(count: int, largest: int) -> int:
+    """Rows of a batch for `count` rows: a power of two that holds them all, at most `largest`."""
+    return min(largest, 1 << max(count - 1, 0).bit_length())
+
+
+def by_length(lengths: Sequence[Any], size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(row numbers, the same filled up to `size`) batch by batch, shortest first: a long row pads few others.
+
+    Args:
+      lengths: of every row; anything that sorts.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, fill(rows, size)
