@@ -5,10 +5,9 @@ Works now: the dry run, on any machine: it checks every value and prints the res
            Without --dry-run the policy (HF_TOKEN: it is gated) and the encoder load by their hub ids, and prompts go
            through the policy's chat template. Nobody has made this run yet: the model code is compared with
            transformers on small random weights alone (docs/checkpoints.md).
-Hardware:  one host with 8 devices of 80 GB, by arithmetic and untried: 20 bytes per parameter (float32 parameters,
-           gradients, two moments, reference) make 160 GB, and the keys and values of 512 responses up to 143 GB more.
-Plan:      on v5p-32 (16 chips, 102 GB each), with --encoder.source BAAI/bge-m3 --train.microbatch-prompts 16, from
-           `pbrl plan` and its TPU compiler: rollout 30.4 GB, reward 15.8 GB, update 33.0 GB a chip (docs/scaling.md).
+Hardware:  one host with 8 devices of 80 GB, untried. By `pbrl plan configs/llama31_8b_pbrlsvr.py --topology h100:8`
+           (by hand) a device holds 51.9 GB while it samples, 18.2 GB in the reward and 45.0 GB in the update. Settings
+           for a v5e-16, a v5p-8 and one H200, with their plans: configs/machines.
 Expected:  the paper reports +16.41 % average multilingual improvement. Whether relative or in points, over which
            languages and benchmarks, is not known to us, so nothing here claims to reproduce it.
 

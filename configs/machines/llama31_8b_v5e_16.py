@@ -1,6 +1,6 @@
 """The paper's run with Llama-3.1-8B on a v5e-16: 16 chips of 16 GiB.
 
-Command:   pbrl train configs/machines/llama31_8b_v5e_16.py --workdir gs://BUCKET/llama   (launch/tpu_vm.sh, docs/scaling.md)
+Command:   pbrl train configs/machines/llama31_8b_v5e_16.py --workdir gs://BUCKET/llama   (launch/tpu_vm.sh)
 Hardware:  v5litepod-16. All weights are trained; the reference lies in the host's memory between its uses, and groups
            are taken apart (4 samples at a time).
 Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.

@@ -1,6 +1,6 @@
 """The paper's run with Llama-3.1-8B on a v5p-8: 4 chips of 95 GiB.
 
-Command:   pbrl train configs/machines/llama31_8b_v5p_8.py --workdir gs://BUCKET/llama   (launch/tpu_vm.sh, docs/scaling.md)
+Command:   pbrl train configs/machines/llama31_8b_v5p_8.py --workdir gs://BUCKET/llama   (launch/tpu_vm.sh)
 Hardware:  v5p-8, which is counted in cores: 4 chips on one host. All weights are trained.
 Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 

@@ -5,7 +5,14 @@ Hardware:  eight H100 with NVLink. Adapters of rank 16 are trained beside the fr
            over all eight.
 Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 
-PLAN
+Plan:      pbrl plan configs/machines/qwen3_32b_8xh100.py --topology h100:8
+
+    program   HBM GB  temporary   TFLOP  seconds  binds
+    generate    43.9       18.0    4597    12.89  memory
+    reward      18.7        1.0      54     0.15  memory
+    update      30.9       13.1   19474    19.69  compute
+
+By hand, since no such GPU was there to compile for; per device, of 80.0 GB. A step takes at least 33 s.
 """
 
 from pathlib import Path

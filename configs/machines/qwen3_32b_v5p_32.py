@@ -1,6 +1,6 @@
 """The paper's larger run, Qwen3-32B, on a v5p-32: 16 chips of 95 GiB.
 
-Command:   pbrl train configs/machines/qwen3_32b_v5p_32.py --workdir gs://BUCKET/qwen3   (launch/tpu_vm.sh, docs/scaling.md)
+Command:   pbrl train configs/machines/qwen3_32b_v5p_32.py --workdir gs://BUCKET/qwen3   (launch/tpu_vm.sh)
 Hardware:  v5p-32, which is counted in cores: 16 chips on 4 hosts. All weights are trained.
 Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import ConfigError
@@ -33,9 +32,8 @@ def check_offload(config: Config) -> None:
         )
 
 
-def check_host_memory(mesh: Mesh) -> None:
-    """Refuse a mesh whose devices cannot keep arrays in the host's memory (ConfigError)."""
-    device = mesh.devices.flat[0]
+def check_host_memory(device: Any) -> None:
+    """Refuse a device that cannot keep arrays in the host's memory (ConfigError)."""
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST_MEMORY not in kinds:
         raise ConfigError(

@@ -85,8 +85,8 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         return Mesh(across_slices(devices, shape, slices), MESH_AXES, axis_types=types)
     if slices > 1 and devices[0].platform == "tpu":
         raise ConfigError(
-            f"mesh.data={shape[0]} does not divide over {slices} slices of {len(devices) // slices} chips, and the links "
-            f"between slices are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
+            f"mesh.data={shape[0]} does not divide over {slices} slices of {len(devices) // slices} chips, whose links "
+            f"to each other are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
         )
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 

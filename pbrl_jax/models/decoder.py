@@ -125,21 +125,27 @@ class DecoderLayer(nn.Module):
         def norm(name: str):
             return RMSNorm(spec.norm_eps, spec.norm_offset, name=name)
 
-        h = norm("attention_norm")(x)
+        def whole(h):
+            """All positions of a row, for products that are cut over heads or ffn; gathered once."""
+            return constrain(h, "batch", "none", "none")
+
+        h = whole(norm("attention_norm")(x))
         query = Projection((spec.heads, spec.head_dim), use_bias=spec.qkv_bias, name="query")(h)
         key = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="key")(h)
         value = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="value")(h)
         if spec.qk_norm:
             query, key = norm("query_norm")(query), norm("key_norm")(key)
+        query = constrain(query, "batch", "none", "heads", "none")
+        key, value = (constrain(part, "batch", "none", "kv_heads", "none") for part in (key, value))
         rope = inputs.rope_of(role.local)
         # Kernels divide scores by the root of head_dim.
         scale = 1.0 if spec.query_scalar is None else (spec.head_dim / spec.query_scalar) ** 0.5
         query, key = apply_rope(query, rope, scale), apply_rope(key, rope)
         reach = reach_of(spec, role.local, inputs.positions_XL)
         attended, cache = layout.attend(spec.attention, query, key, value, cache, role.index, reach)
-        attended = Projection((spec.width,), in_axes=2, name="out")(attended)
+        attended = whole(Projection((spec.width,), in_axes=2, name="out")(attended))
         x = x + (norm("attention_out_norm")(attended) if spec.sandwich_norms else attended)
-        fed = self.feed_forward()(norm("mlp_norm")(x))
+        fed = whole(self.feed_forward()(whole(norm("mlp_norm")(x))))
         x = x + (norm("mlp_out_norm")(fed) if spec.sandwich_norms else fed)
         return (constrain(x, "batch", sequence_axis(x.shape[1]), "none"), cache), None
 

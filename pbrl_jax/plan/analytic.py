@@ -48,7 +48,7 @@ def parameter_count(spec: DecoderSpec) -> int:
     """All parameters but the norms' and biases'."""
     heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     layer = spec.width * (heads + 3 * spec.ffn * (spec.experts or 1) + spec.experts)
-    return spec.layers * layer + spec.vocab_size * spec.width * (1 if spec.tied_embeddings else 2)
+    return spec.layers * layer + _tables(spec)
 
 
 def encoder_weights(spec: TextEncoderSpec) -> tuple[int, int]:
@@ -135,10 +135,15 @@ def adapter_count(config: Config, spec: DecoderSpec) -> int:
     return spec.layers * config.lora.rank * sides
 
 
+def _tables(spec: DecoderSpec) -> int:
+    """Parameters of the embedding and the output matrix, which are never quantised."""
+    return spec.vocab_size * spec.width * (1 if spec.tied_embeddings else 2)
+
+
 def start_bytes(config: Config, spec: DecoderSpec) -> float:
     """The start policy's parameters beside the state: float32, or kernels quantised."""
     everything = parameter_count(spec)
-    kernels = everything - spec.vocab_size * spec.width * (1 if spec.tied_embeddings else 2)
+    kernels = everything - _tables(spec)
     per_weight = {"none": 4.0, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
     scale = 0.0 if config.lora.quantization == "none" else 4.0 / config.lora.tile_size
     return 4.0 * (everything - kernels) + kernels * (per_weight + scale)
@@ -175,8 +180,9 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     attended = position * (P / mesh.row_shards * T * G + rows * R / 2)
     laid = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
     if laid or mesh.fsdp == 1:
-        copy = whole * _item(spec)
-        moved = R * (copy + attended) + laid * (copy + 4.0 * whole / mesh.fsdp)
+        plain = whole if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
+        copy = plain * _item(spec)
+        moved = R * (whole * _item(spec) + attended) + laid * (copy + 4.0 * whole / mesh.fsdp)
         sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": R * sums}
         cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
         return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)

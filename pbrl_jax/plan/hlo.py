@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-ITEM_BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
-}  # fmt: skip
+from pbrl_jax.plan.hlo_text import NAME, Computation, Instruction, parse_module
+
 #: Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips.
 COLLECTIVES = {
     "all-gather": lambda n: (n - 1) / n,
@@ -30,52 +28,8 @@ FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota".split()
 )
-#: How a layout says that an array lies in the host's memory.
-HOST_SPACE = "S(5)"
 #: Instructions that copy between the host's memory and the device's.
 COPIES = ("copy", "copy-start")
-SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
-NAME = re.compile(r"%([\w.\-]+)")
-
-
-class Shape(NamedTuple):
-    """One array of a type."""
-
-    kind: str
-    sizes: tuple[int, ...]
-
-    @property
-    def bytes(self) -> float:
-        return ITEM_BYTES.get(self.kind, 0) * math.prod(self.sizes)
-
-
-class Instruction(NamedTuple):
-    """One line of HLO."""
-
-    name: str
-    shapes: tuple[Shape, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    inner: str
-    """What stands in the parentheses: of a constant, its value; of a parameter, its number."""
-    root: bool
-    hosted: bool = False
-    """Whether one of its arrays lies in the host's memory."""
-
-    @property
-    def bytes(self) -> float:
-        return sum(shape.bytes for shape in self.shapes)
-
-    @property
-    def called(self) -> list[str]:
-        """Computations that it applies."""
-        return re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", self.attributes)
-
-
-Computation = Mapping[str, Instruction]
-
-
 class Cost(NamedTuple):
     """Per chip: products, memory traffic, bytes sent to other chips by kind of collective, loops of unknown length,
     and bytes copied from and to the host's memory."""
@@ -98,52 +52,6 @@ class Cost(NamedTuple):
     @property
     def collective_bytes(self) -> float:
         return sum(self.collectives.values())
-
-
-def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`."""
-    depth = 0
-    for index in range(start, len(text)):
-        depth += (text[index] == "(") - (text[index] == ")")
-        if depth == 0:
-            return index
-    return len(text) - 1
-
-
-def parse_instruction(line: str) -> Instruction | None:
-    """An instruction of HLO text; None for any other line."""
-    found = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-    if not found:
-        return None
-    rest = line[found.end() :]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    kind, rest = rest[:end], rest[end:].lstrip()
-    shapes = tuple(
-        Shape(name, tuple(int(size) for size in sizes.split(",") if size)) for name, sizes in SHAPE.findall(kind)
-    )
-    opening = rest.index("(")
-    closing = _closing(rest, opening)
-    inner = rest[opening + 1 : closing]
-    return Instruction(
-        found[2], shapes, rest[:opening], tuple(NAME.findall(inner)), rest[closing + 1 :], inner, bool(found[1]),
-        HOST_SPACE in kind,
-    )  # fmt: skip
-
-
-def parse_module(text: str) -> tuple[dict[str, Computation], str]:
-    """(computations by name, name of the entry) of a module's text."""
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) (\(.*\) -> .*)?\{\s*$", line)
-        if header and not line.startswith(" "):
-            current = computations.setdefault(header[2], {})
-            entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and (instruction := parse_instruction(line)):
-            current[instruction.name] = instruction
-    return computations, entry
 
 
 def _numbers(attributes: str, name: str) -> list[int]:
@@ -331,20 +239,52 @@ class Walker:
     def fusion_bytes(self, instruction: Instruction, known: Computation, called: str) -> float:
         """Operands and results of a fusion; of an operand that is only sliced, or a result that is written into an
         operand, the slice."""
+        total = sum(
+            touched(self.computations, called, number, known[operand])
+            for number, operand in enumerate(instruction.operands)
+            if operand in known
+        )
         inside = self.computations[called]
-        parameters = {int(line.inner): line.name for line in inside.values() if line.opcode == "parameter"}
-        total = 0.0
-        for number, operand in enumerate(instruction.operands):
-            name = parameters.get(number)
-            users = [line for line in inside.values() if name in line.operands]
-            if users and all(is_sliced(line, name) for line in users):
-                total += sum(line.bytes for line in users if line.opcode == "dynamic-slice")
-            elif operand in known:
-                total += known[operand].bytes
         root = next((line for line in inside.values() if line.root), None)
-        if root is not None and root.opcode == "dynamic-update-slice":
-            return total + inside[root.operands[1]].bytes
-        return total + instruction.bytes
+        return total + (instruction.bytes if root is None else written(inside, root))
+
+
+def touched(computations: Mapping[str, Computation], called: str, number: int, given: Instruction) -> float:
+    """Bytes that a fusion reads of its operand `number`: all, or the slices that it takes."""
+    inside = computations[called]
+    name = next((line.name for line in inside.values() if line.opcode == "parameter" and int(line.inner) == number), "")
+    found = sliced_bytes(computations, inside, name)
+    return given.bytes if found is None else found
+
+
+def sliced_bytes(computations: Mapping[str, Computation], inside: Computation, name: str) -> float | None:
+    """Bytes of the slices that are all that is read of an array; None where more is."""
+    total = 0.0
+    for line in (line for line in inside.values() if name in line.operands):
+        if is_sliced(line, name):
+            total += line.bytes if line.opcode != "dynamic-update-slice" else 0.0
+            continue
+        parts = [None]
+        if line.opcode == "bitcast" and not line.root:
+            parts = [sliced_bytes(computations, inside, line.name)]
+        elif line.opcode == "fusion":
+            below = computations[line.called[0]]
+            places = {number for number, operand in enumerate(line.operands) if operand == name}
+            names = [one.name for one in below.values() if one.opcode == "parameter" and int(one.inner) in places]
+            parts = [sliced_bytes(computations, below, one) for one in names]
+        if None in parts:
+            return None
+        total += sum(parts)
+    return total
+
+
+def written(inside: Computation, line: Instruction) -> float:
+    """Bytes that a fusion writes for a result: of one that is written into an operand, the slice."""
+    if line.opcode == "tuple":
+        return sum(written(inside, inside[name]) for name in line.operands if name in inside)
+    if line.opcode == "bitcast" and line.operands[0] in inside:
+        return written(inside, inside[line.operands[0]])
+    return inside[line.operands[1]].bytes if line.opcode == "dynamic-update-slice" else line.bytes
 
 
 def crosses(instruction: Instruction, known: Computation) -> bool:
@@ -355,7 +295,8 @@ def crosses(instruction: Instruction, known: Computation) -> bool:
 
 def is_sliced(user: Instruction, name: str) -> bool:
     """Whether `user` touches no more of the array than a slice."""
-    return user.opcode in ("dynamic-slice", "dynamic-update-slice") and user.operands[0] == name
+    slices = ("slice", "dynamic-slice", "gather", "dynamic-update-slice")
+    return user.opcode in slices and user.operands[0] == name and user.operands.count(name) == 1
 
 
 def moved_bytes(instruction: Instruction, known: Computation) -> float:

@@ -10,7 +10,7 @@ import jax
 
 from pbrl_jax.core.config import Config
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.plan.hlo import Instruction, Shape, parse_module
+from pbrl_jax.plan.hlo_text import Instruction, Shape, parse_module
 from pbrl_jax.plan.shapes import policy_shapes
 
 #: Parameters of fewer scalars may be whole on every chip: norms and biases.

@@ -21,7 +21,7 @@ from pbrl_jax.core.sharding import replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.hf_decoder import decoder_spec
 from pbrl_jax.models.lora import adapter_axes, init_adapters
-from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, EncoderSpec, TextEncoderSpec
+from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
 from pbrl_jax.train.adapters import whole
 from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
@@ -52,6 +52,19 @@ def _xlm_roberta(max_positions: int, pooling: str) -> EncoderSpec:
 RELEASED_ENCODERS = {
     "BAAI/bge-m3": _xlm_roberta(8194, "cls"),
     "intfloat/multilingual-e5-large": _xlm_roberta(514, "mean"),
+    "sentence-transformers/LaBSE": EncoderSpec(
+        vocab_size=501_153,
+        width=768,
+        layers=12,
+        heads=12,
+        ffn=3072,
+        max_positions=512,
+        type_vocab=2,
+        pooling="cls",
+        dense=(DenseSpec(768, "tanh"),),
+        begin_ids=(101,),
+        end_ids=(102,),
+    ),
 }
 
 

@@ -203,7 +203,7 @@ def reference_params(experiment: Experiment):
     placed = placed_frozen(experiment.policy, experiment.config, experiment.mesh)
     if "reference" not in experiment.config.train.offload:
         return placed
-    check_host_memory(experiment.mesh)
+    check_host_memory(experiment.mesh.devices.flat[0])
     return jax.device_put(placed, in_host_memory(jax.tree.map(lambda x: x.sharding, placed)))
 
 

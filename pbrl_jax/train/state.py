@@ -42,7 +42,7 @@ def state_shardings(
     """
     param_shardings = tree_shardings(params, axes, mesh)
     if offload:
-        check_host_memory(mesh)
+        check_host_memory(mesh.devices.flat[0])
     everywhere = replicated(mesh)
     opt_shardings = optax.tree_utils.tree_map_params(
         optimizer,

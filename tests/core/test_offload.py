@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from pbrl_jax.core.config import Config, with_values
@@ -28,8 +27,7 @@ def test_refused(name):
 def test_a_platform_without_such_a_memory_is_refused():
     memories = [SimpleNamespace(kind="device")]
     device = SimpleNamespace(device_kind="a chip", addressable_memories=lambda: memories)
-    mesh = SimpleNamespace(devices=np.array([device]))
     with pytest.raises(ConfigError, match="'pinned_host', and a chip has device. Leave train.offload out"):
-        check_host_memory(mesh)
+        check_host_memory(device)
     memories.append(SimpleNamespace(kind="pinned_host"))
-    check_host_memory(mesh)
+    check_host_memory(device)

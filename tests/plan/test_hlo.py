@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pbrl_jax.plan.hlo import Cost, parse_instruction, program_cost, valid_positions
+from pbrl_jax.plan.hlo import Cost, Walker, program_cost, valid_positions
+from pbrl_jax.plan.hlo_text import parse_instruction
 
 CONVOLUTION = """HloModule m
 
@@ -81,6 +82,56 @@ def test_a_loop_of_unknown_end_within_another_runs_once():
 
     text = jax.jit(search).lower(jnp.ones((16, 16)), 3.0).compile().as_text()
     assert program_cost(text, 7).flops == 7 * 2 * 16**3 and program_cost(text, 7).unknown_loops == 2
+
+
+NESTED = """HloModule m
+
+%inner (q: bf16[8,4,4], i: s32[]) -> bf16[1,4,4] {
+  %q = bf16[8,4,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %d = bf16[1,4,4]{2,1,0} dynamic-slice(%q, %i, %z, %z), dynamic_slice_sizes={1,4,4}
+}
+
+%outer (p: bf16[8,16], x: bf16[2,4], n: s32[]) -> bf16[2,4] {
+  %p = bf16[8,16]{1,0} parameter(0)
+  %x = bf16[2,4]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %b = bf16[8,4,4]{2,1,0} bitcast(%p)
+  %w = bf16[1,4,4]{2,1,0} fusion(%b, %n), kind=kLoop, calls=%inner
+  ROOT %c = bf16[2,4]{1,0} convolution(%x, %w), dim_labels=bf_0io->0bf
+}
+
+ENTRY %main (p: bf16[8,16], x: bf16[2,4], n: s32[]) -> bf16[2,4] {
+  %p = bf16[8,16]{1,0} parameter(0)
+  %x = bf16[2,4]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  ROOT %f = bf16[2,4]{1,0} fusion(%p, %x, %n), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_a_layers_weights_are_read_alone():
+    """One of eight layers of [4, 4], two rows in and out, an index: also where the slice hides in a fusion within."""
+    walker = Walker(NESTED)
+    fusion = walker.computations["main"]["f"]
+    assert walker.fusion_bytes(fusion, walker.computations["main"], "outer") == 2 * 16 + 2 * 2 * 8 + 4
+    whole = NESTED.replace("dynamic-slice(%q, %i, %z, %z), dynamic_slice_sizes={1,4,4}", "add(%q, %q)")
+    walker = Walker(whole)
+    assert walker.fusion_bytes(fusion, walker.computations["main"], "outer") == 2 * 128 + 2 * 2 * 8
+
+
+def test_copies_from_the_host_are_counted_apart():
+    text = """HloModule m
+
+ENTRY %main (a: f32[100]) -> f32[100] {
+  %a = f32[100]{0:T(128)S(5)} parameter(0)
+  %s = (f32[100]{0:T(128)}, f32[100]{0:T(128)S(5)}, u32[]{:S(2)}) copy-start(%a)
+  ROOT %d = f32[100]{0:T(128)} copy-done(%s)
+}
+"""
+    cost = program_cost(text)
+    assert (cost.host_bytes, cost.bytes) == (400, 400)
 
 
 def test_collectives_count_as_often_as_their_loop_runs():

@@ -1,0 +1,99 @@
+"""The text of optimized HLO as instructions by computation."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+ITEM_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
+}  # fmt: skip
+#: How a layout says that an array lies in the host's memory.
+HOST_SPACE = "S(5)"
+SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Shape(NamedTuple):
+    """One array of a type."""
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> float:
+        return ITEM_BYTES.get(self.kind, 0) * math.prod(self.sizes)
+
+
+class Instruction(NamedTuple):
+    """One line of HLO."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    inner: str
+    """What stands in the parentheses: of a constant, its value; of a parameter, its number."""
+    root: bool
+    hosted: bool = False
+    """Whether one of its arrays lies in the host's memory."""
+
+    @property
+    def bytes(self) -> float:
+        return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def called(self) -> list[str]:
+        """Computations that it applies."""
+        return re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", self.attributes)
+
+
+Computation = Mapping[str, Instruction]
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the parenthesis that closes the one at `start`."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    return len(text) - 1
+
+
+def parse_instruction(line: str) -> Instruction | None:
+    """An instruction of HLO text; None for any other line."""
+    found = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not found:
+        return None
+    rest = line[found.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    kind, rest = rest[:end], rest[end:].lstrip()
+    shapes = tuple(
+        Shape(name, tuple(int(size) for size in sizes.split(",") if size)) for name, sizes in SHAPE.findall(kind)
+    )
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    inner = rest[opening + 1 : closing]
+    return Instruction(
+        found[2], shapes, rest[:opening], tuple(NAME.findall(inner)), rest[closing + 1 :], inner, bool(found[1]),
+        HOST_SPACE in kind,
+    )  # fmt: skip
+
+
+def parse_module(text: str) -> tuple[dict[str, Computation], str]:
+    """(computations by name, name of the entry) of a module's text."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) (\(.*\) -> .*)?\{\s*$", line)
+        if header and not line.startswith(" "):
+            current = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (instruction := parse_instruction(line)):
+            current[instruction.name] = instruction
+    return computations, entry
