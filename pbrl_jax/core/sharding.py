@@ -56,7 +56,7 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
     if known != device_count:
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise ConfigError(
-            f"{wanted} cannot be laid on {device_count} devices. "
+            f"{wanted} cannot be laid on {device_count} devices{f', but on {known} or more' * (known > device_count)}. "
             f"Use --mesh.data -1 --mesh.fsdp F --mesh.tensor T with F * T dividing {device_count}: "
             f"{divisors(device_count)}."
         )
