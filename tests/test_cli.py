@@ -262,8 +262,7 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
     (tmp_path / "some_rewards.py").write_text(USER_REWARD)
     workdir, mode = tmp_path / "run", tmp_path / "mode"
     settings = ["--reward.functions", "some_rewards:reward", "--data.limit", "4", "--eval.limit", "1",
-                "--train.max-steps", "3", "--train.save-steps", "9", "--log.no-tensorboard",
-                "--log.compilation-cache", str(tmp_path / "cache")]  # fmt: skip
+                "--train.max-steps", "3", "--train.save-steps", "9", "--log.no-tensorboard"]  # fmt: skip
     for name, message in {
         "raises": "Step 3: 100% of the rewards are invalid",
         "nan": "more than guard.max_invalid_share = 50%. Rewards of this run: some_rewards:reward",
@@ -296,9 +295,9 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
 
 def test_supervised_runs(pbrl, refused, tmp_path, monkeypatch):
     """`pbrl sft` stops and goes on like `pbrl train`; neither goes on from the other's checkpoints."""
-    workdir, short = tmp_path / "run", ["--log.compilation-cache", str(tmp_path / "cache")]
+    workdir = tmp_path / "run"
     settings = ["--sft.steps", "2", "--sft.warmup-steps", "1", "--sft.batch-size", "8", "--sft.english-rows", "20",
-                "--sft.warm-rows-per-language", "2", *short]  # fmt: skip
+                "--sft.warm-rows-per-language", "2"]  # fmt: skip
     status, _, errors = pbrl("sft", TINY, "--workdir", workdir, *settings)
     assert status == 1 and "the shortest has" in errors and "--rollout.max-completion-length" in errors
     settings += ["--rollout.max-completion-length", "48"]
@@ -308,6 +307,6 @@ def test_supervised_runs(pbrl, refused, tmp_path, monkeypatch):
         assert status == 0 and "Stopped, saved." in output and not (workdir / "policy").exists(), errors
     status, output, errors = pbrl("sft", TINY, "--workdir", workdir, *settings)
     assert status == 0 and "Resuming from step_00000001." in output and "--policy.source" in output, errors
-    assert "holds checkpoints of `pbrl sft` or `pbrl encoder`" in refused(*short, workdir=workdir)
+    assert "holds checkpoints of `pbrl sft` or `pbrl encoder`" in refused(workdir=workdir)
     status, output, errors = pbrl("sft", TINY, "--workdir", workdir, *settings, "--train.seed", "1")
     assert status == 1 and "holds a checkpoint of other data, settings" in errors
