@@ -178,9 +178,11 @@ def serve() -> None:
     """Answer requests until the input ends."""
     import pbrl_jax.checkpoint
     import pbrl_jax.run.train  # noqa: F401  the imports are what takes long; no device is touched before the fork
+    from pbrl_jax.data.sources import quickstart
     from pbrl_jax.text.langid import identify_language
 
     identify_language("a text that loads the model once", ("en", "sw"))
+    quickstart.problems("train", 0, 0, "small")
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -6,6 +6,7 @@ import signal
 import sys
 
 import pytest
+from shared_programs import programs_made_once
 from tiny_policy import quick_compiles  # noqa: F401  a fixture: the few runs here are compile time
 
 from pbrl_jax import cli
@@ -260,7 +261,12 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
     """Some invalid rows are left out and counted; too many stop the run with its state saved, and it can go on."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "some_rewards.py").write_text(USER_REWARD)
-    workdir, mode = tmp_path / "run", tmp_path / "mode"
+    workdir, mode, made = tmp_path / "run", tmp_path / "mode", {}
+
+    def train():
+        with programs_made_once(made):
+            return pbrl("train", TINY, "--workdir", workdir, *settings)
+
     settings = ["--reward.functions", "some_rewards:reward", "--data.limit", "4", "--eval.limit", "1",
                 "--train.max-steps", "3", "--train.save-steps", "9", "--log.no-tensorboard"]  # fmt: skip
     for name, message in {
@@ -271,7 +277,7 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
         "text": "'good' is text",
     }.items():
         mode.write_text(name)
-        status, output, errors = pbrl("train", TINY, "--workdir", workdir, *settings)
+        status, output, errors = train()
         assert status == 1 and message in errors and errors.count("Error: ") >= 1, errors
         assert [step for step, _ in list_checkpoints(workdir / "checkpoints")] == [2]
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -281,7 +287,7 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
     assert rows[1]["rewards/some_rewards:reward/valid_share"] == pytest.approx(13 / 16)
     assert 0 <= rows[1]["rewards/some_rewards:reward/mean"] <= 0.8
     mode.write_text("fine")
-    status, output, errors = pbrl("train", TINY, "--workdir", workdir, *settings)
+    status, output, errors = train()
     assert status == 0 and "Resuming from step_00000002." in output, errors
     assert json.loads((workdir / "final.json").read_text())["step"] == 3
     (vectors,) = (workdir / "pivots").rglob("*.npz")
@@ -289,7 +295,7 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
     found = refused(*settings, workdir=workdir)
     assert f"{vectors} does not match its checksum" in found and "Delete that file" in found
     vectors.unlink()
-    assert pbrl("train", TINY, "--workdir", workdir, *settings)[0] == 0
+    assert train()[0] == 0
     sys.modules.pop("some_rewards")
 
 

@@ -118,12 +118,12 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
         return load_tokenizer(config.policy.tokenizer)
     folder = work.root / "tokenizer"
     file, origin = folder / "tokenizer.model", folder / "origin"
+    if file.exists() and list_checkpoints(work.checkpoints):
+        return load_tokenizer(str(folder))
     lines, options = vocabulary_lines(config, prompts)
     made_from = hashlib.sha256(repr((lines, config.data.vocab_size, options)).encode()).hexdigest()
-    if file.exists():
-        same = origin.exists() and origin.read_text() == made_from
-        if same or list_checkpoints(work.checkpoints):
-            return load_tokenizer(str(folder))
+    if file.exists() and origin.exists() and origin.read_text() == made_from:
+        return load_tokenizer(str(folder))
     tokenizer = train_sentencepiece(lines, config.data.vocab_size, **options)
     origin.unlink(missing_ok=True)
     write_atomic(file, tokenizer.model_bytes)
