@@ -63,7 +63,8 @@ class Spent(PbrlError):
 
 
 def copy_start(start: Path, root: Path, seed: int) -> None:
-    """Take start policy, encoder, references and the start's accuracy from a quickstart's work directory."""
+    """Take start policy, encoder and the start's accuracy from a quickstart's work directory. References name the
+    folder of their expert, so the copy answers anew."""
     if (root / "stages" / "sft.json").exists():
         return
     missing = [name for name in START_STAGES if not (start / "stages" / f"{name}.json").exists()]
@@ -72,7 +73,7 @@ def copy_start(start: Path, root: Path, seed: int) -> None:
     found = json.loads((start / "config.json").read_text())["train"]["seed"]
     if found != seed:
         raise ConfigError(f"{start} has seed {found}, expected {seed}: --starts follows the order of --seeds.")
-    for folder in ("sft", "encoder", "pivots"):
+    for folder in ("sft", "encoder"):
         shutil.copytree(start / folder, root / folder, dirs_exist_ok=True)
     (root / "stages").mkdir()
     for theirs, ours in reversed(START_STAGES.items()):

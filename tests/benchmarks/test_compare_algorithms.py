@@ -68,7 +68,7 @@ def test_summary_table_and_picture(tmp_path):
 def test_starts_are_copied_and_finished_runs_are_found(tmp_path):
     """A quickstart's stages under their names here, of the right seed and whole; then a run of SFT beside it."""
     start, root = tmp_path / "quickstart", tmp_path / "compare" / "seed_1"
-    for folder in ("sft", "encoder", "pivots", "stages"):
+    for folder in ("sft", "encoder", "stages"):
         (start / folder).mkdir(parents=True)
     (start / "config.json").write_text('{"train": {"seed": 1}}')
     (start / "sft" / "weights").write_text("w")
