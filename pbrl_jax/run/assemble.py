@@ -132,11 +132,11 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
 
 
 def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
-    """The start policy: loaded, or new from the seed."""
+    """The start policy: loaded, each device reading its own part, or new from the seed."""
     settings = config.policy
     operational = {"dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention}
     if settings.source != "random":
-        policy = load_policy(settings.source)
+        policy = load_policy(settings.source, make_mesh(config.mesh))
         return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
     tokenizer = run_tokenizer(config, work, prompts)
     spec = dataclasses.replace(

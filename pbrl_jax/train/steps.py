@@ -95,7 +95,7 @@ def reward_assets(experiment: Experiment) -> RewardAssets:
     config = experiment.config
     return RewardAssets(
         experiment.encoder, config.data.languages, experiment.token_table, experiment.policy, config.data.prompt_style,
-        Endpoint(config.endpoint) if config.endpoint.url else None, str(experiment.work.root),
+        config.data.thinking, Endpoint(config.endpoint) if config.endpoint.url else None, str(experiment.work.root),
     )  # fmt: skip
 
 
