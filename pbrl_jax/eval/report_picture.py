@@ -7,7 +7,7 @@ from typing import Any
 from pbrl_jax.eval.plots import wilson_interval
 from pbrl_jax.eval.report_data import language_name, pair, problem_count
 
-COLOURS = {"before": "#b5b3a8", "after": "#2a6fd0"}
+COLOURS = {"before": "#96948a", "after": "#2a6fd0"}
 INK, SOFT, RULE = "#14140f", "#5c5b55", "#e2e1da"
 
 

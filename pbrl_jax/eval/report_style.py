@@ -4,7 +4,7 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f7f7f4; --surface: #ffffff; --ink: #14140f; --soft: #5c5b55; --rule: #e2e1da;
-  --before: #b5b3a8; --after: #2a6fd0; --good: #0a6b2b; --bad: #b3261e; --code: #f0efe9;
+  --before: #96948a; --after: #2a6fd0; --good: #0a6b2b; --bad: #b3261e; --code: #f0efe9;
   --c0: #2a6fd0; --c1: #c2410c; --c2: #0f7b5f; --c3: #8a3ab9;
   --c4: #a16207; --c5: #be185d; --c6: #4d5b6b; --c7: #0e7490;
 }

@@ -50,6 +50,7 @@ def test_two_runs_in_one_file(tmp_path):
     assert "Comparison of a, b" in words and "The runs beside each other" in words
     assert "Settings that differ (1)" in words and "algo.beta 0.1 0.2" in words
     assert "Swahili sw 70.0 % 70.0 % 256" in words, "accuracy of each run, and the number of problems"
+    assert "run other languages English gap gain of a steps" in words and "\u221221.0 +0.0 +0.0 %" in words
     assert 'id="by-run"' in text and text.count('data-run="b"') == 2 and "https://" not in text
     other = report_workdirs([tmp_path / "b"], tmp_path / "mine.html")
     assert other == tmp_path / "mine.html" and 'id="by-run"' not in other.read_text(encoding="utf-8")

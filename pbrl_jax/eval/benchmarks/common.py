@@ -11,7 +11,7 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.data.sources.common import RowErrors, take
-from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.languages import LANGUAGES, named_like
 
 LOGLIKELIHOOD = "loglikelihood"
 """The protocol that generates nothing: the choice with the highest log-probability is the answer."""
@@ -100,11 +100,7 @@ def check_request(benchmark: Benchmark, request: Request) -> Request:
     codes = tuple(own.get(code, code) for code in request.languages or benchmark.languages)
     for code in codes:
         if code not in benchmark.languages:
-            near = [known for known in benchmark.languages if known in LANGUAGES
-                    and LANGUAGES[known].name.lower() == code.lower()]  # fmt: skip
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            known = did_you_mean(code, benchmark.languages)
-            raise ConfigError(f"{benchmark.name} has no language {code!r}.{hint} {known}")
+            raise ConfigError(f"{benchmark.name} has no language {code!r}.{named_like(code, benchmark.languages)}")
     doubles = sorted({code for code in codes if codes.count(code) > 1})
     if doubles:
         raise ConfigError(f"Languages given twice: {', '.join(doubles)}. Name each one once.")
