@@ -100,17 +100,24 @@ def _charts(runs: Mapping[str, ReportData]) -> list[str]:
 
 
 def _settings(runs: Mapping[str, ReportData]) -> str:
-    """Settings that are not the same everywhere."""
+    """Settings that are not the same everywhere, and folded in, those that only some of the configs have."""
     flat = [_flat(run.config) for run in runs.values()]
     names = list(dict.fromkeys(name for values in flat for name in values))
-    rows = [
-        [escape(name), *(f"<code>{escape(values.get(name, '–'))}</code>" for values in flat)]
-        for name in names
-        if len({values.get(name, "–") for values in flat}) > 1
-    ]
+    differ, partly = [], []
+    for name in names:
+        values = [each.get(name) for each in flat]
+        if len(set(values)) > 1:
+            cells = ("–" if value is None else f"<code>{escape(value)}</code>" for value in values)
+            (partly if None in values else differ).append([escape(name), *cells])
+    return _folded(" open", "Settings that differ", runs, differ) + _folded(
+        "", "Settings that only some of these runs have", runs, partly
+    )
+
+
+def _folded(state: str, title: str, runs: Mapping[str, ReportData], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    return f"<details open><summary>Settings that differ ({len(rows)})</summary>{table(('', *runs), rows)}</details>"
+    return f"<details{state}><summary>{title} ({len(rows)})</summary>{table(('', *runs), rows)}</details>"
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -85,6 +85,7 @@ th, td { text-align: right; padding: 6px 14px; border-bottom: 1px solid var(--ru
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 td { white-space: nowrap; }
 td:first-child { white-space: normal; }
+td code { display: inline-block; max-width: 36vw; white-space: normal; overflow-wrap: anywhere; }
 table.config td { white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.total td { font-weight: 650; }
