@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -74,6 +74,15 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def release(self) -> None:
         """Lets the system drop the pages that were read; they are read again when looked at again."""
         self.map.madvise(mmap.MADV_DONTNEED)
+
+
+def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
+    """Where the tensors of an open file of `size` bytes lie; for files that cannot be mapped, such as remote ones.
+
+    Raises:
+      CheckpointError: as SafetensorsFile.
+    """
+    return _entries(_header_bytes(file, size, path), size, path)
 
 
 def _header_bytes(file, size: int, path: str) -> bytes:

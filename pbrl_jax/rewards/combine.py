@@ -59,11 +59,13 @@ REWARDS: dict[str, Callable] = {
 
 
 class Combined(NamedTuple):
-    """The reward of a batch: the total, each function's own scores, and who passed the language gate."""
+    """The reward of a batch: the total, each function's own scores, who passed the language gate, and what rewards made
+    of the responses in English (strings [B]; None where no reward translates)."""
 
     total: Scores
     each: dict[str, Scores]
     right_language_B: np.ndarray
+    translation_B: np.ndarray | None = None
 
 
 def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
@@ -81,7 +83,7 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
-        inputs = inputs._replace(right_B=verdict.right_B)
+        inputs = inputs._replace(right_B=verdict.right_B, translations={})
         weights = weights_at(config, inputs.step)
         each = {name: function(inputs) for name, function in functions.items()}
         value = jnp.zeros(len(inputs.completions))
@@ -92,9 +94,18 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
                 valid = valid & scores.valid_B
         empty = jnp.asarray([not text.strip() for text in inputs.completions])
         value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
-        return Combined(Scores(value, valid, {}), each, verdict.right_B)
+        return Combined(Scores(value, valid, {}), each, verdict.right_B, _whole_translations(inputs.translations))
 
     return score
+
+
+def _whole_translations(parts: Mapping[str, Sequence[str]]) -> np.ndarray | None:
+    """One text per row of what was translated: the whole response, else its reasoning and answer."""
+    if not parts:
+        return None
+    names = ("whole",) if "whole" in parts else ("reasoning", "answer")
+    columns = [parts[name] for name in names if name in parts]
+    return np.array([" ".join(row).strip() for row in zip(*columns, strict=True)], object)
 
 
 def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:

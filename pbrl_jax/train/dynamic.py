@@ -33,7 +33,9 @@ class Collected(NamedTuple):
         """(metrics, rows for the sample file) of a batch whose update is step `step`."""
         metrics = reward_metrics(self.rewards.each, self.rewards.right_language_B, self.prompts_B)
         metrics |= rollout_metrics(self.rollout, self.prompts_B) | dict(self.extra)
-        return metrics, sample_rows(step, self.prompts_B, self.texts_B, self.rewards.total, self.rewards.each)
+        scores = self.rewards
+        rows = sample_rows(step, self.prompts_B, self.texts_B, scores.total, scores.each, scores.translation_B)
+        return metrics, rows
 
 
 def without_signal(found: Collected, samples: int) -> np.ndarray:
