@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.assets.encoder import Encoder
 from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.config import RewardConfig
-from pbrl_jax.core.errors import ConfigError, RewardError, did_you_mean
+from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.alignment import make_alignment
@@ -120,7 +123,8 @@ def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
 
 
 def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
-    """One reward by its name or import path. What it returns is checked at every call.
+    """One reward by its name or import path. What it returns is checked at every call; a call that raises makes its
+    rows invalid, and the guard stops a run in which that goes on.
 
     Raises:
       RewardError: (when called) another number of scores than rows.
@@ -128,7 +132,14 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
     function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name](config, assets)
 
     def score(inputs: RewardInputs) -> Scores:
-        found, count = function(inputs), len(inputs.completions)
+        count = len(inputs.completions)
+        try:
+            found = function(inputs)
+        except (PbrlError, jax.errors.JaxRuntimeError):
+            raise  # an answer to the user's input, or a device without memory: the next call would end like this one
+        except Exception:
+            print(f"Reward {name} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
+            return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
         if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
             raise RewardError(
                 f"Reward {name} returned scores of shapes {found.value_B.shape} and {found.valid_B.shape} for {count} "

@@ -46,9 +46,9 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     check_languages(config.data.languages)
     check_reward(config.reward)
     work = work_dir(workdir)
-    encoder = audited_encoder(config, work)
+    policy, encoder = audited_policy(config), audited_encoder(config, work)
     cases = audit_cases(config, work, limit, replies)
-    policy, texts = audited_policy(config), language_texts(config)
+    texts = language_texts(config)
     tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
     table = None if texts is None else token_language_table(tokenizer, texts)
     endpoint = Endpoint(config.endpoint) if config.endpoint.url else None
