@@ -185,17 +185,18 @@ def load_encoder(
       CheckpointError: no encoder there, a damaged one, or one that is not understood.
       ConfigError: max_length exceeds the encoder's positions; arguments that do not belong to this kind of folder.
     """
-    if own_folder(directory, "encoder"):
+    place = local_copy(directory)
+    if own_folder(place, "encoder"):
         if prompt or pooling:
             raise ConfigError(f"{directory!r} was written by this package: leave prompt and pooling out.")
-        folder = model_folder(local_copy(directory), "encoder", directory)
+        folder = model_folder(place, "encoder", directory)
         spec, record = read_record(folder, "encoder", stored_spec)
         params = jax.tree.map(jnp.asarray, read_weights(folder, record["weights_sha256"], abstract_encoder(spec)))
         room, prefix = record.get("max_length", spec.text_tokens), prefix or record.get("prefix", "")
         encoder = Encoder(spec, params, load_tokenizer(str(folder)), record["weights_sha256"], room, prefix)
         encoder = encoder if dtype is None else encoder._replace(spec=with_compute(spec, dtype))
     else:
-        encoder = load_released(directory, prefix, prompt, pooling, dtype or "float32")
+        encoder = load_released(place, directory, prefix, prompt, pooling, dtype or "float32")
     limit = encoder.spec.text_tokens
     if max_length is not None and max_length > limit:
         raise ConfigError(f"encoder.max_length={max_length} but this encoder has {limit} positions. Use {limit}.")
@@ -209,9 +210,8 @@ def with_compute(spec: TextEncoderSpec, dtype: str) -> TextEncoderSpec:
     return dataclasses.replace(spec, dtype=dtype)
 
 
-def load_released(source: str, prefix: str, prompt: str, pooling: str | None, dtype: str) -> Encoder:
-    """`load_encoder` of other people's folders."""
-    folder = local_copy(source)
+def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: str | None, dtype: str) -> Encoder:
+    """`load_encoder` of other people's folders; `source` is the user's name of it."""
     chain = _chain(folder, source, pooling)
     if prefix and prompt:
         raise ConfigError(f"Both prefix {prefix!r} and prompt {prompt!r} are given. Give one.")

@@ -275,7 +275,7 @@ class LogConfig:
     samples_per_step: int = operational(8)
     """Responses written to samples/ at each logging step, round-robin over languages."""
     compilation_cache: str = operational("~/.cache/pbrl_jax/xla")
-    """Folder of the persistent compilation cache; empty is off."""
+    """Folder of the persistent compilation cache; empty is off. JAX_COMPILATION_CACHE_DIR comes before the default."""
 
 
 @dataclass(frozen=True)
