@@ -116,8 +116,8 @@ def run_times(config, models, mesh, steps: int) -> dict[str, dict[str, float]]:
         best[name] = {key: min(value, best.get(name, spent)[key]) for key, value in spent.items()}
         return found
 
+    params = init_decoder(jax.random.key(0), spec)
     with jax.set_mesh(mesh):
-        params = init_decoder(jax.random.key(0), spec)
         reference = jax.device_put(params, tree_shardings(params, axes, mesh))
         state = place_state(params, make_optimizer(config.optim), axes, mesh)
         generate = make_generate(spec, config.algo.num_generations, R, config.rollout.segment_length, "whole")

@@ -1,8 +1,8 @@
 """The paper's run with Llama-3.1-8B on a v5e-16: 16 chips of 16 GiB.
 
 Command:   pbrl train configs/machines/llama31_8b_v5e_16.py --workdir gs://BUCKET/llama   (launch/tpu_vm.sh)
-Hardware:  v5litepod-16. All weights are trained; the reference lies in the host's memory between its uses, and groups
-           are taken apart (4 samples at a time).
+Hardware:  v5litepod-16. All weights are trained; moments and reference lie in the host's memory between their uses,
+           and groups are taken apart (4 samples at a time).
 Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 
 PLAN
@@ -25,7 +25,7 @@ def get_config() -> Config:
             "microbatch_prompts": 4,  # parts of groups: one on each four chips
             "microbatch_samples": 4,
             "logprob_chunk": 4096,
-            "offload": ("reference",),
+            "offload": ("optimizer", "reference"),
         },
         mesh={"data": 1, "fsdp": 4, "tensor": 4},
     )

@@ -48,6 +48,22 @@ def in_host_memory(shardings: Any) -> Any:
     return jax.tree.map(lambda sharding: sharding.with_memory_kind(HOST_MEMORY), shardings)
 
 
+def fetched(tree: Any) -> Any:
+    """The tree with what lies in the host's memory copied to the device, outside of a compiled program: there the copy
+    may be donated, so that a result takes its place."""
+
+    def here(x):
+        hosted = x.sharding.memory_kind == HOST_MEMORY
+        return jax.device_put(x, x.sharding.with_memory_kind("device")) if hosted else x
+
+    return jax.tree.map(here, tree)
+
+
+def sent_back(tree: Any, before: Any) -> Any:
+    """`tree` with every leaf in the memory that it lies in in `before`."""
+    return jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tree, before)
+
+
 def _is_hosted(x: Any) -> bool:
     return getattr(jax.typeof(x), "memory_space", jax.memory.Space.Device) == jax.memory.Space.Host
 

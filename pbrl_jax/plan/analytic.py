@@ -227,8 +227,9 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     head = (4.0 + item + 4 * (config.lora.rank == 0)) if mesh.row_shards > 1 else 8.0  # a copy and its gradient
     temporary += head * spec.vocab_size * spec.width / mesh.tensor
     offload = config.train.offload
-    temporary = max(temporary, 2 * moments * ("optimizer" in offload), start * ("reference" in offload)) + gradients
-    host = 2 * moments * ("optimizer" in offload) + start * ("reference" in offload)
+    fetched = moments * ("optimizer" in offload)
+    temporary = max(temporary, start * ("reference" in offload)) + gradients
+    host = 2 * fetched + start * ("reference" in offload)
     count = P / size
     passes = 2 + (config.policy.remat == "full") + (config.algo.beta > 0)
     gathered = 4.0 * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (passes + 1)
@@ -239,7 +240,8 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     collectives = {"all-gather": count * gathered, "all-reduce": count * (sums + reduced)}
     times = config.algo.num_iterations
     cost = Cost(flops, moved, collectives, host_bytes=host)
-    return Need(resident(config, models, mesh) + temporary, temporary, Cost().plus(cost, times))
+    held = resident(config, models, mesh) + fetched
+    return Need(held + temporary, temporary, Cost().plus(cost, times))
 
 
 ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update": update_estimate}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pbrl_jax.assets.encoder import embed_block, embed_tokens, length_bucket
-from pbrl_jax.core.config import Config
+from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.sharding import MESH_AXES, batch_sharding, replicated
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost, program_cost
@@ -188,12 +188,14 @@ def compile_encoder(spec: TextEncoderSpec, texts: int, tokens: int, mesh: Mesh) 
 
 def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
     """The update of a full-length batch, unpacked, which is its worst case."""
-    state = placed_state(config, models.policy, mesh)
+    between = placed_state(config, models.policy, mesh)
+    state = placed_state(with_values(config, train={"offload": ()}), models.policy, mesh)
     reference = placed_frozen(config, models.policy, mesh)
     batch = placed_batch(config, mesh)
     found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, bucket=0)
-    held = other_bytes - tree_bytes((state, reference))
-    cost = Cost().plus(found.cost, config.algo.num_iterations)
+    held = other_bytes - tree_bytes((between, reference))
+    moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
+    cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
     faults = tuple(update_faults(found.text, config, models.policy, dict(mesh.shape)))
     return Need(held + found.memory.total, found.memory.temporary, cost, found.seconds, faults=faults)
 

@@ -20,6 +20,7 @@ from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import RewardError, lookup
 from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.log import PhaseTimer
+from pbrl_jax.core.offload import fetched, sent_back
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
 from pbrl_jax.core.sharding import batch_sharding
 from pbrl_jax.data.batches import next_batch
@@ -165,8 +166,10 @@ def hosted_steps(experiment: Experiment, position: Position, ref_params) -> Step
     spec, config = experiment.policy.spec, experiment.config
     shapes = dataclasses.replace(batch_shapes(experiment), value_BR=None)
     collect = make_rounds(experiment, make_collect(experiment), shapes)
-    values, update = make_values(spec, config), make_update(spec, config)
-    programs = Programs(collect, compiled_ahead(values, config), compiled_ahead(update, config))
+    values, update = make_values(spec, config), compiled_ahead(make_update(spec, config), config)
+    if "optimizer" in config.train.offload:
+        update = with_fetched_moments(update)
+    programs = Programs(collect, compiled_ahead(values, config), update)
     return _hosted(config, position, ref_params, programs)
 
 
@@ -203,6 +206,17 @@ def _hosted(config: Config, position: Position, ref_params, programs: Programs):
         changed = yield Position(step, state, cursor, batch), outcome
         if changed is not None:
             _, state, _, batch, _ = changed
+
+
+def with_fetched_moments(update: Callable) -> Callable:
+    """The update of a state whose moments lie in the host's memory, between the updates alone."""
+
+    def call(state: TrainState, *args, bucket: int):
+        moments = state.opt_state
+        state, metrics = update(dataclasses.replace(state, opt_state=fetched(moments)), *args, bucket=bucket)
+        return dataclasses.replace(state, opt_state=sent_back(state.opt_state, moments)), metrics
+
+    return call
 
 
 def compiled_ahead(program: Callable, config: Config) -> Callable:

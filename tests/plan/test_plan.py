@@ -142,6 +142,7 @@ def test_adapters_and_offload_need_less():
     away = estimate_step(with_values(LARGE, train={"offload": ("optimizer",)}), models, mesh)
     moments = 8 * parameter_count(models.policy) / 16
     assert usual["generate"].hbm_bytes - away["generate"].hbm_bytes == pytest.approx(moments)
+    assert away["update"].hbm_bytes == pytest.approx(usual["update"].hbm_bytes), "there they are needed"
     assert away["update"].cost.host_bytes == pytest.approx(2 * moments) and not usual["update"].cost.host_bytes
 
 

@@ -10,6 +10,7 @@ from pbrl_jax.core.sharding import make_mesh, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import place_state
+from pbrl_jax.train.steps import with_fetched_moments
 from pbrl_jax.train.update import make_update
 
 SPEC = tiny_spec(layers=1)
@@ -17,8 +18,9 @@ G, R = 2, 5
 CONFIG = tiny_config(G, R, algo={"beta": 0.2}, optim={"learning_rate": 1e-2}, train={"microbatch_prompts": 1})
 
 
-def updated(offload: tuple[str, ...], steps: int = 2):
-    """The state after two updates, and one metric."""
+def updated(offload: tuple[str, ...]):
+    """The state after two updates, and one metric; offloaded moments are fetched inside the first update's program, as
+    the fused step does, and outside of the second's."""
     config = with_values(CONFIG, train={"offload": offload})
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer, axes = make_optimizer(config.optim), decoder_axes(SPEC)
@@ -28,8 +30,8 @@ def updated(offload: tuple[str, ...], steps: int = 2):
     reference = jax.device_put(reference, in_host_memory(shardings) if "reference" in offload else shardings)
     update = make_update(SPEC, config)
     with jax.set_mesh(mesh):
-        for _ in range(steps):
-            state, metrics = update(state, reference, tiny_batch(SPEC, (4, 3), 4, (5, 2, 3, 5), R))
+        for run in (update, with_fetched_moments(update)):
+            state, metrics = run(state, reference, tiny_batch(SPEC, (4, 3), 4, (5, 2, 3, 5), R), bucket=0)
     return state, metrics["kl"]
 
 
