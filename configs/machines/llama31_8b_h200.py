@@ -6,12 +6,12 @@ Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 
 Plan:      pbrl plan configs/machines/llama31_8b_h200.py --topology h200:1
 
-    program   HBM GB  temporary   TFLOP  seconds  binds
-    generate    86.3       36.5    4330    17.86  memory
-    reward      41.8        8.1     257     0.48  memory
-    update      52.9       19.1   18409    18.61  compute
+    program   HBM GB  temporary   TFLOP  seconds  binds    from
+    generate    86.3       36.5    4330    17.86  memory   hand
+    reward      41.8        8.1     257     0.48  memory   hand
+    update      52.9       19.1   18409    18.61  compute  hand
 
-By hand, since no such GPU was there to compile for; per device, of 141.0 GB. A step takes at least 37 s.
+Per device, of 141.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 37 s.
 """
 
 from pathlib import Path

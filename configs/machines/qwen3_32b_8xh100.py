@@ -7,12 +7,12 @@ Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 
 Plan:      pbrl plan configs/machines/qwen3_32b_8xh100.py --topology h100:8
 
-    program   HBM GB  temporary   TFLOP  seconds  binds
-    generate    43.9       18.0    4597    12.89  memory
-    reward      18.7        1.0      54     0.15  memory
-    update      30.9       13.1   19474    19.69  compute
+    program   HBM GB  temporary   TFLOP  seconds  binds    from
+    generate    43.9       18.0    4597    12.89  memory   hand
+    reward      18.7        1.0      54     0.15  memory   hand
+    update      30.9       13.1   19474    19.69  compute  hand
 
-By hand, since no such GPU was there to compile for; per device, of 80.0 GB. A step takes at least 33 s.
+Per device, of 80.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 33 s.
 """
 
 from pathlib import Path

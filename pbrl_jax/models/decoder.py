@@ -125,9 +125,12 @@ class DecoderLayer(nn.Module):
         def norm(name: str):
             return RMSNorm(spec.norm_eps, spec.norm_offset, name=name)
 
-        def whole(h):
-            """All positions of a row, for products that are cut over heads or ffn; gathered once."""
-            return constrain(h, "batch", "none", "none")
+        training = cache is None
+
+        def whole(h, heads: str = "none"):
+            """In training, all positions of a row, for products that are cut over heads or ffn: left to the compiler,
+            queries stay cut by position, and every chunk of them is gathered anew."""
+            return constrain(h, "batch", "none", heads, *["none"] * (h.ndim - 3)) if training else h
 
         h = whole(norm("attention_norm")(x))
         query = Projection((spec.heads, spec.head_dim), use_bias=spec.qkv_bias, name="query")(h)
@@ -135,8 +138,7 @@ class DecoderLayer(nn.Module):
         value = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="value")(h)
         if spec.qk_norm:
             query, key = norm("query_norm")(query), norm("key_norm")(key)
-        query = constrain(query, "batch", "none", "heads", "none")
-        key, value = (constrain(part, "batch", "none", "kv_heads", "none") for part in (key, value))
+        query, key, value = whole(query, "heads"), whole(key, "kv_heads"), whole(value, "kv_heads")
         rope = inputs.rope_of(role.local)
         # Kernels divide scores by the root of head_dim.
         scale = 1.0 if spec.query_scalar is None else (spec.head_dim / spec.query_scalar) ** 0.5
