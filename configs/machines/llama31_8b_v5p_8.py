@@ -4,7 +4,15 @@ Command:   pbrl train configs/machines/llama31_8b_v5p_8.py --workdir gs://BUCKET
 Hardware:  v5p-8, which is counted in cores: 4 chips on one host. All weights are trained.
 Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 
-PLAN
+Plan:      pbrl plan configs/machines/llama31_8b_v5p_8.py --topology v5p-8
+
+    program   HBM GB  temporary   TFLOP  seconds  binds    from
+    generate    85.7       36.4    2154    21.45  memory   hand
+    reward      35.3        2.0     107     0.35  memory   hand
+    update      85.0       51.7   10600    23.05  compute  compiled
+
+Per chip, of 102.0 GB. The TPU compiler made the update, there with 64 prompts in twice as many microbatches; the other rows
+are by hand.
 """
 
 from pathlib import Path
@@ -19,6 +27,7 @@ def get_config() -> Config:
         paper,
         encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
         train={
+            "prompts_per_step": 32,  # ASSUMED: 64 prompts' keys and values, twice while it decodes, are 71 GB a chip
             "microbatch_prompts": 4,  # one prompt group on each chip
             "logprob_chunk": 4096,  # 1024 positions on each chip
         },

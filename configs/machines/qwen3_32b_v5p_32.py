@@ -4,7 +4,15 @@ Command:   pbrl train configs/machines/qwen3_32b_v5p_32.py --workdir gs://BUCKET
 Hardware:  v5p-32, which is counted in cores: 16 chips on 4 hosts. All weights are trained.
 Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 
-PLAN
+Plan:      pbrl plan configs/machines/qwen3_32b_v5p_32.py --topology v5p-32
+
+    program   HBM GB  temporary   TFLOP  seconds  binds    from
+    generate    68.2        9.1    2290    16.91  memory   compiled
+    reward      34.4        0.5      27     0.09  memory   hand
+    update      86.8       52.9   11206    24.41  compute  compiled
+
+Per chip, of 102.0 GB. The TPU compiler made rollout and update; the reward, and the traffic that the rollout's seconds are
+made of, are by hand.
 """
 
 from pathlib import Path

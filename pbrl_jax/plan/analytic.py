@@ -174,7 +174,8 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     position = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * _item(spec) / mesh.tensor
     cache = position * (rows * R + P / mesh.row_shards * T)
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
-    temporary = cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
+    # Compiled programs hold the cache twice: as it arrives, and as their loop carries it.
+    temporary = 2 * cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
     whole = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
     attended = position * (P / mesh.row_shards * T * G + rows * R / 2)
