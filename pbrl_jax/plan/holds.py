@@ -15,7 +15,8 @@ from pbrl_jax.plan.shapes import policy_shapes
 
 #: Parameters of fewer scalars may be whole on every chip: norms and biases.
 SMALL = 2**20
-#: An array with the vocabulary's axis that holds this share of a microbatch's logits counts as those.
+#: An array with the vocabulary's axis that holds this share of a microbatch's logits, and more than a chunk of
+#: train.logprob_chunk, counts as those.
 LOGITS_SHARE = 0.25
 
 
@@ -59,9 +60,12 @@ def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict
     cut = mesh_shape["fsdp"] * mesh_shape["tensor"] > 1
     shards, tensor = mesh_shape["data"] * mesh_shape["fsdp"], mesh_shape["tensor"]
     P, G = config.train.prompts_per_step, config.algo.num_generations
-    rows = (config.train.microbatch_prompts or P) * (config.train.microbatch_samples or G) / shards
+    groups = config.train.microbatch_prompts or P
+    rows = groups * (config.train.microbatch_samples or G) / shards
+    chunk = max(1, config.train.logprob_chunk // groups) * groups / shards
     words = {spec.vocab_size, spec.vocab_size // tensor}
-    limit = LOGITS_SHARE * rows * config.rollout.max_completion_length * spec.vocab_size / tensor
+    positions = max(LOGITS_SHARE * rows * config.rollout.max_completion_length, chunk + 1)
+    limit = positions * spec.vocab_size / tensor
     widths = {spec.width, spec.width // mesh_shape["fsdp"]}
     matrices = {_axes((width, size)) for width in widths for size in words}
     faults = set()

@@ -1,7 +1,7 @@
 """Meshes and the table from logical to mesh axes. Computation on eight devices is in tests/train/test_sharded.py."""
 
+import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,8 @@ def test_an_axis_that_does_not_divide_is_named():
         tree_shardings(shapes, decoder_axes(spec), paper_mesh(1, 2, 4))
 
 
-class Chip(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Chip:
     """What a mesh is laid out by."""
 
     id: int
@@ -117,7 +118,7 @@ def test_only_the_data_axis_crosses_slices():
         assert slices[: shape[0] // 2].max() == 0 and slices[shape[0] // 2 :].min() == 1
         assert sorted(chip.id for chip in laid.flat) == list(range(8))
     with pytest.raises(ConfigError, match=r"mesh.data=1 does not divide over 2 slices of 4 chips.*--mesh.data 2"):
-        make_mesh(MeshConfig(1, 8, 1), [chip._replace(platform="tpu") for chip in chips])
+        make_mesh(MeshConfig(1, 8, 1), [dataclasses.replace(chip, platform="tpu") for chip in chips])
 
 
 def test_tables_of_training_and_of_decoding():

@@ -57,7 +57,7 @@ def test_faults_of_a_program(argument, temporary, fault):
 def test_logits_of_all_positions_are_seen_and_ours_have_none():
     spec = tiny_spec(vocab_size=4096, layers=1)
     batch, params = tiny_batch(spec, (4, 3), 4, (24, 12, 24, 20), 24), tiny_params(spec)
-    config = with_values(tiny_config(2, 24), train={"prompts_per_step": 2})
+    config = with_values(tiny_config(2, 24), train={"prompts_per_step": 2, "logprob_chunk": 8})
     tokens = jnp.concatenate([jnp.repeat(batch.prompts.tokens_PT, 2, axis=0), batch.rollout.tokens_BR], axis=1)
 
     def plain(params):
