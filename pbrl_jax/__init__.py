@@ -15,7 +15,7 @@ Models (weights, spec and tokenizer together):
   export_encoder(encoder, directory): a sentence-transformers folder
   load_comet(directory, dtype=None, transform=None) -> Comet
   Comet.score(src, mt, ref=None) -> scores [N]
-  convert_comet(directory, out, dtype='float32')
+  convert_comet(directory, out, dtype=None) -> Comet
   load_translator(source, *, mesh=None, dtype=None, num_beams=1, batch_size=32, **limits) -> Translator
   Translator.translate(texts, source_language, target_language) -> list of strings
 

@@ -41,6 +41,8 @@ class RewardAssets(NamedTuple):
     """The start policy; rewards read it and never change it."""
     style: str = "plain"
     """How prompts are put to it: data.prompt_style."""
+    thinking: str = "default"
+    """The thinking switch of its chat template: data.thinking."""
     endpoint: Endpoint | None = None
     folder: str = ""
     """Where rewards keep what they need not compute twice; "" keeps it in memory."""

@@ -95,7 +95,7 @@ def reward_assets(experiment: Experiment) -> RewardAssets:
     config = experiment.config
     return RewardAssets(
         experiment.encoder, config.data.languages, experiment.token_table, experiment.policy, config.data.prompt_style,
-        Endpoint(config.endpoint) if config.endpoint.url else None, str(experiment.work.root),
+        config.data.thinking, Endpoint(config.endpoint) if config.endpoint.url else None, str(experiment.work.root),
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def make_collect(experiment: Experiment) -> Callable[..., Collected]:
     """
     config, tokenizer = experiment.config, experiment.policy.tokenizer
     G, R = config.algo.num_generations, config.rollout.max_completion_length
-    generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length)
+    generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length, config.rollout.weights)
     sampling = run_sampling(experiment)
     reward = make_reward(config.reward, reward_assets(experiment))
 
