@@ -113,7 +113,7 @@ def generate(arguments: Sequence[str]) -> None:
 def convert(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="pbrl convert",
-        description="Write a policy or an encoder in another form or type, or a COMET checkpoint as safetensors, "
+        description="Write a policy, an encoder or a translator in another form or type, or COMET as safetensors, "
         "and read it back.",
     )
     parser.add_argument("source", metavar="IN", help="folder in either form, work directory, COMET, hub id, or gs://")

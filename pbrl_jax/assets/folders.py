@@ -13,12 +13,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.hf_names import Stored
-from pbrl_jax.models.safetensors_file import Planned, SafetensorsFile, write_safetensors
+from pbrl_jax.models.safetensors_file import Planned, located, open_safetensors, write_safetensors
 from pbrl_jax.models.weights import WEIGHTS, Weights, load_params
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 
@@ -104,12 +103,12 @@ def read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any 
     Raises:
       CheckpointError: a missing or damaged file, or tensors that do not fit: all of them are listed.
     """
-    path = folder / WEIGHTS
-    if not path.exists():
+    path = located(folder / WEIGHTS)
+    if path is None:
         raise CheckpointError(f"{folder} holds no {WEIGHTS}. Copy the whole folder, or write it again.")
     if sha256_file(path) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum is not the recorded one. Write it again.")
-    tensors = Weights([SafetensorsFile(path)], str(folder))
+    tensors = Weights([open_safetensors(path)], str(folder))
     names: dict[str, Stored] = {}
     map_with_path(lambda name, leaf: names.__setitem__(name, Stored(name, leaf.shape)), abstract)
     wrong = []
@@ -123,8 +122,8 @@ def read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any 
     return load_params(tensors, names, shardings, dtype)
 
 
-def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any, Any, Tokenizer, str]:
-    """(spec, parameters, tokenizer, weights' sha256) of a model folder, wherever it is.
+def read_model(place: str, kind: str, spec_class, abstract_params) -> tuple[Any, Any, Tokenizer, str]:
+    """(spec, parameters, tokenizer, weights' sha256) of a local model folder.
 
     Args:
       spec_class: function from the stored dict to a spec.
@@ -133,7 +132,7 @@ def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any
     Raises:
       CheckpointError: a missing or damaged file, or tensors that do not fit the spec: all of them are listed.
     """
-    folder = model_folder(local_copy(source), kind, source)
+    folder = model_folder(place, kind)
     spec, record = read_record(folder, kind, spec_class)
     params = read_weights(folder, record["weights_sha256"], abstract_params(spec))
     return spec, params, load_tokenizer(str(folder)), record["weights_sha256"]
