@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.assets.encoder import Encoder, load_encoder
+from pbrl_jax.assets.encoder import Encoder, load_encoder, over_devices
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.core.config import Config, LogConfig
@@ -132,11 +132,11 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
 
 
 def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
-    """The start policy: loaded, or new from the seed."""
+    """The start policy: loaded, each device reading its own part, or new from the seed."""
     settings = config.policy
     operational = {"dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention}
     if settings.source != "random":
-        policy = load_policy(settings.source)
+        policy = load_policy(settings.source, make_mesh(config.mesh))
         return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
     tokenizer = run_tokenizer(config, work, prompts)
     spec = dataclasses.replace(
@@ -151,7 +151,7 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
     """The reward's encoder: loaded, or new from the seed with the policy's tokenizer."""
     settings = config.encoder
     if settings.source != "random":
-        return load_encoder(settings.source, settings.max_length, settings.prefix)
+        return load_encoder(settings.source, settings.max_length, settings.prefix, dtype=settings.dtype or None)
     spec = lookup(ENCODERS, settings.preset, "encoder preset")
     spec = dataclasses.replace(
         spec, vocab_size=tokenizer.vocab_size, max_positions=max(spec.max_positions, settings.max_length)
@@ -239,6 +239,8 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     )  # fmt: skip
     if len(kept) < len(prompts):
         print(f"Dropped {len(prompts) - len(kept)} of {len(prompts)} prompts: longer than rollout.max_prompt_length.")
+    mesh = make_mesh(config.mesh)
+    encoder = over_devices(encoder, mesh)
     pivots = reference_vectors(kept, encoder, store)
     texts = language_texts(config)
     fingerprints = {
@@ -251,7 +253,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     return Experiment(
         config=config,
         work=work,
-        mesh=make_mesh(config.mesh),
+        mesh=mesh,
         policy=policy,
         encoder=encoder,
         sampler=make_sampler(
