@@ -170,7 +170,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     parser.add_argument("--max-completion-length", type=int, help="tokens; default: the protocol's")
     parser.add_argument("--batch-size", type=int, default=32, help="problems at a time")
     parser.add_argument("--dtype", help="float32 or bfloat16; default: as stored")
-    parser.add_argument("--base", default="", help="work directory of an earlier evaluation to compare with")
+    parser.add_argument("--base", nargs="+", default=(), help="work directories of earlier evaluations to compare with")
     parser.add_argument("--seen", default="", help="languages of the training; default: the policy's config.json")
     parser.add_argument("--training-data", default="", help="training config whose text is looked for in the problems")
     parser.add_argument("--ngram", type=int, default=13, help="words in a row that count as an overlap")

@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -159,6 +159,15 @@ def open_safetensors(path: str | os.PathLike) -> Mapping[str, Tensor]:
     """The tensors of a file that is `located`."""
     place = located(path)
     return RemoteSafetensors(place) if place is not None and is_remote(place) else SafetensorsFile(place or path)
+
+
+def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
+    """Where the tensors of an open file of `size` bytes lie; for files that cannot be mapped, such as remote ones.
+
+    Raises:
+      CheckpointError: as SafetensorsFile.
+    """
+    return _entries(_header_bytes(file, size, path), size, path)
 
 
 def _header_bytes(file, size: int, path: str) -> bytes:

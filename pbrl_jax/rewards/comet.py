@@ -51,7 +51,7 @@ def make_comet(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Sc
         valid_B = np.array([bool(prompt.references) for prompt in inputs.prompts], bool)
         hypotheses = sources
         if translate is not None:
-            hypotheses, has_B = translate(inputs, sources)
+            hypotheses, has_B = translate(inputs, part, sources)
             valid_B &= has_B
         value_B = against_references(inputs, part, sources, hypotheses, similar, config.references)
         cut_B = jnp.asarray(comet.cut(hypotheses), jnp.float32)

@@ -110,7 +110,7 @@ def make_collect(experiment: Experiment) -> Callable[..., Collected]:
     """
     config, tokenizer = experiment.config, experiment.policy.tokenizer
     G, R = config.algo.num_generations, config.rollout.max_completion_length
-    generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length)
+    generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length, config.rollout.weights)
     sampling = run_sampling(experiment)
     reward = make_reward(config.reward, reward_assets(experiment))
 
@@ -125,8 +125,8 @@ def make_collect(experiment: Experiment) -> Callable[..., Collected]:
             texts = completions(host, tokenizer)
             pivots = pivot_vectors(experiment, prompts, G)
             combined = reward(RewardInputs(rows, texts, host.tokens_BR, host.lengths_B, pivots, step))
-            combined = Combined(*jax.device_get((combined.total, combined.each)), np.asarray(combined.right_language_B))
-            total = combined.total
+            total, each = jax.device_get((combined.total, combined.each))
+            combined = combined._replace(total=total, each=each, right_language_B=np.asarray(combined.right_language_B))
         guard_rewards(config, step + 1, total.valid_B)
         value_B = np.where(total.valid_B, total.value_B, 0.0).astype(np.float32)
         scored = jax.device_put((value_B, np.asarray(total.valid_B)), batch_sharding(experiment.mesh))
