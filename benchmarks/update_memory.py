@@ -87,7 +87,6 @@ def plain_update(state, reference, batch, *, spec, config):
         total, count, _ = ALGORITHMS[config.algo.name].loss(
             plain_logprobs(params, batch, spec, config), batch.rollout.logp_BR, advantages, mask, config=config.algo,
             ref_logp_BR=reference_logp, max_completion_length=config.rollout.max_completion_length,
-            beta=config.algo.beta,
         )  # fmt: skip
         return total / count
 
