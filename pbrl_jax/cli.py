@@ -32,6 +32,9 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
 
+#: Verbs that run as one on several hosts.
+SEVERAL_HOSTS = ("train",)
+
 
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
     """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`.
@@ -69,10 +72,17 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
         import importlib
 
         from pbrl_jax.core.hosts import join_hosts
+        from pbrl_jax.core.watch import watched_run
 
-        join_hosts()
+        hosts = join_hosts()
+        if hosts > 1 and name not in SEVERAL_HOSTS:
+            raise ConfigError(
+                f"`pbrl {name}` runs on one host, with all its devices, and this is one of {hosts} processes. Start it "
+                f"alone; {', '.join(SEVERAL_HOSTS)} can be run by several."
+            )
         values = {option: getattr(known, option) for option in options}
-        importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
+        with watched_run(hosts, config.log.slow_phase_seconds):
+            importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
 
     return run
 

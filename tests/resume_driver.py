@@ -1,12 +1,14 @@
 """Runs `pbrl` commands in forked children of one process that has imported everything, and holds them where asked.
 
 Reads one request a line: {"arguments": [...], "output": FILE, "hold": [PLACE, NUMBERS...], "marker": FILE, "flags":
-XLA_FLAGS}. Answers with the child's process id and, when it has ended, with its exit status (-9: killed). A child that
-is held makes the marker and waits there, for a kill or until a stop is requested. `Driver` is the tests' side of it.
+XLA_FLAGS, "environment": {...}}. Answers with the child's process id and, when it has ended, with its exit status
+(-9: killed). A child that is held makes the marker and waits there, for a kill or until a stop is requested. `Driver`
+is the tests' side of it.
 
 Only this file knows where the holds are: the product has no switch for tests.
 """
 
+import atexit
 import itertools
 import json
 import os
@@ -41,29 +43,41 @@ class Driver:
         self.process.stdin.close()
         self.process.wait(30)
 
-    def run(self, arguments, hold=(), watch=None, kill=None, flags="", limit=0) -> tuple[int, str]:
-        """(exit status, what was printed) of one command.
+    def run(self, arguments, kill=None, **how) -> tuple[int, str]:
+        """(exit status, what was printed) of one command; see `start` and `strike`."""
+        self.start(arguments, **how)
+        if kill is not None:
+            self.strike(kill)
+        return self.end()
+
+    def start(self, arguments, hold=(), watch=None, flags="", limit=0, environment=()) -> None:
+        """Start one command.
 
         Args:
           hold: a place of HOLDS and its numbers; the child waits there.
           watch: a glob pattern (absolute); something of that name replaces the marker of a hold.
-          kill: signal that is sent when the marker or the watched file is there.
           flags: XLA_FLAGS of the child, after those of every child.
           limit: largest file in bytes; 0 is no limit.
+          environment: further variables of the child.
         """
         number = next(self.count)
-        output, marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
-        request = {"arguments": list(map(str, arguments)), "output": str(output), "hold": list(hold), "flags": flags,
-                   "marker": str(marker), "limit": limit}  # fmt: skip
+        self.output, marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
+        request = {"arguments": list(map(str, arguments)), "output": str(self.output), "hold": list(hold),
+                   "flags": flags, "marker": str(marker), "limit": limit, "environment": dict(environment)}  # fmt: skip
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        pid = int(self.process.stdout.readline())
-        if kill is not None:
-            wanted = Path(watch) if watch else marker
-            self._wait_for(wanted, pid, output)
-            os.kill(pid, kill)
+        self.pid = int(self.process.stdout.readline())
+        self.wanted = Path(watch) if watch else marker
+
+    def strike(self, kill) -> None:
+        """Send a signal when the marker or the watched file is there."""
+        self._wait_for(self.wanted, self.pid, self.output)
+        os.kill(self.pid, kill)
+
+    def end(self) -> tuple[int, str]:
+        """(exit status, what was printed) of the command, when it has ended."""
         status = int(self.process.stdout.readline())
-        return status, output.read_text()
+        return status, self.output.read_text()
 
     def _wait_for(self, wanted: Path, pid: int, output: Path) -> None:
         end = time.monotonic() + DEADLINE
@@ -108,6 +122,20 @@ def in_generate(marker: str, call: int) -> None:
     steps.make_generate = make_held
 
 
+def fails_in_reward(_marker: str, call: int) -> None:
+    """An error of our own in rollout number `call`, where the host reads its rows."""
+    from pbrl_jax.train import steps
+
+    decode, calls = steps.completions, itertools.count(1)
+
+    def failing(*arguments):
+        if next(calls) == call:
+            raise ZeroDivisionError("nothing to divide by")
+        return decode(*arguments)
+
+    steps.completions = failing
+
+
 def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
     """Update number `call` is dispatched; nothing of it is logged or saved."""
     from pbrl_jax.train import steps
@@ -147,7 +175,13 @@ def before_rename(marker: str, step: int, number: int) -> None:
     paths.rename_synced = held
 
 
-HOLDS = {"generate": in_generate, "update": in_update, "fused": in_fused, "rename": before_rename}
+HOLDS = {
+    "generate": in_generate,
+    "reward fails": fails_in_reward,
+    "update": in_update,
+    "fused": in_fused,
+    "rename": before_rename,
+}
 
 
 def child(request: dict) -> int:
@@ -156,6 +190,7 @@ def child(request: dict) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + request["flags"]
+    os.environ.update(request["environment"])
     if request["limit"]:
         import resource
         import signal
@@ -187,6 +222,8 @@ def serve() -> None:
                 status = leaving.code
             except BaseException:
                 traceback.print_exc()
+            if "PBRL_COORDINATOR" in os.environ:
+                atexit._run_exitfuncs()  # several processes say good-bye to each other
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

@@ -13,15 +13,18 @@ Where none of these is set the process is alone, and nothing is done.
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.watch import lost_seconds
 
-#: Seconds in which the coordinator must be reached, and after which a host that is silent counts as dead.
+#: Seconds in which the coordinator must be reached.
 REACH_SECONDS = 120
-HEARTBEAT_SECONDS = 60
+#: Seconds beyond core.watch's limit of silence, after which jax itself ends the run.
+LATER_SECONDS = 30
 
 
 class Hosts(NamedTuple):
@@ -96,13 +99,17 @@ def join_hosts(environment: Mapping[str, str] = os.environ, seconds: float = REA
         return 1
     import jax
 
+    heartbeat = int(lost_seconds()) + LATER_SECONDS
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see train.signals
     if not hosts.address:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-        return jax.process_count()
-    if hosts.process > 0:
-        wait_for(hosts.address, seconds)
-    jax.distributed.initialize(
-        hosts.address, hosts.count, hosts.process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        initialization_timeout=int(seconds),
-    )  # fmt: skip
-    return hosts.count
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+    else:
+        if hosts.process > 0:
+            wait_for(hosts.address, seconds)
+        jax.distributed.initialize(
+            hosts.address, hosts.count, hosts.process, heartbeat_timeout_seconds=heartbeat,
+            initialization_timeout=int(seconds),
+        )  # fmt: skip
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # host 0 speaks for all; errors come from every host
+    return jax.process_count()

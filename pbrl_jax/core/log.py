@@ -21,6 +21,7 @@ from etils import epath
 from rich.console import Console
 from rich.text import Text
 
+from pbrl_jax.core import watch
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.core.paths import append_json_lines, is_remote, work_dir, write_atomic, write_json_lines
@@ -329,7 +330,8 @@ class PhaseTimer:
         """Adds the time inside the block to `name`; a phase may be entered more than once, or left by an error."""
         start = self._clock()
         try:
-            yield
+            with watch.phase(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
 

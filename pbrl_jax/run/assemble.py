@@ -11,6 +11,7 @@ from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.assets.encoder import Encoder, load_encoder
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
+from pbrl_jax.core.agree import is_first
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.http import Endpoint
@@ -32,6 +33,7 @@ from pbrl_jax.pivots.generate import TEMPLATE, attach_references
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
+from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import STYLES, THINKING, chat_messages, instruction
@@ -40,6 +42,7 @@ from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepi
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.fused import check_fusable
 from pbrl_jax.train.optimizer import make_schedule
+from pbrl_jax.train.signals import stop_agreed
 
 #: Sentences a vocabulary is trained on, at most; more changes little.
 VOCABULARY_SENTENCES = 60_000
@@ -47,8 +50,6 @@ VOCABULARY_SENTENCES = 60_000
 
 def check_start(config: Config, device_count: int | None = None) -> None:
     """Everything that can be refused before anything is loaded; `device_count` stands for the devices of this host."""
-    if jax.process_count() > 1:
-        raise ConfigError("This version trains on one host (with all its devices). Start it on a single host.")
     for languages in (config.data.languages, config.eval.languages or config.data.languages):
         check_languages(languages)
     for source in (config.data.source, config.eval.source or config.data.source):
@@ -226,7 +227,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     encoder = run_encoder(config, policy.tokenizer)
     if config.train.fused:
         check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
-    store = open_store(config.pivot, work.root)
+    store = open_store(config.pivot, work.root, writes=is_first())
     prompts, report = attach_references(
         prompts, config, store, progress=functools.partial(Progress, part=part), **reference_expert(policy, config)
     )
@@ -282,6 +283,8 @@ def evaluation_prompts(config: Config) -> list[Prompt]:
 def make_evaluate(config: Config, policy: Policy):
     """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted.
 
+    The function raises Interrupted between two batches when a stop is requested.
+
     None, with a line that says why, where the training source has no problems to evaluate on and no setting asks for
     an evaluation.
 
@@ -306,8 +309,12 @@ def make_evaluate(config: Config, policy: Policy):
         config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
 
+    def look(_rows: int) -> None:
+        if stop_agreed():
+            raise Interrupted
+
     def run(params) -> dict[str, float]:
-        table, _ = evaluate(decoder, params, prompts)
+        table, _ = evaluate(decoder, params, prompts, tick=look)
         return eval_metrics(table)
 
     return run
