@@ -26,13 +26,13 @@ DEADLINE = 240
 class Driver:
     """Starts, watches and kills the children."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, cache: Path | None = None):
         self.folder, self.count = folder, itertools.count()
         environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(cache or folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self.process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Driver:
           watch: a glob pattern (absolute); something of that name replaces the marker of a hold.
           flags: XLA_FLAGS of the child, after those of every child.
           limit: largest file in bytes; 0 is no limit.
-          environment: further variables of the child.
+          environment: further variables of the child; FAKE_BUCKET: a folder that it takes for an object store.
         """
         number = next(self.count)
         self.output, marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
@@ -184,6 +184,25 @@ HOLDS = {
 }
 
 
+def as_bucket(root: str) -> None:
+    """What lies below `root` counts as objects of a store: they are written whole, and cannot be renamed."""
+    from pbrl_jax.core import paths
+
+    known, replace = paths.is_remote, os.replace
+
+    def is_remote(path):
+        return os.fspath(path).startswith(root) or known(path)
+
+    def no_replace(old, new, **more):
+        assert not os.fspath(new).startswith(root), f"an object store cannot rename {old} to {new}"
+        replace(old, new, **more)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "is_remote", None) is known:
+            module.is_remote = is_remote
+    os.replace = no_replace
+
+
 def child(request: dict) -> int:
     """One command; nothing but its exit status and its files is left."""
     descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -191,6 +210,8 @@ def child(request: dict) -> int:
     os.dup2(descriptor, 2)
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + request["flags"]
     os.environ.update(request["environment"])
+    if "FAKE_BUCKET" in os.environ:
+        as_bucket(os.environ["FAKE_BUCKET"])
     if request["limit"]:
         import resource
         import signal

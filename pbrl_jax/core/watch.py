@@ -71,7 +71,8 @@ class Watch(threading.Thread):
         super().__init__(name="watch", daemon=True)
         self.slow, self.limit, self.client = slow, limit, client
         self.pause = min(5.0, limit / 10, slow / 2 or limit)
-        self.done, self.ending = threading.Event(), 0.0
+        self.done, self.ending, self.failed = threading.Event(), 0.0, False
+        self.silent: set[int] = set()
         self._told: tuple[float, float] = (0.0, 0.0)
         self._seen: dict[int, tuple[Any, float]] = {}
         self._looked, self._beats = time.monotonic(), 0
@@ -85,7 +86,7 @@ class Watch(threading.Thread):
                 self._look_at_hosts()
             except RuntimeError:  # host 0 does not answer: jax ends this process, or the next look is better
                 pass
-            if self.ending and time.monotonic() - self.ending > GRACE_SECONDS:
+            if self.ending and time.monotonic() - self.ending > (3 if self.failed else 1) * GRACE_SECONDS:
                 self._end_now()
 
     def _look_at_phase(self) -> None:
@@ -113,6 +114,7 @@ class Watch(threading.Thread):
             if self._seen.get(number, (None,))[0] != beat:
                 self._seen[number] = (beat, now)
             elif number != agree.host() and now - self._seen[number][1] > self.limit:
+                self.silent.add(number)
                 self.note(
                     f"Host {number} of {agree.host_count()} has been silent for {now - self._seen[number][1]:.0f} s. "
                     f"It was {place}: killed, or its machine or network is gone. {AGAIN}"
@@ -134,10 +136,11 @@ class Watch(threading.Thread):
         self.ending = self.ending or time.monotonic()
 
     def _end_now(self) -> None:
-        print(f"Error: {agree.lost()} This host was {where()}:", file=sys.stderr)
-        show_stacks()
-        self.tell("It followed another one.")
-        wait_for_others(self)
+        if not self.failed:  # else the main thread has said it, and something holds up its end
+            print(f"Error: {agree.lost()} This host was {where()}:", file=sys.stderr)
+            show_stacks()
+            self.tell("It followed another one.")
+            wait_for_others(self)
         os._exit(1)
 
     def tell(self, words: str) -> None:
@@ -146,8 +149,8 @@ class Watch(threading.Thread):
             self.client.key_value_set(f"{agree.FOLDER}/ended/{agree.host()}", words)
 
     def others_ended(self) -> bool:
-        """Whether every host has left its word."""
-        return len(self._read("ended")) >= agree.host_count()
+        """Whether every host that lives has left its word."""
+        return len(self.silent | set(self._read("ended"))) >= agree.host_count()
 
 
 def wait_for_others(watch: Watch) -> None:
@@ -189,15 +192,16 @@ def watched_run(hosts: int, slow: float) -> Iterator[None]:
 
 def _fail(watch: Watch, error: BaseException) -> None:
     """End with all hosts: tell them, or find out which of them this error comes from (HostLost)."""
-    gone = not isinstance(error, PbrlError) and any(word in str(error) for word in GONE)
+    cause = error.__cause__ or error
+    gone = not isinstance(cause, PbrlError) and any(word in str(cause) for word in GONE)
     end = time.monotonic() + watch.limit + 3 * watch.pause
     while gone and not agree.lost() and time.monotonic() < end:
         time.sleep(0.1)
     watch.tell(agree.described(error))
-    watch.ending = watch.ending or time.monotonic()
+    watch.failed, watch.ending = True, time.monotonic()
     atexit.register(_leave, watch)
-    if agree.lost() and not isinstance(error, HostLost) and gone:
-        raise HostLost(f"{agree.lost()} This host was {where()}.") from error
+    if gone and agree.lost():
+        raise HostLost(f"{agree.lost()} Here: {str(cause).splitlines()[0][:300]}") from error
 
 
 def _leave(watch: Watch) -> None:

@@ -6,6 +6,7 @@ Real `pbrl train` commands through jax.distributed on this machine (see resume_d
 import json
 import signal
 import socket
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -24,16 +25,22 @@ BOUND_SECONDS = 60
 SETTINGS = (
     f"--train.max-steps {STEPS} --train.save-steps 1 --train.save-total-limit 9 --data.limit 8 --eval.limit 1 "
     "--eval.batch-size 4 --rollout.segment-length 4 --optim.learning-rate 3e-3 --optim.eps 1e-4 --log.no-tensorboard "
-    "--log.compilation-cache= --reward.language-gate penalty --log.samples-per-step 16"
+    "--log.compilation-cache= --reward.language-gate penalty --log.samples-per-step 16 --train.prompts-per-step 8 "
+    "--algo.num-generations 2"
 ).split()
 TOLERANCE = 1e-5
+#: Fewer, larger kernels: less to compile. Later versions of jaxlib do not know the flag.
+FLAGS = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 
 
 class Hosts:
     """Starts the same command in several processes, and ends with all of them."""
 
     def __init__(self, folder):
-        self.drivers = [Driver(folder / name) for name in ("first", "second") if (folder / name).mkdir() is None]
+        self.drivers = []
+        for name in ("first", "second"):
+            (folder / name).mkdir()
+            self.drivers.append(Driver(folder / name, cache=folder / "cache"))
 
     def start(self, workdir, hold=(), arguments=()) -> None:
         """`hold` is that of the second process."""
@@ -41,10 +48,15 @@ class Hosts:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         for number, driver in enumerate(self.drivers):
-            environment = {"PBRL_COORDINATOR": address, "PBRL_PROCESSES": "2", "PBRL_PROCESS": str(number),
-                           "PBRL_LOST_SECONDS": str(LOST_SECONDS)}  # fmt: skip
+            environment = {
+                "PBRL_COORDINATOR": address,
+                "PBRL_PROCESSES": "2",
+                "PBRL_PROCESS": str(number),
+                "PBRL_LOST_SECONDS": str(LOST_SECONDS),
+                "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",  # one of the two compiles
+            }
             command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS, *arguments]
-            driver.start(command, hold=hold if number else (), environment=environment)
+            driver.start(command, hold=hold if number else (), flags=FLAGS, environment=environment)
 
     def run(self, workdir, kill=None, **how) -> list[tuple[int, str]]:
         """(exit status, output) of each process; the signal goes to the second one, where it is held."""
@@ -66,7 +78,8 @@ def hosts(tmp_path_factory):
 def alone(hosts, tmp_path_factory):
     """The work directory of the run in one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    status, output = hosts.drivers[0].run(["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS])
+    command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS]
+    status, output = hosts.drivers[0].run(command, flags=FLAGS)
     assert status == 0, output
     return workdir
 
@@ -117,8 +130,6 @@ def test_two_processes_compute_what_one_does(alone, together):
             name: other[name] for name in ("prompt_id", "completion")
         }
         assert row["reward"] == pytest.approx(other["reward"], abs=TOLERANCE)
-    start = json.loads((alone / "evaluations.jsonl").read_text() or "{}")
-    assert not start, "no evaluation was asked for before the end"
     assert 0 < largest_change(params_of(together), params_of(alone)) < TOLERANCE
     finals = [json.loads((workdir / "final.json").read_text()) for workdir in (together, alone)]
     assert finals[0]["metrics"] == finals[1]["metrics"] and finals[0]["metrics"]
