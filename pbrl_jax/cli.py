@@ -32,10 +32,6 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
 
-#: Verbs that run as one on several hosts.
-SEVERAL_HOSTS = ("train",)
-
-
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
     """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`.
 
@@ -71,15 +67,12 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
-        from pbrl_jax.core.hosts import join_hosts
+        from pbrl_jax.core.hosts import join_hosts, refuse_several
         from pbrl_jax.core.watch import watched_run
 
         hosts = join_hosts()
-        if hosts > 1 and name not in SEVERAL_HOSTS:
-            raise ConfigError(
-                f"`pbrl {name}` runs on one host, with all its devices, and this is one of {hosts} processes. Start it "
-                f"alone; {', '.join(SEVERAL_HOSTS)} can be run by several."
-            )
+        if name != "train":
+            refuse_several(name, hosts)
         values = {option: getattr(known, option) for option in options}
         with watched_run(hosts, config.log.slow_phase_seconds):
             importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)

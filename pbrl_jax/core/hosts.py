@@ -66,6 +66,19 @@ def hosts_of(environment: Mapping[str, str]) -> Hosts:
     return Hosts(workers * (int(slices) if slices.isdigit() else 1))
 
 
+def refuse_several(verb: str, count: int | None = None) -> None:
+    """Refuse to run as one of several processes (ConfigError); `count` is their number, by default the environment's.
+
+    For verbs that know of one host only: each process would do the whole work, and write to the same files.
+    """
+    count = hosts_of(os.environ).count if count is None else count
+    if count > 1:
+        raise ConfigError(
+            f"`pbrl {verb}` runs on one host, with all its devices, and this is one of {count} processes. Start it "
+            "alone; `pbrl train` can be run by several."
+        )
+
+
 def wait_for(address: str, seconds: float = REACH_SECONDS, pause: float = 1.0) -> None:
     """Until someone listens at the address.
 
