@@ -1,27 +1,31 @@
 """Algorithms beside each other on the quickstart task: one start policy, the same number of generated tokens.
 
   python benchmarks/compare_algorithms.py --workdir runs/compare                      # three seeds, all algorithms
-  python benchmarks/compare_algorithms.py --workdir runs/compare --seeds 1 --only grpo ppo
-  python benchmarks/compare_algorithms.py --workdir runs/tiny --tiny --seeds 2        # a check in minutes; no effect
+  python benchmarks/compare_algorithms.py --workdir runs/compare --seeds 0 --only grpo ppo
+  python benchmarks/compare_algorithms.py --workdir runs/compare --starts runs/q0 runs/q1 runs/q2 --steps 60
+  python benchmarks/compare_algorithms.py --workdir runs/tiny --tiny --seeds 0 1      # a check in minutes; no effect
 
-Every seed has a start policy, an encoder and references of its own, which all algorithms share. Each algorithm then
-runs until its rollouts hold --tokens sampled tokens (those that dynamic sampling throws away count); SFT trains on the
-same references for as many response tokens. What is finished is kept: the same command goes on.
+Every seed has a start policy, an encoder and references of its own, which all algorithms share; --starts takes them
+from finished quickstarts, one for each of --seeds, which are copied and never written to. Each algorithm then runs
+until its rollouts hold --tokens sampled tokens (those that dynamic sampling throws away count), or with --steps as many
+as GRPO samples in so many steps of that seed; SFT trains on the same references for as many response tokens. What is
+finished is kept: the same command goes on, and commands for single runs (--seeds 1 --only rloo) add up.
 
-W/comparison.json holds every number, W/comparison.md the table, W/comparison.png the picture. Intervals are Student's,
-95 %, over seeds; with one seed there are none.
+W/comparison.json holds every number, W/comparison.md the table, W/comparison.png the picture, of all that W holds.
+Intervals are Student's, 95 %, over seeds; with one seed there are none.
 """
 
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
 
 from pbrl_jax.assets.policy import load_policy, save_policy
 from pbrl_jax.core.config import Config, with_values
-from pbrl_jax.core.errors import PbrlError
+from pbrl_jax.core.errors import ConfigError, PbrlError
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.sources.quickstart import Example
@@ -43,13 +47,37 @@ ALGORITHMS = {
     "gspo": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
 }  # fmt: skip
 NAMES = (*ALGORITHMS, "sft")
+#: Where a run's name is not its folder's: the quickstart's own stage is called sft.
+FOLDERS = {"sft": "sft_pivots"}
 
 #: 97.5 % point of Student's distribution by degrees of freedom.
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
+#: Stages of a quickstart that a seed starts from -> their name here.
+START_STAGES = {"sft": "sft", "encoder": "encoder", "evaluate_before": "evaluate_start"}
+
+
 class Spent(PbrlError):
     """An algorithm has used its tokens; its state is saved."""
+
+
+def copy_start(start: Path, root: Path, seed: int) -> None:
+    """Take start policy, encoder and the start's accuracy from a quickstart's work directory. References name the
+    folder of their expert, so the copy answers anew."""
+    if (root / "stages" / "sft.json").exists():
+        return
+    missing = [name for name in START_STAGES if not (start / "stages" / f"{name}.json").exists()]
+    if missing:
+        raise ConfigError(f"{start} has not finished {', '.join(missing)}. Type: pbrl quickstart --workdir {start}")
+    found = json.loads((start / "config.json").read_text())["train"]["seed"]
+    if found != seed:
+        raise ConfigError(f"{start} has seed {found}, expected {seed}: --starts follows the order of --seeds.")
+    for folder in ("sft", "encoder"):
+        shutil.copytree(start / folder, root / folder, dirs_exist_ok=True)
+    (root / "stages").mkdir()
+    for theirs, ours in reversed(START_STAGES.items()):
+        shutil.copy(start / "stages" / f"{theirs}.json", root / "stages" / f"{ours}.json")
 
 
 def tokens_used(metrics: Path) -> int:
@@ -66,17 +94,17 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, STUDENT.get(len(values) - 1, 1.96) * math.sqrt(variance / len(values))
 
 
-def algorithm_config(config: Config, name: str, iterations: int) -> Config:
+def algorithm_config(config: Config, name: str, iterations: int, steps: int = 100_000) -> Config:
     """The quickstart with another algorithm. Learning rates stay at their peak: algorithms differ in their number of
     steps, and a schedule by steps would favour some."""
     algo = {"num_iterations": iterations, **ALGORITHMS[name]}
     return with_values(
-        config, algo=algo, optim={"schedule": "constant"}, train={"fused": False, "max_steps": 100_000, "eval_steps": 1}
+        config, algo=algo, optim={"schedule": "constant"}, train={"fused": False, "max_steps": steps, "eval_steps": 1}
     )
 
 
-def spend(experiment: Experiment, tokens: int) -> None:
-    """Train until the rollouts hold so many tokens; goes on where it was left."""
+def spend(experiment: Experiment, tokens: float) -> None:
+    """Train to the last step, or until the rollouts hold so many tokens; goes on where it was left."""
 
     def evaluate(_params) -> dict[str, float]:
         if tokens_used(Path(str(experiment.work.metrics))) >= tokens:
@@ -84,13 +112,13 @@ def spend(experiment: Experiment, tokens: int) -> None:
         return {}
 
     try:
-        train(experiment, evaluate, quiet=True)
+        if train(experiment, evaluate, quiet=True) is None:
+            raise SystemExit("Stopped; what is finished is kept. The same command goes on from here.")
     except Spent:
-        return
-    raise SystemExit("Stopped; what is finished is kept. The same command goes on from here.")
+        pass
 
 
-def reinforced(stages: Stages, name: str, config: Config, tokens: int) -> dict:
+def reinforced(stages: Stages, name: str, config: Config, tokens: float) -> dict:
     """Train one algorithm; what it used."""
     work = work_dir(stages.work.root / name)
 
@@ -105,9 +133,17 @@ def reinforced(stages: Stages, name: str, config: Config, tokens: int) -> dict:
     return cached(stages, name, make)
 
 
+def budget(stages: Stages, config: Config, flags: argparse.Namespace) -> int:
+    """Tokens that each algorithm may use: --tokens, or what GRPO samples in --steps steps."""
+    if not flags.steps:
+        return flags.tokens
+    grpo = algorithm_config(config, "grpo", flags.iterations, flags.steps)
+    return reinforced(stages, "grpo", grpo, math.inf)["tokens"]
+
+
 def supervised(stages: Stages, config: Config, tokens: int) -> dict:
     """SFT on the references of the same prompts, for as many response tokens."""
-    work = work_dir(stages.work.root / "sft_pivots")
+    work = work_dir(stages.work.root / FOLDERS["sft"])
 
     def make():
         experiment = build_experiment(with_values(config, train={"fused": False}), work_dir(work.root / "data"))
@@ -125,7 +161,7 @@ def supervised(stages: Stages, config: Config, tokens: int) -> dict:
         save_policy(trained, str(work.root / "policy"))
         return {"tokens": round(steps * size * sum(lengths) / len(lengths)), "steps": steps}
 
-    return cached(stages, "sft_pivots", make)
+    return cached(stages, FOLDERS["sft"], make)
 
 
 def mean_non_english(table: dict) -> float:
@@ -134,67 +170,86 @@ def mean_non_english(table: dict) -> float:
     return sum(values) / len(values)
 
 
-def run_seed(root: Path, seed: int, flags: argparse.Namespace) -> dict[str, dict]:
-    """name -> {"accuracy", "english", "tokens", "steps", "seconds"} of one seed; `start` is the start policy."""
+def run_seed(root: Path, seed: int, flags: argparse.Namespace) -> None:
+    """All that is not done yet of one seed."""
     base = tiny_quickstart_config(seed) if flags.tiny else quickstart_config(seed)
     use_compilation_cache(base)
-    stages = Stages(work_dir(root / f"seed_{seed}"), base, 3 + 2 * len(flags.only))
+    stages = Stages(work_dir(root), base, 3 + 2 * len(flags.only))
     policy = start_policy(stages)
     reward_encoder(stages, policy)
+    accuracy(stages, "evaluate_start", 3, policy, policy.params)
     config = rl_config(stages)
-
-    def record(name: str, number: int, params, used: dict) -> dict:
-        table = accuracy(stages, f"evaluate_{name}", number, policy, params)
-        return {"accuracy": mean_non_english(table), "english": table["en"]["accuracy"], "table": table, **used}
-
-    found = {"start": record("start", 3, policy.params, {"tokens": 0, "steps": 0})}
+    if flags.prompts:
+        config = with_values(config, train={"prompts_per_step": flags.prompts})
     for index, name in enumerate(flags.only):
+        tokens = budget(stages, config, flags)
         if name == "sft":
-            used, folder = supervised(stages, config, flags.tokens), "sft_pivots"
+            supervised(stages, config, tokens)
         else:
-            changed = algorithm_config(config, name, flags.iterations)
-            used, folder = reinforced(stages, name, changed, flags.tokens), name
-        params = load_policy(str(stages.work.root / folder)).params
-        seconds = json.loads((stages.work.root / "stages" / f"{folder}.json").read_text())["seconds"]
-        found[name] = record(name, 4 + 2 * index, params, {**used, "seconds": seconds})
-    return found
+            reinforced(stages, name, algorithm_config(config, name, flags.iterations), tokens)
+        params = load_policy(str(stages.work.root / FOLDERS.get(name, name))).params
+        accuracy(stages, f"evaluate_{name}", 4 + 2 * index, policy, params)
+
+
+def finished(root: Path) -> dict[int, dict[str, dict]]:
+    """seed -> name -> {"accuracy", "english", "table", "tokens", "steps", "seconds"} of all runs that are evaluated;
+    `start` is the start policy."""
+    seeds = {}
+    for stages in sorted(root.glob("seed_*/stages")):
+        found = {}
+        for name in ("start", *NAMES):
+            if (file := stages / f"evaluate_{name}.json").exists():
+                table = json.loads(file.read_text())["result"]
+                run = {"result": {"tokens": 0, "steps": 0}, "seconds": 0.0}
+                if name != "start":
+                    run = json.loads((stages / f"{FOLDERS.get(name, name)}.json").read_text())
+                found[name] = {"accuracy": mean_non_english(table), "english": table["en"]["accuracy"], "table": table,
+                               **run["result"], "seconds": run["seconds"]}  # fmt: skip
+        seeds[int(stages.parent.name.removeprefix("seed_"))] = found
+    return seeds
 
 
 def summary_of(seeds: dict[int, dict]) -> dict[str, dict]:
-    """name -> mean and half-width of each number over seeds, and of the gain over the same seed's start."""
-    names = list(next(iter(seeds.values())))
+    """name -> mean and half-width of each number over the seeds that have it, of the gain over the same seed's start,
+    and of what GRPO reaches beyond it in the same seed."""
     summary = {}
-    for name in names:
-        runs = [seed[name] for seed in seeds.values()]
-        gains = [seed[name]["accuracy"] - seed["start"]["accuracy"] for seed in seeds.values()]
+    for name in ("start", *NAMES):
+        those = [seed for seed in seeds.values() if name in seed]
+        if not those:
+            continue
+        rivals = [seed for seed in those if "grpo" in seed and name != "grpo"]
+        beside = [seed["grpo"]["accuracy"] - seed[name]["accuracy"] for seed in rivals]
         summary[name] = {
-            "accuracy": interval([run["accuracy"] for run in runs]),
-            "gain": interval(gains),
-            "english": interval([run["english"] for run in runs]),
-            "tokens": interval([run["tokens"] for run in runs])[0],
-            "steps": interval([run["steps"] for run in runs])[0],
-            "seconds": interval([run.get("seconds", 0.0) for run in runs])[0],
+            "accuracy": interval([seed[name]["accuracy"] for seed in those]),
+            "gain": interval([seed[name]["accuracy"] - seed["start"]["accuracy"] for seed in those]),
+            "grpo_ahead": interval(beside) if beside else None,
+            "english": interval([seed[name]["english"] for seed in those]),
+            **{key: interval([seed[name][key] for seed in those])[0] for key in ("tokens", "steps", "seconds")},
+            "seeds": len(those),
         }
     return summary
 
 
-def markdown(summary: dict[str, dict], seeds: int) -> str:
+def markdown(summary: dict[str, dict]) -> str:
     """The table."""
 
     def share(pair) -> str:
+        if pair is None:
+            return ""
         mean, half = pair
         return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
 
     lines = [
-        f"Accuracy in % on held-out problems, mean of {seeds} seed(s) ± half of the 95 % interval over seeds.",
+        "Accuracy in % on held-out problems, mean over seeds ± half of its 95 % interval.",
         "",
-        "| algorithm | without English | gain | English | generated tokens | steps | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| algorithm | without English | gain | GRPO ahead by | English | generated tokens | steps | seconds | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in sorted(summary.items(), key=lambda item: -item[1]["accuracy"][0]):
         lines.append(
-            f"| {name} | {share(row['accuracy'])} | {share(row['gain'])} | {share(row['english'])} | "
-            f"{row['tokens']:,.0f} | {row['steps']:.0f} | {row['seconds']:.0f} |"
+            f"| {name} | {share(row['accuracy'])} | {share(row['gain'])} | {share(row['grpo_ahead'])} | "
+            f"{share(row['english'])} | {row['tokens']:,.0f} | {row['steps']:.0f} | {row['seconds']:.0f} | "
+            f"{row['seeds']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -218,23 +273,37 @@ def picture(summary: dict[str, dict], file: Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, dict]:
-    """Run what is not done yet; write and print the comparison."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--starts", nargs="+", default=[], help="work directories of quickstarts, one for each seed")
     parser.add_argument("--tokens", type=int, default=400_000, help="sampled tokens of each algorithm")
+    parser.add_argument("--steps", type=int, default=0, help="steps of GRPO, whose tokens each algorithm then gets")
+    parser.add_argument("--prompts", type=int, default=0, help="prompts of a step; 0: the quickstart's")
     parser.add_argument("--iterations", type=int, default=2,
                         help="updates on each rollout batch; with 1 GSPO is GRPO, as no ratio leaves 1")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="algorithms, in this order")
     parser.add_argument("--tiny", action="store_true", help="models too small and stages too short to show an effect")
     flags = parser.parse_args(arguments)
+    if flags.starts and len(flags.starts) != len(flags.seeds):
+        parser.error(f"--starts names {len(flags.starts)} folders for {len(flags.seeds)} seeds: {flags.seeds}")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict]:
+    """Run what is not done yet; write and print the comparison of all that is."""
+    flags = parse(arguments)
     root = Path(flags.workdir)
-    seeds = {seed: run_seed(root, seed, flags) for seed in range(flags.seeds)}
+    for index, seed in enumerate(flags.seeds):
+        if flags.starts:
+            copy_start(Path(flags.starts[index]), root / f"seed_{seed}", seed)
+        run_seed(root / f"seed_{seed}", seed, flags)
+    seeds = finished(root)
     summary = summary_of(seeds)
     record = {"settings": vars(flags), "algorithms": ALGORITHMS, "seeds": seeds, "summary": summary}
     (root / "comparison.json").write_text(json.dumps(record, indent=1))
-    table = markdown(summary, flags.seeds)
+    table = markdown(summary)
     (root / "comparison.md").write_text(table)
     picture(summary, root / "comparison.png")
     print(table)

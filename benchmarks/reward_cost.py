@@ -3,8 +3,8 @@
     python benchmarks/reward_cost.py --json reward.json
 
 Texts are the quickstart's own responses, strung together to 400 tokens of its vocabulary; the encoder is random, of
-the quickstart's size or of `--preset`. The share is that of the quickstart's step (32 prompts, 8 samples, 24 tokens),
-whose parts run here one by one as compiled programs, with and without the repetition term.
+the quickstart's size or of `--preset`. The share is that of the quickstart's fused step (32 prompts, 8 samples, 24
+tokens): its reward as a compiled program of its own, with and without the repetition term, against the whole step.
 """
 
 import argparse
@@ -121,46 +121,42 @@ def _unremembered(run: Callable[[], Any]) -> Any:
 
 
 def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
-    """Seconds of the quickstart's sampling, reward (plain, and with repetition) and update."""
+    """Seconds of the quickstart's whole fused step, and of its reward alone (plain, and with repetition)."""
     import jax
-    import jax.numpy as jnp
 
     from pbrl_jax.core.config import with_values
-    from pbrl_jax.core.records import TrainBatch
     from pbrl_jax.data.batches import next_batch, start_cursor
-    from pbrl_jax.rollout.generate import generate_samples
     from pbrl_jax.rollout.sampling import step_key
     from pbrl_jax.train.experiment import device_pivots, device_prompts, token_tables
-    from pbrl_jax.train.fused import token_scores
+    from pbrl_jax.train.fused import make_fused_step, token_scores
     from pbrl_jax.train.loop import new_position
     from pbrl_jax.train.steps import run_sampling
-    from pbrl_jax.train.update import update_step
 
     config, policy, encoder = experiment.config, experiment.policy, experiment.encoder
     chosen, _ = next_batch(experiment.sampler, start_cursor())
     prompts, pivots = device_prompts(experiment, chosen), device_pivots(experiment, chosen)
     tables, state = token_tables(experiment), new_position(experiment).state
-    sample = jax.jit(functools.partial(
-        generate_samples, spec=policy.spec, samples=config.algo.num_generations,
-        max_length=config.rollout.max_completion_length,
-    ))  # fmt: skip
-    arguments = (state.params, prompts, step_key(0, 0), run_sampling(experiment))
-    rollout = sample(*arguments)
+    step = make_fused_step(policy.spec, encoder.spec, config)
+    arguments = (
+        state,
+        policy.params,
+        encoder.params,
+        prompts,
+        pivots,
+        tables,
+        run_sampling(experiment),
+        step_key(0, 0),
+    )
+    _, _, rollout, _ = step(*arguments)
+    found = {"whole step": seconds(lambda: step(*arguments), flags)}
     terms = {"functions": ("cosine", "repetition"), "reward_weights": (1.0, 0.2)}
     rewards = {"reward": config.reward, "reward with repetition": with_values(config, reward=terms).reward}
-    found = {"sample": seconds(lambda: sample(*arguments), flags)}
     for name, reward in rewards.items():
         score = jax.jit(functools.partial(token_scores, spec=encoder.spec, config=reward))
         found[name] = seconds(lambda score=score: score(encoder.params, rollout, pivots, tables), flags)
-        scores = score(encoder.params, rollout, pivots, tables)
-    update = jax.jit(functools.partial(update_step, spec=policy.spec, config=config))
-    batch = TrainBatch(prompts, rollout, jnp.where(scores.valid_B, scores.value_B, 0.0), scores.valid_B)
-    found["update"] = seconds(lambda: update(state, policy.params, batch), flags)
-    step = found["sample"] + found["reward"] + found["update"]
-    found["share of the reward"] = found["reward"] / step
-    found["share with repetition"] = found["reward with repetition"] / (
-        step - found["reward"] + found["reward with repetition"]
-    )
+    found["share of the reward"] = found["reward"] / found["whole step"]
+    longer = found["whole step"] - found["reward"] + found["reward with repetition"]
+    found["share with repetition"] = found["reward with repetition"] / longer
     return found
 
 

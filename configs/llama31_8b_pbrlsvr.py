@@ -43,6 +43,7 @@ PIVOT = PivotConfig(
 ENCODER = EncoderConfig(
     source="intfloat/multilingual-e5-large",  # ASSUMED: the paper's encoder is unknown
     max_length=512,  # ASSUMED: its limit
+    dtype="bfloat16",  # ASSUMED: half the memory on every device
     prefix="query: ",  # ASSUMED: what its model card asks for in symmetric tasks
 )
 
@@ -103,7 +104,7 @@ def get_config() -> Config:
             max_steps=500,  # ASSUMED
             prompts_per_step=64,  # ASSUMED: with 8 samples, 512 responses
             microbatch_prompts=8,  # ASSUMED: one prompt group per device
-            logprob_chunk=1024,  # ASSUMED: 1024 x 128,256 float32 logits are 0.5 GB over 8 devices
+            logprob_chunk=8192,  # ASSUMED: 1024 positions on each of 8 devices, 0.5 GB of float32 logits
             save_steps=50,  # ASSUMED
             eval_steps=50,  # ASSUMED
         ),

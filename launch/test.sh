@@ -17,9 +17,16 @@ ensure_environment dev
 say "ruff"
 python -m ruff check .
 
+# Both halves share what was compiled. A file's tests stay in one process, which makes its fixtures once.
+if [ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]; then
+  JAX_COMPILATION_CACHE_DIR="$(mktemp -d)"
+  export JAX_COMPILATION_CACHE_DIR
+  trap 'rm -rf "$JAX_COMPILATION_CACHE_DIR"' EXIT
+fi
 say "tests"
 parallel=0
-python -m pytest --durations=10 -n "${PBRL_TEST_WORKERS:-2}" -m "not serial" "$@" || parallel=$?
+python -m pytest --durations=10 -n "${PBRL_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not serial" "$@" ||
+  parallel=$?
 say "serial tests"
 serial=0
 PBRL_TEST_DEVICES=8 python -m pytest --durations=10 -m serial "$@" || serial=$?

@@ -15,7 +15,7 @@ Models (weights, spec and tokenizer together):
   export_encoder(encoder, directory): a sentence-transformers folder
   load_comet(directory, dtype=None, transform=None) -> Comet
   Comet.score(src, mt, ref=None) -> scores [N]
-  convert_comet(directory, out, dtype='float32')
+  convert_comet(directory, out, dtype=None) -> Comet
   load_translator(source, *, mesh=None, dtype=None, num_beams=1, batch_size=32, **limits) -> Translator
   Translator.translate(texts, source_language, target_language) -> list of strings
 
@@ -40,7 +40,8 @@ Rollout:
 Rewards:
 
   cosine_reward(encoder_params, tokens_BS, mask_BS, pivot_BE, *, spec) -> reward_B
-  make_reward(config, assets) -> function(RewardInputs) -> Combined(total, each, right_language_B)
+  make_reward(config, assets) -> function(RewardInputs) -> Combined(total, each, right_language_B,
+    translation_B)
   PivotStore(directory, writes=True): English references and their vectors on disk
 
 Algorithm and update:

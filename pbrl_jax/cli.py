@@ -116,7 +116,7 @@ def generate(arguments: Sequence[str]) -> None:
 def convert(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="pbrl convert",
-        description="Write a policy or an encoder in another form or type, or a COMET checkpoint as safetensors, "
+        description="Write a policy, an encoder or a translator in another form or type, or COMET as safetensors, "
         "and read it back.",
     )
     parser.add_argument("source", metavar="IN", help="folder in either form, work directory, COMET, hub id, or gs://")
@@ -173,7 +173,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     parser.add_argument("--max-completion-length", type=int, help="tokens; default: the protocol's")
     parser.add_argument("--batch-size", type=int, default=32, help="problems at a time")
     parser.add_argument("--dtype", help="float32 or bfloat16; default: as stored")
-    parser.add_argument("--base", default="", help="work directory of an earlier evaluation to compare with")
+    parser.add_argument("--base", nargs="+", default=(), help="work directories of earlier evaluations to compare with")
     parser.add_argument("--seen", default="", help="languages of the training; default: the policy's config.json")
     parser.add_argument("--training-data", default="", help="training config whose text is looked for in the problems")
     parser.add_argument("--ngram", type=int, default=13, help="words in a row that count as an overlap")

@@ -6,7 +6,10 @@ their own, which launch/test.sh starts as
   PBRL_TEST_DEVICES=8 python -m pytest -m serial
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 DEVICES = int(os.environ.get("PBRL_TEST_DEVICES") or 0)
@@ -15,21 +18,30 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A per-row bias that meets a per-token array must be an error. Set in the environment, so that child processes inherit.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of a test's time is compilation, and nothing here is timed: compile 2.5 times faster, to slower programs.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+FLAGS = ["--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith("0.10."):
     # Fewer, larger kernels: several times less to compile. Later versions do not know the flag and would stop.
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 if DEVICES:
     # On a loaded machine the virtual devices of one collective may reach it minutes apart.
-    os.environ["XLA_FLAGS"] = (
-        os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={DEVICES}"
-        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    )
+    FLAGS += [
+        f"--xla_force_host_platform_device_count={DEVICES}",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    ]
+# Workers of xdist inherit what their parent has set.
+GIVEN = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join([*GIVEN, *(flag for flag in FLAGS if flag not in GIVEN)])
+# What one test, worker or child process has compiled, no other one compiles again. The folder lasts as long as the
+# tests, so that a program's first compilation is still tested each time.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="pbrl_jax_programs_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import shape_checks  # noqa: E402
 
-jaxtyping.install_import_hook("pbrl_jax", "shape_checks.check")
+shape_checks.install()
 
 
 def pytest_collection_modifyitems(items):

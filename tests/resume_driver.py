@@ -19,21 +19,26 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DEVICE_FLAGS = ("--xla_force_host_platform", "--xla_cpu_collective")
+"""Flags of the tests' own process that children do not get: they have one device unless they ask for more."""
+
 DEADLINE = 240
 """Seconds after which a child counts as stuck."""
 
 
 class Driver:
-    """Starts, watches and kills the children."""
+    """Starts, watches and kills the children; `variables` are set before they import anything."""
 
-    def __init__(self, folder: Path, cache: Path | None = None):
+    def __init__(self, folder: Path, **variables: str):
         self.folder, self.count = folder, itertools.count()
+        flags = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(DEVICE_FLAGS)]
         environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache or folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": " ".join(flags),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            **variables,
         }
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -208,7 +213,7 @@ def child(request: dict) -> int:
     descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + request["flags"]
+    os.environ["XLA_FLAGS"] += f" {request['flags']}"
     os.environ.update(request["environment"])
     if "FAKE_BUCKET" in os.environ:
         as_bucket(os.environ["FAKE_BUCKET"])
@@ -230,9 +235,11 @@ def serve() -> None:
     """Answer requests until the input ends."""
     import pbrl_jax.checkpoint
     import pbrl_jax.run.train  # noqa: F401  the imports are what takes long; no device is touched before the fork
+    from pbrl_jax.data.sources import quickstart
     from pbrl_jax.text.langid import identify_language
 
     identify_language("a text that loads the model once", ("en", "sw"))
+    quickstart.problems("train", 0, 0, "small")
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
 import pytest
+from shared_programs import programs_made_once
 from tiny_policy import quick_compiles  # noqa: F401  a fixture: the few runs here are compile time
 
 from pbrl_jax import cli
@@ -260,10 +262,14 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
     """Some invalid rows are left out and counted; too many stop the run with its state saved, and it can go on."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "some_rewards.py").write_text(USER_REWARD)
-    workdir, mode = tmp_path / "run", tmp_path / "mode"
+    workdir, mode, made = tmp_path / "run", tmp_path / "mode", {}
+
+    def train():
+        with programs_made_once(made):
+            return pbrl("train", TINY, "--workdir", workdir, *settings)
+
     settings = ["--reward.functions", "some_rewards:reward", "--data.limit", "4", "--eval.limit", "1",
-                "--train.max-steps", "3", "--train.save-steps", "9", "--log.no-tensorboard",
-                "--log.compilation-cache", str(tmp_path / "cache")]  # fmt: skip
+                "--train.max-steps", "3", "--train.save-steps", "9", "--log.no-tensorboard"]  # fmt: skip
     for name, message in {
         "raises": "Step 3: 100% of the rewards are invalid",
         "nan": "more than guard.max_invalid_share = 50%. Rewards of this run: some_rewards:reward",
@@ -272,7 +278,7 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
         "text": "'good' is text",
     }.items():
         mode.write_text(name)
-        status, output, errors = pbrl("train", TINY, "--workdir", workdir, *settings)
+        status, output, errors = train()
         assert status == 1 and message in errors and errors.count("Error: ") >= 1, errors
         assert [step for step, _ in list_checkpoints(workdir / "checkpoints")] == [2]
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -282,23 +288,23 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
     assert rows[1]["rewards/some_rewards:reward/valid_share"] == pytest.approx(13 / 16)
     assert 0 <= rows[1]["rewards/some_rewards:reward/mean"] <= 0.8
     mode.write_text("fine")
-    status, output, errors = pbrl("train", TINY, "--workdir", workdir, *settings)
+    status, output, errors = train()
     assert status == 0 and "Resuming from step_00000002." in output, errors
     assert json.loads((workdir / "final.json").read_text())["step"] == 3
-    (vectors,) = (workdir / "pivots").rglob("*.npz")
-    vectors.write_bytes(vectors.read_bytes()[:-9])
+    *_, shard = sorted((workdir / "pivots").rglob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-9])
     found = refused(*settings, workdir=workdir)
-    assert f"{vectors} does not match its checksum" in found and "Delete that file" in found
-    vectors.unlink()
-    assert pbrl("train", TINY, "--workdir", workdir, *settings)[0] == 0
+    assert f"{shard.parent} cannot be read" in found and "is truncated" in found and "Delete that folder" in found
+    shutil.rmtree(shard.parent)
+    assert train()[0] == 0
     sys.modules.pop("some_rewards")
 
 
 def test_supervised_runs(pbrl, refused, tmp_path, monkeypatch):
     """`pbrl sft` stops and goes on like `pbrl train`; neither goes on from the other's checkpoints."""
-    workdir, short = tmp_path / "run", ["--log.compilation-cache", str(tmp_path / "cache")]
+    workdir = tmp_path / "run"
     settings = ["--sft.steps", "2", "--sft.warmup-steps", "1", "--sft.batch-size", "8", "--sft.english-rows", "20",
-                "--sft.warm-rows-per-language", "2", *short]  # fmt: skip
+                "--sft.warm-rows-per-language", "2"]  # fmt: skip
     status, _, errors = pbrl("sft", TINY, "--workdir", workdir, *settings)
     assert status == 1 and "the shortest has" in errors and "--rollout.max-completion-length" in errors
     settings += ["--rollout.max-completion-length", "48"]
@@ -308,6 +314,6 @@ def test_supervised_runs(pbrl, refused, tmp_path, monkeypatch):
         assert status == 0 and "Stopped, saved." in output and not (workdir / "policy").exists(), errors
     status, output, errors = pbrl("sft", TINY, "--workdir", workdir, *settings)
     assert status == 0 and "Resuming from step_00000001." in output and "--policy.source" in output, errors
-    assert "holds checkpoints of `pbrl sft` or `pbrl encoder`" in refused(*short, workdir=workdir)
+    assert "holds checkpoints of `pbrl sft` or `pbrl encoder`" in refused(workdir=workdir)
     status, output, errors = pbrl("sft", TINY, "--workdir", workdir, *settings, "--train.seed", "1")
     assert status == 1 and "holds a checkpoint of other data, settings" in errors

@@ -12,7 +12,8 @@ import numpy as np
 from pbrl_jax.assets.comet_checkpoint import read_comet_checkpoint
 from pbrl_jax.assets.encoder import length_bucket
 from pbrl_jax.assets.folders import own_folder, read_model, save_model
-from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.assets.hub import local_copy
+from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
 from pbrl_jax.models.specs import EncoderSpec
 from pbrl_jax.text.tokenizers import Tokenizer
@@ -39,7 +40,7 @@ class Comet(NamedTuple):
 
         A model that was trained without references ignores `ref`, as upstream does; unified and XCOMET models use it
         where it is given. Texts are cut at the encoder's length (510 tokens for XLM-R, special ones included), as
-        upstream does: score sentences, or chunks of them.
+        upstream does (see `cut`): score sentences, or chunks of them.
 
         Raises:
           ConfigError: the model needs references and there are none.
@@ -66,11 +67,20 @@ class Comet(NamedTuple):
             start += len(rows)
         return scores
 
+    def cut(self, texts: Sequence[str]) -> np.ndarray:
+        """Which texts `score` would not read to their end, [N]."""
+        return np.array([len(ids) > self._room for ids in self.tokenizer.encode_batch(list(texts))], bool)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a text that are read, without special ones; so many as upstream reads."""
+        encoder = self.spec.encoder
+        return encoder.max_positions - 4 - len(encoder.begin_ids) - len(encoder.end_ids)
+
     def _segments(self, texts: list[str]) -> list[list[int]]:
         """Each text between its special tokens, cut as upstream cuts it."""
         begin, end = self.spec.encoder.begin_ids, self.spec.encoder.end_ids
-        room = self.spec.encoder.max_positions - 4 - len(begin) - len(end)
-        return [[*begin, *ids[:room], *end] for ids in self.tokenizer.encode_batch(texts)]
+        return [[*begin, *ids[: self._room], *end] for ids in self.tokenizer.encode_batch(texts)]
 
     def _sequences(self, segments: Mapping[str, list[list[int]]]) -> list[list[list[int]]]:
         """The C sequences of every translation: its segments apart, or joint."""
@@ -121,20 +131,37 @@ def load_comet(directory: str, dtype: str | None = None, transform: str | None =
     Raises:
       CheckpointError: no COMET model there, one that is not understood, or a damaged one.
     """
-    if own_folder(directory, "comet"):
-        spec, params, tokenizer, fingerprint = read_model(directory, "comet", _stored_spec, _abstract)
+    place = local_copy(directory)
+    if own_folder(place, "comet"):
+        spec, params, tokenizer, fingerprint = read_model(place, "comet", _stored_spec, _abstract)
         if dtype is not None:
             spec = dataclasses.replace(spec, encoder=dataclasses.replace(spec.encoder, dtype=dtype))
     else:
-        spec, params, tokenizer, fingerprint = read_comet_checkpoint(directory, dtype or "float32")
+        spec, params, tokenizer, fingerprint = read_comet_checkpoint(place, directory, dtype or "float32")
     if transform is not None:
         spec = dataclasses.replace(spec, transform=transform)
     return Comet(spec, params, tokenizer, fingerprint)
 
 
-def convert_comet(directory: str, out: str, dtype: str = "float32") -> None:
-    """Write a COMET model of unbabel-comet as safetensors with a spec and the tokenizer: load_comet reads it."""
-    save_comet(load_comet(directory, dtype), out)
+def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
+    """Write a COMET model of either form as ours: safetensors, a spec, and the tokenizer. Returns what was written.
+
+    Args:
+      directory: as in load_comet.
+      out: the folder, local or `gs://...`; it is read back and compared.
+      dtype: type of the written parameters, float32 or bfloat16; default: float32, or the stored one.
+
+    Raises:
+      CheckpointError: as load_comet, or what was read back is not what was written.
+    """
+    comet = load_comet(directory, dtype)
+    if dtype is not None:
+        comet = comet._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), comet.params))
+    save_comet(comet, out)
+    found = load_comet(out)
+    if not jax.tree.all(jax.tree.map(jnp.array_equal, comet.params, found.params)):
+        raise CheckpointError(f"{out} was written, but reads back differently. Check the disk, and convert again.")
+    return found
 
 
 def save_comet(comet: Comet, directory: str) -> None:

@@ -14,7 +14,6 @@ import yaml
 
 from pbrl_jax.assets.encoder import encoder_tokenizer, special_ids
 from pbrl_jax.assets.hf_load import check_vocabulary
-from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.assets.sentence_transformers import read_json
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from pbrl_jax.models.chain import ACTIVATIONS
@@ -49,13 +48,13 @@ SEGMENTS = ("mt", "src", "ref")
 ERROR_LABELS = ["minor", "major", "critical"]
 
 
-def read_comet_checkpoint(source: str, dtype: str) -> tuple[CometSpec, Any, Tokenizer, str]:
-    """(spec, parameters, tokenizer, fingerprint) of a folder of unbabel-comet.
+def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSpec, Any, Tokenizer, str]:
+    """(spec, parameters, tokenizer, fingerprint) of a local folder of unbabel-comet, which `source` is the user's
+    name of.
 
     Raises:
       CheckpointError: no such folder, a damaged file, a setting or a tensor that is not understood.
     """
-    folder = local_copy(source)
     path = os.path.join(folder, CHECKPOINT)
     if not os.path.exists(path) or not os.path.exists(os.path.join(folder, HPARAMS)):
         raise CheckpointError(

@@ -1,5 +1,6 @@
 """A text encoder: spec, parameters and tokenizer together, from strings to unit vectors."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -10,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from pbrl_jax.assets.folders import model_folder, own_folder, read_record, read_weights, save_model
 from pbrl_jax.assets.hf_load import check_vocabulary
 from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.assets.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
 from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models import hf_decoder
 from pbrl_jax.models.encoder import encode, init_encoder
 from pbrl_jax.models.hf_encoder import FAMILIES, dense_names, encoder_names, encoder_spec
@@ -110,12 +113,32 @@ class Encoder(NamedTuple):
 
     def embed_ids(self, tokens_NS: np.ndarray, mask_NS: np.ndarray) -> np.ndarray:
         """Unit vectors of N >= 1 tokenised texts; they run in batches of one size, so one program serves all."""
-        program, count = embed_tokens(self.spec), len(tokens_NS)
-        size = max(1, min(EMBED_BATCH, EMBED_TOKENS // tokens_NS.shape[1]))
+        program, count, rows_at = embed_tokens(self.spec), len(tokens_NS), row_sharding(self.params)
+        size = embed_block(tokens_NS.shape[1], 1 if rows_at is None else rows_at.mesh.size)
         rows = np.concatenate([np.arange(count), np.zeros(-count % size, int)])
         blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        found = [program(self.params, jnp.asarray(tokens_NS[block]), jnp.asarray(mask_NS[block])) for block in blocks]
+        with contextlib.nullcontext() if rows_at is None else jax.set_mesh(rows_at.mesh):
+            found = [program(self.params, *jax.device_put((tokens_NS[at], mask_NS[at]), rows_at)) for at in blocks]
         return np.concatenate([np.asarray(vectors) for vectors in found])[:count]
+
+
+def embed_block(tokens: int, devices: int) -> int:
+    """Texts of so many tokens that run at a time; the same number on each device."""
+    return -(-max(1, min(EMBED_BATCH, EMBED_TOKENS // tokens)) // devices) * devices
+
+
+def row_sharding(params: Any) -> NamedSharding | None:
+    """How texts are shared by the devices that each hold all of an encoder's parameters; None where there is one."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    many = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+    return batch_sharding(sharding.mesh) if many else None
+
+
+def over_devices(encoder: Encoder, mesh: Mesh) -> Encoder:
+    """The encoder, whole on each of this process's devices of a mesh, which then share the texts."""
+    if len(mesh.local_devices) == 1:
+        return encoder
+    return encoder._replace(params=jax.device_put(encoder.params, replicated(row_mesh(mesh))))
 
 
 def _pooled(vectors_CE: np.ndarray, tokens_C: Sequence[int]) -> np.ndarray:
@@ -162,17 +185,18 @@ def load_encoder(
       CheckpointError: no encoder there, a damaged one, or one that is not understood.
       ConfigError: max_length exceeds the encoder's positions; arguments that do not belong to this kind of folder.
     """
-    if own_folder(directory, "encoder"):
+    place = local_copy(directory)
+    if own_folder(place, "encoder"):
         if prompt or pooling:
             raise ConfigError(f"{directory!r} was written by this package: leave prompt and pooling out.")
-        folder = model_folder(local_copy(directory), "encoder", directory)
+        folder = model_folder(place, "encoder", directory)
         spec, record = read_record(folder, "encoder", stored_spec)
         params = jax.tree.map(jnp.asarray, read_weights(folder, record["weights_sha256"], abstract_encoder(spec)))
         room, prefix = record.get("max_length", spec.text_tokens), prefix or record.get("prefix", "")
         encoder = Encoder(spec, params, load_tokenizer(str(folder)), record["weights_sha256"], room, prefix)
         encoder = encoder if dtype is None else encoder._replace(spec=with_compute(spec, dtype))
     else:
-        encoder = load_released(directory, prefix, prompt, pooling, dtype or "float32")
+        encoder = load_released(place, directory, prefix, prompt, pooling, dtype or "float32")
     limit = encoder.spec.text_tokens
     if max_length is not None and max_length > limit:
         raise ConfigError(f"encoder.max_length={max_length} but this encoder has {limit} positions. Use {limit}.")
@@ -186,9 +210,8 @@ def with_compute(spec: TextEncoderSpec, dtype: str) -> TextEncoderSpec:
     return dataclasses.replace(spec, dtype=dtype)
 
 
-def load_released(source: str, prefix: str, prompt: str, pooling: str | None, dtype: str) -> Encoder:
-    """`load_encoder` of other people's folders."""
-    folder = local_copy(source)
+def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: str | None, dtype: str) -> Encoder:
+    """`load_encoder` of other people's folders; `source` is the user's name of it."""
     chain = _chain(folder, source, pooling)
     if prefix and prompt:
         raise ConfigError(f"Both prefix {prefix!r} and prompt {prompt!r} are given. Give one.")

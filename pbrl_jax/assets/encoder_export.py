@@ -59,7 +59,7 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     config = transformer_config(encoder, kind.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODULES).unlink(missing_ok=True)
-    _write(folder, config, encoder.params, transformer_names(spec))
+    write_module(folder, config, encoder.params, transformer_names(spec))
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     flags = {flag: spec.pooling == ours for ours, (_, flag) in POOLINGS.items()}
     width = spec.decoder.width if isinstance(spec, DecoderEncoderSpec) else spec.width
@@ -68,7 +68,7 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
         place = f"{len(modules)}_Dense"
         described = {"in_features": width, "out_features": own.width, "bias": own.bias}
         described["activation_function"] = TORCH_CLASSES[own.activation]
-        _write(folder / place, described, encoder.params[name], dense_names(own, width))
+        write_module(folder / place, described, encoder.params[name], dense_names(own, width))
         modules.append(("Dense", place))
         width = own.width
     modules.append(("Normalize", f"{len(modules)}_Normalize"))
@@ -148,7 +148,7 @@ def _dense_maps(spec: EncoderSpec | DecoderEncoderSpec) -> list[tuple[str, Dense
     return first + [(f"dense_{index}", one) for index, one in enumerate(spec.dense)]
 
 
-def _write(folder: epath.Path, config: Any, params: Any, names: dict[str, Stored]) -> None:
+def write_module(folder: epath.Path, config: Any, params: Any, names: dict[str, Stored]) -> None:
     """config.json and model.safetensors of one module; one parameter at a time is brought to the host."""
     folder.mkdir(parents=True, exist_ok=True)
     leaves: dict[str, Any] = {}

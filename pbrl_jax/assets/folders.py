@@ -1,7 +1,8 @@
 """Model folders of our own: a spec in JSON, parameters in safetensors, and the tokenizer, together.
 
 A folder holds `pbrl_policy.json` or `pbrl_encoder.json`, `model.safetensors` with one tensor per parameter path, and
-the tokenizer's own files. A work directory is accepted wherever a model folder is: its `policy/` or `encoder/` is used.
+the tokenizer's own files. A work directory is accepted wherever a model folder is: its `policy/` or `encoder/` is used,
+of a quickstart's work directory that of the stage which trained it.
 """
 
 import dataclasses
@@ -12,14 +13,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.hf_names import Stored
-from pbrl_jax.models.safetensors_file import Planned, SafetensorsFile, write_safetensors
+from pbrl_jax.models.safetensors_file import Planned, located, open_safetensors, write_safetensors
 from pbrl_jax.models.weights import WEIGHTS, Weights, load_params
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+
+QUICKSTART_STAGES = {"policy": "rl", "encoder": "encoder"}
+"""Kind -> the stage of a quickstart whose work directory holds its model."""
 
 
 def flatten_params(params: Any) -> dict[str, np.ndarray]:
@@ -50,16 +53,24 @@ def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more)
 def own_folder(source: str, kind: str) -> epath.Path | None:
     """The folder itself, or the one inside a work directory; None where neither was written by this package."""
     root = epath.Path(source)
-    return next((folder for folder in (root, root / kind) if (folder / f"pbrl_{kind}.json").exists()), None)
+    folders = [root, root / kind]
+    if kind in QUICKSTART_STAGES:
+        folders.append(root / QUICKSTART_STAGES[kind] / kind)
+    return next((folder for folder in folders if (folder / f"pbrl_{kind}.json").exists()), None)
 
 
 def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path:
     """`own_folder`, which must be there; `source` is what the user called it.
 
     Raises:
-      CheckpointError: no such model there; says what was looked for.
+      CheckpointError: no such model there; says what was looked for, or that a run has not ended.
     """
     folder = own_folder(place, kind)
+    if folder is None and (epath.Path(place) / "checkpoints").exists():
+        raise CheckpointError(
+            f"The run in {source or place!r} has not ended: it has checkpoints, but no {kind}/ yet. Let it end; the "
+            "command that started it goes on, and with --train.max-steps N it ends at step N."
+        )
     if folder is None:
         raise CheckpointError(
             f"No {kind} in {source or place!r}: neither pbrl_{kind}.json nor {kind}/pbrl_{kind}.json is there, nor the "
@@ -92,12 +103,12 @@ def read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any 
     Raises:
       CheckpointError: a missing or damaged file, or tensors that do not fit: all of them are listed.
     """
-    path = folder / WEIGHTS
-    if not path.exists():
+    path = located(folder / WEIGHTS)
+    if path is None:
         raise CheckpointError(f"{folder} holds no {WEIGHTS}. Copy the whole folder, or write it again.")
     if sha256_file(path) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum is not the recorded one. Write it again.")
-    tensors = Weights([SafetensorsFile(path)], str(folder))
+    tensors = Weights([open_safetensors(path)], str(folder))
     names: dict[str, Stored] = {}
     map_with_path(lambda name, leaf: names.__setitem__(name, Stored(name, leaf.shape)), abstract)
     wrong = []
@@ -111,8 +122,8 @@ def read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any 
     return load_params(tensors, names, shardings, dtype)
 
 
-def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any, Any, Tokenizer, str]:
-    """(spec, parameters, tokenizer, weights' sha256) of a model folder, wherever it is.
+def read_model(place: str, kind: str, spec_class, abstract_params) -> tuple[Any, Any, Tokenizer, str]:
+    """(spec, parameters, tokenizer, weights' sha256) of a local model folder.
 
     Args:
       spec_class: function from the stored dict to a spec.
@@ -121,7 +132,7 @@ def read_model(source: str, kind: str, spec_class, abstract_params) -> tuple[Any
     Raises:
       CheckpointError: a missing or damaged file, or tensors that do not fit the spec: all of them are listed.
     """
-    folder = model_folder(local_copy(source), kind, source)
+    folder = model_folder(place, kind)
     spec, record = read_record(folder, kind, spec_class)
     params = read_weights(folder, record["weights_sha256"], abstract_params(spec))
     return spec, params, load_tokenizer(str(folder)), record["weights_sha256"]

@@ -134,14 +134,9 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
 
 
 def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: epath.Path, model_type: str) -> None:
-    """tokenizer.json for transformers, beside tokenizer.model; a warning where it would not help."""
-    if why := write_tokenizer_json(tokenizer, folder):
+    """tokenizer.json for transformers, beside tokenizer.model; a warning where it cannot be."""
+    if why := write_tokenizer_json(tokenizer, folder, model_type=model_type):
         _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, why)
-    elif model_type == "qwen2":
-        _LOGGER.warning(
-            "transformers reads the tokenizer of a Qwen2 folder with a class that cuts text in Qwen's way, to other "
-            "ids. Load that of %s by PreTrainedTokenizerFast.from_pretrained.", folder,
-        )  # fmt: skip
 
 
 def _token_ids(tokenizer: Tokenizer | MissingTokenizer) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From where a user says a model is to a folder of this machine, whose files can be mapped.
 
 A model is named by a folder, by a path of an object store (`gs://bucket/model`), or by a hub id (`Qwen/Qwen3-0.6B`,
-with `@revision` for one that stays the same). Files that are not here are copied once and found again afterwards.
+with `@revision` for one that stays the same). Files of the hub are downloaded once. Of a store the small files are
+copied once, and so is what torch wrote; safetensors stay there, and are read by range where numbers are needed.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from etils import epath
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import CHUNK_BYTES, is_remote, write_atomic
 from pbrl_jax.core.progress import Progress
+from pbrl_jax.models.safetensors_file import POINTER
 
 #: What a model needs: configuration, tokenizer, chat template and weights.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml")
@@ -96,8 +98,9 @@ def cache_folder() -> str:
 
 
 def copy_remote(source: str) -> str:
-    """A folder of an object store, copied file by file; files whose size and time are as before are not copied again.
-    Where the store's client tells no time, all of them are.
+    """A folder of an object store, copied file by file, with a pointer in the place of every safetensors file.
+
+    Files whose size and time are as before are not copied again; where the store's client tells no time, all are.
 
     Raises:
       CheckpointError: no such folder, or the store refuses.
@@ -129,19 +132,24 @@ def copy_remote(source: str) -> str:
 
 
 def _wanted(name: str) -> bool:
-    """The files of a model; of a work directory also those of the model folders in it."""
+    """The files that are copied; of a work directory also those of the model folders in it."""
     path = epath.Path(name)
-    return any(path.match(pattern) for pattern in (*SMALL_FILES, *WEIGHT_FILES, *TORCH_FILES))
+    return any(path.match(pattern) for pattern in (*SMALL_FILES, *TORCH_FILES))
 
 
 def _remote_files(folder: epath.Path, below: str = "") -> dict[str, tuple[epath.Path, list[int]]]:
-    """Relative name -> (file, [size, modification time]); one level of folders deep, as sentence encoders are laid."""
+    """Name here -> (file, [size, modification time]); one level of folders deep, as sentence encoders are laid.
+
+    Of safetensors there will be a pointer, which is the same whatever the file holds.
+    """
     found = {}
     for child in folder.iterdir():
         name = f"{below}{child.name}"
         if child.is_dir():
             if not below:
                 found |= _remote_files(child, f"{name}/")
+        elif any(child.match(pattern) for pattern in WEIGHT_FILES):
+            found[f"{name}{POINTER}"] = child, [0, 1]
         elif _wanted(name):
             stat = child.stat()
             found[name] = child, [int(stat.length), int(stat.mtime)]
@@ -158,6 +166,9 @@ def _read_record(target: str) -> dict[str, list[int]]:
 
 
 def _copy(file: epath.Path, target: str, progress: Progress) -> None:
+    if target.endswith(POINTER):
+        write_atomic(target, os.fspath(file))
+        return
     os.makedirs(os.path.dirname(target), exist_ok=True)
     part = f"{target}.part"
     with file.open("rb") as reader, open(part, "wb") as writer:

@@ -48,6 +48,7 @@ class M2M100Translator(Translator):
         if num_beams < 1 or batch_size < 1:
             raise ConfigError(f"num_beams={num_beams}, batch_size={batch_size}: both must be at least 1.")
         self.spec, self.params, self.tokenizer = spec, params, tokenizer
+        self.config: dict[str, Any] = {}
         self.num_beams, self.batch_size = num_beams, batch_size
         self.source_limit = min(SOURCE_LIMIT, spec.max_positions)
 
@@ -138,6 +139,7 @@ def load_m2m100(
     shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
     params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)
     translator = M2M100Translator(spec, params, tokenizer, num_beams, batch_size)
+    translator.config = config
     described = json.dumps([config, num_beams], sort_keys=True) + weights_digest(tensors)
     translator.fingerprint = hashlib.sha256(described.encode()).hexdigest()
     return translator

@@ -44,6 +44,9 @@ class EncoderConfig:
     max_length: int = identity(64)
     """Tokens the encoder reads at a time; longer texts are read in chunks and their vectors pooled by length. The share
     of such responses is logged (encoder_cut)."""
+    dtype: str = identity("")
+    """Compute type, float32 or bfloat16; the weights of a released encoder are held in it too. Empty: float32, or what
+    the folder says."""
     prefix: str = identity("")
     """Text put before every input, on both sides (`query: ` for E5); empty: the default of the encoder's folder."""
 
@@ -82,6 +85,9 @@ class RolloutConfig:
     """Nucleus mass; 1 is off."""
     top_k: int = identity(0)
     """Candidates kept; 0 is off."""
+    weights: str = operational("whole")
+    """How the policy's matrices lie while it decodes: whole (in the compute type, copied once a rollout to every device
+    that mesh.fsdp shares them over) or as_trained (they stay shared: less memory, and exchanged at every token)."""
     segment_length: int = operational(128)
     """Tokens decoded between two looks at the outside (signals, early exit); at most 128."""
 
@@ -157,6 +163,9 @@ class TrainConfig:
     """Response positions, over all rows of a microbatch, in units of which logits are made."""
     fused: bool = identity(False)
     """Rollout, reward and update as one compiled program; needs a shared tokenizer."""
+    offload: tuple[str, ...] = operational(())
+    """What lies in the host's memory between its uses, where the platform has such a memory: optimizer (its moments),
+    reference (the start policy of the KL term; it is then read before the gradient, microbatch by microbatch)."""
     packed: bool = operational(True)
     """Update on packed responses where that saves work: cost follows the tokens produced."""
     save_steps: int = operational(50)
@@ -266,7 +275,7 @@ class LogConfig:
     samples_per_step: int = operational(8)
     """Responses written to samples/ at each logging step, round-robin over languages."""
     compilation_cache: str = operational("~/.cache/pbrl_jax/xla")
-    """Folder of the persistent compilation cache; empty is off."""
+    """Folder of the persistent compilation cache; empty is off. JAX_COMPILATION_CACHE_DIR comes before the default."""
     slow_phase_seconds: int = operational(900)
     """Say which phase (generate, reward, update, save, evaluate) is slow, with the stacks of all threads, when one
     takes longer; 0 never says it."""  # ASSUMED

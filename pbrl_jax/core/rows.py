@@ -9,18 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from pbrl_jax.core import agree
-from pbrl_jax.core.sharding import MESH_AXES, batch_sharding
+from pbrl_jax.core.sharding import batch_sharding, row_mesh
 
 
-def own_device() -> contextlib.AbstractContextManager:
-    """What runs in here runs on this host alone, on its first device; nothing changes where there is one host."""
-    if agree.host_count() == 1:
-        return contextlib.nullcontext()
-    first = jax.local_devices()[:1]
-    return jax.set_mesh(jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=first))
+def own_devices(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """What runs in here runs on this host's devices of a mesh alone; nothing changes where there is one host."""
+    return contextlib.nullcontext() if agree.host_count() == 1 else jax.set_mesh(row_mesh(mesh))
 
 
 def row_owners(mesh: Mesh, rows: int) -> np.ndarray:

@@ -32,6 +32,11 @@ def nested(flat: Mapping[str, Any]) -> dict:
     return tree
 
 
+def first_rule(path: str, rules: Sequence[tuple[str, Any]]) -> tuple[str, Any] | None:
+    """The first (regular expression of the end of a path, value) that matches; None where none does."""
+    return next((rule for rule in rules if re.search(rf"(^|/){rule[0]}$", path)), None)
+
+
 def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
     """The value of the first rule whose pattern ends each leaf's path.
 
@@ -46,12 +51,12 @@ def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
     missing: list[str] = []
 
     def value_of(path: str, _leaf):
-        for pattern, value in rules:
-            if re.search(rf"(^|/){pattern}$", path):
-                used.add(pattern)
-                return value
-        missing.append(path)
-        return None
+        rule = first_rule(path, rules)
+        if rule is None:
+            missing.append(path)
+            return None
+        used.add(rule[0])
+        return rule[1]
 
     matched = map_with_path(value_of, tree)
     unused = [pattern for pattern, _ in rules if pattern not in used]

@@ -4,12 +4,14 @@ import math
 
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
+from pbrl_jax.core.offload import check_offload
 from pbrl_jax.core.sharding import mesh_shape
 
 #: Fields with a closed set of values.
 CHOICES = {
     "policy.dtype": ("float32", "bfloat16"),
     "policy.remat": ("none", "full", "dots"),
+    "encoder.dtype": ("", "float32", "bfloat16"),
     "pivot.source": ("dataset", "policy", "file", "endpoint"),
     "reward.parts": ("split", "whole", "reasoning", "answer"),
     "reward.language_gate": ("hard", "penalty", "soft", "scheduled", "tokens", "off"),
@@ -20,6 +22,7 @@ CHOICES = {
     "reward.implicit_form": ("reference", "response"),
     "reward.curriculum_shape": ("linear", "cosine"),
     "reward.hybrid_form": ("convex", "product", "gated"),
+    "rollout.weights": ("whole", "as_trained"),
     "algo.kl_estimator": ("k1", "k2", "k3"),
     "algo.kl_in": ("loss", "reward"),
     "algo.loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "gpg"),
@@ -199,6 +202,7 @@ def validate(config: Config, device_count: int) -> None:
     _check_advantages(config)
     _check_guard(config)
     _check_adapters(config)
+    check_offload(config)
     _check_batch(config, device_count)
 
 

@@ -5,6 +5,7 @@ held out: nothing may be trained on it, so that the audit tells a reward that un
 """
 
 import random
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from pbrl_jax.eval.attack_text import PHRASES, Phrases
 from pbrl_jax.rewards.alignment import chunks_of
 from pbrl_jax.text.answers import split_response
 from pbrl_jax.text.languages import answer_sentence
+
+_EQUATION = re.compile(r"\d[\d.,]*(?:\s*[-+*/×÷−]\s*\d[\d.,]*)+\s*=\s*\d+")
+_NUMBER = re.compile(r"\d(?:[\d.,/]*\d)?")
 
 
 class Case(NamedTuple):
@@ -48,30 +52,48 @@ class Case(NamedTuple):
 
 
 def steps_of(text: str) -> list[str]:
-    """The sentences of `text`; of a single one (Thai writes no full stop) its two halves."""
-    steps = chunks_of(text)
-    words = text.split()
-    if len(steps) > 1 or len(words) < 2:
+    """The sentences of `text`. A single one (Thai writes no full stop) is cut behind its equations, else before its
+    equation, else in its middle."""
+    if len(steps := chunks_of(text)) != 1:
         return steps
-    return [" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])]
+    equations = list(_EQUATION.finditer(text))
+    behind = [match.end() for match in equations if text[match.end() :].strip(" .")]
+    before = [match.start() for match in equations[:1] if text[: match.start()].strip()]
+    words = text.split()
+    if cuts := behind or before:
+        steps = [text[start:end].strip() for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
+    elif len(words) > 1:
+        steps = [" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])]
+    elif len(text) > 1:
+        steps = [text[: len(text) // 2], text[len(text) // 2 :]]
+    return steps
 
 
 def _change_one(case: Case, rng: random.Random) -> str:
-    return change_numbers(case.faithful, rng) or ""
+    return change_numbers(case.faithful, rng) or case.faithful
 
 
 def _change_answer(case: Case, rng: random.Random) -> str:
-    """The right steps, and an answer that is ten times too large."""
-    reasoning, _ = case.parts
-    return f"{reasoning} {answer_sentence(f'{case.prompt.answer}0', case.prompt.language)}"
+    """The right steps, and another answer: ten times the number, in its own digits, or the letter behind its letter."""
+    reasoning, sentence = case.parts
+    numbers, answer = list(_NUMBER.finditer(sentence)), case.prompt.answer
+    if numbers:
+        start, end = numbers[-1].span()
+        number = sentence[start:end]
+        zero = chr(ord(number[0]) - int(number[0]))
+        whole = number.isdecimal() and int(number) > 0
+        changed = number + zero if whole else chr(ord(zero) + 1) + number
+        sentence = sentence[:start] + changed + sentence[end:]
+    elif answer and len(answer) == 1:
+        sentence = answer_sentence(chr(ord(answer) + 1), case.prompt.language)
+    return f"{reasoning} {sentence}"
 
 
-def _drop(place: int) -> Callable[[Case, random.Random], str]:
+def _drop(first: bool) -> Callable[[Case, random.Random], str]:
     def template(case: Case, rng: random.Random) -> str:
         reasoning, answer = case.parts
         steps = steps_of(reasoning)
-        del steps[place]
-        return " ".join([*steps, answer])
+        return " ".join([*(steps[1:] if first else steps[:-1]), answer])
 
     return template
 
@@ -102,7 +124,7 @@ def _switch(first_english: bool) -> Callable[[Case, random.Random], str]:
 
 def _repeat_last(case: Case, rng: random.Random) -> str:
     reasoning, answer = case.parts
-    return " ".join([reasoning, *[steps_of(reasoning)[-1]] * 3, answer])
+    return " ".join([reasoning, *steps_of(reasoning)[-1:] * 3, answer])
 
 
 class Attack(NamedTuple):
@@ -125,7 +147,7 @@ ATTACKS: dict[str, Attack] = {
     "repeated": Attack(lambda case, rng: " ".join([case.faithful] * 3), _repeat_last),
     "other_problem": Attack(lambda case, rng: case.neighbours[1], lambda case, rng: case.neighbours[0]),
     "number_changed": Attack(_change_one, _change_answer),
-    "step_dropped": Attack(_drop(0), _drop(-1)),
+    "step_dropped": Attack(_drop(True), _drop(False)),
     "negation": Attack(_deny, lambda case, rng: f"{case.phrases.untrue} {case.faithful}"),
     "cut_short": Attack(
         lambda case, rng: case.faithful[: len(case.faithful) // 2].rstrip(),

@@ -18,6 +18,9 @@ from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
+from pbrl_jax.text.answers import extract_answer, same_answer, split_response
+from pbrl_jax.text.languages import answer_sentence
+from pbrl_jax.text.tokenizers import Tokenizer
 
 HELD_OUT_FAMILIES = ("div", "muladd")
 """Quickstart families that no hard negative may be made of: one with a single step, one with two."""
@@ -80,9 +83,11 @@ def below(table: Table, bound: float) -> list[tuple[float, str, str]]:
     return sorted((auc, code, name) for code, row in table.items() for name, auc in row.items() if auc < bound)
 
 
-def make_scorer(reward: Callable, encoder: Encoder) -> Callable[[list[Prompt], list[str]], Scores]:
+def make_scorer(
+    reward: Callable, encoder: Encoder, tokenizer: Tokenizer
+) -> Callable[[list[Prompt], list[str]], Scores]:
     """A reward of RewardInputs as a function of prompts and replies: tokens and reference vectors are made here, in
-    batches of one size."""
+    batches of one size. `tokenizer` stands for the policy's."""
 
     def score(prompts: list[Prompt], replies: list[str]) -> Scores:
         unique = dict.fromkeys(prompt.reference for prompt in prompts)
@@ -96,7 +101,7 @@ def make_scorer(reward: Callable, encoder: Encoder) -> Callable[[list[Prompt], l
         for rows in _batches(len(prompts)):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
             pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
-            total = reward(RewardInputs(chosen, texts, *_tokens(texts, encoder), pivots, 0)).total
+            total = reward(RewardInputs(chosen, texts, *_tokens(texts, tokenizer), pivots, 0)).total
             found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
         value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
         return Scores(value, valid, {})
@@ -111,8 +116,8 @@ def _batches(count: int) -> Iterator[np.ndarray]:
         yield np.minimum(np.arange(start, start + size), count - 1)
 
 
-def _tokens(texts: Sequence[str], encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
-    ids = encoder.tokenizer.encode_batch(list(texts))
+def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    ids = tokenizer.encode_batch(list(texts))
     lengths = np.array([len(row) for row in ids])
     tokens = np.zeros((len(ids), max(1, lengths.max())), np.int32)
     for row, row_ids in enumerate(ids):
@@ -162,14 +167,15 @@ def _further(code: str, languages: Sequence[str]) -> tuple[str, str]:
     return tuple([*later, *others][:2]) if len(others) > 1 else (others[0], others[0])
 
 
-def file_cases(path: str, prompts: Sequence[Prompt]) -> list[Case]:
-    """Cases of a JSON lines file of faithful replies, `{"id", "language", "response"}`, to `prompts`.
+def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Case]:
+    """Cases of the first `limit` problems (0: all) of a JSON lines file of faithful replies, `{"id", "language",
+    "response"}`, to `prompts`.
 
     Every second problem counts as held out.
 
     Raises:
-      DataError: rows that fit no prompt, fewer than three problems or two languages beside English, or prompts
-        without reference or answer.
+      DataError: rows that fit no prompt, replies that are not right or have no steps, fewer than three problems or two
+        languages beside English, or prompts without reference or answer.
     """
     known = {(prompt.id, prompt.language): prompt for prompt in prompts}
     replies: dict[int, dict[str, tuple[Prompt, str]]] = defaultdict(dict)
@@ -182,8 +188,16 @@ def file_cases(path: str, prompts: Sequence[Prompt]) -> list[Case]:
             )
         if prompt.reference is None or prompt.answer is None:
             raise DataError(f"Problem {prompt.id} in {prompt.language} has no reference or no answer to audit with.")
+        reply = str(row["response"]).strip()
+        if not split_response(reply, prompt.language)[0] or not same_answer(
+            extract_answer(reply, prompt.language), prompt.answer
+        ):
+            raise DataError(
+                f"{PurePath(path).name}, row {number}: the audit needs faithful replies, steps and then the answer "
+                f"{answer_sentence(prompt.answer, prompt.language)!r}; found {reply!r}. Mend or remove that row."
+            )
         if prompt.language != "en":
-            replies[row_of(prompt.id)][prompt.language] = (prompt, str(row["response"]).strip())
+            replies[row_of(prompt.id)][prompt.language] = (prompt, reply)
     codes = list(dict.fromkeys(code for row in replies.values() for code in row))
     whole = [row for row in replies.values() if len(row) == len(codes)]
     if len(whole) < 3 or len(codes) < 2:
@@ -200,6 +214,6 @@ def file_cases(path: str, prompts: Sequence[Prompt]) -> list[Case]:
             neighbours=tuple(whole[(place + shift) % len(whole)][code][1] for shift in (1, 2)),
             held_out=place % 2 == 1,
         )
-        for place, row in enumerate(whole)
+        for place, row in enumerate(whole[: limit or None])
         for code, (prompt, reply) in row.items()
     ]

@@ -11,9 +11,11 @@ from pbrl_jax.eval.audit import HELD_OUT, Table
 
 
 def audit_lines(table: Table, title: str, bound: float | None) -> RichTable:
-    """Attacks in rows, languages in columns, `seen | held out` in per cent; what is below the bound is marked."""
-    found = RichTable(title=f"{title}: faithful above attack, % of pairs, seen | held out")
-    found.add_column("attack")
+    """Attacks in rows, languages in columns, `seen/held out` in per cent; what is below the bound is marked."""
+    found = RichTable(
+        title=f"{title}: faithful above attack, % of pairs, seen/held out", box=None, collapse_padding=True
+    )
+    found.add_column("attack", no_wrap=True)
     for code in table:
         found.add_column(code, justify="right")
 
@@ -22,7 +24,8 @@ def audit_lines(table: Table, title: str, bound: float | None) -> RichTable:
         return f"[bold red]{text}[/]" if bound is not None and value < bound else text
 
     for name in ATTACKS:
-        found.add_row(name, *(f"{cell(row[name])} | {cell(row[name + HELD_OUT])}" for row in table.values()))
+        cells = (f"{cell(row[name])}/{cell(row[name + HELD_OUT])}" for row in table.values())
+        found.add_row(name.replace("_", " "), *cells)
     return found
 
 

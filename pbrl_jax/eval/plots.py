@@ -165,12 +165,13 @@ def axes(first: float, last: float, lowest: float, highest: float) -> Axes:
     for tick in ticks:
         body += f'<path d="M{left} {y(tick):.1f}H{right}" class="grid"/>'
         body += f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" class="soft end">{short_number(tick)}</text>'
-    middle = [tick for tick in nice_ticks(first, last, 3) if first < tick < last and tick == int(tick)]
-    labels = [(first, ""), *((tick, " mid") for tick in middle), (last, " end")]
-    for step, anchor in labels if last > first else labels[:1]:
-        if anchor == " mid" and not 36 < x(step) - left < right - left - 50:
+    middle = [tick for tick in nice_ticks(first, last) if first < tick < last and tick == int(tick)]
+    labels = [(first, "", f"step {first:g}"), *((tick, " mid", f"{tick:g}") for tick in middle)]
+    labels += [(last, " end", f"{last:g}")] if last > first else []
+    for step, anchor, text in labels:
+        if anchor == " mid" and not 60 < x(step) - left < right - left - 50:
             continue
-        body += f'<text x="{x(step):.1f}" y="{CHART_HEIGHT - 6}" class="soft{anchor}">{step:g}</text>'
+        body += f'<text x="{x(step):.1f}" y="{CHART_HEIGHT - 6}" class="soft{anchor}">{text}</text>'
     return Axes(x, y, body)
 
 

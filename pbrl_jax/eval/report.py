@@ -68,10 +68,7 @@ def report_workdirs(workdirs: Sequence[str | os.PathLike], out: str | os.PathLik
       DataError: a folder does not exist or is given twice, holds nothing to report, or a file in it is not what it
         should be.
     """
-    roots = [work_dir(workdir).root for workdir in workdirs]
-    doubles = sorted({str(root) for root in roots if roots.count(root) > 1})
-    if doubles:
-        raise DataError(f"{', '.join(doubles)} is given twice. Name each work directory once.")
+    roots = distinct_roots(workdirs)
     runs = [read_run(root) for root in roots]
     data = runs[0]
     if len(runs) > 1:
@@ -102,9 +99,22 @@ def write_picture(path: str | os.PathLike, data: ReportData) -> epath.Path:
     return epath.Path(path)
 
 
+def distinct_roots(workdirs: Sequence[str | os.PathLike]) -> list[epath.Path]:
+    """The work directories as absolute paths.
+
+    Raises:
+      DataError: one is given twice.
+    """
+    roots = [work_dir(workdir).root for workdir in workdirs]
+    doubles = sorted({str(root) for root in roots if roots.count(root) > 1})
+    if doubles:
+        raise DataError(f"{', '.join(doubles)} is given twice. Name each work directory once.")
+    return roots
+
+
 def run_labels(roots: Sequence[epath.Path]) -> list[str]:
     """Short names of work directories: the last folder, with as many above it as tell all apart."""
-    for depth in range(1, max(len(root.parts) for root in roots) + 1):
+    for depth in range(1, max((len(root.parts) for root in roots), default=0) + 1):
         labels = ["/".join(root.parts[-depth:]) for root in roots]
         if len(set(labels)) == len(labels):
             return labels

@@ -20,7 +20,10 @@ def audit_section(audit: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
     for title, by_language in audit.items():
         codes = list(by_language)
         attacks = list(dict.fromkeys(name for row in by_language.values() for name in row))
-        rows = [[escape(name.replace("_", " ")), *(_auc(by_language[c].get(name)) for c in codes)] for name in attacks]
+        rows = [
+            [escape(name.replace("_", " ").replace("/", ", ")), *(_auc(by_language[c].get(name)) for c in codes)]
+            for name in attacks
+        ]
         worst = [min(by_language[code].values()) for code in codes]
         parts.append(f"<h3>{escape(title.capitalize())}</h3>")
         parts.append(table(("attack", *codes), rows, ["worst", *map(_auc, worst)]))

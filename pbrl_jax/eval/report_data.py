@@ -41,6 +41,7 @@ class ReportData:
       audit: title -> the table of audit.json, language -> attack -> AUC in [0, 1].
       contamination: benchmark -> what contamination.json says of it.
       next_commands: (comment, command) pairs.
+      evaluation: the result of `pbrl eval`, eval.json.
       missing: files that were looked for and not found, in words.
       runs: label -> run, this one first, where several are compared.
     """
@@ -54,6 +55,7 @@ class ReportData:
     audit: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     contamination: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     next_commands: tuple[tuple[str, str], ...] = REAL_MODELS
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     runs: Mapping[str, "ReportData"] = field(default_factory=dict)
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from pbrl_jax.eval.report_data import language_name
+
 
 def section(title: str, note: str, body: str) -> str:
     """A section with a heading and a line of explanation; title and note are text, the body is HTML."""
@@ -26,6 +28,12 @@ def span(kind: str, text: str) -> str:
 def grid(kind: str, cells: Sequence[str]) -> str:
     """HTML cells side by side, as many as the width allows; nothing for no cells."""
     return f'<div class="grid {kind}">{"".join(cells)}</div>' if cells else ""
+
+
+def named_language(code: str) -> str:
+    """A language's name with its code; the code alone where no name is known."""
+    name = language_name(code)
+    return escape(code) if name == code else f"{escape(name)} {span('soft', code)}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] = ()) -> str:

@@ -20,7 +20,8 @@ from pbrl_jax.eval.report_data import (
     problem_count,
     series_of,
 )
-from pbrl_jax.eval.report_html import card, grid, section, span, table
+from pbrl_jax.eval.report_evaluation import against_section, numbers_section
+from pbrl_jax.eval.report_html import card, grid, named_language, section, span, table
 from pbrl_jax.eval.report_samples import samples_section
 from pbrl_jax.eval.report_style import SCRIPT, STYLE
 
@@ -30,7 +31,10 @@ SHORT = {
     "eval/accuracy": "accuracy",
     "eval/right_language": "right language, greedy",
 }
-"""What a curve of one language is called."""
+"""What a curve of one language is called; all of these are shares."""
+
+OF_REWARD = {"mean": "reward", "std": "spread"}
+"""What a reward's curve is called behind the reward's name."""
 
 CONTROLS = {
     "shuffled_pivots": ("Shuffled pivots", "references of other questions: this must not lift"),
@@ -46,6 +50,8 @@ def page(data: ReportData) -> str:
         _head_section(data),
         compare_section(data.runs),
         _language_section(data),
+        against_section(data.evaluation),
+        numbers_section(data.evaluation),
         curve_section(data),
         audit_section(data.audit),
         contamination_section(data.contamination),
@@ -139,8 +145,9 @@ def _head_section(data: ReportData) -> str:
         facts.append(f"{count} held-out problems per language")
     if data.metrics:
         facts.append(f"{data.metrics[-1].get('step', len(data.metrics))} training steps")
+    whose = next((f"{label}: " for label in data.runs), "")
     return (
-        f'<header><h1>{escape(data.title)}</h1><p class="lead">{escape(result_sentence(data))}</p>'
+        f'<header><h1>{escape(data.title)}</h1><p class="lead">{escape(whose + result_sentence(data))}</p>'
         f'<p class="note">{escape("; ".join(facts))}</p></header>' + grid("tiles", tiles)
     )
 
@@ -155,7 +162,7 @@ def _language_section(data: ReportData) -> str:
     english = languages.get("en", {}).get("after")
     cards = []
     for code in order:
-        head, right, body = f"{escape(language_name(code))} {span('soft', code)}", "", ""
+        head, right, body = named_language(code), "", ""
         if code in languages:
             record, count = languages[code], problem_count(data.summary, code)
             before, after = record.get("before"), record["after"]
@@ -186,12 +193,13 @@ def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequ
         group, series = name.rpartition("/")[0], series_of(metrics, name)
         if group == "eval/problems":
             continue
-        label = SHORT.get(group) or group.replace("/", " ")
+        label, end = SHORT.get(group) or group.replace("/", " "), end_means(series)[1]
         if group.startswith("rewards/"):
-            label = group.split("/")[1] + " reward"
+            _, reward, *more = group.split("/")
+            label = " ".join([reward, *(OF_REWARD.get(word, word) for word in more)])
         lines += (
             f'<div class="spark">{span("soft", label)}{sparkline(f"spark-{code}-{index}", name, series)}'
-            f"<span>{short_number(end_means(series)[1])}</span></div>"
+            f"<span>{percent(end) if group in SHORT else short_number(end)}</span></div>"
         )
     return lines
 
@@ -250,7 +258,7 @@ def _seconds_table(header: str, seconds: Mapping[str, float], total: float) -> s
         share = value / total if total else 0.0
         bar = f'<span class="bar" style="width:{180 * share:.0f}px"></span>'
         shown = duration(value) if value >= 10 else f"{value:.2g} s"
-        rows.append([escape(name), shown, f"{100 * share:.0f}\u00a0%", bar])
+        rows.append([escape(name.replace("_", " ")), shown, f"{100 * share:.0f}\u00a0%", bar])
     return table((header, "time", "share", ""), rows)
 
 

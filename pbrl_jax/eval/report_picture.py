@@ -7,7 +7,7 @@ from typing import Any
 from pbrl_jax.eval.plots import wilson_interval
 from pbrl_jax.eval.report_data import language_name, pair, problem_count
 
-COLOURS = {"before": "#b5b3a8", "after": "#2a6fd0"}
+COLOURS = {"before": "#96948a", "after": "#2a6fd0"}
 INK, SOFT, RULE = "#14140f", "#5c5b55", "#e2e1da"
 
 
@@ -39,6 +39,9 @@ def picture_bytes(summary: Mapping[str, Any]) -> bytes:
     axes.grid(axis="y", color=RULE)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=9)
+    axes.tick_params(axis="x", pad=12)
+    for label in axes.get_xticklabels():
+        label.set_verticalalignment("baseline")  # a name without tall letters would stand higher
     for spine in axes.spines.values():
         spine.set_visible(False)
     if any("before" in row for row in languages.values()):
@@ -58,8 +61,10 @@ def _bar(axes: Any, x: float, record: Mapping[str, Any], side: str, count: int |
     if interval:
         low, high = (100 * bound for bound in interval)
         axes.plot((x, x), (low, high), color=INK, linewidth=1, zorder=3)
+    top = high if interval else 100 * share
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # the line of English does not cross it
     axes.text(
-        x, 100 * share + 1.5 if not interval else high + 1.5, f"{100 * share:.0f}", ha="center", fontsize=8, color=INK
+        x, top + 1.5, f"{100 * share:.0f}", ha="center", fontsize=8, color=INK, bbox=behind if share < 0.98 else None
     )
 
 

@@ -31,7 +31,8 @@ def read_run(workdir: str | os.PathLike) -> ReportData:
     evaluations = read_evaluations(run, metrics)
     result = _read_object(paths.root / "eval.json")
     summary = _read_object(paths.root / "summary.json")
-    summary = summary or evaluation_summary(result) or trained_summary(evaluations)
+    summary_of_result = evaluation_summary(result)
+    summary = summary or summary_of_result or trained_summary(evaluations)
     if not summary:
         missing.append("summary.json or evaluations (accuracies before and after: set train.eval_steps)")
     if not metrics and not result:
@@ -55,6 +56,7 @@ def read_run(workdir: str | os.PathLike) -> ReportData:
         evaluations=tuple(evaluations),
         audit=audit,
         contamination=_contamination(paths.root, result),
+        evaluation=result if summary_of_result else {},
         missing=tuple(missing),
     )
 

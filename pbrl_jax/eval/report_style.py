@@ -4,7 +4,7 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f7f7f4; --surface: #ffffff; --ink: #14140f; --soft: #5c5b55; --rule: #e2e1da;
-  --before: #b5b3a8; --after: #2a6fd0; --good: #0a6b2b; --bad: #b3261e; --code: #f0efe9;
+  --before: #96948a; --after: #2a6fd0; --good: #0a6b2b; --bad: #b3261e; --code: #f0efe9;
   --c0: #2a6fd0; --c1: #c2410c; --c2: #0f7b5f; --c3: #8a3ab9;
   --c4: #a16207; --c5: #be185d; --c6: #4d5b6b; --c7: #0e7490;
 }
@@ -27,6 +27,7 @@ h1 { font-size: clamp(1.5rem, 1.1rem + 2vw, 2.25rem); line-height: 1.2; margin: 
 h2 { font-size: 1.25rem; margin: 44px 0 4px; }
 h3 { font-size: 1rem; margin: 0; font-weight: 600; }
 h3 .soft { font-weight: 400; }
+.head h3 { min-width: 0; overflow-wrap: anywhere; }
 p { margin: 6px 0 14px; max-width: 74ch; }
 .lead { font-size: 1.1rem; }
 .soft, .note { color: var(--soft); }
@@ -74,9 +75,9 @@ svg path.c7 { stroke: var(--c7); } svg circle.c7 { fill: var(--c7); } .key.c7 { 
 }
 td .down { font-weight: 600; }
 section > h3 { margin: 18px 0 0; }
-.spark { display: grid; grid-template-columns: 1fr 110px auto; gap: 10px; align-items: center; font-size: 0.85rem; }
+.spark { display: grid; grid-template-columns: 1fr 110px 4.4em; gap: 10px; align-items: center; font-size: 0.85rem; }
 .spark + .spark { margin-top: 2px; }
-.spark span:last-child { font-variant-numeric: tabular-nums; min-width: 3.2em; text-align: right; }
+.spark span:last-child { font-variant-numeric: tabular-nums; text-align: right; }
 .card .spark:first-of-type { border-top: 1px solid var(--rule); margin-top: 10px; padding-top: 8px; }
 .wide { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; font-size: 0.95rem; font-variant-numeric: tabular-nums; }
@@ -84,6 +85,7 @@ th, td { text-align: right; padding: 6px 14px; border-bottom: 1px solid var(--ru
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 td { white-space: nowrap; }
 td:first-child { white-space: normal; }
+td code { display: inline-block; max-width: 36vw; white-space: normal; overflow-wrap: anywhere; }
 table.config td { white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.total td { font-weight: 650; }
@@ -110,7 +112,7 @@ input[type="number"] { width: 5.5em; }
 #samples .card { margin: 12px 0; }
 .card dl { display: grid; grid-template-columns: 8em 1fr; gap: 6px 14px; margin: 8px 0 0; }
 .card dt { color: var(--soft); font-size: 0.88rem; padding-top: 2px; }
-.card dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.card dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
 .chips { display: flex; flex-wrap: wrap; gap: 6px; }
 .chip { background: var(--code); border-radius: 99px; padding: 1px 10px; font-size: 0.86rem; white-space: nowrap; }
 [hidden] { display: none !important; }
@@ -118,7 +120,7 @@ input[type="number"] { width: 5.5em; }
   main { padding: 22px 14px 48px; }
   .card dl { grid-template-columns: 1fr; gap: 0; }
   .card dt { padding-top: 8px; }
-  td:has(> .bar) { display: none; }
+  td:has(> .bar), table:has(.bar) th:last-child { display: none; }
   table { font-size: 0.9rem; }
   th, td { padding: 6px; }
   td:first-child:has(.note) { min-width: 8em; }
@@ -137,6 +139,7 @@ SCRIPT = """
   function number(card) { return card.dataset.reward === "" ? -Infinity : Number(card.dataset.reward); }
   function fits(card) {
     var value = card.dataset, reward = number(card);
+    if (value.reward === "" && (low.value !== "" || high.value !== "")) return false;
     return (!language.value || value.language === language.value) && (!step.value || value.step === step.value) &&
            (!run || !run.value || value.run === run.value) &&
            (low.value === "" || reward >= Number(low.value)) && (high.value === "" || reward <= Number(high.value));

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.core.sharding import constrain
+from pbrl_jax.core.sharding import constrain, sequence_axis
 from pbrl_jax.models.fused_attention import FUSED
 from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply_rope, rope_tables
 from pbrl_jax.models.layouts import Causal, KVCache, Reach
@@ -141,7 +141,7 @@ class DecoderLayer(nn.Module):
         x = x + (norm("attention_out_norm")(attended) if spec.sandwich_norms else attended)
         fed = self.feed_forward()(norm("mlp_norm")(x))
         x = x + (norm("mlp_out_norm")(fed) if spec.sandwich_norms else fed)
-        return (constrain(x, "batch", "none", "none"), cache), None
+        return (constrain(x, "batch", sequence_axis(x.shape[1]), "none"), cache), None
 
     def feed_forward(self) -> nn.Module:
         """One gated feed-forward, or experts."""
@@ -219,6 +219,20 @@ def unstack_layers(params, spec: DecoderSpec):
         return params
     layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(spec.layers))
     return {**params, "layers": layers}
+
+
+def output_matrix(params, spec: DecoderSpec, copies: int = 1) -> dict[str, jax.Array]:
+    """The part of the parameters that `logits_of` reads.
+
+    With `copies`, each matrix is repeated along a new leading axis that lies on the devices that hold different rows:
+    each device then has a whole copy (cut over `tensor` alone) and adds up a gradient of its own, and the mesh adds
+    these once, where the copies were made, and not at every use.
+    """
+    name, axes = ("embed", ("vocab", "none")) if spec.tied_embeddings else ("lm_head", ("none", "vocab"))
+    matrix = params[name]
+    if copies > 1:
+        matrix = constrain(jnp.broadcast_to(matrix[None], (copies, *matrix.shape)), "batch", *axes)
+    return {name: matrix}
 
 
 def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:

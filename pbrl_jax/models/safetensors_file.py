@@ -1,4 +1,4 @@
-"""Safetensors files of our own reading and writing: mapped, checked, and streamed.
+"""Safetensors files of our own reading and writing: mapped, or read by range from a store; checked, and streamed.
 
 A file is eight bytes of header length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, and the
 tensors' bytes one after another (format of huggingface/safetensors). Nothing in it is ever run, and nothing in its
@@ -12,13 +12,14 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.paths import CHUNK_BYTES, is_remote
 
 #: Name of a type in the header -> the NumPy type.
 DTYPES = {
@@ -31,6 +32,8 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the format's own library."""
 METADATA = "__metadata__"
+POINTER = ".at"
+"""Ending of a small file that stands for a large one: it holds the path of the object in a store."""
 _REPAIR = "Download or write the file again."
 
 
@@ -74,6 +77,97 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def release(self) -> None:
         """Lets the system drop the pages that were read; they are read again when looked at again."""
         self.map.madvise(mmap.MADV_DONTNEED)
+
+
+class RemoteTensor:
+    """A tensor in an object store: shape and type are known, numbers are read when they are asked for."""
+
+    def __init__(self, path: epath.Path, entry: Entry):
+        self.path, self.entry = path, entry
+        self.dtype, self.shape, self.size = entry.dtype, entry.shape, math.prod(entry.shape)
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        """The numbers from `start` to `stop` in the order of the file."""
+        found = np.empty(max(0, min(stop, self.size) - start), self.dtype)
+        self._read(found, start)
+        return found
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """An array of the tensor's shape in which these rows are read; the others are never touched, and so take no
+        memory of the machine."""
+        found = np.empty(self.shape, self.dtype)
+        if self.size:
+            self._read(found[start:stop].reshape(-1), start * (self.size // self.shape[0]))
+        return found
+
+    def _read(self, out: np.ndarray, start: int) -> None:
+        todo = memoryview(out.view(np.uint8))
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.entry.begin + start * self.dtype.itemsize)
+                while todo and (block := file.read(min(len(todo), 16 * CHUNK_BYTES))):
+                    todo[: len(block)] = block
+                    todo = todo[len(block) :]
+        except Exception as error:  # the store's client decides what it raises
+            raise CheckpointError(f"{self.path} cannot be read ({error}). Run the command again.") from error
+        if todo:
+            raise CheckpointError(f"{self.path} has become shorter while it was read. Run the command again.")
+
+
+Tensor = np.ndarray | RemoteTensor
+"""What a checkpoint holds by name."""
+
+
+class RemoteSafetensors(Mapping[str, RemoteTensor]):
+    """name -> tensor of a file in an object store; only the header is read here.
+
+    Raises:
+      CheckpointError: as SafetensorsFile, or the store does not give it.
+    """
+
+    def __init__(self, path: epath.Path):
+        self.path = path
+        try:
+            size = int(path.stat().length)
+            with path.open("rb") as file:
+                header = _header_bytes(file, size, str(path))
+        except CheckpointError:
+            raise
+        except Exception as error:  # the store's client decides what it raises
+            raise CheckpointError(f"{path} cannot be read ({error}). Check the path and your access to it.") from error
+        self.entries = _entries(header, size, str(path))
+
+    def __getitem__(self, name: str) -> RemoteTensor:
+        return RemoteTensor(self.path, self.entries[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def located(path: str | os.PathLike) -> epath.Path | None:
+    """Where the file of this name is: here, or in a store that a pointer beside it names; None: nowhere."""
+    here, pointer = epath.Path(path), epath.Path(f"{os.fspath(path)}{POINTER}")
+    if here.exists():
+        return here
+    return epath.Path(pointer.read_text()) if pointer.exists() else None
+
+
+def open_safetensors(path: str | os.PathLike) -> Mapping[str, Tensor]:
+    """The tensors of a file that is `located`."""
+    place = located(path)
+    return RemoteSafetensors(place) if place is not None and is_remote(place) else SafetensorsFile(place or path)
+
+
+def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
+    """Where the tensors of an open file of `size` bytes lie; for files that cannot be mapped, such as remote ones.
+
+    Raises:
+      CheckpointError: as SafetensorsFile.
+    """
+    return _entries(_header_bytes(file, size, path), size, path)
 
 
 def _header_bytes(file, size: int, path: str) -> bytes:

@@ -1,8 +1,9 @@
 """Released weights, read by slice straight into (sharded) arrays.
 
-A checkpoint is a mapping from tensor names to arrays that lie in mapped files. A model's table of `Stored` says where
-each of our parameters lies; a parameter is assembled slice by slice, for the devices of this host alone, one
-parameter at a time, so that a host never holds more than its share of one stacked parameter beside the result.
+A checkpoint is a mapping from tensor names to arrays that lie in mapped files, or in a store. A model's table of
+`Stored` says where each of our parameters lies; a parameter is assembled slice by slice, for the devices of this host
+alone, one parameter at a time, so that a host never holds more than its share of one stacked parameter beside the
+result.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import numpy as np
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.trees import map_with_path, nested
 from pbrl_jax.models.hf_names import Stored
-from pbrl_jax.models.safetensors_file import SafetensorsFile
+from pbrl_jax.models.safetensors_file import RemoteTensor, Tensor, located, open_safetensors
 
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"
@@ -47,19 +48,19 @@ READERS = min(16, os.cpu_count() or 1)
 """Threads that copy; the rows of a transposed matrix come from all over the file."""
 
 
-class Weights(Mapping[str, np.ndarray]):
+class Weights(Mapping[str, Tensor]):
     """The tensors of all files of a checkpoint."""
 
-    def __init__(self, files: Sequence[Mapping[str, np.ndarray]], source: str):
+    def __init__(self, files: Sequence[Mapping[str, Tensor]], source: str):
         self.files, self.source = tuple(files), source
-        self.place: dict[str, Mapping[str, np.ndarray]] = {}
+        self.place: dict[str, Mapping[str, Tensor]] = {}
         for file in self.files:
             doubles = sorted(self.place.keys() & file.keys())
             if doubles:
                 raise CheckpointError(f"{source}: {doubles[0]} lies in two files. Remove the file that is left over.")
             self.place |= dict.fromkeys(file, file)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Tensor:
         return self.place[name][name]
 
     def __iter__(self) -> Iterator[str]:
@@ -82,11 +83,11 @@ def open_weights(folder: str | os.PathLike) -> Weights:
       CheckpointError: no weights, a file of the index that is missing, a damaged file.
     """
     folder = os.fspath(folder)
-    for name, opened in ((WEIGHTS, SafetensorsFile), (TORCH_WEIGHTS, _read_torch)):
+    for name, opened in ((WEIGHTS, open_safetensors), (TORCH_WEIGHTS, _read_torch)):
         index = os.path.join(folder, f"{name}.index.json")
         if os.path.exists(index):
             return Weights([opened(path) for path in _indexed_files(index)], folder)
-        if os.path.exists(os.path.join(folder, name)):
+        if located(os.path.join(folder, name)):
             return Weights([opened(os.path.join(folder, name))], folder)
     found = ", ".join(sorted(os.listdir(folder))[:8]) if os.path.isdir(folder) else "no such folder"
     raise CheckpointError(
@@ -95,7 +96,7 @@ def open_weights(folder: str | os.PathLike) -> Weights:
     )
 
 
-def _read_torch(path: str) -> Mapping[str, np.ndarray]:
+def _read_torch(path: str) -> Mapping[str, Tensor]:
     from pbrl_jax.models.torch_file import state_dict
 
     return state_dict(path)
@@ -111,7 +112,7 @@ def _indexed_files(index: str) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{index} is no index of weights ({type(error).__name__}: {error})."
         raise CheckpointError(f"{what} Download the file again.") from error
-    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    missing = [name for name in names if not located(os.path.join(folder, name))]
     if missing:
         raise CheckpointError(
             f"{folder!r} lacks {len(missing)} of the {len(names)} files in its index: {', '.join(missing[:8])}. "
@@ -138,7 +139,7 @@ def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def resolve_names(
-    tensors: Mapping[str, np.ndarray], names: Mapping[str, Stored], ignore: str = ""
+    tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ignore: str = ""
 ) -> dict[str, list[str]]:
     """Our parameter path -> the names, in this checkpoint, of the tensors that it is made of.
 
@@ -179,9 +180,8 @@ def resolve_names(
     return found
 
 
-def _misfit(name: str, tensor: np.ndarray, stored: Stored) -> list[str]:
-    view = tensor.T if stored.transpose else tensor
-    if not fits(view.shape, stored.shape):
+def _misfit(name: str, tensor: Tensor, stored: Stored) -> list[str]:
+    if not fits(tensor.shape[::-1] if stored.transpose else tensor.shape, stored.shape):
         order = " read as its transpose" if stored.transpose else ""
         return [f"{name} has shape {tensor.shape}, expected one that{order} is {stored.shape}"]
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != ml_dtypes.bfloat16:
@@ -199,6 +199,15 @@ def copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
     for part in (slice(None, half), slice(half, None)):
         index = (slice(None),) * axis + (part,)
         copy_blocks(out[index], source[index])
+
+
+def rows_behind(shape: tuple[int, ...], stored: Stored, inner: tuple[slice, ...]) -> tuple[int, int]:
+    """(first, behind the last) row of a checkpoint's tensor that a slice of our parameter needs."""
+    numbers = np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
+    every = np.broadcast_to(numbers, shape)  # no copy: an array of row numbers without their memory
+    needed = (every.T if stored.transpose else every).reshape(stored.shape)[inner]
+    corners = needed[tuple(slice(None, None, max(1, size - 1)) for size in needed.shape)]
+    return (int(corners.min()), int(corners.max()) + 1) if corners.size else (0, 0)
 
 
 class _Leaf:
@@ -228,6 +237,8 @@ class _Leaf:
             layer = numbers[0] if stored.layers else 0
             expert = numbers[-1] if stored.experts else 0
             tensor = self.tensors[self.names[layer * experts + expert]]
+            if isinstance(tensor, RemoteTensor):
+                tensor = tensor.rows(*rows_behind(tensor.shape, stored, inner))
             view = (tensor.T if stored.transpose else tensor).reshape(stored.shape)
             copy_blocks(out[place] if place else out, view[inner])
 
@@ -237,7 +248,7 @@ class _Leaf:
 
 
 def load_params(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Tensor],
     names: Mapping[str, Stored],
     shardings: Any = None,
     dtype: Any = np.float32,
@@ -300,18 +311,25 @@ def abstract_params(names: Mapping[str, Stored], dtype: Any = np.float32) -> dic
     return nested({path: jax.ShapeDtypeStruct(stored.full_shape(), dtype) for path, stored in names.items()})
 
 
-def weights_digest(tensors: Mapping[str, np.ndarray]) -> str:
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Hex digest that tells checkpoints apart without reading them whole.
 
     Of every tensor: name, type, shape, and its first, middle and last kibibyte. Another training step changes it; a
     single flipped bit need not. How tensors are spread over files does not matter.
     """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
+
+    def described(name: str) -> bytes:
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}\0".encode())
-        flat = tensor.reshape(-1)
         count = SAMPLE_BYTES // tensor.dtype.itemsize
-        for start in (0, max(0, flat.size // 2), max(0, flat.size - count)):
-            digest.update(np.ascontiguousarray(flat[start : start + count]).tobytes())
+        starts = (0, max(0, tensor.size // 2), max(0, tensor.size - count))
+        if isinstance(tensor, RemoteTensor):
+            samples = [tensor.elements(start, start + count) for start in starts]
+        else:
+            samples = [tensor.reshape(-1)[start : start + count] for start in starts]
+        return f"{name} {tensor.dtype} {tensor.shape}\0".encode() + b"".join(sample.tobytes() for sample in samples)
+
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(READERS) as pool:
+        for part in pool.map(described, sorted(tensors)):
+            digest.update(part)
     return digest.hexdigest()

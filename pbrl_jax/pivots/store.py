@@ -1,20 +1,19 @@
 """The store of English references: what the expert wrote, and apart from it the vectors of those texts.
 
-  <directory>/references.jsonl              one reference a line, under a key of all that it depends on
-  <directory>/vectors/<encoder>.npz         SHA-256 of a text -> its unit vector, one file for each encoder
-  <directory>/vectors/<encoder>.npz.sha256
+  <directory>/references.jsonl      one reference a line, under a key of all that it depends on
+  <directory>/vectors/<encoder>/    SHA-256 of a text -> its unit vector, see pivots.vectors
 
 So another encoder embeds the texts anew and asks the expert nothing, and another expert, template, sampling or seed
 shares no reference with this one. The folder may be behind `gs://`.
 """
 
+import contextlib
+import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +21,14 @@ from etils import epath
 
 from pbrl_jax.core.config import PivotConfig
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import append_json_lines, as_path, is_remote, write_atomic
+from pbrl_jax.core.paths import append_json_lines, as_path, is_remote
 from pbrl_jax.core.records import Reference
+from pbrl_jax.pivots.vectors import append_vectors, check_width, gather, read_cache
 
 EMBED_BATCH = 256
 """Texts given to the encoder at a time."""
 SAVE_EVERY = 4096
-"""Fewest new vectors that are saved while more are to come."""
+"""New vectors after which they are saved: rows of a shard."""
 _WRITE_AGAIN = "`pbrl pivots CONFIG` writes what is missing again."
 
 
@@ -73,7 +73,8 @@ class StoredReference(NamedTuple):
 class PivotStore:
     """References and their vectors in a folder. Nothing is created before something is written.
 
-    Every call reads the disk; the object remembers nothing. One process writes at a time.
+    Every call reads the disk; the object remembers nothing. On a local disk writers take turns; behind gs:// there is
+    one.
 
     Args:
       directory: local, or `gs://bucket/...`.
@@ -89,18 +90,19 @@ class PivotStore:
         """The file of references."""
         return self.directory / "references.jsonl"
 
-    def vector_path(self, encoder_key: str) -> epath.Path:
-        """The file of an encoder's vectors."""
-        return self.directory / "vectors" / f"{_sha256(encoder_key)[:32]}.npz"
+    def vector_folder(self, encoder_key: str) -> epath.Path:
+        """The folder of an encoder's vectors."""
+        return self.directory / "vectors" / _sha256(encoder_key)[:32]
 
     def add_references(self, references: Sequence[StoredReference]) -> None:
         """Appends references, on the disk when this returns. A key that is there already keeps its first reference."""
         if not self.writes or not references:
             return
-        append_json_lines(self.path, [_row(reference) for reference in references])
-        if not is_remote(self.path):
-            with open(self.path, "rb") as file:
-                os.fsync(file.fileno())
+        with locked(self.directory):
+            append_json_lines(self.path, [_row(reference) for reference in references])
+            if not is_remote(self.path):
+                with open(self.path, "rb") as file:
+                    os.fsync(file.fileno())
 
     def references(self, keys: Iterable[str]) -> dict[str, StoredReference]:
         """Those of the references under `keys` that are there, in the order of `keys`.
@@ -129,42 +131,53 @@ class PivotStore:
         """Unit vectors of texts, float32 [N, E]. Equal texts are embedded once, and those in the cache not at all.
 
         A text of white space has no direction: its vector is zero, and no encoder is asked. New vectors are saved
-        whole or not at all, whenever the file would double and at the end, also when `embed` fails on a later batch.
+        every SAVE_EVERY and at the end, also when `embed` fails on a later batch.
 
         Args:
           encoder_key: names all that a vector depends on besides its text (weights, pooling and projection, prefix,
-            length), such as `Encoder.key`. Its SHA-256 names the file.
+            length), such as `Encoder.key`. Its SHA-256 names the folder.
           texts: N texts, without the encoder's prefix.
           embed: takes at most EMBED_BATCH texts, puts the prefix before them, returns [n, E].
 
         Raises:
-          DataError: a damaged cache, an `embed` of another width than the cache, a vector that is not finite or zero.
+          DataError: a damaged cache or another encoder's, an `embed` of another width than the cache, a vector that
+            is not finite or zero.
         """
-        path = self.vector_path(encoder_key)
-        blocks = [_load_vectors(path)]
-        cached = set(blocks[0][0])
+        folder = self.vector_folder(encoder_key)
+        _refuse_old_form(folder)
+        cache = read_cache(folder, encoder_key)
         wanted = {_digest(text): text for text in texts if text.strip()}
         # Shortest first: a batch then holds texts of one length, and little padding is encoded.
-        new = sorted((item for item in wanted.items() if item[0] not in cached), key=lambda item: len(item[1]))
-        count = saved = len(cached)
+        new = sorted((item for item in wanted.items() if item[0] not in cache.places), key=lambda item: len(item[1]))
+        made: dict[bytes, np.ndarray] = {}
+        width, saved = cache.width, 0
         try:
             for start in range(0, len(new), EMBED_BATCH):
                 batch = new[start : start + EMBED_BATCH]
                 block_NE = _unit_vectors(embed([text for _, text in batch]), len(batch))
-                _check_width(block_NE, blocks[-1][1], path)
-                blocks.append(([digest for digest, _ in batch], block_NE))
-                count += len(batch)
-                if count - saved >= max(saved, SAVE_EVERY):
-                    self._save(path, blocks)
-                    saved = count
+                check_width(folder, width, block_NE.shape[1])
+                width = block_NE.shape[1]
+                made |= zip((digest for digest, _ in batch), block_NE, strict=True)
+                if len(made) - saved >= SAVE_EVERY:
+                    saved = self._save(folder, encoder_key, made, saved)
         finally:
-            if count > saved:
-                self._save(path, blocks)
-        return _gather(blocks, texts)
+            self._save(folder, encoder_key, made, saved)
+        digests = [_digest(text) if text.strip() else None for text in texts]
+        out_NE = np.zeros((len(texts), width), np.float32)
+        if old := [row for row, digest in enumerate(digests) if digest in cache.places]:
+            out_NE[old] = gather(cache, [digests[row] for row in old])
+        for row, digest in enumerate(digests):
+            if digest in made:
+                out_NE[row] = made[digest]
+        return out_NE
 
-    def _save(self, path: epath.Path, blocks: list[tuple[list[bytes], np.ndarray]]) -> None:
-        if self.writes:
-            _save_vectors(path, blocks)
+    def _save(self, folder: epath.Path, encoder_key: str, made: dict[bytes, np.ndarray], saved: int) -> int:
+        """Write what was made beyond the first `saved`; how many are saved now."""
+        new = list(made.items())[saved:]
+        if self.writes and new:
+            with locked(self.directory):
+                append_vectors(folder, encoder_key, [digest for digest, _ in new], np.stack([v for _, v in new]))
+        return len(made)
 
     def _read(self) -> dict[str, StoredReference]:
         """All references by key; of two lines with one key the first counts."""
@@ -184,6 +197,20 @@ class PivotStore:
             stored = _stored(line, f"{self.path}, line {number}")
             found.setdefault(stored.key, stored)
         return found
+
+
+@contextlib.contextmanager
+def locked(folder: epath.Path) -> Iterator[None]:
+    """One writer of a local folder at a time; the lock of a killed process goes with it. Where the disk has no locks
+    nobody waits."""
+    if is_remote(folder):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def open_store(pivot: PivotConfig, workdir: str | os.PathLike, writes: bool = True) -> PivotStore:
@@ -231,52 +258,14 @@ def _broken_line(place: str, what: str) -> DataError:
     return DataError(f"{place}, {what}. Delete that line, or the whole file; {_WRITE_AGAIN}")
 
 
-def _load_vectors(path: epath.Path) -> tuple[list[bytes], np.ndarray]:
-    """Text digests and vectors of a cache file; ([], [0, 0]) where there is none."""
-    if not path.exists():
-        return [], np.zeros((0, 0), np.float32)
-    content = path.read_bytes()
-    checksums = _checksum_path(path)
-    accepted = checksums.read_text().split() if checksums.exists() else []
-    if hashlib.sha256(content).hexdigest() not in accepted:
-        raise _broken_vectors(path, f"does not match its checksum in {checksums.name}")
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            digests, vectors_NE = arrays["digests"], arrays["vectors"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _broken_vectors(path, f"cannot be read ({error})") from error
-    if digests.dtype != np.uint8 or digests.ndim != 2 or digests.shape[1] != 32:
-        raise _broken_vectors(path, f"has digests {digests.dtype}{list(digests.shape)}, expected uint8[N, 32]")
-    if vectors_NE.dtype != np.float32 or vectors_NE.ndim != 2 or len(vectors_NE) != len(digests):
-        found = f"{vectors_NE.dtype}{list(vectors_NE.shape)}"
-        raise _broken_vectors(path, f"has vectors {found}, expected float32[{len(digests)}, E]")
-    if not np.allclose(np.linalg.norm(vectors_NE, axis=1), 1.0, atol=1e-3):
-        raise _broken_vectors(path, "has vectors that are not finite or not of length 1")
-    return [digest.tobytes() for digest in digests], vectors_NE
-
-
-def _save_vectors(path: epath.Path, blocks: list[tuple[list[bytes], np.ndarray]]) -> None:
-    digests = [np.frombuffer(digest, np.uint8) for block in blocks for digest in block[0]]
-    vectors_NE = np.concatenate([block_NE for _, block_NE in blocks if len(block_NE)])
-    buffer = io.BytesIO()
-    np.savez(buffer, digests=np.stack(digests), vectors=vectors_NE)
-    content = buffer.getvalue()
-    new = hashlib.sha256(content).hexdigest()
-    old = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-    # Both are good until the rename is done: a writer killed in between leaves the old file or the new one.
-    write_atomic(_checksum_path(path), f"{new}\n{old}\n")
-    write_atomic(path, content)
-    write_atomic(_checksum_path(path), f"{new}\n")
-
-
-def _checksum_path(path: epath.Path) -> epath.Path:
-    return path.parent / f"{path.name}.sha256"
-
-
-def _broken_vectors(path: epath.Path, what: str) -> DataError:
-    return DataError(
-        f"{path} {what}. Delete that file; the same command then embeds its texts again (no reference is lost)."
-    )
+def _refuse_old_form(folder: epath.Path) -> None:
+    """Say what to do with the one file of vectors that earlier versions wrote (DataError)."""
+    old = folder.parent / f"{folder.name}.npz"
+    if old.exists():
+        raise DataError(
+            f"{old} holds vectors in a form that is no longer read: expected safetensors shards in {folder}. Type "
+            f"`rm {old}`; the same command then embeds its texts again (no reference is lost)."
+        )
 
 
 def _unit_vectors(vectors: Any, count: int) -> np.ndarray:
@@ -295,23 +284,6 @@ def _unit_vectors(vectors: Any, count: int) -> np.ndarray:
             "Check the encoder's weights (encoder.source), then run the same command."
         )
     return vectors_NE / norms_N
-
-
-def _check_width(block_NE: np.ndarray, before_NE: np.ndarray, path: epath.Path) -> None:
-    if len(before_NE) and block_NE.shape[1] != before_NE.shape[1]:
-        widths = f"has vectors of width {before_NE.shape[1]}, but the encoder gives {block_NE.shape[1]}"
-        raise _broken_vectors(path, widths)
-
-
-def _gather(blocks: list[tuple[list[bytes], np.ndarray]], texts: Sequence[str]) -> np.ndarray:
-    """The vectors of `texts`, zero for white space."""
-    index = {digest: row for row, digest in enumerate(digest for block in blocks for digest in block[0])}
-    width = blocks[-1][1].shape[1]
-    known_NE = np.concatenate([block_NE for _, block_NE in blocks if len(block_NE)] or [np.zeros((0, width))])
-    out_NE = np.zeros((len(texts), width), np.float32)
-    rows = [n for n, text in enumerate(texts) if text.strip()]
-    out_NE[rows] = known_NE[[index[_digest(texts[n])] for n in rows]]
-    return out_NE
 
 
 def _digest(text: str) -> bytes:

@@ -4,10 +4,12 @@ Products are counted as the programs make them: attention over whole rectangles 
 again where a checkpointed function is computed twice. Memory and traffic are estimates.
 """
 
+import math
 from typing import NamedTuple
 
 from pbrl_jax.core.config import Config
 from pbrl_jax.models.attention import AUTO_CHUNK_PAIRS, QUERY_CHUNK
+from pbrl_jax.models.lora import projections
 from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import Need, reward_calls
@@ -65,7 +67,7 @@ def attention_flops(spec: DecoderSpec, pairs: float) -> float:
 def generate_flops(config: Config, spec: DecoderSpec) -> float:
     """The rollout at full length, on all chips together."""
     P, G, T, R = _axes(config)
-    products = 2.0 * spec.layers * layer_weights(spec)
+    products = 2.0 * (spec.layers * layer_weights(spec) + adapter_count(config, spec))
     head = 2.0 * spec.width * spec.vocab_size
     flops = P * T * products + attention_flops(spec, P * T * T) + P * head
     filled = 1
@@ -84,19 +86,22 @@ def _times(config: Config, queries: int, keys: int) -> int:
 
 def update_flops(config: Config, spec: DecoderSpec) -> float:
     """One update on unpacked responses of full length, on all chips together."""
-    P, G, T, R = _axes(config)
+    P, G, T, R = _parts(config)
     products = 2.0 * spec.layers * layer_weights(spec) * P * (T + G * R)
+    beside = 2.0 * adapter_count(config, spec) * P * (T + G * R)
     head = 2.0 * spec.width * spec.vocab_size * P * G * R
+    own = 0 if config.lora.rank else 1  # products for the gradient of the weights themselves
     attentions = [(T, T, P * T * T), (G * R, T, P * G * R * T), (R, R, P * G * R * R)]
     forward = products + head + sum(attention_flops(spec, pairs) for _, _, pairs in attentions)
-    flops = products * (3 + (config.policy.remat == "full")) + 4 * head
+    again = int(config.policy.remat == "full")
+    flops = products * (2 + own + again) + beside * (3 + again) + (3 + own) * head
     flops += sum(_times(config, queries, keys) * attention_flops(spec, pairs) for queries, keys, pairs in attentions)
     return flops + (forward if config.algo.beta > 0 else 0)
 
 
-def reward_flops(config: Config, spec: TextEncoderSpec) -> float:
-    """The encoder on all responses."""
-    calls, block, size = reward_calls(config, config.train.prompts_per_step * config.algo.num_generations)
+def reward_flops(config: Config, spec: TextEncoderSpec, chips: int = 1) -> float:
+    """The encoder on all responses, on all chips together."""
+    calls, block, size = reward_calls(config, config.train.prompts_per_step * config.algo.num_generations, chips)
     inner = spec.decoder if isinstance(spec, DecoderEncoderSpec) else spec
     width = inner.heads * inner.head_dim if isinstance(inner, DecoderSpec) else inner.width
     return calls * block * size * (2.0 * encoder_weights(spec)[0] + 4.0 * width * size * inner.layers)
@@ -110,10 +115,48 @@ def _axes(config: Config) -> tuple[int, int, int, int]:
     )  # fmt: skip
 
 
+def _parts(config: Config) -> tuple[int, int, int, int]:
+    """`_axes` of the update, whose groups may be taken apart."""
+    P, G, T, R = _axes(config)
+    part = config.train.microbatch_samples or G
+    return P * G // part, part, T, R
+
+
+def adapter_count(config: Config, spec: DecoderSpec) -> int:
+    """Parameters of the adapters."""
+    if not config.lora.rank:
+        return 0
+    sizes = {
+        "width": spec.width, "ffn": spec.ffn, "heads": spec.heads * spec.head_dim,
+        "kv_heads": spec.kv_heads * spec.head_dim, "none": 1,
+    }  # fmt: skip
+    ends = projections(spec, config.lora.targets).values()
+    sides = sum(math.prod(sizes[axis] for axis in side) for both in ends for side in both)
+    return spec.layers * config.lora.rank * sides
+
+
+def start_bytes(config: Config, spec: DecoderSpec) -> float:
+    """The start policy's parameters beside the state: float32, or kernels quantised."""
+    everything = parameter_count(spec)
+    kernels = everything - spec.vocab_size * spec.width * (1 if spec.tied_embeddings else 2)
+    per_weight = {"none": 4.0, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
+    scale = 0.0 if config.lora.quantization == "none" else 4.0 / config.lora.tile_size
+    return 4.0 * (everything - kernels) + kernels * (per_weight + scale)
+
+
+def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, float, float]:
+    """(trained parameters, moments, start policy) in float32 on one chip, wherever they lie."""
+    trained = 4.0 * (adapter_count(config, models.policy) or parameter_count(models.policy)) / mesh.weight_shards
+    kept = config.algo.beta > 0 or config.lora.rank
+    return trained, 2 * trained, start_bytes(config, models.policy) / mesh.weight_shards if kept else 0.0
+
+
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
-    """Float32 parameters, two moments, a reference where there is a KL term, and the encoder, on one chip."""
-    weights = parameter_count(models.policy) / mesh.weight_shards
-    return weights * (12 + 4 * (config.algo.beta > 0)) + 4.0 * encoder_weights(models.encoder)[1]
+    """State, start policy and encoder in one chip's own memory."""
+    trained, moments, start = state_bytes(config, models, mesh)
+    moments = 0.0 if "optimizer" in config.train.offload else moments
+    start = 0.0 if "reference" in config.train.offload else start
+    return trained + moments + start + _item(models.encoder) * encoder_weights(models.encoder)[1]
 
 
 def _item(spec) -> int:
@@ -128,31 +171,40 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
     temporary = cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
     whole = parameter_count(spec) / mesh.tensor
+    sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
+    attended = position * (P / mesh.row_shards * T * G + rows * R / 2)
+    laid = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
+    if laid or mesh.fsdp == 1:
+        copy = whole * _item(spec)
+        moved = R * (copy + attended) + laid * (copy + 4.0 * whole / mesh.fsdp)
+        sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": R * sums}
+        cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
+        return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
     # For few rows the compiler leaves weights where they lie and exchanges the rows' activations instead.
     widths = 2 * spec.width + (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.ffn
     exchanged = P * G / mesh.data * spec.layers * widths * _item(spec) / mesh.tensor
     gathered = min(4.0 * whole, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
-    sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
     read = whole * (4 + 2 * _item(spec)) if 4.0 * whole < exchanged else 4.0 * whole / mesh.fsdp
-    moved = R * (read + position * (P / mesh.row_shards * T * G + rows * R / 2))
+    moved = R * (read + attended)
     cost = Cost(generate_flops(config, spec) / mesh.chips, moved, {"all-gather": R * gathered, "all-reduce": R * sums})
     return Need(resident(config, models, mesh) + temporary, temporary, cost)
 
 
 def reward_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     rows = config.train.prompts_per_step * config.algo.num_generations
-    calls, block, size = reward_calls(config, rows)
-    spec = models.encoder
+    calls, block, size = reward_calls(config, rows, mesh.chips)
+    spec, texts = models.encoder, block / mesh.chips
     inner = spec.decoder if isinstance(spec, DecoderEncoderSpec) else spec
-    activations = block * size * (2.0 * inner.ffn + 6 * inner.width) * _item(spec)
-    scores = block * inner.heads * min(size, 512) * size * 4.0
+    activations = texts * size * (2.0 * inner.ffn + 6 * inner.width) * _item(spec)
+    scores = texts * inner.heads * min(size, 512) * size * 4.0
     temporary = activations + scores
-    moved = calls * (4.0 * encoder_weights(spec)[1] + 4 * inner.layers * (activations + scores))
-    return Need(resident(config, models, mesh) + temporary, temporary, Cost(reward_flops(config, spec), moved))
+    moved = calls * (_item(spec) * encoder_weights(spec)[1] + 4 * inner.layers * (activations + scores))
+    flops = reward_flops(config, spec, mesh.chips) / mesh.chips
+    return Need(resident(config, models, mesh) + temporary, temporary, Cost(flops, moved))
 
 
 def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
-    spec, (P, G, T, R) = models.policy, _axes(config)
+    spec, (P, G, T, R) = models.policy, _parts(config)
     size = min(config.train.microbatch_prompts or P, P)
     groups = max(1.0, size / mesh.row_shards)
     tokens, item = groups * (T + G * R), _item(spec)
@@ -161,23 +213,27 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     scores = groups * spec.heads / mesh.tensor * min(G * R, QUERY_CHUNK * G) * max(R, T) * 4.0 * 2
     chunk = max(1.0, config.train.logprob_chunk / size) * groups * spec.vocab_size / mesh.tensor * 4.0 * 3
     weights = parameter_count(spec)
-    own = 4.0 * weights / mesh.weight_shards
+    own, moments, start = state_bytes(config, models, mesh)
     layer = layer_weights(spec) * (4.0 + item) / mesh.tensor * 2
     gradients = own * (2 if size < P else 1)
-    temporary = tokens * (kept * spec.layers + 3 * inside) + scores + chunk + gradients + layer
-    temporary += 2.0 * spec.vocab_size * spec.width * 4 / mesh.tensor
+    shared = mesh.tensor if (T + G * R) % mesh.tensor == 0 else 1  # hidden states between layers
+    temporary = tokens * (kept / shared * spec.layers + 3 * inside) + scores + chunk + layer
+    head = (4.0 + item + 4 * (config.lora.rank == 0)) if mesh.row_shards > 1 else 8.0  # a copy and its gradient
+    temporary += head * spec.vocab_size * spec.width / mesh.tensor
+    offload = config.train.offload
+    temporary = max(temporary, 2 * moments * ("optimizer" in offload), start * ("reference" in offload)) + gradients
+    host = 2 * moments * ("optimizer" in offload) + start * ("reference" in offload)
     count = P / size
     passes = 2 + (config.policy.remat == "full") + (config.algo.beta > 0)
     gathered = 4.0 * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (passes + 1)
-    reduced = 8.0 * weights / mesh.weight_shards * (mesh.data - 1) / mesh.data
+    reduced = 2.0 * own * (mesh.data - 1) / mesh.data
     sums = 4.0 * passes * spec.layers * tokens * spec.width * item * (mesh.tensor - 1) / mesh.tensor
     flops = update_flops(config, spec) / mesh.chips
     moved = count * (weights / mesh.tensor * 8 * passes + tokens * spec.layers * passes * inside * 3) + own * 8
     collectives = {"all-gather": count * gathered, "all-reduce": count * (sums + reduced)}
     times = config.algo.num_iterations
-    return Need(
-        resident(config, models, mesh) + temporary, temporary, Cost().plus(Cost(flops, moved, collectives), times)
-    )
+    cost = Cost(flops, moved, collectives, host_bytes=host)
+    return Need(resident(config, models, mesh) + temporary, temporary, Cost().plus(cost, times))
 
 
 ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update": update_estimate}

@@ -19,6 +19,8 @@ class Chip(NamedTuple):
     bandwidth: float
     link: float
     """To the other chips, in one direction, all links together."""
+    host: float
+    """To the host's memory, in one direction."""
     dollars_per_hour: float
     """On-demand list price of one chip, US regions."""  # ASSUMED: prices change; they only order a sweep
     shapes: tuple[str, ...]
@@ -28,14 +30,15 @@ _GRIDS = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 _BOXES = ("1", "2", "4", "8", "16", "32", "64")
 
+# ASSUMED: 16 GB/s from a TPU chip to its host, which the pages do not state; of the GPUs, PCIe 4.0 and 5.0 x16.
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1.2e12, 3e11, 3.22, _CUBES),
-    "v5e": Chip(197e12, 16 * 2**30, 8.1e11, 2e11, 1.2, _GRIDS),
-    "v5p": Chip(459e12, 95 * 2**30, 2.765e12, 6e11, 4.2, _CUBES),
-    "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 4.48e11, 2.7, _GRIDS),
-    "a100": Chip(312e12, 80e9, 2.039e12, 3e11, 3.7, _BOXES),
-    "h100": Chip(989e12, 80e9, 3.35e12, 4.5e11, 9.8, _BOXES),
-    "h200": Chip(989e12, 141e9, 4.8e12, 4.5e11, 10.6, _BOXES),
+    "v4": Chip(275e12, 32 * 2**30, 1.2e12, 3e11, 1.6e10, 3.22, _CUBES),
+    "v5e": Chip(197e12, 16 * 2**30, 8.1e11, 2e11, 1.6e10, 1.2, _GRIDS),
+    "v5p": Chip(459e12, 95 * 2**30, 2.765e12, 6e11, 1.6e10, 4.2, _CUBES),
+    "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 4.48e11, 1.6e10, 2.7, _GRIDS),
+    "a100": Chip(312e12, 80e9, 2.039e12, 3e11, 3.2e10, 3.7, _BOXES),
+    "h100": Chip(989e12, 80e9, 3.35e12, 4.5e11, 6.4e10, 9.8, _BOXES),
+    "h200": Chip(989e12, 141e9, 4.8e12, 4.5e11, 6.4e10, 10.6, _BOXES),
 }
 TPUS = ("v4", "v5e", "v5p", "v6e")
 

@@ -30,6 +30,10 @@ FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota".split()
 )
+#: How a layout says that an array lies in the host's memory.
+HOST_SPACE = "S(5)"
+#: Instructions that copy between the host's memory and the device's.
+COPIES = ("copy", "copy-start")
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 NAME = re.compile(r"%([\w.\-]+)")
 
@@ -56,23 +60,31 @@ class Instruction(NamedTuple):
     inner: str
     """What stands in the parentheses: of a constant, its value; of a parameter, its number."""
     root: bool
+    hosted: bool = False
+    """Whether one of its arrays lies in the host's memory."""
 
     @property
     def bytes(self) -> float:
         return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def called(self) -> list[str]:
+        """Computations that it applies."""
+        return re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", self.attributes)
 
 
 Computation = Mapping[str, Instruction]
 
 
 class Cost(NamedTuple):
-    """Per chip: products, memory traffic, bytes sent to other chips by kind of collective, and loops of unknown
-    length."""
+    """Per chip: products, memory traffic, bytes sent to other chips by kind of collective, loops of unknown length,
+    and bytes copied from and to the host's memory."""
 
     flops: float = 0.0
     bytes: float = 0.0
     collectives: Mapping[str, float] = {}
     unknown_loops: int = 0
+    host_bytes: float = 0.0
 
     def plus(self, other: "Cost", times: float = 1.0) -> "Cost":
         collectives = dict(self.collectives)
@@ -80,7 +92,7 @@ class Cost(NamedTuple):
             collectives[name] = collectives.get(name, 0.0) + times * size
         return Cost(
             self.flops + times * other.flops, self.bytes + times * other.bytes, collectives,
-            self.unknown_loops + other.unknown_loops,
+            self.unknown_loops + other.unknown_loops, self.host_bytes + times * other.host_bytes,
         )  # fmt: skip
 
     @property
@@ -113,8 +125,9 @@ def parse_instruction(line: str) -> Instruction | None:
     closing = _closing(rest, opening)
     inner = rest[opening + 1 : closing]
     return Instruction(
-        found[2], shapes, rest[:opening], tuple(NAME.findall(inner)), rest[closing + 1 :], inner, bool(found[1])
-    )
+        found[2], shapes, rest[:opening], tuple(NAME.findall(inner)), rest[closing + 1 :], inner, bool(found[1]),
+        HOST_SPACE in kind,
+    )  # fmt: skip
 
 
 def parse_module(text: str) -> tuple[dict[str, Computation], str]:
@@ -217,7 +230,7 @@ class Walker:
 
     def of(self, instruction: Instruction, known: Computation, fused: bool) -> Cost:
         opcode = instruction.opcode
-        called = re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", instruction.attributes)
+        called = instruction.called
         if opcode == "while":
             return self.loop(instruction, known)
         if opcode == "conditional":
@@ -231,6 +244,9 @@ class Walker:
             return cost if fused else cost.plus(Cost(0.0, self.fusion_bytes(instruction, known, called[0])))
         elif opcode in ("call", "async-start") and called:
             return self.cost(called[0], fused)
+        elif opcode in COPIES and crosses(instruction, known):
+            size = known[instruction.operands[0]].bytes
+            return Cost(0.0, size, host_bytes=size)
         else:
             cost = Cost(0.0, 0.0, self.sent(instruction, known))
         return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, known)))
@@ -329,6 +345,12 @@ class Walker:
         if root is not None and root.opcode == "dynamic-update-slice":
             return total + inside[root.operands[1]].bytes
         return total + instruction.bytes
+
+
+def crosses(instruction: Instruction, known: Computation) -> bool:
+    """Whether a copy is between the host's memory and the device's."""
+    source = known.get(instruction.operands[0])
+    return source is not None and (instruction.hosted or source.hosted)
 
 
 def is_sliced(user: Instruction, name: str) -> bool:

@@ -10,14 +10,25 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pbrl_jax.assets.encoder import EMBED_BATCH, EMBED_TOKENS, embed_tokens, length_bucket
+from pbrl_jax.assets.encoder import embed_block, embed_tokens, length_bucket
 from pbrl_jax.core.config import Config
-from pbrl_jax.core.sharding import batch_sharding, replicated
+from pbrl_jax.core.sharding import MESH_AXES, batch_sharding, replicated
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost, program_cost
-from pbrl_jax.plan.shapes import Models, placed, placed_batch, placed_encoder, placed_policy, placed_state, tree_bytes
+from pbrl_jax.plan.holds import update_faults
+from pbrl_jax.plan.shapes import (
+    Models,
+    placed,
+    placed_batch,
+    placed_encoder,
+    placed_frozen,
+    placed_sampler,
+    placed_state,
+    tree_bytes,
+)
 from pbrl_jax.rollout.generate import decode, prefill, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
+from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.update import make_update
 
 #: How the TPU compiler says that a program does not fit.
@@ -38,6 +49,8 @@ class Need(NamedTuple):
     compile_seconds: float = 0.0
     refused: bool = False
     """The compiler refused the program because it does not fit: the memory is what it named, the cost by hand."""
+    faults: tuple[str, ...] | None = None
+    """What the compiled update holds and must not (see plan.holds); None where nobody looked."""
 
 
 class Memory(NamedTuple):
@@ -62,6 +75,8 @@ class Compiled(NamedTuple):
     token: Cost
     seconds: float
     shardings: object
+    text: str
+    """The optimized HLO."""
 
 
 def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
@@ -78,7 +93,13 @@ def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
     )
     text = compiled.as_text()
     once, twice = program_cost(text, 1), program_cost(text, 2)
-    return Compiled(memory, once, twice.plus(once, -1), time.perf_counter() - start, compiled.output_shardings)
+    return Compiled(memory, once, twice.plus(once, -1), time.perf_counter() - start, compiled.output_shardings, text)
+
+
+def placed_as(mesh: Mesh, program, compiled: Compiled, *shapes):
+    """The results of a compiled program as shapes that say where they lie."""
+    with jax.set_mesh(mesh):
+        return placed(jax.eval_shape(program, *shapes), compiled.shardings)
 
 
 def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, segment: int) -> Cost:
@@ -101,15 +122,18 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     depends on the window, and linearly.
     """
     spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
-    params, prompts = placed_policy(spec, mesh), placed_batch(config, mesh).prompts
+    params, prompts = placed_sampler(config, spec, mesh), placed_batch(config, mesh).prompts
+    laid, held = (), other_bytes - tree_bytes(params)
+    if config.rollout.weights == "whole":
+        lay = jax.jit(functools.partial(decoding_params, spec=spec))
+        laid = (compile_ahead(mesh, lay, params),)
+        params, held = placed_as(mesh, lay, laid[0], params), other_bytes
     sampling = placed(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
     keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, G), prompts.row_ids_P)
     keys = placed(keys, batch_sharding(mesh))
     start = jax.jit(functools.partial(prefill, spec=spec, samples=G, max_length=R))
     first = compile_ahead(mesh, start, params, prompts, keys, sampling)
-    with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(start, params, prompts, keys, sampling)
-    state = placed(shapes, first.shardings)
+    state = placed_as(mesh, start, first, params, prompts, keys, sampling)
     segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
     stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
 
@@ -119,7 +143,7 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     sizes = windows(R)
     large = with_window(sizes[-1])
     small = large if len(sizes) == 1 else with_window(sizes[0])
-    cost, filled = first.cost, 1
+    cost, filled = first.cost.plus(laid[0].cost) if laid else first.cost, 1
     for size in sizes:
         share = 0.0 if len(sizes) == 1 else (size - sizes[0]) / (sizes[-1] - sizes[0])
         if size > filled:
@@ -127,49 +151,56 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
         filled = size
     parts = (first, large, small)
     most = max(parts, key=lambda part: part.memory.total)
-    held = other_bytes - tree_bytes(params)
-    return Need(held + most.memory.total, most.memory.temporary, cost, sum({id(p): p.seconds for p in parts}.values()))
+    copying = other_bytes + laid[0].memory.temporary + laid[0].memory.results if laid else 0.0
+    parts += laid
+    return Need(
+        max(held + most.memory.total, copying),
+        most.memory.temporary,
+        cost,
+        sum({id(p): p.seconds for p in parts}.values()),
+    )
 
 
-def reward_calls(config: Config, rows: int) -> tuple[int, int, int]:
+def reward_calls(config: Config, rows: int, devices: int = 1) -> tuple[int, int, int]:
     """(calls, texts of each, tokens of each text) with which the encoder reads all responses at full length."""
     size = length_bucket(config.encoder.max_length, config.encoder.max_length)
     pieces = -(-config.rollout.max_completion_length // size) + (config.reward.parts == "split")
-    block = max(1, min(EMBED_BATCH, EMBED_TOKENS // size))
+    block = embed_block(size, devices)
     return -(-rows * pieces // block), block, size
 
 
 def reward_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
-    """The encoder on all responses. It runs on one device, whole, with the others waiting."""
+    """The encoder on all responses: whole on every chip, which share the texts."""
     rows = config.train.prompts_per_step * config.algo.num_generations
-    calls, block, size = reward_calls(config, rows)
+    calls, block, size = reward_calls(config, rows, mesh.size)
     found = compile_encoder(models.encoder, block, size, mesh)
     held = other_bytes - tree_bytes(placed_encoder(models.encoder, mesh))
     return Need(held + found.memory.total, found.memory.temporary, Cost().plus(found.cost, calls), found.seconds)
 
 
 def compile_encoder(spec: TextEncoderSpec, texts: int, tokens: int, mesh: Mesh) -> Compiled:
-    """The reward's encoder on one device of the mesh."""
-    alone = Mesh(mesh.devices.reshape(-1)[:1].reshape(1, 1, 1), mesh.axis_names)
-    here = replicated(alone)
-    inputs = [jax.ShapeDtypeStruct((texts, tokens), kind, sharding=here) for kind in (jnp.int32, jnp.bool_)]
-    return compile_ahead(alone, embed_tokens(spec), placed_encoder(spec, alone), *inputs)
+    """The reward's encoder on all devices of the mesh."""
+    rows = Mesh(mesh.devices.reshape(-1, 1, 1), MESH_AXES, axis_types=mesh.axis_types)
+    shared = batch_sharding(rows)
+    inputs = [jax.ShapeDtypeStruct((texts, tokens), kind, sharding=shared) for kind in (jnp.int32, jnp.bool_)]
+    return compile_ahead(rows, embed_tokens(spec), placed_encoder(spec, rows), *inputs)
 
 
 def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
     """The update of a full-length batch, unpacked, which is its worst case."""
     state = placed_state(config, models.policy, mesh)
-    reference = placed_policy(models.policy, mesh) if config.algo.beta > 0 else None
+    reference = placed_frozen(config, models.policy, mesh)
     batch = placed_batch(config, mesh)
     found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, bucket=0)
     held = other_bytes - tree_bytes((state, reference))
-    times = config.algo.num_iterations
-    return Need(held + found.memory.total, found.memory.temporary, Cost().plus(found.cost, times), found.seconds)
+    cost = Cost().plus(found.cost, config.algo.num_iterations)
+    faults = tuple(update_faults(found.text, config, models.policy, dict(mesh.shape)))
+    return Need(held + found.memory.total, found.memory.temporary, cost, found.seconds, faults=faults)
 
 
 def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
     """What lies on a chip all the time: state, reference, encoder."""
-    reference = placed_policy(models.policy, mesh) if config.algo.beta > 0 else None
+    reference = placed_frozen(config, models.policy, mesh)
     state = placed_state(config, models.policy, mesh)
     return tree_bytes((state, reference, placed_encoder(models.encoder, mesh)))
 

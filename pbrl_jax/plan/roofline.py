@@ -22,7 +22,7 @@ class Row(NamedTuple):
     need: Need
     seconds: float
     binds: str
-    """What takes that long: compute, memory or links."""
+    """What takes that long: compute, memory, links, or the way to the host's memory."""
 
 
 class Plan(NamedTuple):
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
             name: {
                 "hbm_bytes": row.need.hbm_bytes, "temp_bytes": row.need.temp_bytes, "flops": row.need.cost.flops,
                 "bytes": row.need.cost.bytes, "collective_bytes": row.need.cost.collective_bytes,
-                "collectives": dict(row.need.cost.collectives), "seconds": row.seconds, "binds": row.binds,
+                "seconds": row.seconds,
             }
             for name, row in self.rows.items()
         }  # fmt: skip
@@ -64,15 +64,19 @@ class Plan(NamedTuple):
 def local_chip(devices: int, memory: float) -> Chip:
     """This machine's processor, shared by its virtual devices."""
     flops = CPU_CORE_FLOPS * (os.cpu_count() or 1) / devices
-    return Chip(flops, memory / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, 0.0, ())
+    return Chip(
+        flops, memory / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, 0.0, ()
+    )
 
 
 def time_of(need: Need, chip: Chip) -> Row:
-    """The roofline: the slowest of products, memory traffic and links, each at its peak rate."""
+    """The roofline: the slowest of products, memory traffic, links and copies from and to the host, each at its peak
+    rate."""
     seconds = {
         "compute": need.cost.flops / chip.flops,
         "memory": need.cost.bytes / chip.bandwidth,
         "links": need.cost.collective_bytes / chip.link,
+        "host": need.cost.host_bytes / chip.host,
     }
     binds = max(seconds, key=seconds.get)
     return Row(need, seconds[binds], binds)
@@ -117,6 +121,12 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
         add("--policy.remat full", policy={"remat": "full"})
     if config.train.logprob_chunk > 128:
         add("--train.logprob-chunk 128", train={"logprob_chunk": 128})
+    if config.rollout.weights == "whole":
+        add("--rollout.weights as_trained", rollout={"weights": "as_trained"})
+    able = ("optimizer", "reference") if config.algo.beta > 0 and not config.lora.rank else ("optimizer",)
+    for names in (able[:1], able):
+        if set(names) - set(config.train.offload):
+            add(f"--train.offload {' '.join(names)}", train={"offload": names})
     return changes
 
 

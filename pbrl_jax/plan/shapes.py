@@ -1,6 +1,7 @@
 """The models and arrays of a run as shapes: nothing is read, nothing is allocated."""
 
 import dataclasses
+import functools
 import math
 import os
 from typing import Any, NamedTuple
@@ -14,11 +15,14 @@ from pbrl_jax.assets.encoder import abstract_encoder
 from pbrl_jax.assets.hf_load import read_config
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.core.sharding import replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.hf_decoder import decoder_spec
+from pbrl_jax.models.lora import adapter_axes, init_adapters
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, EncoderSpec, TextEncoderSpec
+from pbrl_jax.train.adapters import whole
 from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.optimizer import make_optimizer
@@ -87,7 +91,7 @@ def run_models(config: Config) -> Models:
 
 
 def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
-    """Sizes of the run's encoder; of a released one, in the type that the reward computes in."""
+    """Sizes of the run's encoder, in the type that it computes in and, where it is a released one, is held in."""
     settings = config.encoder
     if settings.source != "random":
         if settings.source not in RELEASED_ENCODERS:
@@ -95,7 +99,7 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
                 f"encoder.source {settings.source!r}: its sizes are not known here. For the plan, use one of "
                 f"{', '.join(RELEASED_ENCODERS)}, or --encoder.source random --encoder.preset P."
             )
-        return dataclasses.replace(RELEASED_ENCODERS[settings.source], dtype="bfloat16")
+        return dataclasses.replace(RELEASED_ENCODERS[settings.source], dtype=settings.dtype or "float32")
     spec = lookup(ENCODERS, settings.preset, "encoder preset")
     positions = max(spec.max_positions, settings.max_length)
     return dataclasses.replace(spec, vocab_size=vocab_size, max_positions=positions)
@@ -113,10 +117,33 @@ def policy_shapes(spec: DecoderSpec) -> Any:
     return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
 
 
-def placed_policy(spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The policy's parameters on the mesh."""
+def placed_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
+    """The policy's parameters on the mesh, or, cut the same way, in the host's memory."""
     shapes = policy_shapes(spec)
-    return placed(shapes, tree_shardings(shapes, decoder_axes(spec), mesh))
+    shardings = tree_shardings(shapes, decoder_axes(spec), mesh)
+    return placed(shapes, in_host_memory(shardings) if hosted else shardings)
+
+
+def placed_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
+    """The start policy beside the state, as `train.loop.reference_params` lays it; None where nothing needs it."""
+    if config.algo.beta == 0 and not config.lora.rank:
+        return None
+    return placed_policy(spec, mesh, "reference" in config.train.offload)
+
+
+def placed_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
+    """The parameters that the rollout reads: the policy's, with adapters beside them where these are trained."""
+    if not config.lora.rank:
+        return placed_policy(spec, mesh)
+    policy = policy_shapes(spec)
+    shapes = jax.eval_shape(lambda frozen, trained: whole(trained, frozen, config.lora), policy, adapters(config, spec))
+    return placed(shapes, tree_shardings(shapes, decoder_axes(spec) + adapter_axes(spec, config.lora), mesh))
+
+
+def adapters(config: Config, spec: DecoderSpec) -> Any:
+    """Shapes of the adapters."""
+    make = functools.partial(init_adapters, spec=spec, lora=config.lora)
+    return jax.eval_shape(make, jax.random.key(0), policy_shapes(spec))
 
 
 def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
@@ -126,9 +153,12 @@ def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
     critic = None
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
         critic = jax.eval_shape(lambda: new_critic(spec.width, config))
-    params = policy_shapes(spec)
+    params, axes = policy_shapes(spec), decoder_axes(spec)
+    if config.lora.rank:
+        params, axes = adapters(config, spec), adapter_axes(spec, config.lora)
     shapes = jax.eval_shape(lambda given, head: new_state(given, optimizer, beta, head), params, critic)
-    return placed(shapes, state_shardings(params, optimizer, decoder_axes(spec), mesh, beta, critic))
+    offload = "optimizer" in config.train.offload
+    return placed(shapes, state_shardings(params, optimizer, axes, mesh, beta, critic, offload))
 
 
 def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
@@ -139,13 +169,16 @@ def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
 
 def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
     """The encoder's parameters, whole on every chip."""
-    return placed(abstract_encoder(spec), replicated(mesh))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_encoder(spec))
+    return placed(shapes, replicated(mesh))
 
 
 def tree_bytes(tree: Any) -> float:
-    """Bytes of a tree of shapes on one chip."""
+    """Bytes of a tree of shapes in one chip's own memory."""
 
     def own(leaf) -> float:
+        if leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY:
+            return 0.0
         sizes = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
         return math.prod(sizes) * jnp.dtype(leaf.dtype).itemsize
 

@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.assets.encoder import Encoder
 from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.config import RewardConfig
-from pbrl_jax.core.errors import ConfigError, RewardError, did_you_mean
+from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.alignment import make_alignment
@@ -38,6 +41,8 @@ class RewardAssets(NamedTuple):
     """The start policy; rewards read it and never change it."""
     style: str = "plain"
     """How prompts are put to it: data.prompt_style."""
+    thinking: str = "default"
+    """The thinking switch of its chat template: data.thinking."""
     endpoint: Endpoint | None = None
     folder: str = ""
     """Where rewards keep what they need not compute twice; "" keeps it in memory."""
@@ -59,11 +64,13 @@ REWARDS: dict[str, Callable] = {
 
 
 class Combined(NamedTuple):
-    """The reward of a batch: the total, each function's own scores, and who passed the language gate."""
+    """The reward of a batch: the total, each function's own scores, who passed the language gate, and what rewards made
+    of the responses in English (strings [B]; None where no reward translates)."""
 
     total: Scores
     each: dict[str, Scores]
     right_language_B: np.ndarray
+    translation_B: np.ndarray | None = None
 
 
 def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
@@ -81,7 +88,7 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
-        inputs = inputs._replace(right_B=verdict.right_B)
+        inputs = inputs._replace(right_B=verdict.right_B, translations={})
         weights = weights_at(config, inputs.step)
         each = {name: function(inputs) for name, function in functions.items()}
         value = jnp.zeros(len(inputs.completions))
@@ -92,9 +99,18 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
                 valid = valid & scores.valid_B
         empty = jnp.asarray([not text.strip() for text in inputs.completions])
         value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
-        return Combined(Scores(value, valid, {}), each, verdict.right_B)
+        return Combined(Scores(value, valid, {}), each, verdict.right_B, _whole_translations(inputs.translations))
 
     return score
+
+
+def _whole_translations(parts: Mapping[str, Sequence[str]]) -> np.ndarray | None:
+    """One text per row of what was translated: the whole response, else its reasoning and answer."""
+    if not parts:
+        return None
+    names = ("whole",) if "whole" in parts else ("reasoning", "answer")
+    columns = [parts[name] for name in names if name in parts]
+    return np.array([" ".join(row).strip() for row in zip(*columns, strict=True)], object)
 
 
 def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
@@ -109,7 +125,8 @@ def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
 
 
 def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
-    """One reward by its name or import path. What it returns is checked at every call.
+    """One reward by its name or import path. What it returns is checked at every call; a call that raises makes its
+    rows invalid, and the guard stops a run in which that goes on.
 
     Raises:
       RewardError: (when called) another number of scores than rows.
@@ -117,7 +134,14 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
     function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name](config, assets)
 
     def score(inputs: RewardInputs) -> Scores:
-        found, count = function(inputs), len(inputs.completions)
+        count = len(inputs.completions)
+        try:
+            found = function(inputs)
+        except (PbrlError, jax.errors.JaxRuntimeError):
+            raise  # an answer to the user's input, or a device without memory: the next call would end like this one
+        except Exception:
+            print(f"Reward {name} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
+            return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
         if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
             raise RewardError(
                 f"Reward {name} returned scores of shapes {found.value_B.shape} and {found.valid_B.shape} for {count} "

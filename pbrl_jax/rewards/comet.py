@@ -24,7 +24,8 @@ def make_comet(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Sc
 
     With r the response's part and e the reference's [paper, reward families; the wirings are ours]: reference scores
     (src r, mt r in English, ref e), quality (src e, mt r), direct (src r, mt r, ref e). An empty part, and a response
-    in the wrong language, is a valid 0; a row without a reference is invalid.
+    in the wrong language, is a valid 0; a row without a reference is invalid. COMET reads sentences: `comet_cut` marks
+    the responses that are longer than it reads (510 tokens with XLM-R).
 
     Raises:
       ConfigError: no COMET model or translator is named, or the model does not fit the wiring.
@@ -50,9 +51,10 @@ def make_comet(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Sc
         valid_B = np.array([bool(prompt.references) for prompt in inputs.prompts], bool)
         hypotheses = sources
         if translate is not None:
-            hypotheses, has_B = translate(inputs, sources)
+            hypotheses, has_B = translate(inputs, part, sources)
             valid_B &= has_B
         value_B = against_references(inputs, part, sources, hypotheses, similar, config.references)
-        return Scores(jnp.asarray(value_B), jnp.asarray(valid_B & np.isfinite(value_B)), {})
+        cut_B = jnp.asarray(comet.cut(hypotheses), jnp.float32)
+        return Scores(jnp.asarray(value_B), jnp.asarray(valid_B & np.isfinite(value_B)), {"comet_cut": cut_B})
 
     return score

@@ -24,7 +24,7 @@ from pbrl_jax.core.records import PromptBatch, Scores
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
-from pbrl_jax.text.prompts import format_prompts
+from pbrl_jax.text.prompts import THINKING, format_prompts
 
 FORMS = ("reference", "response")
 ROWS = 32
@@ -44,7 +44,7 @@ def make_implicit(config: RewardConfig, assets: Any) -> Callable[[RewardInputs],
     if assets.policy is None:
         raise ConfigError("Reward implicit needs the run's policy; it cannot be audited without one.")
     if config.implicit_form == "reference":
-        return _of_reference(assets.policy, assets.style)
+        return _of_reference(assets.policy, _asking(assets))
     if not config.implicit_policy:
         raise ConfigError("reward.implicit_form is response, but reward.implicit_policy is empty. Name its folder.")
     judge = loaded(config.implicit_policy)
@@ -53,7 +53,7 @@ def make_implicit(config: RewardConfig, assets: Any) -> Callable[[RewardInputs],
             f"reward.implicit_policy {config.implicit_policy!r} has another tokenizer than the policy. Use one that "
             "was trained from the same start policy."
         )
-    return _of_response(judge, assets.policy, assets.style)
+    return _of_response(judge, assets.policy, _asking(assets))
 
 
 @functools.lru_cache(maxsize=1)
@@ -62,13 +62,21 @@ def loaded(source: str) -> Policy:
     return load_policy(source, param_dtype="stored")
 
 
-def _of_reference(policy: Policy, style: str):
+def _asking(assets: Any) -> Callable[[Sequence[str]], list[list[int]]]:
+    """English questions -> prompts of the start policy, in the form that the run puts them."""
+    form = functools.partial(
+        format_prompts, tokenizer=assets.policy.tokenizer, style=assets.style, thinking=THINKING[assets.thinking]
+    )
+    return lambda questions: form(questions, ["en"] * len(questions)) if questions else []
+
+
+def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int]]]):
     known: dict[tuple[str, str], float] = {}
 
     def score(inputs: RewardInputs) -> Scores:
         rows = [row for row, prompt in enumerate(inputs.prompts) if prompt.reference is not None]
         full = [row for row in rows if inputs.completions[row].strip()]
-        questions = _questions(policy, [inputs.prompts[row].question_en for row in full], style)
+        questions = asked([inputs.prompts[row].question_en for row in full])
         responses = _encoded(policy, [inputs.completions[row].strip() + "\n" for row in full])
         references = _encoded(policy, [inputs.prompts[row].reference.text for row in full])
         # What the reference costs without any response: once per problem, whatever the group's size.
@@ -86,20 +94,16 @@ def _of_reference(policy: Policy, style: str):
     return score
 
 
-def _of_response(judge: Policy, base: Policy, style: str):
+def _of_response(judge: Policy, base: Policy, asked: Callable[[Sequence[str]], list[list[int]]]):
     def score(inputs: RewardInputs) -> Scores:
         full = [row for row, text in enumerate(inputs.completions) if text.strip()]
-        questions = _questions(base, [inputs.prompts[row].question_en for row in full], style)
+        questions = asked([inputs.prompts[row].question_en for row in full])
         responses = [inputs.tokens_BR[row, : inputs.lengths_B[row]].tolist() for row in full]
         value = np.zeros(len(inputs.completions), np.float32)
         value[full] = mean_logprobs(judge, questions, responses) - mean_logprobs(base, questions, responses)
         return Scores(jnp.asarray(value), jnp.asarray(np.isfinite(value)), {})
 
     return score
-
-
-def _questions(policy: Policy, questions: Sequence[str], style: str) -> list[list[int]]:
-    return format_prompts(questions, ["en"] * len(questions), policy.tokenizer, style) if questions else []
 
 
 def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:

@@ -29,7 +29,9 @@ class PivotVectors(NamedTuple):
 class RewardInputs(NamedTuple):
     """B rows on the host: the prompt of each row, its completion as text and as tokens, and its pivot's vectors.
 
-    `right_B` says who passed the language gate; None: nobody has looked, and all count as right.
+    `right_B` says who passed the language gate; None: nobody has looked, and all count as right. `translations` is
+    filled by rewards that translate (part -> B texts, "" where nothing was translated), for the samples; None: nobody
+    wants them.
     """
 
     prompts: Sequence[Prompt]
@@ -39,6 +41,7 @@ class RewardInputs(NamedTuple):
     pivots: PivotVectors
     step: int
     right_B: np.ndarray | None = None
+    translations: dict[str, list[str]] | None = None
 
 
 def part_names(parts: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from pbrl_jax.rewards.similarity import combine_parts, load_baselines
 from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES
 from pbrl_jax.rewards.translators import PromptedTranslator, load_translator
 
-TranslateRows = Callable[[RewardInputs, Sequence[str]], tuple[list[str], np.ndarray]]
+TranslateRows = Callable[[RewardInputs, str, Sequence[str]], tuple[list[str], np.ndarray]]
 
 
 def make_translator(config: RewardConfig, assets: Any) -> CachedTranslator:
@@ -74,14 +74,18 @@ def loaded_comet(source: str) -> Comet:
 
 
 def row_translator(config: RewardConfig, assets: Any) -> TranslateRows:
-    """(inputs, one text per row) -> (English texts, which rows have one). A row in the wrong language gets ""."""
+    """(inputs, part, its text in each row) -> (English texts, which rows have one). A row in the wrong language gets
+    ""."""
     translator = make_translator(config, assets)
 
-    def translate(inputs: RewardInputs, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    def translate(inputs: RewardInputs, part: str, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
         right_B = np.ones(len(texts), bool) if inputs.right_B is None else np.asarray(inputs.right_B, bool)
         wanted = [text if right else "" for text, right in zip(texts, right_B, strict=True)]
         found = translator.translate(wanted, [prompt.language for prompt in inputs.prompts], "en")
-        return [text or "" for text in found], np.array([text is not None for text in found], bool)
+        english = [text or "" for text in found]
+        if inputs.translations is not None:
+            inputs.translations[part] = english
+        return english, np.array([text is not None for text in found], bool)
 
     return translate
 
@@ -100,7 +104,7 @@ def make_translation(config: RewardConfig, assets: Any) -> Callable[[RewardInput
         sources = response_texts(inputs, config.parts)
         english, valid_B = {}, np.array([bool(prompt.references) for prompt in inputs.prompts], bool)
         for part, texts in sources.items():
-            english[part], has_B = translate(inputs, texts)
+            english[part], has_B = translate(inputs, part, texts)
             valid_B &= has_B
         value_B, parts = compare(inputs, sources, english)
         return Scores(value_B, jnp.asarray(valid_B) & jnp.isfinite(value_B), parts)

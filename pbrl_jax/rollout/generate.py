@@ -19,6 +19,7 @@ from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
 from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
+from pbrl_jax.rollout.weights import decoding_params
 
 #: Cached positions that attention looks at grow in doubling windows from this size.
 FIRST_WINDOW = 128
@@ -163,17 +164,22 @@ def compiled_sampler(spec: DecoderSpec, max_length: int, samples: int = 1):
     return jax.jit(functools.partial(generate_samples, spec=spec, samples=samples, max_length=max_length))
 
 
-def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int) -> Callable[..., Rollout]:
+def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int,
+                  weights: str = "as_trained") -> Callable[..., Rollout]:  # fmt: skip
     """A host function `(params, prompts, key, sampling, should_stop=None) -> Rollout` over compiled segments.
 
     After each segment of at most `segment_length` tokens the host reads whether all rows are done, and calls
     `should_stop()`: if that is true, Interrupted is raised. Nothing is compiled after the first full-length call.
+    `weights`: as `rollout.weights` of the config.
     """
+    lay = jax.jit(functools.partial(decoding_params, spec=spec))
     start = jax.jit(functools.partial(prefill, spec=spec, samples=samples, max_length=max_length))
     segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
     keys_of = jax.jit(functools.partial(row_keys, samples=samples))
 
     def run(params, prompts, key, sampling, should_stop=None) -> Rollout:
+        if weights == "whole":
+            params = lay(params)
         state = start(params, prompts, keys_of(key, prompts.row_ids_P), sampling)
         filled = 0
         for window in windows(max_length):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import PromptBatch, pytree
-from pbrl_jax.models.decoder import hidden_states, logits_of
+from pbrl_jax.core.sharding import constrain, row_shards
+from pbrl_jax.models.decoder import hidden_states, logits_of, output_matrix
 from pbrl_jax.models.heads import state_values
 from pbrl_jax.models.layouts import SharedPrefix
 from pbrl_jax.models.specs import DecoderSpec
@@ -80,14 +81,16 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
     size = min(M, max(1, chunk // P))
     count = -(-M // size)
     padding = count * size - M
+    shards = row_shards() if P % row_shards() == 0 else 1
 
     def chunks(x):
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(P, count, size, *x.shape[2:]), 1, 0)
+        rows = (P,) if shards == 1 else (shards, P // shards)
+        x = jnp.moveaxis(x.reshape(*rows, count, size, *x.shape[2:]), len(rows), 0)
+        return x if shards == 1 else constrain(x, "none", "batch", *["none"] * (x.ndim - 2))
 
-    head = {name: params[name] for name in ("embed", "lm_head") if name in params}
+    head = output_matrix(params, spec, shards)
 
-    @jax.checkpoint
     def one(head, hidden, tokens):
         logits = logits_of(head, spec, hidden) / temperature
         lse = jax.nn.logsumexp(logits, axis=-1)
@@ -98,12 +101,13 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
             spread = spread if entropy_gradient else jax.lax.stop_gradient(spread)
         return chosen - lse, spread
 
+    several = jax.checkpoint(one if shards == 1 else jax.vmap(one))
     _, (logp, spread) = jax.lax.scan(
-        lambda carry, xs: (carry, one(head, *xs)), None, (chunks(hidden_PMD), chunks(tokens_PM))
+        lambda carry, xs: (carry, several(head, *xs)), None, (chunks(hidden_PMD), chunks(tokens_PM))
     )
 
     def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(P, count * size)[:, :M]
+        return jnp.moveaxis(x, 0, -2).reshape(P, count * size)[:, :M]
 
     return join(logp), None if spread is None else join(spread)
 

@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Sequence
 
 import jax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.assets.encoder import Encoder, load_encoder
+from pbrl_jax.assets.encoder import Encoder, load_encoder, over_devices
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.core.agree import is_first
-from pbrl_jax.core.config import Config
+from pbrl_jax.core.config import Config, LogConfig
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.paths import WorkDir, write_atomic
@@ -81,11 +82,13 @@ def refuse_other_experiment(config: Config, work: WorkDir) -> None:
 
 
 def use_compilation_cache(config: Config) -> None:
-    """Keep compiled programs between runs where log.compilation_cache says so."""
-    if config.log.compilation_cache:
+    """Keep compiled programs between runs where log.compilation_cache says so; JAX_COMPILATION_CACHE_DIR of the
+    environment, with what else it says of that cache, comes before the default."""
+    folder = config.log.compilation_cache
+    if folder and not (folder == LogConfig().compilation_cache and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
         from etils import epath
 
-        jax.config.update("jax_compilation_cache_dir", str(epath.Path(config.log.compilation_cache).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
@@ -116,12 +119,12 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
         return load_tokenizer(config.policy.tokenizer)
     folder = work.root / "tokenizer"
     file, origin = folder / "tokenizer.model", folder / "origin"
+    if file.exists() and list_checkpoints(work.checkpoints):
+        return load_tokenizer(str(folder))
     lines, options = vocabulary_lines(config, prompts)
     made_from = hashlib.sha256(repr((lines, config.data.vocab_size, options)).encode()).hexdigest()
-    if file.exists():
-        same = origin.exists() and origin.read_text() == made_from
-        if same or list_checkpoints(work.checkpoints):
-            return load_tokenizer(str(folder))
+    if file.exists() and origin.exists() and origin.read_text() == made_from:
+        return load_tokenizer(str(folder))
     tokenizer = train_sentencepiece(lines, config.data.vocab_size, **options)
     origin.unlink(missing_ok=True)
     write_atomic(file, tokenizer.model_bytes)
@@ -130,11 +133,11 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
 
 
 def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
-    """The start policy: loaded, or new from the seed."""
+    """The start policy: loaded, each device reading its own part, or new from the seed."""
     settings = config.policy
     operational = {"dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention}
     if settings.source != "random":
-        policy = load_policy(settings.source)
+        policy = load_policy(settings.source, make_mesh(config.mesh))
         return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
     tokenizer = run_tokenizer(config, work, prompts)
     spec = dataclasses.replace(
@@ -149,7 +152,7 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
     """The reward's encoder: loaded, or new from the seed with the policy's tokenizer."""
     settings = config.encoder
     if settings.source != "random":
-        return load_encoder(settings.source, settings.max_length, settings.prefix)
+        return load_encoder(settings.source, settings.max_length, settings.prefix, dtype=settings.dtype or None)
     spec = lookup(ENCODERS, settings.preset, "encoder preset")
     spec = dataclasses.replace(
         spec, vocab_size=tokenizer.vocab_size, max_positions=max(spec.max_positions, settings.max_length)
@@ -167,6 +170,11 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
     )  # fmt: skip
 
     def answer(questions: list[str], sample: int = 0) -> list[str]:
+        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(policy.params)):
+            raise ConfigError(
+                f"{len(questions)} references are missing, and one host writes them: run `pbrl pivots CONFIG --workdir "
+                "W` on it first; this run then finds them."
+            )
         languages, seed = ["en"] * len(questions), config.train.seed + sample
         return answer_texts(decoder, policy.params, questions, languages, config.pivot.temperature, seed)
 
@@ -237,6 +245,8 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     )  # fmt: skip
     if len(kept) < len(prompts):
         print(f"Dropped {len(prompts) - len(kept)} of {len(prompts)} prompts: longer than rollout.max_prompt_length.")
+    mesh = make_mesh(config.mesh)
+    encoder = over_devices(encoder, mesh)
     pivots = reference_vectors(kept, encoder, store)
     texts = language_texts(config)
     fingerprints = {
@@ -249,7 +259,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     return Experiment(
         config=config,
         work=work,
-        mesh=make_mesh(config.mesh),
+        mesh=mesh,
         policy=policy,
         encoder=encoder,
         sampler=make_sampler(

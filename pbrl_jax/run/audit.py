@@ -6,16 +6,21 @@ import json
 from rich.console import Console
 
 from pbrl_jax.assets.encoder import Encoder, load_encoder
+from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.core.config import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.http import Endpoint
-from pbrl_jax.core.paths import WorkDir, as_path, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
+from pbrl_jax.core.progress import Progress
+from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.attacks import Case
 from pbrl_jax.eval.audit import audit_table, below, file_cases, make_scorer, quickstart_cases
 from pbrl_jax.eval.audit_picture import audit_lines, audit_picture
+from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.pivots.store import open_store
 from pbrl_jax.rewards.combine import RewardAssets, check_reward, make_reward
-from pbrl_jax.run.assemble import language_texts, use_compilation_cache
+from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
 
@@ -41,14 +46,17 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     check_languages(config.data.languages)
     check_reward(config.reward)
     work = work_dir(workdir)
-    encoder = audited_encoder(config, work)
-    cases = audit_cases(config, limit, replies)
+    policy, encoder = audited_policy(config), audited_encoder(config, work)
+    cases = audit_cases(config, work, limit, replies)
     texts = language_texts(config)
-    table = None if texts is None else token_language_table(encoder.tokenizer, texts)
+    tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
+    table = None if texts is None else token_language_table(tokenizer, texts)
     endpoint = Endpoint(config.endpoint) if config.endpoint.url else None
-    assets = RewardAssets(encoder, config.data.languages, table, endpoint=endpoint, folder=str(work.root))
+    assets = RewardAssets(
+        encoder, config.data.languages, table, policy, config.data.prompt_style, endpoint, str(work.root)
+    )
     tables = {
-        title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder), config.train.seed)
+        title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
         for title, reward in (("configured reward", config.reward), ("plain cosine", PLAIN_COSINE))
     }
     own, plain = tables.values()
@@ -86,14 +94,42 @@ def audited_encoder(config: Config, work: WorkDir) -> Encoder:
     )
 
 
-def audit_cases(config: Config, limit: int, replies: str) -> list[Case]:
+def audited_policy(config: Config) -> Policy | None:
+    """The policy that policy.source names, where a reward asks one; None where none does.
+
+    Raises:
+      ConfigError: a reward asks a policy, and policy.source is `random`.
+    """
+    reward = config.reward
+    named = {*reward.functions, *((reward.hybrid_answer, reward.hybrid_reasoning) * ("hybrid" in reward.functions))}
+    if "implicit" not in named and reward.translator != "policy":
+        return None
+    if config.policy.source == "random":
+        raise ConfigError("This reward asks the start policy. Name its folder: --policy.source DIR.")
+    return load_policy(config.policy.source)
+
+
+def replied_prompts(config: Config, work: WorkDir, replies: str) -> list[Prompt]:
+    """The prompts that a file of replies names, with their references: the data set's, or those of the pivot store."""
+    data = dataclasses.replace(config.data, limit=0)
+    if config.pivot.source == "dataset":
+        return load_prompts(data, config.train.seed, require=("reference", "answer"))
+    named = {row.get("id") for row in read_json_lines(replies)}
+    prompts = load_prompts(data, config.train.seed, require=("question_en", "answer"))
+    chosen = [prompt for prompt in prompts if prompt.id in named]
+    expert = {}
+    if config.pivot.source != "file":
+        expert = reference_expert(run_policy(config, work, prompts), config)
+    store = open_store(config.pivot, work.root)
+    return attach_references(chosen, config, store, progress=Progress, **expert)[0]
+
+
+def audit_cases(config: Config, work: WorkDir, limit: int, replies: str) -> list[Case]:
     """The problems of the audit, with faithful replies in each language."""
     if limit < 1:
         raise ConfigError(f"--limit is {limit}; expected a number of problems.")
     if replies:
-        data = dataclasses.replace(config.data, limit=0)
-        prompts = load_prompts(data, config.train.seed, require=("reference", "answer"))
-        return file_cases(replies, prompts)[: limit * len(config.data.languages)]
+        return file_cases(replies, replied_prompts(config, work, replies), limit)
     if config.data.source == "quickstart":
         return quickstart_cases(config.data.languages, limit, config.train.seed, config.data.path)
     raise ConfigError(

@@ -1,10 +1,11 @@
-"""`pbrl convert IN OUT`: policies and encoders into another form or type, COMET into safetensors."""
+"""`pbrl convert IN OUT`: policies and encoders into another form or type, translators into another type, COMET into
+safetensors."""
 
 import os
 
 import jax
 
-from pbrl_jax.assets.comet import convert_comet, load_comet
+from pbrl_jax.assets.comet import convert_comet
 from pbrl_jax.assets.comet_checkpoint import CHECKPOINT, HPARAMS
 from pbrl_jax.assets.encoder import load_encoder, save_encoder
 from pbrl_jax.assets.encoder_export import export_encoder
@@ -14,10 +15,13 @@ from pbrl_jax.assets.hf_load import read_config, stored_compute_type
 from pbrl_jax.assets.hub import local_copy
 from pbrl_jax.assets.policy import PARAM_TYPES, load_policy, save_policy
 from pbrl_jax.assets.sentence_transformers import MODULES, read_chain, read_json
+from pbrl_jax.assets.translator import load_m2m100
+from pbrl_jax.assets.translator_export import export_translator
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.trees import count_parameters
 from pbrl_jax.models.hf_encoder import FAMILIES
+from pbrl_jax.models.hf_m2m100 import MODEL_TYPE
 
 #: Form of a folder -> what it is for.
 FORMS = {
@@ -53,12 +57,28 @@ def convert_encoder(source: str, target: str, place: str, dtype: str | None, for
     print(f"{target}: {written}, {count_parameters(encoder.params):,} parameters in {kind}, read back and compared.")
 
 
+def is_comet(place: str) -> bool:
+    """Whether a local folder holds a COMET model, as unbabel-comet or this package writes it."""
+    theirs = all(os.path.exists(os.path.join(place, name)) for name in (CHECKPOINT, HPARAMS))
+    return theirs or own_folder(place, "comet") is not None
+
+
+def convert_translator(source: str, target: str, place: str, dtype: str | None, form: str) -> None:
+    """Read an M2M100 or NLLB model and write it; arguments as `main`."""
+    if form != "hf":
+        raise ConfigError("--to pbrl: translators have no form of our own. Leave --to out.")
+    translator = load_m2m100(place, read_config(place, source) or {}, source, dtype=dtype)
+    export_translator(translator, target)
+    kind, parameters = jax.tree.leaves(translator.params)[0].dtype, count_parameters(translator.params)
+    print(f"{target}: a {MODEL_TYPE} translator, {parameters:,} parameters in {kind}, read back and compared.")
+
+
 def main(source: str, target: str, dtype: str | None = None, form: str = "hf") -> None:
-    """Read a policy or an encoder and write it; a folder of unbabel-comet becomes what load_comet reads fastest.
+    """Read a policy, an encoder or a translator and write it; a folder of unbabel-comet becomes one of ours.
 
     Args:
-      source: a folder in either form, a finished work directory (its policy), a folder of COMET, a hub id, or
-        `gs://...`.
+      source: a folder in either form, a finished work directory (its policy), a folder of COMET, of M2M100 or of NLLB,
+        a hub id, or `gs://...`.
       target: another folder.
       dtype: type of the written parameters, float32 or bfloat16; default: as they are stored.
       form: a name in FORMS.
@@ -75,10 +95,13 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf") -
     if form == "pbrl" and (as_path(target) / "config.json").exists():
         raise ConfigError(f"{target!r} holds a config.json, of a model or a run. Name another folder for OUT.")
     place = local_copy(source)
-    if all(os.path.exists(os.path.join(place, name)) for name in (CHECKPOINT, HPARAMS)):
-        convert_comet(source, target, dtype or "float32")
-        parameters = count_parameters(load_comet(target).params)
-        print(f"{target}: a COMET model, {parameters:,} parameters in {dtype or 'float32'}, read back.")
+    if is_comet(place):
+        params = convert_comet(source, target, dtype).params
+        kind = jax.tree.leaves(params)[0].dtype
+        print(f"{target}: a COMET model, {count_parameters(params):,} parameters in {kind}, read back and compared.")
+        return
+    if (read_config(place, source) or {}).get("model_type") == MODEL_TYPE:
+        convert_translator(source, target, place, dtype, form)
         return
     if is_encoder(place, source):
         convert_encoder(source, target, place, dtype, form)

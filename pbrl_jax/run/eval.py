@@ -22,6 +22,7 @@ from pbrl_jax.eval.contamination import find_overlap
 from pbrl_jax.eval.evaluation_folder import EvaluationFolder, problems_digest
 from pbrl_jax.eval.grading import grade_rows
 from pbrl_jax.eval.metrics_table import compare, summary
+from pbrl_jax.eval.report import distinct_roots, run_labels
 from pbrl_jax.eval.respond import STYLES, Answering, Settings, generate_responses, score_choices
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.config_file import load_config
@@ -144,7 +145,36 @@ def contamination(options: argparse.Namespace, problems: Sequence[Problem]) -> d
     return record
 
 
+def earlier_rows(folders: Sequence[str], identity: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Short name of each earlier evaluation -> its graded rows.
+
+    Raises:
+      DataError: one that is not finished, is given twice, or is of other problems.
+    """
+    roots = distinct_roots(folders)
+    return {
+        label: EvaluationFolder(root).graded(identity) for label, root in zip(run_labels(roots), roots, strict=True)
+    }
+
+
 # The result.
+
+
+def gain_lines(result: dict[str, Any]) -> list[str]:
+    """A line for each earlier evaluation: the gain outside English (else of the only language) and its significance."""
+    lines = []
+    for label, found in result.get("against", {}).items():
+        code = next(iter(found["languages"]))
+        row = found["mean_non_english"] or (found["languages"][code] if len(found["languages"]) == 1 else None)
+        if row is None:
+            continue
+        relative = "" if row["relative"] is None else f", {100 * row['relative']:+.1f} % of it"
+        where = "outside English" if found["mean_non_english"] else f"in {code}"
+        lines.append(
+            f"Against {label}: {100 * row['points']:+.1f} points {where} (95 %: {100 * row['low']:+.1f} to "
+            f"{100 * row['high']:+.1f}, p {row['p_bootstrap']:.3g}){relative}"
+        )
+    return lines
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -184,15 +214,18 @@ def main(options: argparse.Namespace) -> None:
     policy = load_policy(options.policy, settings.mesh, options.dtype)
     identity = identity_of(benchmark, request, settings, problems, policy)
     folder = EvaluationFolder(options.workdir)
-    base_rows = EvaluationFolder(options.base).graded(identity) if options.base else None
+    bases = earlier_rows(options.base, identity)
     folder.claim(identity)
     rows = respond(folder, policy, settings, problems, request.protocol)
     graded = grade_rows(benchmark, request.protocol, problems, rows)
     result = identity | summary(graded, seen)
-    if base_rows is not None:
-        result["against_base"] = compare(base_rows, graded)
+    if bases:
+        result["against"] = {label: compare(base, graded) for label, base in bases.items()}
+        result["against_base"] = next(iter(result["against"].values()))
     if overlap is not None:
         result["contamination"] = overlap
     folder.finish(graded, result)
     print_table(result)
+    for line in gain_lines(result):
+        print(line)
     print(f"Numbers: {folder.result}; responses: {folder.responses}")

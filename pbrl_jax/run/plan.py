@@ -17,7 +17,7 @@ from pbrl_jax.core.validate import batch_arithmetic
 from pbrl_jax.plan.analytic import estimate_step
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
-from pbrl_jax.plan.roofline import USABLE, Plan, estimate, local_chip, make_plan, mesh_sizes, nearest_change, sweep
+from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, sweep
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.assemble import check_start
 
@@ -27,6 +27,7 @@ NO_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
 SWEEP_LINES = 12
+FAULT_LINES = 4
 
 
 def say(text: str) -> None:
@@ -52,12 +53,18 @@ def tpu_devices(topology: Topology):
         ) from error
 
 
-def mesh_of(config: Config, topology: Topology | None) -> Mesh | None:
-    """The mesh to compile for: a topology's, or this machine's; None where a topology cannot be compiled for."""
+def mesh_of(config: Config, topology: Topology | None) -> tuple[Mesh | None, str]:
+    """(the mesh to compile for, ""): a topology's, or this machine's; or (None, why nothing can be compiled)."""
+    if config.lora.quantization != "none":
+        return None, f"weights in {config.lora.quantization} have no shapes before they are made"
     if topology is None:
-        return make_mesh(config.mesh)
-    devices = tpu_devices(topology) if topology.is_tpu else None
-    return None if devices is None else make_mesh(config.mesh, devices)
+        return make_mesh(config.mesh), ""
+    if not topology.is_tpu:
+        return None, "no such GPU is here"
+    devices = tpu_devices(topology)
+    if devices is None:
+        return None, "the TPU compiler is not installed (pip install libtpu)"
+    return make_mesh(config.mesh, devices), ""
 
 
 def local_memory() -> float:
@@ -92,6 +99,10 @@ def print_plan(plan: Plan, title: str) -> None:
         )
         if sent:
             print(f"{name} sends per chip: {sent}")
+    faults = plan.rows["update"].need.faults if "update" in plan.rows else None
+    if faults is not None:
+        good = "no large parameter whole, and nothing of the size of its logits"
+        print(f"The compiled update holds {'; '.join(faults[:FAULT_LINES]) if faults else good}.")
     slowest = max(plan.rows, key=lambda name: plan.rows[name].seconds)
     print(
         f"A step takes at least {plan.step_seconds:.3g} s ({plan.tokens_per_second:.4g} response tokens a second); "
@@ -155,16 +166,15 @@ def main(config: Config, topology: str = "", json_file: str = "", sweeping: bool
     check_start(config, chips)
     models = run_models(config)
     print(batch_arithmetic(config, chips))
-    mesh = mesh_of(config, where)
+    by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+    mesh, reason = mesh_of(config, where)
+    place = f"{chips} local devices" if where is None else where.name
     if mesh is None:
-        reason = "no such GPU is here" if not where.is_tpu else "the TPU compiler is not installed (pip install libtpu)"
         say(f"{reason}: the numbers are worked out by hand, not compiled.")
-        plan, title = estimate(config, models, where), f"{where.name}, by hand"
+        needs, title = by_hand, f"{place}, by hand"
     else:
-        chip = local_plan_chip(chips) if where is None else where.chip
-        by_hand = estimate_step(config, models, mesh_sizes(config, chips))
-        plan = make_plan(config, compile_step(config, models, mesh, by_hand, say), chip)
-        title = f"{chips} local devices, compiled" if where is None else f"{where.name}, compiled for it"
+        needs, title = compile_step(config, models, mesh, by_hand, say), f"{place}, compiled"
+    plan = make_plan(config, needs, local_plan_chip(chips) if where is None else where.chip)
     print_plan(plan, title)
     print_verdict(config, plan, where, models, chips)
     if json_file:

@@ -37,6 +37,18 @@ def check_shared(work: WorkDir) -> None:
     agreed("work directory", look)
 
 
+def check_rewards(experiment: Experiment) -> None:
+    """Refuse a reward that asks the start policy where no host has all of it (ConfigError)."""
+    reward = experiment.config.reward
+    asked = {"implicit"} & {*reward.functions, reward.hybrid_answer, reward.hybrid_reasoning}
+    asked |= {"translator"} if reward.translator == "policy" else set()
+    if asked and not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(experiment.policy.params)):
+        raise ConfigError(
+            f"The reward asks the start policy ({', '.join(sorted(asked))}), which lies in parts on {host_count()} "
+            "hosts. Train on one host, or choose another reward or translator."
+        )
+
+
 def assembled(build: Callable[[], Experiment], work: WorkDir) -> Experiment:
     """The experiment, built by host 0 and then by the others, who find its vocabulary and vectors.
 
@@ -45,6 +57,7 @@ def assembled(build: Callable[[], Experiment], work: WorkDir) -> Experiment:
     """
     check_shared(work)
     experiment = in_turn("assemble", build)
+    check_rewards(experiment)
     config = hashlib.sha256(to_json(experiment.config).encode()).hexdigest()
     parts = {"settings": config, "jax": jax.__version__, **experiment.fingerprints}
     told = exchange("experiment", parts)

@@ -48,7 +48,8 @@ def main(arguments: Namespace) -> None:
     print(f"{report.accepted} accepted: {files.out}")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
     print(f"{report.rejected} rejected: {files.rejected}" + (f" ({reasons})" if reasons else ""))
-    print(f"To train on them: --data.source table --data.path {files.out} --data.languages {' '.join(targets)}")
+    if report.accepted:
+        print(f"To train on them: --data.source table --data.path {files.out} --data.languages {' '.join(targets)}")
     if report.unanswered:
         raise EndpointError(f"{report.unanswered} rows got no answer. The same command asks for them again.")
 

@@ -4,6 +4,7 @@ Adding a language is one entry of `LANGUAGES` (and, for word problems, one templ
 eleven MGSM languages are those of MGSM's own worked solutions; the others follow the same pattern.
 """
 
+import difflib
 import functools
 import re
 from collections.abc import Iterable
@@ -147,6 +148,14 @@ LANGUAGES: dict[str, Language] = {
 }
 
 
+def named_like(text: str, known: Iterable[str]) -> str:
+    """What to type for `text`, of the codes `known`: that of a language whose name is near it, else a near code."""
+    names = {LANGUAGES[code].name.lower(): code for code in known if code in LANGUAGES}
+    near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.7)
+    hint = f" Did you mean {names[near[0]]!r}?" if near else ""
+    return f"{hint} {did_you_mean(text, known)}"
+
+
 def check_languages(codes: Iterable[str]) -> tuple[str, ...]:
     """`codes` as a tuple, or a ConfigError that names the unknown ones, the empty list and the doubles."""
     codes = tuple(codes)
@@ -154,9 +163,7 @@ def check_languages(codes: Iterable[str]) -> tuple[str, ...]:
         raise ConfigError("No languages given. Set data.languages, for example --data.languages en sw zh.")
     for code in codes:
         if code not in LANGUAGES:
-            near = [known for known, language in LANGUAGES.items() if language.name.lower() == str(code).lower()]
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"Unknown language {code!r}.{hint} {did_you_mean(str(code), LANGUAGES)}")
+            raise ConfigError(f"Unknown language {code!r}.{named_like(str(code), LANGUAGES)}")
     doubles = sorted({code for code in codes if codes.count(code) > 1})
     if doubles:
         raise ConfigError(f"Languages given twice: {', '.join(doubles)}. Name each one once.")

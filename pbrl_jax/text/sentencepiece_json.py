@@ -16,6 +16,19 @@ from etils import epath
 from pbrl_jax.text.tokenizers import SENTENCEPIECE_RECORD, TOKENIZER_FILES, SentencePieceTokenizer
 
 SPACE = "\u2581"
+OWN_CLASSES = ("qwen2",)
+"""Model types for which transformers puts a tokenizer class of theirs in the place of whatever class is named."""
+OWN_MODULE, OWN_CLASS = "tokenization_sentencepiece", "SentencePieceTokenizerFast"
+#: A class of the folder's own stands above theirs. With trust_remote_code it is run; without, tokenizer.json is read
+#: as it is, which is the same thing.
+OWN_SOURCE = f'''"""tokenizer.json as it is, for any model type."""
+
+from transformers import PreTrainedTokenizerFast
+
+
+class {OWN_CLASS}(PreTrainedTokenizerFast):
+    """Reads tokenizer.json; adds nothing."""
+'''
 TEXTS = (
     "Jibu ni 12. 答案是 12。 คำตอบคือ 12", "  two  spaces \n\nand lines\n", "", " ", "1", "x=3,4; «ok» 🙂 \\boxed{12}\t",
 )  # fmt: skip
@@ -25,10 +38,13 @@ NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 UNIGRAM, BPE = 1, 2
 
 
-def write_tokenizer_json(tokenizer: SentencePieceTokenizer, directory: str | os.PathLike, begin: bool = True) -> str:
+def write_tokenizer_json(
+    tokenizer: SentencePieceTokenizer, directory: str | os.PathLike, begin: bool = True, model_type: str = ""
+) -> str:
     """Write both files into a folder; "" where they stand, else why there are none.
 
-    With `begin` every text gets a beginning-of-sequence token, as prompts of a policy do.
+    With `begin` every text gets a beginning-of-sequence token, as prompts of a policy do. For some values of the
+    config's `model_type` a third file keeps transformers from reading the two in its own way.
     """
     folder = epath.Path(directory)
     core, problem = converted(tokenizer, begin)
@@ -47,6 +63,9 @@ def write_tokenizer_json(tokenizer: SentencePieceTokenizer, directory: str | os.
         "clean_up_tokenization_spaces": False,
         SENTENCEPIECE_RECORD: hashlib.sha256(text.encode()).hexdigest(),
     }
+    if model_type in OWN_CLASSES:
+        settings["auto_map"] = {"AutoTokenizer": [None, f"{OWN_MODULE}.{OWN_CLASS}"]}
+        (folder / f"{OWN_MODULE}.py").write_text(OWN_SOURCE)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     return ""
 

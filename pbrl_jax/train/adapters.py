@@ -34,7 +34,8 @@ def whole(trained: Any, frozen: Any, lora: LoraConfig) -> Any:
 
 
 def placed_frozen(policy: Policy, config: Config, mesh: Mesh) -> Any:
-    """The start policy's parameters on the mesh; quantised where lora.quantization says so."""
+    """The start policy's parameters on the mesh, without a copy where they lie there already; quantised where
+    lora.quantization says so."""
     placed = place(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), mesh))
     if not config.lora.rank or config.lora.quantization == "none":
         return placed

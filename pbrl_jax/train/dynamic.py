@@ -9,7 +9,7 @@ import numpy as np
 
 from pbrl_jax.algos.advantages import SAME_REWARD
 from pbrl_jax.core.log import PhaseTimer
-from pbrl_jax.core.records import Prompt, Rollout, TrainBatch
+from pbrl_jax.core.records import Prompt, Rollout, Scores, TrainBatch
 from pbrl_jax.core.sharding import batch_sharding
 from pbrl_jax.data.batches import next_batch
 from pbrl_jax.rewards.combine import Combined
@@ -33,7 +33,9 @@ class Collected(NamedTuple):
         """(metrics, rows for the sample file) of a batch whose update is step `step`."""
         metrics = reward_metrics(self.rewards.each, self.rewards.right_language_B, self.prompts_B)
         metrics |= rollout_metrics(self.rollout, self.prompts_B) | dict(self.extra)
-        return metrics, sample_rows(step, self.prompts_B, self.texts_B, self.rewards.total, self.rewards.each)
+        scores = self.rewards
+        rows = sample_rows(step, self.prompts_B, self.texts_B, scores.total, scores.each, scores.translation_B)
+        return metrics, rows
 
 
 def without_signal(found: Collected, samples: int) -> np.ndarray:
@@ -89,11 +91,20 @@ def make_replace(experiment: Experiment, shapes: TrainBatch) -> Callable:
             listed(found.prompts_B, more.prompts_B),
             listed(found.texts_B, more.texts_B),
             chosen(found.rollout, more.rollout),
-            Combined(*(chosen(a, b) for a, b in zip(found.rewards, more.rewards, strict=True))),
+            chosen(alike(found.rewards, more.rewards), alike(more.rewards, found.rewards)),
             found.extra,
         )
 
     return replace
+
+
+def alike(one: Combined, other: Combined) -> Combined:
+    """`one` with those parts and translations only that `other` has, too: a reward that raised has none."""
+    each = {
+        name: Scores(s.value_B, s.valid_B, {part: x for part, x in s.parts.items() if part in other.each[name].parts})
+        for name, s in one.each.items()
+    }
+    return one._replace(each=each, translation_B=None if other.translation_B is None else one.translation_B)
 
 
 def make_rounds(experiment: Experiment, collect: Callable[..., Collected], shapes: TrainBatch) -> Callable:

@@ -22,6 +22,7 @@ from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.cosine import hybrid_scores
 from pbrl_jax.rewards.shaping import TOKEN_TERMS
 from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.adapters import whole
 from pbrl_jax.train.update import update_step
 
@@ -144,8 +145,9 @@ def fused_step(state: TrainState, ref_params, encoder_params, prompts: PromptBat
                tables: TokenTables, sampling: SamplingParams, key, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec,
                config: Config) -> tuple[TrainState, dict[str, Any], Rollout, Scores]:  # fmt: skip
     """One whole step as a traceable function: sample, score, update."""
+    params = whole(state.params, ref_params, config.lora)
     rollout = generate_samples(
-        whole(state.params, ref_params, config.lora), prompts, key, sampling,
+        decoding_params(params, spec) if config.rollout.weights == "whole" else params, prompts, key, sampling,
         spec=spec, samples=config.algo.num_generations, max_length=config.rollout.max_completion_length,
     )  # fmt: skip
     scores = token_scores(encoder_params, rollout, pivots, tables, spec=encoder_spec, config=config.reward)

@@ -61,17 +61,25 @@ def of_all_hosts(score: Callable[[], ScoredRows], own_B: np.ndarray, rows: int, 
         if not len(own_B):
             return None
         found = score()
-        texts = {int(row): text for row, text in zip(own_B, found.texts_B, strict=True) if row in logged}
-        return {"rows": own_B.tolist(), "texts": texts, "arrays": _packed(found)}
+        wanted = [at for at, row in enumerate(own_B) if row in logged]
+        texts = {int(own_B[at]): found.texts_B[at] for at in wanted}
+        english_B = found.rewards.translation_B
+        english = None if english_B is None else {int(own_B[at]): str(english_B[at]) for at in wanted}
+        return {"rows": own_B.tolist(), "texts": texts, "english": english, "arrays": _packed(found)}
 
-    texts_B, columns = [""] * rows, {}
+    texts_B, columns, english = [""] * rows, {}, {}
     for told in filter(None, agree.agreed("rewards", mine)):
         for name, array in told["arrays"].items():
             part = _array(array, len(told["rows"]))
             columns.setdefault(name, np.zeros((rows, *part.shape[1:]), part.dtype))[told["rows"]] = part
         for row, text in told["texts"].items():
             texts_B[int(row)] = text
-    return _unpacked(texts_B, columns)
+        english = None if told["english"] is None or english is None else english | told["english"]
+    found = _unpacked(texts_B, columns)
+    if english is None:
+        return found
+    translation_B = np.array([english.get(str(row), "") for row in range(rows)], object)
+    return found._replace(rewards=found.rewards._replace(translation_B=translation_B))
 
 
 def _packed(found: ScoredRows) -> dict[str, list[str]]:

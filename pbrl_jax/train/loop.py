@@ -21,6 +21,7 @@ from pbrl_jax.core.agree import is_first
 from pbrl_jax.core.config import LoraConfig
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError, lookup
 from pbrl_jax.core.log import MetricWriter, write_samples
+from pbrl_jax.core.offload import check_host_memory, in_host_memory
 from pbrl_jax.core.paths import read_json_lines, write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.serialize import from_json, to_json
@@ -229,7 +230,11 @@ def reference_params(experiment: Experiment):
     """The start policy's parameters on the mesh; None where neither a KL term nor adapters need them."""
     if experiment.config.algo.beta == 0 and not experiment.config.lora.rank:
         return None
-    return placed_frozen(experiment.policy, experiment.config, experiment.mesh)
+    placed = placed_frozen(experiment.policy, experiment.config, experiment.mesh)
+    if "reference" not in experiment.config.train.offload:
+        return placed
+    check_host_memory(experiment.mesh)
+    return jax.device_put(placed, in_host_memory(jax.tree.map(lambda x: x.sharding, placed)))
 
 
 def new_position(experiment: Experiment) -> Position:
@@ -241,7 +246,8 @@ def new_position(experiment: Experiment) -> Position:
     beta = None if algo.kl_target is None and not raises else algo.beta
     has_critic = lookup(ALGORITHMS, algo.name, "algorithm").critic
     critic = new_critic(experiment.policy.spec.width, experiment.config) if has_critic else None
-    state = place_state(params, optimizer, axes, experiment.mesh, beta, critic)
+    offload = "optimizer" in experiment.config.train.offload
+    state = place_state(params, optimizer, axes, experiment.mesh, beta, critic, offload)
     return Position(0, state, start_cursor(), None)
 
 

@@ -47,8 +47,9 @@ def rollout_metrics(rollout: Rollout, prompts_B: Sequence[Prompt]) -> dict[str, 
 
 
 def sample_rows(step: int, prompts_B: Sequence[Prompt], completions: Sequence[str], total: Scores,
-                each: Mapping[str, Scores]) -> list[dict]:  # fmt: skip
-    """One dict per response with the fields of samples/step_<n>.jsonl."""
+                each: Mapping[str, Scores], translation_B: np.ndarray | None = None) -> list[dict]:  # fmt: skip
+    """One dict per response with the fields of samples/step_<n>.jsonl; `translation` is there where a reward
+    translates, "" for a response that was not translated."""
     values, valid = np.asarray(total.value_B), np.asarray(total.valid_B)
     parts = {
         f"{name}/{part}": np.asarray(column)
@@ -67,5 +68,6 @@ def sample_rows(step: int, prompts_B: Sequence[Prompt], completions: Sequence[st
             "parts": {name: float(column[row]) for name, column in parts.items()},
             "valid": bool(valid[row]),
         }
+        | ({} if translation_B is None else {"translation": translation_B[row]})
         for row, prompt in enumerate(prompts_B)
     ]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from pbrl_jax.core.offload import check_host_memory, in_host_memory
 from pbrl_jax.core.records import TrainState
 from pbrl_jax.core.sharding import place, replicated, tree_shardings
 
@@ -26,7 +27,7 @@ def new_state(
 
 def state_shardings(
     params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh, beta: float | None = None,
-    critic: Any = None,
+    critic: Any = None, offload: bool = False,
 ) -> TrainState:  # fmt: skip
     """Shardings of a whole state; optimizer moments lie where their parameters lie.
 
@@ -34,14 +35,20 @@ def state_shardings(
       params: parameters or their shapes.
       axes: the model's (path pattern, logical axes) table.
       beta, critic: as in `new_state`; a critic, being small, lies everywhere.
+      offload: moments lie in the host's memory.
+
+    Raises:
+      ConfigError: offload on a platform without such a memory.
     """
     param_shardings = tree_shardings(params, axes, mesh)
+    if offload:
+        check_host_memory(mesh)
     everywhere = replicated(mesh)
     opt_shardings = optax.tree_utils.tree_map_params(
         optimizer,
         lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
         jax.eval_shape(optimizer.init, params),
-        param_shardings,
+        in_host_memory(param_shardings) if offload else param_shardings,
         transform_non_params=lambda _leaf: everywhere,
         is_leaf=_is_masked,
     )
@@ -56,10 +63,10 @@ def _is_masked(node) -> bool:
 
 def place_state(
     params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh, beta: float | None = None,
-    critic: Any = None,
+    critic: Any = None, offload: bool = False,
 ) -> TrainState:  # fmt: skip
     """A fresh state on the mesh. The parameters are copied: the caller's stay valid after the state is donated."""
-    shardings = state_shardings(params, optimizer, axes, mesh, beta, critic)
+    shardings = state_shardings(params, optimizer, axes, mesh, beta, critic, offload)
 
     def start(params):
         return new_state(jax.tree.map(jnp.copy, params), optimizer, beta, critic)

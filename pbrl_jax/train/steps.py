@@ -22,8 +22,8 @@ from pbrl_jax.core.errors import RewardError, lookup
 from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
-from pbrl_jax.core.rows import held_rows, own_device, owned_rows, rows_on_mesh
-from pbrl_jax.core.sharding import batch_sharding, replicated
+from pbrl_jax.core.rows import held_rows, own_devices, owned_rows, rows_on_mesh
+from pbrl_jax.core.sharding import batch_sharding, place, replicated
 from pbrl_jax.data.batches import next_batch
 from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, weights_at
 from pbrl_jax.rewards.inputs import RewardInputs
@@ -100,7 +100,8 @@ def reward_assets(experiment: Experiment) -> RewardAssets:
     config = experiment.config
     return RewardAssets(
         experiment.encoder, config.data.languages, experiment.token_table, experiment.policy, config.data.prompt_style,
-        Endpoint(config.endpoint) if config.endpoint.url else None, str(experiment.work.root) if is_first() else "",
+        config.data.thinking, Endpoint(config.endpoint) if config.endpoint.url else None,
+        str(experiment.work.root) if is_first() else "",
     )  # fmt: skip
 
 
@@ -115,18 +116,19 @@ def make_collect(experiment: Experiment) -> Callable[..., Collected]:
     """
     config, tokenizer, mesh = experiment.config, experiment.policy.tokenizer, experiment.mesh
     G, R = config.algo.num_generations, config.rollout.max_completion_length
-    generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length)
+    generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length, config.rollout.weights)
     sampling = run_sampling(experiment)
-    with own_device():
+    with own_devices(mesh):
         reward = make_reward(config.reward, reward_assets(experiment))
     apart = config.algo.multi_objective_aggregation == "normalize_then_sum"
 
     def score(step: int, prompts: Sequence[Prompt], host: Rollout) -> ScoredRows:
         texts, pivots = completions(host, tokenizer), pivot_vectors(experiment, prompts, G)
         rows = [prompt for prompt in prompts for _ in range(G)]
-        with own_device():
+        with own_devices(mesh):
             combined = reward(RewardInputs(rows, texts, host.tokens_BR, host.lengths_B, pivots, step))
-            combined = Combined(*jax.device_get((combined.total, combined.each)), np.asarray(combined.right_language_B))
+            total, each = jax.device_get((combined.total, combined.each))
+            combined = combined._replace(total=total, each=each, right_language_B=np.asarray(combined.right_language_B))
         return ScoredRows(texts, host, combined, separate_rewards(config, combined, texts) if apart else None)
 
     def collect(step: int, prompts: Sequence[Prompt], params, timer: PhaseTimer, number: int = 0):
@@ -266,7 +268,7 @@ def fused_steps(experiment: Experiment, position: Position, ref_params) -> Steps
     tables, sampling = token_tables(experiment), run_sampling(experiment)
     encoder_params, everywhere = encoder.params, jax.jit(lambda x: x, out_shardings=replicated(experiment.mesh))
     if host_count() > 1:
-        encoder_params = everywhere(encoder_params)
+        encoder_params = place(encoder_params, jax.tree.map(lambda _: replicated(experiment.mesh), encoder_params))
 
     def run() -> Steps:
         step, state, cursor = position[:3]

@@ -22,6 +22,7 @@ from pbrl_jax.algos.returns import adapted_beta, kl_penalty
 from pbrl_jax.core.config import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
+from pbrl_jax.core.offload import as_before, on_device
 from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.specs import DecoderSpec
@@ -236,11 +237,12 @@ def apply_update(state: TrainState, grads, config: Config) -> tuple[TrainState, 
     """One optimizer step; a gradient that is not finite changes nothing but the two counters."""
     optimizer, schedule = make_optimizer(config.optim), make_schedule(config.optim)
     finite = all_finite(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    before = on_device(state.opt_state)
+    updates, opt_state = optimizer.update(grads, before, state.params)
     params = optax.apply_updates(state.params, updates)
     new_state = TrainState(
         params=select(finite, params, state.params),
-        opt_state=select(finite, opt_state, state.opt_state),
+        opt_state=as_before(select(finite, opt_state, before), state.opt_state),
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
         beta=state.beta,
@@ -278,8 +280,11 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: Decod
     mask_BR = loss_mask(batch, config)
     parts, part_config = in_parts(batch, config)
     ref_logp_BR = penalty_BR = None
-    if ref_params is not None and algo.kl_in == "reward":
-        ref_logp_BR = reference_logprobs(ref_params, parts, config=part_config, spec=spec, bucket=bucket)
+    if ref_params is not None and (algo.kl_in == "reward" or "reference" in config.train.offload):
+        # An offloaded reference is on the device before there are gradients, and no longer.
+        ref_logp_BR = reference_logprobs(on_device(ref_params), parts, config=part_config, spec=spec, bucket=bucket)
+        ref_params = None
+    if ref_logp_BR is not None and algo.kl_in == "reward":
         penalty_BR = kl_penalty(
             batch.rollout.logp_BR, ref_logp_BR, sampled_mask(batch), beta=beta, estimator=algo.kl_estimator
         )
@@ -301,7 +306,9 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: Decod
         new_state = dataclasses.replace(
             new_state,
             params=select(frozen, state.params, new_state.params),
-            opt_state=select(frozen, state.opt_state, new_state.opt_state),
+            opt_state=as_before(
+                select(frozen, on_device(state.opt_state), on_device(new_state.opt_state)), state.opt_state
+            ),
             critic=update_critic(state.critic, grads[1], config),
         )
     metrics = metrics | reward_metrics(batch, adv, config) | optimizer_metrics

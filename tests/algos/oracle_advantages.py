@@ -200,6 +200,22 @@ def check_verl_sampler_weights(case: Case):
     case.expect("weights", sampler_weights(old, rollout, mask, mode=mode, **bounds))
 
 
+def check_verl_rejection(case: Case):
+    """What verl rejects is what our masks give no weight. A bound on k2 is one on the log-ratio from both sides; a
+    row's mean is held by a single token."""
+    level, _, estimator = case.config["rollout_rs"].rpartition("_")
+    low, _, high = str(case.config["rollout_rs_threshold"]).rpartition("_")
+    reach = np.exp(np.sqrt(2 * float(high)))
+    low, high = (float(low), float(high)) if estimator == "k1" else (1 / reach, reach)
+    gap, mask = case.input("old_logps") - case.input("rollout_logps"), case.input("mask")
+    row = level == "seq_mean"
+    gap, held = (masked_mean(gap, mask, axis=1, keepdims=True), mask[:, :1]) if row else (gap, mask)
+    mode = "token_mask" if level == "token" else "sequence_mask"
+    kept = sampler_weights(gap, jnp.zeros_like(gap), held, mode=mode, clip_min=low, clip_max=high) > 0
+    assert kept.any() and (held & ~kept).any()
+    case.expect("mask", (mask & kept).astype(float))
+
+
 # KL, masking, log-probs
 
 
@@ -298,6 +314,7 @@ CHECKS = {
     "openrlhf.value_loss.*": check_value_loss,
     "verl.masked": check_masked,
     "verl.is.*[!n]": check_verl_sampler_weights,
+    **{f"verl.rs.{kind}_[0-9]*": check_verl_rejection for kind in ("token_k[12]", "seq_sum_k1", "seq_mean_k1")},
     **{f"verl.kl.{kind}{end}": check_verl_kl for kind in ("k1", "k2", "k3") for end in ("", "_extreme")},
     "verl.kl.adaptive_controller": check_verl_adaptive_beta,
     "verl.rewards_with_kl": check_verl_rewards_with_kl,

@@ -109,6 +109,25 @@ def check_trl_loss(case: Case):
         case.expect(f"metric:{name}", numerator / denominator)
 
 
+def check_trl_entropy_bonus(case: Case):
+    """TRL's bonus is a mean over tokens whatever the loss, ours is aggregated as the loss is: all but the bonus, which
+    TRL's stub leaves out of its gradient, is the same, and the values differ by what the two means do."""
+    settings, _ = trl_settings(case)
+    mask, entropy = case.input("mask"), case.input("entropies")
+
+    def loss(logp, config):
+        given = {"entropy_BR": entropy, "count_masked_rows": True}
+        args = case.input("old_logps"), case.input("advantages"), mask
+        total, count, _ = grpo.policy_loss(logp, *args, config=config, **given)
+        return total / count
+
+    logp, config = case.input("new_logps"), AlgoConfig(**{**vars(settings), "entropy_coef": 0.0})
+    case.expect("metric:policy_loss", loss(logp, config))
+    case.expect("grad_new_logps", jax.grad(loss)(logp, settings))
+    tokens, rows = masked_mean(entropy, mask), masked_mean(entropy, mask, axis=1).mean()
+    case.expect("loss", loss(logp, settings) + settings.entropy_coef * (rows - tokens))
+
+
 def check_trl_rloo(case: Case):
     """TRL's RLOO clips the product of a row's ratios: our objective on rows of one token, the whole response."""
     mask = case.input("mask")
@@ -267,6 +286,7 @@ CHECKS = {
         f"trl.loss.*_{kind}": check_trl_loss
         for kind in ("onpolicy", "clip_higher", "kl_k3_*", "ga4", "mask_truncated", "delta", "tis_token")
     },
+    "trl.loss.grpo_entropy_coef": check_trl_entropy_bonus,
     "trl.rloo.loss": check_trl_rloo,
     **{f"verl.loss.{kind}": check_verl_loss for kind in ("vanilla_*", "gspo_*", "sapo", "gpg")},
     "verl.loss.cispo": check_verl_cispo,

@@ -157,7 +157,7 @@ def test_the_kl_enters_once_with_weight_beta_and_only_where_asked():
     assert bare[0] == without[0]
 
 
-B, R = 6, 4
+B, R = 4, 4
 
 
 def random_batch(seed):

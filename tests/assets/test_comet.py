@@ -87,8 +87,9 @@ def test_bfloat16_stays_close(tmp_path):
     np.testing.assert_allclose(load_comet(str(tmp_path)).score(src, mt, ref), scores, atol=0.05)
 
 
-def test_lists_must_be_equally_long():
+def test_lists_must_be_equally_long_and_long_texts_are_told():
     folder, src, mt, ref, *_ = case("regression")
+    assert load_comet(folder).cut(src).tolist() == [False, False, True]
     with pytest.raises(DataError, match="'src': 3, 'mt': 2, 'ref': 3"):
         load_comet(folder).score(src, mt[:2], ref)
 

@@ -15,16 +15,20 @@ from tiny_policy import quick_compiles, tiny_params, tiny_spec  # noqa: F401
 from tiny_world import policy as own_policy
 from transformers import AutoTokenizer
 
+from configs.tiny_cpu import get_config
 from pbrl_jax.assets import hf_export
 from pbrl_jax.assets.hf_export import export_policy, file_plan
 from pbrl_jax.assets.hf_load import check_vocabulary
 from pbrl_jax.assets.policy import Policy, load_policy, save_policy
-from pbrl_jax.core.config import MeshConfig
+from pbrl_jax.core.config import MeshConfig, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
+from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.models.safetensors_file import Planned
 from pbrl_jax.models.specs import Llama3Scaling
+from pbrl_jax.run.assemble import run_policy
 from pbrl_jax.text.tokenizers import load_tokenizer
+from pbrl_jax.train.adapters import placed_frozen
 
 
 def same_bits(left, right) -> bool:
@@ -331,3 +335,19 @@ def test_a_sharded_load_equals_the_unsharded_one(family, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     export_policy(sharded, str(tmp_path))
     assert same_bits(load_policy(str(tmp_path)).params, jax.device_get(alone.params))
+
+
+@pytest.mark.serial
+def test_a_run_loads_its_policy_over_its_mesh():
+    """No device ever holds the whole of it, and the reference is the same memory."""
+    config = with_values(
+        get_config(), policy={"source": str(FIXTURES / "llama")}, mesh={"data": 2, "fsdp": 2, "tensor": 2}
+    )
+    policy, mesh = run_policy(config, work_dir("runs/none"), []), make_mesh(config.mesh)
+    for path in ("query", "out"):
+        kernel = policy.params["layers"][path]["kernel"]
+        assert kernel.sharding.mesh == mesh and kernel.addressable_shards[0].data.size * 4 == kernel.size
+    frozen = placed_frozen(policy, config, mesh)
+    shards = [leaf.addressable_shards for leaf in jax.tree.leaves((policy.params, frozen))]
+    places = [[shard.data.unsafe_buffer_pointer() for shard in one] for one in shards]
+    assert places[: len(places) // 2] == places[len(places) // 2 :]

@@ -1,7 +1,9 @@
-"""Where models come from: hub ids, and folders of an object store copied once."""
+"""Where models come from: hub ids, and folders of an object store."""
 
+import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -11,25 +13,22 @@ import pytest
 from huggingface_hub import errors
 from tiny_hf import FIXTURES, hf_policy
 from tiny_policy import quick_compiles  # noqa: F401
+from tiny_store import Store
 from tiny_world import policy as own_policy
 
 from pbrl_jax.assets import hub
+from pbrl_jax.assets.comet import load_comet
+from pbrl_jax.assets.encoder import load_encoder, save_encoder
 from pbrl_jax.assets.hf_export import export_policy
 from pbrl_jax.assets.hub import copy_remote, is_hub_id, local_copy
 from pbrl_jax.assets.policy import load_policy, save_policy
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.models.hf_decoder import decoder_names, decoder_spec
+from pbrl_jax.models.safetensors_file import POINTER
+from pbrl_jax.models.weights import WEIGHTS, _Leaf, open_weights, resolve_names
+from pbrl_jax.text.tokenizers import load_tokenizer
 
 ID = "some-owner/Some.Model-1B"
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """A local folder that is treated as an object store, and an empty cache."""
-    root = tmp_path / "bucket"
-    root.mkdir()
-    monkeypatch.setenv(hub.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "is_remote", lambda path: os.fspath(path).startswith(str(root)))
-    return root
 
 
 def answering(monkeypatch, error: Exception) -> list[dict]:
@@ -115,46 +114,98 @@ def test_a_downloaded_model_is_loaded(tmp_path, monkeypatch):
 # Object stores.
 
 
-def test_models_of_a_bucket_are_copied_once(bucket, tmp_path, monkeypatch):
+def size(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def copied(monkeypatch) -> list[str]:
+    """Names of the files of a store that are copied, pointers left out."""
+    names, copy = [], hub._copy
+
+    def counted(file, target, progress):
+        if not target.endswith(POINTER):
+            names.append(file.name)
+        copy(file, target, progress)
+
+    monkeypatch.setattr(hub, "_copy", counted)
+    return names
+
+
+def test_a_policy_of_a_bucket_is_read_by_range(bucket, tmp_path, copied):
+    """Written there, read there: small files are copied once, weights never lie on this disk."""
     model = bucket / "model"
-    export_policy(hf_policy(), str(tmp_path / "local"))
-    shutil.copytree(tmp_path / "local", model)
+    export_policy(hf_policy(), "gs://bucket/model")
     (model / "notes.md").write_text("not needed")
-    (model / "1_Pooling").mkdir()
-    (model / "1_Pooling" / "config.json").write_text("{}")
-    copied = []
-    copy = hub._copy
-    monkeypatch.setattr(hub, "_copy", lambda file, *rest: copied.append(file.name) or copy(file, *rest))
-    first = load_policy(str(model))
-    assert first.fingerprint == load_policy(str(tmp_path / "local")).fingerprint
-    wanted = sorted([*(path.name for path in (tmp_path / "local").iterdir()), "config.json"])
-    assert sorted(copied) == wanted and "notes.md" not in copied
+    shutil.rmtree(tmp_path / "cache")
+    copied.clear(), Store.reads.clear()
+    first, local = load_policy("gs://bucket/model"), load_policy(str(model))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.params, local.params))
+    assert first.fingerprint == local.fingerprint and first.tokenizer.fingerprint == local.tokenizer.fingerprint
+    small = {path.name for path in model.iterdir()} - {"notes.md", WEIGHTS}
+    assert sorted(copied) == sorted(small) and size(tmp_path / "cache") < os.path.getsize(model / WEIGHTS)
+    assert load_tokenizer("gs://bucket/model").fingerprint == local.tokenizer.fingerprint
     copied.clear()
-    place = copy_remote(str(model))
-    assert not copied and os.path.exists(os.path.join(place, "1_Pooling", "config.json"))
+    place = copy_remote("gs://bucket/model")
+    assert not copied
     # Another file of the same size and a later time, and one that is gone.
     (model / "config.json").write_text((model / "config.json").read_text().replace("32768", "32767"))
     os.utime(model / "config.json", (2e9, 2e9))
     (model / "generation_config.json").unlink()
-    again = load_policy(str(model))
+    again = load_policy("gs://bucket/model")
     assert copied == ["config.json"] and again.kept["max_position_embeddings"] == 32767
     assert not os.path.exists(os.path.join(place, "generation_config.json"))
 
 
+def test_a_part_of_a_parameter_is_a_part_of_the_file(bucket):
+    """What one of several hosts reads: a quarter of a kernel's heads is a quarter of its rows, in every layer."""
+    shutil.copytree(FIXTURES / "qwen3", bucket / "model")
+    tensors = open_weights(copy_remote("gs://bucket/model"))
+    config = json.loads((FIXTURES / "qwen3" / "config.json").read_text())
+    stored = decoder_names(decoder_spec(config))["layers/query/kernel"]
+    names = resolve_names(tensors, decoder_names(decoder_spec(config)))["layers/query/kernel"]
+    heads = stored.full_shape()[2]
+    index = (slice(None), slice(None), slice(heads // 4, heads // 2), slice(None))
+    Store.reads.clear()
+    with ThreadPoolExecutor(2) as pool:
+        part = _Leaf(tensors, names, stored, np.float32, pool)(index)
+    local = open_weights(FIXTURES / "qwen3")
+    layers = [local[name].T.reshape(stored.shape) for name in names]
+    assert np.array_equal(part, np.stack(layers)[index])
+    assert sum(Store.reads.values()) == sum(local[name].nbytes for name in names) // 4
+
+
+def test_encoders_and_comet_models_of_a_bucket(bucket, tmp_path):
+    """Dense modules lie one folder deeper; what torch wrote is copied whole; our own folders are checked and read."""
+    for name in ("labse", "bge_m3", "comet_regression"):
+        shutil.copytree(FIXTURES / name, bucket / name)
+    texts = ["Jibu ni 12.", "答案是 12。"]
+    for name in ("labse", "bge_m3"):
+        found, local = load_encoder(f"gs://bucket/{name}"), load_encoder(str(FIXTURES / name))
+        assert found.fingerprint == local.fingerprint and np.array_equal(found.embed(texts), local.embed(texts))
+    save_encoder(found, "gs://bucket/own")
+    assert np.array_equal(load_encoder("gs://bucket/own").embed(texts), found.embed(texts))
+    comet, local = load_comet("gs://bucket/comet_regression"), load_comet(str(FIXTURES / "comet_regression"))
+    assert np.array_equal(comet.score(texts, texts, texts), local.score(texts, texts, texts))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
 def test_our_own_folders_of_a_bucket(bucket):
-    save_policy(own_policy(), str(bucket / "run" / "policy"))
-    loaded = load_policy(str(bucket / "run"))
+    save_policy(own_policy(), "gs://bucket/run/policy")
+    loaded = load_policy("gs://bucket/run")
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, own_policy().params))
+    weights = bucket / "run" / "policy" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    with pytest.raises(CheckpointError, match=f"gs://bucket/run/policy/{WEIGHTS} is damaged"):
+        load_policy("gs://bucket/run")
 
 
 def test_a_copy_that_was_cut_short_is_made_again(bucket, monkeypatch):
-    model = bucket / "model"
-    shutil.copytree(FIXTURES / "llama", model)
+    shutil.copytree(FIXTURES / "bge_m3", bucket / "model")
     copy = hub._copy
 
     def interrupted(file, target, progress):
-        if file.name == "model.safetensors":
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+        if file.name == "pytorch_model.bin":
             with open(f"{target}.part", "wb") as part:
                 part.write(b"half")
             raise KeyboardInterrupt
@@ -162,19 +213,36 @@ def test_a_copy_that_was_cut_short_is_made_again(bucket, monkeypatch):
 
     monkeypatch.setattr(hub, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        load_policy(str(model))
+        load_encoder("gs://bucket/model")
     monkeypatch.setattr(hub, "_copy", copy)
-    assert load_policy(str(model)).fingerprint == load_policy(str(FIXTURES / "llama")).fingerprint
+    assert load_encoder("gs://bucket/model").fingerprint == load_encoder(str(FIXTURES / "bge_m3")).fingerprint
 
 
-def test_buckets_that_hold_no_model(bucket, monkeypatch):
+def test_weights_of_a_bucket_that_are_cut_short_or_vanish(bucket, monkeypatch):
+    shutil.copytree(FIXTURES / "llama", bucket / "model")
+    weights = bucket / "model" / WEIGHTS
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8])
+    with pytest.raises(CheckpointError, match=f"gs://bucket/model/{WEIGHTS} is truncated"):
+        load_policy("gs://bucket/model")
+    weights.write_bytes(whole)
+    tensor = open_weights(copy_remote("gs://bucket/model"))["model.norm.weight"]
+    weights.write_bytes(whole[:200])
+    with pytest.raises(CheckpointError, match="has become shorter while it was read"):
+        tensor.elements(0, 4)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=f"gs://bucket/model/{WEIGHTS} cannot be read"):
+        tensor.elements(0, 4)
+
+
+def test_buckets_that_hold_no_model(bucket):
     (bucket / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="No model in .*empty: the folder is empty"):
-        load_policy(str(bucket / "empty"))
-    with pytest.raises(CheckpointError, match="cannot be read .*Check the path"):
-        load_policy(str(bucket / "nothing"))
+    for load in (load_policy, load_encoder, load_comet):
+        with pytest.raises(CheckpointError, match="No model in gs://bucket/empty: the folder is empty"):
+            load("gs://bucket/empty")
+        with pytest.raises(CheckpointError, match="cannot be read .*Check the path"):
+            load("gs://bucket/nothing")
     (bucket / "other").mkdir()
     (bucket / "other" / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError) as found:
-        load_policy(str(bucket / "other"))
-    assert f"No policy in '{bucket}/other'" in str(found.value), "the user's name of it, not the cache's"
+    with pytest.raises(CheckpointError, match="No policy in 'gs://bucket/other'"):
+        load_policy("gs://bucket/other")

@@ -73,6 +73,18 @@ def test_a_work_directory_stands_for_the_policy_in_it(tmp_path):
         load_policy(str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="No encoder in"):
         folders.model_folder(str(tmp_path), "encoder")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match=r"has not ended: it has checkpoints, but no encoder/ yet.*max-steps N"):
+        folders.model_folder(str(tmp_path), "encoder")
+
+
+def test_a_quickstart_s_work_directory_stands_for_what_it_trained(tmp_path):
+    for stage in ("rl/policy", "sft/policy"):
+        save_policy(policy(), str(tmp_path / stage))
+    (tmp_path / "encoder" / "encoder").mkdir(parents=True)
+    (tmp_path / "encoder" / "encoder" / "pbrl_encoder.json").write_text("{}")
+    assert folders.model_folder(str(tmp_path), "policy") == tmp_path / "rl" / "policy"
+    assert folders.model_folder(str(tmp_path), "encoder") == tmp_path / "encoder" / "encoder"
 
 
 @pytest.mark.parametrize("place", [20, -1, -5000])

@@ -7,6 +7,7 @@ import sys
 import pytest
 from source_tree import ROOT
 
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.validate import validate
 from pbrl_jax.run.quickstart_config import quickstart_config
 
@@ -16,6 +17,8 @@ from compare_algorithms import (
     ALGORITHMS,
     NAMES,
     algorithm_config,
+    copy_start,
+    finished,
     interval,
     markdown,
     picture,
@@ -43,7 +46,7 @@ def run(accuracy, tokens):
 
 
 def test_summary_table_and_picture(tmp_path):
-    """Gains are taken within a seed; the best algorithm comes first."""
+    """Gains, and what GRPO is ahead by, are taken within a seed; the best algorithm comes first."""
     seeds = {
         0: {"start": run(0.2, 0), "grpo": run(0.5, 100), "sft": run(0.3, 100)},
         1: {"start": run(0.3, 0), "grpo": run(0.6, 110), "sft": run(0.2, 100)},
@@ -51,12 +54,40 @@ def test_summary_table_and_picture(tmp_path):
     summary = summary_of(seeds)
     assert summary["grpo"]["gain"] == pytest.approx((0.3, 0.0)) and summary["grpo"]["tokens"] == 105
     assert summary["sft"]["gain"][0] == pytest.approx(0.0) and summary["sft"]["gain"][1] > 1
-    lines = markdown(summary, 2).splitlines()
+    assert summary["sft"]["grpo_ahead"][0] == pytest.approx(0.3) and summary["grpo"]["grpo_ahead"] is None
+    lines = markdown(summary).splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["grpo", "start", "sft"]
-    assert "| 55.0 ± 63.5 | 30.0 ± 0.0 |" in lines[4]
+    assert "| 55.0 ± 63.5 | 30.0 ± 0.0 |  |" in lines[4] and lines[4].endswith("| 4 | 2 | 2 |")
+    del seeds[1]["sft"]
+    assert summary_of(seeds)["sft"]["seeds"] == 1 and "ppo" not in summary
     picture(summary, tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").stat().st_size > 1000
     assert set(NAMES) >= set(summary) - {"start"}
+
+
+def test_starts_are_copied_and_finished_runs_are_found(tmp_path):
+    """A quickstart's stages under their names here, of the right seed and whole; then a run of SFT beside it."""
+    start, root = tmp_path / "quickstart", tmp_path / "compare" / "seed_1"
+    for folder in ("sft", "encoder", "stages"):
+        (start / folder).mkdir(parents=True)
+    (start / "config.json").write_text('{"train": {"seed": 1}}')
+    (start / "sft" / "weights").write_text("w")
+    with pytest.raises(ConfigError, match="has not finished sft, encoder, evaluate_before. Type: pbrl quickstart"):
+        copy_start(start, root, 1)
+    table = {"en": {"accuracy": 0.9}, "sw": {"accuracy": 0.25}, "zh": {"accuracy": 0.75}}
+    for name, result in (("sft", None), ("encoder", None), ("evaluate_before", table)):
+        (start / "stages" / f"{name}.json").write_text(json.dumps({"result": result, "seconds": 1.0}))
+    with pytest.raises(ConfigError, match="has seed 1, expected 0"):
+        copy_start(start, root, 0)
+    copy_start(start, root, 1)
+    copy_start(start, root, 1)
+    assert (root / "sft" / "weights").read_text() == "w"
+    assert finished(root.parent) == {1: {"start": run(0.5, 0) | {"steps": 0, "seconds": 0.0, "table": table}}}
+    used = {"result": {"tokens": 7, "steps": 3}, "seconds": 2.5}
+    (root / "stages" / "sft_pivots.json").write_text(json.dumps(used))
+    (root / "stages" / "evaluate_sft.json").write_text(json.dumps({"result": table, "seconds": 1.0}))
+    found = finished(root.parent)[1]["sft"]
+    assert found["accuracy"] == 0.5 and (found["tokens"], found["steps"], found["seconds"]) == (7, 3, 2.5)
 
 
 def test_tokens_of_a_log(tmp_path):

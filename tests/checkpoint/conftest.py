@@ -74,7 +74,8 @@ def python():
 
     def run(code: str, *arguments: object, devices: int = 1) -> str:
         flags = (
-            f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=600"
+            f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+            " --xla_cpu_collective_call_terminate_timeout_seconds=600"
         )
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(

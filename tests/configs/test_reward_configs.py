@@ -67,5 +67,9 @@ def test_a_run_of_each_reward(name, tmp_path, capsys):
     samples = [row for step in (1, 2) for row in read_json_lines(tmp_path / "samples" / f"step_{step}.jsonl")]
     if "--reward.translator" in RUNS[name]:
         assert 0 < len({row["key"] for row in translations}) == len(translations)
+        shown = {row["translation"] for row in samples}
+        assert len(shown) > 1 and shown <= {row["text"] for row in translations} | {""}
+    else:
+        assert not translations and not any("translation" in row for row in samples)
     if name != "reward_verifiable":
         assert len({row["reward"] for row in samples}) > 1

@@ -8,7 +8,7 @@ import pytest
 
 from pbrl_jax.core import rows
 from pbrl_jax.core.config import MeshConfig
-from pbrl_jax.core.rows import fetch_rows, held_rows, own_device, owned_rows, row_owners, rows_on_mesh
+from pbrl_jax.core.rows import fetch_rows, held_rows, own_devices, owned_rows, row_owners, rows_on_mesh
 from pbrl_jax.core.sharding import make_mesh
 
 
@@ -48,7 +48,7 @@ def test_every_row_has_one_owner(monkeypatch, hosts, owners):
 def test_a_host_alone_owns_and_holds_all():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert owned_rows(mesh, 6).tolist() == held_rows(mesh, 6).tolist() == list(range(6))
-    with own_device():
+    with own_devices(mesh):
         assert jax.sharding.get_abstract_mesh().empty
 
 

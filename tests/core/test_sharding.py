@@ -1,6 +1,7 @@
 """Meshes and the table from logical to mesh axes. Computation on eight devices is in tests/train/test_sharded.py."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,17 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from pbrl_jax.core.config import MeshConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.sharding import (
+    DECODING_AXES,
     LOGICAL_AXES,
     MESH_AXES,
+    across_slices,
     batch_sharding,
     constrain,
     make_mesh,
     mesh_shape,
     partition_spec,
     replicated,
+    sequence_axis,
     tree_shardings,
 )
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
@@ -47,7 +51,7 @@ def test_mesh_shape(sizes, devices, shape):
 @pytest.mark.parametrize(
     "sizes, devices, message",
     [
-        ((-1, 3, 1), 8, r"mesh.fsdp=3.*8 devices.*dividing 8"),
+        ((-1, 3, 1), 8, r"mesh.fsdp=3.*8 devices.*dividing 8: 1, 2, 4 or 8\."),
         ((2, 2, 1), 8, r"mesh.data=2, mesh.fsdp=2, mesh.tensor=1 cannot be laid on 8 devices"),
         ((4, 4, 1), 8, "cannot be laid on 8 devices"),
         ((-1, -1, 1), 8, "at most one may be -1"),
@@ -91,6 +95,42 @@ def test_an_axis_that_does_not_divide_is_named():
     shapes = jax.eval_shape(functools.partial(init_decoder, spec=spec), jax.random.key(0))
     with pytest.raises(ConfigError, match=r"layers/key/kernel.*'kv_heads' of size 2.*'tensor' of 4.*mesh.tensor"):
         tree_shardings(shapes, decoder_axes(spec), paper_mesh(1, 2, 4))
+
+
+class Chip(NamedTuple):
+    """What a mesh is laid out by."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "a chip"
+    process_index: int = 0
+
+
+def test_only_the_data_axis_crosses_slices():
+    """Two slices of four, whose devices come mixed."""
+    chips = [Chip(number, number % 2) for number in range(8)]
+    for shape in ((2, 4, 1), (4, 1, 2), (2, 2, 2)):
+        laid = across_slices(chips, shape, 2)
+        slices = np.vectorize(lambda place, laid=laid: laid.flat[place].slice_index)(np.arange(8).reshape(shape))
+        assert laid.shape == shape and (slices == slices[:, :1, :1]).all(), "fsdp and tensor stay within a slice"
+        assert slices[: shape[0] // 2].max() == 0 and slices[shape[0] // 2 :].min() == 1
+        assert sorted(chip.id for chip in laid.flat) == list(range(8))
+    with pytest.raises(ConfigError, match=r"mesh.data=1 does not divide over 2 slices of 4 chips.*--mesh.data 2"):
+        make_mesh(MeshConfig(1, 8, 1), chips)
+
+
+def test_tables_of_training_and_of_decoding():
+    """While decoding, matrices are whole along fsdp and cut along tensor."""
+    assert partition_spec("layers", "width", "ffn") == PartitionSpec(None, "fsdp", "tensor")
+    assert partition_spec("layers", "width", "ffn", table=DECODING_AXES) == PartitionSpec(None, None, "tensor")
+    assert partition_spec("batch", table=DECODING_AXES) == partition_spec("batch")
+
+
+def test_positions_are_cut_where_they_divide():
+    assert sequence_axis(8) == "none", "no mesh"
+    with jax.set_mesh(jax.sharding.AbstractMesh((1, 1, 4), MESH_AXES)):
+        assert [sequence_axis(length) for length in (8, 6, 1)] == ["sequence", "none", "none"]
 
 
 def test_constrain_needs_no_mesh():

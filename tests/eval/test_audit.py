@@ -26,7 +26,7 @@ from pbrl_jax.eval.audit import (
     file_cases,
     quickstart_cases,
 )
-from pbrl_jax.text.answers import extract_answer, split_response
+from pbrl_jax.text.answers import extract_answer, same_answer, split_response
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.languages import LANGUAGES
 
@@ -78,13 +78,49 @@ def test_a_changed_number():
         assert changed.translate(str.maketrans("", "", "0123456789")) == "Ali anaanza na .  +  = . Jibu ni ."
 
 
+@pytest.mark.parametrize(
+    "language, answer, said, changed",
+    [
+        ("sw", "0", "Jibu ni 0.", "Jibu ni 10."),
+        ("de", "3.5", "Die Antwort lautet 3,5.", "Die Antwort lautet 13,5."),
+        ("sw", "1/3", "Jibu ni 1/3.", "Jibu ni 11/3."),
+        ("bn", "12", "উত্তর হল ১২।", "উত্তর হল ১২০।"),
+        ("es", "B", "La respuesta es B.", "La respuesta es C."),
+    ],
+)
+def test_another_answer_is_another_value_in_the_same_digits(language, answer, said, changed):
+    case = CASE._replace(prompt=PROMPT._replace(language=language, answer=answer), faithful=f"3 + 4 = 7. {said}")
+    assert attack_reply("number_changed", True, case, 0) == f"3 + 4 = 7. {changed}"
+    assert not same_answer(extract_answer(changed, language), answer)
+
+
 def test_an_attack_that_changes_nothing_is_an_error():
     with pytest.raises(DataError, match="other_language cannot be made of problem"):
         attack_reply("other_language", False, CASE._replace(others=(CASE.faithful, "x")), 0)
+    words = CASE._replace(prompt=PROMPT._replace(answer="maji"), faithful="Ni maji. Jibu ni maji.")
+    for held_out in (False, True):
+        with pytest.raises(DataError, match="number_changed cannot be made of problem"):
+            attack_reply("number_changed", held_out, words, 0)
+    bare = CASE._replace(faithful="Jibu ni 12.")
+    for held_out in (False, True):
+        with pytest.raises(DataError, match="step_dropped cannot be made of problem"):
+            attack_reply("step_dropped", held_out, bare, 0)
 
 
-def test_a_text_without_full_stops_has_two_steps():
-    assert steps_of("ก่อนอื่น 3 + 4 = 7 จากนั้น 7 - 2 = 5") == ["ก่อนอื่น 3 + 4 = 7", "จากนั้น 7 - 2 = 5"]
+@pytest.mark.parametrize(
+    "text, steps",
+    [
+        ("ก่อนอื่น 3 + 4 = 7 จากนั้น 7 - 2 = 5", ["ก่อนอื่น 3 + 4 = 7", "จากนั้น 7 - 2 = 5"]),
+        ("อาลีแบ่ง 6 ใบใส่ 3 ห่อ 6 / 3 = 2", ["อาลีแบ่ง 6 ใบใส่ 3 ห่อ", "6 / 3 = 2"]),
+        ("มี 4 ห่อ ห่อละ 7 ลูก 4 * 7 = 28", ["มี 4 ห่อ ห่อละ 7 ลูก", "4 * 7 = 28"]),
+        ("ฉัน มี 4 ลูก", ["ฉัน มี", "4 ลูก"]),
+        ("先有七个瓶子", ["先有七", "个瓶子"]),
+        ("One. Two.", ["One.", "Two."]),
+        ("", []),
+    ],
+)
+def test_a_text_without_full_stops_is_cut_at_its_equations(text, steps):
+    assert steps_of(text) == steps
 
 
 @pytest.mark.parametrize("code", sorted(LANGUAGES))
@@ -163,15 +199,22 @@ def test_cases_of_a_file(tmp_path):
     prompts = [
         PROMPT._replace(id=prompt_id(row, code), language=code) for row in range(3) for code in ("en", "sw", "de")
     ]
-    rows = [{"id": p.id, "language": p.language, "response": f"Jibu {p.id}"} for p in prompts]
+    ends = {code: f"{LANGUAGES[code].answer_phrase.format(answer=12)}" for code in ("en", "sw", "de")}
+    said = {p.id: f"{p.id - 12} + 12 = {p.id}. {ends[p.language]}" for p in prompts}
+    rows = [{"id": p.id, "language": p.language, "response": said[p.id]} for p in prompts]
     path = tmp_path / "replies.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     cases = file_cases(str(path), prompts)
     assert len(cases) == 6 and {case.prompt.language for case in cases} == {"sw", "de"}
     first = cases[0]
     assert first.english == PROMPT.reference.text and not first.held_out and cases[2].held_out
-    assert first.others == (f"Jibu {prompt_id(0, 'de')}",) * 2
-    assert first.neighbours == (f"Jibu {prompt_id(1, 'sw')}", f"Jibu {prompt_id(2, 'sw')}")
+    assert first.others == (said[prompt_id(0, "de")],) * 2
+    assert first.neighbours == (said[prompt_id(1, "sw")], said[prompt_id(2, "sw")])
+    assert [case.neighbours for case in file_cases(str(path), prompts, 1)] == [case.neighbours for case in cases[:2]]
+    for reply in ("12 + 1 = 13. Jibu ni 13.", "12 + 1 = 13.", "Jibu ni 12."):
+        path.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[1] | {"response": reply}))
+        with pytest.raises(DataError, match="row 2: the audit needs faithful replies, .*'Jibu ni 12.'; found"):
+            file_cases(str(path), prompts)
     with pytest.raises(DataError, match="needs three problems"):
         path.write_text("\n".join(map(json.dumps, rows[:3])))
         file_cases(str(path), prompts)
@@ -203,6 +246,7 @@ def test_the_command_line_on_a_tiny_encoder(tmp_path, capsys):
         ([], "No trained encoder"),
         (["--min-auc", "95"], "--min-auc is 95.0"),
         (["--reward.functions", "cosin"], "Did you mean 'cosine'"),
+        (["--reward.functions", "implicit"], "Name its folder: --policy.source DIR"),
     ],
 )
 def test_bad_input_is_one_message(tmp_path, capsys, more, message):

@@ -74,10 +74,11 @@ def finished(tmp_path_factory, data, policy_folder):
 
 def start(folder, data, policy_folder):
     words = ["--policy", policy_folder, "--benchmark", "mgsm", "--languages", "en,sw,zh", "--workdir", folder, *SHORT,
-             "--compilation-cache", policy_folder / "cache"]  # fmt: skip
+             "--compilation-cache", ""]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "pbrl_jax.cli", "eval", *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PBRL_DATA": str(data)},
+        stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PBRL_DATA": str(data), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )  # fmt: skip
 
 
@@ -169,6 +170,14 @@ def test_choices_against_a_base(tmp_path, pbrl_eval):
     assert result["languages"]["sw"]["accuracy"] == 0.5, "one of two equal rows with unlike labels"
     assert result["against_base"]["languages"]["sw"]["points"] == 0 and result["gap_to_english"] is None
     assert "samples" not in result and "temperature" not in result
+    status, output, errors = pbrl_eval(
+        *folder, tmp_path / "d", "--base", tmp_path / "a", tmp_path / "b", benchmark="xcopa"
+    )
+    assert status == 0 and "Against b: +0.0 points in sw (95 %: +0.0 to +0.0, p 1), +0.0 % of it" in output, errors
+    result = json.loads((tmp_path / "d" / "eval.json").read_text())
+    assert list(result["against"]) == ["a", "b"] and result["against"]["a"] == result["against_base"]
+    status, _, errors = pbrl_eval(*folder, tmp_path / "c", "--base", tmp_path / "a", tmp_path / "a", benchmark="xcopa")
+    assert status == 1 and "is given twice" in errors
     status, _, errors = pbrl_eval(*folder, tmp_path / "c", "--base", tmp_path / "nothing", benchmark="xcopa")
     assert status == 1 and "holds no finished evaluation" in errors and not (tmp_path / "c").exists()
 
@@ -197,7 +206,7 @@ def test_samples_and_training_text(tmp_path, pbrl_eval, data):
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["--languages", "swahili"], ["mgsm has no language 'swahili'", "Did you mean 'sw'?"]),
+        (["--languages", "swahilli"], ["mgsm has no language 'swahilli'. Did you mean 'sw'? Known: bn, de"]),
         (["--languages", ","], ["--languages is ','", "such as sw,bn"]),
         (["--protocol", "nativ"], ["mgsm has no protocol 'nativ'", "Did you mean 'native-cot'?"]),
         (["--style", "chatt"], ["Unknown prompt style 'chatt'", "Did you mean 'chat'?"]),

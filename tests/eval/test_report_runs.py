@@ -43,13 +43,16 @@ def evaluated(step: int, english: float, others: float) -> dict:
 def test_two_runs_in_one_file(tmp_path):
     for name, beta in (("a", 0.1), ("b", 0.2)):
         make_workdir(tmp_path / name)
-        (tmp_path / name / "config.json").write_text(json.dumps({"algo": {"beta": beta, "name": "grpo"}}))
+        config = {"algo": {"beta": beta, "name": "grpo"}} | ({"guard": {"new": 7}} if name == "b" else {})
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     path = report_workdirs([tmp_path / "a", tmp_path / "b"])
     assert path == tmp_path / "a" / "comparison.html" and not (tmp_path / "b" / "comparison.html").exists()
     text, words = path.read_text(encoding="utf-8"), words_of(path)
     assert "Comparison of a, b" in words and "The runs beside each other" in words
     assert "Settings that differ (1)" in words and "algo.beta 0.1 0.2" in words
+    assert "Settings that only some of these runs have (1)" in words and "guard.new – 7" in words
     assert "Swahili sw 70.0 % 70.0 % 256" in words, "accuracy of each run, and the number of problems"
+    assert "run other languages English gap gain of a steps" in words and "\u221221.0 +0.0 +0.0 %" in words
     assert 'id="by-run"' in text and text.count('data-run="b"') == 2 and "https://" not in text
     other = report_workdirs([tmp_path / "b"], tmp_path / "mine.html")
     assert other == tmp_path / "mine.html" and 'id="by-run"' not in other.read_text(encoding="utf-8")

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy, problem_prompts, tokenizer
 
+from pbrl_jax.core.config import MeshConfig
 from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.eval import respond
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.evaluate import Decoder, answer_texts
@@ -180,3 +183,18 @@ def test_choices_that_share_nothing():
     problem = CHOICES[0]._replace(prompt="", choices=("ab", "cd"))
     with pytest.raises(DataError, match="en/0 has no token that its choices share"):
         continuations(problem, merging(None))
+
+
+@pytest.mark.serial
+def test_devices_share_the_rows():
+    """A batch of 6 becomes one of 8 rows on 8 devices: the same responses, the same sums."""
+    mesh = make_mesh(MeshConfig())
+    whole = jax.device_put(policy().params, NamedSharding(mesh, PartitionSpec()))
+    shared = answering(mesh=mesh, batch_size=6)._replace(params=whole)
+    rows, scores = [], []
+    generate_responses(shared, PROBLEMS, (), rows.extend, lambda count: None)
+    assert sorted(rows, key=str) == sorted(generated()[0], key=str)
+    score_choices(shared, CHOICES, (), scores.extend, lambda count: None)
+    for row in scores:
+        np.testing.assert_allclose(row["logprobs"], scored()[row["key"]]["logprobs"], atol=2e-5)
+    assert len(scores) == len(CHOICES)

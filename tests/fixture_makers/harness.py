@@ -162,7 +162,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "belebele": belebele,
     "global-mmlu": global_mmlu,
     "include": include,
-    "xcopa": lambda: {code: xcopa(code) for code in ("sw", "th", "zh")},
+    "xcopa": lambda: {code: xcopa(code) for code in "et ht id it qu sw ta th tr vi zh".split()},
 }
 
 

@@ -62,6 +62,22 @@ def test_a_reward_of_weight_zero_is_only_logged(own):
     assert not result.each["own_rewards:none"].valid_B.any()
 
 
+def test_a_reward_that_raises_makes_its_rows_invalid_and_says_so(monkeypatch, capsys):
+    def make(error):
+        def broken(inputs):
+            raise error
+
+        return lambda config, assets: broken
+
+    monkeypatch.setitem(REWARDS, "answer", make(ZeroDivisionError("at the third row")))
+    result = combined([RIGHT, ""], functions=("cosine", "answer"), reward_weights=(1.0, 1.0))
+    assert result.total.valid_B.tolist() == [False, False] and result.each["cosine"].valid_B.all()
+    assert "Reward answer raised; its 2 rows are invalid" in (said := capsys.readouterr().err) and "third row" in said
+    monkeypatch.setitem(REWARDS, "answer", make(ConfigError("not like this")))
+    with pytest.raises(ConfigError, match="not like this"):
+        combined([RIGHT], functions=("answer",))
+
+
 def test_a_row_without_a_reference_stays_invalid_whatever_its_text():
     prompts = [SWAHILI._replace(reference=None)] * 3
     result = combined([RIGHT, "", ENGLISH], prompts, language_gate="hard")

@@ -8,11 +8,14 @@ from tiny_policy import quick_compiles, tiny_params  # noqa: F401
 from tiny_world import LANGUAGES, encoder, policy, problem_prompts, reward_inputs
 
 from pbrl_jax.assets.policy import Policy
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.config import Config, RewardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.paths import work_dir
 from pbrl_jax.rewards import implicit
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
-from pbrl_jax.text.prompts import format_prompt
+from pbrl_jax.text.prompts import format_prompt, format_prompts
+from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.steps import reward_assets
 
 SWAHILI = problem_prompts(1, ("sw",))[0]
 TEXTS = ["Ali anaanza na chupa 10. Jibu ni 20.", "", "10"]
@@ -68,6 +71,23 @@ def test_what_another_policy_thinks_of_a_response(mean_logp, monkeypatch):
     wanted = [mean_logp(other.params, question(), i) - mean_logp(policy().params, question(), i) for i in ids]
     np.testing.assert_allclose(found.value_B, [wanted[0], 0, wanted[1]], atol=1e-5)
     assert found.valid_B.all()
+
+
+def test_questions_are_put_as_the_run_puts_them(monkeypatch):
+    """In the style of data.prompt_style, with the thinking switch of data.thinking."""
+    asked = []
+
+    def noted(questions, codes, tokenizer, style, thinking):
+        asked.append((codes, style, thinking))
+        return format_prompts(questions, codes, tokenizer)
+
+    monkeypatch.setattr(implicit, "format_prompts", noted)
+    config = with_values(Config(), data={"prompt_style": "chat_boxed", "thinking": "off", "languages": LANGUAGES})
+    known = {"config": config, "work": work_dir("runs/x"), "encoder": encoder(), "policy": policy()}
+    run = Experiment(**dict.fromkeys(Experiment.__annotations__) | known)
+    reward = make_reward(RewardConfig(functions=("implicit",), language_gate="off"), reward_assets(run))
+    reward(reward_inputs([SWAHILI], TEXTS[:1], encoder()))
+    assert asked == [(["en"], "chat_boxed", False)]
 
 
 def test_what_is_missing_is_named():

@@ -51,6 +51,9 @@ class FakeComet:
         self.seen += zip(src, mt, ref or [None] * len(src), strict=True)
         return np.array([len(text) / 100 for text in mt], np.float32)
 
+    def cut(self, texts):
+        return np.array([len(text) > 12 for text in texts])
+
 
 @pytest.fixture
 def models(monkeypatch):
@@ -139,6 +142,7 @@ def test_the_wirings_of_comet(models, wiring, slots):
     models[1].needs_reference = wiring != "quality"
     result = combined([RIGHT, "bila jibu", ""], functions=("comet",), comet_wiring=wiring)
     assert models[1].seen == [slots]
+    assert result.each["comet"].parts["comet_cut"].tolist() == [len(slots[1]) > 12, 0, 0]
     np.testing.assert_allclose(result.total.value_B, [len(slots[1]) / 100, 0, 0], atol=1e-6)
     assert result.total.valid_B.all()
 

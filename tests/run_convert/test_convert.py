@@ -109,3 +109,31 @@ def test_what_is_refused(convert, tmp_path, monkeypatch, arguments, message):
     assert status == 1 and not output
     assert errors.startswith("Error: ") and message in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_a_translator_goes_out_as_it_came(convert, tmp_path):
+    """From torch's format to safetensors, the same tensors by the same names; then in another type."""
+    from pbrl_jax.models.torch_file import state_dict
+
+    out, half = tmp_path / "out", tmp_path / "half"
+    status, output, errors = convert(FIXTURES / "m2m100", out)
+    assert (status, errors) == (0, "") and "m2m_100 translator" in output and "in float32, read back" in output
+    wanted, found = state_dict(FIXTURES / "m2m100" / "pytorch_model.bin"), load_file(out / "model.safetensors")
+    assert found.keys() <= wanted.keys()
+    for name, array in found.items():
+        assert np.array_equal(array, wanted[name]), name
+    left_out = {name for name in wanted.keys() - found.keys() if "embed_positions" not in name}
+    assert all(np.array_equal(wanted[name], found["model.shared.weight"]) for name in left_out), "copies of one matrix"
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (FIXTURES / "m2m100", out))
+    assert after == {**before, "torch_dtype": "float32"}
+    assert convert(out, half, "--dtype", "bfloat16")[1].count("in bfloat16") == 1
+    assert convert(out, tmp_path / "own", "--to", "pbrl")[2].startswith("Error: --to pbrl: translators have no form")
+
+
+def test_a_comet_model_in_another_type(convert, tmp_path):
+    own, half = tmp_path / "own", tmp_path / "half"
+    assert convert(FIXTURES / "comet_regression", own)[1].count("in float32, read back and compared") == 1
+    assert convert(own, half, "--dtype", "bfloat16")[1].count("in bfloat16") == 1
+    texts = ["Jibu ni 12.", "The answer is 12."]
+    scores = [load_comet(str(folder)).score(texts, texts, texts) for folder in (own, half)]
+    np.testing.assert_allclose(*scores, atol=0.05)

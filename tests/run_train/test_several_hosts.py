@@ -6,7 +6,6 @@ Real `pbrl train` commands through jax.distributed on this machine (see resume_d
 import json
 import signal
 import socket
-from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -29,8 +28,6 @@ SETTINGS = (
     "--algo.num-generations 2"
 ).split()
 TOLERANCE = 1e-5
-#: Fewer, larger kernels: less to compile. Later versions of jaxlib do not know the flag.
-FLAGS = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 
 
 class Hosts:
@@ -40,7 +37,9 @@ class Hosts:
         self.drivers = []
         for name in ("first", "second"):
             (folder / name).mkdir()
-            self.drivers.append(Driver(folder / name, cache=folder / "cache"))
+            # What one of them has compiled the other need not, nor the next command.
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true"}
+            self.drivers.append(Driver(folder / name, **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"))
 
     def start(self, workdir, hold=(), arguments=()) -> None:
         """`hold` is that of the second process."""
@@ -53,10 +52,9 @@ class Hosts:
                 "PBRL_PROCESSES": "2",
                 "PBRL_PROCESS": str(number),
                 "PBRL_LOST_SECONDS": str(LOST_SECONDS),
-                "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",  # one of the two compiles
             }
             command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS, *arguments]
-            driver.start(command, hold=hold if number else (), flags=FLAGS, environment=environment)
+            driver.start(command, hold=hold if number else (), environment=environment)
 
     def run(self, workdir, kill=None, **how) -> list[tuple[int, str]]:
         """(exit status, output) of each process; the signal goes to the second one, where it is held."""
@@ -79,7 +77,7 @@ def alone(hosts, tmp_path_factory):
     """The work directory of the run in one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS]
-    status, output = hosts.drivers[0].run(command, flags=FLAGS)
+    status, output = hosts.drivers[0].run(command)
     assert status == 0, output
     return workdir
 

@@ -10,11 +10,13 @@ from pbrl_jax.core.config import with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.paths import work_dir
+from pbrl_jax.core.records import Scores
 from pbrl_jax.core.validate import validate
 from pbrl_jax.data.batches import batch_at
+from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.train import steps
-from pbrl_jax.train.dynamic import make_rounds, replacements, without_signal
+from pbrl_jax.train.dynamic import alike, make_rounds, replacements, without_signal
 from pbrl_jax.train.fused import check_fusable
 
 FLAT_UNTIL = [0]
@@ -77,6 +79,14 @@ def test_flat_groups_give_way_and_nothing_is_compiled(experiment, made, caplog):
             assert result.extra["sampling/rounds"] == used[-1] <= 3
             assert not without_signal(result, 4).any() or used[-1] == 3
     assert not found and max(used) > 1
+
+
+def test_a_round_in_which_a_reward_raised_joins_one_in_which_it_did_not():
+    value, valid = np.zeros(2, np.float32), np.ones(2, bool)
+    whole = Combined(Scores(value, valid, {}), {"cosine": Scores(value, valid, {"answer": value})}, valid, value)
+    raised = whole._replace(each={"cosine": Scores(value, ~valid, {})}, translation_B=None)
+    shapes = [jax.tree.structure(found) for found in (alike(whole, raised), alike(raised, whole), raised)]
+    assert shapes[0] == shapes[1] == shapes[2] and alike(whole, whole).each["cosine"].parts.keys() == {"answer"}
 
 
 def test_what_is_kept_is_what_was_sampled(experiment, made):

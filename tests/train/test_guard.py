@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from shared_programs import programs_made_once
 from tiny_policy import largest_difference, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
@@ -80,12 +81,13 @@ def test_a_run_stops_saves_and_goes_on(tmp_path, capsys):
     guard = {"min_mean_length": 1000.0, "patience": 3, "action": "stop"}
     train = {"max_steps": 6, "save_steps": 50, "logging_steps": 50, "packed": False}
     config = with_values(get_config(), data={"limit": 4}, log={"tensorboard": False}, train=train, guard=guard)
-    experiment = build_experiment(config, work_dir(tmp_path / "run"))
-    with pytest.raises(CollapseError, match="Step 3: completions/mean_length"):
+    experiment, made = build_experiment(config, work_dir(tmp_path / "run")), {}
+    with pytest.raises(CollapseError, match="Step 3: completions/mean_length"), programs_made_once(made):
         loop.train(experiment)
     (step, folder), *_ = list_checkpoints(experiment.work.checkpoints)
     assert step in (3, 4) and read_meta(folder)["streaks"] == {"completions/mean_length": 3}
-    position = loop.train(experiment._replace(config=with_values(config, guard={"action": "warn"})))
+    with programs_made_once(made):
+        position = loop.train(experiment._replace(config=with_values(config, guard={"action": "warn"})))
     assert position.step == 6 and position.streaks == {"completions/mean_length": 6 - (step - 3)}
     rows = [json.loads(line) for line in experiment.work.metrics.read_text().splitlines()]
     assert rows[-1]["step"] == 6
@@ -101,11 +103,16 @@ def collapsing(action: str, **guard):
     )  # fmt: skip
 
 
+MADE: dict = {}
+"""Programs of the run that is rolled back."""
+
+
 @pytest.fixture(scope="module")
 def rolled_back(tmp_path_factory):
     """(experiment, last position, rows) of a run that falls apart and is rolled back."""
     experiment = build_experiment(collapsing("roll_back"), work_dir(tmp_path_factory.mktemp("collapse") / "run"))
-    position = loop.train(experiment)
+    with programs_made_once(MADE):
+        position = loop.train(experiment)
     rows = [json.loads(line) for line in experiment.work.metrics.read_text().splitlines()]
     return experiment, position, rows
 
@@ -135,7 +142,8 @@ def test_a_rolled_back_run_resumes_bit_exactly(rolled_back, tmp_path):
     for step, folder in list_checkpoints(experiment.work.checkpoints):
         if step <= 5:
             shutil.copytree(folder, part.work.checkpoints / folder.name)
-    again = loop.train(part, quiet=True)
+    with programs_made_once(MADE):
+        again = loop.train(part, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
     assert again.streaks == whole.streaks
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared_programs import programs_made_once
 from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture: half the compile time
 
 from configs.tiny_cpu import get_config
@@ -28,6 +29,9 @@ EVERY_ROW = (
     "rewards/cosine/mean", "rewards/cosine/std", "rewards/cosine/mean/en", "rewards/cosine/std/en",
     "language/consistency", "language/consistency/en", "completions/clipped_ratio/en",
 )  # fmt: skip
+MADE: dict = {}
+"""Programs of the runs below, which have one kind of step."""
+
 HOSTED_ROW = ("time/generate", "time/reward", "time/update")
 
 
@@ -49,7 +53,15 @@ def trained(tmp_path_factory):
     """(experiment, last position) of a whole run with evaluations after steps 2 and 4."""
     work = work_dir(tmp_path_factory.mktemp("loop") / "run")
     experiment = build_experiment(tiny(train={"eval_steps": 2}), work)
-    return experiment, loop.train(experiment, fake_evaluation)
+    with programs_made_once(MADE):
+        return experiment, loop.train(experiment, fake_evaluation)
+
+
+@pytest.fixture
+def its_programs(trained):
+    """Runs of a test use the programs of `trained`."""
+    with programs_made_once(MADE):
+        yield
 
 
 def test_rows_of_the_log(trained):
@@ -124,7 +136,7 @@ def test_stream_lengths_are_compiled_ahead(caplog):
     assert later == [[16, 17, 18], [32, 33, 34]] and len(warm_up) >= 3 and not found
 
 
-def test_cadence_and_restart(trained, tmp_path):
+def test_cadence_and_restart(trained, its_programs, tmp_path):
     """Logged are every third step, evaluated ones and the last; a finished run that gets more steps goes on."""
     config = tiny(train={"logging_steps": 3, "eval_steps": 2, "max_steps": 4, "save_steps": 50})
     experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
@@ -142,7 +154,7 @@ def test_cadence_and_restart(trained, tmp_path):
     assert [row["step"] for row in rows_of(experiment.work)] == [2, 3, 4, 5]
 
 
-def test_failing_reward_loses_no_row(trained, tmp_path, monkeypatch):
+def test_failing_reward_loses_no_row(trained, its_programs, tmp_path, monkeypatch):
     """The rows up to the failure are written and its state is saved, although no save was due."""
     make, count = steps.make_collect, iter(range(9))
 
@@ -176,12 +188,13 @@ def test_fused_rows_and_guard(tmp_path):
     """The fused step logs the same names; rewards that it only sees afterwards stop the run with every row written."""
     config = tiny(train={"fused": True, "max_steps": 3, "save_steps": 50}, reward={"language_gate": "tokens"})
     experiment = build_experiment(config, work_dir(tmp_path / "whole"))
-    loop.train(experiment)
+    with programs_made_once({}) as made:
+        loop.train(experiment)
     for row in rows_of(experiment.work):
         assert not [name for name in EVERY_ROW if name not in row]
     broken = experiment.pivots._replace(has_B=experiment.pivots.has_B & False)
     experiment = experiment._replace(pivots=broken, work=work_dir(tmp_path / "broken"))
-    with pytest.raises(RewardError, match="Step 1: 100% of the rewards are invalid"):
+    with pytest.raises(RewardError, match="Step 1: 100% of the rewards are invalid"), programs_made_once(made):
         loop.train(experiment)
     saved = [step for step, _ in list_checkpoints(experiment.work.checkpoints)]
     rows = rows_of(experiment.work)

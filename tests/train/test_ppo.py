@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from shared_programs import programs_made_once
 from tiny_policy import largest_difference, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
@@ -18,6 +19,10 @@ from pbrl_jax.train.fused import check_fusable
 STEPS = 4
 
 
+MADE: dict = {}
+"""Programs of the run and of its resumed twin."""
+
+
 def ppo(**sections) -> Config:
     algo = {"name": "ppo", "kl_in": "reward", "kl_estimator": "k1", "num_iterations": 2, "critic_learning_rate": 1e-2,
             **sections.pop("algo", {})}  # fmt: skip
@@ -28,7 +33,8 @@ def ppo(**sections) -> Config:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     experiment = build_experiment(ppo(), work_dir(tmp_path_factory.mktemp("ppo") / "run"))
-    return experiment, loop.train(experiment)
+    with programs_made_once(MADE):
+        return experiment, loop.train(experiment)
 
 
 def rows_of(work) -> list[dict]:
@@ -53,8 +59,9 @@ def test_policy_and_critic_move(trained):
 def test_resume_inside_a_cycle_is_bit_exact(trained, tmp_path):
     experiment, whole = trained
     part = experiment._replace(config=with_values(experiment.config, train={"max_steps": 3}), work=work_dir(tmp_path))
-    assert loop.train(part).step == 3
-    again = loop.train(part._replace(config=experiment.config))
+    with programs_made_once(MADE):
+        assert loop.train(part).step == 3
+        again = loop.train(part._replace(config=experiment.config))
     assert again.step == STEPS
     jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
 

@@ -18,15 +18,21 @@ from tiny_policy import (
     tiny_params,
     tiny_spec,
 )
+from tiny_world import canonical_responses, encoder
 
+from pbrl_jax.assets.encoder import embed_block, over_devices, row_sharding
 from pbrl_jax.core.config import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.core.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.plan.hlo import program_cost
+from pbrl_jax.plan.shapes import placed
 from pbrl_jax.rollout.generate import generate_samples, prefill
+from pbrl_jax.rollout.logprobs import chunked_logprobs
 from pbrl_jax.rollout.packing import choose_bucket
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
+from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
@@ -96,6 +102,10 @@ def test_rollout_equals_one_device(name, alone, monkeypatch):
     params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
     prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
     with jax.set_mesh(mesh):
+        if MESHES[name].unstacked:
+            params = jax.jit(functools.partial(decoding_params, spec=SPEC))(params)
+            kernel = params["layers"]["mlp"]["up"]["kernel"]
+            assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24 // mesh.shape["tensor"])
         rollout = sampler()(params, prompts, jax.random.key(3), SAMPLING)
     assert len(rollout.tokens_BR.sharding.device_set) == 8
     for field in ("tokens_BR", "lengths_B", "truncated_B"):
@@ -177,6 +187,41 @@ def test_muon_on_a_mesh_equals_one_device():
             state = jax.jit(gradient_step, static_argnums=2)(state, grads, optimizer)
         results.append(jax.device_get(state.params))
     assert largest_difference(*results) < 1e-5 and largest_difference(params, results[0]) > 1e-3
+
+
+def test_the_output_matrix_gets_its_gradient_once():
+    """However many chunks of logits are made, the mesh adds up one gradient; each chunk's would be 16 of them."""
+    mesh, shapes = make_mesh(MeshConfig(1, 4, 2)), jax.eval_shape(lambda: tiny_params(SPEC))
+    params = placed(shapes, tree_shardings(shapes, decoder_axes(SPEC), mesh))
+    hidden = jax.ShapeDtypeStruct((P, 16, SPEC.width), jnp.float32, sharding=batch_sharding(mesh))
+    tokens = jax.ShapeDtypeStruct((P, 16), jnp.int32, sharding=batch_sharding(mesh))
+
+    def sent(chunk: int) -> dict[str, float]:
+        def total(params, hidden, tokens):
+            return chunked_logprobs(params, SPEC, hidden, tokens, 1.0, chunk)[0].sum()
+
+        with jax.set_mesh(mesh):
+            text = jax.jit(jax.grad(total)).lower(params, hidden, tokens).compile().as_text()
+        return program_cost(text).collectives
+
+    few, many = sent(P * 16), sent(P)
+    assert few["all-gather"] == many["all-gather"] > 0
+    matrix = 4 * SPEC.vocab_size * SPEC.width
+    assert many["all-reduce"] < few["all-reduce"] + matrix
+
+
+def test_an_encoder_shares_its_texts():
+    """Whole on each device, which read an eighth of the texts each, to the same vectors."""
+    alone, mesh = encoder(), make_mesh(MeshConfig(1, 4, 2))
+    shared = over_devices(alone, mesh)
+    texts = canonical_responses(3)
+    with jax.set_mesh(mesh):
+        vectors = shared.embed(texts)
+    np.testing.assert_allclose(vectors, alone.embed(texts), atol=1e-5)
+    assert embed_block(64, 8) == 256 and embed_block(8192, 48) == 48
+    leaf = jax.tree.leaves(shared.params)[0]
+    assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8
+    assert row_sharding(shared.params).shard_shape((256, 64)) == (32, 64) and row_sharding(alone.params) is None
 
 
 def test_caches_lie_on_the_mesh():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.data.sources.common import RowErrors, take
-from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.languages import LANGUAGES, named_like
 
 LOGLIKELIHOOD = "loglikelihood"
 """The protocol that generates nothing: the choice with the highest log-probability is the answer."""
@@ -100,11 +101,7 @@ def check_request(benchmark: Benchmark, request: Request) -> Request:
     codes = tuple(own.get(code, code) for code in request.languages or benchmark.languages)
     for code in codes:
         if code not in benchmark.languages:
-            near = [known for known in benchmark.languages if known in LANGUAGES
-                    and LANGUAGES[known].name.lower() == code.lower()]  # fmt: skip
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            known = did_you_mean(code, benchmark.languages)
-            raise ConfigError(f"{benchmark.name} has no language {code!r}.{hint} {known}")
+            raise ConfigError(f"{benchmark.name} has no language {code!r}.{named_like(code, benchmark.languages)}")
     doubles = sorted({code for code in codes if codes.count(code) > 1})
     if doubles:
         raise ConfigError(f"Languages given twice: {', '.join(doubles)}. Name each one once.")
@@ -155,16 +152,22 @@ def read_rows(source: Source, code: str, config: str, split: str, data: str = ""
 
 
 def _hub_rows(hub: str, config: str, split: str, folder: str, names: Sequence[str]):
-    try:
-        import datasets
+    import datasets  # slow to import, and sets the level of the client's messages
 
+    client = logging.getLogger("huggingface_hub")
+    before = client.level
+    client.setLevel(logging.ERROR)  # it announces every try to reach the hub, and the error below says it once
+    try:
         return datasets.load_dataset(hub, config, split=split).to_list(), f"{hub} ({config}, {split})"
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"The hub data set {hub!r} ({config}, split {split!r}) cannot be loaded: {first} Check the network and "
-            f"HF_TOKEN, or set PBRL_DATA to a folder with {folder}/{names[0]} (or give --data that {folder} folder)."
+            f"The hub data set {hub!r} ({config}, split {split!r}) cannot be loaded: {first.rstrip('.')}. Check the "
+            f"network and HF_TOKEN, or set PBRL_DATA to a folder with {folder}/{names[0]} (or give --data that "
+            f"{folder} folder)."
         ) from error
+    finally:
+        client.setLevel(before)
 
 
 def read_file(file: epath.Path, header: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -1,0 +1,26 @@
+"""The paper's run with Llama-3.1-8B on a v5p-8: 4 chips of 95 GiB.
+
+Command:   pbrl train configs/machines/llama31_8b_v5p_8.py --workdir gs://BUCKET/llama   (launch/tpu_vm.sh, docs/scaling.md)
+Hardware:  v5p-8, which is counted in cores: 4 chips on one host. All weights are trained.
+Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
+
+PLAN
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "llama31_8b_pbrlsvr.py"))
+    return with_values(
+        paper,
+        encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
+        train={
+            "microbatch_prompts": 4,  # one prompt group on each chip
+            "logprob_chunk": 4096,  # 1024 positions on each chip
+        },
+        mesh={"data": 1, "fsdp": 4, "tensor": 1},
+    )

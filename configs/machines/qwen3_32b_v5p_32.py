@@ -1,0 +1,26 @@
+"""The paper's larger run, Qwen3-32B, on a v5p-32: 16 chips of 95 GiB.
+
+Command:   pbrl train configs/machines/qwen3_32b_v5p_32.py --workdir gs://BUCKET/qwen3   (launch/tpu_vm.sh, docs/scaling.md)
+Hardware:  v5p-32, which is counted in cores: 16 chips on 4 hosts. All weights are trained.
+Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
+
+PLAN
+"""
+
+from pathlib import Path
+
+from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.run.config_file import load_config
+
+
+def get_config() -> Config:
+    paper = load_config(str(Path(__file__).parents[1] / "qwen3_32b_pbrlsvr.py"))
+    return with_values(
+        paper,
+        encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
+        train={
+            "microbatch_prompts": 8,  # two prompt groups on each four chips
+            "logprob_chunk": 8192,
+        },
+        mesh={"data": 1, "fsdp": 4, "tensor": 4},  # while decoding, 16 GB of weights in bfloat16 on each chip
+    )

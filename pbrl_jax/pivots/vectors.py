@@ -1,0 +1,195 @@
+"""Vectors of texts on disk, one folder for each encoder: safetensors shards that are only ever added to, and an index.
+
+  <folder>/index.json                 {encoder, width, shards: [{file, rows, sha256}], fingerprint}
+  <folder>/shard_00000.safetensors    digests uint8 [N, 32], vectors float32 [N, E], checksums uint32 [N]
+
+A shard counts from the moment that the index lists it, and the index is replaced last and whole: a writer killed at any
+point leaves at most a file that nothing lists, which the next one overwrites. A look-up reads the digests of all shards
+and, of the vectors, the rows that are asked for, each of which is compared with its checksum. The folder may be behind
+`gs://`.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from pbrl_jax.core.errors import CheckpointError, DataError
+from pbrl_jax.core.paths import is_remote, sync_folder, write_atomic
+from pbrl_jax.models.safetensors_file import Entry, Planned, read_entries, write_safetensors
+
+INDEX = "index.json"
+_FIELDS = {"encoder", "width", "shards", "fingerprint"}
+
+
+class Shard(NamedTuple):
+    """A shard as far as it was read: not its vectors, `vectors` says where those lie."""
+
+    path: epath.Path
+    digests_N: list[bytes]
+    checksums_N: np.ndarray
+    vectors: Entry
+
+
+class Cache(NamedTuple):
+    """What a folder holds: `places` are (shard, row) by digest, of two with one digest the first. `width` is E, 0
+    where there is nothing."""
+
+    width: int
+    shards: tuple[Shard, ...]
+    places: dict[bytes, tuple[int, int]]
+
+
+def read_cache(folder: epath.Path, encoder: str) -> Cache:
+    """The cache in a folder, empty where there is none; no vector is read yet.
+
+    Args:
+      encoder: the key of the encoder whose vectors are expected.
+
+    Raises:
+      DataError: damage, or another encoder's cache; says what to delete.
+    """
+    index = _read_index(folder, encoder)
+    if index is None:
+        return Cache(0, (), {})
+    shards = tuple(_open_shard(folder, record, index["width"]) for record in index["shards"])
+    places: dict[bytes, tuple[int, int]] = {}
+    for number, shard in enumerate(shards):
+        for row, digest in enumerate(shard.digests_N):
+            places.setdefault(digest, (number, row))
+    return Cache(index["width"], shards, places)
+
+
+def gather(cache: Cache, digests: Sequence[bytes]) -> np.ndarray:
+    """The vectors of B texts, float32 [B, E]; every digest is in `cache.places`.
+
+    Raises:
+      DataError: a row that does not match its checksum.
+    """
+    out_BE = np.zeros((len(digests), cache.width), np.float32)
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for place, digest in enumerate(digests):
+        number, row = cache.places[digest]
+        wanted.setdefault(number, []).append((row, place))
+    for number, pairs in wanted.items():
+        rows, places = (np.array(column) for column in zip(*pairs, strict=True))
+        unique, inverse = np.unique(rows, return_inverse=True)
+        out_BE[places] = _read_rows(cache.shards[number], unique)[inverse]
+    return out_BE
+
+
+def append_vectors(folder: epath.Path, encoder: str, digests: Sequence[bytes], vectors_NE: np.ndarray) -> None:
+    """Adds a shard, on the disk when this returns. One writer at a time.
+
+    Args:
+      digests: N digests of 32 bytes.
+      vectors_NE: float32.
+
+    Raises:
+      DataError: as `read_cache`; or the cache holds vectors of another width.
+    """
+    index = _read_index(folder, encoder) or {"encoder": encoder, "width": vectors_NE.shape[1], "shards": []}
+    check_width(folder, index["width"], vectors_NE.shape[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"shard_{len(index['shards']):05d}.safetensors"
+    checksums = [_checksum(digest, vector) for digest, vector in zip(digests, vectors_NE, strict=True)]
+    arrays = {
+        "vectors": vectors_NE,
+        "checksums": np.array(checksums, np.uint32),
+        "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
+    }
+    planned = [Planned(name, array.shape, array.dtype) for name, array in arrays.items()]
+    sha256 = write_safetensors(path, planned, arrays.values())
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(folder)
+    new = {"file": path.name, "rows": len(digests), "sha256": sha256}
+    index = {"encoder": encoder, "width": index["width"], "shards": [*index["shards"], new]}
+    write_atomic(folder / INDEX, json.dumps(index | {"fingerprint": _fingerprint(index)}, indent=1))
+
+
+def check_width(folder: epath.Path, cached: int, given: int) -> None:
+    """Refuse vectors of another width than those in the cache (DataError); width 0: there is nothing yet."""
+    if cached and cached != given:
+        raise _broken(folder, f"has vectors of width {cached}, but the encoder gives {given}")
+
+
+def _read_index(folder: epath.Path, encoder: str) -> dict[str, Any] | None:
+    path = folder / INDEX
+    if not path.exists():
+        return None
+    try:
+        index = json.loads(path.read_text())
+        whole = set(index) == _FIELDS and index["fingerprint"] == _fingerprint(index)
+    except (ValueError, TypeError) as error:
+        raise _broken(folder, f"has a damaged {INDEX} ({error})") from error
+    if not whole:
+        raise _broken(folder, f"has an {INDEX} that does not match its fingerprint")
+    if index["encoder"] != encoder:
+        raise _broken(folder, f"holds the vectors of encoder {index['encoder']!r}, but this run has {encoder!r}")
+    return index
+
+
+def _fingerprint(index: dict[str, Any]) -> str:
+    """Hex digest of all that an index says."""
+    content = {name: value for name, value in index.items() if name != "fingerprint"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _open_shard(folder: epath.Path, record: dict[str, Any], width: int) -> Shard:
+    path, rows = folder / record["file"], record["rows"]
+    try:
+        size = path.stat().length
+        with path.open("rb") as file:
+            entries = read_entries(file, size, os.fspath(path))
+            digests = _read(file, entries["digests"], 0, rows)
+            checksums_N = np.frombuffer(_read(file, entries["checksums"], 0, rows), np.uint32)
+    except (OSError, CheckpointError, KeyError, ValueError) as error:
+        raise _broken(folder, f"cannot be read ({type(error).__name__}: {error})") from error
+    found = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+    shapes = {
+        "vectors": (np.float32, (rows, width)),
+        "checksums": (np.uint32, (rows,)),
+        "digests": (np.uint8, (rows, 32)),
+    }
+    if found != {name: (np.dtype(dtype), shape) for name, (dtype, shape) in shapes.items()}:
+        raise _broken(folder, f"has a {path.name} of other tensors than its {INDEX} says ({found})")
+    return Shard(path, [digests[32 * row : 32 * row + 32] for row in range(rows)], checksums_N, entries["vectors"])
+
+
+def _read(file, entry: Entry, start: int, stop: int) -> bytes:
+    """The bytes of rows start to stop of a tensor."""
+    size = (entry.end - entry.begin) // max(entry.shape[0], 1)
+    file.seek(entry.begin + start * size)
+    return file.read((stop - start) * size)
+
+
+def _read_rows(shard: Shard, rows_N: np.ndarray) -> np.ndarray:
+    """Rows of a shard, which rise, read in runs of neighbours and compared with their checksums: [N, E]."""
+    width = shard.vectors.shape[1]
+    out_NE = np.zeros((len(rows_N), width), np.float32)
+    with shard.path.open("rb") as file:
+        for run in np.split(np.arange(len(rows_N)), np.flatnonzero(np.diff(rows_N) > 1) + 1):
+            content = _read(file, shard.vectors, int(rows_N[run[0]]), int(rows_N[run[-1]]) + 1)
+            if len(content) == 4 * width * len(run):
+                out_NE[run] = np.frombuffer(content, np.float32).reshape(-1, width)
+    for row, vector in zip(rows_N.tolist(), out_NE, strict=True):
+        if _checksum(shard.digests_N[row], vector) != shard.checksums_N[row]:
+            raise _broken(shard.path.parent, f"is damaged: row {row} of {shard.path.name} does not match its checksum")
+    return out_NE
+
+
+def _checksum(digest: bytes, vector: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(vector).tobytes(), zlib.crc32(digest))
+
+
+def _broken(folder: epath.Path, what: str) -> DataError:
+    return DataError(
+        f"{folder} {what}. Delete that folder; the same command then embeds its texts again (no reference is lost)."
+    )

@@ -1,0 +1,74 @@
+"""What the compiled update must not hold: a parameter that is whole on every chip, or the logits of a microbatch.
+
+Read from the optimized HLO, whose arrays are those of one chip. What stands inside a fusion never lies in memory.
+"""
+
+import math
+from collections.abc import Iterator
+
+import jax
+
+from pbrl_jax.core.config import Config
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.plan.hlo import Instruction, Shape, parse_module
+from pbrl_jax.plan.shapes import policy_shapes
+
+#: Parameters of fewer scalars may be whole on every chip: norms and biases.
+SMALL = 2**20
+#: An array with the vocabulary's axis that holds this share of a microbatch's logits counts as those.
+LOGITS_SHARE = 0.25
+
+
+def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:
+    """(instruction, array, is an argument or result of the program) of all arrays that a program keeps in memory."""
+    computations, entry = parse_module(text)
+    fused = {
+        name
+        for lines in computations.values()
+        for line in lines.values()
+        if line.opcode == "fusion"
+        for name in line.called
+    }
+    for name, lines in computations.items():
+        if name in fused:
+            continue
+        for line in lines.values():
+            outer = name == entry and (line.opcode == "parameter" or line.root)
+            for shape in line.shapes:
+                yield line, shape, outer
+
+
+def _axes(sizes) -> tuple[int, ...]:
+    """Sizes of an array's axes in any order, those of 1 left out: what a transpose does not change."""
+    return tuple(sorted(size for size in sizes if size > 1))
+
+
+def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict[str, int]) -> list[str]:
+    """What a compiled update holds and must not, in words; nothing where all is well.
+
+    Args:
+      text: the optimized HLO of `train.update.make_update`'s program.
+      mesh_shape: sizes of the mesh axes.
+
+    Parameters stacked over layers must never be whole, also not for a moment. The embedding and the output matrix may
+    be copied while they are in use, as every layer's matrices are, but must not arrive or leave whole.
+    """
+    leaves = [leaf.shape for leaf in jax.tree.leaves(policy_shapes(spec)) if leaf.size >= SMALL]
+    stacked = {_axes(shape) for shape in leaves if shape[0] == spec.layers and len(shape) > 2}
+    flat = {_axes(shape) for shape in leaves} - stacked
+    cut = mesh_shape["fsdp"] * mesh_shape["tensor"] > 1
+    shards, tensor = mesh_shape["data"] * mesh_shape["fsdp"], mesh_shape["tensor"]
+    P, G = config.train.prompts_per_step, config.algo.num_generations
+    rows = (config.train.microbatch_prompts or P) * (config.train.microbatch_samples or G) / shards
+    words = {spec.vocab_size, spec.vocab_size // tensor}
+    limit = LOGITS_SHARE * rows * config.rollout.max_completion_length * spec.vocab_size / tensor
+    widths = {spec.width, spec.width // mesh_shape["fsdp"]}
+    matrices = {_axes((width, size)) for width in widths for size in words}
+    faults = set()
+    for line, shape, outer in arrays_in_memory(text):
+        axes = _axes(shape.sizes)
+        if cut and (axes in stacked or outer and axes in flat):
+            faults.add(f"a whole parameter: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
+        if words & set(axes) and math.prod(axes) >= limit and axes not in matrices:
+            faults.add(f"logits: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
+    return sorted(faults)

@@ -1,0 +1,3 @@
+"""Fixtures of this folder's tests."""
+
+from tiny_store import bucket  # noqa: F401

@@ -1,0 +1,37 @@
+"""One tracing and compilation of a step's programs for the several runs of a test file."""
+
+import contextlib
+import dataclasses
+
+import pytest
+
+from pbrl_jax.core.config import Config, EvalConfig, GuardConfig
+from pbrl_jax.train import steps
+
+#: Settings of the loop, which no program reads.
+CADENCE = {"max_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "eval_steps": 0}
+
+
+def programs_of(config: Config) -> Config:
+    """What the programs of a step may depend on."""
+    train = dataclasses.replace(config.train, **CADENCE)
+    return dataclasses.replace(config, train=train, guard=GuardConfig(), eval=EvalConfig())
+
+
+@contextlib.contextmanager
+def programs_made_once(made: dict):
+    """Runs inside the block take programs from `made` where an earlier run had the same settings, and leave theirs."""
+
+    def once(make):
+        def first(*arguments):
+            key = (make.__name__, *(programs_of(x) if isinstance(x, Config) else x for x in arguments))
+            if key not in made:
+                made[key] = make(*arguments)
+            return made[key]
+
+        return first
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_generate", "make_update", "make_values", "compiled_ahead", "make_fused_step"):
+            patch.setattr(steps, name, once(getattr(steps, name)))
+        yield made
