@@ -23,6 +23,9 @@ from pbrl_jax.core.errors import HostLost, PbrlError
 LOST_SECONDS = 60
 #: Seconds that a process which knows of a failure has to end by itself.
 GRACE_SECONDS = 10
+#: Times as long a host may be silent outside of the phases of a step: libraries that load and train vocabularies let no
+#: thread run meanwhile. jax's heartbeats, which need none, notice a death there.
+START_PATIENCE = 10
 #: What errors of collectives and of the store say when another process is gone.
 GONE = (
     "Gloo", "NCCL", "nccl", "closed by peer", "Connection reset", "Connection refused", "Broken pipe", "UNAVAILABLE",
@@ -104,16 +107,17 @@ class Watch(threading.Thread):
         if now - self._looked > self.limit / 2:
             self._seen.clear()  # this process itself stood still: it may not judge others
         self._looked = now
-        words = json.dumps([self._beats, where()])
+        words = json.dumps([self._beats, where(), len(_phases) < 2])
         self.client.key_value_set(f"{agree.FOLDER}/alive/{agree.host()}", words, True)
         for number, told in self._read("ended").items():
             if number != agree.host():
                 self.note(f"Host {number} of {agree.host_count()} ended. {told}")
         for number, told in self._read("alive").items():
-            beat, place = json.loads(told)
+            beat, place, starting = json.loads(told)
+            limit = START_PATIENCE * self.limit if starting else self.limit
             if self._seen.get(number, (None,))[0] != beat:
                 self._seen[number] = (beat, now)
-            elif number != agree.host() and now - self._seen[number][1] > self.limit:
+            elif number != agree.host() and now - self._seen[number][1] > limit:
                 self.silent.add(number)
                 self.note(
                     f"Host {number} of {agree.host_count()} has been silent for {now - self._seen[number][1]:.0f} s. "

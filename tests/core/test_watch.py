@@ -61,11 +61,11 @@ def test_nothing_is_slow_where_nobody_asked(capfd):
 
 def test_a_silent_host_is_noticed(nobody_lost):
     """Not while its sign of life changes; then with its last phase and the seconds."""
-    store = Store(alive_1=json.dumps([1, "in phase 'generate' for 3 s"]))
+    store = Store(alive_1=json.dumps([1, "in phase 'generate' for 3 s", False]))
     looking = Watch(0, 0.4, store)
     for beat in range(8):
         time.sleep(0.1)
-        store.values["pbrl/alive/1"] = json.dumps([beat, "in phase 'update' for 2 s"])
+        store.values["pbrl/alive/1"] = json.dumps([beat, "in phase 'update' for 2 s", False])
         looking._look_at_hosts()
     assert not agree.lost() and not looking.ending
     wait_until(lambda: looking._look_at_hosts() or time.sleep(0.05) or agree.lost())
@@ -75,11 +75,21 @@ def test_a_silent_host_is_noticed(nobody_lost):
 
 
 def test_a_host_that_stood_still_judges_nobody(nobody_lost):
-    looking = Watch(0, 0.4, Store(alive_1=json.dumps([1, "x"])))
+    looking = Watch(0, 0.4, Store(alive_1=json.dumps([1, "x", False])))
     looking._look_at_hosts()
     time.sleep(0.6)
     looking._look_at_hosts()
     assert not agree.lost()
+
+
+def test_a_host_that_loads_may_be_silent_for_longer(nobody_lost):
+    looking = Watch(0, 0.2, Store(alive_1=json.dumps([1, "in phase 'start' for 9 s", True])))
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        looking._look_at_hosts()
+        time.sleep(0.05)
+    assert not agree.lost()
+    wait_until(lambda: looking._look_at_hosts() or time.sleep(0.05) or agree.lost())
 
 
 def test_the_words_of_a_host_that_failed_are_read(nobody_lost):
