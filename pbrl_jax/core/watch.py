@@ -23,8 +23,8 @@ from pbrl_jax.core.errors import HostLost, PbrlError
 LOST_SECONDS = 60
 #: Seconds that a process which knows of a failure has to end by itself.
 GRACE_SECONDS = 10
-#: Times as long a host may be silent outside of the phases of a step: libraries that load and train vocabularies let no
-#: thread run meanwhile. jax's heartbeats, which need none, notice a death there.
+#: Times as long a host may be silent before the first step: libraries that load models and train vocabularies may let
+#: no thread run meanwhile. jax's heartbeats, which need none, notice a death there.
 START_PATIENCE = 10
 #: What errors of collectives and of the store say when another process is gone.
 GONE = (
@@ -34,11 +34,14 @@ GONE = (
 AGAIN = "Run the same command on all hosts again: it goes on from the last step that was saved."
 
 _phases: list[tuple[str, float]] = []
+_begun = threading.Event()
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
     """What the run does inside the block, for whoever asks where it is."""
+    if _phases:
+        _begun.set()  # something within the run's own phase
     _phases.append((name, time.monotonic()))
     try:
         yield
@@ -107,7 +110,7 @@ class Watch(threading.Thread):
         if now - self._looked > self.limit / 2:
             self._seen.clear()  # this process itself stood still: it may not judge others
         self._looked = now
-        words = json.dumps([self._beats, where(), len(_phases) < 2])
+        words = json.dumps([self._beats, where(), not _begun.is_set()])
         self.client.key_value_set(f"{agree.FOLDER}/alive/{agree.host()}", words, True)
         for number, told in self._read("ended").items():
             if number != agree.host():
@@ -178,6 +181,7 @@ def watched_run(hosts: int, slow: float) -> Iterator[None]:
     Raises:
       HostLost: another host is gone; in place of the error that this had for a consequence.
     """
+    _begun.clear()
     watch = Watch(slow, lost_seconds(), agree.store() if hosts > 1 else None)
     if hosts > 1:
         faulthandler.enable()  # jax aborts the process when host 0 is gone; then the stacks are told too

@@ -159,7 +159,8 @@ def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter
 def next_step(steps: Generator, changed: Position | None) -> tuple[Position, Outcome] | None:
     """The next step, from `changed` where the loop changed the position; None at a requested stop."""
     try:
-        return next(steps) if changed is None else steps.send(changed)
+        with phase("step"):
+            return next(steps) if changed is None else steps.send(changed)
     except StopIteration:
         return None
 
