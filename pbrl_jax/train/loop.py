@@ -64,7 +64,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             write_atomic(work.config, to_json(config))
         ref_params = reference_params(experiment)
         evaluate = on_whole_params(evaluate, ref_params, config.lora)
-        row = read_json_lines(work.metrics)[-1] if position.unevaluated and evaluate else None
+        row = unfinished_row(experiment, position) if position.unevaluated and evaluate else None
         writer = MetricWriter(
             work.root, resume_step=position.step - (row is not None), max_steps=config.train.max_steps,
             tensorboard=config.log.tensorboard, quiet=quiet, live=f"train {work.root.name}", wandb=config.log.wandb,
@@ -145,6 +145,12 @@ def evaluated(evaluate: Evaluate, position: Position) -> dict[str, float] | None
             return evaluate(position.state.params)
     except Interrupted:
         return None
+
+
+def unfinished_row(experiment: Experiment, position: Position) -> dict[str, Any]:
+    """What the log holds of the last step, whose evaluation was cut short; nothing on hosts that write no log."""
+    rows = read_json_lines(experiment.work.metrics) if is_first() else []
+    return next((row for row in reversed(rows) if row["step"] == position.step), {})
 
 
 def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter, evaluate: Evaluate) -> bool:
