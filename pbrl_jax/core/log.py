@@ -174,6 +174,14 @@ class MetricWriter:
         elif not self.quiet:
             self.console.print(plain_line(row, self._pace), highlight=False, soft_wrap=True)
 
+    def reopen(self, step: int) -> None:
+        """Takes back the row of the last step, which is to be written again with more in it."""
+        self.last_step = step - 1
+        if self.active:
+            self._append_waiting()
+            kept, _ = kept_lines(self.path.read_bytes().decode(), step - 1)
+            write_atomic(self.path, "".join(kept))
+
     def _track(self, step: int, row: Mapping[str, Any]) -> None:
         if self._tensorboard is not None:
             for name, value in row.items():

@@ -66,7 +66,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         evaluate = on_whole_params(evaluate, ref_params, config.lora)
         row = unfinished_row(experiment, position) if position.unevaluated and evaluate else None
         writer = MetricWriter(
-            work.root, resume_step=position.step - (row is not None), max_steps=config.train.max_steps,
+            work.root, resume_step=position.step, max_steps=config.train.max_steps,
             tensorboard=config.log.tensorboard, quiet=quiet, live=f"train {work.root.name}", wandb=config.log.wandb,
             config=to_json(config), active=is_first(),
         )  # fmt: skip
@@ -158,7 +158,8 @@ def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter
     found = evaluated(evaluate, position)
     if found is not None:
         writer.write_evaluation(position.step, found)
-    writer.write(position.step, {name: value for name, value in (row | (found or {})).items() if name != "step"})
+        writer.reopen(position.step)
+        writer.write(position.step, {name: value for name, value in (row | found).items() if name != "step"})
     return found is not None
 
 
