@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 DEVICE_FLAGS = ("--xla_force_host_platform", "--xla_cpu_collective")
 """Flags of the tests' own process that children do not get: they have one device unless they ask for more."""
 
-DEADLINE = 240
+DEADLINE = 900
 """Seconds after which a child counts as stuck."""
 
 

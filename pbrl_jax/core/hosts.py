@@ -8,7 +8,7 @@
 | `launch/tpu_vm.sh` | PBRL_HOSTS=auto: jax asks the machine's own metadata |
 | TPU pods of Kubernetes | TPU_WORKER_HOSTNAMES with several names, or MEGASCALE_NUM_SLICES above 1 |
 
-Where none of these is set the process is alone, and nothing is done.
+Where none of these is set the process is alone, and nothing is done. PBRL_LOST_SECONDS: see core.watch.
 """
 
 import os

@@ -1,10 +1,12 @@
 """Which host owns which rows, and reading rows from the devices that hold them."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from pbrl_jax.core import rows
 from pbrl_jax.core.config import MeshConfig
@@ -28,7 +30,7 @@ def fake_mesh(monkeypatch, hosts):
     devices = np.array([[SimpleNamespace(process_index=host) for host in shard] for shard in hosts], object)
     sharding = SimpleNamespace(devices_indices_map=lambda shape: Places(devices, shape[0]))
     monkeypatch.setattr(rows, "batch_sharding", lambda mesh: sharding)
-    return SimpleNamespace(devices=devices)
+    return Mock(spec=Mesh, devices=devices)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,6 @@ def test_rows_go_to_the_mesh_and_come_back():
 
 def test_rows_of_another_host_are_named():
     half = SimpleNamespace(index=(slice(0, 2),), data=np.zeros(2))
-    array = SimpleNamespace(shape=(4,), ndim=1, dtype=np.float32, addressable_shards=[half])
+    array = Mock(spec=jax.Array, shape=(4,), ndim=1, dtype=np.float32, addressable_shards=[half])
     with pytest.raises(ValueError, match=r"\[3\] lie on other hosts"):
         fetch_rows(array, np.array([1, 3]))
