@@ -48,8 +48,14 @@ except PbrlError as error:
 
 
 def start(how, number, address, folder):
-    variables = {"PBRL_COORDINATOR": address, "PBRL_PROCESSES": "2", "PBRL_PROCESS": str(number), "JAX_PLATFORMS": "cpu",
-                 "PBRL_LOST_SECONDS": str(LOST_SECONDS), "PYTHONPATH": str(Path(watch.__file__).parents[2])}  # fmt: skip
+    variables = {
+        "PBRL_COORDINATOR": address,
+        "PBRL_PROCESSES": "2",
+        "PBRL_PROCESS": str(number),
+        "PBRL_LOST_SECONDS": str(LOST_SECONDS),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(watch.__file__).parents[2]),
+    }
     with open(folder / str(number), "w") as output:
         return subprocess.Popen([sys.executable, "-c", CODE, how], stderr=output, env={**os.environ, **variables})
 
