@@ -44,7 +44,7 @@ ALGORITHMS = {
     "rloo": {"leave_one_out": True, "scale_rewards": "none"},
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.0, "mask_truncated_completions": True,
              "max_sampling_rounds": 3},
-    "gspo": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "gspo": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4, "num_iterations": 2},
 }  # fmt: skip
 NAMES = (*ALGORITHMS, "sft")
 #: Where a run's name is not its folder's: the quickstart's own stage is called sft.
@@ -281,8 +281,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=400_000, help="sampled tokens of each algorithm")
     parser.add_argument("--steps", type=int, default=0, help="steps of GRPO, whose tokens each algorithm then gets")
     parser.add_argument("--prompts", type=int, default=0, help="prompts of a step; 0: the quickstart's")
-    parser.add_argument("--iterations", type=int, default=2,
-                        help="updates on each rollout batch; with 1 GSPO is GRPO, as no ratio leaves 1")  # fmt: skip
+    parser.add_argument("--iterations", type=int, default=1,
+                        help="updates on each rollout batch; GSPO always makes 2: with 1 it is GRPO")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="algorithms, in this order")
     parser.add_argument("--tiny", action="store_true", help="models too small and stages too short to show an effect")
     flags = parser.parse_args(arguments)

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from shared_programs import programs_made_once
 from source_tree import ROOT
 from tiny_policy import quick_compiles  # noqa: F401
 
@@ -54,12 +55,15 @@ def run(steps: int, folder: Path) -> None:
 def runs(tmp_path_factory):
     """(a run of two steps, the same run as a kill after its first step leaves it, continued)."""
     whole, parts = (tmp_path_factory.mktemp("real") / name for name in ("whole", "parts"))
-    run(STEPS, whole)
+    made: dict = {}
+    with programs_made_once(made):
+        run(STEPS, whole)
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / f"step_{STEPS:08d}")
     for file in (parts / "final.json", parts / "samples" / f"step_{STEPS}.jsonl"):
         file.unlink()
-    run(STEPS, parts)
+    with programs_made_once(made):
+        run(STEPS, parts)
     return whole, parts
 
 

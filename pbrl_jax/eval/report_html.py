@@ -33,7 +33,7 @@ def grid(kind: str, cells: Sequence[str]) -> str:
 def named_language(code: str) -> str:
     """A language's name with its code; the code alone where no name is known."""
     name = language_name(code)
-    return escape(code) if name == code else f"{escape(name)} {span('soft', code)}"
+    return escape(code) if name == code else f"{escape(name)}\u00a0{span('soft', code)}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] = ()) -> str:

@@ -13,10 +13,15 @@ MOST_SAMPLES = 240
 
 
 def chosen_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
-    """At most `most` rows from steps spread evenly over the run, the first and the last step among them."""
+    """At most `most` rows from steps spread evenly over the run, the first and the last step among them.
+
+    Of a single step, such as an evaluation, rows spread evenly over it, so that every language is there.
+    """
     steps = sorted({row["step"] for row in samples})
-    if len(samples) <= most or len(steps) < 2:
-        return list(samples[-most:])
+    if len(samples) <= most:
+        return list(samples)
+    if len(steps) < 2:
+        return [samples[index * len(samples) // most] for index in range(most)]
     wanted = max(2, most * len(steps) // len(samples))
     kept = {steps[round(index * (len(steps) - 1) / (wanted - 1))] for index in range(wanted)}
     return [row for row in samples if row["step"] in kept][-most:]

@@ -160,6 +160,7 @@ SCRIPT = """
   });
   at("filters").hidden = false;
   step.value = step.options[step.options.length - 1].value;
+  if (step.options.length === 2 && language.options.length > 2) language.value = language.options[1].value;
   update();
 })();
 """

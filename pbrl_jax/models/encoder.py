@@ -65,7 +65,7 @@ class EncoderLayer(nn.Module):
     keep_states: bool = False
 
     @nn.compact
-    def __call__(self, x, mask_BS):
+    def __call__(self, x, seen: Visibility):
         spec = self.spec
         attention_norm = LayerNorm(spec.norm_eps, name="attention_norm")
         mlp_norm = LayerNorm(spec.norm_eps, name="mlp_norm")
@@ -74,7 +74,7 @@ class EncoderLayer(nn.Module):
         query = Projection(head, use_bias=True, name="query")(h)
         key = Projection(head, use_bias=True, name="key")(h)
         value = Projection(head, use_bias=True, name="value")(h)
-        attended, _ = attend(spec.attention, query, key, value, Visibility(mask_BS))
+        attended, _ = attend(spec.attention, query, key, value, seen)
         x = x + Projection((spec.width,), in_axes=2, use_bias=True, name="out")(attended)
         x = x if spec.pre_norm else attention_norm(x)
         h = mlp_norm(x) if spec.pre_norm else x
@@ -88,19 +88,21 @@ class Encoder(nn.Module):
     """Token ids to token states: (tokens [B, S], mask [B, S]) -> hidden [B, S, D].
 
     With `all_states` the result is [N + 1, B, S, D]: the embeddings, then every layer's states, the last of them
-    through the final norm where there is one (transformers' hidden_states).
+    through the final norm where there is one (transformers' hidden_states). With `segment_BS` a row holds several
+    texts: tokens see their own segment only, and each one's positions count from 0.
     """
 
     spec: EncoderSpec
 
     @nn.compact
-    def __call__(self, tokens_BS, mask_BS, all_states: bool = False):
+    def __call__(self, tokens_BS, mask_BS, all_states: bool = False, segment_BS=None):
         spec = self.spec
         init = nn.initializers.normal(0.02)
         word = self.param("word_embed", init, (spec.vocab_size, spec.width))
         position = self.param("position_embed", init, (spec.max_positions, spec.width))
         kind = self.param("type_embed", init, (spec.type_vocab, spec.width))
-        x = (word[tokens_BS] + position[self.positions(mask_BS)] + along_last(kind[0], 3)).astype(spec.dtype)
+        place_BS = self.positions(mask_BS) if segment_BS is None else segment_positions(segment_BS)
+        x = (word[tokens_BS] + position[place_BS] + along_last(kind[0], 3)).astype(spec.dtype)
         if not spec.pre_norm:
             x = LayerNorm(spec.norm_eps, name="embed_norm")(x)
         embedded = x
@@ -111,7 +113,7 @@ class Encoder(nn.Module):
             layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
             length=spec.layers,
         )(spec, all_states, name="layers")  # fmt: skip
-        x, states = stack(x, mask_BS)
+        x, states = stack(x, Visibility(mask_BS, query_segment_XQ=segment_BS, key_segment_XS=segment_BS))
         if spec.pre_norm:
             x = LayerNorm(spec.norm_eps, name="final_norm")(x)
         if spec.projection:
@@ -180,7 +182,34 @@ def encode(
     A row without any real token gives a vector without meaning; callers score such rows apart.
     """
     tokens, mask = add_special_ids(tokens_BS, mask_BS, spec.begin_ids, spec.end_ids)
-    pooled = pool(spec.pooling, token_states(params, tokens, mask, spec), mask)
+    return _vectors(params, spec, pool(spec.pooling, token_states(params, tokens, mask, spec), mask))
+
+
+def _vectors(params, spec: TextEncoderSpec, pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
     if isinstance(spec, EncoderSpec) and spec.projection:
         pooled = Projection((spec.projection,), use_bias=True).apply({"params": params["projection"]}, pooled)
     return unit_vectors(apply_dense(params, spec.dense, pooled))
+
+
+def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Each slot's place in its segment, from 0; the slots of a segment are neighbours."""
+    slot_1S = jnp.arange(segment_BS.shape[1])[None]
+    new_BS = jnp.pad(segment_BS[:, 1:] != segment_BS[:, :-1], ((0, 0), (1, 0)))
+    return slot_1S - jax.lax.cummax(jnp.where(new_BS, slot_1S, 0), axis=1)
+
+
+def encodes_segments(spec: TextEncoderSpec) -> bool:
+    """Whether `encode_segments` gives what `encode` gives of each segment as a text of its own."""
+    own = isinstance(spec, EncoderSpec) and spec.pooling == "mean" and spec.position_offset == 0
+    return own and not spec.begin_ids and not spec.end_ids
+
+
+def encode_segments(
+    params, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], segment_BS: Int[Array, "B S"], count: int, *,
+    spec: EncoderSpec,
+) -> Float[Array, "rows E"]:  # fmt: skip
+    """Unit vectors of the `count` segments of each row, [count * B, E], segment by segment: `encode` of several texts
+    at the price of one row, for a spec of which `encodes_segments` is true."""
+    hidden_BSD = Encoder(spec).apply({"params": params}, tokens_BS, mask_BS, segment_BS=segment_BS)
+    pooled = [pool(spec.pooling, hidden_BSD, mask_BS & (segment_BS == number)) for number in range(count)]
+    return _vectors(params, spec, jnp.concatenate(pooled))

@@ -9,6 +9,7 @@ result.
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,9 +139,7 @@ def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return not rest
 
 
-def resolve_names(
-    tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ignore: str = ""
-) -> dict[str, list[str]]:
+def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ignore: str = "") -> dict[str, list[str]]:
     """Our parameter path -> the names, in this checkpoint, of the tensors that it is made of.
 
     Args:
@@ -217,6 +216,7 @@ class _Leaf:
         self.tensors, self.names, self.stored, self.dtype, self.pool = tensors, names, stored, dtype, pool
         self.shape = stored.full_shape()
         self.read: dict[tuple, np.ndarray] = {}
+        self.rows: dict[tuple, np.ndarray] = {}
 
     def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
         ranges = tuple(range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True))
@@ -224,6 +224,22 @@ class _Leaf:
         if key not in self.read:
             self.read[key] = self._assemble(ranges)
         return self.read[key]
+
+    def _tensor(self, name: str, inner: tuple[slice, ...]) -> np.ndarray:
+        """An array of the tensor's shape that holds what `inner` needs of it."""
+        tensor = self.tensors[name]
+        if not isinstance(tensor, RemoteTensor):
+            return tensor
+        if not tensor.shape:
+            return tensor.elements(0, 1).reshape(())
+        rows = rows_behind(tensor.shape, self.stored, inner)
+        found = self.rows.get((name, *rows))
+        if found is None:
+            found = tensor.rows(*rows)
+            needed = math.prod(part.stop - part.start for part in inner)
+            if needed < found[slice(*rows)].size:  # the rest of these rows is another device's
+                self.rows[name, *rows] = found
+        return found
 
     def _assemble(self, ranges: tuple[range, ...]) -> np.ndarray:
         stored = self.stored
@@ -236,9 +252,7 @@ class _Leaf:
             numbers = [part[at] for part, at in zip(ranges[:stacked], place, strict=True)]
             layer = numbers[0] if stored.layers else 0
             expert = numbers[-1] if stored.experts else 0
-            tensor = self.tensors[self.names[layer * experts + expert]]
-            if isinstance(tensor, RemoteTensor):
-                tensor = tensor.rows(*rows_behind(tensor.shape, stored, inner))
+            tensor = self._tensor(self.names[layer * experts + expert], inner)
             view = (tensor.T if stored.transpose else tensor).reshape(stored.shape)
             copy_blocks(out[place] if place else out, view[inner])
 

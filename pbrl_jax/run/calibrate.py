@@ -40,7 +40,8 @@ def main(config: Config, workdir: str, *, pairs: str = "", limit: int = 1000) ->
     record = calibrate(encoder.embed, encoder.key, found)
     path = work.root / "calibration.json"
     write_atomic(path, json.dumps(record, indent=1))
-    table = Table(title="Cosine of texts with their English counterparts, and with other English texts")
+    title = "Cosine of texts with their English counterparts, and with other English texts"
+    table = Table(title=title, box=None, collapse_padding=True)
     table.add_column("language")
     for name in COLUMNS:
         table.add_column(name.replace("_", " "), justify="right")

@@ -168,7 +168,7 @@ def gain_lines(result: dict[str, Any]) -> list[str]:
         row = found["mean_non_english"] or (found["languages"][code] if len(found["languages"]) == 1 else None)
         if row is None:
             continue
-        relative = "" if row["relative"] is None else f", {100 * row['relative']:+.1f} % of it"
+        relative = "" if row["relative"] is None else f", {100 * row['relative']:+.1f} % relative"
         where = "outside English" if found["mean_non_english"] else f"in {code}"
         lines.append(
             f"Against {label}: {100 * row['points']:+.1f} points {where} (95 %: {100 * row['low']:+.1f} to "

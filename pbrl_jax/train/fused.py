@@ -18,8 +18,9 @@ from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.core.config import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState, pytree
+from pbrl_jax.models.encoder import encode_segments, encodes_segments
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
-from pbrl_jax.rewards.cosine import hybrid_scores
+from pbrl_jax.rewards.cosine import hybrid_scores, vector_scores
 from pbrl_jax.rewards.shaping import TOKEN_TERMS
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.weights import decoding_params
@@ -114,6 +115,17 @@ def response_parts(rollout: Rollout, tables: TokenTables, language_B, config: Re
     return ((tokens_BR, text_BR & (slot_1R < start_B1)), (answer_BR, answer_mask_BR))
 
 
+def _both_parts(encoder_params, tokens_BR, parts, spec):
+    """(which parts are not empty [2 B], their vectors [2 B, E]): reasoning and answer stand in one row as they were
+    sampled, so that both are encoded in R slots and not in R each."""
+    reasoning_BR, answer_BR = (mask for _, mask in parts)
+    lengths = [mask.sum(axis=1, keepdims=True) for mask in (reasoning_BR, answer_BR)]
+    slot_1R = jnp.arange(tokens_BR.shape[1])[None]
+    segment_BR = (slot_1R >= lengths[0]).astype(jnp.int32)
+    vectors = encode_segments(encoder_params, tokens_BR, slot_1R < sum(lengths), segment_BR, 2, spec=spec)
+    return jnp.concatenate(lengths)[:, 0] > 0, vectors
+
+
 def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: TokenTables, *, spec: TextEncoderSpec,
                  config: RewardConfig) -> Scores:  # fmt: skip
     """The cosine reward, the terms of shaping.TOKEN_TERMS and the language gate, all from tokens; the twin of
@@ -122,7 +134,11 @@ def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: T
     rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), pivots)
     parts = response_parts(rollout, tables, rows.language_P, config)
     references = (rows.whole_PE,) if config.parts == "whole" else (rows.reasoning_PE, rows.answer_PE)
-    value_B, named = hybrid_scores(encoder_params, parts, references, spec=spec, config=config)
+    if config.parts == "split" and encodes_segments(spec):
+        present, vectors = _both_parts(encoder_params, rollout.tokens_BR, parts, spec)
+        value_B, named = vector_scores(vectors, present, references, config=config)
+    else:
+        value_B, named = hybrid_scores(encoder_params, parts, references, spec=spec, config=config)
     named["value"] = value_B
     values = {"cosine": value_B} | {
         name: TOKEN_TERMS[name](rollout.tokens_BR, rollout.lengths_B, config)

@@ -172,7 +172,15 @@ def test_a_part_of_a_parameter_is_a_part_of_the_file(bucket):
     local = open_weights(FIXTURES / "qwen3")
     layers = [local[name].T.reshape(stored.shape) for name in names]
     assert np.array_equal(part, np.stack(layers)[index])
-    assert sum(Store.reads.values()) == sum(local[name].nbytes for name in names) // 4
+    whole = sum(local[name].nbytes for name in names)
+    assert sum(Store.reads.values()) == whole // 4
+    Store.reads.clear()
+    with ThreadPoolExecutor(2) as pool:
+        leaf, width = _Leaf(tensors, names, stored, np.float32, pool), stored.full_shape()[1]
+        for columns in (slice(0, width // 2), slice(width // 2, width)):
+            index = (slice(None), columns, slice(None), slice(None))
+            assert np.array_equal(leaf(index), np.stack(layers)[index])
+    assert sum(Store.reads.values()) == whole, "rows that two devices share are read once"
 
 
 def test_encoders_and_comet_models_of_a_bucket(bucket, tmp_path):

@@ -197,3 +197,6 @@ def test_many_samples_are_thinned_over_the_steps():
     assert len(kept) <= 40
     assert kept[0]["step"] == 0 and kept[-1]["step"] == 99 and len({row["step"] for row in kept}) == 10
     assert chosen_samples(rows[:8], 40) == rows[:8]
+    evaluation = [sample(0, language) for language in QUESTIONS for _ in range(50)]
+    kept = chosen_samples(evaluation, 40)
+    assert [row["language"] for row in kept] == [language for language in QUESTIONS for _ in range(10)]

@@ -15,9 +15,10 @@ def rows(samples: int = 1, **right) -> list[dict]:
     """rows(sw=3): of ten problems the first three are right, in every sample."""
     return [
         {
-            "key": f"{code}/{n}", "language": code, "sample": s, "correct": n < count,
-            "extracted": None if n == 9 else "4", "completion": "abcd", "tokens": 3, "truncated": n == 9, "marker_missing": False, "right_language": n > 1,
-            "published": {"lm_eval_strict": n < count - 1}, "line_pass": None, "word_pass": None, "code_switch": False,
+            "key": f"{code}/{n}", "language": code, "sample": s, "correct": n < count, "completion": "abcd",
+            "extracted": None if n == 9 else "4", "tokens": 3, "truncated": n == 9, "marker_missing": False,
+            "published": {"lm_eval_strict": n < count - 1}, "right_language": n > 1, "code_switch": False,
+            "line_pass": None, "word_pass": None,
         }
         for code, count in right.items() for n in range(10) for s in range(samples)
     ]  # fmt: skip

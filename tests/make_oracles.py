@@ -1,6 +1,6 @@
 """Another draw of the oracles that need models: other weights and inputs under the same names.
 
-  python tests/redraw_oracles.py SEED OUT [FROM]
+  python tests/make_oracles.py SEED OUT [FROM]
   PBRL_ORACLES=OUT python -m pytest tests/test_oracles.py tests/models tests/train/test_update_oracles.py
 
 needs torch, transformers, TRL, sentence-transformers and unbabel-comet, which the package and its tests do not. Drawn
