@@ -32,7 +32,6 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
 
-
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
     """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`.
 
@@ -68,11 +67,15 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
-        from pbrl_jax.core.hosts import join_hosts
+        from pbrl_jax.core.hosts import join_hosts, refuse_several
+        from pbrl_jax.core.watch import watched_run
 
-        join_hosts()
+        hosts = join_hosts()
+        if name != "train":
+            refuse_several(name, hosts)
         values = {option: getattr(known, option) for option in options}
-        importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
+        with watched_run(hosts, config.log.slow_phase_seconds):
+            importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
 
     return run
 

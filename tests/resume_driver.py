@@ -1,12 +1,14 @@
 """Runs `pbrl` commands in forked children of one process that has imported everything, and holds them where asked.
 
 Reads one request a line: {"arguments": [...], "output": FILE, "hold": [PLACE, NUMBERS...], "marker": FILE, "flags":
-XLA_FLAGS}. Answers with the child's process id and, when it has ended, with its exit status (-9: killed). A child that
-is held makes the marker and waits there, for a kill or until a stop is requested. `Driver` is the tests' side of it.
+XLA_FLAGS, "environment": {...}}. Answers with the child's process id and, when it has ended, with its exit status
+(-9: killed). A child that is held makes the marker and waits there, for a kill or until a stop is requested. `Driver`
+is the tests' side of it.
 
 Only this file knows where the holds are: the product has no switch for tests.
 """
 
+import atexit
 import itertools
 import json
 import os
@@ -20,14 +22,14 @@ ROOT = Path(__file__).parents[1]
 DEVICE_FLAGS = ("--xla_force_host_platform", "--xla_cpu_collective")
 """Flags of the tests' own process that children do not get: they have one device unless they ask for more."""
 
-DEADLINE = 240
+DEADLINE = 900
 """Seconds after which a child counts as stuck."""
 
 
 class Driver:
-    """Starts, watches and kills the children."""
+    """Starts, watches and kills the children; `variables` are set before they import anything."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **variables: str):
         self.folder, self.count = folder, itertools.count()
         flags = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(DEVICE_FLAGS)]
         environment = {
@@ -36,6 +38,7 @@ class Driver:
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": " ".join(flags),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            **variables,
         }
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -45,29 +48,41 @@ class Driver:
         self.process.stdin.close()
         self.process.wait(30)
 
-    def run(self, arguments, hold=(), watch=None, kill=None, flags="", limit=0) -> tuple[int, str]:
-        """(exit status, what was printed) of one command.
+    def run(self, arguments, kill=None, **how) -> tuple[int, str]:
+        """(exit status, what was printed) of one command; see `start` and `strike`."""
+        self.start(arguments, **how)
+        if kill is not None:
+            self.strike(kill)
+        return self.end()
+
+    def start(self, arguments, hold=(), watch=None, flags="", limit=0, environment=()) -> None:
+        """Start one command.
 
         Args:
           hold: a place of HOLDS and its numbers; the child waits there.
           watch: a glob pattern (absolute); something of that name replaces the marker of a hold.
-          kill: signal that is sent when the marker or the watched file is there.
           flags: XLA_FLAGS of the child, after those of every child.
           limit: largest file in bytes; 0 is no limit.
+          environment: further variables of the child; FAKE_BUCKET: a folder that it takes for an object store.
         """
         number = next(self.count)
-        output, marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
-        request = {"arguments": list(map(str, arguments)), "output": str(output), "hold": list(hold), "flags": flags,
-                   "marker": str(marker), "limit": limit}  # fmt: skip
+        self.output, marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
+        request = {"arguments": list(map(str, arguments)), "output": str(self.output), "hold": list(hold),
+                   "flags": flags, "marker": str(marker), "limit": limit, "environment": dict(environment)}  # fmt: skip
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        pid = int(self.process.stdout.readline())
-        if kill is not None:
-            wanted = Path(watch) if watch else marker
-            self._wait_for(wanted, pid, output)
-            os.kill(pid, kill)
+        self.pid = int(self.process.stdout.readline())
+        self.wanted = Path(watch) if watch else marker
+
+    def strike(self, kill) -> None:
+        """Send a signal when the marker or the watched file is there."""
+        self._wait_for(self.wanted, self.pid, self.output)
+        os.kill(self.pid, kill)
+
+    def end(self) -> tuple[int, str]:
+        """(exit status, what was printed) of the command, when it has ended."""
         status = int(self.process.stdout.readline())
-        return status, output.read_text()
+        return status, self.output.read_text()
 
     def _wait_for(self, wanted: Path, pid: int, output: Path) -> None:
         end = time.monotonic() + DEADLINE
@@ -112,6 +127,20 @@ def in_generate(marker: str, call: int) -> None:
     steps.make_generate = make_held
 
 
+def fails_in_reward(_marker: str, call: int) -> None:
+    """An error of our own in rollout number `call`, where the host reads its rows."""
+    from pbrl_jax.train import steps
+
+    decode, calls = steps.completions, itertools.count(1)
+
+    def failing(*arguments):
+        if next(calls) == call:
+            raise ZeroDivisionError("nothing to divide by")
+        return decode(*arguments)
+
+    steps.completions = failing
+
+
 def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
     """Update number `call` is dispatched; nothing of it is logged or saved."""
     from pbrl_jax.train import steps
@@ -151,7 +180,32 @@ def before_rename(marker: str, step: int, number: int) -> None:
     paths.rename_synced = held
 
 
-HOLDS = {"generate": in_generate, "update": in_update, "fused": in_fused, "rename": before_rename}
+HOLDS = {
+    "generate": in_generate,
+    "reward fails": fails_in_reward,
+    "update": in_update,
+    "fused": in_fused,
+    "rename": before_rename,
+}
+
+
+def as_bucket(root: str) -> None:
+    """What lies below `root` counts as objects of a store: they are written whole, and cannot be renamed."""
+    from pbrl_jax.core import paths
+
+    known, replace = paths.is_remote, os.replace
+
+    def is_remote(path):
+        return os.fspath(path).startswith(root) or known(path)
+
+    def no_replace(old, new, **more):
+        assert not os.fspath(new).startswith(root), f"an object store cannot rename {old} to {new}"
+        replace(old, new, **more)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "is_remote", None) is known:
+            module.is_remote = is_remote
+    os.replace = no_replace
 
 
 def child(request: dict) -> int:
@@ -160,6 +214,9 @@ def child(request: dict) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ["XLA_FLAGS"] += f" {request['flags']}"
+    os.environ.update(request["environment"])
+    if "FAKE_BUCKET" in os.environ:
+        as_bucket(os.environ["FAKE_BUCKET"])
     if request["limit"]:
         import resource
         import signal
@@ -193,6 +250,8 @@ def serve() -> None:
                 status = leaving.code
             except BaseException:
                 traceback.print_exc()
+            if "PBRL_COORDINATOR" in os.environ:
+                atexit._run_exitfuncs()  # several processes say good-bye to each other
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

@@ -224,6 +224,26 @@ def test_damaged_checkpoints(whole, pbrl, tmp_path):
     assert facts(workdir) == before
 
 
+def test_in_a_bucket(whole, pbrl, driver, tmp_path):
+    """Trained, killed in the middle of a save, resumed and evaluated where nothing can be renamed or appended to."""
+    workdir, data = tmp_path / "bucket" / "run", tmp_path / "mgsm"
+    store = {"environment": {"FAKE_BUCKET": str(tmp_path / "bucket"), "PBRL_DATA": str(tmp_path)}}
+    status, output = pbrl(workdir, watch=workdir / "checkpoints/step_00000003/meta.json", kill=KILL, **store)
+    assert status == -KILL, output
+    status, output = pbrl(workdir, **store)
+    assert status == 0, output
+    check_start(output, (2, 3))
+    assert facts(workdir) == facts(whole("one update"))
+    assert not [file for file in workdir.rglob("*") if ".tmp" in file.name]
+    data.mkdir()
+    (data / "mgsm_sw.tsv").write_text("".join(f"Ali ana {n} na {n}?\t{2 * n}\n" for n in range(4)))
+    words = ["--benchmark", "mgsm", "--languages", "sw", "--max-completion-length", "6", "--compilation-cache", ""]
+    evaluation = tmp_path / "bucket" / "evaluation"
+    status, output = driver.run(["eval", "--policy", workdir, "--workdir", evaluation, *words], **store)
+    assert status == 0, output
+    assert json.loads((evaluation / "eval.json").read_text())["languages"]["sw"]["n"] == 4
+
+
 @pytest.mark.parametrize(
     ("limit", "message"),
     [(300_000, "Could not save checkpoint"), (3_000, "File too large")],

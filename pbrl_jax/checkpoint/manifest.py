@@ -16,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from pbrl_jax.core import paths
+from pbrl_jax.core.agree import exchange
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.trees import path_name
 
@@ -160,21 +159,12 @@ def first_process_decides(function) -> Any:
         except Exception as error:
             words = str(error) if isinstance(error, CheckpointError) else f"Process 0 failed: {error!r}"
             outcome, failure = {"error": words}, error
-    outcome = _broadcast(outcome)
+    outcome = exchange("checkpoint", outcome)[0]
     if failure is not None:
         raise failure
     if "error" in outcome:
         raise CheckpointError(outcome["error"])
     return outcome["value"]
-
-
-def _broadcast(value: Any) -> Any:
-    """Process 0's JSON-able value, on every process: first its length, then its bytes."""
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
-    padded = np.zeros(length, np.uint8)
-    padded[: min(length, content.size)] = content[:length]
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())
 
 
 def _files_below(folder: epath.Path) -> list[epath.Path]:

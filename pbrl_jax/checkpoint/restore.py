@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from pbrl_jax.checkpoint import manifest
 from pbrl_jax.checkpoint.save import leaf_table
 from pbrl_jax.core import paths
+from pbrl_jax.core.agree import host_array
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.serialize import command_line, identity_differences
@@ -104,9 +104,7 @@ def params_sha256(params: Any) -> str:
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(manifest.named_leaves(params), key=lambda pair: pair[0]):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
+        array = host_array(leaf)
         digest.update(f"{name} {array.dtype} {','.join(map(str, array.shape))}\n".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

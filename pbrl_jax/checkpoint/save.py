@@ -24,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from pbrl_jax.checkpoint import manifest
 from pbrl_jax.core import paths
-from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.errors import CheckpointError, HostLost
 from pbrl_jax.core.trees import nested
 
 _LOGGER = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def _as_checkpoint_error(folder: epath.Path, leaves: dict[str, Any]) -> Iterator
     free = _free_bytes(folder)
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, HostLost):
         raise
     except Exception as error:
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())

@@ -276,6 +276,9 @@ class LogConfig:
     """Responses written to samples/ at each logging step, round-robin over languages."""
     compilation_cache: str = operational("~/.cache/pbrl_jax/xla")
     """Folder of the persistent compilation cache; empty is off. JAX_COMPILATION_CACHE_DIR comes before the default."""
+    slow_phase_seconds: int = operational(900)
+    """Say which phase (generate, reward, update, save, evaluate) is slow, with the stacks of all threads, when one
+    takes longer; 0 never says it."""  # ASSUMED
 
 
 @dataclass(frozen=True)

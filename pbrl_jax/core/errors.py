@@ -32,6 +32,14 @@ class EndpointError(PbrlError):
     """An endpoint that gave no usable answer, or a budget that is spent."""
 
 
+class HostError(PbrlError):
+    """One host of several failed, and all know it: they stop at the same place and can still save together."""
+
+
+class HostLost(PbrlError):
+    """A host of several has ended or fallen silent: nothing can be done together any more."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`Known: a, b. Did you mean 'a'?` for an unknown `name`; the question only where a near name exists."""
     known = sorted(known)

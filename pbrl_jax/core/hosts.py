@@ -8,20 +8,23 @@
 | `launch/tpu_vm.sh` | PBRL_HOSTS=auto: jax asks the machine's own metadata |
 | TPU pods of Kubernetes | TPU_WORKER_HOSTNAMES with several names, or MEGASCALE_NUM_SLICES above 1 |
 
-Where none of these is set the process is alone, and nothing is done.
+Where none of these is set the process is alone, and nothing is done. PBRL_LOST_SECONDS: see core.watch.
 """
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.watch import lost_seconds
 
-#: Seconds in which the coordinator must be reached, and after which a host that is silent counts as dead.
+#: Seconds in which the coordinator must be reached.
 REACH_SECONDS = 120
-HEARTBEAT_SECONDS = 60
+#: Seconds beyond core.watch's limit of silence, after which jax itself ends the run.
+LATER_SECONDS = 30
 
 
 class Hosts(NamedTuple):
@@ -63,6 +66,19 @@ def hosts_of(environment: Mapping[str, str]) -> Hosts:
     return Hosts(workers * (int(slices) if slices.isdigit() else 1))
 
 
+def refuse_several(verb: str, count: int | None = None) -> None:
+    """Refuse to run as one of several processes (ConfigError); `count` is their number, by default the environment's.
+
+    For verbs that know of one host only: each process would do the whole work, and write to the same files.
+    """
+    count = hosts_of(os.environ).count if count is None else count
+    if count > 1:
+        raise ConfigError(
+            f"`pbrl {verb}` runs on one host, with all its devices, and this is one of {count} processes. Start it "
+            "alone; `pbrl train` can be run by several."
+        )
+
+
 def wait_for(address: str, seconds: float = REACH_SECONDS, pause: float = 1.0) -> None:
     """Until someone listens at the address.
 
@@ -96,13 +112,17 @@ def join_hosts(environment: Mapping[str, str] = os.environ, seconds: float = REA
         return 1
     import jax
 
+    heartbeat = int(lost_seconds()) + LATER_SECONDS
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see train.signals
     if not hosts.address:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-        return jax.process_count()
-    if hosts.process > 0:
-        wait_for(hosts.address, seconds)
-    jax.distributed.initialize(
-        hosts.address, hosts.count, hosts.process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        initialization_timeout=int(seconds),
-    )  # fmt: skip
-    return hosts.count
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+    else:
+        if hosts.process > 0:
+            wait_for(hosts.address, seconds)
+        jax.distributed.initialize(
+            hosts.address, hosts.count, hosts.process, heartbeat_timeout_seconds=heartbeat,
+            initialization_timeout=int(seconds),
+        )  # fmt: skip
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # host 0 speaks for all; errors come from every host
+    return jax.process_count()

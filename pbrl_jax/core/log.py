@@ -21,6 +21,7 @@ from etils import epath
 from rich.console import Console
 from rich.text import Text
 
+from pbrl_jax.core import watch
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.core.paths import append_json_lines, is_remote, work_dir, write_atomic, write_json_lines
@@ -172,6 +173,14 @@ class MetricWriter:
             self._view.update(row)
         elif not self.quiet:
             self.console.print(plain_line(row, self._pace), highlight=False, soft_wrap=True)
+
+    def reopen(self, step: int) -> None:
+        """Takes back the row of the last step, which is to be written again with more in it."""
+        self.last_step = step - 1
+        if self.active:
+            self._append_waiting()
+            kept, _ = kept_lines(self.path.read_bytes().decode(), step - 1)
+            write_atomic(self.path, "".join(kept))
 
     def _track(self, step: int, row: Mapping[str, Any]) -> None:
         if self._tensorboard is not None:
@@ -329,7 +338,8 @@ class PhaseTimer:
         """Adds the time inside the block to `name`; a phase may be entered more than once, or left by an error."""
         start = self._clock()
         try:
-            yield
+            with watch.phase(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
 

@@ -130,6 +130,19 @@ def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
     return map_with_path(sharding, tree, match_rules(tree, rules))
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """The arrays where `shardings` say. Every host gives equal ones, and only its own shards of them are copied."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(x, sharding):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=sharding)(x)
+        return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
+
+    return jax.tree.map(put, tree, shardings)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

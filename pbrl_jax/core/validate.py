@@ -149,6 +149,7 @@ BOUNDS = {
     "eval.overlap_ngram": (1, None),
     "eval.max_overlap": (0, 1),
     "log.samples_per_step": (0, None),
+    "log.slow_phase_seconds": (0, None),
     "guard.max_invalid_share": (0, 1),
     "guard.patience": (1, None),
     "guard.beta_factor": (1, None),

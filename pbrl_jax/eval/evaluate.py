@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.assets.encoder import length_bucket
+from pbrl_jax.core.agree import host_array
 from pbrl_jax.core.batching import by_length
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import pad_prompts
@@ -65,6 +66,7 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
         length = length_bucket(len(ids[rows[-1]]), decoder.max_prompt_length)
         batch = pad_prompts([ids[row] for row in filled], length, filled, decoder.tokenizer.pad_id)
         rollout = run(params, jax.tree.map(jnp.asarray, batch), step_key(seed, 0), sampling)
+        rollout = jax.tree.map(host_array, rollout)
         for row, text in zip(rows, completions(rollout, decoder.tokenizer), strict=False):
             texts[row] = text
         if tick is not None:

@@ -12,6 +12,7 @@ from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.assets.encoder import Encoder, load_encoder, over_devices
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
+from pbrl_jax.core.agree import is_first
 from pbrl_jax.core.config import Config, LogConfig
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.http import Endpoint
@@ -33,6 +34,7 @@ from pbrl_jax.pivots.generate import TEMPLATE, attach_references
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
+from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import STYLES, THINKING, chat_messages, instruction
@@ -41,6 +43,7 @@ from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepi
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.fused import check_fusable
 from pbrl_jax.train.optimizer import make_schedule
+from pbrl_jax.train.signals import stop_agreed
 
 #: Sentences a vocabulary is trained on, at most; more changes little.
 VOCABULARY_SENTENCES = 60_000
@@ -48,8 +51,6 @@ VOCABULARY_SENTENCES = 60_000
 
 def check_start(config: Config, device_count: int | None = None) -> None:
     """Everything that can be refused before anything is loaded; `device_count` stands for the devices of this host."""
-    if jax.process_count() > 1:
-        raise ConfigError("This version trains on one host (with all its devices). Start it on a single host.")
     for languages in (config.data.languages, config.eval.languages or config.data.languages):
         check_languages(languages)
     for source in (config.data.source, config.eval.source or config.data.source):
@@ -169,6 +170,11 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
     )  # fmt: skip
 
     def answer(questions: list[str], sample: int = 0) -> list[str]:
+        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(policy.params)):
+            raise ConfigError(
+                f"{len(questions)} references are missing, and one host writes them: run `pbrl pivots CONFIG --workdir "
+                "W` on it first; this run then finds them."
+            )
         languages, seed = ["en"] * len(questions), config.train.seed + sample
         return answer_texts(decoder, policy.params, questions, languages, config.pivot.temperature, seed)
 
@@ -229,7 +235,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     encoder = run_encoder(config, policy.tokenizer)
     if config.train.fused:
         check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
-    store = open_store(config.pivot, work.root)
+    store = open_store(config.pivot, work.root, writes=is_first())
     prompts, report = attach_references(
         prompts, config, store, progress=functools.partial(Progress, part=part), **reference_expert(policy, config)
     )
@@ -287,6 +293,8 @@ def evaluation_prompts(config: Config) -> list[Prompt]:
 def make_evaluate(config: Config, policy: Policy):
     """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted.
 
+    The function raises Interrupted between two batches when a stop is requested.
+
     None, with a line that says why, where the training source has no problems to evaluate on and no setting asks for
     an evaluation.
 
@@ -311,8 +319,12 @@ def make_evaluate(config: Config, policy: Policy):
         config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
 
+    def look(_rows: int) -> None:
+        if stop_agreed():
+            raise Interrupted
+
     def run(params) -> dict[str, float]:
-        table, _ = evaluate(decoder, params, prompts)
+        table, _ = evaluate(decoder, params, prompts, tick=look)
         return eval_metrics(table)
 
     return run

@@ -12,6 +12,7 @@ from rich.table import Table
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.core.config import Config, LogConfig, MeshConfig
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
+from pbrl_jax.core.hosts import refuse_several
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.sharding import make_mesh
@@ -50,8 +51,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise ConfigError("--top-p is 0, which leaves no token. Use 1 to switch it off.")
     if options.samples > 1 and options.temperature == 0:
         raise ConfigError(f"--samples {options.samples} at --temperature 0 are all the same. Use --temperature 0.6.")
-    if jax.process_count() > 1:
-        raise ConfigError("`pbrl eval` runs on one host (with all its devices). Start it on a single host.")
+    refuse_several("eval")
 
 
 def make_request(options: argparse.Namespace) -> tuple[Benchmark, Request]:

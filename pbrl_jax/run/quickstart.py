@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pbrl_jax.checkpoint import check_same_experiment
 from pbrl_jax.core.config import Config
+from pbrl_jax.core.hosts import refuse_several
 from pbrl_jax.core.paths import WorkDir, read_json_lines, work_dir, write_atomic
 from pbrl_jax.core.serialize import from_json, to_json
 from pbrl_jax.eval.report import write_report
@@ -90,6 +91,7 @@ def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
     watch_signals()
     config = tiny_quickstart_config(seed) if tiny else quickstart_config(seed)
     use_compilation_cache(config)
+    refuse_several("quickstart")
     check_start(config)
     work = work_dir(workdir)
     _same_run(work, config)

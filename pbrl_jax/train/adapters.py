@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.config import Config, LoraConfig
-from pbrl_jax.core.sharding import tree_shardings
+from pbrl_jax.core.sharding import place, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, joined, merged
 
@@ -36,7 +36,7 @@ def whole(trained: Any, frozen: Any, lora: LoraConfig) -> Any:
 def placed_frozen(policy: Policy, config: Config, mesh: Mesh) -> Any:
     """The start policy's parameters on the mesh, without a copy where they lie there already; quantised where
     lora.quantization says so."""
-    placed = jax.device_put(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), mesh))
+    placed = place(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), mesh))
     if not config.lora.rank or config.lora.quantization == "none":
         return placed
     return jax.jit(functools.partial(frozen_params, spec=policy.spec, lora=config.lora))(placed)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -13,7 +12,7 @@ from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.paths import WorkDir
 from pbrl_jax.core.records import Prompt, PromptBatch
-from pbrl_jax.core.sharding import batch_sharding
+from pbrl_jax.core.rows import held_rows, rows_on_mesh
 from pbrl_jax.data.batches import Sampler, pad_prompts
 from pbrl_jax.rewards.inputs import PivotVectors
 from pbrl_jax.text.languages import LANGUAGES
@@ -41,14 +40,15 @@ class Experiment(NamedTuple):
 
 
 def device_prompts(experiment: Experiment, prompts: Sequence[Prompt]) -> PromptBatch:
-    """The prompts as a batch on the mesh, leading axis over all devices that hold rows."""
+    """The prompts as a batch on the mesh, leading axis over all devices that hold rows; each host puts its own."""
+    held = [prompts[row] for row in held_rows(experiment.mesh, len(prompts))]
     batch = pad_prompts(
-        [experiment.prompt_tokens[p.id] for p in prompts],
+        [experiment.prompt_tokens[p.id] for p in held],
         experiment.config.rollout.max_prompt_length,
-        [p.id for p in prompts],
+        [p.id for p in held],
         experiment.policy.tokenizer.pad_id,
     )
-    return jax.device_put(batch, batch_sharding(experiment.mesh))
+    return rows_on_mesh(batch, experiment.mesh, len(prompts))
 
 
 def pivot_vectors(experiment: Experiment, prompts: Sequence[Prompt], samples: int = 1) -> PivotVectors:
@@ -59,10 +59,11 @@ def pivot_vectors(experiment: Experiment, prompts: Sequence[Prompt], samples: in
 
 def device_pivots(experiment: Experiment, prompts: Sequence[Prompt]) -> PivotBatch:
     """The references' vectors and the language numbers of a batch, for the fused step."""
-    vectors = pivot_vectors(experiment, prompts)
+    held = [prompts[row] for row in held_rows(experiment.mesh, len(prompts))]
+    vectors = pivot_vectors(experiment, held)
     order = table_languages(experiment)
-    batch = PivotBatch(*vectors, np.array([order.index(p.language) for p in prompts], np.int32))
-    return jax.device_put(batch, batch_sharding(experiment.mesh))
+    batch = PivotBatch(*vectors, np.array([order.index(p.language) for p in held], np.int32))
+    return rows_on_mesh(batch, experiment.mesh, len(prompts))
 
 
 def table_languages(experiment: Experiment) -> list[str]:

@@ -12,20 +12,23 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.assets.policy import Policy
 from pbrl_jax.checkpoint import check_same_experiment, params_sha256, restore_latest, save_checkpoint
+from pbrl_jax.core.agree import is_first
 from pbrl_jax.core.config import LoraConfig
-from pbrl_jax.core.errors import CheckpointError, PbrlError, lookup
+from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError, lookup
 from pbrl_jax.core.log import MetricWriter, write_samples
 from pbrl_jax.core.offload import check_host_memory, in_host_memory
-from pbrl_jax.core.paths import write_atomic
+from pbrl_jax.core.paths import read_json_lines, write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.serialize import from_json, to_json
-from pbrl_jax.core.sharding import replicated
+from pbrl_jax.core.sharding import place, replicated
+from pbrl_jax.core.watch import phase
 from pbrl_jax.data.batches import start_cursor
+from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.train.adapters import placed_frozen, plain, trainable, whole
 from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
@@ -57,27 +60,34 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
     config, work = experiment.config, experiment.work
     with jax.set_mesh(experiment.mesh):
         position = restore(experiment)
-        write_atomic(work.config, to_json(config))
+        if is_first():
+            write_atomic(work.config, to_json(config))
         ref_params = reference_params(experiment)
         evaluate = on_whole_params(evaluate, ref_params, config.lora)
+        row = unfinished_row(experiment, position) if position.unevaluated and evaluate else None
         writer = MetricWriter(
             work.root, resume_step=position.step, max_steps=config.train.max_steps,
             tensorboard=config.log.tensorboard, quiet=quiet, live=f"train {work.root.name}", wandb=config.log.wandb,
-            config=to_json(config),
+            config=to_json(config), active=is_first(),
         )  # fmt: skip
-        bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet)
+        bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet and is_first())
         with writer, bar:
+            whole_run = True
             if position.step < config.train.max_steps:
-                work.final.unlink(missing_ok=True)  # it says that a run is finished
-                if position.step == 0 and evaluate and config.train.eval_steps and config.train.eval_on_start:
-                    writer.write_evaluation(0, evaluate(position.state.params))
-                position = run_steps(experiment, position, ref_params, writer, bar, evaluate)
-            if position.step < config.train.max_steps:
+                if is_first():
+                    work.final.unlink(missing_ok=True)  # it says that a run is finished
+                if row is not None:
+                    whole_run = evaluate_first(position, row, writer, evaluate)
+                elif position.step == 0 and evaluate and config.train.eval_steps and config.train.eval_on_start:
+                    if whole_run := (found := evaluated(evaluate, position)) is not None:
+                        writer.write_evaluation(0, found)
+                if whole_run:
+                    position = run_steps(experiment, position, ref_params, writer, bar, evaluate)
+            whole_run = position.step >= config.train.max_steps and finish(experiment, position, ref_params, evaluate)
+            if not whole_run:
                 kept = "saved" if position.step else "nothing to save yet"
                 writer.say(f"Stopped at step {position.step}, {kept}. The same command goes on from here.")
-                return None
-        finish(experiment, position, ref_params, evaluate)
-        return position
+        return position if whole_run else None
 
 
 def run_steps(experiment: Experiment, position: Position, ref_params, writer: MetricWriter, bar: Progress,
@@ -102,7 +112,9 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
                     jax.block_until_ready(position.state)
                     pause = time.perf_counter()
                     if evaluating:
-                        found = evaluate(position.state.params)
+                        if (found := evaluated(evaluate, position)) is None:
+                            position = position._replace(unevaluated=True)
+                            break
                         writer.write_evaluation(step, found)
                         last = _with_metrics(last, found)
                     if write_outcome(experiment, writer, last, streaks, always=evaluating) and acting:
@@ -114,8 +126,8 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
                 if done:
                     break
             write_outcome(experiment, writer, last, streaks)
-        except CheckpointError:
-            raise  # the disk does not take more; the last whole checkpoint stays
+        except (CheckpointError, HostLost):
+            raise  # the disk does not take more, or a host is gone; the last whole checkpoint stays
         except PbrlError:
             write_outcome(experiment, writer, last, streaks, check=False)
             if position.step > saved:
@@ -126,10 +138,36 @@ def run_steps(experiment: Experiment, position: Position, ref_params, writer: Me
     return position
 
 
+def evaluated(evaluate: Evaluate, position: Position) -> dict[str, float] | None:
+    """The metrics of an evaluation; None when a stop was requested in it."""
+    try:
+        with phase("evaluate"):
+            return evaluate(position.state.params)
+    except Interrupted:
+        return None
+
+
+def unfinished_row(experiment: Experiment, position: Position) -> dict[str, Any]:
+    """What the log holds of the last step, whose evaluation was cut short; nothing on hosts that write no log."""
+    rows = read_json_lines(experiment.work.metrics) if is_first() else []
+    return next((row for row in reversed(rows) if row["step"] == position.step), {})
+
+
+def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter, evaluate: Evaluate) -> bool:
+    """The evaluation that a stop cut short; its metrics join the step's row. False when a stop was requested again."""
+    found = evaluated(evaluate, position)
+    if found is not None:
+        writer.write_evaluation(position.step, found)
+        writer.reopen(position.step)
+        writer.write(position.step, {name: value for name, value in (row | found).items() if name != "step"})
+    return found is not None
+
+
 def next_step(steps: Generator, changed: Position | None) -> tuple[Position, Outcome] | None:
     """The next step, from `changed` where the loop changed the position; None at a requested stop."""
     try:
-        return next(steps) if changed is None else steps.send(changed)
+        with phase("step"):
+            return next(steps) if changed is None else steps.send(changed)
     except StopIteration:
         return None
 
@@ -230,11 +268,13 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter) -> No
         "fingerprints": dict(experiment.fingerprints),
         "in_cycle": position.batch is not None,
         "streaks": dict(position.streaks),
+        "unevaluated": position.unevaluated,
         "keeps_beta": position.state.beta is not None,
     }
     tree = {"state": position.state, "batch": position.batch}
     limit = experiment.config.train.save_total_limit
-    save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit)
+    with phase("save"):
+        save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit)
 
 
 def restore(experiment: Experiment) -> Position:
@@ -267,20 +307,25 @@ def restore(experiment: Experiment) -> Position:
     tree, meta, state = found.tree, found.meta, found.tree["state"]
     if state.beta is None:  # a guard that raises it was switched on since
         state = dataclasses.replace(state, beta=fresh.state.beta)
-    return Position(found.step, state, meta["cursor"], tree["batch"], meta.get("streaks", {}))
+    unevaluated = meta.get("unevaluated", False)
+    return Position(found.step, state, meta["cursor"], tree["batch"], meta.get("streaks", {}), unevaluated)
 
 
 def place_beta(experiment: Experiment) -> jax.Array:
     """A KL weight that is kept in the state, although this configuration keeps none: it was raised earlier."""
-    return jax.device_put(jnp.float32(experiment.config.algo.beta), replicated(experiment.mesh))
+    return place(np.float32(experiment.config.algo.beta), replicated(experiment.mesh))
 
 
-def finish(experiment: Experiment, position: Position, ref_params, evaluate: Evaluate | None) -> None:
-    """Evaluate the last parameters and write final.json; adapters are merged."""
+def finish(experiment: Experiment, position: Position, ref_params, evaluate: Evaluate | None) -> bool:
+    """Evaluate the last parameters and write final.json; adapters are merged. False when a stop was requested."""
+    metrics = evaluated(evaluate, position) if evaluate is not None else {}
+    if metrics is None:
+        return False
     params = plain(position.state.params, ref_params, experiment.config.lora)
-    metrics = evaluate(position.state.params) if evaluate is not None else {}
     record = {"step": position.step, "params_sha256": params_sha256(params), "metrics": metrics}
-    write_atomic(experiment.work.final, json.dumps(record, indent=1))
+    if is_first():
+        write_atomic(experiment.work.final, json.dumps(record, indent=1))
+    return True
 
 
 def trained_policy(experiment: Experiment, position: Position) -> Policy:

@@ -3,6 +3,8 @@
 import signal
 import threading
 
+from pbrl_jax.core.agree import exchange
+
 _stop = threading.Event()
 
 
@@ -22,5 +24,10 @@ def watch_signals() -> None:
 
 
 def stop_requested() -> bool:
-    """Whether the run shall save and end."""
+    """Whether this process was asked to save and end."""
     return _stop.is_set()
+
+
+def stop_agreed() -> bool:
+    """Whether the run shall save and end: any of its hosts was asked to. All hosts ask at the same places."""
+    return any(exchange("stop", stop_requested()))

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from pbrl_jax.core.offload import check_host_memory, in_host_memory
 from pbrl_jax.core.records import TrainState
-from pbrl_jax.core.sharding import replicated, tree_shardings
+from pbrl_jax.core.sharding import place, replicated, tree_shardings
 
 
 def new_state(
@@ -71,6 +71,8 @@ def place_state(
     def start(params):
         return new_state(jax.tree.map(jnp.copy, params), optimizer, beta, critic)
 
+    if jax.process_count() > 1:
+        params = place(params, shardings.params)
     return jax.jit(start, out_shardings=shardings)(params)
 
 

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.core.agree import host_array, host_count, is_first
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import RewardError, lookup
 from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.offload import fetched, sent_back
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
-from pbrl_jax.core.sharding import batch_sharding
+from pbrl_jax.core.rows import held_rows, own_devices, owned_rows, rows_on_mesh
+from pbrl_jax.core.sharding import batch_sharding, place, replicated
 from pbrl_jax.data.batches import next_batch
 from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, weights_at
 from pbrl_jax.rewards.inputs import RewardInputs
@@ -34,8 +36,9 @@ from pbrl_jax.train.adapters import whole
 from pbrl_jax.train.dynamic import Collected, make_rounds
 from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts, pivot_vectors, token_tables
 from pbrl_jax.train.fused import check_fusable, make_fused_step
+from pbrl_jax.train.host_rows import ScoredRows, logged_rows, of_all_hosts, own_rollout
 from pbrl_jax.train.metrics import reward_metrics, rollout_metrics, sample_rows
-from pbrl_jax.train.signals import stop_requested
+from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.update import make_update, make_values
 
 
@@ -43,7 +46,8 @@ class Position(NamedTuple):
     """Where a run stands between two steps: all of it goes into a checkpoint.
 
     `batch` is the scored rollout batch of a cycle under way (num_iterations > 1), None between cycles; `streaks` are
-    the counters of the collapse guard, up to the last step whose metrics were read.
+    the counters of the collapse guard, up to the last step whose metrics were read; `unevaluated` says that a stop came
+    in the middle of the evaluation after the step, which is then the first thing to do.
     """
 
     step: int
@@ -51,6 +55,7 @@ class Position(NamedTuple):
     cursor: dict[str, int]
     batch: TrainBatch | None
     streaks: Mapping[str, int] = MappingProxyType({})
+    unevaluated: bool = False
 
 
 class Outcome(NamedTuple):
@@ -96,7 +101,8 @@ def reward_assets(experiment: Experiment) -> RewardAssets:
     config = experiment.config
     return RewardAssets(
         experiment.encoder, config.data.languages, experiment.token_table, experiment.policy, config.data.prompt_style,
-        config.data.thinking, Endpoint(config.endpoint) if config.endpoint.url else None, str(experiment.work.root),
+        config.data.thinking, Endpoint(config.endpoint) if config.endpoint.url else None,
+        str(experiment.work.root) if is_first() else "",
     )  # fmt: skip
 
 
@@ -109,37 +115,45 @@ def make_collect(experiment: Experiment) -> Callable[..., Collected]:
       Interrupted: a stop was requested while it decoded.
       RewardError: too many rewards are invalid, or a reward returned no scores.
     """
-    config, tokenizer = experiment.config, experiment.policy.tokenizer
+    config, tokenizer, mesh = experiment.config, experiment.policy.tokenizer, experiment.mesh
     G, R = config.algo.num_generations, config.rollout.max_completion_length
     generate = make_generate(experiment.policy.spec, G, R, config.rollout.segment_length, config.rollout.weights)
     sampling = run_sampling(experiment)
-    reward = make_reward(config.reward, reward_assets(experiment))
+    with own_devices(mesh):
+        reward = make_reward(config.reward, reward_assets(experiment))
+    apart = config.algo.multi_objective_aggregation == "normalize_then_sum"
+
+    def score(step: int, prompts: Sequence[Prompt], host: Rollout) -> ScoredRows:
+        texts, pivots = completions(host, tokenizer), pivot_vectors(experiment, prompts, G)
+        rows = [prompt for prompt in prompts for _ in range(G)]
+        with own_devices(mesh):
+            combined = reward(RewardInputs(rows, texts, host.tokens_BR, host.lengths_B, pivots, step))
+            total, each = jax.device_get((combined.total, combined.each))
+            combined = combined._replace(total=total, each=each, right_language_B=np.asarray(combined.right_language_B))
+        return ScoredRows(texts, host, combined, separate_rewards(config, combined, texts) if apart else None)
 
     def collect(step: int, prompts: Sequence[Prompt], params, timer: PhaseTimer, number: int = 0):
         rows = [prompt for prompt in prompts for _ in range(G)]
         batch, key = device_prompts(experiment, prompts), step_key(config.train.seed, step)
         key = jax.random.fold_in(key, number) if number else key
+        own_P = owned_rows(mesh, len(prompts))
+        own_B = (own_P[:, None] * G + np.arange(G)).reshape(-1)
         with timer.phase("generate"):
-            rollout = generate(params, batch, key, sampling, stop_requested)
-            host = jax.device_get(rollout)
+            rollout = generate(params, batch, key, sampling, stop_agreed)
+            host = own_rollout(rollout, own_B)
         with timer.phase("reward"):
-            texts = completions(host, tokenizer)
-            pivots = pivot_vectors(experiment, prompts, G)
-            combined = reward(RewardInputs(rows, texts, host.tokens_BR, host.lengths_B, pivots, step))
-            total, each = jax.device_get((combined.total, combined.each))
-            combined = combined._replace(total=total, each=each, right_language_B=np.asarray(combined.right_language_B))
+            logged = logged_rows(rows, config.log.samples_per_step, step + 1)
+            logged = logged if config.algo.max_sampling_rounds == 1 else set(range(len(rows)))  # rows may yet move
+            found = of_all_hosts(lambda: score(step, [prompts[p] for p in own_P], host), own_B, len(rows), logged)
+        total, held_B = found.rewards.total, held_rows(mesh, len(rows))
         guard_rewards(config, step + 1, total.valid_B)
         value_B = np.where(total.valid_B, total.value_B, 0.0).astype(np.float32)
-        scored = jax.device_put((value_B, np.asarray(total.valid_B)), batch_sharding(experiment.mesh))
-
-        rewards_BF = None
-        if config.algo.multi_objective_aggregation == "normalize_then_sum":
-            columns = separate_rewards(config, combined, texts)
-            rewards_BF = jax.device_put(columns, batch_sharding(experiment.mesh))
+        scored = [value_B, np.asarray(total.valid_B), found.rewards_BF]
+        scored = rows_on_mesh([None if x is None else x[held_B] for x in scored], mesh, len(rows))
 
         weights = zip(config.reward.functions, weights_at(config.reward, step), strict=True)
         extra = {f"rewards/{name}/weight": weight for name, weight in weights} if config.reward.final_weights else {}
-        return Collected(TrainBatch(batch, rollout, *scored, rewards_BF), rows, texts, host, combined, extra)
+        return Collected(TrainBatch(batch, rollout, *scored), rows, found.texts_B, found.rollout, found.rewards, extra)
 
     return collect
 
@@ -182,8 +196,8 @@ class Programs(NamedTuple):
 
 
 def _hosted(config: Config, position: Position, ref_params, programs: Programs):
-    step, state, cursor, batch, _ = position
-    while not stop_requested():
+    step, state, cursor, batch = position[:4]
+    while not stop_agreed():
         timer, describe = PhaseTimer(), None
         if batch is None:
             params = whole(state.params, ref_params, config.lora)
@@ -205,7 +219,7 @@ def _hosted(config: Config, position: Position, ref_params, programs: Programs):
         outcome = Outcome(step, _reader(metrics | timer.metrics(), describe))
         changed = yield Position(step, state, cursor, batch), outcome
         if changed is not None:
-            _, state, _, batch, _ = changed
+            state, batch = changed.state, changed.batch
 
 
 def with_fetched_moments(update: Callable) -> Callable:
@@ -243,7 +257,7 @@ def packed_bucket(config: Config, batch: TrainBatch) -> int:
     """The packed stream length of a batch; 0 where packing is off or saves nothing."""
     if not config.train.packed:
         return 0
-    lengths = np.asarray(batch.rollout.lengths_B)
+    lengths = host_array(batch.rollout.lengths_B)
     samples = config.train.microbatch_samples or config.algo.num_generations
     return choose_bucket(lengths, samples, config.rollout.max_completion_length)
 
@@ -266,15 +280,20 @@ def fused_steps(experiment: Experiment, position: Position, ref_params) -> Steps
     check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
     fused = make_fused_step(policy.spec, encoder.spec, config)
     tables, sampling = token_tables(experiment), run_sampling(experiment)
+    encoder_params, everywhere = encoder.params, jax.jit(lambda x: x, out_shardings=replicated(experiment.mesh))
+    if host_count() > 1:
+        encoder_params = place(encoder_params, jax.tree.map(lambda _: replicated(experiment.mesh), encoder_params))
 
     def run() -> Steps:
-        step, state, cursor, _, _ = position
-        while not stop_requested():
+        step, state, cursor = position[:3]
+        while not stop_agreed():
             prompts, cursor = next_batch(experiment.sampler, cursor)
             state, metrics, rollout, scores = fused(
-                state, ref_params, encoder.params, device_prompts(experiment, prompts),
+                state, ref_params, encoder_params, device_prompts(experiment, prompts),
                 device_pivots(experiment, prompts), tables, sampling, step_key(config.train.seed, jnp.int32(step)),
             )  # fmt: skip
+            if host_count() > 1:
+                rollout, scores = everywhere((rollout, scores))  # every host reads all rows, a step later
             step += 1
             outcome = _fused_outcome(experiment, step, prompts, metrics, rollout, scores)
             changed = yield Position(step, state, cursor, None), outcome

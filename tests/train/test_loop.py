@@ -17,6 +17,7 @@ from pbrl_jax.core.errors import RewardError
 from pbrl_jax.core.log import SAMPLE_FIELDS
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.serialize import from_json
+from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.train import loop, steps
@@ -88,6 +89,46 @@ def test_evaluations(trained):
     final = json.loads(experiment.work.final.read_text())
     assert final["metrics"] == fake_evaluation(position.state.params)
     assert len({final["metrics"]["eval/first"], *(row["eval/first"] for row in rows if "eval/first" in row)}) == 3
+
+
+def counted_steps(experiment, position, _ref_params):
+    """Steps that change nothing and log their number."""
+    for step in range(position.step + 1, STEPS + 1):
+        metrics = {"loss": step / 8, "reward": 0.1 * step}
+        outcome = steps.Outcome(step, lambda metrics=metrics: (metrics, []))
+        yield steps.Position(step, position.state, {"batch": step}, None), outcome
+
+
+def test_a_stop_in_an_evaluation(trained, tmp_path, monkeypatch):
+    """Before the first step, after the second (twice) and after the last: what it cut short is made first, and the
+    log, the evaluations and final.json are those of a run that nobody stopped."""
+    monkeypatch.setattr(loop, "hosted_steps", counted_steps)
+    calls = []
+
+    def evaluate(params):
+        calls.append(len(calls))
+        if len(calls) in stops:
+            raise Interrupted
+        return {"eval/accuracy/en": 0.25, "eval/problems/en": 12}
+
+    def run(name):
+        experiment = trained[0]._replace(work=work_dir(tmp_path / name))
+        ended = loop.train(experiment, evaluate, quiet=True)
+        return ended, [step for step, _ in list_checkpoints(experiment.work.checkpoints)]
+
+    stops = ()
+    assert run("whole")[0].step == STEPS and len(calls) == 4
+    stops = (5, 7, 8, 11)
+    assert run("stopped") == (None, [])
+    assert run("stopped") == (None, [2])
+    assert run("stopped") == (None, [2])
+    ended, saved = run("stopped")
+    assert ended is None and saved[0] == STEPS
+    assert run("stopped")[0].step == STEPS and len(calls) == 12
+    for file in ("metrics.jsonl", "evaluations.jsonl", "final.json"):
+        texts = [(tmp_path / name / file).read_text() for name in ("whole", "stopped")]
+        lines = [re.sub(r'"step_time": [^,}]+,? ?', "", text) for text in texts]
+        assert lines[0] == lines[1] and "eval/accuracy/en" in lines[0], file
 
 
 def test_samples(trained):

@@ -1,5 +1,6 @@
 """Eight virtual devices compute what one computes: rollout and update on several meshes."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from tiny_world import canonical_responses, encoder
 
 from pbrl_jax.assets.encoder import embed_block, over_devices, row_sharding
 from pbrl_jax.core.config import MeshConfig, OptimConfig, with_values
+from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.core.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
@@ -29,7 +31,7 @@ from pbrl_jax.plan.shapes import placed
 from pbrl_jax.rollout.generate import generate_samples, prefill
 from pbrl_jax.rollout.logprobs import chunked_logprobs
 from pbrl_jax.rollout.packing import choose_bucket
-from pbrl_jax.rollout.sampling import row_keys, sampling_params
+from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import gradient_step
@@ -134,6 +136,43 @@ def test_update_equals_one_device(name, alone, caplog):
             state, _ = update(state, None, batch, bucket=bucket)
     assert not [text for text in found if "update_step" in text]
     assert state.step == 2
+
+
+def run_steps(params, mesh=None, steps=6):
+    """(tokens of every step, losses, parameters) of a run: sample, reward made from the tokens, update."""
+    optimizer, sample, update = make_optimizer(CONFIG.optim), sampler(), make_update(SPEC, CONFIG)
+    place = (lambda tree: tree) if mesh is None else functools.partial(jax.device_put, device=batch_sharding(mesh))
+    prompts, tokens, losses = place(the_batch().prompts), [], []
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        axes = decoder_axes(SPEC)
+        state = new_state(params, optimizer) if mesh is None else place_state(params, optimizer, axes, mesh)
+        for step in range(steps):
+            rollout = sample(state.params, prompts, step_key(3, step), SAMPLING)
+            host = jax.device_get(rollout)
+            reward_B = (host.tokens_BR % 7).mean(axis=1, dtype=np.float32)
+            batch = TrainBatch(prompts, place(rollout), *place((reward_B, np.ones(P * G, bool))))
+            state, metrics = update(state, None, batch)
+            tokens.append(host.tokens_BR)
+            losses.append(float(metrics["loss"]))
+    return np.stack(tokens), np.array(losses), jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def six_steps_alone():
+    found = run_steps(tiny_params(SPEC))
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found[2], tiny_params(SPEC))
+    assert min(jax.tree.leaves(moved)) > 100 * 1e-5
+    assert len({tokens.tobytes() for tokens in found[0]}) == 6 and np.abs(found[1]).min() > 0
+    return found
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_six_steps_equal_one_device(name, six_steps_alone):
+    """A whole run: the same sampled tokens, losses and parameters, although every step builds on the one before."""
+    tokens, losses, params = run_steps(tiny_params(SPEC), make_mesh(MeshConfig(*MESHES[name].sizes)))
+    np.testing.assert_array_equal(tokens, six_steps_alone[0])
+    np.testing.assert_allclose(losses, six_steps_alone[1], atol=1e-5)
+    assert largest_difference(params, six_steps_alone[2]) < 1e-5
 
 
 def test_muon_on_a_mesh_equals_one_device():
