@@ -150,7 +150,7 @@ def test_experiment_files(refused, tmp_path, monkeypatch):
         (["--sft.steps", "9"], ["sft.warmup_steps is 20, expected fewer than sft.steps=9", "--sft.warmup-steps 0"]),
         (["--mesh.tensor", "3"], ["mesh.tensor=3 cannot be laid on", "--mesh.data -1"]),
         (["--train.microbatch-prompts", "3"], ["does not divide train.prompts_per_step=4", "[1, 2, 4]"]),
-        (["--train.fused"], ["train.fused cannot be used with: reward.language_gate hard", "--no-train.fused"]),
+        (["--train.fused"], ["train.fused cannot be used with: reward.language_gate hard", "--train.no-fused"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )

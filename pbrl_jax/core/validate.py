@@ -220,7 +220,7 @@ def _check_pivots(config: Config) -> None:
          f"pivot.references is {pivot.references}, of pivot.samples {pivot.samples}. Use --pivot.samples "
          f"{pivot.references} --pivot.temperature 0.7."),
         (pivot.references > 1 and config.train.fused,
-         f"pivot.references is {pivot.references}, but a fused step reads one. Use --no-train.fused."),
+         f"pivot.references is {pivot.references}, but a fused step reads one. Use --train.no-fused."),
         (pivot.source == "endpoint" and not (config.endpoint.url and config.endpoint.model),
          "pivot.source is endpoint, but endpoint.url or endpoint.model is empty. Use --endpoint.url "
          "http://localhost:8000/v1 --endpoint.model NAME."),

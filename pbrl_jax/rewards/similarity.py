@@ -34,7 +34,7 @@ def scale_similarity(
         baseline = config.similarity_floor
     if config.similarity in ("floor", "calibrated"):
         if baseline is None:
-            raise ConfigError("reward.similarity=calibrated needs the host path; use --no-train.fused.")
+            raise ConfigError("reward.similarity=calibrated needs the host path; use --train.no-fused.")
         return jnp.clip((cosine - baseline) / jnp.maximum(1 - jnp.asarray(baseline), 1e-3), 0.0, 1.0)
     return cosine
 

@@ -83,7 +83,7 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
     if config.algo.max_sampling_rounds != 1:
         problems.append("algo.max_sampling_rounds other than 1")
     if problems:
-        raise ConfigError("train.fused cannot be used with: " + "; ".join(problems) + ". Use --no-train.fused.")
+        raise ConfigError("train.fused cannot be used with: " + "; ".join(problems) + ". Use --train.no-fused.")
 
 
 def answer_start(tokens_BR, length_B, marker_BM) -> Int[Array, "B"]:

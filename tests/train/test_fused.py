@@ -338,7 +338,7 @@ def test_everything_that_cannot_be_fused_is_named_at_once():
     with pytest.raises(ConfigError) as found:
         check_fusable(bad, shared_tokenizer=False)
     for word in ("reward.functions", "language_gate hard", "different tokenizers", "'query: '", "encoder.max_length",
-                 "num_iterations", "--no-train.fused"):  # fmt: skip
+                 "num_iterations", "--train.no-fused"):  # fmt: skip
         assert word in str(found.value)
     with pytest.raises(ConfigError, match="encoder.prefix 'query: ' .the default prompt of the encoder's folder."):
         check_fusable(CONFIG, shared_tokenizer=True, prefix="query: ")
