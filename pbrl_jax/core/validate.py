@@ -279,7 +279,7 @@ def _check_objective(config: Config) -> None:
          f"algo.kl_target is {algo.kl_target}, but algo.beta is 0, which keeps no reference. Use --algo.beta 0.001."),
         (algo.kl_in == "reward" and algo.use_bias_correction_kl,
          "algo.use_bias_correction_kl multiplies a KL in the loss, but algo.kl_in is reward. Use "
-         "--no-algo.use-bias-correction-kl."),
+         "--algo.no-use-bias-correction-kl."),
     )  # fmt: skip
     _refuse_first(rules)
 
