@@ -236,7 +236,8 @@ def test_in_a_bucket(whole, pbrl, driver, tmp_path):
     assert facts(workdir) == facts(whole("one update"))
     assert not [file for file in workdir.rglob("*") if ".tmp" in file.name]
     data.mkdir()
-    (data / "mgsm_sw.tsv").write_text("".join(f"Ali ana {n} na {n}?\t{2 * n}\n" for n in range(4)))
+    for code, words in (("sw", "Ali ana {n} na {n}?"), ("en", "Ali has {n} and {n}?")):
+        (data / f"mgsm_{code}.tsv").write_text("".join(f"{words.format(n=n)}\t{2 * n}\n" for n in range(4)))
     words = ["--benchmark", "mgsm", "--languages", "sw", "--max-completion-length", "6", "--compilation-cache", ""]
     evaluation = tmp_path / "bucket" / "evaluation"
     status, output = driver.run(["eval", "--policy", workdir, "--workdir", evaluation, *words], **store)

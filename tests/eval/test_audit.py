@@ -246,7 +246,7 @@ def test_the_command_line_on_a_tiny_encoder(tmp_path, capsys):
         ([], "No trained encoder"),
         (["--min-auc", "95"], "--min-auc is 95.0"),
         (["--reward.functions", "cosin"], "Did you mean 'cosine'"),
-        (["--reward.functions", "implicit"], "Name its folder: --policy.source DIR"),
+        (["--reward.functions", "implicit", "--reward.reward-weights", "1"], "Name its folder: --policy.source DIR"),
     ],
 )
 def test_bad_input_is_one_message(tmp_path, capsys, more, message):

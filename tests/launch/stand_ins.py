@@ -48,7 +48,9 @@ if answer := os.environ.get("ANSWER"):
 """A program that refuses flags which the documented reference of its command does not list, then runs ANSWER."""
 
 
-TOOLS = "bash env basename dirname cp mkdir head tail grep rm cat id tar gzip sed sleep seq setsid sh nohup".split()
+TOOLS = (
+    "bash env basename dirname cp mkdir mktemp head tail grep rm cat id tar gzip sed sleep seq setsid sh nohup"
+).split()
 
 
 class Machine:

@@ -127,7 +127,7 @@ def test_test_script_runs_both_halves(machine, parallel, serial, words, status):
     suffix = "".join(f" {word}" for word in words)
     assert machine.calls[-4:] == [
         "python -m ruff check .",
-        f"python -m pytest --durations=10 -n 2 -m not serial{suffix}",
+        f"python -m pytest --durations=10 -n 2 --dist loadfile --no-loadscope-reorder -m not serial{suffix}",
         f"python -m pytest --durations=10 -m serial{suffix}",
         "devices=8",
     ]
