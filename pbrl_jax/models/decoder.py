@@ -192,6 +192,8 @@ class Decoder(nn.Module):
             length=spec.layers,
         )(spec, name="layers")
         (x, cache), _ = stack((x, cache), layer_roles(spec), layer_inputs(positions_XL, spec), layout)
+        # Cut by position, the slices that readers take of it made the compiler (jax 0.10) lose a part of the gradient.
+        x = constrain(x, "batch", "none", "none")
         if not spec.tied_embeddings:
             self.param("lm_head", nn.initializers.normal(spec.width**-0.5), (spec.width, spec.vocab_size))
         return RMSNorm(spec.norm_eps, spec.norm_offset, name="final_norm")(x), cache
