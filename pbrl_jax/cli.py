@@ -32,6 +32,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug]
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
 
+
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
     """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`.
 

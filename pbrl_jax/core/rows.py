@@ -61,7 +61,7 @@ def fetch_rows(x: jax.Array, index: np.ndarray) -> np.ndarray:
     found = np.empty((len(index), *x.shape[1:]), x.dtype)
     missing = np.ones(found.shape, bool)
     for shard in x.addressable_shards:
-        first, past, _ = shard.index[0].indices(x.shape[0]) if x.ndim else (0, 1, 1)
+        first, past, _ = shard.index[0].indices(x.shape[0])
         here = (index >= first) & (index < past)
         if missing[(here, *shard.index[1:])].any():
             found[(here, *shard.index[1:])] = np.asarray(shard.data)[index[here] - first]

@@ -130,12 +130,11 @@ class RemoteSafetensors(Mapping[str, RemoteTensor]):
         try:
             size = int(path.stat().length)
             with path.open("rb") as file:
-                header = _header_bytes(file, size, str(path))
+                self.entries = read_entries(file, size, str(path))
         except CheckpointError:
             raise
         except Exception as error:  # the store's client decides what it raises
             raise CheckpointError(f"{path} cannot be read ({error}). Check the path and your access to it.") from error
-        self.entries = _entries(header, size, str(path))
 
     def __getitem__(self, name: str) -> RemoteTensor:
         return RemoteTensor(self.path, self.entries[name])

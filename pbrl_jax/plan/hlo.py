@@ -30,6 +30,8 @@ FREE = frozenset(
 )
 #: Instructions that copy between the host's memory and the device's.
 COPIES = ("copy", "copy-start")
+
+
 class Cost(NamedTuple):
     """Per chip: products, memory traffic, bytes sent to other chips by kind of collective, loops of unknown length,
     and bytes copied from and to the host's memory."""

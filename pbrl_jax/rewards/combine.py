@@ -13,7 +13,7 @@ import numpy as np
 
 from pbrl_jax.assets.encoder import Encoder
 from pbrl_jax.assets.policy import Policy
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.core.config import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.records import Scores
@@ -46,6 +46,22 @@ class RewardAssets(NamedTuple):
     endpoint: Endpoint | None = None
     folder: str = ""
     """Where rewards keep what they need not compute twice; "" keeps it in memory."""
+
+
+def run_assets(
+    config: Config, encoder: Encoder, token_table: Mapping[str, np.ndarray] | None, policy: Policy | None, folder: str
+) -> RewardAssets:
+    """What the rewards of a run or an audit with these settings may need; arguments as the fields of RewardAssets."""
+    return RewardAssets(
+        encoder,
+        config.data.languages,
+        token_table,
+        policy,
+        style=config.data.prompt_style,
+        thinking=config.data.thinking,
+        endpoint=Endpoint(config.endpoint) if config.endpoint.url else None,
+        folder=folder,
+    )
 
 
 #: name -> (config, assets) -> (RewardInputs -> Scores). Another reward is another line.

@@ -9,7 +9,6 @@ from pbrl_jax.assets.encoder import Encoder, load_encoder
 from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.core.config import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, RewardError
-from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
 from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import Prompt
@@ -19,7 +18,7 @@ from pbrl_jax.eval.audit import audit_table, below, file_cases, make_scorer, qui
 from pbrl_jax.eval.audit_picture import audit_lines, audit_picture
 from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import open_store
-from pbrl_jax.rewards.combine import RewardAssets, check_reward, make_reward
+from pbrl_jax.rewards.combine import check_reward, make_reward, run_assets
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
@@ -51,10 +50,7 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     texts = language_texts(config)
     tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
     table = None if texts is None else token_language_table(tokenizer, texts)
-    endpoint = Endpoint(config.endpoint) if config.endpoint.url else None
-    assets = RewardAssets(
-        encoder, config.data.languages, table, policy, config.data.prompt_style, endpoint, str(work.root)
-    )
+    assets = run_assets(config, encoder, table, policy, str(work.root))
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
         for title, reward in (("configured reward", config.reward), ("plain cosine", PLAIN_COSINE))

@@ -19,14 +19,13 @@ from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.core.agree import host_array, host_count, is_first
 from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import RewardError, lookup
-from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.offload import fetched, sent_back
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
 from pbrl_jax.core.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.core.sharding import batch_sharding, place, replicated
 from pbrl_jax.data.batches import next_batch
-from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, weights_at
+from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, run_assets, weights_at
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import Interrupted, make_generate
@@ -97,13 +96,9 @@ def run_sampling(experiment: Experiment) -> SamplingParams:
 
 
 def reward_assets(experiment: Experiment) -> RewardAssets:
-    """What the rewards of a run may need."""
-    config = experiment.config
-    return RewardAssets(
-        experiment.encoder, config.data.languages, experiment.token_table, experiment.policy, config.data.prompt_style,
-        config.data.thinking, Endpoint(config.endpoint) if config.endpoint.url else None,
-        str(experiment.work.root) if is_first() else "",
-    )  # fmt: skip
+    """What the rewards of a run may need; of several hosts the first alone keeps files."""
+    folder = str(experiment.work.root) if is_first() else ""
+    return run_assets(experiment.config, experiment.encoder, experiment.token_table, experiment.policy, folder)
 
 
 def make_collect(experiment: Experiment) -> Callable[..., Collected]:

@@ -26,6 +26,7 @@ from pbrl_jax.eval.audit import (
     file_cases,
     quickstart_cases,
 )
+from pbrl_jax.run import audit as audit_verb
 from pbrl_jax.text.answers import extract_answer, same_answer, split_response
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.languages import LANGUAGES
@@ -238,6 +239,26 @@ def test_the_command_line_on_a_tiny_encoder(tmp_path, capsys):
     assert json.loads((tmp_path / "audit_plain_cosine.json").read_text())["sw"]["english_reply"] < 1
     assert main([*arguments, "--min-auc", "1.0"]) == 1
     assert "below --min-auc 1.0; the worst: " in capsys.readouterr().err
+
+
+def test_rewards_get_the_settings_of_the_run(tmp_path, monkeypatch):
+    """Where they keep files, whom they ask, and how a policy is asked, as in training."""
+    save_encoder(encoder(), str(tmp_path / "encoder"))
+    given = []
+
+    def make_reward(config, assets):
+        given.append(assets)
+        raise RewardError("seen")
+
+    monkeypatch.setattr(audit_verb, "make_reward", make_reward)
+    arguments = ["--data.path", "small", "--data.languages", "en", "sw", "zh", "--log.compilation-cache", "",
+                 "--data.thinking", "off", "--data.prompt-style", "chat", "--endpoint.url", "http://localhost:9/v1",
+                 "--endpoint.model", "judge"]  # fmt: skip
+    assert main(["audit", CONFIG, "--workdir", str(tmp_path), "--encoder.max-length", "64", "--limit", "12",
+                 *arguments]) == 1  # fmt: skip
+    (assets,) = given
+    assert (assets.style, assets.thinking, assets.folder) == ("chat", "off", str(tmp_path))
+    assert assets.endpoint.config.model == "judge" and tuple(assets.languages) == ("en", "sw", "zh")
 
 
 @pytest.mark.parametrize(
