@@ -23,6 +23,8 @@ if [ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]; then
   export JAX_COMPILATION_CACHE_DIR
   trap 'rm -rf "$JAX_COMPILATION_CACHE_DIR"' EXIT
 fi
+# Compiled tests and modules are read by the second half and by every child process.
+unset PYTHONDONTWRITEBYTECODE
 say "tests"
 parallel=0
 python -m pytest --durations=10 -n "${PBRL_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not serial" "$@" ||

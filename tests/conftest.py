@@ -7,6 +7,7 @@ their own, which launch/test.sh starts as
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -20,8 +21,9 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of a test's time is compilation, and nothing here is timed: compile 2.5 times faster, to slower programs.
 FLAGS = ["--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith("0.10."):
-    # Fewer, larger kernels: several times less to compile. Later versions do not know the flag and would stop.
-    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+    # Fewer, larger kernels in one piece: several times less to compile. Later versions do not know the first flag and
+    # would stop.
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 if DEVICES:
     # On a loaded machine the virtual devices of one collective may reach it minutes apart.
     FLAGS += [
@@ -42,10 +44,16 @@ import pytest  # noqa: E402
 import shape_checks  # noqa: E402
 
 shape_checks.install()
+# Tracing makes many small objects that stay: looking for cycles among them takes a tenth of the time.
+gc.set_threshold(100_000, 50, 100)
+
+LONGEST = ("test_resume.py", "test_several_hosts.py", "test_readme.py", "test_cli.py", "test_lost_hosts.py")
+"""Files that begin first: a worker that began one of them last would leave the others idle."""
 
 
 def pytest_collection_modifyitems(items):
-    """Serial tests say how to run them where the process has no virtual devices."""
+    """The longest files first. Serial tests say how to run them where the process has no virtual devices."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if DEVICES:
         return
     for item in items:

@@ -25,14 +25,14 @@ STEPS = 7
 SETTINGS = (
     f"--train.max-steps {STEPS} --train.save-steps 1 --train.save-total-limit 9 --data.limit 4 --eval.limit 1 "
     "--rollout.segment-length 4 --optim.learning-rate 3e-3 --optim.eps 1e-4 --log.no-tensorboard "
-    "--log.compilation-cache="
+    "--log.compilation-cache= --train.no-packed"
 ).split()
 KINDS = {
     "one update": [],
-    "two updates": ["--algo.num-iterations", "2"],
+    "two updates": ["--algo.num-iterations", "2", "--train.packed"],
     "fused": ["--train.fused", "--reward.language-gate", "tokens", "--train.save-steps", "2"],
 }
-"""What is run, beyond SETTINGS."""
+"""What is run, beyond SETTINGS. Packed, an update has several programs, which every new process makes first."""
 
 KILL, STOP = signal.SIGKILL, signal.SIGTERM
 SAVED = "Stopped at step {step}, saved."

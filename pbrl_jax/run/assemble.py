@@ -157,7 +157,7 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
     spec = dataclasses.replace(
         spec, vocab_size=tokenizer.vocab_size, max_positions=max(spec.max_positions, settings.max_length)
     )
-    params = init_encoder(jax.random.key(config.train.seed + 1), spec)
+    params = jax.jit(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return Encoder(spec, params, tokenizer, name, settings.max_length, settings.prefix)
 

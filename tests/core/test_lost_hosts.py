@@ -12,8 +12,6 @@ import pytest
 
 from pbrl_jax.core import watch
 
-pytestmark = pytest.mark.serial
-
 LOST_SECONDS = 5
 BOUND_SECONDS = LOST_SECONDS + 30
 """What docs/scaling.md states, for this PBRL_LOST_SECONDS."""

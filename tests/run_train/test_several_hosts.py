@@ -1,4 +1,4 @@
-"""Two processes of one run compute what one does, and stop, fail, die and go on together.
+"""Two or four processes of one run compute what one does; two stop, fail, die and go on together.
 
 Real `pbrl train` commands through jax.distributed on this machine (see resume_driver), on configs/tiny_cpu.py.
 """
@@ -13,9 +13,7 @@ import pytest
 from resume_driver import ROOT, Driver
 
 from pbrl_jax.assets.policy import load_policy
-from pbrl_jax.checkpoint import list_checkpoints
-
-pytestmark = pytest.mark.serial
+from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint
 
 STEPS = 6
 LOST_SECONDS = 8
@@ -32,34 +30,38 @@ class Hosts:
     """Starts the same command in several processes, and ends with all of them."""
 
     def __init__(self, folder):
-        self.drivers = []
-        for name in ("first", "second"):
-            (folder / name).mkdir()
-            # What the first command has compiled the next need not.
-            cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-            self.drivers.append(Driver(folder / name, **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"))
+        self.folder, self.drivers = folder, []
 
-    def start(self, workdir, hold=(), arguments=()) -> None:
+    def take(self, count: int) -> list[Driver]:
+        """So many drivers; they stay for the commands that follow."""
+        for number in range(len(self.drivers), count):
+            (folder := self.folder / str(number)).mkdir()
+            # What the first command has compiled the next need not.
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache")}
+            self.drivers.append(Driver(folder, **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"))
+        return self.drivers[:count]
+
+    def start(self, workdir, hold=(), arguments=(), count=2) -> None:
         """`hold` is that of the second process."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        for number, driver in enumerate(self.drivers):
+        for number, driver in enumerate(self.take(count)):
             environment = {
                 "PBRL_COORDINATOR": address,
-                "PBRL_PROCESSES": "2",
+                "PBRL_PROCESSES": str(count),
                 "PBRL_PROCESS": str(number),
                 "PBRL_LOST_SECONDS": str(LOST_SECONDS),
             }
             command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS, *arguments]
             driver.start(command, hold=hold if number else (), environment=environment)
 
-    def run(self, workdir, kill=None, **how) -> list[tuple[int, str]]:
+    def run(self, workdir, kill=None, count=2, **how) -> list[tuple[int, str]]:
         """(exit status, output) of each process; the signal goes to the second one, where it is held."""
-        self.start(workdir, **how)
+        self.start(workdir, count=count, **how)
         if kill is not None:
             self.drivers[1].strike(kill)
-        return [driver.end() for driver in self.drivers]
+        return [driver.end() for driver in self.drivers[:count]]
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +77,25 @@ def alone(hosts, tmp_path_factory):
     """The work directory of the run in one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS]
-    status, output = hosts.drivers[0].run(command)
+    status, output = hosts.take(1)[0].run(command)
     assert status == 0, output
+    return workdir
+
+
+def run_together(hosts, workdir, count):
+    """The run in so many processes, of which only the first speaks."""
+    ended = hosts.run(workdir, count=count)
+    assert [status for status, _ in ended] == [0] * count, ended
+    output = ended[0][1]
+    assert f"mesh data {count} x fsdp 1 x tensor 1 on {count} device(s)" in output and "step 6/6" in output
+    assert not [text for _, text in ended[1:] if "step " in text or "Finished" in text]
     return workdir
 
 
 @pytest.fixture(scope="module")
 def together(hosts, tmp_path_factory):
     """The work directory of the run in two processes."""
-    workdir = tmp_path_factory.mktemp("together") / "run"
-    (status, output), (other, silent) = hosts.run(workdir)
-    assert (status, other) == (0, 0), output + silent
-    assert "mesh data 2 x fsdp 1 x tensor 1 on 2 device(s)" in output and "step 6/6" in output
-    assert "step " not in silent and "Finished" not in silent
-    return workdir
+    return run_together(hosts, tmp_path_factory.mktemp("together") / "run", 2)
 
 
 def rows_of(workdir) -> list[dict]:
@@ -105,12 +112,21 @@ def params_of(workdir):
     return jax.device_get(load_policy(str(workdir)).params)
 
 
-def largest_change(one, other) -> float:
+def changes(one, other) -> list[float]:
+    """The largest of each leaf."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+    return [float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs]
 
 
 def test_two_processes_compute_what_one_does(alone, together):
+    assert_same_run(together, alone)
+
+
+def test_four_processes_compute_what_one_does(hosts, alone, tmp_path):
+    assert_same_run(run_together(hosts, tmp_path / "run", 4), alone)
+
+
+def assert_same_run(together, alone):
     """The same tokens, losses, metrics and parameters, which moved 100 times the tolerance."""
     rows, known = rows_of(together), rows_of(alone)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and len(known) == STEPS
@@ -126,7 +142,11 @@ def test_two_processes_compute_what_one_does(alone, together):
             name: other[name] for name in ("prompt_id", "completion")
         }
         assert row["reward"] == pytest.approx(other["reward"], abs=TOLERANCE)
-    assert 0 < largest_change(params_of(together), params_of(alone)) < TOLERANCE
+    params = params_of(alone)
+    assert 0 < max(changes(params_of(together), params)) < TOLERANCE
+    (_, first) = list_checkpoints(alone / "checkpoints")[-1]
+    early = restore_checkpoint(first, {"state": {"params": params}}, partial=True).tree["state"]["params"]
+    assert min(changes(early, params)) > 100 * TOLERANCE, "since the first step"
     finals = [json.loads((workdir / "final.json").read_text()) for workdir in (together, alone)]
     assert finals[0]["metrics"] == finals[1]["metrics"] and finals[0]["metrics"]
 
