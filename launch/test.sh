@@ -13,6 +13,9 @@ source launch/environment.sh
 
 NO_TESTS=5 # pytest's exit status when nothing was collected
 
+# Modules are compiled when they are first imported, for all processes; most of what pip would compile never is.
+export PIP_COMPILE=0
+unset PYTHONDONTWRITEBYTECODE
 ensure_environment dev
 say "ruff"
 python -m ruff check .
@@ -23,8 +26,6 @@ if [ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]; then
   export JAX_COMPILATION_CACHE_DIR
   trap 'rm -rf "$JAX_COMPILATION_CACHE_DIR"' EXIT
 fi
-# Compiled tests and modules are read by the second half and by every child process.
-unset PYTHONDONTWRITEBYTECODE
 say "tests"
 parallel=0
 python -m pytest --durations=10 -n "${PBRL_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not serial" "$@" ||

@@ -29,10 +29,11 @@ SETTINGS = (
 ).split()
 KINDS = {
     "one update": [],
-    "two updates": ["--algo.num-iterations", "2", "--train.packed"],
+    "two updates": ["--algo.num-iterations", "2"],
     "fused": ["--train.fused", "--reward.language-gate", "tokens", "--train.save-steps", "2"],
 }
-"""What is run, beyond SETTINGS. Packed, an update has several programs, which every new process makes first."""
+"""What is run, beyond SETTINGS. Packed, an update has several programs, which every new process makes first: see
+run_train/test_several_hosts.py."""
 
 KILL, STOP = signal.SIGKILL, signal.SIGTERM
 SAVED = "Stopped at step {step}, saved."
@@ -118,10 +119,8 @@ SCENARIOS = {
     "one update": [
         (("generate", 1), KILL, (0,)),
         (("update", 2), KILL, (1,)),
-        (("generate", 2), KILL, (2,)),
         ("checkpoints/step_00000003.tmp-*", KILL, (2, 3)),
         (("generate", 2), STOP, None),
-        (("update", 1), KILL, None),
         (("rename", 5, 1), KILL, (4,)),
         (("rename", 5, 2), KILL, (4,)),
         (("rename", 5, 3), KILL, (4,)),
