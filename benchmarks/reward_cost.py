@@ -4,7 +4,8 @@
 
 Texts are the quickstart's own responses, strung together to 400 tokens of its vocabulary; the encoder is random, of
 the quickstart's size or of `--preset`. The share is that of the quickstart's fused step (32 prompts, 8 samples, 24
-tokens): its reward as a compiled program of its own, with and without the repetition term, against the whole step.
+tokens): its reward as a compiled program of its own, with and without the repetition term, against the whole step,
+whose reward has it.
 """
 
 import argparse
@@ -121,7 +122,7 @@ def _unremembered(run: Callable[[], Any]) -> Any:
 
 
 def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
-    """Seconds of the quickstart's whole fused step, and of its reward alone (plain, and with repetition)."""
+    """Seconds of the quickstart's whole fused step, of its reward alone, and of its embedding reward alone."""
     import jax
 
     from pbrl_jax.core.config import with_values
@@ -149,14 +150,11 @@ def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
     )
     _, _, rollout, _ = step(*arguments)
     found = {"whole step": seconds(lambda: step(*arguments), flags)}
-    terms = {"functions": ("cosine", "repetition"), "reward_weights": (1.0, 0.2)}
-    rewards = {"reward": config.reward, "reward with repetition": with_values(config, reward=terms).reward}
-    for name, reward in rewards.items():
+    embedding = with_values(config, reward={"functions": ("cosine",), "reward_weights": (1.0,)}).reward
+    for name, reward in {"reward": config.reward, "embedding reward": embedding}.items():
         score = jax.jit(functools.partial(token_scores, spec=encoder.spec, config=reward))
         found[name] = seconds(lambda score=score: score(encoder.params, rollout, pivots, tables), flags)
-    found["share of the reward"] = found["reward"] / found["whole step"]
-    longer = found["whole step"] - found["reward"] + found["reward with repetition"]
-    found["share with repetition"] = found["reward with repetition"] / longer
+        found[f"share of the {name}"] = found[name] / found["whole step"]
     return found
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.models.layers import Projection
+from pbrl_jax.models.layers import Projection, gelu
 from pbrl_jax.models.specs import DenseSpec
 
 #: Name in a DenseSpec -> function; the names are those of torch's modules in small letters.
@@ -15,7 +15,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "relu": nn.relu,
     "sigmoid": nn.sigmoid,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
 }
 
 

@@ -9,7 +9,7 @@ from pbrl_jax.core.records import pytree
 from pbrl_jax.models.attention import Visibility, attend
 from pbrl_jax.models.chain import add_special_ids, apply_dense, dense_axes, init_dense
 from pbrl_jax.models.decoder import decoder_axes, hidden_states, init_decoder
-from pbrl_jax.models.layers import Projection, along_last
+from pbrl_jax.models.layers import Projection, along_last, gelu
 from pbrl_jax.models.layouts import Causal, Reach
 from pbrl_jax.models.pooling import pool, unit_vectors
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
@@ -78,7 +78,7 @@ class EncoderLayer(nn.Module):
         x = x + Projection((spec.width,), in_axes=2, use_bias=True, name="out")(attended)
         x = x if spec.pre_norm else attention_norm(x)
         h = mlp_norm(x) if spec.pre_norm else x
-        up = nn.gelu(Projection((spec.ffn,), use_bias=True, name="up")(h), approximate=False)
+        up = gelu(Projection((spec.ffn,), use_bias=True, name="up")(h))
         x = x + Projection((spec.width,), use_bias=True, name="down")(up)
         x = x if spec.pre_norm else mlp_norm(x)
         return x, x if self.keep_states else None

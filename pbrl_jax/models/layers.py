@@ -72,6 +72,16 @@ class Projection(nn.Module):
         return y.reshape(*x.shape[: x.ndim - self.in_axes], *self.features)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function at x (Hendrycks and Gimpel 2016, arXiv 1606.08415), in float32 or wider.
+
+    By erf, as PyTorch has it: flax's form by erfc is exact in the far negative tail, and on a CPU took two fifths of
+    the quickstart's reward.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 #: Activation of a feed-forward's gate by name.
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
 
