@@ -8,12 +8,11 @@ Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/llama31_8b_v5e_16.py --topology v5litepod-16
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    13.0        5.4     538  118.500  links    compiled
-    reward       3.6        0.5      27    0.305  memory   hand
-    update      15.1        7.9    2720   24.150  links    compiled
+    generate    13.0        5.4     538  150.0    memory   compiled
+    reward       3.3        0.1      27    0.4    memory   compiled
+    update      14.8        7.7    2720   37.7    memory   compiled
 
-Per chip, of 17.2 GB. The TPU compiler made rollout and update (the update before queries were laid by heads, which
-lowers what it sends); the reward is by hand. Decoding is slow: the weights are exchanged at every token.
+Per chip, of 17.2 GB; seconds are at least. Decoding is slow: the weights are exchanged at every token (118 s of links).
 """
 
 from pathlib import Path

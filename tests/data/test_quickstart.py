@@ -197,7 +197,7 @@ def test_every_language_is_warmed_up_in_every_family():
 
 
 def test_sft_pools_larger_than_the_split():
-    with pytest.raises(DataError, match="were asked for"):
+    with pytest.raises(DataError, match="were asked for. Lower sft.english_rows or sft.warm_rows_per_language"):
         quickstart.sft_pools(ALL, english=10**6, warm=10, practice=0, seed=0)
 
 

@@ -103,9 +103,9 @@ def problems(split: str, count: int, seed: int, space: str = "") -> list[Problem
         raise ConfigError(f"data.limit is {count}; expected 0 (all problems) or a positive number.")
     order = _ordered(split, seed, space)
     if count > len(order):
+        less = "sft.english_rows or sft.warm_rows_per_language" if split == "sft" else f"data.limit to {len(order)}"
         raise DataError(
-            f"The quickstart split {split!r} has {len(order)} problems, {count} were asked for. "
-            f"Lower data.limit to {len(order)} or less."
+            f"The quickstart split {split!r} has {len(order)} problems, {count} were asked for. Lower {less}."
         )
     return list(order[: count or len(order)])
 
