@@ -239,14 +239,15 @@ def _bytes(count: int) -> str:
 
 @contextlib.contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Keeps orbax from logging the traceback of an error that is raised, and told, anyway."""
+    """Keeps orbax from logging the traceback of an error that is raised, and told, anyway.
+
+    After an error that lasts: orbax's threads may still be writing into the folder, which is then removed.
+    """
     logger = logging.getLogger("absl")
 
     def no_traceback(record: logging.LogRecord) -> bool:
-        return not record.exc_info
+        return not (record.exc_info and "orbax" in record.pathname)
 
     logger.addFilter(no_traceback)
-    try:
-        yield
-    finally:
-        logger.removeFilter(no_traceback)
+    yield
+    logger.removeFilter(no_traceback)

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import threading
 
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 
 from pbrl_jax import checkpoint
-from pbrl_jax.checkpoint import list_checkpoints, read_meta, restore_checkpoint, restore_latest, save_checkpoint
+from pbrl_jax.checkpoint import (
+    list_checkpoints,
+    read_meta,
+    restore_checkpoint,
+    restore_latest,
+    save,
+    save_checkpoint,
+)
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import CheckpointError
 
@@ -199,3 +207,20 @@ def test_restore_one_folder(tmp_path, small_tree, same_bits):
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="step_00000002 is not a whole checkpoint: manifest.json is missing"):
         restore_checkpoint(folder, small_tree(0))
+
+
+def test_threads_that_outlive_a_failed_save_tell_no_traceback(monkeypatch):
+    """Orbax's own are left out, those of others are told; after a save that succeeds all are."""
+    logger = logging.getLogger("absl")
+    monkeypatch.setattr(logger, "filters", [])
+
+    def told(file: str) -> bool:
+        error = (ValueError, ValueError("gone"), None)
+        return bool(logger.filter(logging.LogRecord("absl", logging.ERROR, file, 1, "failed", (), error)))
+
+    with save._without_tracebacks():
+        assert not told("site-packages/orbax/checkpoint/future.py") and told("site-packages/jax/api.py")
+    assert told("site-packages/orbax/checkpoint/future.py")
+    with pytest.raises(OSError), save._without_tracebacks():
+        raise OSError("full")
+    assert not told("site-packages/orbax/checkpoint/future.py") and told("site-packages/jax/api.py")
