@@ -74,9 +74,10 @@ class Driver:
         self.pid = int(self.process.stdout.readline())
         self.wanted = Path(watch) if watch else marker
 
-    def strike(self, kill) -> None:
-        """Send a signal when the marker or the watched file is there."""
+    def strike(self, kill, after: float = 0) -> None:
+        """Send a signal when the marker or the watched file is there, or so many seconds later."""
         self._wait_for(self.wanted, self.pid, self.output)
+        time.sleep(after)
         os.kill(self.pid, kill)
 
     def end(self) -> tuple[int, str]:

@@ -55,8 +55,6 @@ def is_verb(verb: str) -> bool:
 
 
 def readme_commands() -> list:
-    if not README.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason="there is no README.md"))]
     return [pytest.param(command, id=f"line-{command.line}") for command in all_commands(README.read_text("utf-8"))]
 
 
@@ -79,8 +77,6 @@ def test_readme_command_can_be_typed(command):
 
 def test_readme_marked_commands_run(tmp_path):
     """In their order and in one test, because later ones read what earlier ones wrote."""
-    if not README.exists():
-        pytest.skip("there is no README.md")
     marked = [command for command in all_commands(README.read_text("utf-8")) if command.marked]
     assert marked, "README.md marks no command with `# runs in tests`"
     for command in marked:
@@ -90,8 +86,6 @@ def test_readme_marked_commands_run(tmp_path):
 
 def test_readme_python_names_exist():
     """Python blocks parse, and what they import from the package is there."""
-    if not README.exists():
-        pytest.skip("there is no README.md")
     for line, block in fenced_blocks(README.read_text("utf-8"), "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("pbrl_jax"):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from resume_driver import ROOT, Driver
+from tiny_policy import largest_difference
 
 from pbrl_jax.assets.policy import load_policy
 from pbrl_jax.checkpoint import list_checkpoints
@@ -29,11 +30,10 @@ SETTINGS = (
 ).split()
 KINDS = {
     "one update": [],
-    "two updates": ["--algo.num-iterations", "2"],
+    "two updates": ["--algo.num-iterations", "2", "--train.packed"],
     "fused": ["--train.fused", "--reward.language-gate", "tokens", "--train.save-steps", "2"],
 }
-"""What is run, beyond SETTINGS. Packed, an update has several programs, which every new process makes first: see
-run_train/test_several_hosts.py."""
+"""What is run, beyond SETTINGS. Packed, an update has several programs, which every new process makes first."""
 
 KILL, STOP = signal.SIGKILL, signal.SIGTERM
 SAVED = "Stopped at step {step}, saved."
@@ -87,17 +87,14 @@ def params_of(workdir):
     return jax.device_get(load_policy(str(workdir)).params)
 
 
-def largest_change(one, other) -> float:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
-
-
 @pytest.fixture(scope="module")
 def movement(whole):
     """Largest change of a parameter from the start of the undisturbed run to its end."""
     workdir = whole("one update")
     config = from_json((workdir / "config.json").read_text())
-    return largest_change(run_policy(config, work_dir(workdir), training_prompts(config)).params, params_of(workdir))
+    return largest_difference(
+        run_policy(config, work_dir(workdir), training_prompts(config)).params, params_of(workdir)
+    )
 
 
 def test_the_undisturbed_run(whole, movement):
@@ -119,8 +116,10 @@ SCENARIOS = {
     "one update": [
         (("generate", 1), KILL, (0,)),
         (("update", 2), KILL, (1,)),
+        (("generate", 2), KILL, (2,)),
         ("checkpoints/step_00000003.tmp-*", KILL, (2, 3)),
         (("generate", 2), STOP, None),
+        (("update", 1), KILL, None),
         (("rename", 5, 1), KILL, (4,)),
         (("rename", 5, 2), KILL, (4,)),
         (("rename", 5, 3), KILL, (4,)),
@@ -284,7 +283,7 @@ def test_another_experiment_is_refused(whole, pbrl, tmp_path, change, named):
 
 def check_near(workdir, whole, movement):
     """Equal up to rounding, which is a hundredth of what the run has changed."""
-    change = largest_change(params_of(workdir), params_of(whole("one update")))
+    change = largest_difference(params_of(workdir), params_of(whole("one update")))
     assert 0 < 100 * change < movement
     rows, known = facts(workdir)["rows"], facts(whole("one update"))["rows"]
     assert [row["step"] for row in rows] == [row["step"] for row in known]

@@ -85,10 +85,15 @@ def tiny_config(samples: int, max_length: int, **sections: dict) -> Config:
     return with_values(Config(), algo=algo, rollout=rollout, **sections)
 
 
+def leaf_differences(left, right) -> list[float]:
+    """Largest absolute difference in each leaf of two trees of arrays."""
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return [float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()) for a, b in pairs]
+
+
 def largest_difference(left, right) -> float:
     """Largest absolute difference between two trees of arrays."""
-    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return max(float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()) for a, b in pairs)
+    return max(leaf_differences(left, right))
 
 
 def full_rows(prompts: PromptBatch, rollout: Rollout) -> tuple[jax.Array, jax.Array, np.ndarray]:
