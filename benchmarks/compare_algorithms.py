@@ -23,18 +23,18 @@ from pathlib import Path
 
 import jax
 
-from pbrl_jax.assets.policy import load_policy, save_policy
-from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError, PbrlError
 from pbrl_jax.core.paths import read_json_lines, work_dir
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.sources.quickstart import Example
+from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
+from pbrl_jax.quickstart.stages import Stages, accuracy, cached, reward_encoder, rl_config, start_policy
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
-from pbrl_jax.run.quickstart_config import quickstart_config, tiny_quickstart_config
-from pbrl_jax.run.quickstart_stages import Stages, accuracy, cached, reward_encoder, rl_config, start_policy
 from pbrl_jax.run.sft import train_supervised
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.loop import restore, train, trained_policy
+from pbrl_jax.weights.policies import load_policy, save_policy
 
 #: Settings that make each algorithm; all else is the quickstart's. See docs/algorithms.md for the reasons.
 ALGORITHMS = {

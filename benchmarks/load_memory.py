@@ -58,9 +58,9 @@ def write_model(folder: Path, spec) -> int:
     import jax.numpy as jnp
     import numpy as np
 
-    from pbrl_jax.assets.hf_export import file_plan
-    from pbrl_jax.models.hf_decoder import decoder_names, hf_config
-    from pbrl_jax.models.safetensors_file import Planned, write_safetensors
+    from pbrl_jax.weights.hf_decoder import decoder_names, hf_config
+    from pbrl_jax.weights.hf_export import file_plan
+    from pbrl_jax.weights.safetensors_file import Planned, write_safetensors
 
     kind, planned = np.dtype(jnp.bfloat16), []
     for path, stored in decoder_names(spec).items():
@@ -107,9 +107,9 @@ def measure(folder: str, case: str) -> dict:
     """One load in this process."""
     import jax
 
-    from pbrl_jax.assets.policy import load_policy
-    from pbrl_jax.core.config import MeshConfig
-    from pbrl_jax.core.sharding import make_mesh
+    from pbrl_jax.config.tree import MeshConfig
+    from pbrl_jax.mesh.sharding import make_mesh
+    from pbrl_jax.weights.policies import load_policy
 
     kind, sharded = CASES[case]
     mesh = make_mesh(MeshConfig(*MESH)) if sharded else None

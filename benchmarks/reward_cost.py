@@ -46,10 +46,10 @@ def seconds(run: Callable[[], Any], flags: argparse.Namespace) -> float:
 
 def experiment_of(flags: argparse.Namespace, folder: str):
     """The quickstart's main stage with random models."""
-    from pbrl_jax.core.config import with_values
+    from pbrl_jax.config.tree import with_values
     from pbrl_jax.core.paths import work_dir
+    from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
     from pbrl_jax.run.assemble import build_experiment
-    from pbrl_jax.run.quickstart_config import quickstart_config, tiny_quickstart_config
 
     config = tiny_quickstart_config() if flags.tiny else quickstart_config()
     config = with_values(config, pivot={"source": "dataset"}, data={"limit": 24 if flags.tiny else 200})
@@ -81,7 +81,6 @@ def host_and_device(experiment, flags: argparse.Namespace) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from pbrl_jax.assets.encoder import Encoder
     from pbrl_jax.models.encoder import init_encoder
     from pbrl_jax.models.specs import ENCODERS
     from pbrl_jax.rewards.answer import score_answers
@@ -89,6 +88,7 @@ def host_and_device(experiment, flags: argparse.Namespace) -> dict[str, float]:
     from pbrl_jax.rewards.language import identified_gate
     from pbrl_jax.rewards.shaping import repetition_penalty
     from pbrl_jax.text.answers import split_response
+    from pbrl_jax.weights.encoders import Encoder
 
     prompts, texts, ids = long_responses(experiment, flags)
     tokenizer, length = experiment.policy.tokenizer, flags.tokens + 8
@@ -125,7 +125,7 @@ def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
     """Seconds of the quickstart's whole fused step, of its reward alone, and of its embedding reward alone."""
     import jax
 
-    from pbrl_jax.core.config import with_values
+    from pbrl_jax.config.tree import with_values
     from pbrl_jax.data.batches import next_batch, start_cursor
     from pbrl_jax.rollout.sampling import step_key
     from pbrl_jax.train.experiment import device_pivots, device_prompts, token_tables

@@ -47,7 +47,7 @@ def virtual_devices(count: int) -> None:
 
 def run_config(flags: argparse.Namespace, count: int):
     """The step's settings on so many devices."""
-    from pbrl_jax.core.config import Config, with_values
+    from pbrl_jax.config.tree import Config, with_values
 
     return with_values(
         Config(), encoder={"preset": "small", "max_length": flags.response_len},
@@ -92,7 +92,7 @@ def run_times(config, models, mesh, steps: int) -> dict[str, dict[str, float]]:
     import jax
 
     from pbrl_jax.core.records import PromptBatch, TrainBatch
-    from pbrl_jax.core.sharding import batch_sharding, tree_shardings
+    from pbrl_jax.mesh.sharding import batch_sharding, tree_shardings
     from pbrl_jax.models.decoder import decoder_axes, init_decoder
     from pbrl_jax.plan.shapes import placed_batch
     from pbrl_jax.rollout.generate import make_generate
@@ -136,7 +136,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """A record for each number of devices."""
     import jax
 
-    from pbrl_jax.core.sharding import make_mesh
+    from pbrl_jax.mesh.sharding import make_mesh
 
     records = []
     for count in flags.devices:

@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_config(flags: argparse.Namespace):
-    from pbrl_jax.core.config import Config, with_values
+    from pbrl_jax.config.tree import Config, with_values
 
     return with_values(
         Config(), rollout={"max_prompt_length": flags.prompt_len, "max_completion_length": flags.response_len},
@@ -97,7 +97,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Bytes of temporaries of both, and their ratio."""
     import jax
 
-    from pbrl_jax.core.sharding import make_mesh
+    from pbrl_jax.mesh.sharding import make_mesh
     from pbrl_jax.plan.programs import compile_ahead
     from pbrl_jax.plan.shapes import placed_batch, placed_policy, placed_state
     from pbrl_jax.train.update import make_update

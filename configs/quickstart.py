@@ -6,8 +6,8 @@ Hardware:  two CPU cores, see docs/quickstart.md for minutes.
 Expected:  docs/quickstart.md.
 """
 
-from pbrl_jax.core.config import Config
-from pbrl_jax.run.quickstart_config import quickstart_config
+from pbrl_jax.config.tree import Config
+from pbrl_jax.quickstart.settings import quickstart_config
 
 
 def get_config() -> Config:

@@ -57,7 +57,7 @@ Algorithm and update:
 
 Configuration:
 
-  Config: one frozen tree of settings; its sections (AlgoConfig, ...) are in pbrl_jax.core.config
+  Config: one frozen tree of settings; its sections (AlgoConfig, ...) are in pbrl_jax.config.tree
   with_values(config, **sections) -> Config
   validate(config, device_count)
 
@@ -68,20 +68,20 @@ import importlib
 
 #: Public name -> the module it lives in.
 NAMES = {
-    "AlgoConfig": "core.config_algo",
+    "AlgoConfig": "config.algo",
     "CheckpointError": "core.errors",
-    "Comet": "assets.comet",
-    "Config": "core.config",
+    "Comet": "weights.comets",
+    "Config": "config.tree",
     "ConfigError": "core.errors",
     "DataError": "core.errors",
     "DecoderSpec": "models.specs",
-    "Encoder": "assets.encoder",
+    "Encoder": "weights.encoders",
     "EncoderSpec": "models.specs",
     "PbrlError": "core.errors",
     "PivotBatch": "train.fused",
     "PivotStore": "pivots.store",
     "PivotVectors": "rewards.inputs",
-    "Policy": "assets.policy",
+    "Policy": "weights.policies",
     "Prompt": "core.records",
     "PromptBatch": "core.records",
     "Reference": "core.records",
@@ -95,21 +95,21 @@ NAMES = {
     "TrainBatch": "core.records",
     "TrainState": "core.records",
     "completions": "rollout.decode",
-    "convert_comet": "assets.comet",
+    "convert_comet": "weights.comets",
     "cosine_reward": "rewards.cosine",
-    "export_encoder": "assets.encoder_export",
-    "export_policy": "assets.hf_export",
+    "export_encoder": "weights.encoder_export",
+    "export_policy": "weights.hf_export",
     "extract_answer": "text.answers",
     "format_prompts": "text.prompts",
     "generate": "rollout.generate",
     "group_advantages": "algos.advantages",
     "identify_language": "text.langid",
     "is_right_language": "text.langid",
-    "load_comet": "assets.comet",
-    "load_encoder": "assets.encoder",
-    "load_policy": "assets.policy",
+    "load_comet": "weights.comets",
+    "load_encoder": "weights.encoders",
+    "load_policy": "weights.policies",
     "load_tokenizer": "text.tokenizers",
-    "load_translator": "rewards.translators",
+    "load_translator": "translate.load",
     "make_fused_step": "train.fused",
     "make_optimizer": "train.optimizer",
     "make_reward": "rewards.combine",
@@ -119,12 +119,12 @@ NAMES = {
     "policy_loss": "algos.grpo",
     "same_answer": "text.answers",
     "sampling_params": "rollout.sampling",
-    "save_encoder": "assets.encoder",
-    "save_policy": "assets.policy",
+    "save_encoder": "weights.encoders",
+    "save_policy": "weights.policies",
     "split_response": "text.answers",
     "step_key": "rollout.sampling",
-    "validate": "core.validate",
-    "with_values": "core.config",
+    "validate": "run.check",
+    "with_values": "config.tree",
 }
 
 __all__ = list(NAMES)

@@ -68,8 +68,8 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
-        from pbrl_jax.core.hosts import join_hosts, refuse_several
-        from pbrl_jax.core.watch import watched_run
+        from pbrl_jax.mesh.hosts import join_hosts, refuse_several
+        from pbrl_jax.mesh.watch import watched_run
 
         hosts = join_hosts()
         if name != "train":
@@ -88,7 +88,7 @@ def quickstart(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a check of all stages in a minute; it shows no effect")
     known = parser.parse_args(arguments)
-    from pbrl_jax.run.quickstart import main
+    from pbrl_jax.quickstart.main import main
 
     main(known.workdir, known.seed, known.controls, known.tiny)
 
@@ -238,8 +238,8 @@ def report(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", help="the file; default: report.html in W, comparison.html in the first of several")
     parser.add_argument("--picture", default="", help="also write the accuracies of W as a small PNG")
     known = parser.parse_args(arguments)
-    from pbrl_jax.eval.report import report_workdirs, write_picture
-    from pbrl_jax.eval.report_read import read_run
+    from pbrl_jax.report.read import read_run
+    from pbrl_jax.report.write import report_workdirs, write_picture
 
     print(report_workdirs(known.workdir, known.out))
     if known.picture:

@@ -21,7 +21,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def module_name(path: Path) -> str:
-    """`pbrl_jax/core/log.py` -> `pbrl_jax.core.log`; a package's `__init__.py` has the name of its folder."""
+    """`pbrl_jax/logs/metrics.py` -> `pbrl_jax.logs.metrics`; a package's `__init__.py` has the name of its folder."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -7,9 +7,9 @@ from readme_commands import commands_of, fenced_blocks, problem_with
 from source_tree import ROOT
 
 from pbrl_jax import cli
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.validate import field_value
+from pbrl_jax.run.check import field_value
 
 GUIDES = ("evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "troubleshooting")
 PAGES = [ROOT / "docs" / f"{name}.md" for name in GUIDES]
@@ -23,11 +23,11 @@ def commands(page) -> list:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_can_be_typed(page, monkeypatch):
     """The verbs' mains are replaced, so that what is left is the parsing of what the page says."""
-    import pbrl_jax.eval.report
+    import pbrl_jax.report.write
     import pbrl_jax.run.config_file as config_file
 
     called = []
-    monkeypatch.setattr(pbrl_jax.eval.report, "report_workdirs", lambda *_: called.append("report"))
+    monkeypatch.setattr(pbrl_jax.report.write, "report_workdirs", lambda *_: called.append("report"))
     for verb in ("eval", "harness", "convert"):
         module = __import__(f"pbrl_jax.run.{verb}", fromlist=["main"])
         monkeypatch.setattr(module, "main", lambda *_, verb=verb: called.append(verb))

@@ -15,12 +15,12 @@ import pytest
 from resume_driver import ROOT, Driver
 from tiny_policy import largest_difference
 
-from pbrl_jax.assets.policy import load_policy
 from pbrl_jax.checkpoint import list_checkpoints
+from pbrl_jax.config.serialize import from_json
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.core.serialize import from_json
 from pbrl_jax.data.batches import batches_per_epoch, make_sampler
 from pbrl_jax.run.assemble import run_policy, training_prompts
+from pbrl_jax.weights.policies import load_policy
 
 STEPS = 7
 SETTINGS = (

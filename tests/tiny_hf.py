@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tiny_policy import tiny_params, tiny_spec
 
-from pbrl_jax.assets.policy import Policy
 from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
+from pbrl_jax.weights.policies import Policy
 
 FIXTURES = Path(__file__).parent / "fixtures" / "hf"
 DECODERS = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3")

@@ -6,8 +6,6 @@ import jax
 import numpy as np
 from tiny_policy import tiny_params, tiny_spec
 
-from pbrl_jax.assets.encoder import Encoder
-from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.data.sources import quickstart
@@ -15,6 +13,8 @@ from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import EncoderSpec, tiny_encoder
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, train_sentencepiece
+from pbrl_jax.weights.encoders import Encoder
+from pbrl_jax.weights.policies import Policy
 
 LANGUAGES = ("en", "sw", "zh")
 SPACE = "small"

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pbrl_jax.algos.advantages import flat_groups, group_advantages, without_penalty
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_sum, where_valid
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from pbrl_jax.algos.advantages import group_advantages, without_penalty
 from pbrl_jax.algos.objectives import aggregate, kl_estimate
 from pbrl_jax.algos.surrogates import SURROGATES, ratio_at_level
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.masking import masked_count, masked_sum, where_valid
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from pbrl_jax.algos.advantages import without_penalty
 from pbrl_jax.algos.returns import returns_to_go, token_rewards, whiten
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.masking import masked_mean, where_valid
 
 

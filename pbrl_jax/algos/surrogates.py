@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pbrl_jax.algos.objectives import clipped_surrogate, importance_ratio
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.masking import masked_mean
 

@@ -19,9 +19,9 @@ import jax
 from etils import epath
 
 from pbrl_jax.core import paths
-from pbrl_jax.core.agree import exchange
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.trees import path_name
+from pbrl_jax.mesh.agree import exchange
 
 MANIFEST = "manifest.json"
 STAGED_MANIFEST = "manifest.json.tmp"

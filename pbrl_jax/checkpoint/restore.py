@@ -14,12 +14,12 @@ from orbax.checkpoint import v1 as ocp
 
 from pbrl_jax.checkpoint import manifest
 from pbrl_jax.checkpoint.save import leaf_table
+from pbrl_jax.config.serialize import command_line, identity_differences
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core import paths
-from pbrl_jax.core.agree import host_array
-from pbrl_jax.core.config import Config
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.serialize import command_line, identity_differences
 from pbrl_jax.core.trees import nested
+from pbrl_jax.mesh.agree import host_array
 
 _LOGGER = logging.getLogger(__name__)
 _PRNG_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}

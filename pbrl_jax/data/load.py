@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from pbrl_jax.core.config import DataConfig
+from pbrl_jax.config.tree import DataConfig
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.sources import SOURCES

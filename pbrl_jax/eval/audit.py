@@ -10,7 +10,6 @@ from pathlib import PurePath
 
 import numpy as np
 
-from pbrl_jax.assets.encoder import Encoder
 from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.paths import read_json_lines
 from pbrl_jax.core.records import Prompt, Scores
@@ -21,6 +20,7 @@ from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.text.answers import extract_answer, same_answer, split_response
 from pbrl_jax.text.languages import answer_sentence
 from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.weights.encoders import Encoder
 
 HELD_OUT_FAMILIES = ("div", "muladd")
 """Quickstart families that no hard negative may be made of: one with a single step, one with two."""

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.assets.encoder import length_bucket
-from pbrl_jax.core.agree import host_array
 from pbrl_jax.core.batching import by_length
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import pad_prompts
+from pbrl_jax.mesh.agree import host_array
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import compiled_sampler
@@ -20,6 +19,7 @@ from pbrl_jax.text.answers import extract_answer, same_answer
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.weights.encoders import length_bucket
 
 
 class Response(NamedTuple):

@@ -15,14 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.assets.encoder import length_bucket
-from pbrl_jax.assets.policy import Policy
 from pbrl_jax.core.batching import fill
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import PromptBatch
 from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.eval.respond import Settings, batch_rows, cut_at_stop, placed, plan, problem_id, rounded
+from pbrl_jax.logs.progress import Progress
 from pbrl_jax.models.decoder import logits_of
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
@@ -31,6 +29,8 @@ from pbrl_jax.rollout.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.prompts import with_one_bos
 from pbrl_jax.text.tokenizers import has_chat_template
+from pbrl_jax.weights.encoders import length_bucket
+from pbrl_jax.weights.policies import Policy
 
 CHUNK = 64
 """Positions of a row whose logits exist at a time."""

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.assets.encoder import LENGTH_BUCKETS, length_bucket
 from pbrl_jax.core.batching import fill
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import PromptBatch
-from pbrl_jax.core.sharding import batch_sharding
 from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.eval.benchmarks.common import Problem
+from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import compiled_sampler
@@ -28,6 +27,7 @@ from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.prompts import STYLES as PROMPT_STYLES
 from pbrl_jax.text.prompts import format_prompts, resolve_style, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.weights.encoders import LENGTH_BUCKETS, length_bucket
 
 STYLES = {"benchmark": "the benchmark's own text, as published evaluations put it", **PROMPT_STYLES}
 LOGPROB_CHUNK = 256

@@ -15,8 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.models.chain import ACTIVATIONS
 from pbrl_jax.models.encoder import Encoder, init_encoder
-from pbrl_jax.models.hf_encoder import encoder_names
-from pbrl_jax.models.hf_names import Stored
 from pbrl_jax.models.layers import Projection
 from pbrl_jax.models.pooling import pool
 from pbrl_jax.models.specs import EncoderSpec
@@ -194,25 +192,3 @@ def init_comet(key: jax.Array, spec: CometSpec):
         tagger = Projection((spec.tags,), use_bias=True)
         params["tagger"] = tagger.init(jax.random.fold_in(key, 101), jnp.zeros((1, spec.encoder.width)))["params"]
     return params
-
-
-#: Tensors of a checkpoint that only training reads.
-TRAINING_TENSORS = r"^(layerwise_attention\.dropout_(mask|fill)|(word|sent)loss\.weight)$"
-
-
-def comet_names(spec: CometSpec) -> dict[str, Stored]:
-    """Our parameter path -> tensor of an unbabel-comet checkpoint."""
-    names = {f"encoder/{path}": stored for path, stored in encoder_names(spec.encoder).items()}
-    states = spec.encoder.layers + 1
-    names["layer_weights"] = Stored("layerwise_attention.scalar_parameters.{layer}", (1,), layers=states)
-    names["gamma"] = Stored("layerwise_attention.gamma", (1,))
-    width = spec.features
-    for index, following in enumerate((*spec.hidden, 1)):
-        # Linear, activation and dropout are three modules of one sequence.
-        names[f"estimator/{index}/kernel"] = Stored(f"estimator.ff.{3 * index}.weight", (width, following), True)
-        names[f"estimator/{index}/bias"] = Stored(f"estimator.ff.{3 * index}.bias", (following,))
-        width = following
-    if spec.tags:
-        names["tagger/kernel"] = Stored("hidden2tag.weight", (spec.encoder.width, spec.tags), True)
-        names["tagger/bias"] = Stored("hidden2tag.bias", (spec.tags,))
-    return names

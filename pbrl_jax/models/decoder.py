@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.core.sharding import constrain, sequence_axis
+from pbrl_jax.mesh.sharding import constrain, sequence_axis
 from pbrl_jax.models.fused_attention import FUSED
 from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply_rope, rope_tables
 from pbrl_jax.models.layouts import Causal, KVCache, Reach

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.sharding import partition_spec
+from pbrl_jax.mesh.sharding import partition_spec
 
 #: Queries and keys that Splash takes at a time: a multiple of its 128 lanes.
 SPLASH_LANES, SPLASH_BLOCK = 128, 512

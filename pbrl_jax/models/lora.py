@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pbrl_jax.core.config import LoraConfig
+from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.models.quantized import dequantized, is_quantized, quantized
 from pbrl_jax.models.specs import DecoderSpec

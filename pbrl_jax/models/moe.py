@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.core.sharding import LOGICAL_AXES, partition_spec
+from pbrl_jax.mesh.sharding import LOGICAL_AXES, partition_spec
 from pbrl_jax.models.grouped import group_items, grouped_dot
 from pbrl_jax.models.layers import ACTIVATIONS, Projection
 

@@ -22,7 +22,7 @@ class Llama3Scaling:
 class DecoderSpec:
     """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, gated feed-forward.
 
-    The switches together say which family it is: see pbrl_jax.models.hf_decoder.family_of.
+    The switches together say which family it is: see pbrl_jax.weights.hf_decoder.family_of.
     """
 
     vocab_size: int

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from pbrl_jax.core.config import PivotConfig
+from pbrl_jax.config.tree import PivotConfig
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import append_json_lines, as_path, is_remote
 from pbrl_jax.core.records import Reference

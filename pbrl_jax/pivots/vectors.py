@@ -21,7 +21,7 @@ from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError, DataError
 from pbrl_jax.core.paths import is_remote, sync_folder, write_atomic
-from pbrl_jax.models.safetensors_file import Entry, Planned, read_entries, write_safetensors
+from pbrl_jax.weights.safetensors_file import Entry, Planned, read_entries, write_safetensors
 
 INDEX = "index.json"
 _FIELDS = {"encoder", "width", "shards", "fingerprint"}

@@ -7,7 +7,7 @@ again where a checkpointed function is computed twice. Memory and traffic are es
 import math
 from typing import NamedTuple
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.models.attention import AUTO_CHUNK_PAIRS, QUERY_CHUNK
 from pbrl_jax.models.lora import projections
 from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, TextEncoderSpec

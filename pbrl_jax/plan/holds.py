@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.plan.hlo_text import Instruction, Shape, parse_module
 from pbrl_jax.plan.shapes import policy_shapes

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pbrl_jax.assets.encoder import embed_block, embed_tokens, length_bucket
-from pbrl_jax.core.config import Config, with_values
-from pbrl_jax.core.sharding import MESH_AXES, batch_sharding, replicated
+from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.mesh.sharding import MESH_AXES, batch_sharding, replicated
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost, program_cost
 from pbrl_jax.plan.holds import update_faults
@@ -30,6 +29,7 @@ from pbrl_jax.rollout.generate import decode, prefill, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.update import make_update
+from pbrl_jax.weights.encoders import embed_block, embed_tokens, length_bucket
 
 #: How the TPU compiler says that a program does not fit.
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")

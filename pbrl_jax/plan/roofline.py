@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.sharding import mesh_shape
+from pbrl_jax.mesh.sharding import mesh_shape
 from pbrl_jax.plan.analytic import Sizes, estimate_step
 from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, Chip, Topology
 from pbrl_jax.plan.programs import Need

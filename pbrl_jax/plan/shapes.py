@@ -11,15 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.assets.encoder import abstract_encoder
-from pbrl_jax.assets.hf_load import read_config
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, lookup
-from pbrl_jax.core.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.core.records import TrainBatch, TrainState
-from pbrl_jax.core.sharding import replicated, tree_shardings
+from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
+from pbrl_jax.mesh.sharding import replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
-from pbrl_jax.models.hf_decoder import decoder_spec
 from pbrl_jax.models.lora import adapter_axes, init_adapters
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
 from pbrl_jax.train.adapters import whole
@@ -28,6 +25,9 @@ from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state, state_shardings
 from pbrl_jax.train.steps import batch_shapes
+from pbrl_jax.weights.encoders import abstract_encoder
+from pbrl_jax.weights.hf_decoder import decoder_spec
+from pbrl_jax.weights.hf_load import read_config
 
 #: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pbrl_jax.assets.encoder import Encoder
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.records import Prompt, Scores
 from pbrl_jax.rewards.inputs import RewardInputs, reference_text, response_texts
 from pbrl_jax.rewards.similarity import load_baselines, scale_similarity
+from pbrl_jax.weights.encoders import Encoder
 
 LONGEST_CHUNK = 300
 """Characters, about; a longer sentence is cut at spaces."""

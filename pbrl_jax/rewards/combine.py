@@ -11,11 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.assets.encoder import Encoder
-from pbrl_jax.assets.policy import Policy
-from pbrl_jax.core.config import Config, RewardConfig
+from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
-from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
@@ -29,6 +26,9 @@ from pbrl_jax.rewards.shaping import check_shaping, make_overlong, make_repetiti
 from pbrl_jax.rewards.similarity import check_similarity, combine_parts
 from pbrl_jax.rewards.translation import make_translation
 from pbrl_jax.rewards.user import make_user_reward
+from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.weights.encoders import Encoder
+from pbrl_jax.weights.policies import Policy
 
 
 class RewardAssets(NamedTuple):

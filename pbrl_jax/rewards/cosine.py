@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pbrl_jax.assets.encoder import Encoder
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.records import Scores
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, response_texts
 from pbrl_jax.rewards.similarity import combine_parts, load_baselines, reference_cosine, scale_similarity
+from pbrl_jax.weights.encoders import Encoder
 
 
 def cosine_reward(

@@ -11,18 +11,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.assets.comet import Comet, load_comet
-from pbrl_jax.assets.endpoint_translator import EndpointTranslator
-from pbrl_jax.assets.translation import Translator
-from pbrl_jax.assets.translation_cache import CachedTranslator
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.cosine import compiled_vector_scores
 from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, reference_text, response_texts
 from pbrl_jax.rewards.similarity import combine_parts, load_baselines
 from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES
-from pbrl_jax.rewards.translators import PromptedTranslator, load_translator
+from pbrl_jax.translate.cache import CachedTranslator
+from pbrl_jax.translate.endpoint_translator import EndpointTranslator
+from pbrl_jax.translate.load import PromptedTranslator, load_translator
+from pbrl_jax.translate.translator import Translator
+from pbrl_jax.weights.comets import Comet, load_comet
 
 TranslateRows = Callable[[RewardInputs, str, Sequence[str]], tuple[list[str], np.ndarray]]
 

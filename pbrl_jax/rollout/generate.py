@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pbrl_jax.core.config import AlgoConfig, RolloutConfig
+from pbrl_jax.config.tree import AlgoConfig, RolloutConfig
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
-from pbrl_jax.core.sharding import constrain
+from pbrl_jax.mesh.sharding import constrain
 from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
 from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
 from pbrl_jax.models.specs import DecoderSpec

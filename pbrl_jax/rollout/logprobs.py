@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import PromptBatch, pytree
-from pbrl_jax.core.sharding import constrain, row_shards
+from pbrl_jax.mesh.sharding import constrain, row_shards
 from pbrl_jax.models.decoder import hidden_states, logits_of, output_matrix
 from pbrl_jax.models.heads import state_values
 from pbrl_jax.models.layouts import SharedPrefix

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pbrl_jax.core.sharding import DECODING_AXES, constrain
 from pbrl_jax.core.trees import first_rule, map_with_path
+from pbrl_jax.mesh.sharding import DECODING_AXES, constrain
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.specs import DecoderSpec
 

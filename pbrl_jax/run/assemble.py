@@ -9,32 +9,30 @@ from collections.abc import Sequence
 import jax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.assets.encoder import Encoder, load_encoder, over_devices
-from pbrl_jax.assets.policy import Policy, load_policy
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
-from pbrl_jax.core.agree import is_first
-from pbrl_jax.core.config import Config, LogConfig
+from pbrl_jax.config.serialize import from_json
+from pbrl_jax.config.tree import Config, LogConfig
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
-from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.paths import WorkDir, write_atomic
-from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.core.serialize import from_json
-from pbrl_jax.core.sharding import make_mesh
-from pbrl_jax.core.validate import batch_arithmetic, validate
 from pbrl_jax.data.batches import make_sampler
 from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
 from pbrl_jax.data.sources import SOURCES, quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
+from pbrl_jax.logs.progress import Progress
+from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.attention import KERNELS
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
-from pbrl_jax.pivots.generate import TEMPLATE, attach_references
 from pbrl_jax.pivots.store import open_store
+from pbrl_jax.pivots.write import TEMPLATE, attach_references
 from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
+from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.rollout.generate import Interrupted
+from pbrl_jax.run.check import batch_arithmetic, validate
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import STYLES, THINKING, chat_messages, instruction
@@ -44,6 +42,8 @@ from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.fused import check_fusable
 from pbrl_jax.train.optimizer import make_schedule
 from pbrl_jax.train.signals import stop_agreed
+from pbrl_jax.weights.encoders import Encoder, load_encoder, over_devices
+from pbrl_jax.weights.policies import Policy, load_policy
 
 #: Sentences a vocabulary is trained on, at most; more changes little.
 VOCABULARY_SENTENCES = 60_000

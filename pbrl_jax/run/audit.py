@@ -5,23 +5,23 @@ import json
 
 from rich.console import Console
 
-from pbrl_jax.assets.encoder import Encoder, load_encoder
-from pbrl_jax.assets.policy import Policy, load_policy
-from pbrl_jax.core.config import Config, RewardConfig
+from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
-from pbrl_jax.core.progress import Progress
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.attacks import Case
 from pbrl_jax.eval.audit import audit_table, below, file_cases, make_scorer, quickstart_cases
-from pbrl_jax.eval.audit_picture import audit_lines, audit_picture
-from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
+from pbrl_jax.pivots.write import attach_references
+from pbrl_jax.report.audit_picture import audit_lines, audit_picture
 from pbrl_jax.rewards.combine import check_reward, make_reward, run_assets
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
+from pbrl_jax.weights.encoders import Encoder, load_encoder
+from pbrl_jax.weights.policies import Policy, load_policy
 
 PLAIN_COSINE = RewardConfig(functions=("cosine",), reward_weights=(1.0,), parts="whole", language_gate="off")
 """What the audit shows beside the configured reward: similarity with nothing around it."""

@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir, write_atomic
 from pbrl_jax.data.load import load_prompts

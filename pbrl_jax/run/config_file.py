@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.serialize import from_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
-from pbrl_jax.core.serialize import from_json
 
 
 def load_config(path: str) -> Config:

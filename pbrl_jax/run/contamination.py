@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError, PbrlError, lookup
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, write_atomic
 from pbrl_jax.core.records import Prompt

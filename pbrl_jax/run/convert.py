@@ -5,23 +5,23 @@ import os
 
 import jax
 
-from pbrl_jax.assets.comet import convert_comet
-from pbrl_jax.assets.comet_checkpoint import CHECKPOINT, HPARAMS
-from pbrl_jax.assets.encoder import load_encoder, save_encoder
-from pbrl_jax.assets.encoder_export import export_encoder
-from pbrl_jax.assets.folders import own_folder
-from pbrl_jax.assets.hf_export import export_policy
-from pbrl_jax.assets.hf_load import read_config, stored_compute_type
-from pbrl_jax.assets.hub import local_copy
-from pbrl_jax.assets.policy import PARAM_TYPES, load_policy, save_policy
-from pbrl_jax.assets.sentence_transformers import MODULES, read_chain, read_json
-from pbrl_jax.assets.translator import load_m2m100
-from pbrl_jax.assets.translator_export import export_translator
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.trees import count_parameters
-from pbrl_jax.models.hf_encoder import FAMILIES
-from pbrl_jax.models.hf_m2m100 import MODEL_TYPE
+from pbrl_jax.translate.m2m100_export import export_translator
+from pbrl_jax.translate.m2m100_translator import load_m2m100
+from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
+from pbrl_jax.weights.comets import convert_comet
+from pbrl_jax.weights.encoder_export import export_encoder
+from pbrl_jax.weights.encoders import load_encoder, save_encoder
+from pbrl_jax.weights.folders import own_folder
+from pbrl_jax.weights.hf_encoder import FAMILIES
+from pbrl_jax.weights.hf_export import export_policy
+from pbrl_jax.weights.hf_load import read_config, stored_compute_type
+from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
+from pbrl_jax.weights.hub import local_copy
+from pbrl_jax.weights.policies import PARAM_TYPES, load_policy, save_policy
+from pbrl_jax.weights.sentence_transformers import MODULES, read_chain, read_json
 
 #: Form of a folder -> what it is for.
 FORMS = {

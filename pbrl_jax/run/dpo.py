@@ -4,22 +4,22 @@ import hashlib
 
 import jax
 
-from pbrl_jax.algos.dpo import preferred_pairs
-from pbrl_jax.assets.policy import Policy, save_policy
-from pbrl_jax.core.config import Config
+from pbrl_jax.algos.preference import preferred_pairs
+from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
-from pbrl_jax.core.serialize import to_json
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
 from pbrl_jax.text.prompts import THINKING, format_prompts
 from pbrl_jax.train.adapters import placed_frozen, plain, trainable
-from pbrl_jax.train.dpo import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
 from pbrl_jax.train.state import place_state
+from pbrl_jax.weights.policies import Policy, save_policy
 
 Pair = tuple[list[int], list[int], list[int]]
 """Tokens of a prompt, of the chosen and of the rejected response."""

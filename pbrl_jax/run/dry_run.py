@@ -2,11 +2,11 @@
 
 import jax
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.serialize import to_json
-from pbrl_jax.core.validate import batch_arithmetic
 from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.check import batch_arithmetic
 
 
 def main(config: Config, devices: int | None = None) -> None:

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pbrl_jax.assets.encoder import Encoder, save_encoder
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
-from pbrl_jax.core.serialize import to_json
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.contrastive import Pair, prompt_pairs, quickstart_pairs
 from pbrl_jax.data.corpus import encode_corpus
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.encoder import encoder_axes
 from pbrl_jax.run.assemble import check_start, run_encoder, run_policy, training_prompts, use_compilation_cache
 from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
@@ -21,6 +20,7 @@ from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
 from pbrl_jax.train.state import place_state
+from pbrl_jax.weights.encoders import Encoder, save_encoder
 
 
 def all_pairs(config: Config, prompts) -> list[list[Pair]]:

@@ -9,26 +9,26 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.assets.policy import Policy, load_policy
-from pbrl_jax.core.config import Config, LogConfig, MeshConfig
+from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.hosts import refuse_several
 from pbrl_jax.core.paths import as_path
-from pbrl_jax.core.progress import Progress
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.eval.benchmarks import BENCHMARKS
 from pbrl_jax.eval.benchmarks.common import LOGLIKELIHOOD, Benchmark, Problem, Request, check_request
 from pbrl_jax.eval.contamination import find_overlap
 from pbrl_jax.eval.evaluation_folder import EvaluationFolder, problems_digest
 from pbrl_jax.eval.grading import grade_rows
 from pbrl_jax.eval.metrics_table import compare, summary
-from pbrl_jax.eval.report import distinct_roots, run_labels
 from pbrl_jax.eval.respond import STYLES, Answering, Settings, generate_responses, score_choices
+from pbrl_jax.logs.progress import Progress
+from pbrl_jax.mesh.hosts import refuse_several
+from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.report.write import distinct_roots, run_labels
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.run.contamination import overlap_record, refuse, training_texts
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import THINKING
+from pbrl_jax.weights.policies import Policy, load_policy
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from pbrl_jax.assets.policy import COMPUTE_TYPES, Policy, load_policy
-from pbrl_jax.core.config import MeshConfig
+from pbrl_jax.config.tree import MeshConfig
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, SamplingParams
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.batches import pad_prompts
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import DecodeState, compiled_sampler, decode, finish, prefill, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import STYLES, THINKING, format_prompts
+from pbrl_jax.weights.policies import COMPUTE_TYPES, Policy, load_policy
 
 #: Tokens that are decoded between two looks at them when they are shown as they come.
 STREAMED_TOKENS = 8

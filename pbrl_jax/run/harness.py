@@ -8,13 +8,13 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.assets.policy import load_policy
-from pbrl_jax.core.config import Config, LogConfig, MeshConfig
+from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import as_path, write_atomic, write_json_lines
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.eval.harness import harness_model, import_harness, result_text, sample_lines
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.run.assemble import use_compilation_cache
+from pbrl_jax.weights.policies import load_policy
 
 
 def check_tasks(names: list[str], include: str):

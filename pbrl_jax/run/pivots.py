@@ -1,10 +1,10 @@
 """`pbrl pivots CONFIG --workdir W`: write, filter and embed the English references of a run, once."""
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.core.progress import Progress
-from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
+from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.run.assemble import (
     check_start,
     reference_expert,

@@ -9,17 +9,17 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
-from pbrl_jax.core.sharding import make_mesh
-from pbrl_jax.core.validate import batch_arithmetic
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import estimate_step
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
 from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, sweep
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.check import batch_arithmetic
 
 #: What libtpu needs to hear on a machine without a TPU.
 NO_TPU = {

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.paths import as_path, read_json_lines, write_json_lines
-from pbrl_jax.core.progress import Progress
 from pbrl_jax.data.batches import batch_at
+from pbrl_jax.logs.metrics import PhaseTimer
+from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.train.adapters import placed_frozen
 from pbrl_jax.train.experiment import Experiment

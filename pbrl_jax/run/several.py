@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from pbrl_jax.assets.policy import Policy, save_policy
-from pbrl_jax.core.agree import agreed, exchange, host, host_array, host_count, in_turn, is_first
+from pbrl_jax.config.serialize import to_json
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import WorkDir, write_atomic
-from pbrl_jax.core.serialize import to_json
+from pbrl_jax.mesh.agree import agreed, exchange, host, host_array, host_count, in_turn, is_first
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.weights.policies import Policy, save_policy
 
 
 def check_shared(work: WorkDir) -> None:

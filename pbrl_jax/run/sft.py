@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from pbrl_jax.assets.policy import Policy, save_policy
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
-from pbrl_jax.core.serialize import to_json
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.run.sft_sources import supervised_rows
 from pbrl_jax.text.prompts import THINKING, format_prompts
@@ -23,6 +22,7 @@ from pbrl_jax.train.sft_packing import pack_rows
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
 from pbrl_jax.train.state import place_state
+from pbrl_jax.weights.policies import Policy, save_policy
 
 
 class Supervised(NamedTuple):

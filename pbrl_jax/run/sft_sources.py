@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 
-from pbrl_jax.assets.policy import Policy
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, write_json_lines
-from pbrl_jax.core.progress import Progress
 from pbrl_jax.data.sources.quickstart import Example
-from pbrl_jax.pivots.generate import attach_references
+from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
-from pbrl_jax.rewards.translators import load_translator
+from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.run.assemble import build_experiment, reference_expert, run_policy, training_prompts
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
+from pbrl_jax.translate.load import load_translator
+from pbrl_jax.weights.policies import Policy
 
 TRANSLATED = "translated.jsonl"
 FIELDS = ("language", "question", "response")

@@ -1,8 +1,8 @@
 """`pbrl train CONFIG --workdir W`: train, or continue where W was left."""
 
-from pbrl_jax.core.agree import in_turn
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import work_dir
+from pbrl_jax.mesh.agree import in_turn
 from pbrl_jax.run.assemble import build_experiment, make_evaluate, use_compilation_cache
 from pbrl_jax.run.contamination import check_names, check_training
 from pbrl_jax.run.several import assembled, save_from_first

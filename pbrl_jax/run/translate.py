@@ -3,17 +3,17 @@
 import dataclasses
 from argparse import Namespace
 
-from pbrl_jax.assets.endpoint_translator import EndpointTranslator
-from pbrl_jax.assets.translation_cache import CachedTranslator
-from pbrl_jax.core.config import EndpointConfig
+from pbrl_jax.config.tree import EndpointConfig
 from pbrl_jax.core.errors import ConfigError, EndpointError
-from pbrl_jax.core.http import Endpoint
 from pbrl_jax.core.paths import sha256_file
-from pbrl_jax.core.progress import Progress
-from pbrl_jax.data.translate import Checks, beside, read_questions, same_settings, translate_rows
+from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rewards.text_similarity import chrf
-from pbrl_jax.rewards.translators import load_translator
+from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.text.languages import check_languages
+from pbrl_jax.translate.cache import CachedTranslator
+from pbrl_jax.translate.endpoint_translator import EndpointTranslator
+from pbrl_jax.translate.load import load_translator
+from pbrl_jax.translate.prompts import Checks, beside, read_questions, same_settings, translate_rows
 
 
 def main(arguments: Namespace) -> None:

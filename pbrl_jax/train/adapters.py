@@ -10,11 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from pbrl_jax.assets.policy import Policy
-from pbrl_jax.core.config import Config, LoraConfig
-from pbrl_jax.core.sharding import place, tree_shardings
+from pbrl_jax.config.tree import Config, LoraConfig
+from pbrl_jax.mesh.sharding import place, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, joined, merged
+from pbrl_jax.weights.policies import Policy
 
 #: All weights are trained.
 NO_ADAPTERS = LoraConfig()

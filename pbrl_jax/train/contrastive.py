@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pbrl_jax.core.config import ContrastiveConfig, OptimConfig
+from pbrl_jax.config.tree import ContrastiveConfig, OptimConfig
 from pbrl_jax.core.records import TrainState, pytree
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 import optax
 
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.heads import init_value_head
 from pbrl_jax.train.optimizer import make_optimizer

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.algos.advantages import SAME_REWARD
-from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.records import Prompt, Rollout, Scores, TrainBatch
-from pbrl_jax.core.sharding import batch_sharding
 from pbrl_jax.data.batches import next_batch
+from pbrl_jax.logs.metrics import PhaseTimer
+from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rollout.sampling import step_key
 from pbrl_jax.train.experiment import Experiment

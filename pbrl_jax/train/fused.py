@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.core.config import Config, RewardConfig
+from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState, pytree
 from pbrl_jax.models.encoder import encode_segments, encodes_segments

@@ -7,7 +7,7 @@ has a falling loss. Bounds are `config.guard`'s; None does not look.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pbrl_jax.core.config import GuardConfig
+from pbrl_jax.config.tree import GuardConfig
 from pbrl_jax.core.errors import PbrlError
 
 

@@ -15,19 +15,18 @@ import jax
 import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.assets.policy import Policy
 from pbrl_jax.checkpoint import check_same_experiment, params_sha256, restore_latest, save_checkpoint
-from pbrl_jax.core.agree import is_first
-from pbrl_jax.core.config import LoraConfig
+from pbrl_jax.config.serialize import from_json, to_json
+from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError, lookup
-from pbrl_jax.core.log import MetricWriter, write_samples
-from pbrl_jax.core.offload import check_host_memory, in_host_memory
 from pbrl_jax.core.paths import read_json_lines, write_atomic
-from pbrl_jax.core.progress import Progress
-from pbrl_jax.core.serialize import from_json, to_json
-from pbrl_jax.core.sharding import place, replicated
-from pbrl_jax.core.watch import phase
 from pbrl_jax.data.batches import start_cursor
+from pbrl_jax.logs.metrics import MetricWriter, write_samples
+from pbrl_jax.logs.progress import Progress
+from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
+from pbrl_jax.mesh.sharding import place, replicated
+from pbrl_jax.mesh.watch import phase
 from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.train.adapters import placed_frozen, plain, trainable, whole
 from pbrl_jax.train.critic import new_critic
@@ -38,6 +37,7 @@ from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.staged import announce
 from pbrl_jax.train.state import abstract_state, place_state
 from pbrl_jax.train.steps import Outcome, Position, batch_shapes, fused_steps, hosted_steps
+from pbrl_jax.weights.policies import Policy
 
 Evaluate = Callable[[Any], dict[str, float]]
 

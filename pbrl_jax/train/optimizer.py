@@ -4,7 +4,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from pbrl_jax.core.config import OptimConfig
+from pbrl_jax.config.tree import OptimConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import map_with_path
 

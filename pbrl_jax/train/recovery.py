@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint
-from pbrl_jax.core.config import GuardConfig
+from pbrl_jax.config.tree import GuardConfig
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.records import TrainState
 from pbrl_jax.train.experiment import Experiment

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from pbrl_jax.core.config import LoraConfig, OptimConfig, SftConfig
+from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
 from pbrl_jax.core.records import PromptBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.specs import DecoderSpec

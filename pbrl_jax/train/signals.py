@@ -3,7 +3,7 @@
 import signal
 import threading
 
-from pbrl_jax.core.agree import exchange
+from pbrl_jax.mesh.agree import exchange
 
 _stop = threading.Event()
 

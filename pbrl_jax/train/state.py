@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from pbrl_jax.core.offload import check_host_memory, in_host_memory
 from pbrl_jax.core.records import TrainState
-from pbrl_jax.core.sharding import place, replicated, tree_shardings
+from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
+from pbrl_jax.mesh.sharding import place, replicated, tree_shardings
 
 
 def new_state(

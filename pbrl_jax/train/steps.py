@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.core.agree import host_array, host_count, is_first
-from pbrl_jax.core.config import Config
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import RewardError, lookup
-from pbrl_jax.core.log import PhaseTimer
-from pbrl_jax.core.offload import fetched, sent_back
 from pbrl_jax.core.records import Prompt, PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState
-from pbrl_jax.core.rows import held_rows, own_devices, owned_rows, rows_on_mesh
-from pbrl_jax.core.sharding import batch_sharding, place, replicated
 from pbrl_jax.data.batches import next_batch
+from pbrl_jax.logs.metrics import PhaseTimer
+from pbrl_jax.mesh.agree import host_array, host_count, is_first
+from pbrl_jax.mesh.offload import fetched, sent_back
+from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
+from pbrl_jax.mesh.sharding import batch_sharding, place, replicated
 from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, run_assets, weights_at
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.decode import completions

@@ -19,12 +19,12 @@ from pbrl_jax.algos.advantages import reward_metrics as group_metrics
 from pbrl_jax.algos.correction import sampler_weights
 from pbrl_jax.algos.ppo import value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
-from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
-from pbrl_jax.core.offload import as_before, on_device
 from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.logprobs import response_outputs, unpacked_streams
 from pbrl_jax.rollout.packing import pack_streams, unpack

@@ -21,7 +21,7 @@ from pbrl_jax.algos.returns import (
     token_rewards,
     whiten,
 )
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.masking import masked_mean, masked_std, masked_variance
 from pbrl_jax.models.specs import tiny_decoder
 from pbrl_jax.rollout.logprobs import chunked_logprobs

@@ -16,7 +16,7 @@ import numpy as np
 from pbrl_jax.algos import grpo
 from pbrl_jax.algos.correction import sampler_weights
 from pbrl_jax.algos.objectives import aggregate
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.masking import masked_mean
 
 FOLDER = Path(os.environ.get("PBRL_ORACLES") or Path(__file__).parents[1] / "fixtures" / "oracles")

@@ -7,7 +7,7 @@ import pytest
 
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.advantages import group_advantages, normalize_then_sum
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 
 REWARD = np.array([[1.0, 2.0, 6.0], [0.5, 0.5, 0.5]])
 VALID = np.array([[True, True, True], [True, True, False]])

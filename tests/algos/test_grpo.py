@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pbrl_jax.algos import ALGORITHMS, grpo
 from pbrl_jax.algos.objectives import AGGREGATIONS
-from pbrl_jax.core.config import AlgoConfig
+from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.errors import ConfigError
 
 OLD = np.log(np.array([[0.5, 0.2, 0.4], [0.3, 0.6, 0.5]]))

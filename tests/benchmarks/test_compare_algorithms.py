@@ -8,8 +8,8 @@ import pytest
 from source_tree import ROOT
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.validate import validate
-from pbrl_jax.run.quickstart_config import quickstart_config
+from pbrl_jax.quickstart.settings import quickstart_config
+from pbrl_jax.run.check import validate
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

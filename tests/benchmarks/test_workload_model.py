@@ -14,8 +14,8 @@ import grpo_step
 from peers import bench_workload as workload
 from peers.bench_protocol import parse_flags
 
-from pbrl_jax.assets.policy import abstract_decoder
 from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.weights.policies import abstract_decoder
 
 TINY = ["--vocab", "64", "--d", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--head-dim", "8",
         "--ffn", "32", "--prompt-len", "8", "--response-len", "8", "--seed", "3"]  # fmt: skip

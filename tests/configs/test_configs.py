@@ -8,11 +8,11 @@ import pytest
 from source_tree import ROOT
 
 from pbrl_jax.cli import main
+from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.serialize import from_json, to_json
-from pbrl_jax.core.validate import validate
 from pbrl_jax.data.sources import SOURCES
 from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.check import validate
 from pbrl_jax.run.config_file import load_config
 
 FILES = sorted(ROOT.glob("configs/*.py"))

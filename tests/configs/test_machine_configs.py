@@ -5,7 +5,7 @@ import re
 import pytest
 from source_tree import ROOT
 
-from pbrl_jax.core.serialize import from_json, to_json
+from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.plan.chips import parse_topology
 from pbrl_jax.plan.roofline import USABLE, estimate
 from pbrl_jax.plan.shapes import run_models

@@ -5,9 +5,9 @@ import re
 import pytest
 from source_tree import ROOT
 
-from pbrl_jax.core.serialize import from_json, to_json
-from pbrl_jax.core.validate import validate
+from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.check import validate
 from pbrl_jax.run.config_file import load_config, override
 
 FILES = sorted(ROOT.glob("configs/paper/*.py"))

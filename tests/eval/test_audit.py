@@ -9,7 +9,6 @@ from source_tree import ROOT
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import encoder
 
-from pbrl_jax.assets.encoder import save_encoder
 from pbrl_jax.cli import main
 from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.records import Prompt, Reference, Scores
@@ -30,6 +29,7 @@ from pbrl_jax.run import audit as audit_verb
 from pbrl_jax.text.answers import extract_answer, same_answer, split_response
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.weights.encoders import save_encoder
 
 CONFIG = str(ROOT / "configs" / "quickstart.py")
 PROMPT = Prompt(prompt_id(7, "sw"), "sw", "Ali ana kadi ngapi?", "How many cards?", "12",

@@ -12,9 +12,9 @@ from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy
 
 from pbrl_jax import cli
-from pbrl_jax.assets.policy import save_policy
-from pbrl_jax.core.config import Config, with_values
-from pbrl_jax.core.serialize import to_json
+from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.weights.policies import save_policy
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SHORT = ["--max-completion-length", "6", "--batch-size", "4"]

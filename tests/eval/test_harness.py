@@ -11,12 +11,12 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy, problem_prompts, tokenizer
 
-from pbrl_jax.assets.policy import save_policy
 from pbrl_jax.cli import main
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.eval.evaluate import Decoder, answer_texts
 from pbrl_jax.eval.harness import PolicyRequests, generation_options, harness_model, rolling_windows
 from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.weights.policies import save_policy
 
 QUESTIONS = [prompt.question + "\n" for prompt in problem_prompts(2)[:3]]
 PAIRS = [("Ali starts with", " 10 bottles."), ("Ali starts with ", "4"), ("How many", " more bottles are there?"),

@@ -11,9 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy, problem_prompts, tokenizer
 
-from pbrl_jax.core.config import MeshConfig
+from pbrl_jax.config.tree import MeshConfig
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.eval import respond
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.evaluate import Decoder, answer_texts
@@ -28,6 +27,7 @@ from pbrl_jax.eval.respond import (
     problem_id,
     score_choices,
 )
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import causal_logits
 
 PROMPTS = problem_prompts(4)[:10]

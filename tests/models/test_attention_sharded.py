@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference
 
-from pbrl_jax.core.config import MeshConfig
-from pbrl_jax.core.sharding import make_mesh
+from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.fused_attention import splash_attention
 
 pytestmark = pytest.mark.serial

@@ -18,9 +18,9 @@ from tiny_policy import quick_compiles  # noqa: F401
 from pbrl_jax.core.records import PromptBatch
 from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.decoder import causal_logits, init_decoder
-from pbrl_jax.models.hf_decoder import decoder_names, decoder_spec
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params
+from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec
 
 FOLDERS = Path(__file__).parent.parent / "fixtures" / "hf"
 FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3")

@@ -16,9 +16,9 @@ from tiny_policy import quick_compiles  # noqa: F401
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.trees import count_parameters, match_rules
 from pbrl_jax.models.beam import Rules, beam_search
-from pbrl_jax.models.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.models.m2m100 import AXES, M2M100, init_m2m100, target_logits, translate_tokens
-from pbrl_jax.models.weights import load_params, open_weights
+from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
+from pbrl_jax.weights.tensors import load_params, open_weights
 
 CASE = "hf.m2m100_nllb"
 FOLDER = Path(__file__).parents[1] / "fixtures" / "hf" / "m2m100"

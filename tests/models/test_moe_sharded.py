@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference, tiny_params
 
-from pbrl_jax.core.config import MeshConfig
-from pbrl_jax.core.sharding import batch_sharding, make_mesh, tree_shardings
+from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, hidden_states
 from pbrl_jax.models.layouts import Causal
 from pbrl_jax.models.specs import TINY_FAMILIES

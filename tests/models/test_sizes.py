@@ -7,8 +7,8 @@ import pytest
 
 from pbrl_jax.core.trees import count_parameters
 from pbrl_jax.models.decoder import init_decoder
-from pbrl_jax.models.hf_decoder import decoder_spec
 from pbrl_jax.models.specs import DECODERS
+from pbrl_jax.weights.hf_decoder import decoder_spec
 
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA = {

@@ -6,15 +6,15 @@ import pytest
 from tiny_endpoint import TinyEndpoint
 from tiny_policy import tiny_spec
 
-from pbrl_jax.assets.policy import Policy
-from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.core.validate import validate
 from pbrl_jax.pivots.agreement import choose
-from pbrl_jax.pivots.generate import attach_references
 from pbrl_jax.pivots.store import PivotStore
+from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.run.assemble import reference_expert
+from pbrl_jax.run.check import validate
+from pbrl_jax.weights.policies import Policy
 
 
 def config(source: str = "policy", **pivot) -> Config:

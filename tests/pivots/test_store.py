@@ -11,8 +11,8 @@ import textwrap
 
 import pytest
 
+from pbrl_jax.config.tree import PivotConfig
 from pbrl_jax.core import paths
-from pbrl_jax.core.config import PivotConfig
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Reference
 from pbrl_jax.pivots.store import Origin, PivotStore, StoredReference, open_store

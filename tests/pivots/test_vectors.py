@@ -12,10 +12,10 @@ import pytest
 
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.models.safetensors_file import SafetensorsFile
 from pbrl_jax.pivots import store as store_module
 from pbrl_jax.pivots import vectors as vectors_module
 from pbrl_jax.pivots.store import EMBED_BATCH, PivotStore
+from pbrl_jax.weights.safetensors_file import SafetensorsFile
 
 
 class Encoder:

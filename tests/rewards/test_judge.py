@@ -6,11 +6,11 @@ import pytest
 from tiny_endpoint import TinyEndpoint
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import RewardError
-from pbrl_jax.core.http import Endpoint
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.judge import pairs_of, verdict
+from pbrl_jax.rollout.endpoint import Endpoint
 
 SWAHILI = problem_prompts(1, ("sw",))[0]
 OTHER = SWAHILI._replace(id=SWAHILI.id + 64)

@@ -6,7 +6,7 @@ import pytest
 from algos.oracle_checks import CASES, EXACT
 from tiny_world import problem_prompts, reward_inputs
 
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.shaping import (
     TOKEN_TERMS,

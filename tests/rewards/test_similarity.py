@@ -8,7 +8,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, canonical_responses, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.cosine import make_cosine
 from pbrl_jax.rewards.similarity import (

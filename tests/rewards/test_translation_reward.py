@@ -5,15 +5,15 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs, vectors_of
 
-from pbrl_jax.assets.translation import Segment, Translator, Written
-from pbrl_jax.assets.translation_cache import CachedTranslator
-from pbrl_jax.core.config import RewardConfig
+from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Reference
 from pbrl_jax.rewards import translation
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.cosine import make_cosine
 from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES, bleu, chrf, rouge_l_scores
+from pbrl_jax.translate.cache import CachedTranslator
+from pbrl_jax.translate.translator import Segment, Translator, Written
 
 REASONING, ANSWER = "Ali starts with 10 bottles and buys 10 more bottles.", "The answer is 20."
 SWAHILI = problem_prompts(1, ("sw",))[0]._replace(answer="20", reference=Reference(REASONING, ANSWER))

@@ -10,10 +10,10 @@ from tiny_hf import FIXTURES, hf_policy
 from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax import cli
-from pbrl_jax.assets.comet import load_comet
-from pbrl_jax.assets.encoder import load_encoder
-from pbrl_jax.assets.hf_export import export_policy
-from pbrl_jax.assets.policy import load_policy, save_policy
+from pbrl_jax.weights.comets import load_comet
+from pbrl_jax.weights.encoders import load_encoder
+from pbrl_jax.weights.hf_export import export_policy
+from pbrl_jax.weights.policies import load_policy, save_policy
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_what_is_refused(convert, tmp_path, monkeypatch, arguments, message):
 
 def test_a_translator_goes_out_as_it_came(convert, tmp_path):
     """From torch's format to safetensors, the same tensors by the same names; then in another type."""
-    from pbrl_jax.models.torch_file import state_dict
+    from pbrl_jax.weights.torch_file import state_dict
 
     out, half = tmp_path / "out", tmp_path / "half"
     status, output, errors = convert(FIXTURES / "m2m100", out)

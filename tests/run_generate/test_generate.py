@@ -12,11 +12,11 @@ from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy as own_policy
 
 from pbrl_jax import cli
-from pbrl_jax.assets.hf_export import export_policy
-from pbrl_jax.assets.policy import load_policy, save_policy
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.run import generate
 from pbrl_jax.text.prompts import format_prompts
+from pbrl_jax.weights.hf_export import export_policy
+from pbrl_jax.weights.policies import load_policy, save_policy
 
 LONGEST = 200
 QUESTIONS = ["2 + 2?", "How many apples?"]

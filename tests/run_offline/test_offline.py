@@ -7,14 +7,14 @@ from tiny_policy import quick_compiles  # noqa: F401  a fixture
 from tiny_world import policy
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.assets.policy import load_policy
-from pbrl_jax.core.config import with_values
+from pbrl_jax.config.tree import with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.run import dpo, sft
 from pbrl_jax.run.dpo import preference_pairs
 from pbrl_jax.run.scored import FILE, ScoredGroup, read_groups
 from pbrl_jax.run.sft_sources import best_of, read_rows, translated
+from pbrl_jax.weights.policies import load_policy
 
 GROUP = ScoredGroup(7, "sw", "2 + 2?", ["a", "b", "", "d"], [[5], [6, 7], [8], [9]], [0.2, 0.9, 1.5, None])
 

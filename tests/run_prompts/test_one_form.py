@@ -6,16 +6,16 @@ from tiny_hf import TEMPLATE, hf_policy, hf_tokenizer
 from tiny_world import SPACE
 
 from pbrl_jax import cli
-from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Rollout
-from pbrl_jax.core.validate import validate
 from pbrl_jax.eval import evaluate
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.respond import encode_prompts
 from pbrl_jax.run import assemble, generate
 from pbrl_jax.run import eval as run_eval
+from pbrl_jax.run.check import validate
 from pbrl_jax.run.sft import supervised
 from pbrl_jax.text.prompts import format_prompt
 

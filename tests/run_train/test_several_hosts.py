@@ -12,8 +12,8 @@ import pytest
 from resume_driver import ROOT, Driver
 from tiny_policy import largest_difference, leaf_differences
 
-from pbrl_jax.assets.policy import load_policy
 from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint
+from pbrl_jax.weights.policies import load_policy
 
 STEPS = 6
 LOST_SECONDS = 8

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from pbrl_jax.core.config import Config, with_values
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.core.validate import validate
 from pbrl_jax.run import contamination
+from pbrl_jax.run.check import validate
 from pbrl_jax.run.contamination import check_names, check_training
 
 ENGLISH = "A farmer has twelve brown hens and every hen lays two large eggs each day"

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from pbrl_jax.assets.encoder import encoder_tokenizer, special_ids
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.data import corpus
 from pbrl_jax.text.tokenizers import (
@@ -17,6 +16,7 @@ from pbrl_jax.text.tokenizers import (
     load_tokenizer,
     train_sentencepiece,
 )
+from pbrl_jax.weights.encoders import encoder_tokenizer, special_ids
 
 TEXTS = [
     "The answer is 12.", "Jibu ni 12, kwa sababu 3 mara 4 ni 12.", "答案是 12。", "ఆమె దగ్గర 5 ఆపిల్స్ ఉన్నాయి.",

@@ -9,8 +9,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, SPACE, tokenizer
 
-from pbrl_jax.assets.encoder import Encoder
-from pbrl_jax.core.config import ContrastiveConfig
+from pbrl_jax.config.tree import ContrastiveConfig
 from pbrl_jax.data.contrastive import quickstart_pairs
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.models.encoder import init_encoder
@@ -19,6 +18,7 @@ from pbrl_jax.run.encoder import EncodedSteps
 from pbrl_jax.train.contrastive import contrastive_optimizer_config, info_nce, make_contrastive_step
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state
+from pbrl_jax.weights.encoders import Encoder
 
 STEPS, B = 40, 24
 

@@ -6,15 +6,15 @@ import pytest
 from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.core.config import with_values
+from pbrl_jax.config.tree import with_values
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.log import PhaseTimer
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Scores
-from pbrl_jax.core.validate import validate
 from pbrl_jax.data.batches import batch_at
+from pbrl_jax.logs.metrics import PhaseTimer
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.run.assemble import build_experiment
+from pbrl_jax.run.check import validate
 from pbrl_jax.train import steps
 from pbrl_jax.train.dynamic import alike, make_rounds, replacements, without_signal
 from pbrl_jax.train.fused import check_fusable

@@ -12,12 +12,12 @@ from tiny_policy import largest_difference, quick_compiles  # noqa: F401  the se
 
 from configs.tiny_cpu import get_config
 from pbrl_jax.checkpoint import list_checkpoints, read_meta, restore_checkpoint
-from pbrl_jax.core.config import GuardConfig, with_values
+from pbrl_jax.config.tree import GuardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.log import MetricWriter
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.core.validate import validate
+from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.run.assemble import build_experiment
+from pbrl_jax.run.check import validate
 from pbrl_jax.train import loop
 from pbrl_jax.train.guard import CollapseError, bounds, broken_bounds, watch
 from pbrl_jax.train.recovery import recover

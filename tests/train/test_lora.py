@@ -18,12 +18,12 @@ from tiny_policy import (
 
 from configs.tiny_cpu import get_config
 from pbrl_jax.checkpoint import list_checkpoints, params_sha256, restore_checkpoint
-from pbrl_jax.core.config import LoraConfig, with_values
+from pbrl_jax.config.tree import LoraConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.core.validate import validate
 from pbrl_jax.models.lora import init_adapters, joined, merged
 from pbrl_jax.run.assemble import build_experiment
+from pbrl_jax.run.check import validate
 from pbrl_jax.train import loop
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import abstract_state, new_state

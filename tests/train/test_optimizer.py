@@ -8,10 +8,10 @@ import pytest
 from tiny_policy import tiny_params, tiny_spec
 
 from pbrl_jax.checkpoint import restore_latest, save_checkpoint
-from pbrl_jax.core.config import MeshConfig, OptimConfig
+from pbrl_jax.config.tree import MeshConfig, OptimConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.sharding import make_mesh
 from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.train.optimizer import decays, make_optimizer, make_schedule
 from pbrl_jax.train.sft import gradient_step

@@ -21,10 +21,9 @@ from tiny_policy import (
 )
 from tiny_world import canonical_responses, encoder
 
-from pbrl_jax.assets.encoder import embed_block, over_devices, row_sharding
-from pbrl_jax.core.config import MeshConfig, OptimConfig, with_values
+from pbrl_jax.config.tree import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.records import TrainBatch
-from pbrl_jax.core.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.plan.hlo import program_cost
@@ -38,6 +37,7 @@ from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
 from pbrl_jax.train.update import make_update
+from pbrl_jax.weights.encoders import embed_block, over_devices, row_sharding
 
 pytestmark = pytest.mark.serial
 

@@ -11,8 +11,8 @@ from tiny_policy import quick_compiles, tiny_spec  # noqa: F401  the first is a 
 from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradient, table, table_logprobs
 
 from pbrl_jax.algos.objectives import AGGREGATIONS
-from pbrl_jax.core.config import MeshConfig, with_values
-from pbrl_jax.core.sharding import batch_sharding, make_mesh, replicated
+from pbrl_jax.config.tree import MeshConfig, with_values
+from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state

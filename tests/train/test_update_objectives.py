@@ -16,7 +16,7 @@ from tiny_policy import largest_difference, quick_compiles, tiny_batch, tiny_con
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.objectives import AGGREGATIONS
 from pbrl_jax.algos.returns import kl_penalty
-from pbrl_jax.core.config import with_values
+from pbrl_jax.config.tree import with_values
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state

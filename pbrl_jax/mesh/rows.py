@@ -1,0 +1,71 @@
+"""Rows of a batch on the mesh and on the hosts.
+
+A row lies on the devices of one shard of the `batch` axis. The host of that shard's first device owns it: it decodes,
+scores and logs it. Where `tensor` spans hosts several hold the same row, and one of them owns it.
+"""
+
+import contextlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pbrl_jax.mesh import agree
+from pbrl_jax.mesh.sharding import batch_sharding, row_mesh
+
+
+def own_devices(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """What runs in here runs on this host's devices of a mesh alone; nothing changes where there is one host."""
+    return contextlib.nullcontext() if agree.host_count() == 1 else jax.set_mesh(row_mesh(mesh))
+
+
+def row_owners(mesh: Mesh, rows: int) -> np.ndarray:
+    """The number of the host that owns each of `rows` rows."""
+    places = batch_sharding(mesh).devices_indices_map((rows,))
+    owners = np.full(rows, -1)
+    for device in mesh.devices.flat:
+        part = owners[places[device][0]]
+        part[part < 0] = device.process_index
+    return owners
+
+
+def owned_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """The rows that this host owns, in ascending order; all where it is alone."""
+    return np.flatnonzero(row_owners(mesh, rows) == agree.host())
+
+
+def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """The rows that lie on this host's devices, in ascending order: those it owns, and maybe others."""
+    held = np.zeros(rows, bool)
+    for part in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        held[part[0]] = True
+    return np.flatnonzero(held)
+
+
+def rows_on_mesh(tree: Any, mesh: Mesh, rows: int) -> Any:
+    """Arrays of the rows that this host holds as parts of global arrays of `rows` rows, one shard a device.
+
+    On one host these are all rows.
+    """
+    sharding = batch_sharding(mesh)
+    if agree.host_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), (rows, *np.shape(x)[1:])), tree
+    )
+
+
+def fetch_rows(x: jax.Array, index: np.ndarray) -> np.ndarray:
+    """Rows `index` of an array, read from this host's own devices: these must hold them."""
+    found = np.empty((len(index), *x.shape[1:]), x.dtype)
+    missing = np.ones(found.shape, bool)
+    for shard in x.addressable_shards:
+        first, past, _ = shard.index[0].indices(x.shape[0])
+        here = (index >= first) & (index < past)
+        if missing[(here, *shard.index[1:])].any():
+            found[(here, *shard.index[1:])] = np.asarray(shard.data)[index[here] - first]
+            missing[(here, *shard.index[1:])] = False
+    if missing.any():
+        raise ValueError(f"Rows {index[missing.reshape(len(index), -1).any(axis=1)].tolist()} lie on other hosts.")
+    return found

@@ -1,0 +1,179 @@
+"""Meshes, and the tables from logical axes to mesh axes: one for training, one for decoding.
+
+Models name the logical axes of each parameter; this file says where a logical axis lives. Compiled code is plain
+`jax.jit` with NamedSharding: the compiler inserts the collectives.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.trees import map_with_path, match_rules
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+#: Logical axis -> mesh axes, in training. `batch` is the leading axis of everything that holds rows or prompt groups;
+#: `sequence` is that of the hidden states between layers, which need not be whole where heads and ffn are cut.
+LOGICAL_AXES = {
+    "batch": ("data", "fsdp"),
+    "vocab": "tensor",
+    "width": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+    "sequence": "tensor",
+    "layers": None,
+    "none": None,
+}
+
+#: While decoding, the devices that share a parameter in training hold all of it (see rollout.weights).
+DECODING_AXES = LOGICAL_AXES | {"width": None}
+
+
+def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
+    """Sizes of the three mesh axes, -1 resolved.
+
+    Raises:
+      ConfigError: sizes that do not multiply to the number of devices; the message names sizes that would.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        found = dict(zip(MESH_AXES, sizes, strict=True))
+        raise ConfigError(f"mesh sizes {found}: each must be positive; at most one may be -1.")
+    known = 1
+    for size in sizes:
+        known *= size if size != -1 else 1
+    if -1 in sizes and device_count % known == 0:
+        sizes[sizes.index(-1)] = device_count // known
+        known = device_count
+    if known != device_count:
+        wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise ConfigError(
+            f"{wanted} cannot be laid on {device_count} devices{f', but on {known} or more' * (known > device_count)}. "
+            f"Use --mesh.data -1 --mesh.fsdp F --mesh.tensor T with F * T dividing {device_count}: "
+            f"{divisors(device_count)}."
+        )
+    return tuple(sizes)
+
+
+def divisors(number: int) -> str:
+    """The numbers that divide a number, up to 64: `1, 2, 4 or 8`."""
+    *found, last = [str(size) for size in range(1, min(number, 64) + 1) if number % size == 0]
+    return f"{', '.join(found)} or {last}" if found else last
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """The mesh `data, fsdp, tensor` over all (or the given) devices.
+
+    Devices of one slice are laid as its links run. Of several slices, whose links to each other are slow, each holds a
+    part of the `data` axis, which alone crosses them.
+
+    Raises:
+      ConfigError: as mesh_shape, and a data axis that does not divide over the slices of a TPU.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape, types = mesh_shape(config, len(devices)), (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices > 1 and shape[0] % slices == 0:
+        return Mesh(across_slices(devices, shape, slices), MESH_AXES, axis_types=types)
+    if slices > 1 and devices[0].platform == "tpu":
+        raise ConfigError(
+            f"mesh.data={shape[0]} does not divide over {slices} slices of {len(devices) // slices} chips, whose links "
+            f"to each other are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
+        )
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+
+
+def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:
+    """Devices of several slices in the mesh's shape; the slices follow each other along the first axis."""
+    within = (shape[0] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+
+
+def partition_spec(*logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> PartitionSpec:
+    """Partition of an array whose axes carry these logical names."""
+    return PartitionSpec(*(table[name] for name in logical))
+
+
+def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
+    """A NamedSharding for each parameter, from the model's AXES table.
+
+    Args:
+      tree: parameters, or their shapes.
+      rules: (path pattern, logical axes) pairs.
+      mesh: the mesh.
+
+    Raises:
+      ConfigError: a parameter without a rule or the reverse, or an axis that does not divide over its mesh axis.
+    """
+
+    def sharding(path: str, leaf, logical):
+        spec = partition_spec(*logical)
+        for size, name, axes in zip(leaf.shape, logical, spec, strict=True):
+            shards = 1
+            for axis in (axes,) if isinstance(axes, str) else axes or ():
+                shards *= mesh.shape[axis]
+            if size % shards:
+                raise ConfigError(
+                    f"{path}: axis {name!r} of size {size} does not divide over mesh axis {axes!r} of {shards}. "
+                    f"Choose a mesh.{axes} that divides {size}: {divisors(size)}."
+                )
+        return NamedSharding(mesh, spec)
+
+    return map_with_path(sharding, tree, match_rules(tree, rules))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """The arrays where `shardings` say. Every host gives equal ones, and only its own shards of them are copied."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(x, sharding):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=sharding)(x)
+        return jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__)
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over all devices that hold different rows."""
+    return NamedSharding(mesh, partition_spec("batch"))
+
+
+def row_mesh(mesh: Mesh) -> Mesh:
+    """This process's devices of a mesh, each with rows of its own: for a model that lies whole on every one."""
+    devices = np.array(mesh.local_devices).reshape(-1, 1, 1)
+    return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def constrain(x: jax.Array, *logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> jax.Array:
+    """Pin a value's layout where a mesh is set (`jax.set_mesh`); nothing happens without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(*logical, table=table))
+
+
+def sequence_axis(length: int) -> str:
+    """The logical axis of so many positions: `sequence` where they divide over its mesh axis, else `none`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return "none" if mesh.empty or length % mesh.shape[LOGICAL_AXES["sequence"]] else "sequence"
+
+
+def row_shards() -> int:
+    """Devices that hold different rows, on the mesh that is set (`jax.set_mesh`); 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])

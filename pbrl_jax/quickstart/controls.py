@@ -1,0 +1,57 @@
+"""The quickstart's controls: what the lift is worth only beside.
+
+`shuffled`: every prompt is rewarded against another problem's reference; no lift is expected. `answer`: the gold
+answer as reward, which the semantic reward may at best come near to. `sft`: supervised fine-tuning continued on its own
+text, for as many response tokens as the rollouts had.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.core.paths import work_dir
+from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.quickstart.stages import Stages, cached, reinforce
+from pbrl_jax.run.sft import train_supervised
+from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.weights.policies import Policy, load_policy, save_policy
+
+
+def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
+    """GRPO against the references of other problems."""
+
+    def change(experiment: Experiment) -> Experiment:
+        ids = sorted(experiment.pivot_rows)
+        rows = [experiment.pivot_rows[i] for i in ids]
+        order = np.random.default_rng(config.train.seed).permutation(len(ids))
+        mixed = {i: rows[j] for i, j in zip(ids, order, strict=True)}
+        prints = dict(experiment.fingerprints) | {"pivots": "shuffled"}
+        return experiment._replace(pivot_rows=mixed, fingerprints=prints)
+
+    return reinforce(stages, name, number, config, change)
+
+
+def answer(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
+    """GRPO with the gold answer as the only reward, on the host path."""
+    hosted = with_values(config, reward={"functions": ("answer",), "reward_weights": (1.0,)}, train={"fused": False})
+    return reinforce(stages, name, number, hosted)
+
+
+def sft(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
+    """Supervised fine-tuning continued for the rollouts' number of responses, at the schedule of RL's length."""
+    responses = config.train.max_steps * config.train.prompts_per_step * config.algo.num_generations
+    steps = responses // config.sft.batch_size
+    longer = with_values(config, sft={"steps": steps, "learning_rate": config.optim.learning_rate})
+    folder = stages.work.root / name
+
+    def make():
+        trained = train_supervised(longer, work_dir(folder), policy, make_mesh(config.mesh), (number, stages.total))
+        save_policy(trained, str(folder / "policy"))
+
+    cached(stages, name, make)
+    return load_policy(str(folder)).params
+
+
+#: name -> (stages, name, stage number, configuration, start policy) -> trained parameters.
+CONTROLS = {"shuffled": shuffled, "answer": answer, "sft_continued": sft}

@@ -1,0 +1,144 @@
+"""`pbrl quickstart`: the paper's effect in miniature, from nothing but this package's own text.
+
+A small policy learns to reason in English and a little in seven other languages; a small encoder learns which texts
+say the same; the policy's own English responses, filtered, become the references; then GRPO in the other languages,
+whose only signal is semantic similarity to those references.
+"""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pbrl_jax.checkpoint import check_same_experiment
+from pbrl_jax.config.serialize import from_json, to_json
+from pbrl_jax.config.tree import Config
+from pbrl_jax.core.paths import WorkDir, read_json_lines, work_dir, write_atomic
+from pbrl_jax.mesh.hosts import refuse_several
+from pbrl_jax.quickstart.controls import CONTROLS
+from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
+from pbrl_jax.quickstart.stages import (
+    Stages,
+    accuracy,
+    reinforce,
+    reward_encoder,
+    rl_config,
+    seconds,
+    start_policy,
+)
+from pbrl_jax.report.data import ReportData
+from pbrl_jax.report.write import write_report
+from pbrl_jax.run.assemble import check_start, use_compilation_cache
+from pbrl_jax.train.signals import watch_signals
+from pbrl_jax.train.staged import Stopped
+
+
+def summarise(stages: Stages, before: dict, after: dict, controls: dict) -> dict[str, Any]:
+    """The record of summary.json."""
+
+    def pair(function):
+        return {"before": function(before), "after": function(after)}
+
+    def mean(table):
+        values = [row["accuracy"] for code, row in table.items() if code != "en"]
+        return sum(values) / len(values)
+
+    languages = {code: {"before": before[code]["accuracy"], "after": after[code]["accuracy"]} for code in before}
+    summary = {
+        "languages": languages,
+        "mean_non_english": pair(mean),
+        "gap_to_english": pair(lambda table: table["en"]["accuracy"] - mean(table)),
+        "right_language": {
+            code: {"before": before[code]["right_language"], "after": after[code]["right_language"]} for code in before
+        },
+        "controls": {
+            name: {
+                "mean_non_english": {"before": mean(before), "after": mean(table)},
+                "languages": {c: {"before": before[c]["accuracy"], "after": table[c]["accuracy"]} for c in table},
+            }
+            for name, table in controls.items()
+        },
+        "seed": stages.config.train.seed,
+        "problems_per_language": {code: row["n"] for code, row in after.items()},
+    }
+    return summary | {"seconds": seconds(stages)}
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """The table on the terminal."""
+    table = Table(title="Accuracy on held-out problems (greedy)")
+    for heading in ("language", "before", "after", "change"):
+        table.add_column(heading, justify="left" if heading == "language" else "right")
+
+    def row(name, record):
+        before, after = 100 * record["before"], 100 * record["after"]
+        table.add_row(name, f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}")
+
+    for code, record in summary["languages"].items():
+        row(code, record)
+    table.add_section()
+    row("mean without en", summary["mean_non_english"])
+    row("gap to English", summary["gap_to_english"])
+    for name, record in summary["controls"].items():
+        row(f"control: {name}", record["mean_non_english"])
+    console.print(table)
+    console.print(f"{summary['seconds']['total']:.0f} seconds in all.")
+
+
+def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
+    """Run what is not done yet; write summary.json and report.html, and print the table."""
+    watch_signals()
+    config = tiny_quickstart_config(seed) if tiny else quickstart_config(seed)
+    use_compilation_cache(config)
+    refuse_several("quickstart")
+    check_start(config)
+    work = work_dir(workdir)
+    _same_run(work, config)
+    stages = Stages(work, config, 5 + (2 * len(CONTROLS) if controls else 0))
+    try:
+        summary = run_all(stages, controls)
+    except Stopped:
+        print("Stopped; what is finished is kept. The same command goes on from here.")
+        return
+    write_atomic(work.root / "summary.json", json.dumps(summary, indent=1))
+    report = _write_report(stages, summary)
+    show(summary, Console())
+    print(f"Report: {report}\nWhat to run next with real models stands at its end and in README.md.")
+
+
+def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
+    """All stages; the summary."""
+    policy = start_policy(stages)
+    reward_encoder(stages, policy)
+    before = accuracy(stages, "evaluate_before", 3, policy, policy.params)
+    config = rl_config(stages)
+    trained = reinforce(stages, "rl", 4, config)
+    after = accuracy(stages, "evaluate_after", 5, policy, trained)
+    tables = {}
+    if controls:
+        for index, (name, control) in enumerate(CONTROLS.items()):
+            params = control(stages, name, 6 + 2 * index, config, policy)
+            tables[name] = accuracy(stages, f"evaluate_{name}", 7 + 2 * index, policy, params)
+    return summarise(stages, before, after, tables)
+
+
+def _same_run(work: WorkDir, config: Config) -> None:
+    """Start the work directory, or refuse one of another quickstart."""
+    if work.config.exists():
+        check_same_experiment(from_json(work.config.read_text()), config, {}, {})
+    write_atomic(work.config, to_json(config))
+
+
+def _write_report(stages: Stages, summary: dict[str, Any]):
+    rl = work_dir(stages.work.root / "rl")
+    files = sorted(rl.samples.glob("step_*.jsonl"), key=lambda file: int(file.stem.split("_")[1]))
+    samples = [row for file in files for row in read_json_lines(file)]
+    data = ReportData(
+        title="pbrl_jax quickstart",
+        summary=summary,
+        metrics=tuple(read_json_lines(rl.metrics)),
+        samples=tuple(samples),
+        config=json.loads(to_json(stages.config)),
+    )
+    return write_report(stages.work.root / "report.html", data)

@@ -1,0 +1,185 @@
+"""What a report is made of, and the numbers that are worked out from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pbrl_jax.text.languages import LANGUAGES
+
+REAL_MODELS = (
+    ("on one or more NVIDIA GPUs (for a TPU VM: .[tpu])", "pip install -e .[cuda]"),
+    ("the paper's smaller policy: the English expert writes its references, once",
+     "pbrl pivots configs/llama31_8b_pbrlsvr.py --workdir runs/llama31_8b"),
+    ("train; the same command goes on after an interruption",
+     "pbrl train configs/llama31_8b_pbrlsvr.py --workdir runs/llama31_8b"),
+    ("this page for that run", "pbrl report runs/llama31_8b"),
+    ("the same on a Cloud TPU slice, made anew whenever it is preempted",
+     "TPU_NAME=my-tpu ZONE=us-east5-a ACCELERATOR_TYPE=v5p-32 SPOT=1 bash launch/tpu_vm.sh loop "
+     "train configs/qwen3_32b_pbrlsvr.py --workdir gs://my-bucket/qwen3_32b"),
+)  # fmt: skip
+"""(comment, command): how to go on with real models."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a report is made of. `summary` or `metrics` must be there; all else may be absent.
+
+    Attributes:
+      title: heading of the page.
+      summary: the record of summary.json. `languages` maps a code to `{before, after}`; `mean_non_english` and
+        `gap_to_english` hold the same pair (worked out where absent); `problems_per_language` is a number or a map
+        from code to number, and gives the intervals; a language may lack `before`, and may have intervals of its own,
+        `intervals: {before: [low, high], after: [low, high]}`, and one of the change, `change: [low, high]`;
+        `controls` maps a name to a record with `mean_non_english` (and `languages`), a bare `{before, after}`, or the
+        share after; `seeds` is a list of such records with `seed`, or of numbers; `seconds` maps a stage to seconds,
+        with `total`. Shares are fractions in [0, 1].
+      metrics: rows of metrics.jsonl.
+      evaluations: rows of evaluations.jsonl, `{step, eval/...}`; () takes what metrics.jsonl has.
+      samples: rows of samples/step_<n>.jsonl, with the fields of pbrl_jax.logs.metrics.SAMPLE_FIELDS.
+      config: the resolved config as nested mappings.
+      audit: title -> the table of audit.json, language -> attack -> AUC in [0, 1].
+      contamination: benchmark -> what contamination.json says of it.
+      next_commands: (comment, command) pairs.
+      evaluation: the result of `pbrl eval`, eval.json.
+      missing: files that were looked for and not found, in words.
+      runs: label -> run, this one first, where several are compared.
+    """
+
+    title: str = "Training report"
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    samples: tuple[Mapping[str, Any], ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+    audit: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    contamination: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    next_commands: tuple[tuple[str, str], ...] = REAL_MODELS
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    runs: Mapping[str, "ReportData"] = field(default_factory=dict)
+
+
+def language_name(code: str) -> str:
+    """`sw` -> `Swahili`; a code that is not known stays as it is."""
+    return LANGUAGES[code].name if code in LANGUAGES else code
+
+
+def problem_count(summary: Mapping[str, Any], language: str) -> int | None:
+    """Problems behind the accuracies of a language, or None where the summary does not say."""
+    count = summary.get("problems_per_language")
+    count = count.get(language) if isinstance(count, Mapping) else count
+    return int(count) if count else None
+
+
+def pair(record: Any, name: str) -> tuple[float | None, float | None]:
+    """(before, after) of `mean_non_english`, `gap_to_english` or a language code, or Nones.
+
+    Given numbers come first; otherwise they are worked out from the languages of the record. A bare number is the
+    mean after, a bare `{before, after}` the mean.
+    """
+    if isinstance(record, int | float):
+        record = {"mean_non_english": {"after": record}}
+    languages = record.get("languages") or {}
+    if name in languages:
+        given = languages[name]
+    elif name == "mean_non_english" and ("before" in record or "after" in record):
+        given = record
+    else:
+        given = record.get(name)
+    if isinstance(given, int | float):
+        return None, float(given)
+    if isinstance(given, Mapping):
+        return given.get("before"), given.get("after")
+    others = [value for code, value in languages.items() if code != "en"]
+    if name == "mean_non_english" and others:
+        return _mean_of(others, "before"), _mean_of(others, "after")
+    if name == "gap_to_english" and "en" in languages and others:
+        ends = zip(
+            (languages["en"].get("before"), languages["en"]["after"]), pair(record, "mean_non_english"), strict=True
+        )
+        return tuple(None if None in end else end[0] - end[1] for end in ends)
+    return None, None
+
+
+def _mean_of(records: Sequence[Mapping[str, float]], side: str) -> float | None:
+    """The mean of one side, None where a record lacks it."""
+    values = [record.get(side) for record in records]
+    return None if None in values else sum(values) / len(values)
+
+
+def series_of(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows in which a metric is a finite number."""
+    return [(row["step"], row[name]) for row in metrics if _is_number(row.get(name)) and _is_number(row.get("step"))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def metric_names(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of all metrics that are numbers somewhere, in order of appearance."""
+    names = dict.fromkeys(name for row in metrics for name, value in row.items() if _is_number(value))
+    return [name for name in names if name != "step"]
+
+
+def language_metrics(metrics: Sequence[Mapping[str, Any]], languages: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Language code -> names of the metrics that end in `/<code>`, for known languages and those given."""
+    found: dict[str, list[str]] = {}
+    for name in metric_names(metrics):
+        code = name.rpartition("/")[2]
+        if "/" in name and (code in LANGUAGES or code in languages):
+            found.setdefault(code, []).append(name)
+    return found
+
+
+def end_means(series: Sequence[tuple[float, float]], share: float = 0.1) -> tuple[float, float]:
+    """Mean of the first and of the last tenth of a series: single steps are too noisy to compare."""
+    count = max(1, int(len(series) * share))
+    values = [value for _, value in series]
+    return sum(values[:count]) / count, sum(values[-count:]) / count
+
+
+def evaluation_rows(data: ReportData) -> tuple[Mapping[str, Any], ...]:
+    """Rows with accuracies over the steps: those of the evaluations, else those of metrics.jsonl."""
+    return data.evaluations or tuple(row for row in data.metrics if any(name.startswith(ACCURACY) for name in row))
+
+
+ACCURACY = "eval/accuracy/"
+
+
+def evaluation_lines(data: ReportData) -> dict[str, list[tuple[float, float]]]:
+    """`English` and `other languages` -> (step, accuracy); {} where no accuracy was measured while training."""
+    rows = evaluation_rows(data)
+    lines = {"other languages": series_of(rows, "eval/mean_non_english"), "English": series_of(rows, ACCURACY + "en")}
+    return {label: line for label, line in lines.items() if line}
+
+
+def gap_line(data: ReportData) -> tuple[str, list[tuple[float, float]]]:
+    """(what it is the gap of, (step, English less the mean of the others)): of accuracy, else of the reward.
+
+    The reward's gap is that of the first function with values per language.
+    """
+    lines = evaluation_lines(data)
+    if len(lines) == 2:
+        english = dict(lines["English"])
+        return "accuracy", [(step, english[step] - mean) for step, mean in lines["other languages"] if step in english]
+    name = next(
+        (name for name in metric_names(data.metrics) if name.startswith("rewards/") and name.endswith("/en")), ""
+    )
+    group, found = name.removesuffix("en"), []
+    for row in data.metrics if name else ():
+        others = [row[key] for key in row if key.startswith(group) and key != name and _is_number(row[key])]
+        if others and _is_number(row.get(name)) and _is_number(row.get("step")):
+            found.append((row["step"], row[name] - sum(others) / len(others)))
+    return "reward", found
+
+
+def part_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Reward functions and their parts -> (step, mean): `rewards/cosine/answer/mean` is `cosine, answer`."""
+    lines = {}
+    for name in metric_names(metrics):
+        pieces = name.split("/")
+        if pieces[0] == "rewards" and pieces[-1] == "mean" and len(pieces) > 2:
+            lines[", ".join(pieces[1:-1])] = series_of(metrics, name)
+    return lines

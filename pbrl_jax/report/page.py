@@ -1,0 +1,312 @@
+"""The report's sections as HTML, in the order in which a reader meets them. Every foreign string is escaped."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pbrl_jax.logs.progress import duration
+from pbrl_jax.report.checks import audit_section, contamination_section
+from pbrl_jax.report.compare import compare_section
+from pbrl_jax.report.curves import curve_section
+from pbrl_jax.report.data import (
+    ReportData,
+    end_means,
+    language_metrics,
+    language_name,
+    metric_names,
+    pair,
+    problem_count,
+    series_of,
+)
+from pbrl_jax.report.evaluation import against_section, numbers_section
+from pbrl_jax.report.html import card, grid, named_language, section, span, table
+from pbrl_jax.report.plots import accuracy_bars, percent, points, short_number, sparkline, wilson_interval
+from pbrl_jax.report.samples import samples_section
+from pbrl_jax.report.style import SCRIPT, STYLE
+
+SHORT = {
+    "language/consistency": "right language",
+    "completions/clipped_ratio": "truncated",
+    "eval/accuracy": "accuracy",
+    "eval/right_language": "right language, greedy",
+}
+"""What a curve of one language is called; all of these are shares."""
+
+OF_REWARD = {"mean": "reward", "std": "spread"}
+"""What a reward's curve is called behind the reward's name."""
+
+CONTROLS = {
+    "shuffled_pivots": ("Shuffled pivots", "references of other questions: this must not lift"),
+    "oracle": ("Oracle", "reward from the gold answers: what can be reached"),
+    "sft": ("Continued SFT", "supervised training on as many tokens"),
+}
+"""Known controls: (name, what it shows)."""
+
+
+def page(data: ReportData) -> str:
+    """The whole HTML document."""
+    sections = [
+        _head_section(data),
+        compare_section(data.runs),
+        _language_section(data),
+        against_section(data.evaluation),
+        numbers_section(data.evaluation),
+        curve_section(data),
+        audit_section(data.audit),
+        contamination_section(data.contamination),
+        _seed_section(data.summary),
+        _control_section(data.summary),
+        _time_section(data),
+        samples_section({label: run.samples for label, run in data.runs.items()} or {"": data.samples}),
+        _config_section(data.config),
+        _next_section(data.next_commands),
+        _missing_section(data.missing),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(data.title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(section for section in sections if section)
+        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def result_sentence(data: ReportData) -> str:
+    """What came out, in one sentence of plain text."""
+    before, after = pair(data.summary, "mean_non_english")
+    if after is not None and before is None:
+        gap = pair(data.summary, "gap_to_english")[1]
+        text = f"Mean accuracy outside English is {percent(after)}"
+        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
+    if after is None:
+        series = series_of(data.metrics, "reward") or series_of(data.metrics, "loss")
+        if not series:
+            return f"{len(data.metrics)} steps were logged." if data.metrics else "No training was logged here."
+        name = "reward" if series_of(data.metrics, "reward") else "loss"
+        start, end = (short_number(value) for value in end_means(series))
+        return f"The {name} went from {start} to {end} over {series[-1][0]:g} steps; accuracies were not measured."
+    verb = "rose" if after > before else "fell" if after < before else "stayed"
+    text = f"Mean accuracy outside English {verb} from {percent(before)} to {percent(after)}"
+    text += f" ({points(after - before)} points)"
+    gap_before, gap_after = pair(data.summary, "gap_to_english")
+    if gap_before is not None and gap_after is not None:
+        verb = "narrowed" if gap_after < gap_before else "widened" if gap_after > gap_before else "stayed"
+        text += f", and the gap to English {verb} from {100 * gap_before:.1f} to {100 * gap_after:.1f} points"
+    return text + "."
+
+
+def _tile(label: str, value: str, note: str) -> str:
+    return f'<div class="card tile">{span("soft", label)}<b>{escape(value)}</b><span class="note">{note}</span></div>'
+
+
+def _change(before: float | None, after: float | None, good: int = 1, count: int | None = None,
+            interval: Sequence[float] | None = None) -> str:  # fmt: skip
+    """The change in points, coloured by whether it goes the `good` way.
+
+    No colour where it may be chance: where the paired 95 % interval of the change holds 0, or, without one, where the
+    intervals of `count` problems overlap.
+    """
+    if before is None or after is None:
+        return ""
+    kind = "up" if (after - before) * good > 0 else "down"
+    if interval:
+        kind = "soft" if interval[0] <= 0 <= interval[1] else kind
+    elif count:
+        (_, low_end), (high_start, _) = (wilson_interval(share, count) for share in sorted((before, after)))
+        kind = kind if high_start > low_end else "soft"
+    return span(f"gain {kind if abs(after - before) >= 0.0005 else 'soft'}", points(after - before))
+
+
+def _head_section(data: ReportData) -> str:
+    summary, tiles = data.summary, []
+    for label, name, good in (
+        ("Other languages", "mean_non_english", 1),
+        ("English", "en", 1),
+        ("Gap to English", "gap_to_english", -1),
+    ):
+        before, after = pair(summary, name)
+        if after is not None:
+            shown = f"{100 * after:.1f} points" if name == "gap_to_english" else percent(after)
+            was = f"before {100 * before:.1f}" if before is not None else ""
+            change = _change(before, after, good, problem_count(summary, name) if name == "en" else None)
+            tiles.append(_tile(label, shown, f"{was} &ensp;{change}"))
+    total = (summary.get("seconds") or {}).get("total")
+    if total is not None:
+        tiles.append(_tile("Time", duration(total), "all stages"))
+    facts = [str(summary["benchmark"])] if "benchmark" in summary else []
+    if "seed" in summary:
+        facts.append(f"seed {summary['seed']}")
+    count = summary.get("problems_per_language")
+    if isinstance(count, Mapping):
+        facts.append("problems: " + ", ".join(f"{code} {number}" for code, number in count.items()))
+    elif count:
+        facts.append(f"{count} held-out problems per language")
+    if data.metrics:
+        facts.append(f"{data.metrics[-1].get('step', len(data.metrics))} training steps")
+    whose = next((f"{label}: " for label in data.runs), "")
+    return (
+        f'<header><h1>{escape(data.title)}</h1><p class="lead">{escape(whose + result_sentence(data))}</p>'
+        f'<p class="note">{escape("; ".join(facts))}</p></header>' + grid("tiles", tiles)
+    )
+
+
+def _language_section(data: ReportData) -> str:
+    languages = data.summary.get("languages") or {}
+    metrics = language_metrics(data.metrics, tuple(languages))
+    gains = {code: record["after"] - record.get("before", 0.0) for code, record in languages.items()}
+    order = sorted({*languages, *metrics}, key=lambda code: (code != "en", -gains.get(code, 0.0), code))
+    if not order:
+        return ""
+    english = languages.get("en", {}).get("after")
+    cards = []
+    for code in order:
+        head, right, body = named_language(code), "", ""
+        if code in languages:
+            record, count = languages[code], problem_count(data.summary, code)
+            before, after = record.get("before"), record["after"]
+            right = _change(before, after, 1, count, record.get("change"))
+            title, line = f"Accuracy in {language_name(code)}", None if code == "en" else english
+            body = accuracy_bars(f"bars-{code}", title, before, after, count, line, record.get("intervals"))
+        cards.append(card(head, right, body + _language_lines(data.metrics, code, metrics.get(code, []))))
+    notes = []
+    if languages:
+        notes.append("Accuracy on held-out problems; the number at the top right is the change in points.")
+    if any(record.get("intervals") for record in languages.values()):
+        notes.append("The thin lines are 95\u00a0% bootstrap intervals over problems.")
+    elif any(problem_count(data.summary, code) for code in languages):
+        notes.append("The thin lines are 95\u00a0% Wilson intervals; a change without colour lies within them.")
+    if english is not None:
+        notes.append(
+            "The dashed line is English" + (" after training." if gains and "before" in languages["en"] else ".")
+        )
+    if metrics:
+        notes.append("Curves: over the training steps, with the mean of the last tenth.")
+    return section("Language by language", " ".join(notes), grid("cards", cards))
+
+
+def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequence[str]) -> str:
+    """Small curves of the metrics that exist for one language."""
+    lines = ""
+    for index, name in enumerate(names):
+        group, series = name.rpartition("/")[0], series_of(metrics, name)
+        if group == "eval/problems":
+            continue
+        label, end = SHORT.get(group) or group.replace("/", " "), end_means(series)[1]
+        if group.startswith("rewards/"):
+            _, reward, *more = group.split("/")
+            label = " ".join([reward, *(OF_REWARD.get(word, word) for word in more)])
+        lines += (
+            f'<div class="spark">{span("soft", label)}{sparkline(f"spark-{code}-{index}", name, series)}'
+            f"<span>{percent(end) if group in SHORT else short_number(end)}</span></div>"
+        )
+    return lines
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)
+
+
+def _outcome(record: Any) -> list[str]:
+    """Cells: mean outside English before and after, change, English after."""
+    before, after = pair(record, "mean_non_english")
+    return [_share(before), _share(after), _change(before, after) or "–", _share(pair(record, "en")[1])]
+
+
+OUTCOME = ("before", "after", "points", "English")
+
+
+def _seed_section(summary: Mapping[str, Any]) -> str:
+    seeds = summary.get("seeds") or []
+    if isinstance(seeds, Mapping):
+        seeds = [{"seed": seed, **record} for seed, record in seeds.items()]
+    records = [record for record in seeds if isinstance(record, Mapping)]
+    if not records:
+        return f'<p class="note">Seeds: {escape(", ".join(map(str, seeds)))}</p>' if seeds else ""
+    rows = [[escape(str(record.get("seed", "–"))), *_outcome(record)] for record in records]
+    pairs = [pair(record, "mean_non_english") for record in records]
+    total: list[str] = []
+    if all(None not in both for both in pairs):
+        before, after = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+        english = [pair(record, "en")[1] for record in records]
+        mean_english = None if None in english else sum(english) / len(english)
+        total = ["mean", _share(before), _share(after), _change(before, after), _share(mean_english)]
+    body = table(("seed", *OUTCOME), rows, total)
+    return section("Seeds", "Mean accuracy outside English, of every seed that was run; English after training.", body)
+
+
+def _control_section(summary: Mapping[str, Any]) -> str:
+    controls = summary.get("controls") or {}
+    if not controls:
+        return ""
+    rows = [[_named("This run", "reward from the pivots"), *_outcome(summary)]]
+    for name, record in controls.items():
+        known = CONTROLS.get(name, (name.replace("_", " ").capitalize(), ""))
+        rows.append([_named(*known), *_outcome(record)])
+    note = "The same start with one thing changed. Mean accuracy outside English, and English after training."
+    return section("Controls", note, table(("", *OUTCOME), rows))
+
+
+def _named(name: str, note: str) -> str:
+    return f"{escape(name)}<br>{span('note', note)}"
+
+
+def _seconds_table(header: str, seconds: Mapping[str, float], total: float) -> str:
+    rows = []
+    for name, value in seconds.items():
+        share = value / total if total else 0.0
+        bar = f'<span class="bar" style="width:{180 * share:.0f}px"></span>'
+        shown = duration(value) if value >= 10 else f"{value:.2g} s"
+        rows.append([escape(name.replace("_", " ")), shown, f"{100 * share:.0f}\u00a0%", bar])
+    return table((header, "time", "share", ""), rows)
+
+
+def _time_section(data: ReportData) -> str:
+    seconds = data.summary.get("seconds") or {}
+    stages = {name: value for name, value in seconds.items() if name != "total"}
+    phases = {}
+    for name in metric_names(data.metrics):
+        if name.startswith("time/"):
+            values = [value for _, value in series_of(data.metrics, name)]
+            phases[name.removeprefix("time/")] = sum(values) / len(values)
+    parts = ""
+    if stages:
+        parts += _seconds_table("stage", stages, seconds.get("total") or sum(stages.values()))
+    if phases:
+        parts += '<p class="note">Of one training step, on average:</p>'
+        parts += _seconds_table("phase", phases, sum(phases.values()))
+    return section("Where the time went", "", parts) if parts else ""
+
+
+def _config_section(config: Mapping[str, Any]) -> str:
+    if not config:
+        return ""
+    blocks = []
+    loose = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    for name, fields in [*((n, v) for n, v in config.items() if isinstance(v, Mapping)), ("other", loose)]:
+        rows = "".join(
+            f"<tr><td>{escape(str(key))}</td><td><code>{escape(_json(value))}</code></td></tr>"
+            for key, value in fields.items()
+        )
+        if rows:
+            blocks.append(f'<details><summary>{escape(name)}</summary><table class="config">{rows}</table></details>')
+    return section("Resolved config", "", "".join(blocks))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _next_section(commands: Sequence[tuple[str, str]]) -> str:
+    if not commands:
+        return ""
+    lines = "\n".join(f'<span class="soft"># {escape(note)}</span>\n{escape(command)}' for note, command in commands)
+    return section("Next: real models", "", f"<pre>{lines}</pre>")
+
+
+def _missing_section(missing: Sequence[str]) -> str:
+    if not missing:
+        return ""
+    names = "".join(f"<li>{escape(name)}</li>" for name in missing)
+    return section("Not on this page", "These were looked for and not found:", f"<ul>{names}</ul>")

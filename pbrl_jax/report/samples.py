@@ -1,0 +1,93 @@
+"""The browser of sampled responses: question, English reference, response, reward parts, with filters."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pbrl_jax.report.data import language_name
+from pbrl_jax.report.html import card, section, span
+from pbrl_jax.report.plots import short_number
+
+MOST_SAMPLES = 240
+"""Responses on the page: enough to read, small enough for a phone."""
+
+
+def chosen_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
+    """At most `most` rows from steps spread evenly over the run, the first and the last step among them.
+
+    Of a single step, such as an evaluation, rows spread evenly over it, so that every language is there.
+    """
+    steps = sorted({row["step"] for row in samples})
+    if len(samples) <= most:
+        return list(samples)
+    if len(steps) < 2:
+        return [samples[index * len(samples) // most] for index in range(most)]
+    wanted = max(2, most * len(steps) // len(samples))
+    kept = {steps[round(index * (len(steps) - 1) / (wanted - 1))] for index in range(wanted)}
+    return [row for row in samples if row["step"] in kept][-most:]
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else short_number(float(value))
+
+
+def _sample_card(row: Mapping[str, Any], run: str = "") -> str:
+    code, step, reward = str(row.get("language", "")), str(row.get("step")), row.get("reward")
+    parts = row.get("parts") or {}
+    chips = "".join(span("chip", f"{name} {_number(value)}") for name, value in parts.items())
+    if row.get("valid") is False:
+        chips += span("chip down", "not scored")
+    texts = "".join(
+        f'<dt>{label}</dt><dd dir="auto" lang="{escape(language)}">{escape(str(row.get(field) or "–"))}</dd>'
+        for label, field, language, always in (
+            ("Question", "prompt", code, True),
+            ("English pivot", "reference", "en", "gold" not in row),
+            ("Response", "completion", code, True),
+            ("Its translation", "translation", "en", False),
+            ("Right answer", "gold", "en", False),
+        )
+        if always or row.get(field)
+    )
+    where = f"{run}{', ' * bool(run)}step {step}, prompt {row.get('prompt_id')}"
+    head = f"{escape(language_name(code))} {span('soft', where)}"
+    value = "" if reward is None else float(reward)
+    attributes = f' data-language="{escape(code)}" data-step="{escape(step)}" data-reward="{value}"'
+    attributes += f' data-run="{escape(run)}"'
+    return card(head, _number(reward), f'<div class="chips">{chips}</div><dl>{texts}</dl>', attributes)
+
+
+def _choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
+    listed = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
+    return f'<label>{escape(label)} <select id="{key}">{listed}</select></label>'
+
+
+def _bound(key: str, label: str) -> str:
+    return f'<label>{escape(label)} <input id="{key}" type="number" step="any" inputmode="decimal" size="5"></label>'
+
+
+def samples_section(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The section of the samples of each run, or nothing where there are none. Without a script all cards are shown."""
+    found = {run: rows for run, rows in samples.items() if rows}
+    if not found:
+        return ""
+    shown = [(run, row) for run, rows in found.items() for row in chosen_samples(rows, MOST_SAMPLES // len(found))]
+    languages = sorted({str(row.get("language", "")) for _, row in shown}, key=language_name)
+    steps = sorted({row["step"] for _, row in shown})
+    runs = [("", "all"), *((run, run) for run in found)] if len(found) > 1 else [("", "all")]
+    choices = (
+        ("by-run", "Run", runs),
+        ("by-language", "Language", [("", "all"), *((code, language_name(code)) for code in languages)]),
+        ("by-step", "Step", [("", "all"), *((str(step), str(step)) for step in steps)]),
+    )
+    controls = "".join(_choice(*choice) for choice in choices if choice[0] != "by-run" or len(found) > 1)
+    controls += _bound("reward-from", "Reward from") + _bound("reward-to", "to")
+    order = [("", "as sampled"), ("low", "lowest reward"), ("high", "highest reward")]
+    controls += _choice("by-order", "Order", order)
+    left = sum(map(len, found.values())) - len(shown)
+    note = f" {left} more are in the work directory." if left else ""
+    note = f"Sampled responses, with their reward at the top right and its parts below.{note}"
+    body = (
+        f'<div class="filters" id="filters" hidden>{controls}<span class="soft" id="sample-count" role="status"></span>'
+        f'</div><div id="samples">{"".join(_sample_card(row, run) for run, row in shown)}</div>'
+    )
+    return section("What the policy says", note, body)

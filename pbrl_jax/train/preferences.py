@@ -1,0 +1,58 @@
+"""The DPO step: two responses to a prompt behind one shared prefix, under the policy and under the start policy."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pbrl_jax.algos.preference import preference_loss
+from pbrl_jax.config.tree import DpoConfig, LoraConfig, OptimConfig
+from pbrl_jax.core.records import TrainState
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.train.adapters import NO_ADAPTERS, whole
+from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.sft import SftBatch, gradient_step
+
+
+def dpo_optimizer_config(config: DpoConfig) -> OptimConfig:
+    """AdamW with warm-up and cosine to zero over the stage's own length."""
+    return OptimConfig(
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        warmup_steps=min(config.warmup_steps, config.steps // 2),
+        schedule_steps=config.steps,
+    )
+
+
+def response_sums(params, batch: SftBatch, *, spec: DecoderSpec, chunk: int):
+    """Log-prob of each whole response, [P, 2]: chosen, rejected."""
+    streams = unpacked_streams(batch.tokens_BR, batch.lengths_B, 2)
+    logp_PSL, _ = response_logprobs(params, batch.prompts, streams, 1.0, spec=spec, chunk=chunk)
+    return jnp.where(streams.used_PSL, logp_PSL, 0.0).sum(axis=-1)
+
+
+def dpo_loss(params, frozen, batch: SftBatch, *, spec: DecoderSpec, chunk: int, config: DpoConfig):
+    """(mean loss of the pairs, metrics); rows 2p and 2p + 1 of the batch are the pair of prompt p, the chosen first."""
+    logp_P2 = response_sums(params, batch, spec=spec, chunk=chunk)
+    ref_P2 = jax.lax.stop_gradient(response_sums(frozen, batch, spec=spec, chunk=chunk))
+    loss_P, metrics = preference_loss(logp_P2[:, 0], logp_P2[:, 1], ref_P2[:, 0], ref_P2[:, 1], config=config)
+    return loss_P.mean(), metrics
+
+
+def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS) -> Callable:
+    """The compiled step `(state, batch, frozen) -> (state, metrics)`; the state is donated.
+
+    `frozen` are the start policy's parameters: the reference, and the weights that adapters stand beside.
+    """
+    optimizer = make_optimizer(dpo_optimizer_config(config))
+
+    def step(state: TrainState, batch: SftBatch, frozen):
+        def loss_of(trained):
+            params = whole(trained, frozen, lora)
+            return dpo_loss(params, frozen, batch, spec=spec, chunk=chunk, config=config)
+
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return gradient_step(state, grads, optimizer), {"loss": loss, **metrics}
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,74 @@
+"""Translations that are made once: kept under a hash of translator, languages and text, in memory and in a file."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import append_json_lines, as_path, read_json_lines
+from pbrl_jax.translate.translator import Translator
+
+BATCH = 256
+"""Texts translated between two writes of the file."""
+
+
+class CachedTranslator:
+    """`translate(texts, sources, targets)` asks the translator for what it has not translated before.
+
+    Args:
+      translator: does the work.
+      name: all that a translation depends on besides the text: the model's fingerprint and settings.
+      uses_incomplete: whether a translation that was cut at the length limit is one; default: what the translator says.
+      path: JSON lines file of `{"key", "text"}`, appended to; "" keeps translations in memory only. A line that a
+        kill cut short is dropped, and its text translated again.
+    """
+
+    def __init__(self, translator: Translator, name: str, path: str | os.PathLike = "",
+                 uses_incomplete: bool | None = None):  # fmt: skip
+        self.translator, self.name, self.path = translator, name, as_path(path) if path else None
+        self.uses_incomplete = translator.uses_incomplete if uses_incomplete is None else uses_incomplete
+        rows: list[dict[str, Any]] = [] if self.path is None else read_json_lines(self.path)
+        if broken := [number for number, row in enumerate(rows, start=1) if set(row) != {"key", "text"}]:
+            raise DataError(f"{self.path}, line {broken[0]}, has other fields than key and text. Delete that line.")
+        self._known: dict[str, str] = {row["key"]: row["text"] for row in rows}
+
+    def __len__(self) -> int:
+        """Translations that are kept."""
+        return len(self._known)
+
+    def key(self, text: str, source: str, target: str) -> str:
+        """32 hex digits of the SHA-256 of all that the translation depends on."""
+        content = json.dumps([self.name, source, target, text], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    def translate(self, texts: Sequence[str], sources: Sequence[str], target: str) -> list[str | None]:
+        """The translations into `target`, in order; None where there is none: an endpoint did
+        not answer, or the text is cut and `uses_incomplete` is off. A text in the target language
+        is its own translation, and so is one of white space.
+
+        Args:
+          sources: a language code for each text.
+        """
+        keys = [self.key(text, source, target) for text, source in zip(texts, sources, strict=True)]
+        todo: dict[str, tuple[str, str]] = {}
+        for key, text, source in zip(keys, texts, sources, strict=True):
+            if source != target and text.strip() and key not in self._known:
+                todo.setdefault(key, (text, source))
+        pending = list(todo.items())
+        for start in range(0, len(pending), BATCH):
+            batch = pending[start : start + BATCH]
+            found = self.translator.translations([t for _, (t, _) in batch], [s for _, (_, s) in batch], target)
+            new = {
+                key: translation.text
+                for (key, _), translation in zip(batch, found, strict=True)
+                if translation.complete or self.uses_incomplete
+            }
+            self._known |= new
+            if self.path is not None:
+                append_json_lines(self.path, [{"key": key, "text": text} for key, text in new.items()])
+        return [
+            text if source == target or not text.strip() else self._known.get(key)
+            for key, text, source in zip(keys, texts, sources, strict=True)
+        ]

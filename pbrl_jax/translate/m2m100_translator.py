@@ -1,0 +1,145 @@
+"""M2M100 and NLLB-200 as translators: weights, spec and tokenizer together, from texts to texts."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pbrl_jax.core.batching import by_length, few_rows
+from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.mesh.sharding import tree_shardings
+from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
+from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.translate.translator import Segment, Translator, Written
+from pbrl_jax.weights.encoders import length_bucket
+from pbrl_jax.weights.hf_load import check_vocabulary, stored_compute_type
+from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
+from pbrl_jax.weights.tensors import abstract_params, load_params, open_weights, weights_digest
+
+#: Language -> its token in NLLB-200. M2M100 calls them `__sw__`.
+NLLB_CODES = {
+    "ar": "arb_Arab", "bn": "ben_Beng", "de": "deu_Latn", "en": "eng_Latn", "es": "spa_Latn", "fr": "fra_Latn",
+    "hi": "hin_Deva", "id": "ind_Latn", "it": "ita_Latn", "ja": "jpn_Jpan", "ko": "kor_Hang", "ms": "zsm_Latn",
+    "pt": "por_Latn", "ru": "rus_Cyrl", "sw": "swh_Latn", "te": "tel_Telu", "th": "tha_Thai", "tr": "tur_Latn",
+    "vi": "vie_Latn", "zh": "zho_Hans",
+}  # fmt: skip
+
+SOURCE_LIMIT = 512
+"""Tokens of a source: the longest that these models were trained on, though they have more positions."""
+EMBEDDING_COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+"""Where the shared embedding lies in files that leave out its own name."""
+
+
+class M2M100Translator(Translator):
+    """Sentence by sentence, greedily or by beam search; see `Translator.translate`.
+
+    Args:
+      num_beams: 1 is greedy.
+      batch_size: sentences translated at a time, all of one length bucket.
+    """
+
+    def __init__(self, spec: M2M100Spec, params: Any, tokenizer: Tokenizer, num_beams: int = 1, batch_size: int = 32):
+        if num_beams < 1 or batch_size < 1:
+            raise ConfigError(f"num_beams={num_beams}, batch_size={batch_size}: both must be at least 1.")
+        self.spec, self.params, self.tokenizer = spec, params, tokenizer
+        self.config: dict[str, Any] = {}
+        self.num_beams, self.batch_size = num_beams, batch_size
+        self.source_limit = min(SOURCE_LIMIT, spec.max_positions)
+
+    def fits(self, text: str) -> bool:
+        return len(self.tokenizer.encode(text)) + 2 <= self.source_limit
+
+    @functools.cached_property
+    def language_ids(self) -> dict[str, int]:
+        """Language -> the id of its token, for those that this model knows."""
+        vocabulary = self.tokenizer.tokenizer.get_vocab()
+        names = {code: (NLLB_CODES[code], f"__{code}__") for code in LANGUAGES}
+        found = {code: [vocabulary[name] for name in both if name in vocabulary] for code, both in names.items()}
+        return {code: ids[0] for code, ids in found.items() if ids}
+
+    def language_id(self, code: str) -> int:
+        """The id of a language's token; ConfigError for a language that the model does not know."""
+        if code not in self.language_ids:
+            raise ConfigError(
+                f"This model has no token for {LANGUAGES[code].name} ({code}); it knows "
+                f"{', '.join(self.language_ids) or 'none of our languages'}. Use another translator."
+            )
+        return self.language_ids[code]
+
+    def source_tokens(self, segments: Sequence[Segment]) -> list[list[int]]:
+        """[language, tokens, end of sequence] of each source."""
+        encoded = self.tokenizer.encode_batch([segment.text for segment in segments])
+        end = self.spec.eos_ids[0]
+        return [[self.language_id(s.source), *ids, end] for s, ids in zip(segments, encoded, strict=True)]
+
+    def write(self, segments: Sequence[Segment]) -> list[Written]:
+        tokens = self.source_tokens(segments)
+        targets = [self.language_id(segment.target) for segment in segments]
+        written: dict[int, Written] = {}
+        for rows, filled in by_length(list(map(len, tokens)), few_rows(len(tokens), self.batch_size)):
+            batch = [tokens[row] for row in filled], [targets[row] for row in filled]
+            written |= dict(zip(rows, self._write_batch(*batch), strict=False))
+        return [written[row] for row in range(len(segments))]
+
+    def _write_batch(self, tokens: list[list[int]], targets: list[int]) -> list[Written]:
+        length = length_bucket(max(map(len, tokens)), self.source_limit)
+        tokens_BS = np.full((len(tokens), length), self.spec.pad_id, np.int32)
+        for row, ids in zip(tokens_BS, tokens, strict=True):
+            row[: len(ids)] = ids
+        mask_BS = np.arange(length)[None] < np.array([len(ids) for ids in tokens])[:, None]
+        run = compiled_translation(self.spec, self.target_limit(length), self.num_beams)
+        found = run(self.params, tokens_BS=tokens_BS, mask_BS=mask_BS, forced_bos_B=np.array(targets, np.int32))
+        rows = zip(np.asarray(found.tokens_BR), np.asarray(found.lengths_B), np.asarray(found.truncated_B), strict=True)
+        ends = set(self.spec.eos_ids)
+        return [
+            Written(self.tokenizer.decode([i for i in ids[1:length].tolist() if i not in ends]).strip(), not cut)
+            for ids, length, cut in rows
+        ]
+
+    def target_limit(self, source_length: int) -> int:
+        """Tokens that a translation may have: what repeats itself beyond twice its source will not end."""
+        return min(2 * source_length + 32, self.spec.max_positions)
+
+
+@functools.cache
+def compiled_translation(spec: M2M100Spec, max_length: int, num_beams: int):
+    """translate_tokens, compiled."""
+    return jax.jit(functools.partial(translate_tokens, spec=spec, max_length=max_length, num_beams=num_beams))
+
+
+def load_m2m100(
+    folder: str, config: dict[str, Any], source: str, mesh=None, dtype: str | None = None, num_beams: int = 1,
+    batch_size: int = 32,
+) -> M2M100Translator:  # fmt: skip
+    """A translator from a local M2M100 or NLLB folder.
+
+    Args:
+      folder: weights (safetensors or `pytorch_model.bin`) and tokenizer.
+      config: its config.json.
+      source: what the user called it, for messages.
+      mesh: lay the parameters on this mesh.
+      dtype: compute and parameter type; default: what the config says.
+
+    Raises:
+      CheckpointError: a model that is not understood, weights that do not fit it, a tokenizer of another model.
+    """
+    spec = m2m100_spec(config, dtype or stored_compute_type(config))
+    names, tensors = m2m100_names(spec), open_weights(folder)
+    shared = names["embed"]
+    if shared.template not in tensors:
+        names["embed"] = shared._replace(template=next((n for n in EMBEDDING_COPIES if n in tensors), shared.template))
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, spec.vocab_size, source)
+    shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
+    params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)
+    translator = M2M100Translator(spec, params, tokenizer, num_beams, batch_size)
+    translator.config = config
+    described = json.dumps([config, num_beams], sort_keys=True) + weights_digest(tensors)
+    translator.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+    return translator

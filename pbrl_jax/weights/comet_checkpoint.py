@@ -1,0 +1,180 @@
+"""Folders of unbabel-comet: a Lightning checkpoint and its settings, to our spec and parameters.
+
+The checkpoint is a pickle: it is read without running or importing anything that it names.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from pbrl_jax.models.chain import ACTIVATIONS
+from pbrl_jax.models.comet import CometSpec
+from pbrl_jax.models.specs import EncoderSpec
+from pbrl_jax.text.tokenizers import TOKENIZER_FILES, Tokenizer
+from pbrl_jax.weights.encoders import encoder_tokenizer, special_ids
+from pbrl_jax.weights.hf_comet import TRAINING_TENSORS, comet_names
+from pbrl_jax.weights.hf_encoder import encoder_spec
+from pbrl_jax.weights.hf_load import check_vocabulary
+from pbrl_jax.weights.sentence_transformers import read_json
+from pbrl_jax.weights.tensors import load_params, weights_digest
+from pbrl_jax.weights.torch_file import read_torch
+
+CHECKPOINT = os.path.join("checkpoints", "model.ckpt")
+HPARAMS = "hparams.yaml"
+
+#: class_identifier -> our kind.
+KINDS = {
+    "regression_metric": "regression",
+    "referenceless_regression_metric": "referenceless",
+    "unified_metric": "unified",
+    "xcomet_metric": "xcomet",
+}
+#: encoder_model -> model_type of its config.
+ENCODERS = {"XLM-RoBERTa": "xlm-roberta", "XLM-RoBERTa-XL": "xlm-roberta-xl"}
+#: Width -> attention heads of the released encoders: the one size that shapes of tensors do not tell.
+HEADS = {768: 12, 1024: 16, 2560: 32, 4096: 32}
+#: What unbabel-comet's classes put in for a setting that a checkpoint leaves out.
+DEFAULTS = {
+    "layer": "mix", "sent_layer": "mix", "pool": "avg", "layer_transformation": "softmax", "activations": "Tanh",
+}  # fmt: skip
+NORMED_BY_DEFAULT = ("regression", "referenceless", "unified")
+POOLINGS = {"avg": "mean", "cls": "cls"}
+SEGMENTS = ("mt", "src", "ref")
+ERROR_LABELS = ["minor", "major", "critical"]
+
+
+def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSpec, Any, Tokenizer, str]:
+    """(spec, parameters, tokenizer, fingerprint) of a local folder of unbabel-comet, which `source` is the user's
+    name of.
+
+    Raises:
+      CheckpointError: no such folder, a damaged file, a setting or a tensor that is not understood.
+    """
+    path = os.path.join(folder, CHECKPOINT)
+    if not os.path.exists(path) or not os.path.exists(os.path.join(folder, HPARAMS)):
+        raise CheckpointError(
+            f"No COMET model in {source!r}: expected pbrl_comet.json, or {CHECKPOINT} with {HPARAMS}. Give a folder as "
+            "the hub has it (Unbabel/wmt22-comet-da), or one written by `pbrl convert comet`."
+        )
+    checkpoint = read_torch(path)
+    tensors = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(tensors, Mapping):
+        raise CheckpointError(f"{path} is no Lightning checkpoint: it holds no state_dict.")
+    hparams = _hparams(os.path.join(folder, HPARAMS), checkpoint.get("hyper_parameters"))
+    tokenizer = _tokenizer(folder, hparams)
+    begin_ids, end_ids = special_ids(tokenizer)
+    config = os.path.join(folder, "config.json")
+    config = read_json(config) if os.path.exists(config) else _encoder_config(tensors, hparams)
+    encoder = dataclasses.replace(encoder_spec(config), begin_ids=begin_ids, end_ids=end_ids)
+    check_vocabulary(tokenizer, encoder.vocab_size, source)
+    spec = comet_spec(hparams, dataclasses.replace(encoder, dtype=dtype))
+    unused = TRAINING_TENSORS if spec.tags else f"{TRAINING_TENSORS}|^hidden2tag\\."
+    params = load_params(tensors, comet_names(spec), dtype=dtype, ignore=unused)
+    fingerprint = hashlib.sha256(repr((weights_digest(tensors), spec, tokenizer.fingerprint)).encode()).hexdigest()
+    return spec, params, tokenizer, fingerprint
+
+
+def _hparams(path: str, trained: Any) -> dict[str, Any]:
+    """Settings of the checkpoint, with those of hparams.yaml that upstream reads in their place."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            listed = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). Copy or download it again.") from error
+    if not isinstance(listed, Mapping) or listed.get("class_identifier") not in KINDS:
+        found = listed.get("class_identifier") if isinstance(listed, Mapping) else listed
+        raise CheckpointError(f"{path} has class_identifier {found!r}. {did_you_mean(str(found), KINDS)}")
+    merged = {**listed, **(trained if isinstance(trained, Mapping) else {})}
+    merged["class_identifier"] = listed["class_identifier"]
+    if listed.get("layer_transformation") == "sparsemax_patch":
+        merged["layer_transformation"] = "sparsemax_patch"
+    return merged
+
+
+def comet_spec(hparams: Mapping[str, Any], encoder: EncoderSpec) -> CometSpec:
+    """The spec that a checkpoint's settings describe.
+
+    Raises:
+      CheckpointError: a setting with a value that is not computed here.
+    """
+    kind = KINDS[hparams["class_identifier"]]
+    found = {name: DEFAULTS[name] if hparams.get(name) is None else hparams[name] for name in DEFAULTS}
+    joint = kind in ("unified", "xcomet")
+    layer = found["sent_layer"] if joint else found["layer"]
+    names = {name: str(hparams.get(name) or "Identity").lower() for name in ("activations", "final_activation")}
+    names["activations"] = found["activations"].lower()
+    tags = word_layer = 0
+    if kind == "xcomet":
+        tags, word_layer = 1 + len(ERROR_LABELS), int(hparams.get("word_layer", 36))
+    problems = [
+        f"{name}={value!r} (computed here: {', '.join(map(str, known))})"
+        for name, value, known in (
+            ("sent_layer" if joint else "layer", layer, ("mix",)),
+            ("pool", found["pool"], ("avg", "cls") if not joint else (found["pool"],)),
+            ("layer_transformation", found["layer_transformation"], ("softmax", "sparsemax", "sparsemax_patch")),
+            *((name, value, tuple(ACTIVATIONS)) for name, value in names.items()),
+            ("error_labels", hparams.get("error_labels", ERROR_LABELS), (ERROR_LABELS,)),
+            ("word_layer", word_layer, range(encoder.layers + 1)),
+        )
+        if value not in known
+    ]
+    if not isinstance(hparams.get("hidden_sizes"), list | tuple):
+        problems.append("hidden_sizes is missing")
+    if problems:
+        raise CheckpointError(f"This COMET checkpoint ({hparams['class_identifier']}) has " + "; ".join(problems) + ".")
+    return CometSpec(
+        encoder=encoder,
+        kind=kind,
+        hidden=tuple(int(width) for width in hparams["hidden_sizes"]),
+        # The joint models' setting never reached their layer mix; `sparsemax_patch` marks it in newer files.
+        transform="sparsemax" if found["layer_transformation"] == "sparsemax" and not joint else "softmax",
+        layer_norm=bool(hparams.get("layer_norm", kind in NORMED_BY_DEFAULT)),
+        pooling="cls" if joint else POOLINGS[found["pool"]],
+        activation=names["activations"],
+        final_activation=names["final_activation"],
+        segments=tuple(hparams.get("input_segments") or SEGMENTS) if kind == "unified" else SEGMENTS,
+        tags=tags,
+        word_layer=word_layer,
+    )
+
+
+def _encoder_config(tensors: Mapping[str, np.ndarray], hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that a COMET folder lacks, from the shapes of its tensors."""
+    prefix, model = "encoder.model.", hparams.get("encoder_model")
+    advice = f"Put the config.json of {hparams.get('pretrained_model')!r} into the folder."
+    if model not in ENCODERS:
+        raise CheckpointError(f"This COMET model has the encoder {model!r}. {did_you_mean(str(model), ENCODERS)}")
+    try:
+        vocab, width = tensors[f"{prefix}embeddings.word_embeddings.weight"].shape
+        positions = len(tensors[f"{prefix}embeddings.position_embeddings.weight"])
+        types = len(tensors[f"{prefix}embeddings.token_type_embeddings.weight"])
+        ffn = len(tensors[f"{prefix}encoder.layer.0.intermediate.dense.weight"])
+    except KeyError as error:
+        raise CheckpointError(f"The encoder's sizes cannot be told: {error} is missing. {advice}") from error
+    if width not in HEADS:
+        raise CheckpointError(f"No released encoder of {width} channels is known, so its heads are not. {advice}")
+    layers = sum(name.startswith(f"{prefix}encoder.layer.") and name.endswith("query.weight") for name in tensors)
+    return {
+        "model_type": ENCODERS[model], "vocab_size": vocab, "hidden_size": width, "num_hidden_layers": layers,
+        "num_attention_heads": HEADS[width], "intermediate_size": ffn, "max_position_embeddings": positions,
+        "type_vocab_size": types, "layer_norm_eps": 1e-5,
+    }  # fmt: skip
+
+
+def _tokenizer(folder: str, hparams: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer in the folder, or that of the encoder which the model was trained from."""
+    here = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES)
+    source = folder if here else str(hparams.get("pretrained_model") or "")
+    try:
+        return encoder_tokenizer(source)
+    except (ConfigError, DataError) as error:
+        raise CheckpointError(
+            f"{folder} holds no tokenizer, and that of {source!r} cannot be had: {error} Copy the tokenizer's files "
+            "into the folder."
+        ) from error

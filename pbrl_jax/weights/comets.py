@@ -1,0 +1,181 @@
+"""COMET models from disk: the folders of unbabel-comet, and our own after `convert_comet`."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
+from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
+from pbrl_jax.models.specs import EncoderSpec
+from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.weights.comet_checkpoint import read_comet_checkpoint
+from pbrl_jax.weights.encoders import length_bucket
+from pbrl_jax.weights.folders import own_folder, read_model, save_model
+from pbrl_jax.weights.hub import local_copy
+
+#: Tokens that run at a time, padding included: the states of every layer are held at once.
+SCORE_TOKENS = 4096
+
+
+class Comet(NamedTuple):
+    """`score(src, mt, ref)` gives one float32 number per translation: 1 is perfect, and scores are not clipped."""
+
+    spec: CometSpec
+    params: Any
+    tokenizer: Tokenizer
+    fingerprint: str
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `score` must be given references."""
+        return self.spec.kind == "regression" or "src" not in self.spec.segments
+
+    def score(self, src: Sequence[str], mt: Sequence[str], ref: Sequence[str] | None = None) -> np.ndarray:
+        """Scores of translations `mt` of sources `src`, [N].
+
+        A model that was trained without references ignores `ref`, as upstream does; unified and XCOMET models use it
+        where it is given. Texts are cut at the encoder's length (510 tokens for XLM-R, special ones included), as
+        upstream does (see `cut`): score sentences, or chunks of them.
+
+        Raises:
+          ConfigError: the model needs references and there are none.
+          DataError: lists of different lengths.
+        """
+        if ref is None and self.needs_reference:
+            raise ConfigError(f"This COMET model ({self.spec.kind}) compares with references. Give ref.")
+        given = {"src": src, "mt": mt} | ({} if ref is None else {"ref": ref})
+        lengths = {name: len(texts) for name, texts in given.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"Scoring needs one source (and reference) per translation, found {lengths}.")
+        segments = {name: self._segments(list(texts)) for name, texts in given.items()}
+        sequences = self._sequences(segments)
+        longest = np.array([max(len(ids) for ids in row) for row in zip(*sequences, strict=True)], int)
+        scores = np.zeros(len(mt), np.float32)
+        order = np.argsort(longest, kind="stable").tolist()
+        start = 0
+        while start < len(order):
+            size = length_bucket(int(longest[order[start]]), self.spec.encoder.max_positions)
+            count = max(1, SCORE_TOKENS // (size * len(sequences)))
+            rows = [row for row in order[start : start + count] if longest[row] <= size]
+            padded = rows + [rows[0]] * (count - len(rows))
+            scores[rows] = self._run(sequences, segments["mt"], padded, size)[: len(rows)]
+            start += len(rows)
+        return scores
+
+    def cut(self, texts: Sequence[str]) -> np.ndarray:
+        """Which texts `score` would not read to their end, [N]."""
+        return np.array([len(ids) > self._room for ids in self.tokenizer.encode_batch(list(texts))], bool)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a text that are read, without special ones; so many as upstream reads."""
+        encoder = self.spec.encoder
+        return encoder.max_positions - 4 - len(encoder.begin_ids) - len(encoder.end_ids)
+
+    def _segments(self, texts: list[str]) -> list[list[int]]:
+        """Each text between its special tokens, cut as upstream cuts it."""
+        begin, end = self.spec.encoder.begin_ids, self.spec.encoder.end_ids
+        return [[*begin, *ids[: self._room], *end] for ids in self.tokenizer.encode_batch(texts)]
+
+    def _sequences(self, segments: Mapping[str, list[list[int]]]) -> list[list[list[int]]]:
+        """The C sequences of every translation: its segments apart, or joint."""
+        if self.spec.kind in ("regression", "referenceless"):
+            names = ("src", "mt", "ref") if self.spec.kind == "regression" else ("src", "mt")
+            return [segments[name] for name in names]
+        known = [name for name in ("mt", "src", "ref") if name in segments and name in self.spec.segments]
+        inputs = UNIFIED_INPUTS if len(known) == 3 else (tuple(known),)
+        return [[self._joined(row) for row in zip(*(segments[name] for name in one), strict=True)] for one in inputs]
+
+    def _joined(self, parts: Sequence[list[int]]) -> list[int]:
+        """`<s> mt </s></s> src </s></s> ref </s>`, cut on the right without a new </s>."""
+        begin, end = self.spec.encoder.begin_ids, self.spec.encoder.end_ids
+        joined = list(parts[0])
+        for part in parts[1:]:
+            joined += [*end, *part[len(begin) :]]
+        return joined[: self.spec.encoder.max_positions - self.spec.encoder.position_offset]
+
+    def _run(self, sequences, mt, rows: Sequence[int], size: int) -> np.ndarray:
+        tokens = np.full((len(sequences), len(rows), size), self.tokenizer.pad_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for place, sequence in enumerate(sequences):
+            for at, row in enumerate(rows):
+                ids = sequence[row][:size]
+                tokens[place, at, : len(ids)], mask[place, at, : len(ids)] = ids, True
+        inputs = [jnp.asarray(tokens), jnp.asarray(mask)]
+        if self.spec.kind in ("unified", "xcomet"):
+            inputs.append(jnp.asarray([len(mt[row]) for row in rows], jnp.int32))
+        return np.asarray(scorer(self.spec)(self.params, *inputs), np.float32)
+
+
+@functools.cache
+def scorer(spec: CometSpec):
+    """The compiled scores of a batch."""
+    apart = spec.kind in ("regression", "referenceless")
+    return jax.jit(functools.partial(score_apart if apart else score_joint, spec=spec))
+
+
+def load_comet(directory: str, dtype: str | None = None, transform: str | None = None) -> Comet:
+    """A COMET model from a folder of unbabel-comet (checkpoints/model.ckpt and hparams.yaml) or of `convert_comet`.
+
+    Args:
+      directory: the folder, a hub id (Unbabel/wmt22-comet-da), or a `gs://` path.
+      dtype: type of the encoder's computation and of the parameters; default float32, or the stored one.
+      transform: sparsemax or softmax in place of what the checkpoint is known to use. Unified and XCOMET models were
+        trained and released with softmax whatever their settings say; give sparsemax for one that was trained anew.
+
+    Raises:
+      CheckpointError: no COMET model there, one that is not understood, or a damaged one.
+    """
+    place = local_copy(directory)
+    if own_folder(place, "comet"):
+        spec, params, tokenizer, fingerprint = read_model(place, "comet", _stored_spec, _abstract)
+        if dtype is not None:
+            spec = dataclasses.replace(spec, encoder=dataclasses.replace(spec.encoder, dtype=dtype))
+    else:
+        spec, params, tokenizer, fingerprint = read_comet_checkpoint(place, directory, dtype or "float32")
+    if transform is not None:
+        spec = dataclasses.replace(spec, transform=transform)
+    return Comet(spec, params, tokenizer, fingerprint)
+
+
+def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
+    """Write a COMET model of either form as ours: safetensors, a spec, and the tokenizer. Returns what was written.
+
+    Args:
+      directory: as in load_comet.
+      out: the folder, local or `gs://...`; it is read back and compared.
+      dtype: type of the written parameters, float32 or bfloat16; default: float32, or the stored one.
+
+    Raises:
+      CheckpointError: as load_comet, or what was read back is not what was written.
+    """
+    comet = load_comet(directory, dtype)
+    if dtype is not None:
+        comet = comet._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), comet.params))
+    save_comet(comet, out)
+    found = load_comet(out)
+    if not jax.tree.all(jax.tree.map(jnp.array_equal, comet.params, found.params)):
+        raise CheckpointError(f"{out} was written, but reads back differently. Check the disk, and convert again.")
+    return found
+
+
+def save_comet(comet: Comet, directory: str) -> None:
+    """Write a folder that load_comet reads."""
+    save_model(directory, "comet", comet.spec, comet.params, comet.tokenizer)
+
+
+def _stored_spec(stored: dict[str, Any]) -> CometSpec:
+    encoder = {**stored["encoder"], "dense": ()}
+    for name in ("begin_ids", "end_ids"):
+        encoder[name] = tuple(encoder[name])
+    lists = {name: tuple(stored[name]) for name in ("hidden", "segments")}
+    return CometSpec(**{**stored, **lists, "encoder": EncoderSpec(**encoder)})
+
+
+def _abstract(spec: CometSpec):
+    return jax.eval_shape(lambda: init_comet(jax.random.key(0), spec))

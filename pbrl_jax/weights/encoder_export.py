@@ -1,0 +1,233 @@
+"""Encoders out again: a folder that sentence-transformers loads, in the dialect that all of its versions read."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
+from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
+from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
+from pbrl_jax.text.tokenizers import SentencePieceTokenizer, XlmrTokenizer
+from pbrl_jax.weights.encoders import Encoder, load_encoder, with_compute
+from pbrl_jax.weights.hf_decoder import decoder_names, hf_config
+from pbrl_jax.weights.hf_encoder import dense_names, encoder_names
+from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.safetensors_file import Planned, write_safetensors
+from pbrl_jax.weights.sentence_transformers import MODULES, POOLINGS
+from pbrl_jax.weights.tensors import WEIGHTS
+
+CONFIG = "config.json"
+#: Activation of a Dense module -> torch's class.
+TORCH_CLASSES = {
+    "identity": "torch.nn.modules.linear.Identity",
+    "tanh": "torch.nn.modules.activation.Tanh",
+    "relu": "torch.nn.modules.activation.ReLU",
+    "sigmoid": "torch.nn.modules.activation.Sigmoid",
+    "gelu": "torch.nn.modules.activation.GELU",
+}
+ARCHITECTURES = {"bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "xlm-roberta-xl": "XLMRobertaXLModel"}
+SAMPLE = ("Jibu ni 12.", "答案是 12。 She has five apples and gives two of them away.")
+#: Difference of two unit vectors that may come of how their numbers are laid out.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def export_encoder(encoder: Encoder, directory: str) -> None:
+    """Write a sentence-transformers folder, in the type the parameters have; modules.json comes last.
+
+    The folder is read back: every parameter must be the same bit for bit, and the vectors of two texts alike.
+
+    Args:
+      encoder: what to write.
+      directory: the folder, local or `gs://...`; files of these names are replaced.
+
+    Raises:
+      CheckpointError: no model family has this spec, the folder holds an encoder of this package, or what was read
+        back is not what was written.
+    """
+    folder, spec = epath.Path(directory), encoder.spec
+    if (folder / "pbrl_encoder.json").exists():
+        raise CheckpointError(f"{directory} holds an encoder of this package. Name another folder.")
+    kind = np.dtype(jax.tree.leaves(encoder.params)[0].dtype)
+    config = transformer_config(encoder, kind.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODULES).unlink(missing_ok=True)
+    write_module(folder, config, encoder.params, transformer_names(spec))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    flags = {flag: spec.pooling == ours for ours, (_, flag) in POOLINGS.items()}
+    width = spec.decoder.width if isinstance(spec, DecoderEncoderSpec) else spec.width
+    _write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": width, **flags, "include_prompt": True})
+    for name, own in _dense_maps(spec):
+        place = f"{len(modules)}_Dense"
+        described = {"in_features": width, "out_features": own.width, "bias": own.bias}
+        described["activation_function"] = TORCH_CLASSES[own.activation]
+        write_module(folder / place, described, encoder.params[name], dense_names(own, width))
+        modules.append(("Dense", place))
+        width = own.width
+    modules.append(("Normalize", f"{len(modules)}_Normalize"))
+    (folder / modules[-1][1]).mkdir(exist_ok=True)
+    special = len(spec.begin_ids) + len(spec.end_ids)
+    limits = {"max_seq_length": encoder.max_length + special, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", limits)
+    prompts: dict[str, Any] = {"prompts": {"default": encoder.prefix}, "default_prompt_name": "default"}
+    none: dict[str, Any] = {"prompts": {}, "default_prompt_name": None}
+    chosen = prompts if encoder.prefix else none
+    _write_json(folder / "config_sentence_transformers.json", {**chosen, "similarity_fn_name": "cosine"})
+    _write_tokenizer(encoder, folder)
+    listed = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (name, path) in enumerate(modules)
+    ]
+    _write_json(folder / MODULES, listed)
+    try:
+        _check(encoder, str(directory))
+    except Exception:
+        (folder / MODULES).unlink(missing_ok=True)
+        raise
+
+
+def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
+    """The `config.json` of the transformer: `encoder_spec` and the decoder's own reader give the spec back.
+
+    Raises:
+      CheckpointError: no family of transformers has this spec.
+    """
+    spec = encoder.spec
+    if isinstance(spec, DecoderEncoderSpec):
+        config = hf_config(spec.decoder, {"max_position_embeddings": spec.max_positions}, dtype)
+        # The text model of Gemma 3 has a name of its own.
+        model = "TextModel" if config["model_type"] == "gemma3_text" else "Model"
+        config["architectures"] = [name.replace("ForCausalLM", model) for name in config["architectures"]]
+        if spec.bidirectional:
+            # The file's window is that of both sides together.
+            both = {"sliding_window": 2 * (spec.decoder.window - 1)} if spec.decoder.window else {}
+            config |= {"use_bidirectional_attention": True, **both}
+        return config
+    family = "xlm-roberta-xl" if spec.pre_norm else "xlm-roberta" if spec.position_offset else "bert"
+    if spec.pre_norm and not spec.position_offset:
+        raise CheckpointError(
+            "No family of transformers has pre_norm=True with position_offset=0. Known: BERT (False, 0), XLM-R "
+            "(False, 2), XLM-R-XL (True, 2)."
+        )
+    return {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.ffn,
+        "hidden_act": "gelu",
+        "max_position_embeddings": spec.max_positions,
+        "type_vocab_size": spec.type_vocab,
+        "layer_norm_eps": spec.norm_eps,
+        # The family counts positions from behind this id.
+        "pad_token_id": spec.position_offset - 1 if spec.position_offset else encoder.tokenizer.pad_id,
+        "torch_dtype": dtype,
+    }
+
+
+def transformer_names(spec: EncoderSpec | DecoderEncoderSpec) -> dict[str, Stored]:
+    """Our parameter path -> tensor, for the transformer of the chain."""
+    if isinstance(spec, DecoderEncoderSpec):
+        return {f"decoder/{path}": stored for path, stored in decoder_names(spec.decoder).items()}
+    return encoder_names(spec)
+
+
+def _dense_maps(spec: EncoderSpec | DecoderEncoderSpec) -> list[tuple[str, DenseSpec]]:
+    """(our parameter name, map) behind the pooling."""
+    own = spec.projection if isinstance(spec, EncoderSpec) else 0
+    first = [("projection", DenseSpec(own))] if own else []
+    return first + [(f"dense_{index}", one) for index, one in enumerate(spec.dense)]
+
+
+def write_module(folder: epath.Path, config: Any, params: Any, names: dict[str, Stored]) -> None:
+    """config.json and model.safetensors of one module; one parameter at a time is brought to the host."""
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves: dict[str, Any] = {}
+    map_with_path(lambda path, leaf: leaves.__setitem__(path, leaf), params)
+    planned = [
+        Planned(name, _file_shape(path, stored), np.dtype(leaves[path].dtype))
+        for path, stored in names.items()
+        for name in stored.names()
+    ]
+
+    def arrays() -> Iterator[np.ndarray]:
+        for path, stored in names.items():
+            leaf = np.asarray(jax.device_get(leaves[path]))
+            stacked = leaf.reshape(-1, *stored.shape)
+            for entry in stacked:
+                shape = _file_shape(path, stored)
+                yield entry.reshape(shape[::-1]).T if stored.transpose else entry.reshape(shape)
+
+    write_safetensors(folder / WEIGHTS, planned, arrays(), {"format": "pt"})
+    _write_json(folder / CONFIG, config)
+
+
+def _file_shape(path: str, stored: Stored) -> tuple[int, ...]:
+    """Shape of one tensor: heads and their channels are one axis of it, and so are an output's inputs."""
+    shape = stored.shape
+    if len(shape) == 3:
+        cut = 2 if path.endswith("out/kernel") else 1
+        shape = (math.prod(shape[:cut]), math.prod(shape[cut:]))
+    elif path.endswith("bias"):
+        shape = (math.prod(shape),)
+    return shape[::-1] if stored.transpose else shape
+
+
+def _write_tokenizer(encoder: Encoder, folder: epath.Path) -> None:
+    tokenizer = encoder.tokenizer
+    tokenizer.save(str(folder))
+    (folder / GENERATION_CONFIG).unlink(missing_ok=True)
+    if isinstance(tokenizer, XlmrTokenizer):
+        _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        problem = write_tokenizer_json(tokenizer, folder, begin=False)
+        if problem:
+            raise CheckpointError(f"The tokenizer cannot be written for sentence-transformers: {problem}.")
+
+
+def _write_json(path: epath.Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _check(encoder: Encoder, directory: str) -> None:
+    """Read the folder back and compare.
+
+    Raises:
+      CheckpointError: a parameter, a setting or a vector that differs.
+    """
+    kind = np.dtype(jax.tree.leaves(encoder.params)[0].dtype).name
+    found = load_encoder(directory, dtype=kind)
+    wanted = encoder.params
+    if "projection" in wanted:
+        wanted = {name: leaf for name, leaf in wanted.items() if name != "projection"}
+        maps = [encoder.params[name] for name, _ in _dense_maps(encoder.spec)]
+        wanted |= {f"dense_{index}": leaf for index, leaf in enumerate(maps)}
+    if jax.tree.structure(wanted) != jax.tree.structure(found.params):
+        raise CheckpointError(f"{directory} reads back with other parameters than it was written from. Report it.")
+    alike = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b, equal_nan=True)), wanted, found.params)
+    problems: list[str] = []
+    map_with_path(lambda path, same: same or problems.append(f"{path} differs"), alike)
+    for name in ("max_length", "prefix"):
+        if getattr(found, name) != getattr(encoder, name):
+            problems.append(f"{name} is {getattr(found, name)!r}, not {getattr(encoder, name)!r}")
+    if found.tokenizer.encode_batch(SAMPLE) != encoder.tokenizer.encode_batch(SAMPLE):
+        problems.append("the tokenizer gives other ids")
+    here = encoder._replace(spec=with_compute(encoder.spec, kind))
+    difference = float(np.abs(found.embed(SAMPLE) - here.embed(SAMPLE)).max())
+    if not difference <= TOLERANCES[kind]:
+        problems.append(f"vectors differ by {difference:.3g}")
+    if problems:
+        raise CheckpointError(
+            f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as an "
+            "encoder (modules.json is removed). Check the disk and export again; if that does not help, report it."
+        )

@@ -1,0 +1,119 @@
+"""Encoders of Hugging Face folders: `config.json` to our spec, and what their tensors are called.
+
+A field of `config.json` is understood, known to be harmless, or an error that names it, as for decoders.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pbrl_jax.core.errors import CheckpointError, did_you_mean
+from pbrl_jax.models.specs import DenseSpec, EncoderSpec
+from pbrl_jax.weights.hf_fields import ConfigFields
+from pbrl_jax.weights.hf_names import Stored
+
+#: `model_type` -> whether its layers are pre-norm. BERT counts positions from 0, the others from their padding id.
+FAMILIES = {"bert": False, "xlm-roberta": False, "xlm-roberta-xl": True}
+
+#: Fields that would change the forward pass -> the values with which they do not.
+SUPPORTED = {
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "cross_attention_hidden_size": (None,),
+    "is_encoder_decoder": (False, None),
+    "quantization_config": (None,),
+}
+#: Fields of training, of heads that are not used, and of bookkeeping.
+HARMLESS = re.compile(
+    r"_.*|.*dropout.*|initializer_factor|gradient_checkpointing|output_past|return_dict_in_generate"
+    r"|tie_(word_embeddings|encoder_decoder)|pooler_.*|directionality|num_labels|tf_legacy_loss|name"
+)
+#: What transformers gives a field that a folder leaves out.
+DEFAULTS = {
+    "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
+    "xlm-roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
+    "xlm-roberta-xl": {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+}
+
+
+def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
+    """Our spec of an encoder's `config.json`.
+
+    Args:
+      config: the file's contents.
+      **changes: fields of the spec that are not in it (pooling, special tokens, ...).
+
+    Raises:
+      CheckpointError: another architecture (the known ones are listed), or a field that is missing, not understood, or
+        has a value that is not computed here.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise CheckpointError(f"config.json has model_type {family!r}. {did_you_mean(str(family), FAMILIES)}")
+    fields = ConfigFields(config, DEFAULTS[family])
+    for name, supported in SUPPORTED.items():
+        fields.expect(name, *supported)
+    for name in filter(HARMLESS.fullmatch, config):
+        fields.take(name)
+    offset = 0 if family == "bert" else fields.take("pad_token_id", 1) + 1
+    spec = EncoderSpec(
+        vocab_size=fields.size("vocab_size"),
+        width=fields.size("hidden_size"),
+        layers=fields.size("num_hidden_layers"),
+        heads=fields.size("num_attention_heads"),
+        ffn=fields.size("intermediate_size"),
+        max_positions=fields.size("max_position_embeddings"),
+        position_offset=offset,
+        type_vocab=fields.size("type_vocab_size"),
+        norm_eps=fields.number("layer_norm_eps"),
+        pre_norm=FAMILIES[family],
+        **changes,
+    )
+    fields.finish()
+    if spec.width % spec.heads:
+        raise CheckpointError(
+            f"config.json: hidden_size={spec.width} does not divide by num_attention_heads={spec.heads}."
+        )
+    return spec
+
+
+def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
+    """Our parameter path -> tensor of a BERT, XLM-R or XLM-R-XL checkpoint (the encoder alone)."""
+    width, head = spec.width, (spec.heads, spec.width // spec.heads)
+    layer = "encoder.layer.{layer}."
+    names = {
+        "word_embed": Stored("embeddings.word_embeddings.weight", (spec.vocab_size, width)),
+        "position_embed": Stored("embeddings.position_embeddings.weight", (spec.max_positions, width)),
+        "type_embed": Stored("embeddings.token_type_embeddings.weight", (spec.type_vocab, width)),
+    }
+
+    def linear(path: str, name: str, fan_in: tuple[int, ...], fan_out: tuple[int, ...]):
+        names[f"{path}/kernel"] = Stored(f"{layer}{name}.weight", fan_in + fan_out, True, spec.layers)
+        names[f"{path}/bias"] = Stored(f"{layer}{name}.bias", fan_out, layers=spec.layers)
+
+    def norm(path: str, name: str, layers: int = 0):
+        names[f"{path}/scale"] = Stored(f"{name}.weight", (width,), layers=layers)
+        names[f"{path}/bias"] = Stored(f"{name}.bias", (width,), layers=layers)
+
+    for part in ("query", "key", "value"):
+        linear(f"layers/{part}", f"attention.self.{part}", (width,), head)
+    linear("layers/out", "attention.output.dense", head, (width,))
+    linear("layers/up", "intermediate.dense", (width,), (spec.ffn,))
+    linear("layers/down", "output.dense", (spec.ffn,), (width,))
+    if spec.pre_norm:
+        norm("layers/attention_norm", f"{layer}attention.self_attn_layer_norm", spec.layers)
+        norm("layers/mlp_norm", f"{layer}LayerNorm", spec.layers)
+        norm("final_norm", "encoder.LayerNorm")
+    else:
+        norm("layers/attention_norm", f"{layer}attention.output.LayerNorm", spec.layers)
+        norm("layers/mlp_norm", f"{layer}output.LayerNorm", spec.layers)
+        norm("embed_norm", "embeddings.LayerNorm")
+    return names
+
+
+def dense_names(spec: DenseSpec, width: int) -> dict[str, Stored]:
+    """`kernel` and `bias` of one Dense module, in the file of its own folder."""
+    names = {"kernel": Stored("linear.weight", (width, spec.width), True)}
+    return names | ({"bias": Stored("linear.bias", (spec.width,))} if spec.bias else {})

@@ -1,0 +1,114 @@
+"""M2M100 and NLLB folders of Hugging Face: `config.json` to our spec, and what their tensors are called."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.models.m2m100 import M2M100Spec
+from pbrl_jax.weights.hf_fields import ConfigFields
+from pbrl_jax.weights.hf_names import Stored
+
+MODEL_TYPE = "m2m_100"
+"""`model_type` of M2M100 and of NLLB-200's dense models alike."""
+
+#: What transformers puts in for a field that config.json leaves out.
+DEFAULTS = {
+    "vocab_size": 128112, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16,
+    "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "max_position_embeddings": 1024,
+    "scale_embedding": True, "pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+
+#: Dropout, initialisation, and settings of `generate` that old files keep in config.json.
+TRAINING_ONLY = (
+    "activation_dropout", "dropout", "encoder_layerdrop", "decoder_layerdrop", "init_std", "gradient_checkpointing",
+    "max_length", "num_beams", "early_stopping", "length_penalty", "forced_bos_token_id",
+)  # fmt: skip
+
+#: Regular expression of tensors that no parameter takes: copies of the shared embedding, and computed positions.
+IGNORED = r"^(encoder|decoder)\.(embed_tokens\.weight|embed_positions\.weights?)$"
+
+
+def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec:
+    """The spec that a `config.json` describes.
+
+    Raises:
+      CheckpointError: another kind of model, a field that is not understood, or sizes that do not fit one another.
+    """
+    if config.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(f"config.json: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}.")
+    fields = ConfigFields(config, DEFAULTS)
+    width = fields.size("d_model", least=4)
+    eos = fields.take("eos_token_id")
+    spec = M2M100Spec(
+        vocab_size=fields.size("vocab_size"),
+        width=width,
+        encoder_layers=fields.size("encoder_layers"),
+        decoder_layers=fields.size("decoder_layers"),
+        encoder_heads=fields.size("encoder_attention_heads"),
+        decoder_heads=fields.size("decoder_attention_heads"),
+        encoder_ffn=fields.size("encoder_ffn_dim"),
+        decoder_ffn=fields.size("decoder_ffn_dim"),
+        embed_scale=width**0.5 if fields.flag("scale_embedding") else 1.0,
+        max_positions=fields.size("max_position_embeddings"),
+        pad_id=fields.size("pad_token_id", least=0),
+        start_id=fields.size("decoder_start_token_id", least=0),
+        eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+        dtype=dtype,
+    )
+    fields.expect("activation_function", "relu")
+    fields.expect("tie_word_embeddings", True)
+    fields.expect("is_encoder_decoder", True)
+    fields.expect("num_hidden_layers", spec.encoder_layers)
+    for name in TRAINING_ONLY:
+        fields.take(name, None)
+    fields.finish()
+    for heads in (spec.encoder_heads, spec.decoder_heads):
+        if width % heads or width % 2:
+            raise CheckpointError(f"config.json: d_model={width} does not divide into {heads} heads (and in two).")
+    return spec
+
+
+def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
+    """Our parameter path -> where it lies in the checkpoint."""
+    names = {"embed": Stored("model.shared.weight", (spec.vocab_size, spec.width))}
+    encoder = (spec.encoder_layers, spec.width, spec.encoder_heads, spec.encoder_ffn)
+    decoder = (spec.decoder_layers, spec.width, spec.decoder_heads, spec.decoder_ffn)
+    names |= _attention("encoder", "encoder", "self_attn", *encoder[:3]) | _feed_forward("encoder", *encoder)
+    names |= _attention("decoder", "decoder", "self_attn", *decoder[:3]) | _feed_forward("decoder", *decoder)
+    cross = _attention("decoder", "decoder", "encoder_attn", *decoder[:3])
+    for path, stored in cross.items():
+        # The source's keys and values are made once per sentence, by a module of their own.
+        part = path.removeprefix("decoder/")
+        own = part.startswith(("key/", "value/"))
+        names["cross/" + part if own else "decoder/cross_" + part.removeprefix("attention_")] = stored
+    for side in ("encoder", "decoder"):
+        names |= _norm(f"{side}_norm", f"model.{side}.layer_norm", spec.width)
+    return names
+
+
+def _norm(path: str, name: str, width: int, layers: int = 0) -> dict[str, Stored]:
+    return {
+        f"{path}/scale": Stored(f"{name}.weight", (width,), layers=layers),
+        f"{path}/bias": Stored(f"{name}.bias", (width,), layers=layers),
+    }
+
+
+def _attention(path: str, side: str, block: str, layers: int, width: int, heads: int) -> dict[str, Stored]:
+    prefix, head = f"model.{side}.layers.{{layer}}.{block}", (heads, width // heads)
+    names = _norm(f"{path}/attention_norm", f"{prefix}_layer_norm", width, layers)
+    for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+        names[f"{path}/{ours}/kernel"] = Stored(f"{prefix}.{theirs}.weight", (width, *head), True, layers)
+        names[f"{path}/{ours}/bias"] = Stored(f"{prefix}.{theirs}.bias", head, layers=layers)
+    names[f"{path}/out/kernel"] = Stored(f"{prefix}.out_proj.weight", (*head, width), True, layers)
+    names[f"{path}/out/bias"] = Stored(f"{prefix}.out_proj.bias", (width,), layers=layers)
+    return names
+
+
+def _feed_forward(path: str, layers: int, width: int, _heads: int, ffn: int) -> dict[str, Stored]:
+    prefix = f"model.{path}.layers.{{layer}}"
+    return _norm(f"{path}/mlp_norm", f"{prefix}.final_layer_norm", width, layers) | {
+        f"{path}/up/kernel": Stored(f"{prefix}.fc1.weight", (width, ffn), True, layers),
+        f"{path}/up/bias": Stored(f"{prefix}.fc1.bias", (ffn,), layers=layers),
+        f"{path}/down/kernel": Stored(f"{prefix}.fc2.weight", (ffn, width), True, layers),
+        f"{path}/down/bias": Stored(f"{prefix}.fc2.bias", (width,), layers=layers),
+    }

@@ -1,0 +1,178 @@
+"""From where a user says a model is to a folder of this machine, whose files can be mapped.
+
+A model is named by a folder, by a path of an object store (`gs://bucket/model`), or by a hub id (`Qwen/Qwen3-0.6B`,
+with `@revision` for one that stays the same). Files of the hub are downloaded once. Of a store the small files are
+copied once, and so is what torch wrote; safetensors stay there, and are read by range where numbers are needed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+
+from etils import epath
+
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.paths import CHUNK_BYTES, is_remote, write_atomic
+from pbrl_jax.logs.progress import Progress
+from pbrl_jax.weights.safetensors_file import POINTER
+
+#: What a model needs: configuration, tokenizer, chat template and weights.
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml")
+WEIGHT_FILES = ("*.safetensors",)
+TORCH_FILES = ("*pytorch_model*.bin", "*.ckpt")
+#: Further copies of the same weights, in other formats.
+LEFT_OUT = ("original/*", "onnx/*", "openvino/*", "consolidated*", "*.onnx")
+
+HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+CACHE_VARIABLE = "PBRL_MODEL_CACHE"
+RECORD = "copied_from.json"
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` reads as `owner/name` and is no path into a folder that is here."""
+    return HUB_ID.fullmatch(source) is not None and not os.path.isdir(source.split("/")[0])
+
+
+def local_copy(source: str | os.PathLike) -> str:
+    """The folder of a model on this machine; whatever is neither remote nor a hub id is given back as it is.
+
+    Raises:
+      CheckpointError: the hub or the store cannot be reached, knows no such model, or does not give it to this user.
+    """
+    source = os.fspath(source)
+    if is_remote(source):
+        return copy_remote(source)
+    if os.path.exists(source) or not is_hub_id(source):
+        return source
+    return download(source)
+
+
+def download(source: str) -> str:
+    """The snapshot of a hub id in the hub's own cache (`HF_HOME`), downloaded where it is not there yet.
+
+    Raises:
+      CheckpointError: gated, private, unknown, or not reachable; says what to do.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    named = HUB_ID.fullmatch(source)
+    name, revision = named["name"], named["revision"]
+
+    def fetch(*patterns: str) -> str:
+        return snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(LEFT_OUT))
+
+    try:
+        folder = fetch(*SMALL_FILES, *WEIGHT_FILES)
+        if not any(file.endswith(".safetensors") for _, _, files in os.walk(folder) for file in files):
+            folder = fetch(*SMALL_FILES, *TORCH_FILES)
+        return folder
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{name} is gated. Accept its terms at https://huggingface.co/{name}, then set HF_TOKEN to a token of that "
+            "account (`export HF_TOKEN=hf_...`)."
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise CheckpointError(
+            f"{source!r} is no folder here, and the hub shows no model {name!r}. Check the spelling; for a private "
+            "model set HF_TOKEN."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        what = f"{name} has no revision {revision!r}."
+        raise CheckpointError(f"{what} Leave `@{revision}` out, or name a commit.") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{source!r} is no folder here, and the hub cannot be reached ({_first_line(error)}). Connect to the "
+            "network, or give the folder of a download."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def cache_folder() -> str:
+    """Where models of object stores are copied to: PBRL_MODEL_CACHE, or ~/.cache/pbrl_jax/models."""
+    return os.path.expanduser(os.environ.get(CACHE_VARIABLE) or "~/.cache/pbrl_jax/models")
+
+
+def copy_remote(source: str) -> str:
+    """A folder of an object store, copied file by file, with a pointer in the place of every safetensors file.
+
+    Files whose size and time are as before are not copied again; where the store's client tells no time, all are.
+
+    Raises:
+      CheckpointError: no such folder, or the store refuses.
+    """
+    remote = epath.Path(source)
+    target = os.path.join(cache_folder(), hashlib.sha256(source.rstrip("/").encode()).hexdigest()[:24])
+    try:
+        found = _remote_files(remote)
+    except Exception as error:  # the store's client decides what it raises
+        raise CheckpointError(
+            f"{source} cannot be read ({_first_line(error)}). Check the path, and that this machine's account may read "
+            "the bucket (`gcloud auth application-default login`)."
+        ) from error
+    if not found:
+        raise CheckpointError(f"No model in {source}: the folder is empty or does not exist. Check the path.")
+    record = _read_record(target)
+    todo = {name: stamp for name, (_, stamp) in found.items() if record.get(name) != stamp or not stamp[1]}
+    if todo:
+        total = sum(stamp[0] for stamp in todo.values())
+        with Progress(f"copying {source}", max(1, total >> 20), unit="MiB") as progress:
+            for name, stamp in todo.items():
+                _copy(found[name][0], os.path.join(target, name), progress)
+                record[name] = stamp
+                write_atomic(os.path.join(target, RECORD), json.dumps({"source": source, "files": record}))
+    for name in record.keys() - found.keys():
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(target, name))
+    return target
+
+
+def _wanted(name: str) -> bool:
+    """The files that are copied; of a work directory also those of the model folders in it."""
+    path = epath.Path(name)
+    return any(path.match(pattern) for pattern in (*SMALL_FILES, *TORCH_FILES))
+
+
+def _remote_files(folder: epath.Path, below: str = "") -> dict[str, tuple[epath.Path, list[int]]]:
+    """Name here -> (file, [size, modification time]); one level of folders deep, as sentence encoders are laid.
+
+    Of safetensors there will be a pointer, which is the same whatever the file holds.
+    """
+    found = {}
+    for child in folder.iterdir():
+        name = f"{below}{child.name}"
+        if child.is_dir():
+            if not below:
+                found |= _remote_files(child, f"{name}/")
+        elif any(child.match(pattern) for pattern in WEIGHT_FILES):
+            found[f"{name}{POINTER}"] = child, [0, 1]
+        elif _wanted(name):
+            stat = child.stat()
+            found[name] = child, [int(stat.length), int(stat.mtime)]
+    return found
+
+
+def _read_record(target: str) -> dict[str, list[int]]:
+    try:
+        with open(os.path.join(target, RECORD), encoding="utf-8") as file:
+            record = json.load(file)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: stamp for name, stamp in record.items() if os.path.exists(os.path.join(target, name))}
+
+
+def _copy(file: epath.Path, target: str, progress: Progress) -> None:
+    if target.endswith(POINTER):
+        write_atomic(target, os.fspath(file))
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    part = f"{target}.part"
+    with file.open("rb") as reader, open(part, "wb") as writer:
+        while chunk := reader.read(16 * CHUNK_BYTES):
+            writer.write(chunk)
+            progress.advance(len(chunk) >> 20)
+    os.replace(part, target)

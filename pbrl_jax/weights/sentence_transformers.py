@@ -1,0 +1,187 @@
+"""The module chain of a sentence-transformers folder, in its old and its new dialect.
+
+`modules.json` lists the modules; each has a folder of its own. Only the last part of a module's `type` names it: the
+paths before it have changed over the years. Whatever is listed and not understood is an error that names it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pbrl_jax.core.errors import CheckpointError, did_you_mean
+from pbrl_jax.models.chain import ACTIVATIONS
+from pbrl_jax.models.specs import DenseSpec
+from pbrl_jax.weights.hf_fields import ConfigFields
+
+MODULES = "modules.json"
+
+#: Our pooling -> its name in the new dialect, and the flag that stood for it in the old one.
+POOLINGS = {
+    "cls": ("cls", "pooling_mode_cls_token"),
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "last": ("lasttoken", "pooling_mode_lasttoken"),
+}
+#: File of the Transformer module, in the order in which sentence-transformers looks for it.
+TRANSFORMER_CONFIGS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
+#: A tokenizer without a limit of its own says so with a number far beyond any.
+NO_LIMIT = 1_000_000_000
+
+
+class Chain(NamedTuple):
+    """What a folder says beside the transformer itself."""
+
+    transformer: str
+    """Folder of config.json, weights and tokenizer."""
+    pooling: str = "mean"
+    dense: tuple[DenseSpec, ...] = ()
+    dense_folders: tuple[str, ...] = ()
+    max_length: int | None = None
+    """Tokens of a text, special ones included; None: as many as there are positions."""
+    prompts: Mapping[str, str] = {}
+    """Named texts to put before an input, and the empty one that is the default where none is named."""
+    include_prompt: bool = True
+    """Whether a prompt's tokens are pooled."""
+
+    def prompt(self, name: str) -> str:
+        """The prompt called `name` (CheckpointError for an unknown one)."""
+        if name not in self.prompts:
+            raise CheckpointError(f"{self.transformer} has no prompt {name!r}. {did_you_mean(name, self.prompts)}")
+        return self.prompts[name]
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      CheckpointError: no such file, or no JSON object in it.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing. Copy or download the whole folder.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). Copy or download it again.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object.")
+    return found
+
+
+def read_chain(folder: str) -> Chain:
+    """The chain of a folder with `modules.json`.
+
+    Raises:
+      CheckpointError: a module, a pooling, an activation or a setting that is not known; a missing file.
+    """
+    modules = _modules(os.path.join(folder, MODULES))
+    kinds = [kind for kind, _ in modules]
+    order = [kind for kind in kinds if kind not in ("Dense", "Dropout")]
+    if order not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise CheckpointError(
+            f"{folder}/{MODULES} lists {', '.join(kinds) or 'nothing'}; expected Transformer, Pooling, any number of "
+            "Dense, and Normalize at the end or not at all."
+        )
+    if "Dense" in kinds[:2] or ("Normalize" in kinds and kinds[-1] != "Normalize"):
+        found = f"{folder}/{MODULES} lists {', '.join(kinds)}"
+        raise CheckpointError(f"{found}; expected Dense behind Pooling, and Normalize last.")
+    paths = {kind: os.path.join(folder, path) for kind, path in modules}
+    pooling, include_prompt = _pooling(os.path.join(paths["Pooling"], "config.json"))
+    dense_folders = tuple(os.path.join(folder, path) for kind, path in modules if kind == "Dense")
+    prompts, default = _prompts(folder)
+    return Chain(
+        transformer=os.path.normpath(paths["Transformer"]),
+        pooling=pooling,
+        dense=tuple(_dense(os.path.join(path, "config.json")) for path in dense_folders),
+        dense_folders=dense_folders,
+        max_length=read_max_length(paths["Transformer"]),
+        prompts={**prompts, "": prompts[default] if default else ""},
+        include_prompt=include_prompt,
+    )
+
+
+def _modules(path: str) -> list[tuple[str, str]]:
+    """(last part of the type, folder) of each module, in the order of their numbers."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            listed = sorted(json.load(file), key=lambda module: module["idx"])
+        found = [(module["type"].rpartition(".")[2], module["path"]) for module in listed]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not the list of modules of sentence-transformers ({type(error).__name__}: {error}). "
+            "Copy or download it again."
+        ) from error
+    known = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+    for kind, _ in found:
+        if kind not in known:
+            raise CheckpointError(f"{path} lists a module {kind!r} that is not known. {did_you_mean(kind, known)}")
+    return found
+
+
+def _pooling(path: str) -> tuple[str, bool]:
+    """(our pooling, whether prompts are pooled) of either dialect."""
+    config = read_json(path)
+    fields = ConfigFields(config, {}, path)
+    for width in ("embedding_dimension", "word_embedding_dimension"):
+        fields.take(width, None)
+    flags = {name: fields.flag(name) for name in config if name.startswith("pooling_mode_")}
+    chosen = fields.take("pooling_mode", [name for name, on in flags.items() if on])
+    chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+    include_prompt = fields.flag("include_prompt", True)
+    fields.finish()
+    for ours, names in POOLINGS.items():
+        if len(chosen) == 1 and chosen[0] in names:
+            return ours, include_prompt
+    known, found = ", ".join(name for name, _ in POOLINGS.values()), " + ".join(map(str, chosen)) or "none"
+    raise CheckpointError(f"{path} asks for pooling {found}; supported is one of {known}.")
+
+
+def _dense(path: str) -> DenseSpec:
+    """One Dense module."""
+    fields = ConfigFields(read_json(path), {}, path)
+    fields.size("in_features")
+    width, bias = fields.size("out_features"), fields.flag("bias", True)
+    # sentence-transformers' own default, which its old folders leave out.
+    activation = str(fields.take("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2].lower()
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(f"{path}: activation_function {activation!r}. {did_you_mean(activation, ACTIVATIONS)}")
+    fields.expect("use_residual", False)
+    fields.expect("module_input_name", "sentence_embedding")
+    fields.expect("module_output_name", "sentence_embedding", None)
+    fields.finish()
+    return DenseSpec(width, activation, bias)
+
+
+def _prompts(folder: str) -> tuple[dict[str, str], str]:
+    """(named prompts, name of the default one or "")."""
+    path = os.path.join(folder, "config_sentence_transformers.json")
+    config = read_json(path) if os.path.exists(path) else {}
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name") or ""
+    if default and default not in prompts:
+        raise CheckpointError(f"{path}: default_prompt_name {default!r} is not among the prompts {sorted(prompts)}.")
+    return dict(prompts), default
+
+
+def read_max_length(transformer: str) -> int | None:
+    """Tokens of a text by the Transformer module's own file, else by its tokenizer; None: neither says.
+
+    Raises:
+      CheckpointError: a setting of that file that changes the vectors and is not known.
+    """
+    path = next((file for name in TRANSFORMER_CONFIGS if os.path.exists(file := os.path.join(transformer, name))), None)
+    config = read_json(path) if path else {}
+    fields = ConfigFields(config, {}, path or transformer)
+    fields.expect("do_lower_case", False, None)
+    fields.expect("transformer_task", "feature-extraction")
+    fields.expect("module_output_name", "token_embeddings", None)
+    fields.expect("method", "forward")
+    for name in ("modality_config", "processing_kwargs", "unpad_inputs"):
+        fields.take(name, None)
+    for name in ("model_args", "tokenizer_args", "config_args", "tokenizer_name_or_path"):
+        fields.expect(name, None, {})
+    limit = fields.take("max_seq_length", None)
+    fields.finish()
+    if limit is None:
+        tokenizer = os.path.join(transformer, "tokenizer_config.json")
+        limit = read_json(tokenizer).get("model_max_length") if os.path.exists(tokenizer) else None
+    return None if limit is None or limit >= NO_LIMIT else int(limit)

@@ -1,0 +1,349 @@
+"""Released weights, read by slice straight into (sharded) arrays.
+
+A checkpoint is a mapping from tensor names to arrays that lie in mapped files, or in a store. A model's table of
+`Stored` says where each of our parameters lies; a parameter is assembled slice by slice, for the devices of this host
+alone, one parameter at a time, so that a host never holds more than its share of one stacked parameter beside the
+result.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.trees import map_with_path, nested
+from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.safetensors_file import RemoteTensor, Tensor, located, open_safetensors
+
+WEIGHTS = "model.safetensors"
+TORCH_WEIGHTS = "pytorch_model.bin"
+
+#: What stands before a tensor's name, depending on the class that saved it: whole models, the text part of a
+#: multimodal one in both spellings, encoders within a classifier, and COMET's encoder.
+PREFIXES = (
+    "language_model.model.", "model.language_model.", "language_model.", "encoder.model.", "model.", "bert.",
+    "roberta.",
+)  # fmt: skip
+
+#: Tensors that a checkpoint may hold and no parameter takes: heads that are tied or unused, the other parts of a
+#: multimodal model, and tables that are computed anew.
+HARMLESS = re.compile(
+    r"^(lm_head|pooler|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
+    r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
+)
+SHOWN_PROBLEMS = 40
+BLOCK_ELEMENTS = 1 << 18
+"""Elements copied at a time where a matrix is transposed: both sides of a block stay in the cache."""
+SAMPLE_BYTES = 1024
+READERS = min(16, os.cpu_count() or 1)
+"""Threads that copy; the rows of a transposed matrix come from all over the file."""
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of all files of a checkpoint."""
+
+    def __init__(self, files: Sequence[Mapping[str, Tensor]], source: str):
+        self.files, self.source = tuple(files), source
+        self.place: dict[str, Mapping[str, Tensor]] = {}
+        for file in self.files:
+            doubles = sorted(self.place.keys() & file.keys())
+            if doubles:
+                raise CheckpointError(f"{source}: {doubles[0]} lies in two files. Remove the file that is left over.")
+            self.place |= dict.fromkeys(file, file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.place[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.place)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def release(self) -> None:
+        """Lets the system drop what was read."""
+        for file in self.files:
+            if hasattr(file, "release"):
+                file.release()
+
+
+def open_weights(folder: str | os.PathLike) -> Weights:
+    """The checkpoint in a local folder: safetensors, else PyTorch's own format; one file, or an index of several.
+
+    Raises:
+      CheckpointError: no weights, a file of the index that is missing, a damaged file.
+    """
+    folder = os.fspath(folder)
+    for name, opened in ((WEIGHTS, open_safetensors), (TORCH_WEIGHTS, _read_torch)):
+        index = os.path.join(folder, f"{name}.index.json")
+        if os.path.exists(index):
+            return Weights([opened(path) for path in _indexed_files(index)], folder)
+        if located(os.path.join(folder, name)):
+            return Weights([opened(os.path.join(folder, name))], folder)
+    found = ", ".join(sorted(os.listdir(folder))[:8]) if os.path.isdir(folder) else "no such folder"
+    raise CheckpointError(
+        f"No weights in {folder!r}: expected {WEIGHTS}, {WEIGHTS}.index.json or {TORCH_WEIGHTS}, found "
+        f"{found or 'nothing'}. Copy or download the whole folder."
+    )
+
+
+def _read_torch(path: str) -> Mapping[str, Tensor]:
+    from pbrl_jax.weights.torch_file import state_dict
+
+    return state_dict(path)
+
+
+def _indexed_files(index: str) -> list[str]:
+    folder = os.path.dirname(index)
+    try:
+        with open(index, encoding="utf-8") as file:
+            names = sorted(set(json.load(file)["weight_map"].values()))
+        if not names or any(os.path.basename(name) != name for name in names):
+            raise ValueError(f"file names {names[:3]}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{index} is no index of weights ({type(error).__name__}: {error})."
+        raise CheckpointError(f"{what} Download the file again.") from error
+    missing = [name for name in names if not located(os.path.join(folder, name))]
+    if missing:
+        raise CheckpointError(
+            f"{folder!r} lacks {len(missing)} of the {len(names)} files in its index: {', '.join(missing[:8])}. "
+            "Download the rest."
+        )
+    return [os.path.join(folder, name) for name in names]
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what stands before it in one class and not in another."""
+    return name[len(next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")) :]
+
+
+def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a reshape from `found` to `wanted` only splits axes, as [D, H * C] into [D, H, C]."""
+    rest = list(wanted)
+    for size in found:
+        product = 1
+        while rest and (product < size or rest[0] == 1):
+            product *= rest.pop(0)
+        if product != size:
+            return False
+    return not rest
+
+
+def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ignore: str = "") -> dict[str, list[str]]:
+    """Our parameter path -> the names, in this checkpoint, of the tensors that it is made of.
+
+    Args:
+      tensors: the checkpoint.
+      names: our parameter path -> where it lies.
+      ignore: regular expression of further tensors, by plain name, that no parameter takes.
+
+    Raises:
+      CheckpointError: every tensor that is missing, unexpected, of another shape, or not of floating type, at once.
+    """
+    by_plain: dict[str, str] = {}
+    problems = []
+    for name in tensors:
+        other = by_plain.setdefault(plain_name(name), name)
+        if other != name:
+            problems.append(f"{name} and {other} name the same tensor")
+    found: dict[str, list[str]] = {}
+    for path, stored in names.items():
+        found[path] = []
+        for wanted in stored.names():
+            name = by_plain.pop(plain_name(wanted), None)
+            if name is None:
+                problems.append(f"{wanted} is missing")
+                continue
+            found[path].append(name)
+            problems += _misfit(name, tensors[name], stored)
+    for plain, name in by_plain.items():
+        if not HARMLESS.search(plain) and not (ignore and re.search(ignore, plain)):
+            problems.append(f"{name} is unexpected")
+    if problems:
+        more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise CheckpointError(
+            f"{getattr(tensors, 'source', 'The weights')!r} and its configuration describe different models: "
+            + "; ".join(problems[:SHOWN_PROBLEMS]) + more
+            + ". Check that config.json belongs to these weights, and that all files are there."
+        )  # fmt: skip
+    return found
+
+
+def _misfit(name: str, tensor: Tensor, stored: Stored) -> list[str]:
+    if not fits(tensor.shape[::-1] if stored.transpose else tensor.shape, stored.shape):
+        order = " read as its transpose" if stored.transpose else ""
+        return [f"{name} has shape {tensor.shape}, expected one that{order} is {stored.shape}"]
+    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != ml_dtypes.bfloat16:
+        return [f"{name} holds {tensor.dtype}, expected a floating type"]
+    return []
+
+
+def copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
+    """`out[...] = source` in blocks that fit the cache, which a transposed source wants (it halves the time)."""
+    if out.size <= BLOCK_ELEMENTS or source.flags.c_contiguous:
+        out[...] = source
+        return
+    axis = int(np.argmax(out.shape))
+    half = out.shape[axis] // 2
+    for part in (slice(None, half), slice(half, None)):
+        index = (slice(None),) * axis + (part,)
+        copy_blocks(out[index], source[index])
+
+
+def rows_behind(shape: tuple[int, ...], stored: Stored, inner: tuple[slice, ...]) -> tuple[int, int]:
+    """(first, behind the last) row of a checkpoint's tensor that a slice of our parameter needs."""
+    numbers = np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
+    every = np.broadcast_to(numbers, shape)  # no copy: an array of row numbers without their memory
+    needed = (every.T if stored.transpose else every).reshape(stored.shape)[inner]
+    corners = needed[tuple(slice(None, None, max(1, size - 1)) for size in needed.shape)]
+    return (int(corners.min()), int(corners.max()) + 1) if corners.size else (0, 0)
+
+
+class _Leaf:
+    """One parameter's slices, each read once however many devices hold it."""
+
+    def __init__(self, tensors, names: list[str], stored: Stored, dtype, pool: ThreadPoolExecutor):
+        self.tensors, self.names, self.stored, self.dtype, self.pool = tensors, names, stored, dtype, pool
+        self.shape = stored.full_shape()
+        self.read: dict[tuple, np.ndarray] = {}
+        self.rows: dict[tuple, np.ndarray] = {}
+
+    def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+        ranges = tuple(range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True))
+        key = tuple((part.start, part.stop) for part in ranges)
+        if key not in self.read:
+            self.read[key] = self._assemble(ranges)
+        return self.read[key]
+
+    def _tensor(self, name: str, inner: tuple[slice, ...]) -> np.ndarray:
+        """An array of the tensor's shape that holds what `inner` needs of it."""
+        tensor = self.tensors[name]
+        if not isinstance(tensor, RemoteTensor):
+            return tensor
+        if not tensor.shape:
+            return tensor.elements(0, 1).reshape(())
+        rows = rows_behind(tensor.shape, self.stored, inner)
+        found = self.rows.get((name, *rows))
+        if found is None:
+            found = tensor.rows(*rows)
+            needed = math.prod(part.stop - part.start for part in inner)
+            if needed < found[slice(*rows)].size:  # the rest of these rows is another device's
+                self.rows[name, *rows] = found
+        return found
+
+    def _assemble(self, ranges: tuple[range, ...]) -> np.ndarray:
+        stored = self.stored
+        stacked = len(self.shape) - len(stored.shape)
+        out = np.empty(tuple(len(part) for part in ranges), self.dtype)
+        inner = tuple(slice(part.start, part.stop) for part in ranges[stacked:])
+        experts = max(stored.experts, 1)
+
+        def copy(place: tuple[int, ...]) -> None:
+            numbers = [part[at] for part, at in zip(ranges[:stacked], place, strict=True)]
+            layer = numbers[0] if stored.layers else 0
+            expert = numbers[-1] if stored.experts else 0
+            tensor = self._tensor(self.names[layer * experts + expert], inner)
+            view = (tensor.T if stored.transpose else tensor).reshape(stored.shape)
+            copy_blocks(out[place] if place else out, view[inner])
+
+        places = itertools.product(*(range(len(part)) for part in ranges[:stacked]))
+        list(self.pool.map(copy, places))
+        return out
+
+
+def load_params(
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, Stored],
+    shardings: Any = None,
+    dtype: Any = np.float32,
+    *,
+    ignore: str = "",
+    tick: Callable[[int], Any] | None = None,
+) -> dict:
+    """The parameters of a model, from a checkpoint.
+
+    Args:
+      tensors: name -> array, lying in files (see open_weights).
+      names: our parameter path (`layers/query/kernel`) -> where it lies.
+      shardings: tree of shardings with these paths; None: the default device.
+      dtype: type of the parameters; None: of each, the one it is stored in.
+      ignore: regular expression of further tensors that no parameter takes.
+      tick: called with the bytes of each parameter that is done.
+
+    Returns:
+      Nested dict of arrays: `{"layers": {"query": {"kernel": [N, D, H, C]}}, ...}`.
+
+    Raises:
+      CheckpointError: see resolve_names; or tensors of one parameter in different types where none was asked for.
+    """
+    resolved = resolve_names(tensors, names, ignore)
+    places: dict[str, Any] = {}
+    if shardings is not None:
+        map_with_path(lambda path, sharding: places.__setitem__(path, sharding), shardings)
+    params: dict[str, jax.Array] = {}
+    with ThreadPoolExecutor(READERS) as pool:
+        for path, stored in names.items():
+            kind = np.dtype(dtype) if dtype is not None else _stored_type(tensors, resolved[path])
+            array = _place(_Leaf(tensors, resolved[path], stored, kind, pool), places.get(path))
+            if hasattr(tensors, "release"):
+                tensors.release()
+            params[path] = array
+            if tick is not None:
+                tick(array.nbytes)
+    return nested(params)
+
+
+def _stored_type(tensors, names: list[str]) -> np.dtype:
+    types = {tensors[name].dtype for name in names}
+    if len(types) > 1:
+        shown = ", ".join(sorted(map(str, types)))
+        raise CheckpointError(f"{names[0]} and its like in other layers are stored as {shown}. Ask for one type.")
+    return types.pop()
+
+
+def _place(leaf: _Leaf, sharding) -> jax.Array:
+    """On the devices, and waited for: the host's copy goes before the next parameter is read."""
+    if sharding is None:
+        array = jax.device_put(leaf((slice(None),) * len(leaf.shape)))
+    else:
+        array = jax.make_array_from_callback(leaf.shape, sharding, leaf, dtype=leaf.dtype)
+    return jax.block_until_ready(array)
+
+
+def abstract_params(names: Mapping[str, Stored], dtype: Any = np.float32) -> dict:
+    """Shapes of the parameters that a table names, as a tree."""
+    return nested({path: jax.ShapeDtypeStruct(stored.full_shape(), dtype) for path, stored in names.items()})
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest that tells checkpoints apart without reading them whole.
+
+    Of every tensor: name, type, shape, and its first, middle and last kibibyte. Another training step changes it; a
+    single flipped bit need not. How tensors are spread over files does not matter.
+    """
+
+    def described(name: str) -> bytes:
+        tensor = tensors[name]
+        count = SAMPLE_BYTES // tensor.dtype.itemsize
+        starts = (0, max(0, tensor.size // 2), max(0, tensor.size - count))
+        if isinstance(tensor, RemoteTensor):
+            samples = [tensor.elements(start, start + count) for start in starts]
+        else:
+            samples = [tensor.reshape(-1)[start : start + count] for start in starts]
+        return f"{name} {tensor.dtype} {tensor.shape}\0".encode() + b"".join(sample.tobytes() for sample in samples)
+
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(READERS) as pool:
+        for part in pool.map(described, sorted(tensors)):
+            digest.update(part)
+    return digest.hexdigest()

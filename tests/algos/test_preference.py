@@ -1,0 +1,72 @@
+"""DPO and IPO by hand, their gradients, and which pairs a group of scored responses gives."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pbrl_jax.algos.preference import preference_loss, preferred_pairs
+from pbrl_jax.config.tree import DpoConfig
+
+CHOSEN, REJECTED = np.array([-3.0, -2.0]), np.array([-4.0, -1.5])
+REF_CHOSEN, REF_REJECTED = np.array([-3.5, -1.0]), np.array([-3.0, -1.5])
+#: (-3 + 3.5) - (-4 + 3) and (-2 + 1) - (-1.5 + 1.5).
+MARGINS = (1.5, -1.0)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def loss(chosen=CHOSEN, rejected=REJECTED, **settings):
+    arrays = map(jnp.asarray, (chosen, rejected, REF_CHOSEN, REF_REJECTED))
+    return preference_loss(*arrays, config=DpoConfig(**settings))
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"beta": 0.5}, [-math.log(sigmoid(0.5 * h)) for h in MARGINS]),
+        ({"beta": 0.5, "label_smoothing": 0.1},
+         [-0.9 * math.log(sigmoid(0.5 * h)) - 0.1 * math.log(sigmoid(-0.5 * h)) for h in MARGINS]),
+        ({"beta": 0.5, "loss_type": "ipo"}, [(h - 1) ** 2 for h in MARGINS]),
+    ],
+)  # fmt: skip
+def test_losses_by_hand(settings, expected):
+    found, metrics = loss(**settings)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert metrics["rewards/accuracies"] == 0.5
+    assert metrics["rewards/margins"] == pytest.approx(0.5 * 0.25)
+    assert metrics["rewards/chosen"] - metrics["rewards/rejected"] == pytest.approx(metrics["rewards/margins"])
+
+
+def test_the_gradient_weighs_pairs_by_how_wrong_they_are():
+    """d loss / d chosen = -beta * sigmoid(-beta h), and the negative of it for the rejected one."""
+    grads = jax.grad(lambda c, r: loss(c, r, beta=0.5)[0].sum(), argnums=(0, 1))(
+        jnp.asarray(CHOSEN), jnp.asarray(REJECTED)
+    )
+    expected = [-0.5 * sigmoid(-0.5 * h) for h in MARGINS]
+    np.testing.assert_allclose(grads[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(grads[1], [-x for x in expected], rtol=1e-12)
+
+
+def test_log_probs_far_apart_stay_finite():
+    found, _ = loss(chosen=np.array([-2000.0, 0.0]), rejected=np.array([0.0, -2000.0]), beta=1.0)
+    assert np.isfinite(found).all() and found[1] == 0
+
+
+def test_pairs_of_a_group():
+    rewards = [0.5, None, 0.9, 0.5, 0.2]
+    assert preferred_pairs(rewards, pairs="all", min_margin=0.0) == [(2, 4), (2, 0), (2, 3), (0, 4), (3, 4)]
+    assert preferred_pairs(rewards, pairs="all", min_margin=0.35) == [(2, 4), (2, 0), (2, 3)]
+    assert preferred_pairs(rewards, pairs="best_worst", min_margin=0.1) == [(2, 4)]
+    assert preferred_pairs([0.4, 0.4, None], pairs="all", min_margin=0.0) == []
+    assert preferred_pairs([None, 1.0], pairs="best_worst", min_margin=0.0) == []

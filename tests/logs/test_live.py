@@ -1,0 +1,135 @@
+"""What a run shows: a panel on a terminal, a line a step when piped; and W&B through a stand-in."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line, tokens_a_second
+from pbrl_jax.logs.metrics import MetricWriter
+
+ROW = {"reward": 0.5, "kl": 0.01, "num_tokens": 300, "step_time": 2.0, "language/consistency/sw": 0.25}
+EVALUATION = {"eval/accuracy/en": 0.98, "eval/accuracy/sw": 0.405, "eval/mean_non_english": 0.405}
+
+
+def console(terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
+
+
+def shown(view) -> str:
+    paper = console(True)
+    paper.print(view.panel())
+    return paper.file.getvalue()
+
+
+def test_time_left_leaves_out_the_slowest_step_which_compiled():
+    pace = Pace(10)
+    for step, seconds in enumerate((60.0, 2.0, 4.0), start=1):
+        pace.add({"step_time": seconds})
+        assert pace.left(step) == {1: "", 2: "16 s", 3: "21 s"}[step]  # 8 x 2 s; 7 x 3 s
+    assert pace.left(10) == "" and Pace(0).left(1) == ""
+
+
+def test_a_plain_line_has_speed_and_time_left():
+    pace = Pace(5)
+    for _ in range(2):
+        pace.add(ROW)
+    text = plain_line({"step": 2, **ROW}, pace).plain
+    assert text == "step 2/5  reward 0.5  kl 0.01  step_time 2  tokens/s 150  left 6 s"
+    assert tokens_a_second({"num_tokens": 3}) is None and tokens_a_second({"step_time": 1.0}) is None
+
+
+def test_an_evaluation_is_one_line():
+    assert evaluation_line(50, EVALUATION).plain == "evaluation at step 50  en 98.0  sw 40.5  mean without en 40.5"
+    assert evaluation_line(50, {"eval/first": 1.0}) is None
+
+
+def test_the_panel_shows_step_reward_languages_speed_and_time():
+    pace = Pace(100)
+    view = LiveView("train mine", pace, console(True))
+    assert "the first step compiles" in shown(view)
+    for step in (1, 2):
+        row = {"step": step, **ROW}
+        pace.add(row)
+        view.update(row)
+    view.update(EVALUATION)
+    text = shown(view)
+    for part in ("train mine", "step 2 of 100", "150 tokens/s", "3 min 16 s left", "reward", "0.5", "accuracy", "98.0",
+                 "40.5", "right language", "25.0"):  # fmt: skip
+        assert part in text, part
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_lines_are_for_pipes_and_the_panel_for_terminals(tmp_path, terminal):
+    paper = console(terminal)
+    with MetricWriter(tmp_path, console=paper, max_steps=2, live="train mine") as writer:
+        writer.write_evaluation(0, EVALUATION)
+        for step in (1, 2):
+            writer.write(step, ROW)
+    text = paper.file.getvalue()
+    assert ("step 1/2  reward" in text) != terminal and ("train mine" in text) == terminal
+    assert "evaluation at step 0" in text
+
+
+def test_evaluations_have_rows_of_their_own_which_a_resume_cuts(tmp_path):
+    with MetricWriter(tmp_path, console=console(False)) as writer:
+        for step in (0, 5, 10):
+            writer.write_evaluation(step, EVALUATION | {"eval/problems/en": step})
+    with MetricWriter(tmp_path, console=console(False), resume_step=7):
+        pass
+    rows = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 5] and rows[1]["eval/problems/en"] == 5
+
+
+def test_what_is_written_later_is_there_after_a_flush_and_raises_there(tmp_path):
+    done = []
+    writer = MetricWriter(tmp_path, console=console(False))
+    for number in range(3):
+        writer.later(done.append, number)
+    writer.flush()
+    assert done == [0, 1, 2], "one after the other"
+
+    def full():
+        raise OSError("no space")
+
+    writer.later(full)
+    with pytest.raises(CheckpointError, match="Cannot write samples: no space"):
+        writer.flush()
+    writer.close()
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    calls = []
+    run = SimpleNamespace(log=lambda row, step: calls.append((step, row)), finish=lambda: calls.append("finish"))
+    stand_in = SimpleNamespace(init=lambda **settings: calls.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    return calls
+
+
+def test_wandb_gets_the_rows_and_goes_on_in_the_same_run(tmp_path, wandb):
+    for first in (1, 3):
+        settings = {"resume_step": first - 1, "wandb": "mine", "config": '{"algo": {"beta": 0.1}}'}
+        with MetricWriter(tmp_path / "run7", console=console(False), **settings) as writer:
+            writer.write(first, {"reward": 0.5, "who": "sw"})
+            writer.write(first + 1, {"reward": 0.75})
+    starts = [call for call in wandb if isinstance(call, dict)]
+    assert len(starts) == 2 and starts[0] == starts[1]
+    assert starts[0]["project"] == "mine" and starts[0]["name"] == "run7" and starts[0]["resume"] == "allow"
+    assert starts[0]["config"] == {"algo": {"beta": 0.1}} and len(starts[0]["id"]) == 12
+    rows = [call for call in wandb if isinstance(call, tuple)]
+    assert rows[:2] == [(1, {"step": 1, "reward": 0.5}), (2, {"step": 2, "reward": 0.75})] and len(rows) == 4
+    assert wandb.count("finish") == 2
+
+
+def test_wandb_that_is_not_there_or_does_not_start(tmp_path, monkeypatch, wandb):
+    monkeypatch.setattr(sys.modules["wandb"], "init", lambda **_: 1 / 0)
+    with pytest.raises(ConfigError, match="W&B does not start: division by zero.*WANDB_MODE=offline"):
+        MetricWriter(tmp_path, wandb="mine")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"wandb is not installed. pip install -e \.\[wandb\]"):
+        MetricWriter(tmp_path, wandb="mine")

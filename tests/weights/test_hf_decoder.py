@@ -1,0 +1,210 @@
+"""`config.json` of decoders: what is read, in which spellings, what is refused, and what is written back."""
+
+import copy
+import dataclasses
+import functools
+import json
+
+import jax
+import pytest
+from tiny_policy import tiny_spec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.trees import match_rules, path_name
+from pbrl_jax.models.decoder import decoder_axes, init_decoder
+from pbrl_jax.models.specs import DECODERS, TINY_FAMILIES, Llama3Scaling, tiny_decoder
+from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, family_of, hf_config, kept_fields
+
+GEMMA = TINY_FAMILIES["tiny_gemma3"]
+
+#: Specs beyond the presets: windows on the upper layers, another count to the global layer, plain RoPE everywhere.
+VARIANTS = {
+    "qwen3_upper_window": tiny_decoder(layers=5, layer_pattern="gglll", window=3),
+    "qwen2_window": tiny_decoder(qk_norm=False, qkv_bias=True, layer_pattern="l", window=3),
+    "moe_window": dataclasses.replace(TINY_FAMILIES["tiny_qwen3_moe"], layer_pattern="l", window=3),
+    "moe_unnormalised": dataclasses.replace(TINY_FAMILIES["tiny_qwen3_moe"], normalized_experts=False),
+    "gemma_sixth": dataclasses.replace(GEMMA, layers=8, layer_pattern="lllllg", query_scalar=None),
+    "gemma_one_rope": dataclasses.replace(GEMMA, local_rope_theta=0.0, rope_factor=1.0),
+    "gemma_global": dataclasses.replace(GEMMA, layer_pattern="g", window=0, local_rope_theta=0.0),
+    "llama_linear": tiny_decoder(qk_norm=False, rope_factor=4.0),
+}
+SPECS = {**DECODERS, **VARIANTS}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_round_trip(name):
+    """Our spec -> config.json -> our spec, as JSON and as transformers understands and rewrites it."""
+    spec = SPECS[name]
+    config = json.loads(json.dumps(hf_config(spec)))
+    assert decoder_spec(config) == spec
+    theirs = CONFIG_MAPPING[config["model_type"]](**copy.deepcopy(config))
+    assert decoder_spec(json.loads(theirs.to_json_string(use_diff=False))) == spec
+    assert theirs.architectures == config["architectures"] and str(theirs.dtype).endswith("float32")
+
+
+def test_families():
+    expected = {"tiny": "qwen3", "quickstart": "qwen3", "llama31_8b": "llama", "tiny_gemma3": "gemma3_text"}
+    assert {name: family_of(DECODERS[name]) for name in expected} == expected
+    assert {name: family_of(spec) for name, spec in TINY_FAMILIES.items() if name != "tiny_gemma3"} == {
+        f"tiny_{name}": name for name in ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral")
+    }
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_names_are_those_of_our_tree(name):
+    spec = SPECS[name]
+    shapes = jax.eval_shape(functools.partial(init_decoder, spec=spec), jax.random.key(0))
+    ours = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    names = decoder_names(spec)
+    assert {path: stored.full_shape() for path, stored in names.items()} == ours
+    tensors = [tensor for stored in names.values() for tensor in stored.names()]
+    assert len(tensors) == len(set(tensors))
+    axes = match_rules(shapes, decoder_axes(spec))
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, letters: leaf.ndim == len(letters), shapes, axes)))
+
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
+SCALING = {
+    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+}  # fmt: skip
+#: The hub's file of Gemma 3 4B names little: the rest is what transformers puts in.
+GEMMA_4B = {
+    "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255_999,
+    "eoi_token_index": 256_000, "eos_token_id": [1, 106], "image_token_index": 262_144, "initializer_range": 0.02,
+    "mm_tokens_per_image": 256, "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1152},
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10_240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+}  # fmt: skip
+
+
+def test_spellings_of_llama3_scaling():
+    """Old (`rope_scaling`, `type` or `rope_type`) and new (`rope_parameters`) say the same."""
+    old = {"rope_theta": 500_000, "rope_scaling": {"rope_type": "llama3", **SCALING}}
+    older = {"rope_theta": 500_000, "rope_scaling": {"type": "llama3", **SCALING}}
+    new = {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500_000.0, **SCALING}}
+    both = {**old, **new}
+    specs = [decoder_spec({**LLAMA, **rope}) for rope in (old, older, new, both)]
+    assert (specs[0].rope_theta, specs[0].rope_scaling) == (500_000.0, Llama3Scaling())
+    assert all(spec == specs[0] for spec in specs)
+    assert (specs[0].head_dim, specs[0].norm_eps, specs[0].tied_embeddings) == (4, 1e-5, False)
+
+
+def test_gemma_4b_as_the_hub_has_it():
+    spec = decoder_spec(GEMMA_4B)
+    assert (spec.vocab_size, spec.heads, spec.kv_heads, spec.head_dim) == (262_208, 8, 4, 256)
+    assert (spec.rope_theta, spec.rope_factor, spec.local_rope_theta) == (1e6, 8.0, 1e4)
+    assert (spec.layer_pattern, spec.window, spec.query_scalar) == ("lllllg", 1024, None)
+    assert spec.tied_embeddings and sum(spec.local_layers()) == 29
+    assert kept_fields(GEMMA_4B)["eos_token_id"] == [1, 106]
+    # transformers fills the same gaps, and writes the new spelling with every field.
+    theirs = CONFIG_MAPPING["gemma3_text"](**copy.deepcopy(GEMMA_4B["text_config"]))
+    assert decoder_spec(theirs.to_dict()) == spec
+
+
+@pytest.mark.parametrize(
+    "window, pattern", [({"sliding_window": None}, "g"), ({"sliding_window": 4096}, "l"), ({}, "l")]
+)
+def test_mistral_windows(window, pattern):
+    """Its first version has one, its later ones say null, and left out it is 4096."""
+    spec = decoder_spec({**LLAMA, "model_type": "mistral", **window})
+    assert (spec.layer_pattern, spec.window) == (pattern, 4096 if pattern == "l" else 0)
+
+
+def test_qwen_windows():
+    """`sliding_window` counts only with `use_sliding_window`, from layer `max_window_layers` on."""
+    base = {**LLAMA, "model_type": "qwen2", "sliding_window": 8, "max_window_layers": 1}
+    assert decoder_spec({**base, "use_sliding_window": False}).layer_pattern == "g"
+    assert decoder_spec({**base, "use_sliding_window": True}).layer_pattern == "gl"
+    listed = {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}
+    assert decoder_spec({**base, **listed}).layer_pattern == "lg"
+
+
+def test_what_is_kept():
+    config = {**LLAMA, "eos_token_id": [7, 8], "max_position_embeddings": 131_072, "torch_dtype": "bfloat16"}
+    kept = kept_fields(config)
+    assert kept == {"eos_token_id": [7, 8], "max_position_embeddings": 131_072}
+    written = hf_config(decoder_spec(config), kept, dtype="bfloat16")
+    assert written["eos_token_id"] == [7, 8] and written["max_position_embeddings"] == 131_072
+    assert written["torch_dtype"] == "bfloat16"
+
+
+GEMMA_TEXT = {**GEMMA_4B["text_config"]}
+MOE = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}
+#: Changed config -> what the message says.
+REFUSED = {
+    "unknown_type": ({**LLAMA, "model_type": "lama"}, "model_type is 'lama'.*Known: .*qwen3_moe.*'llama'"),
+    "no_type": ({}, "model_type is None"),
+    "missing": ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "no 'hidden_size'"),
+    "text": ({**LLAMA, "hidden_size": "16"}, "hidden_size is '16'"),
+    "activation": ({**LLAMA, "hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
+    "attention_bias": ({**LLAMA, "attention_bias": True}, "attention_bias is True.*False"),
+    "mlp_bias": ({**LLAMA, "mlp_bias": True}, "mlp_bias is True"),
+    "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'; supported are default, lin"),
+    "dynamic": ({**LLAMA, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'; supported"),
+    "rope_field": ({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0, "x": 1}}, "x=1 is not a field"),
+    "rope_gap": ({**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "no 'low_freq_factor'"),
+    "rope_partial": ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    "rope_twice": (
+        {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 5.0}},
+        "say different things",
+    ),
+    "rope_shape": ({**LLAMA, "rope_scaling": "llama3"}, "rope_scaling is 'llama3'; expected an object"),
+    "heads": ({**LLAMA, "num_key_value_heads": 3}, "4 attention heads over 3 key/value heads"),
+    "quantized": ({**LLAMA, "quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
+    "unheard": ({**LLAMA, "logit_scale": 0.5}, "not understood: logit_scale=0.5"),
+    "window": ({**LLAMA, "sliding_window": 8}, "not understood: sliding_window=8"),
+    "local_base": ({**LLAMA, "rope_local_base_freq": 8.0}, "not understood: rope_local_base_freq"),
+    "mistral_types": (
+        {**LLAMA, "model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]},
+        "supported are layers that are all alike",
+    ),
+    "types": ({**GEMMA_TEXT, "layer_types": ["chunked_attention"] * 34}, "layer_types is .*'full_attention'"),
+    "types_short": ({**GEMMA_TEXT, "layer_types": ["full_attention"]}, "expected 34 times"),
+    "no_window": ({**GEMMA_TEXT, "sliding_window": None}, "sliding_window is None"),
+    "softcap": ({**GEMMA_TEXT, "final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+    "scores": ({**GEMMA_TEXT, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+    "both_ways": ({**GEMMA_TEXT, "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    "gemma_act": ({**GEMMA_TEXT, "hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+    "local_scaled": (
+        {
+            **GEMMA_TEXT, "rope_scaling": None,
+            "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2, "rope_theta": 5.0}},
+        },
+        "sliding_attention: .*'default'",
+    ),
+    "no_text": ({"model_type": "gemma3"}, "without a text_config"),
+    "other_text": ({**GEMMA_4B, "text_config": {"model_type": "llama"}}, "model_type is 'llama'"),
+    "sparse_step": ({**MOE, "decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+    "dense_layers": ({**MOE, "mlp_only_layers": [0]}, r"mlp_only_layers is \[0\]"),
+    "too_many": ({**MOE, "num_experts_per_tok": 8}, "num_experts_per_tok=8 of num_experts=4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    config, message = REFUSED[name]
+    with pytest.raises(CheckpointError, match=message):
+        decoder_spec(config)
+
+
+def test_the_refused_are_one_change_away():
+    for config in (LLAMA, GEMMA_TEXT, GEMMA_4B, MOE):
+        decoder_spec(config)
+
+
+UNKNOWN_MIXES = (
+    {"qkv_bias": True}, {"norm_offset": True}, {"query_scalar": 3.0},
+    {"qk_norm": False, "layer_pattern": "gl", "window": 2},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", UNKNOWN_MIXES)
+def test_a_combination_that_nobody_has_cannot_be_exported(changes):
+    with pytest.raises(CheckpointError, match="No model family.*Known: llama"):
+        hf_config(tiny_spec(**changes))
