@@ -115,7 +115,7 @@ NAMES = {
     "make_reward": "rewards.combine",
     "make_update": "train.update",
     "new_state": "train.state",
-    "pad_prompts": "data.batches",
+    "pad_prompts": "core.batching",
     "policy_loss": "algos.grpo",
     "same_answer": "text.answers",
     "sampling_params": "rollout.sampling",

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.core.records import Prompt, PromptBatch
+from pbrl_jax.core.records import Prompt
 
 Row = TypeVar("Row")
 #: Streams of random numbers; that of the n-th language is `language` + n.
@@ -199,21 +199,3 @@ def host_share(rows: Sequence[Row], process_index: int, process_count: int) -> l
         )
     size = len(rows) // process_count
     return list(rows[process_index * size : (process_index + 1) * size])
-
-
-def pad_prompts(
-    token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
-) -> PromptBatch:
-    """Token lists as one right-padded batch of NumPy arrays (int32, `[P, length]`).
-
-    Raises:
-      DataError: a list that is empty or longer than `length`.
-    """
-    lengths_P = np.array([len(tokens) for tokens in token_lists], np.int32)
-    bad = [i for i, n in enumerate(lengths_P) if not 1 <= n <= length]
-    if bad:
-        raise DataError(f"Prompt {bad[0]} has {lengths_P[bad[0]]} tokens, expected 1 to {length}.")
-    tokens_PT = np.full((len(token_lists), length), pad_id, np.int32)
-    for row, tokens in zip(tokens_PT, token_lists, strict=True):
-        row[: len(tokens)] = tokens
-    return PromptBatch(tokens_PT, lengths_P, np.asarray(row_ids, np.int32))

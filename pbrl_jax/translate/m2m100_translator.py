@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.core.batching import by_length, few_rows
+from pbrl_jax.core.batching import by_length, few_rows, length_bucket
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
-from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.hf_load import check_vocabulary, stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.weights.tensors import abstract_params, load_params, open_weights, weights_digest

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
 from pbrl_jax.models.specs import EncoderSpec
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.comet_checkpoint import read_comet_checkpoint
-from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.folders import own_folder, read_model, save_model
 from pbrl_jax.weights.hub import local_copy
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
@@ -34,17 +35,10 @@ from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
 from pbrl_jax.weights.tensors import load_params, open_weights, weights_digest
 
-#: Encoder inputs are padded to one of these lengths, so that few programs are compiled.
-LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 #: Texts tokenised at a time by `Encoder.embed`, and the most that run at a time.
 EMBED_BATCH = 256
 #: Tokens that run at a time, padding included: fewer texts where they are long.
 EMBED_TOKENS = EMBED_BATCH * 512
-
-
-def length_bucket(longest: int, limit: int) -> int:
-    """The smallest bucket that holds `longest` tokens, never above `limit`."""
-    return next((size for size in LENGTH_BUCKETS if longest <= size < limit), limit)
 
 
 class Encoder(NamedTuple):

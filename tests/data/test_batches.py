@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from pbrl_jax.core.errors import ConfigError, DataError
@@ -14,7 +13,6 @@ from pbrl_jax.data.batches import (
     host_share,
     make_sampler,
     next_batch,
-    pad_prompts,
     start_cursor,
 )
 from pbrl_jax.data.sources.common import prompt_id
@@ -105,15 +103,3 @@ def test_batches_that_cannot_be():
         host_share(prompts_of("sw"), 0, 4)
     with pytest.raises(ConfigError, match="Host 2 of 2"):
         host_share(prompts_of("sw"), 2, 2)
-
-
-def test_pad_prompts():
-    batch = pad_prompts([[5, 6, 7], [8]], 4, [11, 12], pad_id=9)
-    np.testing.assert_array_equal(batch.tokens_PT, [[5, 6, 7, 9], [8, 9, 9, 9]])
-    np.testing.assert_array_equal(batch.lengths_P, [3, 1])
-    np.testing.assert_array_equal(batch.row_ids_P, [11, 12])
-    assert {array.dtype for array in (batch.tokens_PT, batch.lengths_P, batch.row_ids_P)} == {np.dtype("int32")}
-    with pytest.raises(DataError, match="Prompt 1 has 3 tokens, expected 1 to 2"):
-        pad_prompts([[1], [1, 2, 3]], 2, [0, 1])
-    with pytest.raises(DataError, match="Prompt 0 has 0 tokens"):
-        pad_prompts([[]], 2, [0])

@@ -19,9 +19,9 @@ from tiny_world import (
 )
 
 from pbrl_jax.config.tree import Config, OptimConfig, RewardConfig, with_values
+from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Rollout, TrainBatch
-from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.language import token_gate
