@@ -22,10 +22,10 @@ from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.eval.respond import Settings, batch_rows, cut_at_stop, placed, plan, problem_id, rounded
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.models.decoder import logits_of
+from pbrl_jax.models.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import compiled_sampler
-from pbrl_jax.rollout.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.prompts import with_one_bos
 from pbrl_jax.text.tokenizers import has_chat_template

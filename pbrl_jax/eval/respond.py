@@ -19,10 +19,10 @@ from pbrl_jax.core.records import PromptBatch
 from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.mesh.sharding import batch_sharding
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import compiled_sampler
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.prompts import STYLES as PROMPT_STYLES
 from pbrl_jax.text.prompts import format_prompts, resolve_style, with_one_bos

@@ -19,9 +19,9 @@ from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.batching import by_length, few_rows
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import PromptBatch, Scores
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.text.prompts import THINKING, format_prompts
 from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.policies import Policy, load_policy
