@@ -25,9 +25,9 @@ from peers.bench_protocol import StepClock, cpu_name, finish, parse_flags, workl
 from pbrl_jax.config.tree import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
 from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
+from pbrl_jax.models.packing import choose_bucket, packed_buckets
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.generate import make_generate
-from pbrl_jax.rollout.packing import choose_bucket, packed_buckets
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state

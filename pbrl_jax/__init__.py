@@ -51,9 +51,9 @@ Algorithm and update:
               count_masked_rows=False, weight_BR=None, entropy_BR=None, beta=None) -> (sum, count, metrics)
   make_optimizer(config) -> optax.GradientTransformation
   new_state(params, optimizer, beta=None, critic=None) -> TrainState
-  make_update(spec, config) -> compiled (state, ref_params, batch, bucket=0) -> (state, metrics)
+  make_update(spec, config) -> compiled (state, ref_params, batch, base=None, bucket=0) -> (state, metrics)
   make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
-              sampling, key) -> (state, metrics, rollout, scores)
+              sampling, key) -> (state, metrics, rollout, rewards)
 
 Configuration:
 
@@ -78,7 +78,7 @@ NAMES = {
     "Encoder": "weights.encoders",
     "EncoderSpec": "models.specs",
     "PbrlError": "core.errors",
-    "PivotBatch": "train.fused",
+    "PivotBatch": "rewards.tokens",
     "PivotStore": "pivots.store",
     "PivotVectors": "rewards.inputs",
     "Policy": "weights.policies",
@@ -91,7 +91,7 @@ NAMES = {
     "Rollout": "core.records",
     "SamplingParams": "core.records",
     "Scores": "core.records",
-    "TokenTables": "train.fused",
+    "TokenTables": "rewards.tokens",
     "TrainBatch": "core.records",
     "TrainState": "core.records",
     "completions": "rollout.decode",

@@ -190,10 +190,10 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
     """The update of a full-length batch, unpacked, which is its worst case."""
     between = placed_state(config, models.policy, mesh)
     state = placed_state(with_values(config, train={"offload": ()}), models.policy, mesh)
-    reference = placed_frozen(config, models.policy, mesh)
-    batch = placed_batch(config, mesh)
-    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, bucket=0)
-    held = other_bytes - tree_bytes((between, reference))
+    start, batch = placed_frozen(config, models.policy, mesh), placed_batch(config, mesh)
+    reference, base = start if config.algo.beta > 0 else None, start if config.lora.rank else None
+    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=0)
+    held = other_bytes - tree_bytes((between, reference, base))
     moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
     cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
     faults = tuple(update_faults(found.text, config, models.policy, dict(mesh.shape)))

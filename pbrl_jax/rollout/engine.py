@@ -21,10 +21,10 @@ from pbrl_jax.core.records import PromptBatch, Rollout
 from pbrl_jax.mesh.agree import host_array
 from pbrl_jax.mesh.sharding import batch_sharding, row_shards
 from pbrl_jax.models.decoder import logits_of
+from pbrl_jax.models.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import finish, make_programs
-from pbrl_jax.rollout.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.policies import Policy

@@ -19,7 +19,7 @@ from tiny_policy import (
 
 from pbrl_jax.config.tree import OptimConfig, with_values
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.rollout.packing import choose_bucket
+from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state
 from pbrl_jax.train.update import loss_mask, make_update, reward_metrics, split_microbatches, update_step

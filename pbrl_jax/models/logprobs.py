@@ -18,7 +18,7 @@ from pbrl_jax.models.specs import DecoderSpec
 
 @pytree
 class ResponseStreams:
-    """The responses of P prompts, laid out in S streams of L slots per prompt (see rollout.packing).
+    """The responses of P prompts, laid out in S streams of L slots per prompt (see models.packing).
 
     `row_PSL` is each slot's row within its prompt's group, `offset_PSL` its index in the response; slots that are not
     `used_PSL` hold nothing. Unpacked, S is the group size and slot l of stream g is token l of row g.

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pbrl_jax.rollout.logprobs import ResponseStreams
+from pbrl_jax.models.logprobs import ResponseStreams
 
 #: Packed stream lengths, as shares of G * R. A batch that needs more is updated unpacked.
 BUCKET_SHARES = (0.125, 0.25, 0.5)

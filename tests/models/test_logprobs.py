@@ -22,8 +22,8 @@ from tiny_policy import (
 )
 
 from pbrl_jax.models.decoder import causal_logits
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
-from pbrl_jax.rollout.packing import choose_bucket, pack_streams, packed_buckets, unpack
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.models.packing import choose_bucket, pack_streams, packed_buckets, unpack
 
 SPEC = tiny_spec(dtype="float64", tied_embeddings=False)
 G, R, T = 3, 8, 5
