@@ -49,6 +49,14 @@ def by_length(
             yield rows[start : start + size], fill(rows[start : start + size], size)
 
 
+def pad_tokens(token_lists: Sequence[Sequence[int]], length: int, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(right-padded tokens [N, length], lengths [N]) of token lists, int32; longer ones lose their end."""
+    tokens_NT = np.full((len(token_lists), length), pad_id, np.int32)
+    for row, tokens in zip(tokens_NT, token_lists, strict=True):
+        row[: len(tokens)] = tokens[:length]
+    return tokens_NT, np.array([min(len(tokens), length) for tokens in token_lists], np.int32)
+
+
 def pad_prompts(
     token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
 ) -> PromptBatch:
@@ -57,11 +65,7 @@ def pad_prompts(
     Raises:
       DataError: a list that is empty or longer than `length`.
     """
-    lengths_P = np.array([len(tokens) for tokens in token_lists], np.int32)
-    bad = [i for i, n in enumerate(lengths_P) if not 1 <= n <= length]
-    if bad:
-        raise DataError(f"Prompt {bad[0]} has {lengths_P[bad[0]]} tokens, expected 1 to {length}.")
-    tokens_PT = np.full((len(token_lists), length), pad_id, np.int32)
-    for row, tokens in zip(tokens_PT, token_lists, strict=True):
-        row[: len(tokens)] = tokens
-    return PromptBatch(tokens_PT, lengths_P, np.asarray(row_ids, np.int32))
+    for number, tokens in enumerate(token_lists):
+        if not 1 <= len(tokens) <= length:
+            raise DataError(f"Prompt {number} has {len(tokens)} tokens, expected 1 to {length}.")
+    return PromptBatch(*pad_tokens(token_lists, length, pad_id), np.asarray(row_ids, np.int32))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.core.batching import length_bucket
+from pbrl_jax.core.batching import length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
 from pbrl_jax.models.specs import EncoderSpec
@@ -100,13 +100,9 @@ class Comet(NamedTuple):
         return joined[: self.spec.encoder.max_positions - self.spec.encoder.position_offset]
 
     def _run(self, sequences, mt, rows: Sequence[int], size: int) -> np.ndarray:
-        tokens = np.full((len(sequences), len(rows), size), self.tokenizer.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for place, sequence in enumerate(sequences):
-            for at, row in enumerate(rows):
-                ids = sequence[row][:size]
-                tokens[place, at, : len(ids)], mask[place, at, : len(ids)] = ids, True
-        inputs = [jnp.asarray(tokens), jnp.asarray(mask)]
+        padded = [pad_tokens([sequence[row] for row in rows], size, self.tokenizer.pad_id) for sequence in sequences]
+        tokens, lengths = map(np.stack, zip(*padded, strict=True))
+        inputs = [jnp.asarray(tokens), jnp.asarray(np.arange(size) < lengths[..., None])]
         if self.spec.kind in ("unified", "xcomet"):
             inputs.append(jnp.asarray([len(mt[row]) for row in rows], jnp.int32))
         return np.asarray(scorer(self.spec)(self.params, *inputs), np.float32)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from pbrl_jax.core.batching import length_bucket
+from pbrl_jax.core.batching import length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
@@ -66,13 +66,8 @@ class Encoder(NamedTuple):
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         longest = max((min(len(row), self.max_length) for row in ids), default=1)
         size = length_bucket(max(longest, 1), self.max_length)
-        tokens = np.full((len(ids), size), self.tokenizer.pad_id, np.int32)
-        mask = np.zeros((len(ids), size), bool)
-        for row, row_ids in enumerate(ids):
-            kept = row_ids[:size]
-            tokens[row, : len(kept)] = kept
-            mask[row, : len(kept)] = True
-        return tokens, mask
+        tokens, lengths = pad_tokens(ids, size, self.tokenizer.pad_id)
+        return tokens, np.arange(size)[None] < lengths[:, None]
 
     def chunks(self, ids: Sequence[int]) -> list[list[int]]:
         """A text's tokens in pieces of at most max_length; each begins with the prefix."""
