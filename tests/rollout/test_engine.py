@@ -19,12 +19,12 @@ from pbrl_jax.rollout.sampling import sampling_params, step_key
 
 R, LONGEST = 9, 80
 SAMPLED = Sampling(R, temperature=1.0, samples=2, seed=3)
-LENGTHS = (3, 40, 17, 16, 5, 33, 70, 18, 1)
+LENGTHS = (3, 40, 17, 16, 5, 33, 60, 18, 1)
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Random ids in four length buckets."""
+    """Random ids in three length buckets."""
     rng = np.random.default_rng(0)
     return [rng.integers(3, policy().spec.vocab_size, length).tolist() for length in LENGTHS]
 
@@ -57,7 +57,7 @@ def assert_same(found: list[Answer], expected: list[Answer]) -> None:
         np.testing.assert_allclose(one.logp, other.logp, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
 @pytest.mark.parametrize("sampling", [SAMPLED, SAMPLED._replace(temperature=0.7, top_p=0.9, top_k=20, seed=4)])
 def test_answers_are_those_of_a_rollout(batch_size, sampling, prompts, direct):
     """Two samples of each prompt, in any batches; ids stay with their prompts when the order changes."""
@@ -86,7 +86,7 @@ def test_parameters_can_be_replaced(prompts):
 
 def test_batches_go_on_where_they_stopped(prompts):
     """Only batches with a wanted prompt run, and they are the batches of the whole."""
-    engine = Engine.of(policy(), 2)
+    engine = Engine.of(policy(), 4)
     whole = list(engine.answer_batches(prompts, SAMPLED))
     assert sorted(row for rows, _ in whole for row in rows) == list(range(len(prompts)))
     assert all(len(answers) == 2 * len(rows) for rows, answers in whole)
@@ -101,8 +101,8 @@ def test_an_answer_as_it_grows(prompts):
     grown = list(engine.stream(prompts[1], sampling, 2))
     (whole,) = engine.answer(prompts[1:2], sampling)
     assert_same(grown[-1:], [whole])
-    lengths = [len(answer.tokens) for answer in grown]
-    assert lengths == list(range(1, len(whole.tokens), 2)) + [len(whole.tokens)] * (len(whole.tokens) % 2)
+    length = len(whole.tokens)
+    assert [len(answer.tokens) for answer in grown] == [*range(1, length, 2), length] and length > 3
     assert all(answer.tokens == whole.tokens[: len(answer.tokens)] for answer in grown)
 
 
@@ -145,9 +145,9 @@ def by_hand():
     return one
 
 
-@pytest.mark.parametrize("batch_size, chunk", [(1, 256), (3, 4), (32, 256)])
+@pytest.mark.parametrize("batch_size, chunk", [(3, 4), (32, 256)])
 def test_scores_are_sums_of_the_whole_logits(batch_size, chunk, prompts, by_hand, monkeypatch):
-    """Continuations of 1 to 70 tokens, one of none, and the greedy one, in chunks of few and of many positions."""
+    """Continuations of 1 to 60 tokens, one of none, and the greedy one, in chunks of few and of many positions."""
     monkeypatch.setattr(module, "LOGITS_CHUNK", chunk)
     module.compiled_scores.cache_clear()
     engine, ticks = Engine.of(policy(), batch_size), []
@@ -168,7 +168,7 @@ def test_several_continuations_of_one_prompt(prompts, by_hand):
     asked = [
         Continuations(prompts[0], [prompts[2], prompts[4], prompts[8]], [2, 0, 0]),
         Continuations(prompts[1], [prompts[4]], [1]),
-        Continuations(prompts[3], [prompts[0], prompts[6]], [0, 69]),
+        Continuations(prompts[3], [prompts[0], prompts[6]], [0, 59]),
     ]
     engine = Engine.of(policy(), 2)
     whole = list(engine.score_batches(asked))
