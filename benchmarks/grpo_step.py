@@ -31,7 +31,7 @@ from pbrl_jax.rollout.generate import make_generate
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import make_update, row_logprobs
+from pbrl_jax.train.update import UpdateContext, make_update, row_logprobs
 
 NOT_PACKED = 0
 
@@ -143,7 +143,7 @@ def make_programs(flags) -> Programs:
     spec, config, params = policy_spec(flags), run_config(flags), policy_params(flags)
 
     def reference(params, batch, *, bucket):
-        return row_logprobs(params, batch, config, spec, bucket, False)[0]
+        return row_logprobs(params, batch, UpdateContext(spec, config, bucket))[0]
 
     state = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), make_optimizer(config.optim)))(params)
     generate = make_generate(spec, flags.group, flags.response_len, config.rollout.segment_length)

@@ -33,7 +33,7 @@ def with_dynamic_sampling(sample: Callable, experiment: Experiment, shapes: Trai
     merge = make_merge(experiment, shapes)
     jax.random.fold_in(step_key(config.train.seed, np.int32(0)), 1)  # compiled now; a second round may first come late
 
-    def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
+    def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
         found = sample(functions, state, frozen, drawn)
         flat_P, rounds, tokens = without_signal(found, G), 1, int(found.host_rollout.lengths_B.sum())
         flat = int(flat_P.sum())

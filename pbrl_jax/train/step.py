@@ -98,7 +98,7 @@ class StepFunctions(NamedTuple):
     reward: Callable[[Rollout, Drawn], Scored]
     advantages: Callable[[TrainState, Frozen, TrainBatch], Targets]
     update: Callable[[TrainState, Frozen, TrainBatch, Targets], tuple[TrainState, dict[str, Any]]]
-    sample: Callable[["StepFunctions", TrainState, Frozen, Drawn], Scored]
+    sample: Callable[["StepFunctions", TrainState | None, Frozen, Drawn], Scored]
 
 
 class Run(NamedTuple):
@@ -148,8 +148,8 @@ def policy_step(
     return state, metrics, scored
 
 
-def sample_batch(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
-    """Rollout and reward."""
+def sample_batch(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
+    """Rollout and reward; `state` is None where `functions.params` knows the policy."""
     with drawn.timer.phase("generate"):
         rollout = functions.rollout(functions.params(state, frozen), drawn)
     with drawn.timer.phase("reward"):
