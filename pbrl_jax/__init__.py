@@ -66,6 +66,9 @@ Each name is imported on first use: `import pbrl_jax` alone loads neither JAX no
 
 import importlib
 
+__version__ = "0.2.0"
+"""Also that of the package (setup.py reads it here), of saved configurations, checkpoints and reports."""
+
 #: Public name -> the module it lives in.
 NAMES = {
     "AlgoConfig": "config.algo",
