@@ -52,7 +52,7 @@ EXTRAS = {
 root = Path(__file__).parent
 readme = root / "README.md"
 # Read, not imported: the package is not there yet.
-version = re.search(r'^__version__ = "(.+)"$', (root / "pbrl_jax/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+version = re.search(r'^__version__ = "(.+)"$', (root / "pbrl_jax/core/version.py").read_text(encoding="utf-8"), re.M)[1]
 
 setup(
     name="pbrl_jax",

@@ -66,8 +66,7 @@ Each name is imported on first use: `import pbrl_jax` alone loads neither JAX no
 
 import importlib
 
-__version__ = "0.2.0"
-"""Also that of the package (setup.py reads it here), of saved configurations, checkpoints and reports."""
+from pbrl_jax.core.version import __version__ as __version__
 
 #: Public name -> the module it lives in.
 NAMES = {

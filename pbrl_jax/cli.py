@@ -9,8 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from pbrl_jax import __version__
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.core.version import __version__
 
 USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
 

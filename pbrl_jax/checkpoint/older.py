@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from pbrl_jax import __version__
 from pbrl_jax.config.older import FIRST_VERSION
+from pbrl_jax.core.version import __version__
 
 
 class Added(NamedTuple):

@@ -22,11 +22,11 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from pbrl_jax import __version__
 from pbrl_jax.checkpoint import manifest
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import CheckpointError, HostLost
 from pbrl_jax.core.trees import nested
+from pbrl_jax.core.version import __version__
 
 _LOGGER = logging.getLogger(__name__)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

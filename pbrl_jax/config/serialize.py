@@ -12,10 +12,10 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-from pbrl_jax import __version__
 from pbrl_jax.config.older import FIRST_VERSION, current_names
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
+from pbrl_jax.core.version import __version__
 
 
 def to_json(config: Config) -> str:
@@ -82,7 +82,7 @@ def identity_differences(saved: Config, current: Config) -> dict[str, tuple[Any,
     Operational fields (cadence, mesh, paths) never appear: they may change between two runs of one experiment.
     """
     differences = {}
-    for section in dataclasses.fields(Config):
+    for section in dataclasses.fields(saved):
         one, other = getattr(saved, section.name), getattr(current, section.name)
         for field in dataclasses.fields(one):
             values = getattr(one, field.name), getattr(other, field.name)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pbrl_jax import __version__
+from pbrl_jax.core.version import __version__
 from pbrl_jax.logs.progress import duration
 from pbrl_jax.report.checks import audit_section, contamination_section
 from pbrl_jax.report.compare import compare_section

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from pbrl_jax import __version__
 from pbrl_jax.config.older import FIRST_VERSION
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.core.version import __version__
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import Planned, located, open_safetensors, write_safetensors
