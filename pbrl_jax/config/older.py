@@ -96,7 +96,7 @@ def with_current_names(
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, value) of every `--name value` and `--name=value`."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             yield name[2:].replace("-", "_"), value if equals else following

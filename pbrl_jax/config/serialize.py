@@ -45,6 +45,9 @@ def from_json(text: str, kind: type = Config, notes: list[str] | None = None) ->
             f"The config is not JSON: {error}. Expected the content of a config.json that a run wrote."
         ) from error
     version = str(value.pop("version", FIRST_VERSION)) if isinstance(value, dict) else FIRST_VERSION
+    sections = [field.name for field in dataclasses.fields(kind)]
+    if isinstance(value, dict) and not value.keys() & set(sections):
+        raise ConfigError(f"Missing key {sections[0]!r}, and every other section: this is no config.json of a run.")
     reader = _Reader(version, [], [])
     config = reader.section(kind, value, "")
     if notes is not None and (changes := reader.changes()):
