@@ -24,7 +24,6 @@ def get_config() -> Config:
         paper,
         pivot={
             "source": "policy",  # ASSUMED: the paper calls for a high-performing English model, and does not name it
-            "store": "",
             "temperature": 0.0,  # ASSUMED
         },
     )

@@ -1,6 +1,6 @@
 """What released versions left behind loads, reports and resumes: tests/fixtures/versions, one folder a version.
 
-tests/fixture_makers/old_version.py makes them. Bits are compared where jaxlib and the processor are those of the
+tests/make_old_version.py makes them. Bits are compared where jaxlib and the processor are those of the
 making, numbers everywhere.
 """
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixture_makers.digests import digest, machine
+from digests import digest, machine
 from tiny_policy import largest_difference, quick_compiles  # noqa: F401
 
 from pbrl_jax import __version__, cli
@@ -23,6 +23,7 @@ from pbrl_jax.checkpoint import list_checkpoints, older, read_meta, restore_chec
 from pbrl_jax.checkpoint.manifest import named_leaves
 from pbrl_jax.config.algo import AlgoConfig
 from pbrl_jax.config.fields import identity
+from pbrl_jax.config.older import FIRST_FIELDS, FIRST_VERSION
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import CheckpointError
@@ -216,6 +217,16 @@ def test_changed_numerics_are_said_in_one_line(left, monkeypatch, caplog, tmp_pa
     own = save_checkpoint(tmp_path, 1, {"x": jnp.ones(2)}, {}, keep=1)
     restore_checkpoint(own, {"x": jnp.ones(2)})
     assert not [record for record in caplog.records if "pbrl_jax" in record.message]
+
+
+def test_the_first_fields_are_those_of_the_first_version():
+    """Identities that were hashed then are made of them, in this order."""
+    saved = json.loads((ROOT / FIRST_VERSION / "run" / "config.json").read_text())
+    sections = {"Optim": "optim", "Contrastive": "contrastive", "Lora": "lora", "Dpo": "dpo", "Reward": "reward",
+                "Rollout": "rollout"}  # fmt: skip
+    assert {f"{name}Config": list(saved[section]) for name, section in sections.items()} == {
+        name: fields.split() for name, fields in FIRST_FIELDS.items()
+    }
 
 
 def test_versions_compare_as_numbers():

@@ -2,7 +2,7 @@
 
 Run it on a checkout of that version, from the root of this one:
 
-  PYTHONPATH=CHECKOUT python tests/fixture_makers/old_version.py 0.1.0
+  PYTHONPATH=CHECKOUT python tests/make_old_version.py 0.1.0
 
 It fills tests/fixtures/versions/<version>. Each run there is one that was stopped; the end that the same version would
 have brought it to is recorded beside it (`ended/`), and so is a hash of every array of every checkpoint. Models and
@@ -17,14 +17,13 @@ import shutil
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
+TESTS = Path(__file__).resolve().parent
 
 import conftest  # noqa: E402, F401  # the settings that tests run under must stand before jax is imported
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from digests import digest, machine  # noqa: E402
 from etils import epath  # noqa: E402
-from fixture_makers.digests import digest, machine  # noqa: E402
 
 from pbrl_jax import cli  # noqa: E402
 from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint  # noqa: E402
