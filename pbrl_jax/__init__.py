@@ -66,6 +66,8 @@ Each name is imported on first use: `import pbrl_jax` alone loads neither JAX no
 
 import importlib
 
+from pbrl_jax.core.version import __version__ as __version__
+
 #: Public name -> the module it lives in.
 NAMES = {
     "AlgoConfig": "config.algo",

@@ -109,7 +109,7 @@ def rl_config(stages: Stages) -> Config:
         stages.config,
         policy={"source": str(root / "sft")},
         encoder={"source": str(root / "encoder")},
-        pivot={"path": str(root / "pivots")},
+        pivot={"store": str(root / "pivots")},
     )
 
 

@@ -76,7 +76,9 @@ def refuse_other_experiment(config: Config, work: WorkDir) -> None:
         except CheckpointError:
             continue  # damaged: an older one may tell, and the restore says so
         if saved is not None:
-            check_same_experiment(from_json(saved), config, {}, {})
+            notes: list[str] = []
+            check_same_experiment(from_json(saved, type(config), notes), config, {}, {})
+            print("".join(f"{note}\n" for note in notes if is_first()), end="")
         return
 
 

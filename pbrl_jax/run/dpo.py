@@ -5,6 +5,7 @@ import hashlib
 import jax
 
 from pbrl_jax.algos.preference import preferred_pairs
+from pbrl_jax.config.older import stable_repr
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
@@ -69,7 +70,8 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
         one_each = jax.tree.map(lambda x: x[::2], batch.prompts)
         return SftBatch(one_each, batch.tokens_BR, batch.lengths_B)
 
-    identity = repr((pairs, config.dpo, config.lora, policy.fingerprint, lengths, config.train.seed))
+    settings = f"{stable_repr(config.dpo, 'DpoConfig')}, {stable_repr(config.lora, 'LoraConfig')}"
+    identity = f"({pairs!r}, {settings}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
     stage = Stage("dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
     state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)

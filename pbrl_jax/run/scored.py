@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from pbrl_jax.config.older import stable_repr
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path, read_json_lines, write_json_lines
 from pbrl_jax.logs.progress import Progress
@@ -72,9 +73,10 @@ def scored_groups(experiment: Experiment, path: str, prompts: int) -> list[Score
     if path:
         return read_groups(path)
     file, origin = experiment.work.root / FILE, experiment.work.root / f"{FILE}.origin"
-    made_from = json.dumps([dict(experiment.fingerprints), prompts, repr(experiment.config.reward),
-                            repr(experiment.config.rollout), experiment.config.train.seed,
-                            experiment.config.algo.num_generations])  # fmt: skip
+    config = experiment.config
+    settings = stable_repr(config.reward, "RewardConfig"), stable_repr(config.rollout, "RolloutConfig")
+    made_from = json.dumps([dict(experiment.fingerprints), prompts, *settings, config.train.seed,
+                            config.algo.num_generations])  # fmt: skip
     if not (file.exists() and origin.exists() and origin.read_text() == made_from):
         origin.unlink(missing_ok=True)
         write_json_lines(file, [group._asdict() for group in sample_groups(experiment, prompts)])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from pbrl_jax.config.older import stable_repr
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
@@ -113,8 +114,9 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
             pack_rows(prompts, responses, sum(lengths)) if config.sft.packed else pad_sft(prompts, responses, *lengths)
         )
 
-    identity = repr((data, optim, policy.fingerprint, lengths, config.train.seed))
-    identity += repr(config.lora) if config.lora.rank else ""
+    optimizer = stable_repr(optim, "OptimConfig")
+    identity = f"({data!r}, {optimizer}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
+    identity += stable_repr(config.lora, "LoraConfig") if config.lora.rank else ""
     stage = Stage("sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
     state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)

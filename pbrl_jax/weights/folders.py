@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from etils import epath
 
+from pbrl_jax.config.older import FIRST_VERSION
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.core.version import __version__
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import Planned, located, open_safetensors, write_safetensors
@@ -46,7 +48,7 @@ def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more)
     arrays = (np.asarray(jax.device_get(leaf)) for leaf in leaves.values())
     digest = write_safetensors(folder / WEIGHTS, planned, arrays)
     tokenizer.save(str(folder))
-    record = {"spec": dataclasses.asdict(spec), "weights_sha256": digest, **more}
+    record = {"version": __version__, "spec": dataclasses.asdict(spec), "weights_sha256": digest, **more}
     (folder / f"pbrl_{kind}.json").write_text(json.dumps(record, indent=1))
 
 
@@ -84,15 +86,17 @@ def read_record(folder: epath.Path, kind: str, spec_class) -> tuple[Any, dict]:
     """(spec, the whole record) of a model folder.
 
     Raises:
-      CheckpointError: a file that this version does not write.
+      CheckpointError: a file that this version cannot read; says which version wrote it.
     """
-    file = folder / f"pbrl_{kind}.json"
+    file, version = folder / f"pbrl_{kind}.json", FIRST_VERSION
     try:
         record = json.loads(file.read_text())
+        version = record.get("version", FIRST_VERSION)
         spec, _ = spec_class(record["spec"]), record["weights_sha256"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{file} is not what this version writes ({type(error).__name__}: {error}). Write the folder again."
+            f"{file} is not what this version writes ({type(error).__name__}: {error}): pbrl_jax {version} wrote it, "
+            f"this is {__version__}. Write the folder again."
         ) from error
     return spec, record
 
