@@ -174,10 +174,7 @@ def translate_rows(rows: Sequence[dict[str, Any]], job: Job, tick: Callable[[int
                 unanswered += 1
                 continue
             source = row[job.column]
-            checked = back if job.checks.back else None
-            reasons = (
-                ["reached the length limit"] if missing else translation_faults(source, text, checked, target, job)
-            )
+            reasons = ["reached the length limit"] if missing else translation_faults(source, text, back, target, job)
             record = {"id": row["id"], "language": target, "question_en": source, "question": text}
             if reasons:
                 bad.append(record | {"back": back, "reasons": reasons})

@@ -222,7 +222,7 @@ def _join(parts: list[tuple[Piece, Written]], target: str) -> str:
 
 
 class EndpointTranslator(Translator):
-    """An OpenAI-compatible endpoint. A text that it does not answer is an incomplete translation; a line counts them."""
+    """An OpenAI-compatible endpoint. A text that it does not answer is an incomplete translation; they are counted."""
 
     whole_texts = True
     uses_incomplete = False
