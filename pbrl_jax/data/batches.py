@@ -15,8 +15,8 @@ import numpy as np
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt, PromptBatch
 
-#: Streams of random numbers; that of the n-th language is `language` + n.
 _STREAMS = {"target": 0, "english": 1, "weighted": 2, "language": 3}
+"""Streams of random numbers; that of the n-th language is `language` + n."""
 
 
 class Sampler(NamedTuple):

@@ -20,10 +20,10 @@ from pbrl_jax.core.errors import HostError, HostLost, PbrlError
 Value = TypeVar("Value")
 
 FOLDER = "pbrl"
-#: Milliseconds of one wait for another host's value; between two waits a lost host is noticed.
 WAIT_MILLISECONDS = 2_000
-#: Bytes of an array that are gathered at a time.
+"""Milliseconds of one wait for another host's value; between two waits a lost host is noticed."""
 GATHER_BYTES = 1 << 28
+"""Bytes of an array that are gathered at a time."""
 
 _turns = itertools.count()
 _lost: list[str] = []

@@ -21,10 +21,10 @@ from typing import NamedTuple
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.watch import lost_seconds
 
-#: Seconds in which the coordinator must be reached.
 REACH_SECONDS = 120
-#: Seconds beyond core.watch's limit of silence, after which jax itself ends the run.
+"""Seconds in which the coordinator must be reached."""
 LATER_SECONDS = 30
+"""Seconds beyond core.watch's limit of silence, after which jax itself ends the run."""
 
 
 class Hosts(NamedTuple):

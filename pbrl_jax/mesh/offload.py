@@ -7,11 +7,11 @@ import jax
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 
-#: The kind of memory that a device copies from and to by itself.
 HOST_MEMORY = "pinned_host"
+"""The kind of memory that a device copies from and to by itself."""
 
-#: What `train.offload` may name.
 OFFLOADED = ("optimizer", "reference")
+"""What `train.offload` may name."""
 
 
 def check_offload(config: Config) -> None:

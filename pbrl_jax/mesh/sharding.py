@@ -19,8 +19,6 @@ from pbrl_jax.core.trees import map_with_path, match_rules
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-#: Logical axis -> mesh axes, in training. `batch` is the leading axis of everything that holds rows or prompt groups;
-#: `sequence` is that of the hidden states between layers, which need not be whole where heads and ffn are cut.
 LOGICAL_AXES = {
     "batch": ("data", "fsdp"),
     "vocab": "tensor",
@@ -32,9 +30,11 @@ LOGICAL_AXES = {
     "layers": None,
     "none": None,
 }
+"""Logical axis -> mesh axes, in training. `batch` is the leading axis of everything that holds rows or prompt groups;
+`sequence` is that of the hidden states between layers, which need not be whole where heads and ffn are cut."""
 
-#: While decoding, the devices that share a parameter in training hold all of it (see rollout.weights).
 DECODING_AXES = LOGICAL_AXES | {"width": None}
+"""While decoding, the devices that share a parameter in training hold all of it (see rollout.weights)."""
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:

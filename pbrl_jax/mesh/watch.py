@@ -19,18 +19,18 @@ from typing import Any
 from pbrl_jax.core.errors import HostLost, PbrlError
 from pbrl_jax.mesh import agree
 
-#: Seconds of silence after which a host counts as lost; PBRL_LOST_SECONDS sets another number.
 LOST_SECONDS = 60
-#: Seconds that a process which knows of a failure has to end by itself.
+"""Seconds of silence after which a host counts as lost; PBRL_LOST_SECONDS sets another number."""
 GRACE_SECONDS = 10
-#: Times as long a host may be silent before the first step: libraries that load models and train vocabularies may let
-#: no thread run meanwhile. jax's heartbeats, which need none, notice a death there.
+"""Seconds that a process which knows of a failure has to end by itself."""
 START_PATIENCE = 10
-#: What errors of collectives and of the store say when another process is gone.
+"""Times as long a host may be silent before the first step: libraries that load models and train vocabularies may let
+no thread run meanwhile. jax's heartbeats, which need none, notice a death there."""
 GONE = (
     "Gloo", "NCCL", "nccl", "closed by peer", "Connection reset", "Connection refused", "Broken pipe", "UNAVAILABLE",
     "coordination service", "unhealthy", "CANCELLED", "ABORTED", "DEADLINE_EXCEEDED",
 )  # fmt: skip
+"""What errors of collectives and of the store say when another process is gone."""
 AGAIN = "Run the same command on all hosts again: it goes on from the last step that was saved."
 
 _phases: list[tuple[str, float]] = []
