@@ -1,16 +1,13 @@
 """How far a stage is, and how long it still takes: a rich bar on a terminal, a plain line now and then when piped."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import rich
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
-
-Item = TypeVar("Item")
 
 
 def duration(seconds: float) -> str:
@@ -122,19 +119,10 @@ class Progress:
         left = self.total - self.done
         return f"{left} {self.unit if left == 1 else self.unit + 's'} to do"
 
-    def __exit__(self, kind: Any, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         if self.active:
             state = "done" if kind is None else "stopped"
             self._print(f"{self.title}: {state} after {duration(self._clock() - self._started)}")
-
-
-def track(items: Iterable[Item], stage: str, **settings: Any) -> Iterator[Item]:
-    """The items one by one, with a Progress around them; `settings` are those of Progress."""
-    total = settings.pop("total", len(items) if hasattr(items, "__len__") else None)
-    with Progress(stage, total, **settings) as progress:
-        for item in items:
-            yield item
-            progress.advance()

@@ -32,12 +32,12 @@ from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.update import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
-#: How the TPU compiler says that a program does not fit.
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")
+"""How the TPU compiler says that a program does not fit."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-#: Ids that end a response, at most: what released models have.
 EOS_IDS = (0, 1)
+"""Ids that end a response, at most: what released models have."""
 
 
 class Need(NamedTuple):
@@ -48,8 +48,6 @@ class Need(NamedTuple):
     temp_bytes: float
     cost: Cost
     compile_seconds: float = 0.0
-    refused: bool = False
-    """The compiler refused the program because it does not fit: the memory is what it named, the cost by hand."""
     faults: tuple[str, ...] | None = None
     """What the compiled update holds and must not (see plan.holds); None where nobody looked."""
 
@@ -241,7 +239,7 @@ def compile_step(
             temporary = refused_bytes(error)
             if temporary is None:
                 raise
-            needs[name] = Need(held + temporary, temporary, by_hand[name].cost, refused=True)
+            needs[name] = Need(held + temporary, temporary, by_hand[name].cost)
             say(f"the compiler refused {name}: {temporary / 1e9:.1f} GB of temporaries; its cost is worked out by hand")
             continue
         say(f"compiled {name} in {needs[name].compile_seconds:.0f} s")

@@ -9,8 +9,6 @@ from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import (
     batch_at,
-    batches_per_epoch,
-    host_share,
     make_sampler,
     next_batch,
     start_cursor,
@@ -28,7 +26,6 @@ def ids(batch):
 
 def test_every_row_has_its_turn_once_an_epoch():
     sampler = make_sampler(prompts_of("sw", "th"), 4, 0.0, seed=0)
-    assert batches_per_epoch(sampler) == 5
     epochs = [[i for n in range(5) for i in ids(batch_at(sampler, 5 * e + n))] for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == sorted(ids(prompts_of("sw", "th")))
@@ -37,7 +34,6 @@ def test_every_row_has_its_turn_once_an_epoch():
 
 def test_rows_that_fill_no_batch_are_left_out_and_change_with_the_epoch():
     sampler = make_sampler(prompts_of("sw"), 4, 0.0, seed=0)
-    assert batches_per_epoch(sampler) == 2
     seen = Counter()
     for index in range(40):
         batch = ids(batch_at(sampler, index))
@@ -63,7 +59,6 @@ def test_shares_at_the_edges():
     assert {p.language for p in batch_at(make_sampler(prompts, 4, 1.0, 0), 0)} == {"en"}
     only_english = make_sampler(prompts_of("en"), 4, 0.125, 0)
     assert (only_english.target_size, only_english.english_size) == (4, 0)
-    assert batches_per_epoch(make_sampler(prompts, 5, 1.0, 0)) == 2
 
 
 def test_the_cursor_is_json_and_resumes_anywhere():
@@ -80,14 +75,6 @@ def test_the_cursor_is_json_and_resumes_anywhere():
     assert straight[0] != ids(batch_at(make_sampler(prompts_of("en", "sw"), 3, 0.3, seed=6), 0))
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_hosts_share_the_same_batch(hosts):
-    batch = batch_at(make_sampler(prompts_of("en", "sw"), 8, 0.25, 0), 3)
-    shares = [host_share(batch, i, hosts) for i in range(hosts)]
-    assert [row for share in shares for row in share] == batch
-    assert {len(share) for share in shares} == {8 // hosts}
-
-
 def test_batches_that_cannot_be():
     with pytest.raises(DataError, match="needs 12 different non-English prompts and the data set has 10"):
         make_sampler(prompts_of("sw"), 12, 0.0, 0)
@@ -99,7 +86,3 @@ def test_batches_that_cannot_be():
         make_sampler(prompts_of("sw"), 0, 0.0, 0)
     with pytest.raises(ConfigError, match="english_share is 1.5"):
         make_sampler(prompts_of("sw"), 4, 1.5, 0)
-    with pytest.raises(ConfigError, match="10 prompts cannot be shared evenly by 4 hosts"):
-        host_share(prompts_of("sw"), 0, 4)
-    with pytest.raises(ConfigError, match="Host 2 of 2"):
-        host_share(prompts_of("sw"), 2, 2)
