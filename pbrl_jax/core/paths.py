@@ -30,8 +30,8 @@ def as_path(path: str | os.PathLike) -> epath.Path:
         raise ConfigError(
             "Found an empty path, expected a folder or file such as runs/first or gs://bucket/runs/first."
         )
-    path = epath.Path(path)
-    return path if is_remote(path) else epath.Path(os.path.abspath(path.expanduser()))
+    named = epath.Path(path)
+    return named if is_remote(named) else epath.Path(os.path.abspath(named.expanduser()))
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -96,21 +96,21 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     Raises:
       OSError: the disk is full or the folder cannot be written to; an earlier file of that name is then unchanged.
     """
-    path = as_path(path)
+    file = as_path(path)
     content = data.encode() if isinstance(data, str) else data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):
-        path.write_bytes(content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(file):
+        file.write_bytes(content)
         return
     # A fixed name: what a killed writer leaves behind is overwritten by the next, and never piles up.
-    temporary = f"{os.fspath(path)}.tmp"
+    temporary = f"{os.fspath(file)}.tmp"
     try:
         write_synced(temporary, content)
     except OSError:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
-    rename_synced(temporary, path)
+    rename_synced(temporary, file)
 
 
 def write_synced(path: str | os.PathLike, content: bytes) -> None:
@@ -152,19 +152,19 @@ def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -
     cut short is removed first. Behind `gs://` nothing can be appended to: the file is read and written anew, so a
     remote log should gather rows and append seldom.
     """
-    path = as_path(path)
+    file = as_path(path)
     content = _json_lines(rows)
     if not content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):
-        before = path.read_bytes() if path.exists() else b""
-        path.write_bytes(_whole_lines(before) + content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(file):
+        before = file.read_bytes() if file.exists() else b""
+        file.write_bytes(_complete_lines(before) + content)
         return
-    if not _ends_a_line(path):
-        write_atomic(path, _whole_lines(path.read_bytes()))
-    with open(path, "ab") as file:
-        file.write(content)
+    if not _ends_a_line(file):
+        write_atomic(file, _complete_lines(file.read_bytes()))
+    with open(file, "ab") as opened:
+        opened.write(content)
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -173,19 +173,19 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       DataError: a line that is no JSON object.
     """
-    path = as_path(path)
-    if not path.exists():
+    file = as_path(path)
+    if not file.exists():
         return []
     rows = []
-    for number, line in enumerate(_whole_lines(path.read_bytes()).split(b"\n"), start=1):
+    for number, line in enumerate(_complete_lines(file.read_bytes()).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
+            raise DataError(f"{file}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: found {type(row).__name__}, expected a JSON object.")
+            raise DataError(f"{file}, line {number}: found {type(row).__name__}, expected a JSON object.")
         rows.append(row)
     return rows
 
@@ -204,7 +204,7 @@ def _ends_a_line(path: epath.Path) -> bool:
         return file.read() == b"\n"
 
 
-def _whole_lines(content: bytes) -> bytes:
+def _complete_lines(content: bytes) -> bytes:
     """The content without a last line that was cut short; one that is whole JSON only lacked its newline."""
     lines, newline, last = content.rpartition(b"\n")
     try:

@@ -10,10 +10,14 @@ Local arrays end in their letters; public signatures carry them as jaxtyping str
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+#: An array on the device, or one on the host that has yet to be sent there.
+AnyArray = Array | np.ndarray
 
 
 class Reference(NamedTuple):
@@ -50,7 +54,11 @@ class Prompt(NamedTuple):
         return () if self.reference is None else (self.reference, *self.more_references)
 
 
-def pytree(cls):
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields are all arrays or trees of arrays."""
     return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
 
@@ -59,9 +67,9 @@ def pytree(cls):
 class PromptBatch:
     """P prompts, right-padded. `row_ids_P` are the stable prompt ids from which sampling keys derive."""
 
-    tokens_PT: Int[Array, "P T"]
-    lengths_P: Int[Array, "P"]
-    row_ids_P: Int[Array, "P"]
+    tokens_PT: Int[AnyArray, "P T"]
+    lengths_P: Int[AnyArray, "P"]
+    row_ids_P: Int[AnyArray, "P"]
 
 
 @pytree
@@ -100,9 +108,9 @@ class Scores:
     named components, for the logs.
     """
 
-    value_B: Float[Array, "B"]
-    valid_B: Bool[Array, "B"]
-    parts: dict[str, Float[Array, "B"]]
+    value_B: Float[AnyArray, "B"]
+    valid_B: Bool[AnyArray, "B"]
+    parts: dict[str, Float[AnyArray, "B"]]
 
 
 @pytree

@@ -68,11 +68,6 @@ def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
     return matched
 
 
-def cast_floating(tree: Any, dtype) -> Any:
-    """Floating-point leaves in another type; the others as they are."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
 def count_parameters(tree: Any) -> int:
     """Number of scalars in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

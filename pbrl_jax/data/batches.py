@@ -184,23 +184,6 @@ def _permutation(count: int, seed: int, stream: int, epoch: int) -> tuple[int, .
     return tuple(np.random.default_rng([seed, stream, epoch]).permutation(count).tolist())
 
 
-def host_share(rows: Sequence[Row], process_index: int, process_count: int) -> list[Row]:
-    """The contiguous share of one host; all shares in order give the rows back.
-
-    Raises:
-      ConfigError: the rows cannot be shared evenly, or there is no such host.
-    """
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"Host {process_index} of {process_count} does not exist.")
-    if len(rows) % process_count:
-        raise ConfigError(
-            f"{len(rows)} prompts cannot be shared evenly by {process_count} hosts. Set train.prompts_per_step to a "
-            f"multiple of {process_count}."
-        )
-    size = len(rows) // process_count
-    return list(rows[process_index * size : (process_index + 1) * size])
-
-
 def pad_prompts(
     token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
 ) -> PromptBatch:

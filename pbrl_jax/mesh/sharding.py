@@ -21,7 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 #: Logical axis -> mesh axes, in training. `batch` is the leading axis of everything that holds rows or prompt groups;
 #: `sequence` is that of the hidden states between layers, which need not be whole where heads and ffn are cut.
-LOGICAL_AXES = {
+LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
     "vocab": "tensor",
     "width": "fsdp",
@@ -60,7 +60,8 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
             f"Use --mesh.data -1 --mesh.fsdp F --mesh.tensor T with F * T dividing {device_count}: "
             f"{divisors(device_count)}."
         )
-    return tuple(sizes)
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
 def divisors(number: int) -> str:

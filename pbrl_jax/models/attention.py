@@ -5,6 +5,8 @@ and the log of the softmax denominator [X, Q, H], so that attention over two set
 response of its own) can be computed apart and merged exactly.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -40,19 +42,14 @@ class Visibility(NamedTuple):
         conditions = []
         if self.key_valid_XS is not None:
             conditions.append(self.key_valid_XS[:, None, :])
-        if self.query_position_XQ is not None:
+        if self.query_position_XQ is not None and self.key_position_XS is not None:
             conditions.append(self.key_position_XS[:, None, :] <= self.query_position_XQ[:, :, None])
-        if self.window is not None:
-            oldest_XQ = self.query_position_XQ - self.window
-            conditions.append(self.key_position_XS[:, None, :] > oldest_XQ[:, :, None])
-        if self.query_segment_XQ is not None:
+            if self.window is not None:
+                oldest_XQ = self.query_position_XQ - self.window
+                conditions.append(self.key_position_XS[:, None, :] > oldest_XQ[:, :, None])
+        if self.query_segment_XQ is not None and self.key_segment_XS is not None:
             conditions.append(self.key_segment_XS[:, None, :] == self.query_segment_XQ[:, :, None])
-        if not conditions:
-            return None
-        mask = conditions[0]
-        for condition in conditions[1:]:
-            mask = mask & condition
-        return mask
+        return functools.reduce(operator.and_, conditions) if conditions else None
 
 
 def xla_attention(

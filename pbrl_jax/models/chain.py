@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.models.layers import Projection, gelu
+from pbrl_jax.models.layers import Projection, apply, gelu
 from pbrl_jax.models.specs import DenseSpec
 
 #: Name in a DenseSpec -> function; the names are those of torch's modules in small letters.
@@ -62,5 +62,5 @@ def init_dense(key: jax.Array, maps: tuple[DenseSpec, ...], width: int) -> dict:
 def apply_dense(params, maps: tuple[DenseSpec, ...], pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
     """The maps one after another, each followed by its activation."""
     for (name, module), one in zip(dense_modules(maps), maps, strict=True):
-        pooled = lookup(ACTIVATIONS, one.activation, "activation")(module.apply({"params": params[name]}, pooled))
+        pooled = lookup(ACTIVATIONS, one.activation, "activation")(apply(module, params[name], pooled))
     return pooled

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.models.chain import ACTIVATIONS
 from pbrl_jax.models.encoder import Encoder, init_encoder
-from pbrl_jax.models.layers import Projection
+from pbrl_jax.models.layers import Projection, apply
 from pbrl_jax.models.pooling import pool
 from pbrl_jax.models.specs import EncoderSpec
 
@@ -104,7 +104,7 @@ def estimate(params, features_BF: Float[Array, "B F"], spec: CometSpec) -> Float
     """The feed-forward that ends in one number per row."""
     x = features_BF
     for index, width in enumerate((*spec.hidden, 1)):
-        x = Projection((width,), use_bias=True).apply({"params": params[f"{index}"]}, x)
+        x = apply(Projection((width,), use_bias=True), params[f"{index}"], x)
         name = spec.activation if index < len(spec.hidden) else spec.final_activation
         x = lookup(ACTIVATIONS, name, "activation")(x)
     return x[:, 0]
@@ -112,7 +112,7 @@ def estimate(params, features_BF: Float[Array, "B F"], spec: CometSpec) -> Float
 
 def mixed_states(params, tokens_BS, mask_BS, spec: CometSpec) -> tuple[jax.Array, jax.Array]:
     """(all states [N + 1, B, S, D], their mix [B, S, D])."""
-    states = Encoder(spec.encoder).apply({"params": params["encoder"]}, tokens_BS, mask_BS, all_states=True)
+    states = apply(Encoder(spec.encoder), params["encoder"], tokens_BS, mask_BS, all_states=True)
     states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
     weights, gamma = params["layer_weights"][:, 0], params["gamma"][0]
     mixed = mix_layers(states, mask_BS, weights, gamma, transform=spec.transform, layer_norm=spec.layer_norm)
@@ -150,8 +150,8 @@ def score_joint(
     score_CB = estimate(params["estimator"], mixed[:, 0], spec).reshape(C, B)
     if spec.kind == "unified":
         return score_CB.mean(axis=0)
-    tagger = Projection((spec.tags,), use_bias=True)
-    logits = tagger.apply({"params": params["tagger"]}, states[spec.word_layer]).reshape(C, B, S, spec.tags)
+    logits_XST = apply(Projection((spec.tags,), use_bias=True), params["tagger"], states[spec.word_layer])
+    logits = logits_XST.reshape(C, B, S, spec.tags)
     shares = jnp.array(TAG_WEIGHTS if C == 3 else (1.0,), logits.dtype)
     tag_BS = jnp.argmax(jnp.einsum("c,cbst->bst", shares, jax.nn.softmax(logits, axis=-1)), axis=-1)
     mqm_B = mqm_score(tag_BS, jnp.arange(S)[None] < mt_B[:, None])

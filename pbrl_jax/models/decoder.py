@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.mesh.sharding import constrain, sequence_axis
 from pbrl_jax.models.fused_attention import FUSED
-from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply_rope, rope_tables
+from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply, apply_rope, rope_tables
 from pbrl_jax.models.layouts import Causal, KVCache, Reach
 from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.specs import DecoderSpec
@@ -71,7 +71,7 @@ def decoder_axes(spec: DecoderSpec) -> tuple:
 class LayerRole(NamedTuple):
     """What tells one layer from the others: its number, and whether it is local (None: all are alike)."""
 
-    index: int | Int[Array, "..."]
+    layer: int | Int[Array, "..."]
     local: bool | Array | None
 
 
@@ -144,7 +144,7 @@ class DecoderLayer(nn.Module):
         scale = 1.0 if spec.query_scalar is None else (spec.head_dim / spec.query_scalar) ** 0.5
         query, key = apply_rope(query, rope, scale), apply_rope(key, rope)
         reach = reach_of(spec, role.local, inputs.positions_XL)
-        attended, cache = layout.attend(spec.attention, query, key, value, cache, role.index, reach)
+        attended, cache = layout.attend(spec.attention, query, key, value, cache, role.layer, reach)
         attended = whole(Projection((spec.width,), in_axes=2, name="out")(attended))
         x = x + (norm("attention_out_norm")(attended) if spec.sandwich_norms else attended)
         fed = whole(self.feed_forward()(whole(norm("mlp_norm")(x))))
@@ -209,14 +209,14 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
 def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
     """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`."""
     if not isinstance(params["layers"], tuple):
-        return Decoder(spec).apply({"params": params}, tokens_XL, positions_XL, layout, cache)
+        return apply(Decoder(spec), params, tokens_XL, positions_XL, layout, cache)
     carry = embed_tokens(params["embed"], spec, tokens_XL), cache
     inputs = layer_inputs(positions_XL, spec)
     for index, layer_params in enumerate(params["layers"]):
         role = LayerRole(index, spec.local_layers()[index])
-        carry, _ = DecoderLayer(spec).apply({"params": layer_params}, carry, role, inputs, layout)
+        carry, _ = apply(DecoderLayer(spec), layer_params, carry, role, inputs, layout)
     hidden, cache = carry
-    return RMSNorm(spec.norm_eps, spec.norm_offset).apply({"params": params["final_norm"]}, hidden), cache
+    return apply(RMSNorm(spec.norm_eps, spec.norm_offset), params["final_norm"], hidden), cache
 
 
 def unstack_layers(params, spec: DecoderSpec):

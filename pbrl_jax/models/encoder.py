@@ -9,7 +9,7 @@ from pbrl_jax.core.records import pytree
 from pbrl_jax.models.attention import Visibility, attend
 from pbrl_jax.models.chain import add_special_ids, apply_dense, dense_axes, init_dense
 from pbrl_jax.models.decoder import decoder_axes, hidden_states, init_decoder
-from pbrl_jax.models.layers import Projection, along_last, gelu
+from pbrl_jax.models.layers import Projection, along_last, apply, gelu
 from pbrl_jax.models.layouts import Causal, Reach
 from pbrl_jax.models.pooling import pool, unit_vectors
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
@@ -165,7 +165,7 @@ def token_states(
         positions = jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)
         layout = Bidirectional(mask_BS) if spec.bidirectional else Causal(mask_BS)
         return hidden_states(params["decoder"], spec.decoder, tokens_BS, positions, layout)[0]
-    return Encoder(spec).apply({"params": params}, tokens_BS, mask_BS)
+    return apply(Encoder(spec), params, tokens_BS, mask_BS)
 
 
 def encode(
@@ -187,7 +187,7 @@ def encode(
 
 def _vectors(params, spec: TextEncoderSpec, pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
     if isinstance(spec, EncoderSpec) and spec.projection:
-        pooled = Projection((spec.projection,), use_bias=True).apply({"params": params["projection"]}, pooled)
+        pooled = apply(Projection((spec.projection,), use_bias=True), params["projection"], pooled)
     return unit_vectors(apply_dense(params, spec.dense, pooled))
 
 
@@ -210,6 +210,6 @@ def encode_segments(
 ) -> Float[Array, "rows E"]:  # fmt: skip
     """Unit vectors of the `count` segments of each row, [count * B, E], segment by segment: `encode` of several texts
     at the price of one row, for a spec of which `encodes_segments` is true."""
-    hidden_BSD = Encoder(spec).apply({"params": params}, tokens_BS, mask_BS, segment_BS=segment_BS)
+    hidden_BSD = apply(Encoder(spec), params, tokens_BS, mask_BS, segment_BS=segment_BS)
     pooled = [pool(spec.pooling, hidden_BSD, mask_BS & (segment_BS == number)) for number in range(count)]
     return _vectors(params, spec, jnp.concatenate(pooled))

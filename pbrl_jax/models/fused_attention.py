@@ -6,6 +6,8 @@ Where attention over two sets of keys is merged, the gradient of the log-denomin
 """
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ def cudnn_attention(
     value_XLKC: Float[Array, "X L K C"],
     valid_XL: Bool[Array, "X L"],
     window: int | None,
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "X L H C"]:
     """Flash attention of cuDNN, for right-padded rows in half precision (`implementation` is jax.nn's own switch)."""
     if implementation == "cudnn":
@@ -74,9 +76,8 @@ def _splash_rows(query, key, value, valid, window: int | None, interpret: bool):
     L, H, C = query.shape[1:]
     block = min(SPLASH_BLOCK, L + -L % SPLASH_LANES)
     total = L + -L % block
-    mask = masks.CausalMask((total, total))
-    if window is not None:
-        mask = masks.LocalMask((total, total), (window - 1, 0), 0)
+    shape = (total, total)
+    mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
@@ -97,7 +98,7 @@ def _splash_rows(query, key, value, valid, window: int | None, interpret: bool):
 
 
 #: Kernel name -> causal attention without a log-denominator.
-FUSED = {"cudnn": cudnn_attention, "splash": splash_attention}
+FUSED: dict[str, Callable[..., jax.Array]] = {"cudnn": cudnn_attention, "splash": splash_attention}
 
 
 def fused_causal(name: str, query, key, value, valid, window: int | None, local) -> Float[Array, "X L H C"]:

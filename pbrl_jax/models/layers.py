@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,11 @@ from jaxtyping import Array, Float, Int
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.models.quantized import dequantized, is_quantized
 from pbrl_jax.models.specs import DecoderSpec
+
+
+def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a module computes with these parameters, given as the tree below "params"."""
+    return module.apply({"params": params}, *args, **kwargs)
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -55,7 +61,7 @@ class Projection(nn.Module):
         in_shape = x.shape[x.ndim - self.in_axes :]
         fan_in, fan_out = math.prod(in_shape), math.prod(self.features)
         # Half the variance-preserving scale: small starts generalise from few rows where larger ones memorise.
-        kernel = self.get_variable("params", "kernel")
+        kernel: Any = self.get_variable("params", "kernel")
         if is_quantized(kernel):
             kernel = dequantized(kernel)
         else:
@@ -64,8 +70,9 @@ class Projection(nn.Module):
         x_rows = x.reshape(-1, fan_in)
         y = x_rows @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
         if self.has_variable("params", "lora_a"):
-            low, high = (self.get_variable("params", name).astype(x.dtype) for name in ("lora_a", "lora_b"))
-            y = y + (x_rows @ low.reshape(fan_in, -1)) @ high.reshape(-1, fan_out)
+            low: jax.Array = self.get_variable("params", "lora_a")
+            high: jax.Array = self.get_variable("params", "lora_b")
+            y = y + (x_rows @ low.astype(x.dtype).reshape(fan_in, -1)) @ high.astype(x.dtype).reshape(-1, fan_out)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), self.features)
             y = y + bias.astype(x.dtype).reshape(1, fan_out)

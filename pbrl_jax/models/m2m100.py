@@ -209,30 +209,17 @@ class M2M100(nn.Module):
         return self.decoder_norm(x), cache
 
     def __call__(self, tokens_BS, mask_BS, target_BT):
-        """Final states of a whole target, for initialisation and `target_logits`."""
+        """Final states of a whole target, for initialisation and tests of all positions."""
         source = self.source_keys(self.encode(tokens_BS, mask_BS), mask_BS)
         valid = target_BT != self.spec.pad_id
         position = jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)
         return self.decode(target_BT, position, Causal(valid), source)[0]
 
 
-def init_m2m100(key: jax.Array, spec: M2M100Spec):
-    """Random float32 parameters."""
-    tokens = jnp.full((1, 2), spec.start_id, jnp.int32)
-    return M2M100(spec).init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
-
-
 def logits_of(params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Next-token logits, float32 or wider: the embedding is the output matrix too."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     return jnp.einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype), preferred_element_type=wide)
-
-
-def target_logits(
-    params, spec: M2M100Spec, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], target_BT: Int[Array, "B T"]
-) -> Float[Array, "B T V"]:
-    """Logits at every position of a right-padded target (padding is `spec.pad_id`)."""
-    return logits_of(params, M2M100(spec).apply({"params": params}, tokens_BS, mask_BS, target_BT))
 
 
 def translate_tokens(

@@ -56,6 +56,14 @@ class Cost(NamedTuple):
         return sum(self.collectives.values())
 
 
+def attribute(instruction: Instruction, pattern: str) -> str:
+    """What the first group of a pattern finds in the attributes of an instruction, which must be there."""
+    found = re.search(pattern, instruction.attributes)
+    if found is None:
+        raise ValueError(f"The {instruction.opcode} {instruction.name} has no {pattern} in {instruction.attributes!r}.")
+    return found[1]
+
+
 def _numbers(attributes: str, name: str) -> list[int]:
     found = re.search(name + r"=\{([\d,]*)\}", attributes)
     return [int(number) for number in found[1].split(",") if number] if found else []
@@ -86,10 +94,9 @@ def _window_field(window: dict[str, str], name: str, axis: int, default: int) ->
 
 def convolution_flops(instruction: Instruction, known: Computation) -> float:
     """Twice the products of a convolution, which is how the TPU compiler writes every matrix product."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    lhs, rhs, result = re.split("_|->", attribute(instruction, r"dim_labels=(\w+_\w+->\w+)"))
     left, right = (known[name].shapes[0].sizes for name in instruction.operands[:2])
     out = instruction.shapes[0].sizes
-    lhs, rhs, result = labels[1], labels[2], labels[3]
     found = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     window = dict(part.split("=") for part in found[1].split()) if found else {}
     positions = 1
@@ -162,8 +169,7 @@ class Walker:
         return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, known)))
 
     def loop(self, instruction: Instruction, known: Computation) -> Cost:
-        body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
-        condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
+        body, condition = (attribute(instruction, name + r"=%?([\w.\-]+)") for name in ("body", "condition"))
         trips = self.trips(instruction, condition, known)
         outermost = trips is None and not self.inside_unknown
         self.inside_unknown |= outermost
@@ -181,7 +187,7 @@ class Walker:
             return None
         root = next(line for line in lines if line.root)
         if root.opcode == "fusion":
-            inside = self.computations[re.search(r"calls=%?([\w.\-]+)", root.attributes)[1]]
+            inside = self.computations[root.called[0]]
             root = next(line for line in inside.values() if line.root)
         limits = [line for line in lines if line.opcode == "constant" and not line.shapes[0].sizes]
         if root.opcode != "compare" or "direction=LT" not in root.attributes or len(limits) != 1:
@@ -189,9 +195,9 @@ class Walker:
         counters = [line for line in lines if line.opcode == "get-tuple-element"]
         start, step = 0, 1
         if len(counters) == 1:
-            index = int(re.search(r"index=(\d+)", counters[0].attributes)[1])
+            index = int(attribute(counters[0], r"index=(\d+)"))
             start = self.constant_of(self.element(known, instruction.operands[0], index), known, 0)
-            step = self.step_of(re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1], index)
+            step = self.step_of(attribute(instruction, r"body=%?([\w.\-]+)"), index)
         return max(0, -(-(int(limits[0].inner) - start) // step))
 
     def element(self, known: Computation, name: str, index: int) -> Instruction | None:
@@ -213,7 +219,7 @@ class Walker:
         root = next((line for line in known.values() if line.root), None)
         found = None if root is None else self.element(known, root.name, index)
         if found is not None and found.opcode == "fusion":
-            known = self.computations[re.search(r"calls=%?([\w.\-]+)", found.attributes)[1]]
+            known = self.computations[found.called[0]]
             found = next(line for line in known.values() if line.root)
         if found is None or found.opcode != "add":
             return 1
@@ -266,7 +272,7 @@ def sliced_bytes(computations: Mapping[str, Computation], inside: Computation, n
         if is_sliced(line, name):
             total += line.bytes if line.opcode != "dynamic-update-slice" else 0.0
             continue
-        parts = [None]
+        parts: list[float | None] = [None]
         if line.opcode == "bitcast" and not line.root:
             parts = [sliced_bytes(computations, inside, line.name)]
         elif line.opcode == "fusion":
@@ -274,9 +280,10 @@ def sliced_bytes(computations: Mapping[str, Computation], inside: Computation, n
             places = {number for number, operand in enumerate(line.operands) if operand == name}
             names = [one.name for one in below.values() if one.opcode == "parameter" and int(one.inner) in places]
             parts = [sliced_bytes(computations, below, one) for one in names]
-        if None in parts:
-            return None
-        total += sum(parts)
+        for part in parts:
+            if part is None:
+                return None
+            total += part
     return total
 
 

@@ -83,7 +83,7 @@ def parse_instruction(line: str) -> Instruction | None:
     )  # fmt: skip
 
 
-def parse_module(text: str) -> tuple[dict[str, Computation], str]:
+def parse_module(text: str) -> tuple[Mapping[str, Computation], str]:
     """(computations by name, name of the entry) of a module's text."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None

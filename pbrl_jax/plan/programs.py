@@ -123,7 +123,8 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     """
     spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
     params, prompts = placed_sampler(config, spec, mesh), placed_batch(config, mesh).prompts
-    laid, held = (), other_bytes - tree_bytes(params)
+    laid: tuple[Compiled, ...] = ()
+    held = other_bytes - tree_bytes(params)
     if config.rollout.weights == "whole":
         lay = jax.jit(functools.partial(decoding_params, spec=spec))
         laid = (compile_ahead(mesh, lay, params),)
@@ -149,7 +150,7 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
         if size > filled:
             cost = cost.plus(decode_cost(small, large, share, size - filled, config.rollout.segment_length))
         filled = size
-    parts = (first, large, small)
+    parts: tuple[Compiled, ...] = (first, large, small)
     most = max(parts, key=lambda part: part.memory.total)
     copying = other_bytes + laid[0].memory.temporary + laid[0].memory.results if laid else 0.0
     parts += laid

@@ -78,7 +78,7 @@ def time_of(need: Need, chip: Chip) -> Row:
         "links": need.cost.collective_bytes / chip.link,
         "host": need.cost.host_bytes / chip.host,
     }
-    binds = max(seconds, key=seconds.get)
+    binds = max(seconds, key=lambda resource: seconds[resource])
     return Row(need, seconds[binds], binds)
 
 

@@ -176,7 +176,7 @@ def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
 
 def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
     """A rollout batch of full-length responses on the mesh."""
-    nothing = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
+    nothing: dict[str, Any] = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
     return batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
 
 

@@ -104,7 +104,8 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
-        inputs = inputs._replace(right_B=verdict.right_B, translations={})
+        translations: dict[str, list[str]] = {}
+        inputs = inputs._replace(right_B=verdict.right_B, translations=translations)
         weights = weights_at(config, inputs.step)
         each = {name: function(inputs) for name, function in functions.items()}
         value = jnp.zeros(len(inputs.completions))
@@ -115,7 +116,7 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
                 valid = valid & scores.valid_B
         empty = jnp.asarray([not text.strip() for text in inputs.completions])
         value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
-        return Combined(Scores(value, valid, {}), each, verdict.right_B, _whole_translations(inputs.translations))
+        return Combined(Scores(value, valid, {}), each, verdict.right_B, _whole_translations(translations))
 
     return score
 

@@ -84,13 +84,13 @@ def vector_scores(
       vectors: unit vectors [parts * B, E], part by part; `present` [parts * B] is false for an empty text.
     """
     pivot = jnp.concatenate(pivots)
-    if pivot.ndim == 2:
+    if has_BK is None:
         cosine = jnp.sum(vectors * pivot, axis=-1)
     else:
         cosine = reference_cosine(vectors, pivot, jnp.tile(has_BK, (len(pivots), 1)), config.references)
     baseline = None if baseline_B is None else jnp.tile(baseline_B, len(pivots))
-    scores = jnp.where(present, scale_similarity(cosine, config, baseline), 0.0)
-    scores = jnp.split(scores, len(pivots))
+    scaled = jnp.where(present, scale_similarity(cosine, config, baseline), 0.0)
+    scores = jnp.split(scaled, len(pivots))
     if config.parts != "split":
         return scores[0], {config.parts: scores[0]}
     reasoning, answer = scores

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.records import AnyArray
 
 SIMILARITIES = ("raw", "affine", "floor", "calibrated")
 REFERENCES = ("max", "mean")
@@ -30,13 +31,12 @@ def scale_similarity(
     """
     if config.similarity == "affine":
         return (1 + cosine) / 2
-    if config.similarity == "floor":
-        baseline = config.similarity_floor
-    if config.similarity in ("floor", "calibrated"):
-        if baseline is None:
-            raise ConfigError("reward.similarity=calibrated needs the host path; use --train.no-fused.")
-        return jnp.clip((cosine - baseline) / jnp.maximum(1 - jnp.asarray(baseline), 1e-3), 0.0, 1.0)
-    return cosine
+    if config.similarity == "raw":
+        return cosine
+    zero = jnp.asarray(config.similarity_floor) if config.similarity == "floor" else baseline
+    if zero is None:
+        raise ConfigError("reward.similarity=calibrated needs the host path; use --train.no-fused.")
+    return jnp.clip((cosine - zero) / jnp.maximum(1 - zero, 1e-3), 0.0, 1.0)
 
 
 def reference_cosine(
@@ -51,7 +51,7 @@ def reference_cosine(
 
 
 def combine_parts(
-    reasoning_B: Float[Array, "B"], answer_B: Float[Array, "B"], config: RewardConfig
+    reasoning_B: Float[AnyArray, "B"], answer_B: Float[AnyArray, "B"], config: RewardConfig
 ) -> Float[Array, "B"]:
     """The hybrid value of two parts, alpha = config.answer_weight.
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.core.batching import by_length, few_rows
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
 from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.hf_load import check_vocabulary, stored_compute_type
@@ -44,7 +44,11 @@ class M2M100Translator(Translator):
       batch_size: sentences translated at a time, all of one length bucket.
     """
 
-    def __init__(self, spec: M2M100Spec, params: Any, tokenizer: Tokenizer, num_beams: int = 1, batch_size: int = 32):
+    fingerprint: str = ""
+
+    def __init__(
+        self, spec: M2M100Spec, params: Any, tokenizer: HuggingFaceTokenizer, num_beams: int = 1, batch_size: int = 32
+    ):
         if num_beams < 1 or batch_size < 1:
             raise ConfigError(f"num_beams={num_beams}, batch_size={batch_size}: both must be at least 1.")
         self.spec, self.params, self.tokenizer = spec, params, tokenizer
@@ -135,6 +139,8 @@ def load_m2m100(
     if shared.template not in tensors:
         names["embed"] = shared._replace(template=next((n for n in EMBEDDING_COPIES if n in tensors), shared.template))
     tokenizer = load_tokenizer(folder)
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise CheckpointError(f"{source!r} has no tokenizer.json, which names the languages. Copy the whole folder.")
     check_vocabulary(tokenizer, spec.vocab_size, source)
     shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
     params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)

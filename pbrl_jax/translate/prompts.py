@@ -157,7 +157,8 @@ def translate_rows(rows: Sequence[dict[str, Any]], column: str, targets: Sequenc
     unanswered = 0
     for start in range(0, len(todo), batch_size):
         batch = todo[start : start + batch_size]
-        good, bad = [], []
+        good: list[dict[str, Any]] = []
+        bad: list[dict[str, Any]] = []
         for row, target, text, back in _translated(batch, column, translate, checks):
             missing = text is None or (checks.back and back is None)
             if missing and not cut_is_none:

@@ -78,8 +78,11 @@ class Piece(NamedTuple):
 class Translator(ABC):
     """Translates texts between the languages of pbrl_jax.text.languages."""
 
-    fingerprint = ""
-    """Names the model and all else that a translation depends on besides the text."""
+    @property
+    def fingerprint(self) -> str:
+        """Names the model and all else that a translation depends on besides the text."""
+        return ""
+
     uses_incomplete = True
     """Whether a translation that is not complete is of use: cut at the length limit it is, missing it is not."""
     whole_texts = False
@@ -158,8 +161,7 @@ class Translator(ABC):
                 best[index] = Written(piece.plain(), True)
         todo = [index for index, done in enumerate(best) if done is None]
         for attempt in (_formulas_hidden, _numbers_hidden, _nothing_hidden):
-            asked = [(index, attempt(pieces[index])) for index in todo]
-            asked = [(index, masked) for index, masked in asked if masked is not None]
+            asked = [(index, masked) for index in todo if (masked := attempt(pieces[index])) is not None]
             segments = [Segment(m.text, sources[pieces[i].row], targets[pieces[i].row]) for i, m in asked]
             for (index, masked), written in zip(asked, self._write_fitting(segments), strict=True):
                 text = unmask(written.text, masked.spans)
@@ -170,7 +172,7 @@ class Translator(ABC):
                     best[index] = Written(text, written.complete)
                 if agree:
                     todo.remove(index)
-        return best
+        return [Written("", False) if written is None else written for written in best]
 
     def _write_fitting(self, segments: list[Segment]) -> list[Written]:
         """`write`, with segments that are too long cut into parts, and equal ones written once."""

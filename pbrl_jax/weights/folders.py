@@ -25,13 +25,6 @@ QUICKSTART_STAGES = {"policy": "rl", "encoder": "encoder"}
 """Kind -> the stage of a quickstart whose work directory holds its model."""
 
 
-def flatten_params(params: Any) -> dict[str, np.ndarray]:
-    """Path -> host array of every parameter."""
-    flat: dict[str, np.ndarray] = {}
-    map_with_path(lambda path, leaf: flat.__setitem__(path, np.asarray(leaf)), jax.device_get(params))
-    return flat
-
-
 def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more) -> None:
     """Write a model folder; `kind` is policy or encoder. The spec is written last, so a torn folder has none.
 

@@ -11,7 +11,6 @@ from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import (
     batch_at,
     batches_per_epoch,
-    host_share,
     make_sampler,
     next_batch,
     pad_prompts,
@@ -82,14 +81,6 @@ def test_the_cursor_is_json_and_resumes_anywhere():
     assert straight[0] != ids(batch_at(make_sampler(prompts_of("en", "sw"), 3, 0.3, seed=6), 0))
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_hosts_share_the_same_batch(hosts):
-    batch = batch_at(make_sampler(prompts_of("en", "sw"), 8, 0.25, 0), 3)
-    shares = [host_share(batch, i, hosts) for i in range(hosts)]
-    assert [row for share in shares for row in share] == batch
-    assert {len(share) for share in shares} == {8 // hosts}
-
-
 def test_batches_that_cannot_be():
     with pytest.raises(DataError, match="needs 12 different non-English prompts and the data set has 10"):
         make_sampler(prompts_of("sw"), 12, 0.0, 0)
@@ -101,10 +92,6 @@ def test_batches_that_cannot_be():
         make_sampler(prompts_of("sw"), 0, 0.0, 0)
     with pytest.raises(ConfigError, match="english_share is 1.5"):
         make_sampler(prompts_of("sw"), 4, 1.5, 0)
-    with pytest.raises(ConfigError, match="10 prompts cannot be shared evenly by 4 hosts"):
-        host_share(prompts_of("sw"), 0, 4)
-    with pytest.raises(ConfigError, match="Host 2 of 2"):
-        host_share(prompts_of("sw"), 2, 2)
 
 
 def test_pad_prompts():
