@@ -20,6 +20,11 @@ def map_with_path(function, tree, *rest):
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
+def flat_paths(tree: Any) -> dict[str, Any]:
+    """Path name -> leaf, in the order of the leaves: `{"a": {"b": x}}` as `{"a/b": x}`."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def nested(flat: Mapping[str, Any]) -> dict:
     """`{"a/b": x}` as `{"a": {"b": x}}`."""
     tree: dict = {}

@@ -17,6 +17,7 @@ from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.mesh.sharding import replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
+from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.lora import adapter_axes, init_adapters
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
 from pbrl_jax.train.adapters import whole
@@ -25,9 +26,9 @@ from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state, state_shardings
 from pbrl_jax.train.steps import batch_shapes
-from pbrl_jax.weights.encoders import abstract_encoder
+from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
-from pbrl_jax.weights.hf_load import read_config
+from pbrl_jax.weights.hf_fields import read_config
 
 #: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {
@@ -182,7 +183,9 @@ def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
 
 def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
     """The encoder's parameters, whole on every chip."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_encoder(spec))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_tree(init_encoder, spec)
+    )
     return placed(shapes, replicated(mesh))
 
 

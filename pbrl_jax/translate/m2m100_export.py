@@ -3,17 +3,16 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.translate.m2m100_translator import M2M100Translator, load_m2m100
-from pbrl_jax.weights.encoder_export import CONFIG, SAMPLE, write_module
-from pbrl_jax.weights.hf_load import read_config
+from pbrl_jax.weights.encoder_export import SAMPLE
+from pbrl_jax.weights.hf_fields import read_config
 from pbrl_jax.weights.hf_m2m100 import m2m100_names
 from pbrl_jax.weights.hub import local_copy
+from pbrl_jax.weights.tensors import CONFIG
+from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_module
 
 
 def export_translator(translator: M2M100Translator, directory: str) -> None:
@@ -37,16 +36,9 @@ def export_translator(translator: M2M100Translator, directory: str) -> None:
     write_module(folder, {**config, "torch_dtype": kind}, translator.params, names)
     place = local_copy(str(directory))
     found = load_m2m100(place, read_config(place, str(directory)) or {}, str(directory))
-    alike = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b, equal_nan=True)), translator.params, found.params)
-    problems: list[str] = []
-    map_with_path(lambda path, same: same or problems.append(f"{path} differs"), alike)
+    problems = differing_parameters(translator.params, found.params)
     if found.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
         problems.append("the tokenizer gives other ids")
     if found.language_ids != translator.language_ids:
         problems.append("the tokenizer knows other languages")
-    if problems:
-        (folder / CONFIG).unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as a "
-            "model (config.json is removed). Check the disk and export again; if that does not help, report it."
-        )
+    refuse_differences(directory, problems, CONFIG)

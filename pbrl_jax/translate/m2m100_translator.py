@@ -18,7 +18,8 @@ from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
 from pbrl_jax.weights.encoders import length_bucket
-from pbrl_jax.weights.hf_load import check_vocabulary, stored_compute_type
+from pbrl_jax.weights.folders import check_vocabulary
+from pbrl_jax.weights.hf_fields import stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.weights.tensors import abstract_params, load_params, open_weights, weights_digest
 

@@ -18,9 +18,9 @@ from pbrl_jax.models.comet import CometSpec
 from pbrl_jax.models.specs import EncoderSpec
 from pbrl_jax.text.tokenizers import TOKENIZER_FILES, Tokenizer
 from pbrl_jax.weights.encoders import encoder_tokenizer, special_ids
+from pbrl_jax.weights.folders import check_vocabulary
 from pbrl_jax.weights.hf_comet import TRAINING_TENSORS, comet_names
 from pbrl_jax.weights.hf_encoder import encoder_spec
-from pbrl_jax.weights.hf_load import check_vocabulary
 from pbrl_jax.weights.sentence_transformers import read_json
 from pbrl_jax.weights.tensors import load_params, weights_digest
 from pbrl_jax.weights.torch_file import read_torch

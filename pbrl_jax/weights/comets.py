@@ -11,11 +11,10 @@ import numpy as np
 
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
-from pbrl_jax.models.specs import EncoderSpec
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.comet_checkpoint import read_comet_checkpoint
 from pbrl_jax.weights.encoders import length_bucket
-from pbrl_jax.weights.folders import own_folder, read_model, save_model
+from pbrl_jax.weights.folders import own_folder, read_model, read_spec, save_model
 from pbrl_jax.weights.hub import local_copy
 
 #: Tokens that run at a time, padding included: the states of every layer are held at once.
@@ -133,7 +132,9 @@ def load_comet(directory: str, dtype: str | None = None, transform: str | None =
     """
     place = local_copy(directory)
     if own_folder(place, "comet"):
-        spec, params, tokenizer, fingerprint = read_model(place, "comet", _stored_spec, _abstract)
+        spec_of = functools.partial(read_spec, CometSpec)
+        spec, params, tokenizer, record = read_model(place, "comet", spec_of, init_comet, source=directory)
+        fingerprint = record["weights_sha256"]
         if dtype is not None:
             spec = dataclasses.replace(spec, encoder=dataclasses.replace(spec.encoder, dtype=dtype))
     else:
@@ -167,15 +168,3 @@ def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
 def save_comet(comet: Comet, directory: str) -> None:
     """Write a folder that load_comet reads."""
     save_model(directory, "comet", comet.spec, comet.params, comet.tokenizer)
-
-
-def _stored_spec(stored: dict[str, Any]) -> CometSpec:
-    encoder = {**stored["encoder"], "dense": ()}
-    for name in ("begin_ids", "end_ids"):
-        encoder[name] = tuple(encoder[name])
-    lists = {name: tuple(stored[name]) for name in ("hidden", "segments")}
-    return CometSpec(**{**stored, **lists, "encoder": EncoderSpec(**encoder)})
-
-
-def _abstract(spec: CometSpec):
-    return jax.eval_shape(lambda: init_comet(jax.random.key(0), spec))

@@ -1,17 +1,12 @@
 """Encoders out again: a folder that sentence-transformers loads, in the dialect that all of its versions read."""
 
-import json
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
 from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
 from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
@@ -20,11 +15,10 @@ from pbrl_jax.weights.encoders import Encoder, load_encoder, with_compute
 from pbrl_jax.weights.hf_decoder import decoder_names, hf_config
 from pbrl_jax.weights.hf_encoder import dense_names, encoder_names
 from pbrl_jax.weights.hf_names import Stored
-from pbrl_jax.weights.safetensors_file import Planned, write_safetensors
 from pbrl_jax.weights.sentence_transformers import MODULES, POOLINGS
-from pbrl_jax.weights.tensors import WEIGHTS
+from pbrl_jax.weights.tensors import CONFIG
+from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_json, write_module
 
-CONFIG = "config.json"
 #: Activation of a Dense module -> torch's class.
 TORCH_CLASSES = {
     "identity": "torch.nn.modules.linear.Identity",
@@ -63,7 +57,7 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     flags = {flag: spec.pooling == ours for ours, (_, flag) in POOLINGS.items()}
     width = spec.decoder.width if isinstance(spec, DecoderEncoderSpec) else spec.width
-    _write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": width, **flags, "include_prompt": True})
+    write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": width, **flags, "include_prompt": True})
     for name, own in _dense_maps(spec):
         place = f"{len(modules)}_Dense"
         described = {"in_features": width, "out_features": own.width, "bias": own.bias}
@@ -75,17 +69,17 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     (folder / modules[-1][1]).mkdir(exist_ok=True)
     special = len(spec.begin_ids) + len(spec.end_ids)
     limits = {"max_seq_length": encoder.max_length + special, "do_lower_case": False}
-    _write_json(folder / "sentence_bert_config.json", limits)
+    write_json(folder / "sentence_bert_config.json", limits)
     prompts: dict[str, Any] = {"prompts": {"default": encoder.prefix}, "default_prompt_name": "default"}
     none: dict[str, Any] = {"prompts": {}, "default_prompt_name": None}
     chosen = prompts if encoder.prefix else none
-    _write_json(folder / "config_sentence_transformers.json", {**chosen, "similarity_fn_name": "cosine"})
+    write_json(folder / "config_sentence_transformers.json", {**chosen, "similarity_fn_name": "cosine"})
     _write_tokenizer(encoder, folder)
     listed = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
         for index, (name, path) in enumerate(modules)
     ]
-    _write_json(folder / MODULES, listed)
+    write_json(folder / MODULES, listed)
     try:
         _check(encoder, str(directory))
     except Exception:
@@ -148,55 +142,16 @@ def _dense_maps(spec: EncoderSpec | DecoderEncoderSpec) -> list[tuple[str, Dense
     return first + [(f"dense_{index}", one) for index, one in enumerate(spec.dense)]
 
 
-def write_module(folder: epath.Path, config: Any, params: Any, names: dict[str, Stored]) -> None:
-    """config.json and model.safetensors of one module; one parameter at a time is brought to the host."""
-    folder.mkdir(parents=True, exist_ok=True)
-    leaves: dict[str, Any] = {}
-    map_with_path(lambda path, leaf: leaves.__setitem__(path, leaf), params)
-    planned = [
-        Planned(name, _file_shape(path, stored), np.dtype(leaves[path].dtype))
-        for path, stored in names.items()
-        for name in stored.names()
-    ]
-
-    def arrays() -> Iterator[np.ndarray]:
-        for path, stored in names.items():
-            leaf = np.asarray(jax.device_get(leaves[path]))
-            stacked = leaf.reshape(-1, *stored.shape)
-            for entry in stacked:
-                shape = _file_shape(path, stored)
-                yield entry.reshape(shape[::-1]).T if stored.transpose else entry.reshape(shape)
-
-    write_safetensors(folder / WEIGHTS, planned, arrays(), {"format": "pt"})
-    _write_json(folder / CONFIG, config)
-
-
-def _file_shape(path: str, stored: Stored) -> tuple[int, ...]:
-    """Shape of one tensor: heads and their channels are one axis of it, and so are an output's inputs."""
-    shape = stored.shape
-    if len(shape) == 3:
-        cut = 2 if path.endswith("out/kernel") else 1
-        shape = (math.prod(shape[:cut]), math.prod(shape[cut:]))
-    elif path.endswith("bias"):
-        shape = (math.prod(shape),)
-    return shape[::-1] if stored.transpose else shape
-
-
 def _write_tokenizer(encoder: Encoder, folder: epath.Path) -> None:
     tokenizer = encoder.tokenizer
     tokenizer.save(str(folder))
     (folder / GENERATION_CONFIG).unlink(missing_ok=True)
     if isinstance(tokenizer, XlmrTokenizer):
-        _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
     elif isinstance(tokenizer, SentencePieceTokenizer):
         problem = write_tokenizer_json(tokenizer, folder, begin=False)
         if problem:
             raise CheckpointError(f"The tokenizer cannot be written for sentence-transformers: {problem}.")
-
-
-def _write_json(path: epath.Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _check(encoder: Encoder, directory: str) -> None:
@@ -214,9 +169,7 @@ def _check(encoder: Encoder, directory: str) -> None:
         wanted |= {f"dense_{index}": leaf for index, leaf in enumerate(maps)}
     if jax.tree.structure(wanted) != jax.tree.structure(found.params):
         raise CheckpointError(f"{directory} reads back with other parameters than it was written from. Report it.")
-    alike = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b, equal_nan=True)), wanted, found.params)
-    problems: list[str] = []
-    map_with_path(lambda path, same: same or problems.append(f"{path} differs"), alike)
+    problems = differing_parameters(wanted, found.params)
     for name in ("max_length", "prefix"):
         if getattr(found, name) != getattr(encoder, name):
             problems.append(f"{name} is {getattr(found, name)!r}, not {getattr(encoder, name)!r}")
@@ -226,8 +179,4 @@ def _check(encoder: Encoder, directory: str) -> None:
     difference = float(np.abs(found.embed(SAMPLE) - here.embed(SAMPLE)).max())
     if not difference <= TOLERANCES[kind]:
         problems.append(f"vectors differ by {difference:.3g}")
-    if problems:
-        raise CheckpointError(
-            f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as an "
-            "encoder (modules.json is removed). Check the disk and export again; if that does not help, report it."
-        )
+    refuse_differences(directory, problems, MODULES)

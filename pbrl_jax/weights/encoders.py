@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -18,17 +17,13 @@ from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
 from pbrl_jax.models.specs import (
     DecoderEncoderSpec,
-    DecoderSpec,
-    DenseSpec,
     EncoderSpec,
-    Llama3Scaling,
     TextEncoderSpec,
 )
 from pbrl_jax.text.tokenizers import XLMR_FILE, HuggingFaceTokenizer, Tokenizer, XlmrTokenizer, load_tokenizer
 from pbrl_jax.weights import hf_decoder
-from pbrl_jax.weights.folders import model_folder, own_folder, read_record, read_weights, save_model
+from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
 from pbrl_jax.weights.hf_encoder import FAMILIES, dense_names, encoder_names, encoder_spec
-from pbrl_jax.weights.hf_load import check_vocabulary
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
@@ -153,11 +148,6 @@ def embed_tokens(spec: TextEncoderSpec):
     return jax.jit(functools.partial(encode, spec=spec))
 
 
-def abstract_encoder(spec: TextEncoderSpec):
-    """Shapes of an encoder's parameters."""
-    return jax.eval_shape(lambda: init_encoder(jax.random.key(0), spec))
-
-
 def load_encoder(
     directory: str,
     max_length: int | None = None,
@@ -189,11 +179,9 @@ def load_encoder(
     if own_folder(place, "encoder"):
         if prompt or pooling:
             raise ConfigError(f"{directory!r} was written by this package: leave prompt and pooling out.")
-        folder = model_folder(place, "encoder", directory)
-        spec, record = read_record(folder, "encoder", stored_spec)
-        params = jax.tree.map(jnp.asarray, read_weights(folder, record["weights_sha256"], abstract_encoder(spec)))
+        spec, params, tokenizer, record = read_model(place, "encoder", stored_spec, init_encoder, source=directory)
         room, prefix = record.get("max_length", spec.text_tokens), prefix or record.get("prefix", "")
-        encoder = Encoder(spec, params, load_tokenizer(str(folder)), record["weights_sha256"], room, prefix)
+        encoder = Encoder(spec, params, tokenizer, record["weights_sha256"], room, prefix)
         encoder = encoder if dtype is None else encoder._replace(spec=with_compute(spec, dtype))
     else:
         encoder = load_released(place, directory, prefix, prompt, pooling, dtype or "float32")
@@ -312,16 +300,7 @@ def special_ids(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 def stored_spec(stored: dict[str, Any]) -> TextEncoderSpec:
     """A spec from the dict that save_encoder wrote."""
-    stored = dict(stored)
-    stored["dense"] = tuple(DenseSpec(**one) for one in stored.get("dense", ()))
-    for name in ("begin_ids", "end_ids"):
-        stored[name] = tuple(stored.get(name, ()))
-    if "decoder" not in stored:
-        return EncoderSpec(**stored)
-    decoder = dict(stored.pop("decoder"))
-    if decoder.get("rope_scaling") is not None:
-        decoder["rope_scaling"] = Llama3Scaling(**decoder["rope_scaling"])
-    return DecoderEncoderSpec(DecoderSpec(**decoder), **stored)
+    return read_spec(DecoderEncoderSpec if "decoder" in stored else EncoderSpec, stored)
 
 
 def save_encoder(encoder: Encoder, directory: str) -> None:

@@ -328,7 +328,7 @@ def decoder_names(spec: DecoderSpec) -> dict[str, Stored]:
             names[f"layers/{ours}/bias"] = of_layer(f"{theirs}.bias", (heads, C))
         if spec.qk_norm and ours != "value":
             names[f"layers/{ours}_norm/scale"] = of_layer(f"self_attn.{ours[0]}_norm.weight", (C,))
-    names["layers/out/kernel"] = of_layer("self_attn.o_proj.weight", (spec.heads, C, D), True)
+    names["layers/out/kernel"] = of_layer("self_attn.o_proj.weight", (spec.heads, C, D), True)._replace(inputs=2)
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     if spec.sandwich_norms:
         norms |= {

@@ -90,7 +90,8 @@ def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
     }
 
     def linear(path: str, name: str, fan_in: tuple[int, ...], fan_out: tuple[int, ...]):
-        names[f"{path}/kernel"] = Stored(f"{layer}{name}.weight", fan_in + fan_out, True, spec.layers)
+        kernel = Stored(f"{layer}{name}.weight", fan_in + fan_out, True, spec.layers, inputs=len(fan_in))
+        names[f"{path}/kernel"] = kernel
         names[f"{path}/bias"] = Stored(f"{layer}{name}.bias", fan_out, layers=spec.layers)
 
     def norm(path: str, name: str, layers: int = 0):

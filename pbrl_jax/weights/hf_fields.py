@@ -1,10 +1,13 @@
 """Reading a decoder's `config.json` so that no field is passed over: each is taken, harmless, or an error."""
 
+import json
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.models.specs import Llama3Scaling
+from pbrl_jax.weights.tensors import CONFIG
 
 #: Fields that no forward pass reads and that an export repeats.
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
@@ -28,6 +31,30 @@ ROPE_TYPES = {
 }
 
 MISSING = object()
+
+
+def read_config(folder: str, source: str) -> dict[str, Any] | None:
+    """`config.json` of a model; None where there is none, or that of a run.
+
+    Raises:
+      CheckpointError: it is not JSON.
+    """
+    path = os.path.join(folder, CONFIG)
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} in {source!r} is not JSON: {error}. Download the file again.") from error
+    return config if isinstance(config, dict) and {"model_type", "architectures"} & config.keys() else None
+
+
+def stored_compute_type(config: dict[str, Any]) -> str:
+    """bfloat16 where the folder says so, else float32: float16 has too small a range for what bfloat16 trained."""
+    places = (config, config.get("text_config") or {})
+    named = [str(place.get(name)) for place in places for name in ("dtype", "torch_dtype") if place.get(name)]
+    return "bfloat16" if named and named[0].endswith("bfloat16") else "float32"
 
 
 class ConfigFields:

@@ -99,7 +99,7 @@ def _attention(path: str, side: str, block: str, layers: int, width: int, heads:
     for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
         names[f"{path}/{ours}/kernel"] = Stored(f"{prefix}.{theirs}.weight", (width, *head), True, layers)
         names[f"{path}/{ours}/bias"] = Stored(f"{prefix}.{theirs}.bias", head, layers=layers)
-    names[f"{path}/out/kernel"] = Stored(f"{prefix}.out_proj.weight", (*head, width), True, layers)
+    names[f"{path}/out/kernel"] = Stored(f"{prefix}.out_proj.weight", (*head, width), True, layers, inputs=2)
     names[f"{path}/out/bias"] = Stored(f"{prefix}.out_proj.bias", (width,), layers=layers)
     return names
 

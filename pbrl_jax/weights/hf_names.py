@@ -3,6 +3,7 @@
 Every model family has a table, our parameter path -> Stored. Loading, conversion and export are one code over it.
 """
 
+import math
 from typing import NamedTuple
 
 
@@ -23,10 +24,18 @@ class Stored(NamedTuple):
     """Entries stacked on axis 0; 0: not stacked."""
     experts: int = 0
     """Entries stacked on the axis after the layers'; 0: not stacked."""
+    inputs: int = 1
+    """Of a transposed one, the leading axes of `shape` that are inputs."""
 
     def full_shape(self) -> tuple[int, ...]:
         """Our parameter's shape, stacked axes included."""
         return (self.layers,) * bool(self.layers) + (self.experts,) * bool(self.experts) + self.shape
+
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape of each tensor: [outputs, inputs] of a transposed one, one axis for a bias."""
+        if self.transpose:
+            return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
+        return (math.prod(self.shape),) if self.template.endswith(".bias") else self.shape
 
     def names(self) -> list[str]:
         """Every tensor that the parameter is made of, experts varying fastest."""

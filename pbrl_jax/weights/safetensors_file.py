@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
@@ -46,36 +46,27 @@ class Entry(NamedTuple):
     end: int
 
 
-class SafetensorsFile(Mapping[str, np.ndarray]):
-    """name -> read-only array that lies in the file: only the slices that are looked at are read.
+class SafetensorsFile(dict[str, np.ndarray]):
+    """Name -> read-only view of the mapped file: only the slices that are used are read from the disk.
 
     Raises:
       CheckpointError: the file is no whole safetensors file, or its header describes another one.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-        size = os.path.getsize(self.path)
-        with open(self.path, "rb") as file:
-            self.header = _header_bytes(file, size, self.path)
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            entries = read_entries(file, size, os.fspath(path))
             self.map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        self.entries = _entries(self.header, size, self.path)
+        super().__init__((name, self._view(entry)) for name, entry in entries.items())
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
-        count = math.prod(entry.shape)
-        if count == 0:
-            return np.zeros(entry.shape, entry.dtype)
-        return np.frombuffer(self.map, entry.dtype, count, entry.begin).reshape(entry.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    def _view(self, entry: Entry) -> np.ndarray:
+        count = math.prod(entry.shape)  # NumPy refuses an empty view
+        flat = np.frombuffer(self.map, entry.dtype, count, entry.begin) if count else np.zeros(0, entry.dtype)
+        return flat.reshape(entry.shape)
 
     def release(self) -> None:
-        """Lets the system drop the pages that were read; they are read again when looked at again."""
+        """Let the system drop the pages that were read; they are read again when they are used again."""
         self.map.madvise(mmap.MADV_DONTNEED)
 
 
@@ -101,7 +92,7 @@ class RemoteTensor:
         return found
 
     def _read(self, out: np.ndarray, start: int) -> None:
-        todo = memoryview(out.view(np.uint8))
+        todo = memoryview(out.view(np.uint8).data)
         try:
             with self.path.open("rb") as file:
                 file.seek(self.entry.begin + start * self.dtype.itemsize)
@@ -118,32 +109,20 @@ Tensor = np.ndarray | RemoteTensor
 """What a checkpoint holds by name."""
 
 
-class RemoteSafetensors(Mapping[str, RemoteTensor]):
-    """name -> tensor of a file in an object store; only the header is read here.
+def read_remote(path: epath.Path) -> dict[str, RemoteTensor]:
+    """Name -> tensor of a file in an object store; only the header is read here.
 
     Raises:
-      CheckpointError: as SafetensorsFile, or the store does not give it.
+      CheckpointError: as SafetensorsFile, or the store cannot be read.
     """
-
-    def __init__(self, path: epath.Path):
-        self.path = path
-        try:
-            size = int(path.stat().length)
-            with path.open("rb") as file:
-                self.entries = read_entries(file, size, str(path))
-        except CheckpointError:
-            raise
-        except Exception as error:  # the store's client decides what it raises
-            raise CheckpointError(f"{path} cannot be read ({error}). Check the path and your access to it.") from error
-
-    def __getitem__(self, name: str) -> RemoteTensor:
-        return RemoteTensor(self.path, self.entries[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    try:
+        with path.open("rb") as file:
+            entries = read_entries(file, int(path.stat().length), str(path))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the store's client decides what it raises
+        raise CheckpointError(f"{path} cannot be read ({error}). Check the path and your access to it.") from error
+    return {name: RemoteTensor(path, entry) for name, entry in entries.items()}
 
 
 def located(path: str | os.PathLike) -> epath.Path | None:
@@ -157,7 +136,7 @@ def located(path: str | os.PathLike) -> epath.Path | None:
 def open_safetensors(path: str | os.PathLike) -> Mapping[str, Tensor]:
     """The tensors of a file that is `located`."""
     place = located(path)
-    return RemoteSafetensors(place) if place is not None and is_remote(place) else SafetensorsFile(place or path)
+    return read_remote(place) if place is not None and is_remote(place) else SafetensorsFile(place or path)
 
 
 def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
@@ -261,13 +240,13 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     digest = hashlib.sha256()
     with epath.Path(path).open("wb") as file:
-        for block in (struct.pack("<Q", len(text)), text):
-            digest.update(block)
-            file.write(block)
+        for start in (struct.pack("<Q", len(text)), text):
+            digest.update(start)
+            file.write(start)
         for tensor, array in zip(planned, arrays, strict=True):
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor} was planned, found {array.dtype} of shape {array.shape}")
-            block = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b""
-            digest.update(block)
-            file.write(block)
+            content = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b""
+            digest.update(content)
+            file.write(content)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,10 +21,11 @@ import ml_dtypes
 import numpy as np
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.trees import map_with_path, nested
+from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import RemoteTensor, Tensor, located, open_safetensors
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"
 
@@ -42,6 +43,8 @@ HARMLESS = re.compile(
     r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
 )
 SHOWN_PROBLEMS = 40
+#: Bytes of parameters above which loading and writing show a progress bar.
+LONG_LOAD = 1 << 30
 BLOCK_ELEMENTS = 1 << 18
 """Elements copied at a time where a matrix is transposed: both sides of a block stay in the cache."""
 SAMPLE_BYTES = 1024
@@ -49,26 +52,17 @@ READERS = min(16, os.cpu_count() or 1)
 """Threads that copy; the rows of a transposed matrix come from all over the file."""
 
 
-class Weights(Mapping[str, Tensor]):
-    """The tensors of all files of a checkpoint."""
+class Weights(dict[str, Tensor]):
+    """Name -> tensor, over all files of a checkpoint."""
 
     def __init__(self, files: Sequence[Mapping[str, Tensor]], source: str):
+        super().__init__()
         self.files, self.source = tuple(files), source
-        self.place: dict[str, Mapping[str, Tensor]] = {}
         for file in self.files:
-            doubles = sorted(self.place.keys() & file.keys())
+            doubles = sorted(self.keys() & file.keys())
             if doubles:
-                raise CheckpointError(f"{source}: {doubles[0]} lies in two files. Remove the file that is left over.")
-            self.place |= dict.fromkeys(file, file)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.place[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.place)
-
-    def __len__(self) -> int:
-        return len(self.place)
+                raise CheckpointError(f"{source}: {doubles[0]} is in two files. Remove the file that is left over.")
+            self.update(file)
 
     def release(self) -> None:
         """Lets the system drop what was read."""
@@ -160,10 +154,11 @@ def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ig
     for path, stored in names.items():
         found[path] = []
         for wanted in stored.names():
-            name = by_plain.pop(plain_name(wanted), None)
-            if name is None:
+            plain = plain_name(wanted)
+            if plain not in by_plain:
                 problems.append(f"{wanted} is missing")
                 continue
+            name = by_plain.pop(plain)
             found[path].append(name)
             problems += _misfit(name, tensors[name], stored)
     for plain, name in by_plain.items():
@@ -218,7 +213,8 @@ class _Leaf:
         self.read: dict[tuple, np.ndarray] = {}
         self.rows: dict[tuple, np.ndarray] = {}
 
-    def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, index: tuple[slice, ...] | None) -> np.ndarray:
+        index = (slice(None),) * len(self.shape) if index is None else index
         ranges = tuple(range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True))
         key = tuple((part.start, part.stop) for part in ranges)
         if key not in self.read:
@@ -287,9 +283,7 @@ def load_params(
       CheckpointError: see resolve_names; or tensors of one parameter in different types where none was asked for.
     """
     resolved = resolve_names(tensors, names, ignore)
-    places: dict[str, Any] = {}
-    if shardings is not None:
-        map_with_path(lambda path, sharding: places.__setitem__(path, sharding), shardings)
+    places = {} if shardings is None else flat_paths(shardings)
     params: dict[str, jax.Array] = {}
     with ThreadPoolExecutor(READERS) as pool:
         for path, stored in names.items():
@@ -314,7 +308,7 @@ def _stored_type(tensors, names: list[str]) -> np.dtype:
 def _place(leaf: _Leaf, sharding) -> jax.Array:
     """On the devices, and waited for: the host's copy goes before the next parameter is read."""
     if sharding is None:
-        array = jax.device_put(leaf((slice(None),) * len(leaf.shape)))
+        array = jax.device_put(leaf(None))
     else:
         array = jax.make_array_from_callback(leaf.shape, sharding, leaf, dtype=leaf.dtype)
     return jax.block_until_ready(array)
