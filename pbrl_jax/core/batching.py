@@ -3,9 +3,20 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+
+def pad_rows(rows: Sequence[Sequence[int]], size: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [N, size], mask [N, size]) of N lists of ids, right-padded; longer lists are cut."""
+    tokens, mask = np.full((len(rows), size), pad_id, np.int32), np.zeros((len(rows), size), bool)
+    for row, ids in enumerate(rows):
+        kept = ids[:size]
+        tokens[row, : len(kept)], mask[row, : len(kept)] = kept, True
+    return tokens, mask
+
 
 def fill(rows: list[int], size: int) -> list[int]:
-    """`rows` with the last one repeated up to `size`; what comes of the copies is thrown away."""
+    """`rows` with the last one repeated up to `size`; results of the copies are to be discarded."""
     return rows + rows[-1:] * (size - len(rows))
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from pbrl_jax.core.batching import pad_rows
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt, PromptBatch
 
@@ -196,7 +197,5 @@ def pad_prompts(
     bad = [i for i, n in enumerate(lengths_P) if not 1 <= n <= length]
     if bad:
         raise DataError(f"Prompt {bad[0]} has {lengths_P[bad[0]]} tokens, expected 1 to {length}.")
-    tokens_PT = np.full((len(token_lists), length), pad_id, np.int32)
-    for row, tokens in zip(tokens_PT, token_lists, strict=True):
-        row[: len(tokens)] = tokens
+    tokens_PT, _ = pad_rows(token_lists, length, pad_id)
     return PromptBatch(tokens_PT, lengths_P, np.asarray(row_ids, np.int32))

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.models.chain import ACTIVATIONS
 from pbrl_jax.models.encoder import Encoder, init_encoder
 from pbrl_jax.models.layers import Projection, apply
-from pbrl_jax.models.pooling import pool
+from pbrl_jax.models.pooling import ACTIVATIONS, pool
 from pbrl_jax.models.specs import EncoderSpec
 
 #: Pairs, triples: a unified model is asked (mt, src), (mt, ref) and (mt, src, ref) where there is a reference.

@@ -6,37 +6,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import pytree
+from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.models.attention import Visibility, attend
-from pbrl_jax.models.chain import add_special_ids, apply_dense, dense_axes, init_dense
-from pbrl_jax.models.decoder import decoder_axes, hidden_states, init_decoder
+from pbrl_jax.models.decoder import hidden_states, init_decoder
 from pbrl_jax.models.layers import Projection, along_last, apply, gelu
 from pbrl_jax.models.layouts import Causal, Reach
-from pbrl_jax.models.pooling import pool, unit_vectors
+from pbrl_jax.models.pooling import add_special_ids, apply_dense, init_dense, pool, unit_vectors
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
-
-#: Path pattern -> logical axes. The encoder is replicated: its batch lies over every mesh axis instead.
-AXES = (
-    (r"(word|position|type)_embed", ("none", "none")),
-    (r"layers/(query|key|value)/kernel", ("layers", "none", "none", "none")),
-    (r"layers/(query|key|value)/bias", ("layers", "none", "none")),
-    (r"layers/out/kernel", ("layers", "none", "none", "none")),
-    (r"layers/(out|down)/bias", ("layers", "none")),
-    (r"layers/(attention|mlp)_norm/(scale|bias)", ("layers", "none")),
-    (r"layers/(up|down)/kernel", ("layers", "none", "none")),
-    (r"layers/up/bias", ("layers", "none")),
-)
-POST_NORM_AXES = ((r"embed_norm/(scale|bias)", ("none",)),)
-PRE_NORM_AXES = ((r"final_norm/(scale|bias)", ("none",)),)
-PROJECTION_AXES = ((r"projection/kernel", ("none", "none")), (r"projection/bias", ("none",)))
 
 
 def encoder_axes(spec: TextEncoderSpec) -> tuple:
-    """The axis rules that this spec's parameters need."""
-    if isinstance(spec, DecoderEncoderSpec):
-        body = tuple((pattern, ("none",) * len(axes)) for pattern, axes in decoder_axes(spec.decoder))
-        return body + dense_axes(spec.dense)
-    body = AXES + (PRE_NORM_AXES if spec.pre_norm else POST_NORM_AXES)
-    return body + (PROJECTION_AXES if spec.projection else ()) + dense_axes(spec.dense)
+    """(parameter path, logical axes): an encoder is replicated, and its batch divided over every mesh axis instead."""
+    shapes = jax.eval_shape(lambda: init_encoder(jax.random.key(0), spec))
+    return tuple((path, ("none",) * leaf.ndim) for path, leaf in flat_paths(shapes).items())
 
 
 class LayerNorm(nn.Module):

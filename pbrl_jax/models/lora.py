@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.models.quantized import dequantized, is_quantized, quantized
 from pbrl_jax.models.specs import DecoderSpec
 
@@ -113,13 +114,8 @@ def frozen_params(params: Any, spec: DecoderSpec, lora: LoraConfig) -> Any:
     if lora.quantization == "none":
         return params
     names = (*ATTENTION, *(() if spec.experts else FEED_FORWARD))
-    layers = dict(params["layers"])
+    flat = flat_paths(params)
     for path, (inputs, _) in projections(spec, names).items():
-        parent = layers
-        for name in path[:-1]:
-            parent[name] = dict(parent[name])
-            parent = parent[name]
-        branch = parent[path[-1]]
-        kernel = quantized(branch["kernel"], len(inputs), lora.quantization, lora.tile_size)
-        parent[path[-1]] = {**branch, "kernel": kernel}
-    return {**params, "layers": layers}
+        kernel = "/".join(("layers", *path, "kernel"))
+        flat[kernel] = quantized(flat[kernel], len(inputs), lora.quantization, lora.tile_size)
+    return nested(flat)

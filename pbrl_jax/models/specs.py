@@ -79,7 +79,7 @@ class DenseSpec:
 
     width: int
     activation: str = "identity"
-    """A name in pbrl_jax.models.chain.ACTIVATIONS."""
+    """A name in pbrl_jax.models.pooling.ACTIVATIONS."""
     bias: bool = True
 
 

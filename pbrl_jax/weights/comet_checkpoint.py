@@ -13,16 +13,16 @@ import numpy as np
 import yaml
 
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from pbrl_jax.models.chain import ACTIVATIONS
 from pbrl_jax.models.comet import CometSpec
+from pbrl_jax.models.pooling import ACTIVATIONS
 from pbrl_jax.models.specs import EncoderSpec
 from pbrl_jax.text.tokenizers import TOKENIZER_FILES, Tokenizer
 from pbrl_jax.weights.encoders import encoder_tokenizer, special_ids
 from pbrl_jax.weights.folders import check_vocabulary
-from pbrl_jax.weights.hf_comet import TRAINING_TENSORS, comet_names
-from pbrl_jax.weights.hf_encoder import encoder_spec
+from pbrl_jax.weights.hf_encoder import encoder_names, encoder_spec
+from pbrl_jax.weights.hf_names import Stored, linear_names
 from pbrl_jax.weights.sentence_transformers import read_json
-from pbrl_jax.weights.tensors import load_params, weights_digest
+from pbrl_jax.weights.tensors import CONFIG, load_params, weights_digest
 from pbrl_jax.weights.torch_file import read_torch
 
 CHECKPOINT = os.path.join("checkpoints", "model.ckpt")
@@ -46,6 +46,8 @@ DEFAULTS = {
 NORMED_BY_DEFAULT = ("regression", "referenceless", "unified")
 POOLINGS = {"avg": "mean", "cls": "cls"}
 SEGMENTS = ("mt", "src", "ref")
+#: Tensors of a checkpoint that only training reads.
+TRAINING_TENSORS = r"^(layerwise_attention\.dropout_(mask|fill)|(word|sent)loss\.weight)$"
 ERROR_LABELS = ["minor", "major", "critical"]
 
 
@@ -69,8 +71,8 @@ def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSp
     hparams = _hparams(os.path.join(folder, HPARAMS), checkpoint.get("hyper_parameters"))
     tokenizer = _tokenizer(folder, hparams)
     begin_ids, end_ids = special_ids(tokenizer)
-    config = os.path.join(folder, "config.json")
-    config = read_json(config) if os.path.exists(config) else _encoder_config(tensors, hparams)
+    given = os.path.join(folder, CONFIG)
+    config = read_json(given) if os.path.exists(given) else _encoder_config(tensors, hparams)
     encoder = dataclasses.replace(encoder_spec(config), begin_ids=begin_ids, end_ids=end_ids)
     check_vocabulary(tokenizer, encoder.vocab_size, source)
     spec = comet_spec(hparams, dataclasses.replace(encoder, dtype=dtype))
@@ -142,6 +144,21 @@ def comet_spec(hparams: Mapping[str, Any], encoder: EncoderSpec) -> CometSpec:
         tags=tags,
         word_layer=word_layer,
     )
+
+
+def comet_names(spec: CometSpec) -> dict[str, Stored]:
+    """Our parameter path -> tensor of an unbabel-comet checkpoint."""
+    names = {f"encoder/{path}": stored for path, stored in encoder_names(spec.encoder).items()}
+    states = spec.encoder.layers + 1
+    names["layer_weights"] = Stored("layerwise_attention.scalar_parameters.{layer}", (1,), layers=states)
+    names["gamma"] = Stored("layerwise_attention.gamma", (1,))
+    width = spec.features
+    for index, following in enumerate((*spec.hidden, 1)):
+        # Linear, activation and dropout are three modules of one sequence.
+        names |= linear_names(f"estimator/{index}", f"estimator.ff.{3 * index}", (width,), (following,))
+        width = following
+    tagger = linear_names("tagger", "hidden2tag", (spec.encoder.width,), (spec.tags,))
+    return names | tagger if spec.tags else names
 
 
 def _encoder_config(tensors: Mapping[str, np.ndarray], hparams: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.core.batching import fill, pad_rows
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
 from pbrl_jax.text.tokenizers import Tokenizer
@@ -61,8 +62,7 @@ class Comet(NamedTuple):
             size = length_bucket(int(longest[order[start]]), self.spec.encoder.max_positions)
             count = max(1, SCORE_TOKENS // (size * len(sequences)))
             rows = [row for row in order[start : start + count] if longest[row] <= size]
-            padded = rows + [rows[0]] * (count - len(rows))
-            scores[rows] = self._run(sequences, segments["mt"], padded, size)[: len(rows)]
+            scores[rows] = self._run(sequences, segments["mt"], fill(rows, count), size)[: len(rows)]
             start += len(rows)
         return scores
 
@@ -99,13 +99,8 @@ class Comet(NamedTuple):
         return joined[: self.spec.encoder.max_positions - self.spec.encoder.position_offset]
 
     def _run(self, sequences, mt, rows: Sequence[int], size: int) -> np.ndarray:
-        tokens = np.full((len(sequences), len(rows), size), self.tokenizer.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for place, sequence in enumerate(sequences):
-            for at, row in enumerate(rows):
-                ids = sequence[row][:size]
-                tokens[place, at, : len(ids)], mask[place, at, : len(ids)] = ids, True
-        inputs = [jnp.asarray(tokens), jnp.asarray(mask)]
+        padded = [pad_rows([ids[row] for row in rows], size, self.tokenizer.pad_id) for ids in sequences]
+        inputs = [jnp.asarray(np.stack(part)) for part in zip(*padded, strict=True)]
         if self.spec.kind in ("unified", "xcomet"):
             inputs.append(jnp.asarray([len(mt[row]) for row in rows], jnp.int32))
         return np.asarray(scorer(self.spec)(self.params, *inputs), np.float32)

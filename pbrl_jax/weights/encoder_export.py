@@ -12,9 +12,8 @@ from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
 from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, XlmrTokenizer
 from pbrl_jax.weights.encoders import Encoder, load_encoder, with_compute
-from pbrl_jax.weights.hf_decoder import decoder_names, hf_config
-from pbrl_jax.weights.hf_encoder import dense_names, encoder_names
-from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.hf_decoder import hf_config
+from pbrl_jax.weights.hf_encoder import dense_names, transformer_names
 from pbrl_jax.weights.sentence_transformers import MODULES, POOLINGS
 from pbrl_jax.weights.tensors import CONFIG
 from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_json, write_module
@@ -126,13 +125,6 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
         "pad_token_id": spec.position_offset - 1 if spec.position_offset else encoder.tokenizer.pad_id,
         "torch_dtype": dtype,
     }
-
-
-def transformer_names(spec: EncoderSpec | DecoderEncoderSpec) -> dict[str, Stored]:
-    """Our parameter path -> tensor, for the transformer of the chain."""
-    if isinstance(spec, DecoderEncoderSpec):
-        return {f"decoder/{path}": stored for path, stored in decoder_names(spec.decoder).items()}
-    return encoder_names(spec)
 
 
 def _dense_maps(spec: EncoderSpec | DecoderEncoderSpec) -> list[tuple[str, DenseSpec]]:

@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from pbrl_jax.core.batching import pad_rows
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
@@ -23,11 +24,10 @@ from pbrl_jax.models.specs import (
 from pbrl_jax.text.tokenizers import XLMR_FILE, HuggingFaceTokenizer, Tokenizer, XlmrTokenizer, load_tokenizer
 from pbrl_jax.weights import hf_decoder
 from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
-from pbrl_jax.weights.hf_encoder import FAMILIES, dense_names, encoder_names, encoder_spec
-from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.hf_encoder import FAMILIES, dense_names, encoder_spec, transformer_names
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
-from pbrl_jax.weights.tensors import load_params, open_weights, weights_digest
+from pbrl_jax.weights.tensors import CONFIG, load_params, open_weights, weights_digest
 
 #: Encoder inputs are padded to one of these lengths, so that few programs are compiled.
 LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -66,14 +66,7 @@ class Encoder(NamedTuple):
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         longest = max((min(len(row), self.max_length) for row in ids), default=1)
-        size = length_bucket(max(longest, 1), self.max_length)
-        tokens = np.full((len(ids), size), self.tokenizer.pad_id, np.int32)
-        mask = np.zeros((len(ids), size), bool)
-        for row, row_ids in enumerate(ids):
-            kept = row_ids[:size]
-            tokens[row, : len(kept)] = kept
-            mask[row, : len(kept)] = True
-        return tokens, mask
+        return pad_rows(ids, length_bucket(max(longest, 1), self.max_length), self.tokenizer.pad_id)
 
     def chunks(self, ids: Sequence[int]) -> list[list[int]]:
         """A text's tokens in pieces of at most max_length; each begins with the prefix."""
@@ -206,11 +199,13 @@ def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: s
     prefix = prefix or chain.prompt(prompt)
     if prefix and not chain.include_prompt:
         raise CheckpointError(f"{source} leaves prompts out of its pooling, which is not supported. Use no prefix.")
-    spec, names, width = _spec_and_names(chain, dtype)
+    spec = _transformer_spec(chain, dtype)
+    names = transformer_names(spec)
     tokenizer = encoder_tokenizer(chain.transformer)
     begin_ids, end_ids = special_ids(tokenizer)
     spec = dataclasses.replace(spec, begin_ids=begin_ids, end_ids=end_ids)
-    check_vocabulary(tokenizer, names["word_embed" if "word_embed" in names else "decoder/embed"].shape[0], source)
+    vocab_size, width = names["decoder/embed" if "decoder/embed" in names else "word_embed"].shape
+    check_vocabulary(tokenizer, vocab_size, source)
     weights = open_weights(chain.transformer)
     params, digests = load_params(weights, names, dtype=dtype), [weights_digest(weights)]
     for index, (own, path) in enumerate(zip(chain.dense, chain.dense_folders, strict=True)):
@@ -224,19 +219,15 @@ def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: s
     return Encoder(spec, params, tokenizer, fingerprint, room, prefix)
 
 
-def _spec_and_names(chain: Chain, dtype: str) -> tuple[TextEncoderSpec, dict[str, Stored], int]:
-    """(spec without special tokens, names of the transformer's tensors, its width) of a folder's config.json."""
-    config = read_json(os.path.join(chain.transformer, "config.json"))
+def _transformer_spec(chain: Chain, dtype: str) -> TextEncoderSpec:
+    """The spec of a folder's config.json, without special tokens."""
+    config = read_json(os.path.join(chain.transformer, CONFIG))
     shared = {"pooling": chain.pooling, "dense": chain.dense}
-    if config.get("model_type") in FAMILIES:
-        spec = with_compute(encoder_spec(config, **shared), dtype)
-        return spec, encoder_names(spec), spec.width
-    spec = with_compute(_decoder_encoder(config, shared), dtype)
-    names = hf_decoder.decoder_names(spec.decoder)
-    return spec, {f"decoder/{path}": stored for path, stored in names.items()}, spec.decoder.width
+    of_family = encoder_spec if config.get("model_type") in FAMILIES else _decoder_encoder
+    return with_compute(of_family(config, **shared), dtype)
 
 
-def _decoder_encoder(config: dict[str, Any], shared: dict[str, Any]) -> DecoderEncoderSpec:
+def _decoder_encoder(config: Mapping[str, Any], **shared: Any) -> DecoderEncoderSpec:
     """The spec of a decoder that embeds; its output matrix, where it has one of its own, is not used."""
     bidirectional = config.get("use_bidirectional_attention") is True
     if bidirectional:
@@ -255,7 +246,7 @@ def _chain(folder: str, source: str, pooling: str | None) -> Chain:
         if pooling:
             raise ConfigError(f"{source!r} says itself how it pools, in {MODULES}. Leave pooling={pooling!r} out.")
         return read_chain(folder)
-    if not os.path.exists(os.path.join(folder, "config.json")):
+    if not os.path.exists(os.path.join(folder, CONFIG)):
         raise CheckpointError(
             f"No encoder in {source!r}: neither pbrl_encoder.json, encoder/pbrl_encoder.json, {MODULES} nor "
             "config.json is there. Give a folder written by `pbrl encoder`, or one of sentence-transformers."

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pbrl_jax.core.errors import CheckpointError, did_you_mean
-from pbrl_jax.models.specs import DenseSpec, EncoderSpec
+from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
+from pbrl_jax.weights.hf_decoder import decoder_names
 from pbrl_jax.weights.hf_fields import ConfigFields
-from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
 #: `model_type` -> whether its layers are pre-norm. BERT counts positions from 0, the others from their padding id.
 FAMILIES = {"bert": False, "xlm-roberta": False, "xlm-roberta-xl": True}
@@ -89,32 +90,28 @@ def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
         "type_embed": Stored("embeddings.token_type_embeddings.weight", (spec.type_vocab, width)),
     }
 
-    def linear(path: str, name: str, fan_in: tuple[int, ...], fan_out: tuple[int, ...]):
-        kernel = Stored(f"{layer}{name}.weight", fan_in + fan_out, True, spec.layers, inputs=len(fan_in))
-        names[f"{path}/kernel"] = kernel
-        names[f"{path}/bias"] = Stored(f"{layer}{name}.bias", fan_out, layers=spec.layers)
-
-    def norm(path: str, name: str, layers: int = 0):
-        names[f"{path}/scale"] = Stored(f"{name}.weight", (width,), layers=layers)
-        names[f"{path}/bias"] = Stored(f"{name}.bias", (width,), layers=layers)
-
     for part in ("query", "key", "value"):
-        linear(f"layers/{part}", f"attention.self.{part}", (width,), head)
-    linear("layers/out", "attention.output.dense", head, (width,))
-    linear("layers/up", "intermediate.dense", (width,), (spec.ffn,))
-    linear("layers/down", "output.dense", (spec.ffn,), (width,))
-    if spec.pre_norm:
-        norm("layers/attention_norm", f"{layer}attention.self_attn_layer_norm", spec.layers)
-        norm("layers/mlp_norm", f"{layer}LayerNorm", spec.layers)
-        norm("final_norm", "encoder.LayerNorm")
-    else:
-        norm("layers/attention_norm", f"{layer}attention.output.LayerNorm", spec.layers)
-        norm("layers/mlp_norm", f"{layer}output.LayerNorm", spec.layers)
-        norm("embed_norm", "embeddings.LayerNorm")
-    return names
+        names |= linear_names(f"layers/{part}", f"{layer}attention.self.{part}", (width,), head, spec.layers)
+    names |= linear_names("layers/out", f"{layer}attention.output.dense", head, (width,), spec.layers)
+    names |= linear_names("layers/up", f"{layer}intermediate.dense", (width,), (spec.ffn,), spec.layers)
+    names |= linear_names("layers/down", f"{layer}output.dense", (spec.ffn,), (width,), spec.layers)
+    attention, mlp = ("attention.self_attn_layer_norm", "LayerNorm") if spec.pre_norm else (
+        "attention.output.LayerNorm", "output.LayerNorm"
+    )  # fmt: skip
+    names |= norm_names("layers/attention_norm", layer + attention, width, spec.layers)
+    names |= norm_names("layers/mlp_norm", layer + mlp, width, spec.layers)
+    whole = ("final_norm", "encoder.LayerNorm") if spec.pre_norm else ("embed_norm", "embeddings.LayerNorm")
+    return names | norm_names(*whole, width)
 
 
 def dense_names(spec: DenseSpec, width: int) -> dict[str, Stored]:
     """`kernel` and `bias` of one Dense module, in the file of its own folder."""
-    names = {"kernel": Stored("linear.weight", (width, spec.width), True)}
-    return names | ({"bias": Stored("linear.bias", (spec.width,))} if spec.bias else {})
+    names = linear_names("", "linear", (width,), (spec.width,), bias=spec.bias)
+    return {path.removeprefix("/"): stored for path, stored in names.items()}
+
+
+def transformer_names(spec: EncoderSpec | DecoderEncoderSpec) -> dict[str, Stored]:
+    """Our parameter path -> tensor, for the transformer of an encoder of either kind."""
+    if isinstance(spec, DecoderEncoderSpec):
+        return {f"decoder/{path}": stored for path, stored in decoder_names(spec.decoder).items()}
+    return encoder_names(spec)

@@ -6,7 +6,7 @@ from typing import Any
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.models.m2m100 import M2M100Spec
 from pbrl_jax.weights.hf_fields import ConfigFields
-from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
 MODEL_TYPE = "m2m_100"
 """`model_type` of M2M100 and of NLLB-200's dense models alike."""
@@ -82,33 +82,20 @@ def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
         own = part.startswith(("key/", "value/"))
         names["cross/" + part if own else "decoder/cross_" + part.removeprefix("attention_")] = stored
     for side in ("encoder", "decoder"):
-        names |= _norm(f"{side}_norm", f"model.{side}.layer_norm", spec.width)
+        names |= norm_names(f"{side}_norm", f"model.{side}.layer_norm", spec.width)
     return names
-
-
-def _norm(path: str, name: str, width: int, layers: int = 0) -> dict[str, Stored]:
-    return {
-        f"{path}/scale": Stored(f"{name}.weight", (width,), layers=layers),
-        f"{path}/bias": Stored(f"{name}.bias", (width,), layers=layers),
-    }
 
 
 def _attention(path: str, side: str, block: str, layers: int, width: int, heads: int) -> dict[str, Stored]:
     prefix, head = f"model.{side}.layers.{{layer}}.{block}", (heads, width // heads)
-    names = _norm(f"{path}/attention_norm", f"{prefix}_layer_norm", width, layers)
-    for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-        names[f"{path}/{ours}/kernel"] = Stored(f"{prefix}.{theirs}.weight", (width, *head), True, layers)
-        names[f"{path}/{ours}/bias"] = Stored(f"{prefix}.{theirs}.bias", head, layers=layers)
-    names[f"{path}/out/kernel"] = Stored(f"{prefix}.out_proj.weight", (*head, width), True, layers, inputs=2)
-    names[f"{path}/out/bias"] = Stored(f"{prefix}.out_proj.bias", (width,), layers=layers)
-    return names
+    names = norm_names(f"{path}/attention_norm", f"{prefix}_layer_norm", width, layers)
+    for part in ("query", "key", "value"):
+        names |= linear_names(f"{path}/{part}", f"{prefix}.{part[0]}_proj", (width,), head, layers)
+    return names | linear_names(f"{path}/out", f"{prefix}.out_proj", head, (width,), layers)
 
 
 def _feed_forward(path: str, layers: int, width: int, _heads: int, ffn: int) -> dict[str, Stored]:
     prefix = f"model.{path}.layers.{{layer}}"
-    return _norm(f"{path}/mlp_norm", f"{prefix}.final_layer_norm", width, layers) | {
-        f"{path}/up/kernel": Stored(f"{prefix}.fc1.weight", (width, ffn), True, layers),
-        f"{path}/up/bias": Stored(f"{prefix}.fc1.bias", (ffn,), layers=layers),
-        f"{path}/down/kernel": Stored(f"{prefix}.fc2.weight", (ffn, width), True, layers),
-        f"{path}/down/bias": Stored(f"{prefix}.fc2.bias", (width,), layers=layers),
-    }
+    up = linear_names(f"{path}/up", f"{prefix}.fc1", (width,), (ffn,), layers)
+    down = linear_names(f"{path}/down", f"{prefix}.fc2", (ffn,), (width,), layers)
+    return norm_names(f"{path}/mlp_norm", f"{prefix}.final_layer_norm", width, layers) | up | down

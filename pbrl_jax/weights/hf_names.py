@@ -41,3 +41,17 @@ class Stored(NamedTuple):
         """Every tensor that the parameter is made of, experts varying fastest."""
         layers, experts = range(max(self.layers, 1)), range(max(self.experts, 1))
         return [self.template.format(layer=layer, expert=expert) for layer in layers for expert in experts]
+
+
+def linear_names(path: str, name: str, fan_in: tuple[int, ...], fan_out: tuple[int, ...], layers: int = 0, *,
+                 bias: bool = True) -> dict[str, Stored]:  # fmt: skip
+    """`kernel` and `bias` at our `path` of the torch Linear called `name`."""
+    kernel = Stored(f"{name}.weight", fan_in + fan_out, True, layers, inputs=len(fan_in))
+    names = {f"{path}/kernel": kernel, f"{path}/bias": Stored(f"{name}.bias", fan_out, layers=layers)}
+    return names if bias else {f"{path}/kernel": kernel}
+
+
+def norm_names(path: str, name: str, width: int, layers: int = 0) -> dict[str, Stored]:
+    """`scale` and `bias` at our `path` of the torch LayerNorm called `name`."""
+    parts = {"scale": "weight", "bias": "bias"}
+    return {f"{path}/{ours}": Stored(f"{name}.{theirs}", (width,), layers=layers) for ours, theirs in parts.items()}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import CheckpointError, did_you_mean
-from pbrl_jax.models.chain import ACTIVATIONS
+from pbrl_jax.models.pooling import ACTIVATIONS
 from pbrl_jax.models.specs import DenseSpec
 from pbrl_jax.weights.hf_fields import ConfigFields
 

@@ -21,22 +21,17 @@ from pbrl_jax.core.paths import is_remote
 from pbrl_jax.weights.pickle_data import Foreign, Name, PickleDataError, Record, read_pickle
 
 #: torch's name of an element type -> ours. Storage classes are named after the same table.
-DTYPES: dict[str, np.dtype] = {
-    name: np.dtype(dtype)
-    for name, dtype in {
-        "float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16,
-        "int64": np.int64, "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
-        "uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64, "complex64": np.complex64,
-        "complex128": np.complex128, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
-    }.items()
-}  # fmt: skip
-STORAGES: dict[str, np.dtype] = {
-    storage: DTYPES[dtype]
+DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, name))
+    for name in "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex64 complex128 bool "
+    "int64 int32 int16 int8 uint8 uint16 uint32 uint64".split()
+}
+STORAGES = {
+    f"{storage}Storage": DTYPES[dtype]
     for storage, dtype in {
-        "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-        "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-        "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-        "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
+        "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+        "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
+        "ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8",
     }.items()
 }  # fmt: skip
 
