@@ -16,8 +16,8 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
 
+#: Bytes read at a time where a file is streamed.
 CHUNK_BYTES = 1 << 20
-"""Bytes read at a time where a file is streamed."""
 
 
 def as_path(path: str | os.PathLike) -> epath.Path:

@@ -45,8 +45,8 @@ class Prompt(NamedTuple):
     question_en: str
     answer: str | None = None
     reference: Reference | None = None
+    #: References beside the first, where an expert wrote several.
     more_references: tuple[Reference, ...] = ()
-    """References beside the first, where an expert wrote several."""
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -108,9 +108,9 @@ class Scores:
     named components, for the logs.
     """
 
-    value_B: Float[AnyArray, "B"]
-    valid_B: Bool[AnyArray, "B"]
-    parts: dict[str, Float[AnyArray, "B"]]
+    value_B: Float[Array, "B"]
+    valid_B: Bool[Array, "B"]
+    parts: dict[str, Float[Array, "B"]]
 
 
 @pytree

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import pytree
 
+#: Score of a sequence that may not be chosen.
 IMPOSSIBLE = -1e9
-"""Score of a sequence that may not be chosen."""
 
 
 def greedy_search(step: Callable, state: Any, first_B: Int[Array, "B"], max_length: int, eos_ids: tuple[int, ...],

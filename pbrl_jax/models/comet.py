@@ -34,24 +34,24 @@ class CometSpec:
     """A COMET model; every field is read by the forward pass."""
 
     encoder: EncoderSpec
+    #: regression, referenceless, unified or xcomet.
     kind: str
-    """regression, referenceless, unified or xcomet."""
+    #: Widths of the estimator's hidden layers.
     hidden: tuple[int, ...]
-    """Widths of the estimator's hidden layers."""
+    #: How layer weights become shares: sparsemax or softmax.
     transform: str = "sparsemax"
-    """How layer weights become shares: sparsemax or softmax."""
+    #: Layers are normalised, over all tokens and channels of a sentence together, before they are mixed.
     layer_norm: bool = False
-    """Layers are normalised, over all tokens and channels of a sentence together, before they are mixed."""
+    #: Of regression and referenceless models; the others take the first token.
     pooling: str = "mean"
-    """Of regression and referenceless models; the others take the first token."""
     activation: str = "tanh"
     final_activation: str = "identity"
+    #: What a unified model was trained to read.
     segments: tuple[str, ...] = ("mt", "src", "ref")
-    """What a unified model was trained to read."""
+    #: Labels of an error tagger; 0: none.
     tags: int = 0
-    """Labels of an error tagger; 0: none."""
+    #: Hidden state that the tagger reads; 0 is the embeddings.
     word_layer: int = 0
-    """Hidden state that the tagger reads; 0 is the embeddings."""
 
     @property
     def features(self) -> int:

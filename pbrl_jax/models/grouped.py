@@ -17,13 +17,13 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
 class Groups(NamedTuple):
     """Where each of M items goes so that those of one group lie together: vectors of integers."""
 
+    #: A slot is a place of the sorted layout; one that stays empty has item M, which is none.
     item_of_slot: jax.Array
-    """A slot is a place of the sorted layout; one that stays empty has item M, which is none."""
     slot_of_item: jax.Array
+    #: Items of each group.
     sizes: jax.Array
-    """Items of each group."""
+    #: None: slots are the sorted items, without blocks.
     group_of_block: jax.Array | None
-    """None: slots are the sorted items, without blocks."""
 
 
 def native() -> bool:

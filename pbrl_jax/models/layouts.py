@@ -57,8 +57,8 @@ class Reach(NamedTuple):
     """
 
     window: int
+    #: Traced in a scan over layers of both kinds.
     local: bool | Bool[Array, ""]
-    """Traced in a scan over layers of both kinds."""
     positions_XL: Int[Array, "X L"]
 
     @property

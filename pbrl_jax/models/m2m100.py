@@ -22,8 +22,8 @@ from pbrl_jax.models.encoder import LayerNorm
 from pbrl_jax.models.layers import Projection, along_last
 from pbrl_jax.models.layouts import Causal, KVCache
 
+#: torch's default, which the architecture never changes.
 NORM_EPS = 1e-5
-"""torch's default, which the architecture never changes."""
 
 #: Path pattern -> logical axes of a parameter.
 AXES = (
@@ -52,13 +52,13 @@ class M2M100Spec:
     decoder_heads: int
     encoder_ffn: int
     decoder_ffn: int
+    #: What token embeddings are multiplied by: sqrt(width), or 1.
     embed_scale: float
-    """What token embeddings are multiplied by: sqrt(width), or 1."""
+    #: Longest source, in tokens, that the model was made for.
     max_positions: int = 1024
-    """Longest source, in tokens, that the model was made for."""
     pad_id: int = 1
+    #: First token of every target; the target language's follows.
     start_id: int = 2
-    """First token of every target; the target language's follows."""
     eos_ids: tuple[int, ...] = (2,)
     dtype: str = "float32"
 

@@ -17,12 +17,12 @@ class Chip(NamedTuple):
     flops: float
     memory: float
     bandwidth: float
+    #: To the other chips, in one direction, all links together.
     link: float
-    """To the other chips, in one direction, all links together."""
+    #: To the host's memory, in one direction.
     host: float
-    """To the host's memory, in one direction."""
+    #: On-demand list price of one chip, US regions.
     dollars_per_hour: float
-    """On-demand list price of one chip, US regions."""  # ASSUMED: prices change; they only order a sweep
     shapes: tuple[str, ...]
 
 

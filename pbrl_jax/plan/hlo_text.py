@@ -34,11 +34,11 @@ class Instruction(NamedTuple):
     opcode: str
     operands: tuple[str, ...]
     attributes: str
+    #: What stands in the parentheses: of a constant, its value; of a parameter, its number.
     inner: str
-    """What stands in the parentheses: of a constant, its value; of a parameter, its number."""
     root: bool
+    #: Whether one of its arrays lies in the host's memory.
     hosted: bool = False
-    """Whether one of its arrays lies in the host's memory."""
 
     @property
     def bytes(self) -> float:

@@ -42,15 +42,15 @@ EOS_IDS = (0, 1)
 class Need(NamedTuple):
     """What a program of the step needs on one chip: memory in bytes, and what it costs."""
 
+    #: All that lies in memory while it runs, also what belongs to the other programs.
     hbm_bytes: float
-    """All that lies in memory while it runs, also what belongs to the other programs."""
     temp_bytes: float
     cost: Cost
     compile_seconds: float = 0.0
+    #: The compiler refused the program because it does not fit: the memory is what it named, the cost by hand.
     refused: bool = False
-    """The compiler refused the program because it does not fit: the memory is what it named, the cost by hand."""
+    #: What the compiled update holds and must not (see plan.holds); None where nobody looked.
     faults: tuple[str, ...] | None = None
-    """What the compiled update holds and must not (see plan.holds); None where nobody looked."""
 
 
 class Memory(NamedTuple):
@@ -58,8 +58,8 @@ class Memory(NamedTuple):
 
     arguments: float
     temporary: float
+    #: Those that are not written over arguments.
     results: float
-    """Those that are not written over arguments."""
 
     @property
     def total(self) -> float:
@@ -75,8 +75,8 @@ class Compiled(NamedTuple):
     token: Cost
     seconds: float
     shardings: object
+    #: The optimized HLO.
     text: str
-    """The optimized HLO."""
 
 
 def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:

@@ -21,8 +21,8 @@ class Row(NamedTuple):
 
     need: Need
     seconds: float
+    #: What takes that long: compute, memory, links, or the way to the host's memory.
     binds: str
-    """What takes that long: compute, memory, links, or the way to the host's memory."""
 
 
 class Plan(NamedTuple):
@@ -30,8 +30,8 @@ class Plan(NamedTuple):
 
     rows: Mapping[str, Row]
     capacity: float
+    #: Response tokens of a step.
     tokens: int
-    """Response tokens of a step."""
 
     @property
     def step_seconds(self) -> float:

@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool, Float
 from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
-from pbrl_jax.core.records import AnyArray
 
 SIMILARITIES = ("raw", "affine", "floor", "calibrated")
 REFERENCES = ("max", "mean")
@@ -51,7 +50,7 @@ def reference_cosine(
 
 
 def combine_parts(
-    reasoning_B: Float[AnyArray, "B"], answer_B: Float[AnyArray, "B"], config: RewardConfig
+    reasoning_B: Float[Array, "B"], answer_B: Float[Array, "B"], config: RewardConfig
 ) -> Float[Array, "B"]:
     """The hybrid value of two parts, alpha = config.answer_weight.
 

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
 from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
 from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
@@ -59,8 +60,10 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": width, **flags, "include_prompt": True})
     for name, own in _dense_maps(spec):
         place = f"{len(modules)}_Dense"
-        described = {"in_features": width, "out_features": own.width, "bias": own.bias}
-        described["activation_function"] = TORCH_CLASSES[own.activation]
+        described = {
+            "in_features": width, "out_features": own.width, "bias": own.bias,
+            "activation_function": TORCH_CLASSES[own.activation],
+        }  # fmt: skip
         write_module(folder / place, described, encoder.params[name], dense_names(own, width))
         modules.append(("Dense", place))
         width = own.width
@@ -159,7 +162,7 @@ def _check(encoder: Encoder, directory: str) -> None:
         wanted = {name: leaf for name, leaf in wanted.items() if name != "projection"}
         maps = [encoder.params[name] for name, _ in _dense_maps(encoder.spec)]
         wanted |= {f"dense_{index}": leaf for index, leaf in enumerate(maps)}
-    if jax.tree.structure(wanted) != jax.tree.structure(found.params):
+    if flat_paths(wanted).keys() != flat_paths(found.params).keys():
         raise CheckpointError(f"{directory} reads back with other parameters than it was written from. Report it.")
     problems = differing_parameters(wanted, found.params)
     for name in ("max_length", "prefix"):

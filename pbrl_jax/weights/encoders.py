@@ -49,8 +49,8 @@ class Encoder(NamedTuple):
     params: Any
     tokenizer: Tokenizer
     fingerprint: str
+    #: Tokens of text, without the special ones that the spec adds.
     max_length: int
-    """Tokens of text, without the special ones that the spec adds."""
     prefix: str = ""
 
     @property
@@ -101,11 +101,12 @@ class Encoder(NamedTuple):
 
     def embed_ids(self, tokens_NS: np.ndarray, mask_NS: np.ndarray) -> np.ndarray:
         """Unit vectors of N >= 1 tokenised texts; they run in batches of one size, so one program serves all."""
-        program, count, rows_at = embed_tokens(self.spec), len(tokens_NS), row_sharding(self.params)
-        size = embed_block(tokens_NS.shape[1], 1 if rows_at is None else rows_at.mesh.size)
+        program, mesh, rows_at = embed_tokens(self.spec), mesh_of(self.params), row_sharding(self.params)
+        count = len(tokens_NS)
+        size = embed_block(tokens_NS.shape[1], 1 if mesh is None else mesh.size)
         rows = np.concatenate([np.arange(count), np.zeros(-count % size, int)])
         blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        with contextlib.nullcontext() if rows_at is None else jax.set_mesh(rows_at.mesh):
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             found = [program(self.params, *jax.device_put((tokens_NS[at], mask_NS[at]), rows_at)) for at in blocks]
         return np.concatenate([np.asarray(vectors) for vectors in found])[:count]
 
@@ -115,11 +116,17 @@ def embed_block(tokens: int, devices: int) -> int:
     return -(-max(1, min(EMBED_BATCH, EMBED_TOKENS // tokens)) // devices) * devices
 
 
-def row_sharding(params: Any) -> NamedSharding | None:
-    """How texts are shared by the devices that each hold all of an encoder's parameters; None where there is one."""
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh of several devices that each hold all of an encoder's parameters; None where one device holds them."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    many = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
-    return batch_sharding(sharding.mesh) if many else None
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
+def row_sharding(params: Any) -> NamedSharding | None:
+    """How the texts of a batch are divided over the devices of `mesh_of`."""
+    mesh = mesh_of(params)
+    return None if mesh is None else batch_sharding(mesh)
 
 
 def over_devices(encoder: Encoder, mesh: Mesh) -> Encoder:
@@ -289,7 +296,7 @@ def special_ids(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]
     raise CheckpointError(f"This tokenizer's special tokens change the text: 'a' is {plain}, with them {whole}.")
 
 
-def stored_spec(stored: dict[str, Any]) -> TextEncoderSpec:
+def stored_spec(stored: Mapping[str, Any]) -> TextEncoderSpec:
     """A spec from the dict that save_encoder wrote."""
     return read_spec(DecoderEncoderSpec if "decoder" in stored else EncoderSpec, stored)
 

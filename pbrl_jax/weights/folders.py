@@ -27,8 +27,8 @@ from pbrl_jax.weights.tensors import WEIGHTS, Weights, load_params
 #: with the multimodal ones, whose embedding is larger.
 NEVER_MADE = frozenset({"<image_soft_token>"})
 
+#: Kind -> the stage of a quickstart whose work directory holds its model.
 QUICKSTART_STAGES = {"policy": "rl", "encoder": "encoder"}
-"""Kind -> the stage of a quickstart whose work directory holds its model."""
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:

@@ -27,12 +27,12 @@ class Family(NamedTuple):
     """One `model_type`: what it always is, what it must say, and what a folder may leave out."""
 
     architecture: str
+    #: Fields of DecoderSpec in which the family differs from Llama.
     switches: dict[str, Any] = {}
-    """Fields of DecoderSpec in which the family differs from Llama."""
+    #: Config fields and the values of them that are supported; the first is written at export.
     required: dict[str, tuple] = {"hidden_act": ("silu",)}
-    """Config fields and the values of them that are supported; the first is written at export."""
+    #: What transformers puts in for fields that are left out.
     defaults: dict[str, Any] = {}
-    """What transformers puts in for fields that are left out."""
     experts: bool = False
 
 

@@ -26,8 +26,8 @@ _LOGGER = logging.getLogger(__name__)
 
 STALE = re.compile(r"(model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|generation_config\.json)")
 CHECKED_TOKENS = 16
+#: Share of the largest logit: both sides are one program on the same numbers, up to how they are laid out.
 TOLERANCE = 1e-5
-"""Share of the largest logit: both sides are one program on the same numbers, up to how they are laid out."""
 SAMPLE_TEXT = "Jibu ni 12. 答案是 12。 คำตอบคือ 12 <think>\\boxed{12}</think>"
 
 

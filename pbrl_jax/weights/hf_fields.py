@@ -142,7 +142,7 @@ def parse_rope(values: Mapping[str, Any] | None, theta: float, where: str) -> Ro
     if kind == "llama3":
         original = int(numbers.pop("original_max_position_embeddings"))
         return Rope(theta, scaling=Llama3Scaling(original_max_position=original, **numbers))
-    return Rope(theta, **numbers)
+    return Rope(theta, numbers.get("factor", 1.0))
 
 
 def read_rope(fields: ConfigFields, by_layer: bool) -> tuple[Rope, Rope]:
@@ -156,7 +156,7 @@ def read_rope(fields: ConfigFields, by_layer: bool) -> tuple[Rope, Rope]:
       by_layer: local layers have a RoPE of their own, which is never scaled.
     """
     theta = fields.number("rope_theta", 10_000.0)
-    local = Rope(fields.number("rope_local_base_freq")) if by_layer else None
+    local_theta = fields.number("rope_local_base_freq") if by_layer else theta
     fields.expect("partial_rotary_factor", 1.0, 1, None)
     scaling, parameters = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
@@ -164,18 +164,18 @@ def read_rope(fields: ConfigFields, by_layer: bool) -> tuple[Rope, Rope]:
             raise CheckpointError(f"{fields.where}: {name} is {value!r}; expected an object.")
     old = parse_rope(scaling, theta, f"{fields.where}, rope_scaling")
     if not parameters:
-        return old, local or old
+        return old, Rope(local_theta) if by_layer else old
     place = f"{fields.where}, rope_parameters"
     if by_layer:
-        new, local = _rope_by_layer(parameters, theta, local.theta, place)
+        new, local = _rope_by_layer(parameters, theta, local_theta, place)
     else:
-        new = parse_rope(parameters, theta, place)
+        new = local = parse_rope(parameters, theta, place)
     if scaling and old != new:
         raise CheckpointError(
             f"{fields.where}: rope_scaling {scaling!r} and rope_parameters {parameters!r} say different things. "
             "Remove the one that is wrong."
         )
-    return new, local or new
+    return new, local
 
 
 def _rope_by_layer(parameters: Mapping[str, Any], theta: float, local_theta: float, place: str) -> tuple[Rope, Rope]:

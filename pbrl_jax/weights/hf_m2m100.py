@@ -8,8 +8,8 @@ from pbrl_jax.models.m2m100 import M2M100Spec
 from pbrl_jax.weights.hf_fields import ConfigFields
 from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
+#: `model_type` of M2M100 and of NLLB-200's dense models alike.
 MODEL_TYPE = "m2m_100"
-"""`model_type` of M2M100 and of NLLB-200's dense models alike."""
 
 #: What transformers puts in for a field that config.json leaves out.
 DEFAULTS = {

@@ -15,17 +15,17 @@ class Stored(NamedTuple):
     any slice of ours is read without reading the rest.
     """
 
+    #: Tensor name; with {layer} where layers are stacked, and {expert} where experts are.
     template: str
-    """Tensor name; with {layer} where layers are stacked, and {expert} where experts are."""
+    #: Shape of one entry in our layout, without the stacked axes.
     shape: tuple[int, ...]
-    """Shape of one entry in our layout, without the stacked axes."""
     transpose: bool = False
+    #: Entries stacked on axis 0; 0: not stacked.
     layers: int = 0
-    """Entries stacked on axis 0; 0: not stacked."""
+    #: Entries stacked on the axis after the layers'; 0: not stacked.
     experts: int = 0
-    """Entries stacked on the axis after the layers'; 0: not stacked."""
+    #: Of a transposed one, the leading axes of `shape` that are inputs.
     inputs: int = 1
-    """Of a transposed one, the leading axes of `shape` that are inputs."""
 
     def full_shape(self) -> tuple[int, ...]:
         """Our parameter's shape, stacked axes included."""

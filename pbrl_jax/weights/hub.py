@@ -57,8 +57,8 @@ def download(source: str) -> str:
     """
     from huggingface_hub import errors, snapshot_download
 
-    named = HUB_ID.fullmatch(source)
-    name, revision = named["name"], named["revision"]
+    name, _, after = source.partition("@")
+    revision = after or None
 
     def fetch(*patterns: str) -> str:
         return snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(LEFT_OUT))
@@ -142,7 +142,7 @@ def _remote_files(folder: epath.Path, below: str = "") -> dict[str, tuple[epath.
 
     Of safetensors there will be a pointer, which is the same whatever the file holds.
     """
-    found = {}
+    found: dict[str, tuple[epath.Path, list[int]]] = {}
     for child in folder.iterdir():
         name = f"{below}{child.name}"
         if child.is_dir():

@@ -10,10 +10,10 @@ import pickletools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
+#: Deepest nesting of the result, so that whoever walks it may recurse.
 MAX_DEPTH = 100
-"""Deepest nesting of the result, so that whoever walks it may recurse."""
+#: Largest size of the result written out as a tree; shared lists can make a small file exponentially large.
 MAX_ITEMS = 10_000_000
-"""Largest size of the result written out as a tree; shared lists can make a small file exponentially large."""
 
 
 class PickleDataError(ValueError):

@@ -43,11 +43,11 @@ class Policy(NamedTuple):
     spec: DecoderSpec
     params: Any
     tokenizer: Tokenizer
+    #: Tells models apart: sha256 of the weights of our own folders; of a Hugging Face folder, of its config.json and of
+    #: every tensor's name, type, shape and three samples of its bytes.
     fingerprint: str
-    """Tells models apart: sha256 of the weights of our own folders; of a Hugging Face folder, of its config.json and
-    of every tensor's name, type, shape and three samples of its bytes."""
+    #: What an export repeats of the config.json that the policy came from.
     kept: dict[str, Any] | None = None
-    """What an export repeats of the config.json that the policy came from."""
 
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
         """Float32 logits at every position of a batch; `mask_BT` marks real tokens."""

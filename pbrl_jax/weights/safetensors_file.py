@@ -29,11 +29,11 @@ DTYPES = {
     "U64": np.dtype(np.uint64), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+#: Bytes; the limit of the format's own library.
 LONGEST_HEADER = 100_000_000
-"""Bytes; the limit of the format's own library."""
 METADATA = "__metadata__"
+#: Ending of a small file that stands for a large one: it holds the path of the object in a store.
 POINTER = ".at"
-"""Ending of a small file that stands for a large one: it holds the path of the object in a store."""
 _REPAIR = "Download or write the file again."
 
 
@@ -105,8 +105,8 @@ class RemoteTensor:
             raise CheckpointError(f"{self.path} has become shorter while it was read. Run the command again.")
 
 
+#: What a checkpoint holds by name.
 Tensor = np.ndarray | RemoteTensor
-"""What a checkpoint holds by name."""
 
 
 def read_remote(path: epath.Path) -> dict[str, RemoteTensor]:

@@ -31,17 +31,17 @@ NO_LIMIT = 1_000_000_000
 class Chain(NamedTuple):
     """What a folder says beside the transformer itself."""
 
+    #: Folder of config.json, weights and tokenizer.
     transformer: str
-    """Folder of config.json, weights and tokenizer."""
     pooling: str = "mean"
     dense: tuple[DenseSpec, ...] = ()
     dense_folders: tuple[str, ...] = ()
+    #: Tokens of a text, special ones included; None: as many as there are positions.
     max_length: int | None = None
-    """Tokens of a text, special ones included; None: as many as there are positions."""
+    #: Named texts to put before an input, and the empty one that is the default where none is named.
     prompts: Mapping[str, str] = {}
-    """Named texts to put before an input, and the empty one that is the default where none is named."""
+    #: Whether a prompt's tokens are pooled.
     include_prompt: bool = True
-    """Whether a prompt's tokens are pooled."""
 
     def prompt(self, name: str) -> str:
         """The prompt called `name` (CheckpointError for an unknown one)."""

@@ -45,11 +45,11 @@ HARMLESS = re.compile(
 SHOWN_PROBLEMS = 40
 #: Bytes of parameters above which loading and writing show a progress bar.
 LONG_LOAD = 1 << 30
+#: Elements copied at a time where a matrix is transposed: both sides of a block stay in the cache.
 BLOCK_ELEMENTS = 1 << 18
-"""Elements copied at a time where a matrix is transposed: both sides of a block stay in the cache."""
 SAMPLE_BYTES = 1024
+#: Threads that copy; the rows of a transposed matrix come from all over the file.
 READERS = min(16, os.cpu_count() or 1)
-"""Threads that copy; the rows of a transposed matrix come from all over the file."""
 
 
 class Weights(dict[str, Tensor]):

@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import zipfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -217,7 +218,7 @@ def _encoded(text: Any, codec: Any = "latin1") -> bytes:
 
 
 #: All that a file can build, besides dicts, lists, tuples and scalars.
-CONSTRUCTORS = {
+CONSTRUCTORS: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): _dict,
     Name("collections", "defaultdict"): lambda *_factory: {},
     Name("argparse", "Namespace"): lambda: Record(),
