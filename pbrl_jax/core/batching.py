@@ -26,10 +26,10 @@ def few_rows(count: int, largest: int) -> int:
 
 
 def by_length(lengths: Sequence[Any], size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(row numbers, the same filled up to `size`) batch by batch, shortest first: a long row pads few others.
+    """(row numbers, the same filled up to `size`) batch by batch, shortest rows first, to reduce padding.
 
     Args:
-      lengths: of every row; anything that sorts.
+      lengths: length of every row, or another sort key.
     """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     for start in range(0, len(order), size):

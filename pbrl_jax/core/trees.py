@@ -1,4 +1,4 @@
-"""Trees of arrays: path names, rules by path, casts, counts."""
+"""Trees of arrays: path names, rules by path, counts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def nested(flat: Mapping[str, Any]) -> dict:
 
 
 def first_rule(path: str, rules: Sequence[tuple[str, Any]]) -> tuple[str, Any] | None:
-    """The first (regular expression of the end of a path, value) that matches; None where none does."""
+    """The first (regular expression of the end of a path, value) that matches, or None."""
     return next((rule for rule in rules if re.search(rf"(^|/){rule[0]}$", path)), None)
 
 
@@ -46,11 +46,11 @@ def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
     """The value of the first rule whose pattern ends each leaf's path.
 
     Args:
-      tree: any tree; only its structure and leaf ranks are looked at.
-      rules: (regular expression of the end of a path, value) pairs; the first match wins.
+      tree: any tree; only its structure is used.
+      rules: (regular expression of the end of a path, value) pairs; the first match counts.
 
     Raises:
-      ConfigError: a leaf that no rule names, or a rule that names no leaf: both mean that model and table differ.
+      ConfigError: a leaf without a rule, or a rule without a leaf: both mean that model and table differ.
     """
     used: set[str] = set()
     missing: list[str] = []

@@ -3,7 +3,7 @@
 Four kinds. `regression` compares translation, source and reference, each encoded alone; `referenceless` leaves the
 reference out (arXiv 2009.09025). `unified` reads them as one sequence (CometKiwi, arXiv 2209.06243), and `xcomet` also
 tags error spans and mixes their MQM penalty into its score (arXiv 2310.10482). All equations are those of
-unbabel-comet 2.2, its quirks included, because the released weights belong to them.
+unbabel-comet 2.2, deviations from the papers included, because the released weights were trained with them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pbrl_jax.models.layers import Projection, apply
 from pbrl_jax.models.pooling import ACTIVATIONS, pool
 from pbrl_jax.models.specs import EncoderSpec
 
-#: Pairs, triples: a unified model is asked (mt, src), (mt, ref) and (mt, src, ref) where there is a reference.
+#: Inputs of a unified model where there is a reference; their scores are averaged.
 UNIFIED_INPUTS = (("mt", "src"), ("mt", "ref"), ("mt", "src", "ref"))
 #: Share of each of these inputs in the tags' probabilities.
 TAG_WEIGHTS = (0.1667, 0.3333, 0.5)
@@ -38,7 +38,7 @@ class CometSpec:
     kind: str
     #: Widths of the estimator's hidden layers.
     hidden: tuple[int, ...]
-    #: How layer weights become shares: sparsemax or softmax.
+    #: How layer weights are normalised: sparsemax or softmax.
     transform: str = "sparsemax"
     #: Layers are normalised, over all tokens and channels of a sentence together, before they are mixed.
     layer_norm: bool = False
@@ -100,7 +100,7 @@ def pair_features(kind: str, src_BD, mt_BD, ref_BD=None) -> Float[Array, "B F"]:
 
 
 def estimate(params, features_BF: Float[Array, "B F"], spec: CometSpec) -> Float[Array, "B"]:
-    """The feed-forward that ends in one number per row."""
+    """The feed-forward network that gives one number per row."""
     x = features_BF
     for index, width in enumerate((*spec.hidden, 1)):
         x = apply(Projection((width,), use_bias=True), params[f"{index}"], x)
@@ -163,8 +163,8 @@ def score_joint(
 def mqm_score(tag_BS: Int[Array, "B S"], valid_BS: Bool[Array, "B S"]) -> Float[Array, "B"]:
     """1 without error spans, 0 with WORST points of them or more.
 
-    A span is a run of tags other than 0; its first tag is its severity. A span that no 0 follows within the valid
-    tokens does not count: so does upstream.
+    A span is a run of tags other than 0; its first tag is its severity. As in unbabel-comet, a span that no 0 follows
+    within the valid tokens does not count.
     """
     tag = jnp.where(valid_BS, tag_BS, 0)
     before = jnp.pad(tag, ((0, 0), (1, 0)))[:, :-1]

@@ -38,9 +38,9 @@ class LayerNorm(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each with its residual; the norms stand behind them, or before (`pre_norm`).
+    """Attention and feed-forward, each with its residual; norms follow them, or precede them (`pre_norm`).
 
-    Returns the state twice where `keep_states` asks for every layer's.
+    Returns (state, state) with `keep_states`, else (state, None).
     """
 
     spec: EncoderSpec
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
     With `all_states` the result is [N + 1, B, S, D]: the embeddings, then every layer's states, the last of them
     through the final norm where there is one (transformers' hidden_states). With `segment_BS` a row holds several
-    texts: tokens see their own segment only, and each one's positions count from 0.
+    texts: tokens attend to their own segment only, and positions count from 0 in each.
     """
 
     spec: EncoderSpec
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         if not spec.pre_norm:
             x = LayerNorm(spec.norm_eps, name="embed_norm")(x)
         embedded = x
-        # Recomputing all but the products is faster than storing a stack of activations, as in the decoder.
+        # Recomputing all but the matrix products is faster than storing activations, as in the decoder.
         keep_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         layer = nn.remat(EncoderLayer, policy=keep_products, prevent_cse=False)
         stack = nn.scan(
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
 
 @pytree
 class Bidirectional:
-    """A layout of a decoder's tokens in which each sees all valid ones, or those less than a window away."""
+    """A layout of a decoder's tokens in which each attends to all valid ones, or those less than a window away."""
 
     valid_XL: Bool[Array, "X L"]
 
@@ -124,13 +124,13 @@ class Bidirectional:
         if reach is not None:
             X, L = query.shape[:2]
             at = jnp.broadcast_to(jnp.arange(L)[None], (X, L))
-            # The kernels look back only: a query that stands at the window's far end looks back over all of it.
+            # Kernels take a window that ends at the query: moving the query to the window's end covers both sides.
             seen = Visibility(self.valid_XL, at + reach.limit - 1, at, window=2 * reach.limit - 1)
         return attend(kernel, query, key, value, seen)[0], cache
 
 
 def init_encoder(key: jax.Array, spec: TextEncoderSpec):
-    """Random float32 parameters; a decoder's lie under "decoder"."""
+    """Random float32 parameters; those of a decoder are below "decoder"."""
     if isinstance(spec, DecoderEncoderSpec):
         dense = init_dense(jax.random.fold_in(key, 1), spec.dense, spec.decoder.width)
         return {"decoder": init_decoder(key, spec.decoder), **dense}
@@ -161,7 +161,7 @@ def encode(
       mask_BS: marks the real ones.
       spec: static.
 
-    A row without any real token gives a vector without meaning; callers score such rows apart.
+    A row without any real token gives a meaningless vector; callers must score such rows separately.
     """
     tokens, mask = add_special_ids(tokens_BS, mask_BS, spec.begin_ids, spec.end_ids)
     return _vectors(params, spec, pool(spec.pooling, token_states(params, tokens, mask, spec), mask))
@@ -174,7 +174,7 @@ def _vectors(params, spec: TextEncoderSpec, pooled: Float[Array, "B D"]) -> Floa
 
 
 def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Each slot's place in its segment, from 0; the slots of a segment are neighbours."""
+    """Each slot's position in its segment, from 0; the slots of a segment are contiguous."""
     slot_1S = jnp.arange(segment_BS.shape[1])[None]
     new_BS = jnp.pad(segment_BS[:, 1:] != segment_BS[:, :-1], ((0, 0), (1, 0)))
     return slot_1S - jax.lax.cummax(jnp.where(new_BS, slot_1S, 0), axis=1)

@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
 class Projection(nn.Module):
     """A linear map from the trailing `in_axes` axes to `features`, in the compute type of the input.
 
-    Where the parameters hold an adapter beside the kernel (models.lora), its product is added; a kernel may be
+    Where the parameters hold an adapter beside the kernel (models.lora), its product is added. The kernel may be
     quantised.
     """
 
@@ -60,13 +60,13 @@ class Projection(nn.Module):
     def __call__(self, x):
         in_shape = x.shape[x.ndim - self.in_axes :]
         fan_in, fan_out = math.prod(in_shape), math.prod(self.features)
-        # Half the variance-preserving scale: small starts generalise from few rows where larger ones memorise.
+        # Half the variance-preserving scale: from few rows, small initial weights generalise better than larger ones.
         kernel: Any = self.get_variable("params", "kernel")
         if is_quantized(kernel):
             kernel = dequantized(kernel)
         else:
             kernel = self.param("kernel", nn.initializers.normal(0.5 * fan_in**-0.5), (*in_shape, *self.features))
-        # One matrix, not a stack of them: the gradient of a stacked product is twice as slow on CPU.
+        # As one matrix: the gradient of a product with several axes is twice as slow on CPU.
         x_rows = x.reshape(-1, fan_in)
         y = x_rows @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
         if self.has_variable("params", "lora_a"):
@@ -82,8 +82,8 @@ class Projection(nn.Module):
 def gelu(x: jax.Array) -> jax.Array:
     """x times the normal distribution function at x (Hendrycks and Gimpel 2016, arXiv 1606.08415), in float32 or wider.
 
-    By erf, as PyTorch has it: flax's form by erfc is exact in the far negative tail, and on a CPU took two fifths of
-    the quickstart's reward.
+    By erf, as in PyTorch: flax's form by erfc is more exact in the far negative tail, but took two fifths of the
+    reward's time on CPU.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
@@ -110,9 +110,9 @@ class GatedMLP(nn.Module):
 def rope_frequencies(spec: DecoderSpec, local: bool = False) -> Float[Array, "half"]:
     """Inverse wavelengths of the C/2 rotation planes, in float32, with the scaling of the spec.
 
-    Llama 3's: planes whose wavelength exceeds the original context are slowed by `factor`; short ones are kept;
-    between the two the frequency is interpolated (transformers, `rope_type: llama3`). Linear: all are slowed alike.
-    With `local`, those of the layers that have a base of their own, and no scaling.
+    Llama 3: frequencies whose wavelength exceeds the original context are divided by `factor`, short ones are kept, and
+    those between are interpolated (transformers, `rope_type: llama3`). Linear: all are divided by `rope_factor`. With
+    `local`, the frequencies of local layers, which are not scaled.
     """
     exponents = jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim
     if local and spec.local_rope_theta:

@@ -41,25 +41,22 @@ def add_special_ids(
     return padded, slot_1S < end_B1 + behind
 
 
-def dense_modules(maps: tuple[DenseSpec, ...]) -> list[tuple[str, Projection]]:
-    """(parameter name, module) of each map."""
-    return [(f"dense_{i}", Projection((one.width,), use_bias=one.bias)) for i, one in enumerate(maps)]
-
-
 def init_dense(key: jax.Array, maps: tuple[DenseSpec, ...], width: int) -> dict:
     """Random parameters of the maps of a pooled vector of `width` channels."""
     params = {}
-    for name, module in dense_modules(maps):
+    for index, one in enumerate(maps):
         key, own = jax.random.split(key)
-        params[name] = module.init(own, jnp.zeros((1, width)))["params"]
-        width = module.features[0]
+        module = Projection((one.width,), use_bias=one.bias)
+        params[f"dense_{index}"] = module.init(own, jnp.zeros((1, width)))["params"]
+        width = one.width
     return params
 
 
 def apply_dense(params, maps: tuple[DenseSpec, ...], pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
     """The maps one after another, each followed by its activation."""
-    for (name, module), one in zip(dense_modules(maps), maps, strict=True):
-        pooled = lookup(ACTIVATIONS, one.activation, "activation")(apply(module, params[name], pooled))
+    for index, one in enumerate(maps):
+        pooled = apply(Projection((one.width,), use_bias=one.bias), params[f"dense_{index}"], pooled)
+        pooled = lookup(ACTIVATIONS, one.activation, "activation")(pooled)
     return pooled
 
 

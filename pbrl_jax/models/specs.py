@@ -22,7 +22,7 @@ class Llama3Scaling:
 class DecoderSpec:
     """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, gated feed-forward.
 
-    The switches together say which family it is: see pbrl_jax.weights.hf_decoder.family_of.
+    The switches together define the model family: see pbrl_jax.weights.hf_decoder.family_of.
     """
 
     vocab_size: int
@@ -31,11 +31,11 @@ class DecoderSpec:
     heads: int
     kv_heads: int
     head_dim: int
-    #: Width of the feed-forward; with experts, of each of them.
+    #: Width of the feed-forward, or of each expert.
     ffn: int
     rope_theta: float = 10_000.0
     rope_scaling: Llama3Scaling | None = None
-    #: Positions are divided by it (`rope_type: linear`); with layers of two kinds, in the global ones alone.
+    #: Divisor of positions (`rope_type: linear`); where there are local layers, in global layers only.
     rope_factor: float = 1.0
     norm_eps: float = 1e-6
     #: RMSNorm of each query and key head before RoPE (Qwen3, Gemma 3).
@@ -43,23 +43,24 @@ class DecoderSpec:
     #: Bias on query, key and value projections (Qwen2).
     qkv_bias: bool = False
     tied_embeddings: bool = True
-    #: One letter per layer, repeated over the depth: g sees all tokens before it, l (local) the last `window`.
+    #: One letter per layer, repeated over the depth: g (global) attends to all earlier tokens, l (local) to the last
+    #: `window`.
     layer_pattern: str = "g"
-    #: Tokens that a local layer's query sees, itself included.
+    #: Tokens that a query of a local layer attends to, itself included.
     window: int = 0
     #: RoPE base of local layers, which are then not scaled (Gemma 3); 0: RoPE is the same in all layers.
     local_rope_theta: float = 0.0
     #: Of the feed-forward's gate: silu or gelu_tanh.
     activation: str = "silu"
-    #: Attention and feed-forward are normed behind as well as before (Gemma 3).
+    #: Norms after attention and feed-forward as well as before (Gemma 3).
     sandwich_norms: bool = False
     #: Norms multiply by 1 + scale (Gemma 3).
     norm_offset: bool = False
-    #: Embeddings are multiplied by the root of the width (Gemma 3).
+    #: Embeddings are multiplied by the square root of the width (Gemma 3).
     scaled_embeddings: bool = False
-    #: Scores are divided by its root; None: by that of head_dim.
+    #: Attention scores are divided by its square root; None: by that of head_dim.
     query_scalar: float | None = None
-    #: Feed-forwards per layer among which a router chooses (Qwen3-MoE); 0: one, without a router.
+    #: Experts per layer (Qwen3-MoE); 0: one feed-forward and no router.
     experts: int = 0
     experts_per_token: int = 0
     #: The weights of the chosen experts sum to one.
@@ -75,7 +76,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A linear map of the pooled vector and what follows it (a Dense module of sentence-transformers)."""
+    """A linear map of the pooled vector and its activation (a Dense module of sentence-transformers)."""
 
     width: int
     #: A name in pbrl_jax.models.pooling.ACTIVATIONS.
@@ -97,7 +98,7 @@ class EncoderSpec:
     position_offset: int = 0
     type_vocab: int = 1
     norm_eps: float = 1e-12
-    #: Norms before attention and feed-forward and after the last layer (XLM-R-XL), in place of behind each.
+    #: Norms before attention and feed-forward and after the last layer (XLM-R-XL), and not after each.
     pre_norm: bool = False
     #: mean, cls or last: see pbrl_jax.models.pooling.
     pooling: str = "mean"
@@ -107,7 +108,7 @@ class EncoderSpec:
     dense: tuple[DenseSpec, ...] = ()
     #: Special tokens that the encoder puts before every text ([CLS], <s>).
     begin_ids: tuple[int, ...] = ()
-    #: Special tokens behind every text ([SEP], </s>).
+    #: Special tokens after every text ([SEP], </s>).
     end_ids: tuple[int, ...] = ()
     attention: str = "auto"
     dtype: str = "float32"
@@ -129,7 +130,7 @@ class DecoderEncoderSpec:
 
     decoder: DecoderSpec
     max_positions: int
-    #: Tokens see those after them too; a local layer's window then reaches as far ahead as back (EmbeddingGemma).
+    #: Tokens attend to later ones too; a local layer's window extends as far ahead as back (EmbeddingGemma).
     bidirectional: bool = False
     pooling: str = "last"
     dense: tuple[DenseSpec, ...] = ()
@@ -153,12 +154,12 @@ class DecoderEncoderSpec:
         return self.decoder.dtype
 
 
-#: Whatever turns texts into vectors.
+#: Every model that turns texts into vectors.
 TextEncoderSpec = EncoderSpec | DecoderEncoderSpec
 
 
 def tiny_decoder(**changes) -> DecoderSpec:
-    """The smallest useful decoder, for tests and tinkering (0.05 M parameters at 256 tokens of vocabulary)."""
+    """A very small decoder for tests and experiments (0.05 M parameters with a vocabulary of 256)."""
     base = DecoderSpec(
         vocab_size=256, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, qk_norm=True, rope_theta=1e4
     )
@@ -166,7 +167,7 @@ def tiny_decoder(**changes) -> DecoderSpec:
 
 
 def tiny_encoder(**changes) -> EncoderSpec:
-    """The smallest useful encoder, for tests and tinkering."""
+    """A very small encoder for tests and experiments."""
     base = EncoderSpec(vocab_size=256, width=32, layers=1, heads=4, ffn=64, max_positions=128, projection=16)
     return dataclasses.replace(base, **changes)
 

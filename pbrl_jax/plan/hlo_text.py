@@ -1,4 +1,4 @@
-"""The text of optimized HLO as instructions by computation."""
+"""A parser of optimized HLO text: instructions by computation."""
 
 import math
 import re
@@ -9,7 +9,7 @@ ITEM_BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
-#: How a layout says that an array lies in the host's memory.
+#: Memory space of host memory in a layout.
 HOST_SPACE = "S(5)"
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 NAME = re.compile(r"%([\w.\-]+)")
@@ -34,10 +34,10 @@ class Instruction(NamedTuple):
     opcode: str
     operands: tuple[str, ...]
     attributes: str
-    #: What stands in the parentheses: of a constant, its value; of a parameter, its number.
+    #: Text in the parentheses: the value of a constant, the number of a parameter.
     inner: str
     root: bool
-    #: Whether one of its arrays lies in the host's memory.
+    #: Whether one of its arrays is in host memory.
     hosted: bool = False
 
     @property
@@ -46,7 +46,7 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """Computations that it applies."""
+        """Names of the computations that it calls."""
         return re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", self.attributes)
 
 

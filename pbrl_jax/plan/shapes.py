@@ -1,4 +1,4 @@
-"""The models and arrays of a run as shapes: nothing is read, nothing is allocated."""
+"""The models and arrays of a run as shapes, without reading or allocating anything."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config
 
-#: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
+#: Presets of released models by hub id, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {
     "meta-llama/Llama-3.2-1B": "llama32_1b",
     "meta-llama/Llama-3.2-1B-Instruct": "llama32_1b",
@@ -105,7 +105,7 @@ def run_models(config: Config) -> Models:
 
 
 def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
-    """Sizes of the run's encoder, in the type that it computes in and, where it is a released one, is held in."""
+    """Sizes of the run's encoder with its compute type, which is also the parameter type of released encoders."""
     settings = config.encoder
     if settings.source != "random":
         if settings.source not in RELEASED_ENCODERS:
@@ -120,7 +120,7 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes that also say where their arrays lie; one sharding serves a whole tree."""
+    """Shapes with shardings; one sharding may be given for the entire tree."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _leaf: shardings, shapes)
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
@@ -132,7 +132,7 @@ def policy_shapes(spec: DecoderSpec) -> Any:
 
 
 def placed_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
-    """The policy's parameters on the mesh, or, cut the same way, in the host's memory."""
+    """The policy's parameters on the mesh, or sharded the same way in host memory."""
     shapes = policy_shapes(spec)
     shardings = tree_shardings(shapes, decoder_axes(spec), mesh)
     return placed(shapes, in_host_memory(shardings) if hosted else shardings)
@@ -146,7 +146,7 @@ def placed_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
 
 
 def placed_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The parameters that the rollout reads: the policy's, with adapters beside them where these are trained."""
+    """The parameters of the rollout: the policy's, with adapters where these are trained."""
     if not config.lora.rank:
         return placed_policy(spec, mesh)
     policy = policy_shapes(spec)
@@ -182,7 +182,7 @@ def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
 
 
 def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
-    """The encoder's parameters, whole on every chip."""
+    """The encoder's parameters, replicated."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_tree(init_encoder, spec)
     )
@@ -190,7 +190,7 @@ def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
 
 
 def tree_bytes(tree: Any) -> float:
-    """Bytes of a tree of shapes in one chip's own memory."""
+    """Bytes of a tree of shapes in the device memory of one chip."""
 
     def own(leaf) -> float:
         if leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY:

@@ -1,4 +1,4 @@
-"""Encoders out again: a folder that sentence-transformers loads, in the dialect that all of its versions read."""
+"""Export of encoders: a folder of sentence-transformers, in the format that all of its versions read."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, XlmrTokenizer
 from pbrl_jax.weights.encoders import Encoder, load_encoder, with_compute
 from pbrl_jax.weights.hf_decoder import hf_config
-from pbrl_jax.weights.hf_encoder import dense_names, transformer_names
+from pbrl_jax.weights.hf_encoder import SIZES, dense_names, transformer_names
 from pbrl_jax.weights.sentence_transformers import MODULES, POOLINGS
 from pbrl_jax.weights.tensors import CONFIG
 from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_json, write_module
@@ -29,14 +29,14 @@ TORCH_CLASSES = {
 }
 ARCHITECTURES = {"bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "xlm-roberta-xl": "XLMRobertaXLModel"}
 SAMPLE = ("Jibu ni 12.", "答案是 12。 She has five apples and gives two of them away.")
-#: Difference of two unit vectors that may come of how their numbers are laid out.
+#: Largest difference of two unit vectors that may come from rounding in another memory layout.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 def export_encoder(encoder: Encoder, directory: str) -> None:
-    """Write a sentence-transformers folder, in the type the parameters have; modules.json comes last.
+    """Write a sentence-transformers folder with the parameters in their own type; modules.json is written last.
 
-    The folder is read back: every parameter must be the same bit for bit, and the vectors of two texts alike.
+    The folder is read back: every parameter must be bit for bit the same, and the vectors of two texts nearly equal.
 
     Args:
       encoder: what to write.
@@ -70,12 +70,11 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     modules.append(("Normalize", f"{len(modules)}_Normalize"))
     (folder / modules[-1][1]).mkdir(exist_ok=True)
     special = len(spec.begin_ids) + len(spec.end_ids)
-    limits = {"max_seq_length": encoder.max_length + special, "do_lower_case": False}
-    write_json(folder / "sentence_bert_config.json", limits)
-    prompts: dict[str, Any] = {"prompts": {"default": encoder.prefix}, "default_prompt_name": "default"}
-    none: dict[str, Any] = {"prompts": {}, "default_prompt_name": None}
-    chosen = prompts if encoder.prefix else none
-    write_json(folder / "config_sentence_transformers.json", {**chosen, "similarity_fn_name": "cosine"})
+    limit = {"max_seq_length": encoder.max_length + special}
+    write_json(folder / "sentence_bert_config.json", limit | {"do_lower_case": False})
+    prompts = {"default": encoder.prefix} if encoder.prefix else {}
+    named = {"prompts": prompts, "default_prompt_name": next(iter(prompts), None)}
+    write_json(folder / "config_sentence_transformers.json", {**named, "similarity_fn_name": "cosine"})
     _write_tokenizer(encoder, folder)
     listed = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -90,7 +89,7 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
 
 
 def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
-    """The `config.json` of the transformer: `encoder_spec` and the decoder's own reader give the spec back.
+    """The `config.json` of the transformer, from which `encoder_spec` or `decoder_spec` gives the same spec.
 
     Raises:
       CheckpointError: no family of transformers has this spec.
@@ -98,11 +97,11 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
     spec = encoder.spec
     if isinstance(spec, DecoderEncoderSpec):
         config = hf_config(spec.decoder, {"max_position_embeddings": spec.max_positions}, dtype)
-        # The text model of Gemma 3 has a name of its own.
+        # Gemma 3's model without a head has another name.
         model = "TextModel" if config["model_type"] == "gemma3_text" else "Model"
         config["architectures"] = [name.replace("ForCausalLM", model) for name in config["architectures"]]
         if spec.bidirectional:
-            # The file's window is that of both sides together.
+            # The window in the file covers both sides.
             both = {"sliding_window": 2 * (spec.decoder.window - 1)} if spec.decoder.window else {}
             config |= {"use_bidirectional_attention": True, **both}
         return config
@@ -115,23 +114,17 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
     return {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": spec.ffn,
+        **{theirs: getattr(spec, ours) for ours, theirs in SIZES.items()},
         "hidden_act": "gelu",
-        "max_position_embeddings": spec.max_positions,
-        "type_vocab_size": spec.type_vocab,
         "layer_norm_eps": spec.norm_eps,
-        # The family counts positions from behind this id.
+        # Positions of the family begin after this id.
         "pad_token_id": spec.position_offset - 1 if spec.position_offset else encoder.tokenizer.pad_id,
         "torch_dtype": dtype,
     }
 
 
 def _dense_maps(spec: EncoderSpec | DecoderEncoderSpec) -> list[tuple[str, DenseSpec]]:
-    """(our parameter name, map) behind the pooling."""
+    """(our parameter name, map) of each linear map after pooling."""
     own = spec.projection if isinstance(spec, EncoderSpec) else 0
     first = [("projection", DenseSpec(own))] if own else []
     return first + [(f"dense_{index}", one) for index, one in enumerate(spec.dense)]

@@ -1,8 +1,8 @@
-"""Model folders of our own: a spec in JSON, parameters in safetensors, and the tokenizer, together.
+"""Model folders of this package: a spec in JSON, parameters in safetensors, and the tokenizer.
 
-A folder holds `pbrl_policy.json` or `pbrl_encoder.json`, `model.safetensors` with one tensor per parameter path, and
-the tokenizer's own files. A work directory is accepted wherever a model folder is: its `policy/` or `encoder/` is used,
-of a quickstart's work directory that of the stage which trained it.
+A folder holds `pbrl_policy.json`, `pbrl_encoder.json` or `pbrl_comet.json`, `model.safetensors` with one tensor per
+parameter path, and the tokenizer's files. A work directory is accepted in place of a model folder: its `policy/` or
+`encoder/` is used, or, in a quickstart's work directory, that of the stage which trained it.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import Planned, located, open_safetensors, write_safetensors
 from pbrl_jax.weights.tensors import WEIGHTS, Weights, load_params
 
-#: Pieces beyond the embedding that no text and no chat template makes: Gemma 3's text models share their tokenizer
-#: with the multimodal ones, whose embedding is larger.
+#: Pieces without an embedding that no text or chat template produces: Gemma 3's text models share their tokenizer with
+#: the multimodal ones, whose embedding is larger.
 NEVER_MADE = frozenset({"<image_soft_token>"})
 
 #: Kind -> the stage of a quickstart whose work directory holds its model.
@@ -32,10 +32,10 @@ QUICKSTART_STAGES = {"policy": "rl", "encoder": "encoder"}
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
-    """A tokenizer must not make ids that have no embedding; embeddings without an id (padding) are fine.
+    """Check that every id of a tokenizer has an embedding; embeddings without an id (padding) are allowed.
 
     Raises:
-      CheckpointError: names the first pieces that have no embedding.
+      CheckpointError: names the first pieces without an embedding.
     """
     beyond = {piece: i for piece, i in pieces_beyond(tokenizer, vocab_size).items() if piece not in NEVER_MADE}
     outside = [i for i in (*tokenizer.eos_ids, tokenizer.pad_id, tokenizer.bos_id) if i is not None and i >= vocab_size]
@@ -48,7 +48,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None
 
 
 def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more) -> None:
-    """Write a model folder; `kind` is policy or encoder. The spec is written last, so a torn folder has none.
+    """Write a model folder; `kind` is policy, encoder or comet. The spec is written last and marks a complete folder.
 
     `more` goes into the record beside the spec. One parameter at a time is brought to the host.
     """
@@ -65,7 +65,7 @@ def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more)
 
 
 def own_folder(source: str, kind: str) -> epath.Path | None:
-    """The folder itself, or the one inside a work directory; None where neither was written by this package."""
+    """The folder itself or the one inside a work directory, if this package wrote it, else None."""
     root = epath.Path(source)
     folders = [root, root / kind]
     if kind in QUICKSTART_STAGES:
@@ -74,10 +74,10 @@ def own_folder(source: str, kind: str) -> epath.Path | None:
 
 
 def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path:
-    """`own_folder`, which must be there; `source` is what the user called it.
+    """`own_folder`, which must exist; `source` is the user's name of it.
 
     Raises:
-      CheckpointError: no such model there; says what was looked for, or that a run has not ended.
+      CheckpointError: no such model there; the message lists the expected files, or says that a run has not ended.
     """
     folder = own_folder(place, kind)
     if folder is None and (epath.Path(place) / "checkpoints").exists():
@@ -95,7 +95,7 @@ def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path
 
 
 def read_spec(kind: type, stored: Mapping[str, Any]) -> Any:
-    """A spec of this dataclass from what `dataclasses.asdict` and JSON made of it."""
+    """A spec of this dataclass from its JSON form (`dataclasses.asdict`)."""
     hints = typing.get_type_hints(kind)
 
     def value_of(hint: Any, value: Any) -> Any:
@@ -108,7 +108,7 @@ def read_spec(kind: type, stored: Mapping[str, Any]) -> Any:
 
 
 def abstract_tree(init: Callable[[jax.Array, Any], Any], spec: Any) -> Any:
-    """Shapes of the parameters that `init(key, spec)` makes."""
+    """Shapes of the parameters of `init(key, spec)`."""
     return jax.eval_shape(lambda: init(jax.random.key(0), spec))
 
 
@@ -116,14 +116,14 @@ def read_model(
     place: str, kind: str, spec_of: Callable[[Mapping], Any], init: Callable[[jax.Array, Any], Any], *,
     source: str | None = None, shardings: Callable[[Any, Any], Any] | None = None, dtype: Any = None,
 ) -> tuple[Any, Any, Tokenizer, dict[str, Any]]:  # fmt: skip
-    """(spec, parameters on the devices, tokenizer, the whole record) of a local model folder.
+    """(spec, parameters on the devices, tokenizer, content of its JSON file) of a local model folder.
 
     Args:
       place: the folder, or a work directory.
       kind: policy, encoder or comet.
       spec_of: from the stored dict to a spec.
       init: `init(key, spec)` gives parameters of the expected shapes.
-      source: what the user called it.
+      source: the user's name of it.
       shardings: from (spec, shapes) to a tree of shardings; None: the default device.
       dtype: type of the parameters; None: as they are stored.
 

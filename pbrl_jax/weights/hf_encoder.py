@@ -1,6 +1,6 @@
-"""Encoders of Hugging Face folders: `config.json` to our spec, and what their tensors are called.
+"""Encoders of Hugging Face folders: `config.json` to our spec, and the names of their tensors.
 
-A field of `config.json` is understood, known to be harmless, or an error that names it, as for decoders.
+Each field of `config.json` is read, known to be irrelevant, or refused by name, as for decoders.
 """
 
 import re
@@ -13,10 +13,16 @@ from pbrl_jax.weights.hf_decoder import decoder_names
 from pbrl_jax.weights.hf_fields import ConfigFields
 from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
-#: `model_type` -> whether its layers are pre-norm. BERT counts positions from 0, the others from their padding id.
+#: `model_type` -> whether its layers are pre-norm. Positions of BERT start at 0, those of the others after the padding
+#: id.
 FAMILIES = {"bert": False, "xlm-roberta": False, "xlm-roberta-xl": True}
 
-#: Fields that would change the forward pass -> the values with which they do not.
+#: Sizes of our spec -> fields of config.json.
+SIZES = {
+    "vocab_size": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "ffn": "intermediate_size", "max_positions": "max_position_embeddings", "type_vocab": "type_vocab_size",
+}  # fmt: skip
+#: Fields that can change the forward pass -> the supported values.
 SUPPORTED = {
     "hidden_act": ("gelu",),
     "position_embedding_type": ("absolute", None),
@@ -31,7 +37,7 @@ HARMLESS = re.compile(
     r"_.*|.*dropout.*|initializer_factor|gradient_checkpointing|output_past|return_dict_in_generate"
     r"|tie_(word_embeddings|encoder_decoder)|pooler_.*|directionality|num_labels|tf_legacy_loss|name"
 )
-#: What transformers gives a field that a folder leaves out.
+#: Defaults of transformers for missing fields.
 DEFAULTS = {
     "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
     "xlm-roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
@@ -47,8 +53,8 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
       **changes: fields of the spec that are not in it (pooling, special tokens, ...).
 
     Raises:
-      CheckpointError: another architecture (the known ones are listed), or a field that is missing, not understood, or
-        has a value that is not computed here.
+      CheckpointError: another architecture (the known ones are listed), or a field that is missing, unknown, or has an
+        unsupported value.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -60,14 +66,8 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
         fields.take(name)
     offset = 0 if family == "bert" else fields.take("pad_token_id", 1) + 1
     spec = EncoderSpec(
-        vocab_size=fields.size("vocab_size"),
-        width=fields.size("hidden_size"),
-        layers=fields.size("num_hidden_layers"),
-        heads=fields.size("num_attention_heads"),
-        ffn=fields.size("intermediate_size"),
-        max_positions=fields.size("max_position_embeddings"),
+        **{ours: fields.size(theirs) for ours, theirs in SIZES.items()},
         position_offset=offset,
-        type_vocab=fields.size("type_vocab_size"),
         norm_eps=fields.number("layer_norm_eps"),
         pre_norm=FAMILIES[family],
         **changes,
@@ -105,13 +105,13 @@ def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
 
 
 def dense_names(spec: DenseSpec, width: int) -> dict[str, Stored]:
-    """`kernel` and `bias` of one Dense module, in the file of its own folder."""
+    """`kernel` and `bias` of one Dense module, in the file of its folder."""
     names = linear_names("", "linear", (width,), (spec.width,), bias=spec.bias)
     return {path.removeprefix("/"): stored for path, stored in names.items()}
 
 
 def transformer_names(spec: EncoderSpec | DecoderEncoderSpec) -> dict[str, Stored]:
-    """Our parameter path -> tensor, for the transformer of an encoder of either kind."""
+    """Our parameter path -> tensor, for the transformer of either kind of encoder."""
     if isinstance(spec, DecoderEncoderSpec):
         return {f"decoder/{path}": stored for path, stored in decoder_names(spec.decoder).items()}
     return encoder_names(spec)

@@ -1,4 +1,4 @@
-"""Policies out again: a Hugging Face folder that transformers and vLLM load."""
+"""Export of policies: a Hugging Face folder for transformers and vLLM."""
 
 import dataclasses
 import logging
@@ -26,7 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 
 STALE = re.compile(r"(model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|generation_config\.json)")
 CHECKED_TOKENS = 16
-#: Share of the largest logit: both sides are one program on the same numbers, up to how they are laid out.
+#: Relative to the largest logit; both sides run the same program on the same values, up to their memory layout.
 TOLERANCE = 1e-5
 SAMPLE_TEXT = "Jibu ni 12. 答案是 12。 คำตอบคือ 12 <think>\\boxed{12}</think>"
 
@@ -34,9 +34,9 @@ SAMPLE_TEXT = "Jibu ni 12. 答案是 12。 คำตอบคือ 12 <think>\\
 def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> None:
     """Write a Hugging Face folder: safetensors, config.json, tokenizer, chat template, generation_config.json.
 
-    Parameters are written one by one, into several files with an index above 5 GB; config.json comes last, so a torn
-    folder is no model. The folder is then read back and must give the same parameters, the same token ids and, on a
-    few tokens, the same logits.
+    Parameters are written one by one, above 5 GB into several files with an index; config.json is written last and
+    marks a complete folder. The folder is then read back and must give the same parameters, the same token ids and, for
+    a few tokens, the same logits.
 
     Args:
       policy: what to write; on one host.
@@ -64,7 +64,8 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     if not isinstance(policy.tokenizer, MissingTokenizer):
         policy.tokenizer.save(str(folder))
         if type(policy.tokenizer) is SentencePieceTokenizer:
-            _write_sentencepiece(policy.tokenizer, folder, config["model_type"])
+            if why := write_tokenizer_json(policy.tokenizer, folder, model_type=config["model_type"]):
+                _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, why)
         if not (folder / GENERATION_CONFIG).exists():
             write_json(folder / GENERATION_CONFIG, _token_ids(policy.tokenizer))
     write_json(folder / CONFIG, config)
@@ -73,12 +74,6 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     except Exception:
         (folder / CONFIG).unlink(missing_ok=True)
         raise
-
-
-def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: epath.Path, model_type: str) -> None:
-    """tokenizer.json for transformers, beside tokenizer.model; a warning where it cannot be."""
-    if why := write_tokenizer_json(tokenizer, folder, model_type=model_type):
-        _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, why)
 
 
 def _token_ids(tokenizer: Tokenizer | MissingTokenizer) -> dict[str, Any]:

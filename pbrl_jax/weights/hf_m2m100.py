@@ -1,4 +1,4 @@
-"""M2M100 and NLLB folders of Hugging Face: `config.json` to our spec, and what their tensors are called."""
+"""M2M100 and NLLB folders of Hugging Face: `config.json` to our spec, and the names of their tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from pbrl_jax.models.m2m100 import M2M100Spec
 from pbrl_jax.weights.hf_fields import ConfigFields
 from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
-#: `model_type` of M2M100 and of NLLB-200's dense models alike.
+#: `model_type` of M2M100 and of the dense models of NLLB-200.
 MODEL_TYPE = "m2m_100"
 
-#: What transformers puts in for a field that config.json leaves out.
+#: Defaults of transformers for missing fields.
 DEFAULTS = {
     "vocab_size": 128112, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16,
     "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "max_position_embeddings": 1024,
@@ -24,7 +24,7 @@ TRAINING_ONLY = (
     "max_length", "num_beams", "early_stopping", "length_penalty", "forced_bos_token_id",
 )  # fmt: skip
 
-#: Regular expression of tensors that no parameter takes: copies of the shared embedding, and computed positions.
+#: Regular expression of tensors that are not read: copies of the shared embedding, and computed positions.
 IGNORED = r"^(encoder|decoder)\.(embed_tokens\.weight|embed_positions\.weights?)$"
 
 
@@ -32,7 +32,7 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
     """The spec that a `config.json` describes.
 
     Raises:
-      CheckpointError: another kind of model, a field that is not understood, or sizes that do not fit one another.
+      CheckpointError: another kind of model, an unknown field, or inconsistent sizes.
     """
     if config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f"config.json: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}.")
@@ -69,7 +69,7 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
 
 
 def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
-    """Our parameter path -> where it lies in the checkpoint."""
+    """Our parameter path -> tensors of the checkpoint."""
     names = {"embed": Stored("model.shared.weight", (spec.vocab_size, spec.width))}
     encoder = (spec.encoder_layers, spec.width, spec.encoder_heads, spec.encoder_ffn)
     decoder = (spec.decoder_layers, spec.width, spec.decoder_heads, spec.decoder_ffn)
@@ -77,7 +77,7 @@ def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
     names |= _attention("decoder", "decoder", "self_attn", *decoder[:3]) | _feed_forward("decoder", *decoder)
     cross = _attention("decoder", "decoder", "encoder_attn", *decoder[:3])
     for path, stored in cross.items():
-        # The source's keys and values are made once per sentence, by a module of their own.
+        # The source's keys and values are computed once per sentence, by a separate module.
         part = path.removeprefix("decoder/")
         own = part.startswith(("key/", "value/"))
         names["cross/" + part if own else "decoder/cross_" + part.removeprefix("attention_")] = stored

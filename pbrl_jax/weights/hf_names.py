@@ -1,6 +1,6 @@
-"""Where our parameters lie in a checkpoint of someone else's: the shape of the tables that name them.
+"""Tables from our parameters to the tensors of released checkpoints.
 
-Every model family has a table, our parameter path -> Stored. Loading, conversion and export are one code over it.
+Every model family has a table, our parameter path -> Stored, which loading, conversion and export use.
 """
 
 import math
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 
 class Stored(NamedTuple):
-    """One parameter of ours in a Hugging Face checkpoint.
+    """The tensors of one of our parameters in a Hugging Face checkpoint.
 
-    With `view = tensor.T if transpose else tensor`, one entry of ours is `view.reshape(shape)`: a torch Linear holds
-    [out, in], ours [in, out] with heads and head channels on axes of their own. Both steps are views of the file, so
-    any slice of ours is read without reading the rest.
+    With `view = tensor.T if transpose else tensor`, one entry of ours is `view.reshape(shape)`: a torch Linear is
+    [out, in], ours [in, out] with separate axes for heads and head channels. Both steps are views of the file, so any
+    slice of ours is read without reading the rest.
     """
 
     #: Tensor name; with {layer} where layers are stacked, and {expert} where experts are.
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
         return (math.prod(self.shape),) if self.template.endswith(".bias") else self.shape
 
     def names(self) -> list[str]:
-        """Every tensor that the parameter is made of, experts varying fastest."""
+        """Names of all its tensors, experts varying fastest."""
         layers, experts = range(max(self.layers, 1)), range(max(self.experts, 1))
         return [self.template.format(layer=layer, expert=expert) for layer in layers for expert in experts]
 

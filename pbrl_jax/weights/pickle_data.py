@@ -1,8 +1,9 @@
-"""A pickle read as data: an interpreter of the opcodes that imports nothing and calls nothing the file names.
+"""Pickles read as data: an interpreter of the opcodes that never imports or calls anything that a file names.
 
-A pickle is a program. Python's own reader runs it; this one knows a closed list of constructors (given by the caller)
-and puts an inert `Foreign` in the place of every other object, so that a Lightning checkpoint with callbacks, optimizer
-state and a Namespace can be read for its tensors.
+A pickle is a program, which Python's own reader runs. This one calls only a closed list of constructors (given by the
+caller) and replaces every other object by an inert `Foreign`, so that the tensors of a Lightning checkpoint with
+callbacks, optimizer state and a Namespace can be read. A restricted `pickle.Unpickler` would not be as safe: a deeply
+nested tuple as a dict key overflows the C stack in its hash, and one large memo index allocates gigabytes.
 """
 
 import pickle
@@ -10,14 +11,14 @@ import pickletools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
-#: Deepest nesting of the result, so that whoever walks it may recurse.
+#: Largest nesting depth of the result, so that callers may walk it recursively.
 MAX_DEPTH = 100
-#: Largest size of the result written out as a tree; shared lists can make a small file exponentially large.
+#: Largest number of items of the result as a tree; with shared lists, a small file can be exponentially large.
 MAX_ITEMS = 10_000_000
 
 
 class PickleDataError(ValueError):
-    """A pickle that is damaged, or that does what no checkpoint needs."""
+    """A pickle that is damaged, or that uses features that no checkpoint needs."""
 
 
 class Name(NamedTuple):
@@ -31,7 +32,7 @@ class Name(NamedTuple):
 
 
 class Foreign:
-    """The place of an object of a class we do not read. It remembers its class's name and nothing else."""
+    """A placeholder for an object of a class that is not read; it holds the name of the class."""
 
     __slots__ = ("name",)
 
@@ -43,7 +44,7 @@ class Foreign:
 
 
 class Record(dict):
-    """A plain object read as a dict of its attributes (argparse.Namespace)."""
+    """An object read as a dict of its attributes (argparse.Namespace)."""
 
 
 Constructors = Mapping[Name, Callable[..., Any]]
@@ -140,7 +141,7 @@ class _Machine:
         self.reduce(None)
 
     def set_state(self, _argument) -> None:
-        """Attributes of an object: read for a Record; a dict's own (versions of a state dict) are no values."""
+        """Attributes of an object: read for a Record, ignored for others (the versions of a state dict)."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Record):
             self.put([part for item in state.items() for part in item])
@@ -180,7 +181,7 @@ _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
 def _checked_key(key: Any) -> Hashable:
-    """A dict key: a scalar or a tuple of scalars (hashing deep tuples recurses without a limit)."""
+    """A dict key: a scalar or a tuple of scalars (hashing a deep tuple recurses without a limit)."""
     if isinstance(key, _SCALARS):
         return key
     if isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key):
@@ -197,7 +198,7 @@ def _children(value: Any) -> list[Any]:
 
 
 def _check_size(root: Any) -> None:
-    """Depth and size of the tree, shared parts counted as often as they appear; without recursion."""
+    """Check depth and size of the tree, counting shared parts each time they appear; without recursion."""
     measured: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
     todo = [(root, False)]

@@ -1,4 +1,4 @@
-"""A policy: spec, parameters and tokenizer together."""
+"""Policies: spec, parameters and tokenizer."""
 
 import dataclasses
 import functools
@@ -33,20 +33,20 @@ PARAM_TYPES = ("float32", "bfloat16", "stored")
 COMPUTE_TYPES = ("float32", "bfloat16", "float64")
 
 
-#: Fields of config.json that say nothing about the model.
+#: Fields of config.json that are not part of a model's identity.
 NOT_IDENTITY = ("_name_or_path", "transformers_version", "use_cache", "architectures")
 
 
 class Policy(NamedTuple):
-    """`logits(params, tokens_BT, mask_BT)` is pure and can be jitted; `params` are passed, not remembered."""
+    """A policy; `logits(params, tokens_BT, mask_BT)` is a pure function of its arguments and can be jitted."""
 
     spec: DecoderSpec
     params: Any
     tokenizer: Tokenizer
-    #: Tells models apart: sha256 of the weights of our own folders; of a Hugging Face folder, of its config.json and of
-    #: every tensor's name, type, shape and three samples of its bytes.
+    #: Identifies the model: sha256 of the weights file of a folder of this package; of a Hugging Face folder, of its
+    #: config.json and every tensor's name, type, shape and three samples of its bytes.
     fingerprint: str
-    #: What an export repeats of the config.json that the policy came from.
+    #: Fields of the original config.json that an export repeats.
     kept: dict[str, Any] | None = None
 
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
@@ -59,14 +59,14 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
 
     Args:
       directory: the folder, a hub id (`Qwen/Qwen3-0.6B`, HF_TOKEN for gated ones), or `gs://...`.
-      mesh: lay the parameters on this mesh, each device reading its own part; default: the default device.
-      dtype: compute type, float32 or bfloat16; default: what the folder says.
-      param_dtype: type of the parameters: float32 (what training wants), bfloat16, or `stored` as in the files.
+      mesh: shard the parameters over this mesh, each device reading its part; default: the default device.
+      dtype: compute type, float32 or bfloat16; default: that of the folder.
+      param_dtype: type of the parameters: float32 (for training), bfloat16, or `stored` as in the files.
 
     Raises:
-      CheckpointError: no policy there, a damaged one, a model that is not understood, weights that do not fit, a
+      CheckpointError: no policy there, a damaged one, a model that is not supported, weights that do not fit, a
         tokenizer with more ids than the embedding has rows, a hub that cannot be reached.
-      ConfigError: an unknown type, or a mesh that the parameters do not divide over.
+      ConfigError: an unknown type, or a mesh over which the parameters do not divide.
     """
     if param_dtype not in PARAM_TYPES:
         raise ConfigError(f"param_dtype is {param_dtype!r}; expected {', '.join(PARAM_TYPES)}.")
@@ -93,7 +93,7 @@ def read_hf_policy(
     """A policy from a local folder; see load_policy for the arguments.
 
     Raises:
-      CheckpointError: a model that is not understood, weights that do not fit it, a tokenizer that is too large.
+      CheckpointError: a model that is not supported, weights that do not fit it, a tokenizer that is too large.
     """
     spec = dataclasses.replace(decoder_spec(config), dtype=dtype or stored_compute_type(config))
     names = decoder_names(spec)
@@ -114,7 +114,7 @@ def read_hf_policy(
 
 
 def save_policy(policy: Policy, directory: str) -> None:
-    """Write a folder that load_policy reads; what only this machine cares for (remat, kernel) is not kept."""
+    """Write a folder for `load_policy`; settings of this machine (remat, attention kernel) are not kept."""
     spec = dataclasses.replace(policy.spec, remat="none", attention="auto")
     more = {} if policy.kept is None else {"kept": policy.kept}
     save_model(directory, "policy", spec, policy.params, policy.tokenizer, **more)

@@ -1,8 +1,8 @@
-"""Safetensors files of our own reading and writing: mapped, or read by range from a store; checked, and streamed.
+"""Reading and writing of safetensors files: memory-mapped, or by range from an object store; checked and streamed.
 
 A file is eight bytes of header length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, and the
-tensors' bytes one after another (format of huggingface/safetensors). Nothing in it is ever run, and nothing in its
-header is believed before it has been compared with the file.
+tensors' bytes one after another (format of huggingface/safetensors). Its header is
+checked against the file before it is used.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ DTYPES = {
     "U64": np.dtype(np.uint64), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-#: Bytes; the limit of the format's own library.
+#: In bytes; the limit of the safetensors library.
 LONGEST_HEADER = 100_000_000
 METADATA = "__metadata__"
-#: Ending of a small file that stands for a large one: it holds the path of the object in a store.
+#: Suffix of a small file that replaces a large one: it holds the path of an object in a store.
 POINTER = ".at"
 _REPAIR = "Download or write the file again."
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: where its bytes lie in the map."""
+    """One tensor of a file: type, shape and range of bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -71,21 +71,21 @@ class SafetensorsFile(dict[str, np.ndarray]):
 
 
 class RemoteTensor:
-    """A tensor in an object store: shape and type are known, numbers are read when they are asked for."""
+    """A tensor in an object store: shape and type are known, values are read on demand."""
 
     def __init__(self, path: epath.Path, entry: Entry):
         self.path, self.entry = path, entry
         self.dtype, self.shape, self.size = entry.dtype, entry.shape, math.prod(entry.shape)
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """The numbers from `start` to `stop` in the order of the file."""
+        """The elements from `start` to `stop` in the order of the file."""
         found = np.empty(max(0, min(stop, self.size) - start), self.dtype)
         self._read(found, start)
         return found
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """An array of the tensor's shape in which these rows are read; the others are never touched, and so take no
-        memory of the machine."""
+        """An array of the tensor's shape in which these rows are read; the others are uninitialised and, never being
+        written, take no physical memory."""
         found = np.empty(self.shape, self.dtype)
         if self.size:
             self._read(found[start:stop].reshape(-1), start * (self.size // self.shape[0]))
@@ -105,7 +105,7 @@ class RemoteTensor:
             raise CheckpointError(f"{self.path} has become shorter while it was read. Run the command again.")
 
 
-#: What a checkpoint holds by name.
+#: A tensor of a checkpoint.
 Tensor = np.ndarray | RemoteTensor
 
 
@@ -126,7 +126,7 @@ def read_remote(path: epath.Path) -> dict[str, RemoteTensor]:
 
 
 def located(path: str | os.PathLike) -> epath.Path | None:
-    """Where the file of this name is: here, or in a store that a pointer beside it names; None: nowhere."""
+    """The path of a file, or of the object in a store that a pointer file names; None where neither exists."""
     here, pointer = epath.Path(path), epath.Path(f"{os.fspath(path)}{POINTER}")
     if here.exists():
         return here
@@ -137,15 +137,6 @@ def open_safetensors(path: str | os.PathLike) -> Mapping[str, Tensor]:
     """The tensors of a file that is `located`."""
     place = located(path)
     return read_remote(place) if place is not None and is_remote(place) else SafetensorsFile(place or path)
-
-
-def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
-    """Where the tensors of an open file of `size` bytes lie; for files that cannot be mapped, such as remote ones.
-
-    Raises:
-      CheckpointError: as SafetensorsFile.
-    """
-    return _entries(_header_bytes(file, size, path), size, path)
 
 
 def _header_bytes(file, size: int, path: str) -> bytes:
@@ -169,8 +160,14 @@ def _no_doubles(pairs: Sequence[tuple[str, object]]) -> dict:
     return found
 
 
-def _entries(header: bytes, size: int, path: str) -> dict[str, Entry]:
-    """The checked header: known types, sizes that are those of the shapes, every byte of the file in one tensor."""
+def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
+    """The entries of an open file of `size` bytes, checked: known types, sizes equal to those of the shapes, every byte
+    in one tensor.
+
+    Raises:
+      CheckpointError: as SafetensorsFile.
+    """
+    header = _header_bytes(file, size, path)
     try:
         listed = json.loads(header, object_pairs_hook=_no_doubles)
         listed.pop(METADATA, None)
@@ -205,7 +202,7 @@ def _entry(name: str, record: Any, start: int) -> Entry:
 
 
 class Planned(NamedTuple):
-    """A tensor that is still to be written."""
+    """A tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -213,14 +210,14 @@ class Planned(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_safetensors(
     path: str | os.PathLike, planned: Sequence[Planned], arrays: Iterable[np.ndarray], metadata: dict | None = None
 ) -> str:
-    """Write a file tensor by tensor, so that no more than one is ever held; the hex SHA-256 of the file.
+    """Write a file tensor by tensor, so that at most one is in memory; returns the hex SHA-256 of the file.
 
     Args:
       path: local or remote file; an older one is replaced.

@@ -1,9 +1,8 @@
-"""Released weights, read by slice straight into (sharded) arrays.
+"""Released weights, read by slice into (sharded) arrays.
 
-A checkpoint is a mapping from tensor names to arrays that lie in mapped files, or in a store. A model's table of
-`Stored` says where each of our parameters lies; a parameter is assembled slice by slice, for the devices of this host
-alone, one parameter at a time, so that a host never holds more than its share of one stacked parameter beside the
-result.
+A checkpoint is a mapping from tensor names to arrays in memory-mapped files or in an object store. A model's table of
+`Stored` gives the tensors of each of our parameters. Parameters are assembled one at a time and slice by slice, for the
+devices of this host alone, so that besides the result a host holds at most its share of one stacked parameter.
 """
 
 import hashlib
@@ -29,15 +28,14 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"
 
-#: What stands before a tensor's name, depending on the class that saved it: whole models, the text part of a
-#: multimodal one in both spellings, encoders within a classifier, and COMET's encoder.
+#: Prefixes of tensor names, depending on the class that saved them: complete models, the text part of a multimodal one
+#: (two variants), encoders within a classifier, and COMET's encoder.
 PREFIXES = (
     "language_model.model.", "model.language_model.", "language_model.", "encoder.model.", "model.", "bert.",
     "roberta.",
 )  # fmt: skip
 
-#: Tensors that a checkpoint may hold and no parameter takes: heads that are tied or unused, the other parts of a
-#: multimodal model, and tables that are computed anew.
+#: Tensors that are ignored: tied or unused heads, the other parts of a multimodal model, and tables that are computed.
 HARMLESS = re.compile(
     r"^(lm_head|pooler|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
     r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
@@ -45,10 +43,10 @@ HARMLESS = re.compile(
 SHOWN_PROBLEMS = 40
 #: Bytes of parameters above which loading and writing show a progress bar.
 LONG_LOAD = 1 << 30
-#: Elements copied at a time where a matrix is transposed: both sides of a block stay in the cache.
+#: Elements copied at a time where a matrix is transposed, so that source and target stay in the CPU's cache.
 BLOCK_ELEMENTS = 1 << 18
 SAMPLE_BYTES = 1024
-#: Threads that copy; the rows of a transposed matrix come from all over the file.
+#: Threads that copy.
 READERS = min(16, os.cpu_count() or 1)
 
 
@@ -65,14 +63,14 @@ class Weights(dict[str, Tensor]):
             self.update(file)
 
     def release(self) -> None:
-        """Lets the system drop what was read."""
+        """Let the system drop the pages that were read."""
         for file in self.files:
             if hasattr(file, "release"):
                 file.release()
 
 
 def open_weights(folder: str | os.PathLike) -> Weights:
-    """The checkpoint in a local folder: safetensors, else PyTorch's own format; one file, or an index of several.
+    """The checkpoint in a local folder: safetensors, else a torch file; one file, or an index of several.
 
     Raises:
       CheckpointError: no weights, a file of the index that is missing, a damaged file.
@@ -117,7 +115,7 @@ def _indexed_files(index: str) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without what stands before it in one class and not in another."""
+    """A tensor's name without its prefix."""
     return name[len(next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")) :]
 
 
@@ -134,12 +132,12 @@ def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ignore: str = "") -> dict[str, list[str]]:
-    """Our parameter path -> the names, in this checkpoint, of the tensors that it is made of.
+    """Our parameter path -> the names of its tensors in this checkpoint.
 
     Args:
       tensors: the checkpoint.
-      names: our parameter path -> where it lies.
-      ignore: regular expression of further tensors, by plain name, that no parameter takes.
+      names: our parameter path -> its tensors.
+      ignore: regular expression of further tensors, by plain name, that are ignored.
 
     Raises:
       CheckpointError: every tensor that is missing, unexpected, of another shape, or not of floating type, at once.
@@ -184,7 +182,7 @@ def _misfit(name: str, tensor: Tensor, stored: Stored) -> list[str]:
 
 
 def copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
-    """`out[...] = source` in blocks that fit the cache, which a transposed source wants (it halves the time)."""
+    """`out[...] = source` in blocks that fit the CPU's cache, which halves the time for a transposed source."""
     if out.size <= BLOCK_ELEMENTS or source.flags.c_contiguous:
         out[...] = source
         return
@@ -196,16 +194,16 @@ def copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
 
 
 def rows_behind(shape: tuple[int, ...], stored: Stored, inner: tuple[slice, ...]) -> tuple[int, int]:
-    """(first, behind the last) row of a checkpoint's tensor that a slice of our parameter needs."""
+    """(first row, last row + 1) of a checkpoint's tensor that a slice of our parameter needs."""
     numbers = np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
-    every = np.broadcast_to(numbers, shape)  # no copy: an array of row numbers without their memory
+    every = np.broadcast_to(numbers, shape)  # a view: row numbers without memory for each element
     needed = (every.T if stored.transpose else every).reshape(stored.shape)[inner]
     corners = needed[tuple(slice(None, None, max(1, size - 1)) for size in needed.shape)]
     return (int(corners.min()), int(corners.max()) + 1) if corners.size else (0, 0)
 
 
 class _Leaf:
-    """One parameter's slices, each read once however many devices hold it."""
+    """The slices of one parameter, each read once even if several devices hold it."""
 
     def __init__(self, tensors, names: list[str], stored: Stored, dtype, pool: ThreadPoolExecutor):
         self.tensors, self.names, self.stored, self.dtype, self.pool = tensors, names, stored, dtype, pool
@@ -222,7 +220,7 @@ class _Leaf:
         return self.read[key]
 
     def _tensor(self, name: str, inner: tuple[slice, ...]) -> np.ndarray:
-        """An array of the tensor's shape that holds what `inner` needs of it."""
+        """An array of the tensor's shape with at least the values that `inner` needs."""
         tensor = self.tensors[name]
         if not isinstance(tensor, RemoteTensor):
             return tensor
@@ -233,7 +231,7 @@ class _Leaf:
         if found is None:
             found = tensor.rows(*rows)
             needed = math.prod(part.stop - part.start for part in inner)
-            if needed < found[slice(*rows)].size:  # the rest of these rows is another device's
+            if needed < found[slice(*rows)].size:  # another device needs the rest of these rows
                 self.rows[name, *rows] = found
         return found
 
@@ -269,18 +267,18 @@ def load_params(
     """The parameters of a model, from a checkpoint.
 
     Args:
-      tensors: name -> array, lying in files (see open_weights).
-      names: our parameter path (`layers/query/kernel`) -> where it lies.
+      tensors: name -> array (see open_weights).
+      names: our parameter path (`layers/query/kernel`) -> its tensors.
       shardings: tree of shardings with these paths; None: the default device.
-      dtype: type of the parameters; None: of each, the one it is stored in.
-      ignore: regular expression of further tensors that no parameter takes.
-      tick: called with the bytes of each parameter that is done.
+      dtype: type of the parameters; None: the stored type of each.
+      ignore: regular expression of further tensors that are ignored.
+      tick: called with the size in bytes of each loaded parameter.
 
     Returns:
       Nested dict of arrays: `{"layers": {"query": {"kernel": [N, D, H, C]}}, ...}`.
 
     Raises:
-      CheckpointError: see resolve_names; or tensors of one parameter in different types where none was asked for.
+      CheckpointError: see resolve_names; or tensors of one parameter have different types and no type was given.
     """
     resolved = resolve_names(tensors, names, ignore)
     places = {} if shardings is None else flat_paths(shardings)
@@ -306,7 +304,7 @@ def _stored_type(tensors, names: list[str]) -> np.dtype:
 
 
 def _place(leaf: _Leaf, sharding) -> jax.Array:
-    """On the devices, and waited for: the host's copy goes before the next parameter is read."""
+    """The parameter on its devices; blocks, so that the host's copy is freed before the next parameter is read."""
     if sharding is None:
         array = jax.device_put(leaf(None))
     else:
@@ -315,15 +313,15 @@ def _place(leaf: _Leaf, sharding) -> jax.Array:
 
 
 def abstract_params(names: Mapping[str, Stored], dtype: Any = np.float32) -> dict:
-    """Shapes of the parameters that a table names, as a tree."""
+    """Shapes of the parameters of a table, as a tree."""
     return nested({path: jax.ShapeDtypeStruct(stored.full_shape(), dtype) for path, stored in names.items()})
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hex digest that tells checkpoints apart without reading them whole.
+    """Hex digest that distinguishes checkpoints without reading them completely.
 
-    Of every tensor: name, type, shape, and its first, middle and last kibibyte. Another training step changes it; a
-    single flipped bit need not. How tensors are spread over files does not matter.
+    It covers every tensor's name, type, shape, and its first, middle and last kibibyte, but not how tensors are divided
+    into files. Another training step changes it; a single flipped bit may not.
     """
 
     def described(name: str) -> bytes:
