@@ -65,8 +65,9 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
     for name in filter(HARMLESS.fullmatch, config):
         fields.take(name)
     offset = 0 if family == "bert" else fields.take("pad_token_id", 1) + 1
+    sizes: dict[str, Any] = {ours: fields.size(theirs) for ours, theirs in SIZES.items()}
     spec = EncoderSpec(
-        **{ours: fields.size(theirs) for ours, theirs in SIZES.items()},
+        **sizes,
         position_offset=offset,
         norm_eps=fields.number("layer_norm_eps"),
         pre_norm=FAMILIES[family],
