@@ -19,7 +19,7 @@ from pbrl_jax.core.trees import map_with_path, match_rules
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-LOGICAL_AXES = {
+LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
     "vocab": "tensor",
     "width": "fsdp",
@@ -58,7 +58,8 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
             f"Use --mesh.data -1 --mesh.fsdp F --mesh.tensor T with F * T dividing {device_count}: "
             f"{divisors(device_count)}."
         )
-    return tuple(sizes)
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
 def divisors(number: int) -> str:

@@ -16,8 +16,6 @@ from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs, response_texts
 from pbrl_jax.rewards.translation import against_references, loaded_comet, row_translator
 
-WIRINGS = ("reference", "quality", "direct")
-
 
 def make_comet(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `comet`: of the answer part, or of what `config.parts` names (whole, reasoning).

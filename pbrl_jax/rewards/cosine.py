@@ -89,7 +89,7 @@ def vector_scores(
       vectors: unit vectors [parts * B, E], part by part; `present` [parts * B] is false for an empty text.
     """
     pivot = jnp.concatenate(pivots)
-    if pivot.ndim == 2:
+    if has_BK is None:
         cosine = jnp.sum(vectors * pivot, axis=-1)
     else:
         cosine = reference_cosine(vectors, pivot, jnp.tile(has_BK, (len(pivots), 1)), config.references)

@@ -65,13 +65,13 @@ def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int
     known: dict[tuple[str, str], float] = {}
 
     def score(inputs: RewardInputs) -> Scores:
-        rows = [row for row, prompt in enumerate(inputs.prompts) if prompt.reference is not None]
-        full = [row for row in rows if inputs.completions[row].strip()]
+        texts = {row: prompt.reference.text for row, prompt in enumerate(inputs.prompts) if prompt.reference}
+        full = [row for row in texts if inputs.completions[row].strip()]
         questions = asked([inputs.prompts[row].question_en for row in full])
         responses = _encoded(policy, [inputs.completions[row].strip() + "\n" for row in full])
-        references = _encoded(policy, [inputs.prompts[row].reference.text for row in full])
+        references = _encoded(policy, [texts[row] for row in full])
         # What the reference costs without any response: once per problem, whatever the group's size.
-        keys = [(inputs.prompts[row].question_en, inputs.prompts[row].reference.text) for row in full]
+        keys = [(inputs.prompts[row].question_en, texts[row]) for row in full]
         new = {key: place for place, key in enumerate(keys) if key not in known}
         alone = mean_logprobs(policy, [questions[p] for p in new.values()], [references[p] for p in new.values()])
         known.update(zip(new, alone.tolist(), strict=True))
@@ -79,7 +79,7 @@ def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int
         value = np.zeros(len(inputs.completions), np.float32)
         value[full] = behind - np.array([known[key] for key in keys], np.float32)
         valid = np.zeros(len(value), bool)
-        valid[rows] = True
+        valid[list(texts)] = True
         return Scores(jnp.asarray(value), jnp.asarray(valid & np.isfinite(value)), {})
 
     return score

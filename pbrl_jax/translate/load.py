@@ -14,7 +14,7 @@ from pbrl_jax.text.prompts import with_one_bos
 from pbrl_jax.text.tokenizers import has_chat_template
 from pbrl_jax.translate.m2m100_translator import load_m2m100
 from pbrl_jax.translate.translator import REQUEST, Segment, Translator, Written
-from pbrl_jax.weights.hf_load import read_config
+from pbrl_jax.weights.hf_fields import read_config
 from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.policies import Policy, load_policy

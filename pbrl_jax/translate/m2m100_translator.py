@@ -13,17 +13,18 @@ from etils import epath
 
 from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError
-from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
-from pbrl_jax.weights.encoder_export import CONFIG, SAMPLE, write_module
-from pbrl_jax.weights.hf_load import check_vocabulary, read_config, stored_compute_type
+from pbrl_jax.weights.encoder_export import SAMPLE
+from pbrl_jax.weights.folders import check_vocabulary
+from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.weights.hub import local_copy
-from pbrl_jax.weights.tensors import abstract_params, load_params, open_weights, weights_digest
+from pbrl_jax.weights.tensors import CONFIG, abstract_params, load_params, open_weights, weights_digest
+from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_module
 
 NLLB_CODES = {
     "ar": "arb_Arab", "bn": "ben_Beng", "de": "deu_Latn", "en": "eng_Latn", "es": "spa_Latn", "fr": "fra_Latn",
@@ -47,7 +48,11 @@ class M2M100Translator(Translator):
       batch_size: sentences translated at a time, all of one length bucket.
     """
 
-    def __init__(self, spec: M2M100Spec, params: Any, tokenizer: Tokenizer, num_beams: int = 1, batch_size: int = 32):
+    fingerprint: str = ""
+
+    def __init__(
+        self, spec: M2M100Spec, params: Any, tokenizer: HuggingFaceTokenizer, num_beams: int = 1, batch_size: int = 32
+    ):
         if num_beams < 1 or batch_size < 1:
             raise ConfigError(f"num_beams={num_beams}, batch_size={batch_size}: both must be at least 1.")
         self.spec, self.params, self.tokenizer = spec, params, tokenizer
@@ -136,6 +141,8 @@ def load_m2m100(
     if shared.template not in tensors:
         names["embed"] = shared._replace(template=next((n for n in EMBEDDING_COPIES if n in tensors), shared.template))
     tokenizer = load_tokenizer(folder)
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise CheckpointError(f"{source!r} has no tokenizer.json, which names the languages. Copy the whole folder.")
     check_vocabulary(tokenizer, spec.vocab_size, source)
     shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
     params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)
@@ -167,16 +174,9 @@ def export_translator(translator: M2M100Translator, directory: str) -> None:
     write_module(folder, {**config, "torch_dtype": kind}, translator.params, names)
     place = local_copy(str(directory))
     found = load_m2m100(place, read_config(place, str(directory)) or {}, str(directory))
-    alike = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b, equal_nan=True)), translator.params, found.params)
-    problems: list[str] = []
-    map_with_path(lambda path, same: same or problems.append(f"{path} differs"), alike)
+    problems = differing_parameters(translator.params, found.params)
     if found.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
         problems.append("the tokenizer gives other ids")
     if found.language_ids != translator.language_ids:
         problems.append("the tokenizer knows other languages")
-    if problems:
-        (folder / CONFIG).unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as a "
-            "model (config.json is removed). Check the disk and export again; if that does not help, report it."
-        )
+    refuse_differences(directory, problems, CONFIG)

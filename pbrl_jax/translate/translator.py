@@ -174,7 +174,7 @@ class Translator(ABC):
                     best[index] = Written(text, written.complete)
                 if agree:
                     todo.remove(index)
-        return best
+        return [Written("", False) if written is None else written for written in best]
 
     def _write_fitting(self, segments: list[Segment]) -> list[Written]:
         """`write`, with segments that are too long split into parts, and equal ones written once."""

@@ -29,8 +29,9 @@ def folder(tmp_path):
 def test_round_trip_bit_for_bit(folder):
     loaded = load_encoder(str(folder), 64)
     assert loaded.spec == encoder().spec
-    bits = lambda params: jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), params)  # noqa: E731
-    assert bits(loaded.params) == bits(encoder().params)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(encoder().params)
+    pairs = zip(jax.tree.leaves(loaded.params), jax.tree.leaves(encoder().params), strict=True)
+    assert all(np.asarray(found).tobytes() == np.asarray(wanted).tobytes() for found, wanted in pairs)
     assert loaded.tokenizer.fingerprint == tokenizer().fingerprint
     np.testing.assert_array_equal(load_encoder(str(folder.parent), 64).embed(TEXTS[:2]), encoder().embed(TEXTS[:2]))
 

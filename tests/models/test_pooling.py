@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.models.chain import add_special_ids, apply_dense, init_dense
 from pbrl_jax.models.encoder import encode, init_encoder
+from pbrl_jax.models.pooling import add_special_ids, apply_dense, init_dense
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, tiny_decoder, tiny_encoder
 
 TOKENS = jnp.array([[5, 6, 7], [8, 0, 0], [0, 0, 0]])
