@@ -161,7 +161,7 @@ def test_tensorflow_is_imported_lazily():
 
 
 def test_every_config_field_is_read():
-    from pbrl_jax.config.tree import Config
+    from pbrl_jax import Config
 
     sections = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
     reads = set()

@@ -114,7 +114,7 @@ def test_experiment_files(refused, tmp_path, monkeypatch):
     contents = {
         "a.yaml": ("train: 1", "'a.yaml' is no config. Expected a Python file"),
         "b.py": ("x = 1\ny = x / 0\n", "b.py, line 2: ZeroDivisionError"),
-        "c.py": ("from pbrl_jax.config.tree import AlgoConfig\nAlgoConfig(betta=1)\n", "c.py, line 2: TypeError"),
+        "c.py": ("from pbrl_jax import AlgoConfig\nAlgoConfig(betta=1)\n", "c.py, line 2: TypeError"),
         "d.py": ("def get_config(:\n", "d.py: SyntaxError"),
         "e.py": ("x = 1\n", "e.py has no get_config()"),
         "f.py": ("def get_config():\n    return {}\n", "gave a dict, expected pbrl_jax.Config"),

@@ -11,7 +11,7 @@ import types
 import typing
 from typing import Any
 
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.tree import AnyConfig, Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 
 
@@ -20,8 +20,11 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str) -> Config:
-    """The Config that `to_json` wrote: `from_json(to_json(config)) == config`.
+def from_json(text: str, kind: type[AnyConfig] = Config) -> AnyConfig:
+    """The Config that `to_json` wrote: `from_json(to_json(config), type(config)) == config`.
+
+    Args:
+      kind: the class to make, `pbrl_jax.Config` for all settings that a run may have.
 
     Raises:
       ConfigError: not JSON, an unknown, missing or repeated key, or a value of another type than the field's.
@@ -32,7 +35,7 @@ def from_json(text: str) -> Config:
         raise ConfigError(
             f"The config is not JSON: {error}. Expected the content of a config.json that a run wrote."
         ) from error
-    return _section(Config, value, "")
+    return _section(kind, value, "")
 
 
 def identity_differences(saved: Config, current: Config) -> dict[str, tuple[Any, Any]]:
@@ -97,6 +100,8 @@ def _section(cls: type, value: Any, path: str) -> Any:
 def _typed(hint: Any, value: Any, path: str) -> Any:
     """`value` as the type of a field: a section, a tuple, an optional, or one of str, bool, int, float."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:  # which of them, `config.checks` says
+        return _typed(type(arguments[0]), value, path)
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, path)
     if origin in (types.UnionType, typing.Union):

@@ -6,6 +6,7 @@ reasoning and answer apart. The pivot's vectors are cached; only responses are e
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,13 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.records import Scores
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, response_texts
-from pbrl_jax.rewards.similarity import combine_parts, load_baselines, reference_cosine, scale_similarity
+from pbrl_jax.rewards.similarity import (
+    PartsConfig,
+    SimilarityConfig,
+    combine_parts,
+    load_baselines,
+    reference_cosine,
+    scale_similarity,
+)
 from pbrl_jax.weights.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class CosineConfig(SimilarityConfig, PartsConfig):
+    """What `cosine` reads."""
 
 
 def cosine_reward(
@@ -48,7 +60,7 @@ def hybrid_scores(
     pivots: tuple[jax.Array, ...],
     *,
     spec: TextEncoderSpec,
-    config: RewardConfig,
+    config: CosineConfig,
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
@@ -74,7 +86,7 @@ def vector_scores(
     present: jax.Array,
     pivots: tuple[jax.Array, ...],
     *,
-    config: RewardConfig,
+    config: CosineConfig,
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
@@ -98,18 +110,18 @@ def vector_scores(
 
 
 @functools.cache
-def compiled_hybrid(spec: TextEncoderSpec, config: RewardConfig):
+def compiled_hybrid(spec: TextEncoderSpec, config: CosineConfig):
     """hybrid_scores as a compiled program of a spec and a config."""
     return jax.jit(functools.partial(hybrid_scores, spec=spec, config=config))
 
 
 @functools.cache
-def compiled_vector_scores(config: RewardConfig):
+def compiled_vector_scores(config: CosineConfig):
     """vector_scores as a compiled program of a config."""
     return jax.jit(functools.partial(vector_scores, config=config))
 
 
-def make_cosine(config: RewardConfig, encoder: Encoder, languages: Sequence[str] = ()):
+def make_cosine(config: CosineConfig, encoder: Encoder, languages: Sequence[str] = ()):
     """The reward on the host path: texts in, Scores out. Compiled once per length bucket.
 
     Texts longer than the encoder reads are embedded in chunks, as the references are (`encoder_cut` marks them).

@@ -1,15 +1,25 @@
 """Experiment files and overrides: `configs/x.py` plus `--section.field value`."""
 
+import ast
+import dataclasses
+import functools
 import importlib.util
+import inspect
+import textwrap
 import traceback
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from pbrl_jax.config.checks import range_words
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.run.check import TABLES
+from pbrl_jax.run.settings import as_config, config_class
 
 
 def load_config(path: str) -> Config:
@@ -24,7 +34,7 @@ def load_config(path: str) -> Config:
         hint = did_you_mean(path, known) if known else "Give a Python file with get_config(), or a saved config.json."
         raise ConfigError(f"No config at {path!r}. {hint}")
     if file.suffix == ".json":
-        return from_json(file.read_text(encoding="utf-8"))
+        return from_json(file.read_text(encoding="utf-8"), config_class())
     if file.suffix != ".py":
         raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -43,9 +53,61 @@ def load_config(path: str) -> Config:
         raise ConfigError(f"{place}: {type(error).__name__}: {error}. Correct the file.") from error
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() of {path} gave a {type(config).__name__}, expected pbrl_jax.Config.")
-    return config
+    return as_config(config)
 
 
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
     """The config with `--section.field value` overrides; an unknown key ends the program with the nearest name."""
-    return tyro.cli(Config, default=config, args=list(arguments), prog=program)
+    registry = ConstructorRegistry()
+    registry.struct_rule(_section_spec)
+    return tyro.cli(config_class(), default=config, args=list(arguments), prog=program, registry=registry)
+
+
+def _section_spec(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How tyro builds a section, with help that says what values are allowed; None for other types."""
+    sections = {type(getattr(config_class()(), field.name)): field.name for field in dataclasses.fields(Config)}
+    if info.type not in sections:
+        return None
+    hints, words = typing.get_type_hints(info.type), field_words(info.type)
+    return StructConstructorSpec(
+        info.type,
+        tuple(
+            StructFieldSpec(
+                name=field.name,
+                type=hints[field.name],
+                default=getattr(info.default, field.name),
+                helptext=" ".join(filter(None, (
+                    words.get(field.name), allowed_values(f"{sections[info.type]}.{field.name}", field)
+                ))),
+            )
+            for field in dataclasses.fields(info.type)
+        ),
+    )  # fmt: skip
+
+
+def allowed_values(path: str, field: dataclasses.Field) -> str:
+    """What a field may hold, for its help: the names of its table, its range; closed sets are shown by the parser."""
+    rules = field.metadata["rules"]
+    table = TABLES.get(path)
+    names = list(rules.names) if table is None else [name for name in (*table.table, *table.more) if name]
+    if names:
+        return f"Known: {', '.join(names)}."
+    limits = range_words(rules)
+    return f"{limits[0].upper()}{limits[1:]}." if limits else ""
+
+
+@functools.cache
+def field_words(kind: type) -> dict[str, str]:
+    """Field -> the string below it in the source of its class."""
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        if "__annotations__" not in cls.__dict__:
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+        except (OSError, TypeError):  # made at run time: its fields are those of its bases
+            continue
+        for line, following in zip(body, body[1:], strict=False):
+            if isinstance(line, ast.AnnAssign) and isinstance(following, ast.Expr):
+                found[line.target.id] = " ".join(str(following.value.value).split())
+    return found

@@ -292,7 +292,7 @@ def restore(experiment: Experiment) -> Position:
                 f"{experiment.work.checkpoints} holds checkpoints of `pbrl sft` or `pbrl encoder`, expected those of "
                 "`pbrl train`. Use another --workdir."
             )
-        saved = from_json(meta["config"])
+        saved = from_json(meta["config"], type(experiment.config))
         check_same_experiment(saved, experiment.config, meta["fingerprints"], dict(experiment.fingerprints))
         batch = batch_shapes(experiment) if meta["in_cycle"] else None
         keeps_beta = meta.get("keeps_beta", saved.algo.kl_target is not None)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.advantages import flat_groups, normalize_then_sum
+from pbrl_jax.algos.advantages import ScoredGroups, flat_groups
 from pbrl_jax.algos.advantages import reward_metrics as group_metrics
 from pbrl_jax.algos.correction import sampler_weights
+from pbrl_jax.algos.grpo import policy_loss
 from pbrl_jax.algos.ppo import value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
 from pbrl_jax.config.tree import Config, with_values
@@ -169,7 +170,7 @@ def microbatch_sums(model, ref_params, beta, batch: TrainBatch, adv, mask_BR, re
         )  # fmt: skip
     if algo.entropy_coef != 0:
         extra["entropy_BR"] = spread_BR
-    loss_sum, count, pairs = lookup(ALGORITHMS, algo.name, "algorithm").loss(
+    loss_sum, count, pairs = policy_loss(
         logp_BR, old_BR, adv, mask_BR, config=algo, ref_logp_BR=ref_logp_BR,
         max_completion_length=config.rollout.max_completion_length, beta=beta, **extra,
     )  # fmt: skip
@@ -256,19 +257,15 @@ def apply_update(state: TrainState, grads, config: Config) -> tuple[TrainState, 
     return new_state, metrics
 
 
-def batch_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> jax.Array:
-    """Advantages of rows [B] or tokens [B, R], by the algorithm; of several rewards apart where GDPO is asked for."""
-    algo, G = config.algo, config.algo.num_generations
-    if algo.multi_objective_aggregation == "normalize_then_sum":
-        reward_FPG = batch.rewards_BF.T.reshape(batch.rewards_BF.shape[1], -1, G)
-        valid_FPG = ~jnp.isnan(reward_FPG) & batch.valid_B.reshape(1, -1, G)
-        weights_F = jnp.asarray([weight for weight in config.reward.reward_weights if weight], reward_FPG.dtype)
-        return normalize_then_sum(
-            reward_FPG, valid_FPG, weights_F, epsilon=algo.advantage_epsilon, floor=algo.min_reward_std
-        ).reshape(-1)
+def batch_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> tuple[jax.Array, jax.Array | None]:
+    """(advantages of rows [B] or tokens [B, R], a critic's targets or None), by the algorithm."""
+    G, rewards, weights = config.algo.num_generations, None, None
+    if batch.rewards_BF is not None:
+        rewards = batch.rewards_BF.reshape(-1, G, batch.rewards_BF.shape[1])
+        weights = jnp.asarray([weight for weight in config.reward.reward_weights if weight], rewards.dtype)
     reward_PG, valid_PG = batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G)
-    estimate = lookup(ALGORITHMS, algo.name, "algorithm").advantages
-    return estimate(reward_PG, valid_PG, mask_BR, config=algo, penalty_BR=penalty_BR)
+    groups = ScoredGroups(reward_PG, valid_PG, mask_BR, penalty_BR, rewards, weights)
+    return lookup(ALGORITHMS, config.algo.name, "algorithm").estimate(groups, batch.value_BR, config=config.algo)
 
 
 def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: DecoderSpec, config: Config,
@@ -288,14 +285,8 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: Decod
         penalty_BR = kl_penalty(
             batch.rollout.logp_BR, ref_logp_BR, sampled_mask(batch), beta=beta, estimator=algo.kl_estimator
         )
-    model, return_BR = state.params, None
-    if state.critic is None:
-        adv = batch_advantages(batch, mask_BR, penalty_BR, config)
-    else:
-        model = state.params, state.critic["params"]
-        adv, return_BR = lookup(ALGORITHMS, algo.name, "algorithm").advantages(
-            batch.reward_B, batch.value_BR, mask_BR, gamma=algo.gamma, lam=algo.lam, penalty_BR=penalty_BR
-        )
+    model = state.params if state.critic is None else (state.params, state.critic["params"])
+    adv, return_BR = batch_advantages(batch, mask_BR, penalty_BR, config)
     grads, metrics = gradient_sums(
         model, ref_params, parts, adv, mask_BR, config=part_config, spec=spec, bucket=bucket,
         entropy=config.log.entropy, ref_logp_BR=ref_logp_BR, return_BR=return_BR, beta=state.beta, frozen=frozen,

@@ -2,9 +2,10 @@
 
 import pytest
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
+from pbrl_jax.algos.losses import LOSSES, ClipConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.run.check import CLIPPED, validate
+from pbrl_jax.run.check import validate
 
 TWO_REWARDS = {"functions": ("cosine", "answer"), "reward_weights": (1.0, 0.5)}
 
@@ -27,6 +28,7 @@ REFUSED = {
     "a discount nobody reads": ({"gamma": 0.9}, "gives every token of a response the same advantage"),
     "one sample": ({"num_generations": 1}, "a group needs two samples"),
     "one sample of OPO": ({"num_generations": 1, "name": "opo", "scale_rewards": "none"}, "a group needs two samples"),
+    "one sample and no scale": ({"num_generations": 1, "scale_rewards": "none"}, "a group needs two samples"),
     "one reward": ({"multi_objective_aggregation": "normalize_then_sum"}, "needs two reward functions.*there is 1"),
     "not a number": ({"entropy_coef": float("nan")}, "algo.entropy_coef is nan"),
 }
@@ -52,11 +54,10 @@ ACCEPTED = (
     {"loss_type": "gpg", "name": "gpg"},
     {"delta": 4.0, "num_iterations": 4},
     {"name": "reinforce_plus_plus", "num_generations": 1, "gamma": 0.99, "kl_in": "reward"},
-    {"scale_rewards": "none", "num_generations": 1},
     {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     {"importance_sampling_mode": "sequence_mask", "importance_sampling_clip_max": None},
     {"kl_target": 0.05},
-    *({"loss_type": name, "epsilon_high": 0.28} for name in CLIPPED),
+    *({"loss_type": name, "epsilon_high": 0.28} for name, loss in LOSSES.items() if loss.settings is ClipConfig),
 )
 
 
