@@ -20,5 +20,5 @@ def get_config() -> Config:
     return with_values(
         paper,
         # ASSUMED: all values; REINFORCE++ (arXiv 2501.03262) puts a k1 estimate into the reward.
-        algo={"name": "reinforce_plus_plus", "kl_in": "reward", "kl_estimator": "k1", "scale_rewards": "none"},
+        algo={"name": "reinforce_plus_plus", "kl_in": "reward", "kl_estimator": "k1"},
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pbrl_jax.config.fields import Rules
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError, did_you_mean
+from pbrl_jax.core.errors import ConfigError, nearest
 
 #: Values of a sibling with which a field that depends on it is not read; see `Rules.only_with`.
 OFF = (0, None, "", (), "off", "none")
@@ -48,8 +48,7 @@ def _values(path: str, value: Any, hint: Any) -> Iterator[Any]:
         for item in value:
             yield from _values(path, item, arguments[0])
     elif origin is typing.Literal:
-        if value not in arguments:
-            raise ConfigError(f"Unknown value of {path} {value!r}. {did_you_mean(str(value), arguments)}")
+        _check_name(path, value, arguments)
         yield value
     elif type(value) is hint or (hint is float and type(value) is int):
         yield value
@@ -57,10 +56,15 @@ def _values(path: str, value: Any, hint: Any) -> Iterator[Any]:
         raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); expected {hint.__name__}.")
 
 
+def _check_name(path: str, value: Any, names: tuple[str, ...]) -> None:
+    if value not in names:
+        known = ", ".join(name or "''" for name in names)
+        raise ConfigError(f"Unknown value of {path} {value!r}. Known: {known}.{nearest(str(value), names)}")
+
+
 def _check_range(path: str, value: Any, rules: Rules) -> None:
-    names = list(rules.names)
-    if names and value not in names:
-        raise ConfigError(f"Unknown value of {path} {value!r}. {did_you_mean(value, names)}")
+    if rules.names:
+        _check_name(path, value, tuple(rules.names))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     # Written so that a NaN, which compares with nothing, is refused.

@@ -29,7 +29,9 @@ class RewardConfig:
         0.8, above=0, at_most=1, only_with=("language_gate", "hard", "penalty", "soft", "scheduled")
     )
     """Share of a part's letters that must be in the prompt's language for it to count as right."""  # ASSUMED
-    gate_penalty: float = identity(0.5, at_least=0, only_with=("language_gate", "penalty"))
+    gate_penalty: float = identity(
+        0.5, at_least=0, only_with=("language_gate", "penalty"), note="it is taken away, so a negative one would reward"
+    )
     """language_gate penalty: taken from the value of a response in another language."""  # ASSUMED
     gate_schedule_steps: int = identity(100, at_least=0, only_with=("language_gate", "scheduled"))
     """language_gate scheduled: steps over which the gate closes, from no effect to that of soft."""  # ASSUMED
