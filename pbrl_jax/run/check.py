@@ -98,19 +98,26 @@ def _check_name(path: str, value: str, names: Names) -> None:
 def _check_models(config: Config) -> None:
     """Settings of a policy that is not loaded, and of an optimizer that does not act."""
     policy, optim, train = config.policy, config.optim, config.train
+    refuse_muon(config, "optim.optimizer", optim.optimizer)
     ends_at_zero = optim.schedule != "constant" and optim.min_learning_rate_share == 0
     _refuse_first((
         (policy.tokenizer and policy.source != "random",
          f"policy.tokenizer is {policy.tokenizer!r}, but policy.source {policy.source!r} brings its own tokenizer. Use "
          "--policy.tokenizer ''."),
-        (config.lora.rank and optim.optimizer == "muon",
-         f"optim.optimizer muon acts on the matrices of the layers, which lora.rank={config.lora.rank} freezes; the "
-         "adapters would be trained by AdamW. Use --optim.optimizer adamw."),
         (ends_at_zero and 0 < optim.schedule_steps < train.max_steps,
          f"optim.schedule {optim.schedule} ends at learning rate 0 after optim.schedule_steps={optim.schedule_steps}, "
          f"but train.max_steps is {train.max_steps}: the steps after it would change nothing. Use --train.max-steps "
          f"{optim.schedule_steps}, or --optim.schedule-steps {train.max_steps} for another experiment."),
     ))  # fmt: skip
+
+
+def refuse_muon(config: Config, path: str, optimizer: str) -> None:
+    """Refuse Muon beside adapters: it acts on the matrices of the layers, and they are frozen (ConfigError)."""
+    if config.lora.rank and optimizer == "muon":
+        raise ConfigError(
+            f"{path} muon acts on the matrices of the layers, which lora.rank={config.lora.rank} freezes; the adapters "
+            f"would be trained by AdamW. Use --{path} adamw."
+        )
 
 
 def _check_pivots(config: Config) -> None:
