@@ -7,11 +7,10 @@ from typing import Literal
 import pytest
 import tyro
 
-from pbrl_jax import __version__
+from pbrl_jax import AlgoConfig, Config, LoraConfig, PivotConfig, __version__, with_values
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.older import stable_repr, with_current_names
 from pbrl_jax.config.serialize import check_round_trip, command_line, from_json, identity_differences, to_json
-from pbrl_jax.config.tree import AlgoConfig, Config, LoraConfig, PivotConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 
 
@@ -30,7 +29,7 @@ def fields():
 
 
 def test_default_round_trip():
-    assert from_json(to_json(Config())) == Config()
+    assert from_json(to_json(Config()), Config) == Config()
 
 
 def test_round_trip_keeps_types():
@@ -41,15 +40,15 @@ def test_round_trip_keeps_types():
         data={"languages": ("sw", "bn"), "columns": ()},
         encoder={"prefix": "query: é中"},
     )
-    again = from_json(to_json(config))
+    again = from_json(to_json(config), Config)
     assert again == config
     assert again.data.columns == () and type(again.data.languages) is tuple
     assert again.algo.beta == 0.30000000000000004 and again.algo.leave_one_out is True
-    assert from_json(to_json(with_values(config, algo={"epsilon_high": None}))).algo.epsilon_high is None
+    assert from_json(to_json(with_values(config, algo={"epsilon_high": None})), Config).algo.epsilon_high is None
 
 
 def test_integer_for_float_field_becomes_float():
-    config = from_json(edited(lambda tree: tree["algo"].update(beta=0, epsilon_high=1)))
+    config = from_json(edited(lambda tree: tree["algo"].update(beta=0, epsilon_high=1)), Config)
     assert type(config.algo.beta) is float and type(config.algo.epsilon_high) is float
 
 
@@ -72,7 +71,7 @@ def test_integer_for_float_field_becomes_float():
 )
 def test_bad_json_names_the_key(change, words):
     with pytest.raises(ConfigError) as caught:
-        from_json(edited(change))
+        from_json(edited(change), Config)
     for word in words:
         assert word in str(caught.value)
 
@@ -184,7 +183,7 @@ def test_not_json_and_repeated_keys():
         from_json("[]")
     repeated = to_json(Config()).replace('"beta": 0.001', '"beta": 0.001, "beta": 0.5')
     with pytest.raises(ConfigError, match="beta more than once"):
-        from_json(repeated)
+        from_json(repeated, Config)
 
 
 def test_every_field_is_identity_or_operational():
@@ -223,7 +222,7 @@ def test_differences_are_saved_then_current_and_nan_equals_itself():
         "data.languages": (("sw",), ("sw", "bn")),
     }
     undefined = with_values(Config(), algo={"beta": float("nan")})
-    assert identity_differences(undefined, from_json(to_json(undefined))) == {}
+    assert identity_differences(undefined, from_json(to_json(undefined), Config)) == {}
 
 
 @pytest.mark.parametrize(
