@@ -13,6 +13,7 @@ from pbrl_jax.config.algo import AlgoConfig
 from pbrl_jax.config.endpoint import EndpointConfig
 from pbrl_jax.config.fields import identity, operational
 from pbrl_jax.config.methods import DpoConfig, LoraConfig
+from pbrl_jax.config.older import takes_old_names
 from pbrl_jax.config.reward import RewardConfig
 
 __all__ = ["AlgoConfig", "Config", "DpoConfig", "EndpointConfig", "LoraConfig", "RewardConfig", "with_values"]
@@ -51,13 +52,16 @@ class EncoderConfig:
     """Text put before every input, on both sides (`query: ` for E5); empty: the default of the encoder's folder."""
 
 
+@takes_old_names("pivot")
 @dataclass(frozen=True)
 class PivotConfig:
     source: str = identity("dataset")
     """Where English references come from: dataset (the data set's own), policy (written by the start policy), file,
     endpoint (written by the model of section endpoint)."""
-    path: str = operational("")
-    """Folder of the pivot store; empty: `pivots/` in the work directory. With source file: the JSON lines file."""
+    store: str = operational("")
+    """Folder of the pivot store; empty: `pivots/` in the work directory."""
+    file: str = operational("")
+    """source file: the JSON lines file of references."""
     max_completion_length: int = identity(64)
     """Longest reference the expert may write."""
     temperature: float = identity(0.0)

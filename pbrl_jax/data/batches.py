@@ -12,9 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pbrl_jax.core.batching import pad_rows
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.core.records import Prompt, PromptBatch
+from pbrl_jax.core.records import Prompt
 
 Row = TypeVar("Row")
 #: Streams of random numbers; that of the n-th language is `language` + n.
@@ -183,19 +182,3 @@ def _rows_at(pool: tuple[Prompt, ...], size: int, seed: int, stream: str, index:
 @functools.lru_cache(maxsize=64)
 def _permutation(count: int, seed: int, stream: int, epoch: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, stream, epoch]).permutation(count).tolist())
-
-
-def pad_prompts(
-    token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
-) -> PromptBatch:
-    """Token lists as one right-padded batch of NumPy arrays (int32, `[P, length]`).
-
-    Raises:
-      DataError: a list that is empty or longer than `length`.
-    """
-    lengths_P = np.array([len(tokens) for tokens in token_lists], np.int32)
-    bad = [i for i, n in enumerate(lengths_P) if not 1 <= n <= length]
-    if bad:
-        raise DataError(f"Prompt {bad[0]} has {lengths_P[bad[0]]} tokens, expected 1 to {length}.")
-    tokens_PT, _ = pad_rows(token_lists, length, pad_id)
-    return PromptBatch(tokens_PT, lengths_P, np.asarray(row_ids, np.int32))

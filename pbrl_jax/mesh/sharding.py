@@ -174,7 +174,7 @@ def sequence_axis(length: int) -> str:
     return "none" if mesh.empty or length % mesh.shape[LOGICAL_AXES["sequence"]] else "sequence"
 
 
-def row_shards() -> int:
-    """Devices that hold different rows, on the mesh that is set (`jax.set_mesh`); 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
+def row_shards(mesh: Mesh | None = None) -> int:
+    """Devices that hold different rows, on this mesh or the one that is set (`jax.set_mesh`); 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])

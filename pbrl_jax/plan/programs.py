@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.mesh.sharding import MESH_AXES, batch_sharding, replicated
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost, program_cost
@@ -25,11 +26,11 @@ from pbrl_jax.plan.shapes import (
     placed_state,
     tree_bytes,
 )
-from pbrl_jax.rollout.generate import decode, prefill, windows
+from pbrl_jax.rollout.generate import make_programs, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.update import make_update
-from pbrl_jax.weights.encoders import embed_block, embed_tokens, length_bucket
+from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
 #: The TPU compiler's messages for a program that does not fit.
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")
@@ -132,14 +133,13 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     sampling = placed(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
     keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, G), prompts.row_ids_P)
     keys = placed(keys, batch_sharding(mesh))
-    start = jax.jit(functools.partial(prefill, spec=spec, samples=G, max_length=R))
-    first = compile_ahead(mesh, start, params, prompts, keys, sampling)
-    state = placed_as(mesh, start, first, params, prompts, keys, sampling)
-    segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
+    programs = make_programs(spec, G, R, config.rollout.segment_length)
+    first = compile_ahead(mesh, programs.start, params, prompts, keys, sampling)
+    state = placed_as(mesh, programs.start, first, params, prompts, keys, sampling)
     stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
 
     def with_window(window: int) -> Compiled:
-        return compile_ahead(mesh, segment, params, state, sampling, stop, window=window)
+        return compile_ahead(mesh, programs.segment, params, state, sampling, stop, window=window)
 
     sizes = windows(R)
     large = with_window(sizes[-1])
@@ -191,11 +191,11 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
     """The update of a full-length batch, unpacked, which is its worst case."""
     between = placed_state(config, models.policy, mesh)
     state = placed_state(with_values(config, train={"offload": ()}), models.policy, mesh)
-    reference = placed_frozen(config, models.policy, mesh)
-    batch = placed_batch(config, mesh)
-    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, bucket=0)
-    held = other_bytes - tree_bytes((between, reference))
-    moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # both directions
+    start, batch = placed_frozen(config, models.policy, mesh), placed_batch(config, mesh)
+    reference, base = start if config.algo.beta > 0 else None, start if config.lora.rank else None
+    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=0)
+    held = other_bytes - tree_bytes((between, reference, base))
+    moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
     cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
     faults = tuple(update_faults(found.text, config, models.policy, dict(mesh.shape)))
     return Need(held + found.memory.total, found.memory.temporary, cost, found.seconds, faults=faults)

@@ -20,12 +20,11 @@ from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.lora import adapter_axes, init_adapters
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
-from pbrl_jax.train.adapters import whole
-from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state, state_shardings
-from pbrl_jax.train.steps import batch_shapes
+from pbrl_jax.train.trained import forward_params, new_critic
 from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config
@@ -139,7 +138,7 @@ def placed_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
 
 
 def placed_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.loop.reference_params` lays it; None where nothing needs it."""
+    """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
     if config.algo.beta == 0 and not config.lora.rank:
         return None
     return placed_policy(spec, mesh, "reference" in config.train.offload)
@@ -150,7 +149,9 @@ def placed_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
     if not config.lora.rank:
         return placed_policy(spec, mesh)
     policy = policy_shapes(spec)
-    shapes = jax.eval_shape(lambda frozen, trained: whole(trained, frozen, config.lora), policy, adapters(config, spec))
+    shapes = jax.eval_shape(
+        lambda frozen, trained: forward_params(trained, frozen, config.lora), policy, adapters(config, spec)
+    )
     return placed(shapes, tree_shardings(shapes, decoder_axes(spec) + adapter_axes(spec, config.lora), mesh))
 
 
@@ -178,7 +179,7 @@ def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
 def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
     """A rollout batch of full-length responses on the mesh."""
     nothing: dict[str, Any] = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
-    return batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
+    return cycle_batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
 
 
 def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:

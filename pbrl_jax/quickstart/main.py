@@ -126,7 +126,9 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
 def _same_run(work: WorkDir, config: Config) -> None:
     """Start the work directory, or refuse one of another quickstart."""
     if work.config.exists():
-        check_same_experiment(from_json(work.config.read_text()), config, {}, {})
+        notes: list[str] = []
+        check_same_experiment(from_json(work.config.read_text(), type(config), notes), config, {}, {})
+        print("".join(f"{note}\n" for note in notes), end="")
     write_atomic(work.config, to_json(config))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pbrl_jax.core.version import __version__
 from pbrl_jax.logs.progress import duration
 from pbrl_jax.report.checks import audit_section, contamination_section
 from pbrl_jax.report.compare import compare_section
@@ -69,6 +70,7 @@ def page(data: ReportData) -> str:
         '<link rel="icon" href="data:,">'
         f"<title>{escape(data.title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(section for section in sections if section)
+        + f'\n<p class="note">Written by pbrl_jax {__version__}.</p>'
         + f"\n</main><script>{SCRIPT}</script></body></html>\n"
     )
 

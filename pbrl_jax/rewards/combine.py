@@ -14,16 +14,24 @@ import numpy as np
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import Scores
+from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
 from pbrl_jax.rewards.comet import make_comet
-from pbrl_jax.rewards.cosine import make_cosine
+from pbrl_jax.rewards.cosine import make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rewards.judge import make_judge
-from pbrl_jax.rewards.language import apply_gate, check_gate, make_gate
-from pbrl_jax.rewards.shaping import check_shaping, make_overlong, make_repetition
+from pbrl_jax.rewards.language import Verdict, apply_gate, check_gate, make_gate
+from pbrl_jax.rewards.shaping import (
+    check_shaping,
+    make_overlong,
+    make_repetition,
+    make_token_overlong,
+    make_token_repetition,
+)
 from pbrl_jax.rewards.similarity import check_similarity, combine_parts
+from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
 from pbrl_jax.rewards.translation import make_translation
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
@@ -64,18 +72,26 @@ def run_assets(
     )
 
 
-#: name -> (config, assets) -> (RewardInputs -> Scores). Another reward is another line.
-REWARDS: dict[str, Callable] = {
-    "cosine": lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
-    "answer": lambda config, assets: score_answers,
-    "translation": make_translation,
-    "comet": make_comet,
-    "implicit": make_implicit,
-    "judge": make_judge,
-    "alignment": lambda config, assets: make_alignment(config, assets.encoder, assets.languages),
-    "repetition": lambda config, assets: make_repetition(config),
-    "overlong": lambda config, assets: make_overlong(config),
-    "hybrid": lambda config, assets: make_hybrid(config, assets),
+class Reward(NamedTuple):
+    """How a reward is made. `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config,
+    encoder_spec)`, where a reward can be computed from tokens, is its traceable twin for the fused step."""
+
+    of_text: Callable[[RewardConfig, RewardAssets], Callable[[RewardInputs], Scores]]
+    of_tokens: Callable[[RewardConfig, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
+
+
+#: Another reward is another line.
+REWARDS: dict[str, Reward] = {
+    "cosine": Reward(lambda config, assets: make_cosine(config, assets.encoder, assets.languages), make_token_cosine),
+    "answer": Reward(lambda config, assets: score_answers),
+    "translation": Reward(make_translation),
+    "comet": Reward(make_comet),
+    "implicit": Reward(make_implicit),
+    "judge": Reward(make_judge),
+    "alignment": Reward(lambda config, assets: make_alignment(config, assets.encoder, assets.languages)),
+    "repetition": Reward(lambda config, assets: make_repetition(config), make_token_repetition),
+    "overlong": Reward(lambda config, assets: make_overlong(config), make_token_overlong),
+    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets)),
 }
 
 
@@ -88,12 +104,34 @@ class Combined(NamedTuple):
     right_language_B: np.ndarray
     translation_B: np.ndarray | None = None
 
+    @property
+    def value_B(self):
+        """The total's values, [B]."""
+        return self.total.value_B
 
-def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
-    """All functions of `config`, weighted and gated.
+    @property
+    def valid_B(self):
+        """Which rows could be scored, [B]."""
+        return self.total.valid_B
+
+
+def combine(config: RewardConfig, each: dict[str, Scores], verdict: Verdict, empty_B, step: int) -> Combined:
+    """The weighted and gated sum of the functions' scores; traceable.
 
     A row is valid when every function with a weight could score it. A response in the wrong language gets
     `rejected_value`, whatever the functions say; an empty response is a valid 0.
+    """
+    value_B, valid_B = jnp.zeros(empty_B.shape), jnp.ones(empty_B.shape, bool)
+    for weight, scores in zip(weights_at(config, step), each.values(), strict=True):
+        if weight:
+            value_B = value_B + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
+            valid_B = valid_B & scores.valid_B
+    value_B = jnp.where(empty_B, 0.0, apply_gate(config, value_B, verdict, step))
+    return Combined(Scores(value_B, valid_B, {}), each, verdict.right_B)
+
+
+def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
+    """All functions of `config` on decoded responses; see `combine`.
 
     Raises:
       ConfigError: an unknown function, or weights that do not match the functions.
@@ -106,17 +144,21 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
         verdict = gate(inputs)
         translations: dict[str, list[str]] = {}
         inputs = inputs._replace(right_B=verdict.right_B, translations=translations)
-        weights = weights_at(config, inputs.step)
         each = {name: function(inputs) for name, function in functions.items()}
-        value = jnp.zeros(len(inputs.completions))
-        valid = jnp.ones(len(inputs.completions), bool)
-        for weight, scores in zip(weights, each.values(), strict=True):
-            if weight:
-                value = value + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
-                valid = valid & scores.valid_B
-        empty = jnp.asarray([not text.strip() for text in inputs.completions])
-        value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
-        return Combined(Scores(value, valid, {}), each, verdict.right_B, _whole_translations(translations))
+        empty_B = jnp.asarray([not text.strip() for text in inputs.completions])
+        found = combine(config, each, verdict, empty_B, inputs.step)
+        return found._replace(translation_B=_whole_translations(translations))
+
+    return score
+
+
+def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Combined]:
+    """All functions of `config` on sampled tokens, on the device; traceable. Each must have `of_tokens`."""
+    functions = {name: REWARDS[name].of_tokens(config, spec) for name in config.functions}
+
+    def score(inputs: TokenInputs) -> Combined:
+        each = {name: function(inputs) for name, function in functions.items()}
+        return combine(config, each, token_verdict(inputs), ~inputs.text_BR.any(axis=1), 0)
 
     return score
 
@@ -148,7 +190,7 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
     Raises:
       RewardError: (when called) another number of scores than rows.
     """
-    function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name](config, assets)
+    function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name].of_text(config, assets)
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)

@@ -11,27 +11,18 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.config.tree import RewardConfig
-from pbrl_jax.core.batching import by_length, few_rows
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.records import PromptBatch, Scores
-from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.rollout.engine import Engine
 from pbrl_jax.text.prompts import THINKING, format_prompts
-from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.policies import Policy, load_policy
 
 FORMS = ("reference", "response")
-ROWS = 32
-"""Rows that run at a time."""
-CHUNK = 256
-"""Positions, over all rows, whose logits exist at a time."""
-LONGEST = 1 << 15
 
 
 def make_implicit(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
@@ -111,35 +102,6 @@ def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:
 
 
 def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """Mean log-prob per token of each text behind its context, in nats, [N]; 0 for a text without tokens.
-
-    Rows run in batches of one size and few lengths, the longest last.
-    """
-    found = np.zeros(len(texts), np.float32)
-    size, lengths = few_rows(len(texts), ROWS), [*zip(map(len, contexts), map(len, texts), strict=True)]
-    program = _compiled(policy.spec)
-    for rows, padded in by_length(lengths, size):
-        context, context_lengths = _padded([contexts[row] for row in padded])
-        text, text_lengths = _padded([texts[row] for row in padded])
-        batch = PromptBatch(context, context_lengths, jnp.arange(size, dtype=jnp.int32))
-        found[rows] = np.asarray(program(policy.params, batch, text, text_lengths))[: len(rows)]
-    return found
-
-
-def _padded(ids: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
-    lengths = np.array([len(row) for row in ids], np.int32)
-    tokens = np.zeros((len(ids), length_bucket(int(lengths.max(initial=1)), LONGEST)), np.int32)
-    for row, row_ids in enumerate(ids):
-        tokens[row, : len(row_ids)] = row_ids
-    return jnp.asarray(tokens), jnp.asarray(lengths)
-
-
-@functools.cache
-def _compiled(spec: DecoderSpec):
-    def run(params, batch: PromptBatch, tokens_BR, lengths_B):
-        streams = unpacked_streams(tokens_BR, lengths_B, 1)
-        logp, _ = response_logprobs(params, batch, streams, 1.0, spec=spec, chunk=CHUNK)
-        inside = streams.used_PSL[:, 0]
-        return jnp.where(inside, logp[:, 0], 0.0).sum(axis=1) / jnp.maximum(lengths_B, 1)
-
-    return jax.jit(run)
+    """Mean log-prob per token of each text behind its context, in nats, [N]; 0 for a text without tokens."""
+    found = Engine.of(policy).score(contexts, texts)
+    return np.array([likelihood.logp / max(likelihood.tokens, 1) for likelihood in found], np.float32)

@@ -1,13 +1,16 @@
 """Experiment files and overrides: `configs/x.py` plus `--section.field value`."""
 
+import dataclasses
 import importlib.util
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
-from pbrl_jax.config.serialize import from_json
+from pbrl_jax.config.older import with_current_names
+from pbrl_jax.config.serialize import check_round_trip, from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
 
@@ -24,7 +27,10 @@ def load_config(path: str) -> Config:
         hint = did_you_mean(path, known) if known else "Give a Python file with get_config(), or a saved config.json."
         raise ConfigError(f"No config at {path!r}. {hint}")
     if file.suffix == ".json":
-        return from_json(file.read_text(encoding="utf-8"))
+        notes: list[str] = []
+        config = from_json(file.read_text(encoding="utf-8"), notes=notes)
+        print("".join(f"{path}: {note}\n" for note in notes), end="", file=sys.stderr)
+        return config
     if file.suffix != ".py":
         raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -43,9 +49,15 @@ def load_config(path: str) -> Config:
         raise ConfigError(f"{place}: {type(error).__name__}: {error}. Correct the file.") from error
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() of {path} gave a {type(config).__name__}, expected pbrl_jax.Config.")
+    check_round_trip(config)
     return config
 
 
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
-    """The config with `--section.field value` overrides; an unknown key ends the program with the nearest name."""
-    return tyro.cli(Config, default=config, args=list(arguments), prog=program)
+    """The config with `--section.field value` overrides; an unknown key ends the program with the nearest name.
+
+    A field's name in an older version is taken too, and the new one is said.
+    """
+    arguments, renamed = with_current_names(arguments, dataclasses.asdict(config))
+    print("".join(f"{sentence}; the old name still works.\n" for sentence in renamed), end="", file=sys.stderr)
+    return tyro.cli(Config, default=config, args=arguments, prog=program)

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.core.batching import by_length, few_rows
+from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
-from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.folders import check_vocabulary
 from pbrl_jax.weights.hf_fields import stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
@@ -94,10 +93,8 @@ class M2M100Translator(Translator):
 
     def _write_batch(self, tokens: list[list[int]], targets: list[int]) -> list[Written]:
         length = length_bucket(max(map(len, tokens)), self.source_limit)
-        tokens_BS = np.full((len(tokens), length), self.spec.pad_id, np.int32)
-        for row, ids in zip(tokens_BS, tokens, strict=True):
-            row[: len(ids)] = ids
-        mask_BS = np.arange(length)[None] < np.array([len(ids) for ids in tokens])[:, None]
+        tokens_BS, lengths_B = pad_tokens(tokens, length, self.spec.pad_id)
+        mask_BS = np.arange(length)[None] < lengths_B[:, None]
         run = compiled_translation(self.spec, self.target_limit(length), self.num_beams)
         found = run(self.params, tokens_BS=tokens_BS, mask_BS=mask_BS, forced_bos_B=np.array(targets, np.int32))
         rows = zip(np.asarray(found.tokens_BR), np.asarray(found.lengths_B), np.asarray(found.truncated_B), strict=True)

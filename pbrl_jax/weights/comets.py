@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.core.batching import fill, pad_rows
+from pbrl_jax.core.batching import fill, length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.comet_checkpoint import read_comet_checkpoint
-from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.folders import own_folder, read_model, read_spec, save_model
 from pbrl_jax.weights.hub import local_copy
 
@@ -99,8 +98,9 @@ class Comet(NamedTuple):
         return joined[: self.spec.encoder.max_positions - self.spec.encoder.position_offset]
 
     def _run(self, sequences, mt, rows: Sequence[int], size: int) -> np.ndarray:
-        padded = [pad_rows([ids[row] for row in rows], size, self.tokenizer.pad_id) for ids in sequences]
-        inputs = [jnp.asarray(np.stack(part)) for part in zip(*padded, strict=True)]
+        padded = [pad_tokens([sequence[row] for row in rows], size, self.tokenizer.pad_id) for sequence in sequences]
+        tokens, lengths = map(np.stack, zip(*padded, strict=True))
+        inputs = [jnp.asarray(tokens), jnp.asarray(np.arange(size) < lengths[..., None])]
         if self.spec.kind in ("unified", "xcomet"):
             inputs.append(jnp.asarray([len(mt[row]) for row in rows], jnp.int32))
         return np.asarray(scorer(self.spec)(self.params, *inputs), np.float32)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from pbrl_jax.core.batching import pad_rows
+from pbrl_jax.core.batching import length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
@@ -29,17 +29,10 @@ from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
 from pbrl_jax.weights.tensors import CONFIG, load_params, open_weights, weights_digest
 
-#: Lengths to which inputs are padded, so that few programs are compiled.
-LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 #: Texts that `Encoder.embed` tokenises at a time, and the largest batch.
 EMBED_BATCH = 256
 #: Largest number of tokens in a batch, padding included: batches of long texts are smaller.
 EMBED_TOKENS = EMBED_BATCH * 512
-
-
-def length_bucket(longest: int, limit: int) -> int:
-    """The smallest bucket that holds `longest` tokens, never above `limit`."""
-    return next((size for size in LENGTH_BUCKETS if longest <= size < limit), limit)
 
 
 class Encoder(NamedTuple):
@@ -66,7 +59,9 @@ class Encoder(NamedTuple):
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         longest = max((min(len(row), self.max_length) for row in ids), default=1)
-        return pad_rows(ids, length_bucket(max(longest, 1), self.max_length), self.tokenizer.pad_id)
+        size = length_bucket(max(longest, 1), self.max_length)
+        tokens, lengths = pad_tokens(ids, size, self.tokenizer.pad_id)
+        return tokens, np.arange(size)[None] < lengths[:, None]
 
     def chunks(self, ids: Sequence[int]) -> list[list[int]]:
         """A text's tokens in chunks of at most max_length tokens; each begins with the prefix."""

@@ -15,9 +15,11 @@ import jax
 import numpy as np
 from etils import epath
 
+from pbrl_jax.config.older import FIRST_VERSION
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.core.trees import flat_paths
+from pbrl_jax.core.version import __version__
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, pieces_beyond
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import Planned, located, open_safetensors, write_safetensors
@@ -60,7 +62,7 @@ def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more)
     arrays = (np.asarray(jax.device_get(leaf)) for leaf in leaves.values())
     digest = write_safetensors(folder / WEIGHTS, planned, arrays)
     tokenizer.save(str(folder))
-    record = {"spec": dataclasses.asdict(spec), "weights_sha256": digest, **more}
+    record = {"version": __version__, "spec": dataclasses.asdict(spec), "weights_sha256": digest, **more}
     (folder / f"pbrl_{kind}.json").write_text(json.dumps(record, indent=1))
 
 
@@ -128,16 +130,19 @@ def read_model(
       dtype: type of the parameters; None: as they are stored.
 
     Raises:
-      CheckpointError: a missing or damaged file, or tensors that do not fit the spec: all of them are listed.
+      CheckpointError: a file that this version cannot read (the message names the version that wrote it), a damaged
+        file, or tensors that do not fit the spec: all of them are listed.
     """
-    folder = model_folder(place, kind, source)
+    folder, version = model_folder(place, kind, source), FIRST_VERSION
     file = folder / f"pbrl_{kind}.json"
     try:
         record = json.loads(file.read_text())
+        version = record.get("version", FIRST_VERSION)
         spec, digest = spec_of(record["spec"]), record["weights_sha256"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{file} is not what this version writes ({type(error).__name__}: {error}). Write the folder again."
+            f"{file} is not what this version writes ({type(error).__name__}: {error}): pbrl_jax {version} wrote it, "
+            f"this is {__version__}. Write the folder again."
         ) from error
     abstract = abstract_tree(init, spec)
     params = _read_weights(folder, digest, abstract, shardings and shardings(spec, abstract), dtype)

@@ -23,7 +23,7 @@ from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.specs import Llama3Scaling
 from pbrl_jax.run.assemble import run_policy
 from pbrl_jax.text.tokenizers import load_tokenizer
-from pbrl_jax.train.adapters import placed_frozen
+from pbrl_jax.train.trained import start_params
 from pbrl_jax.weights import hf_export, writing
 from pbrl_jax.weights.folders import check_vocabulary
 from pbrl_jax.weights.hf_export import export_policy
@@ -348,7 +348,7 @@ def test_a_run_loads_its_policy_over_its_mesh():
     for path in ("query", "out"):
         kernel = policy.params["layers"][path]["kernel"]
         assert kernel.sharding.mesh == mesh and kernel.addressable_shards[0].data.size * 4 == kernel.size
-    frozen = placed_frozen(policy, config, mesh)
+    frozen = start_params(policy, config, mesh)
     shards = [leaf.addressable_shards for leaf in jax.tree.leaves((policy.params, frozen))]
     places = [[shard.data.unsafe_buffer_pointer() for shard in one] for one in shards]
     assert places[: len(places) // 2] == places[len(places) // 2 :]
