@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.records import PromptBatch
+from pbrl_jax.core.records import PromptBatch, on_host
 
 #: Padded lengths.
 LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -68,4 +68,4 @@ def pad_prompts(
     for number, tokens in enumerate(token_lists):
         if not 1 <= len(tokens) <= length:
             raise DataError(f"Prompt {number} has {len(tokens)} tokens, expected 1 to {length}.")
-    return PromptBatch(*pad_tokens(token_lists, length, pad_id), np.asarray(row_ids, np.int32))
+    return on_host(PromptBatch, *pad_tokens(token_lists, length, pad_id), np.asarray(row_ids, np.int32))

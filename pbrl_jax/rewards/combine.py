@@ -13,7 +13,7 @@ import numpy as np
 
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
-from pbrl_jax.core.records import Scores
+from pbrl_jax.core.records import AnyArray, Scores
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
@@ -101,7 +101,7 @@ class Combined(NamedTuple):
 
     total: Scores
     each: dict[str, Scores]
-    right_language_B: np.ndarray
+    right_language_B: AnyArray
     translation_B: np.ndarray | None = None
 
     @property
@@ -154,7 +154,7 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
 
 def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Combined]:
     """All functions of `config` on sampled tokens, on the device; traceable. Each must have `of_tokens`."""
-    functions = {name: REWARDS[name].of_tokens(config, spec) for name in config.functions}
+    functions = {name: make(config, spec) for name in config.functions if (make := REWARDS[name].of_tokens)}
 
     def score(inputs: TokenInputs) -> Combined:
         each = {name: function(inputs) for name, function in functions.items()}
