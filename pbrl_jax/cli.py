@@ -239,8 +239,7 @@ def report(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", help="the file; default: report.html in W, comparison.html in the first of several")
     parser.add_argument("--picture", default="", help="also write the accuracies of W as a small PNG")
     known = parser.parse_args(arguments)
-    from pbrl_jax.report.read import read_run
-    from pbrl_jax.report.write import report_workdirs, write_picture
+    from pbrl_jax.report.write import read_run, report_workdirs, write_picture
 
     print(report_workdirs(known.workdir, known.out))
     if known.picture:

@@ -173,7 +173,7 @@ def test_experiment_files(refused, tmp_path, monkeypatch):
         (["--eval.batch-size", "0"], ["eval.batch_size is 0; expected at least 1"]),
         (["--optim.schedule", "cosine"], ["optim.schedule_steps > optim.warmup_steps", "--optim.schedule-steps N"]),
         (["--sft.steps", "9"], ["sft.warmup_steps is 20, expected fewer than sft.steps=9", "--sft.warmup-steps 0"]),
-        (["--mesh.tensor", "3"], ["mesh.tensor=3 cannot be laid on", "--mesh.data -1"]),
+        (["--mesh.tensor", "3"], ["mesh.tensor=3 does not fit", "--mesh.data -1"]),
         (["--train.microbatch-prompts", "3"], ["does not divide train.prompts_per_step=4", "[1, 2, 4]"]),
         (["--train.fused"], ["train.fused cannot be used with: reward.language_gate hard", "--train.no-fused"]),
     ],
@@ -194,7 +194,7 @@ def test_rows_that_cannot_be_used(refused, table):
     settings = table(row(1))
     with open(settings[-1], "a") as file:
         file.write("no json\n")
-    assert "rows.jsonl: row 2 is no JSON" in refused(*settings)
+    assert "rows.jsonl: row 2: is no JSON" in refused(*settings)
     assert "No file" in refused(*ONE_LANGUAGE, "--data.path", "/no/such.jsonl")
 
 

@@ -190,6 +190,24 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object of a file; {} where there is no file.
+
+    Raises:
+      DataError: the file is not JSON, or holds something else.
+    """
+    path = as_path(path)
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}. Delete it, or let the same command write it again.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
+    return value
+
+
 def write_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """Replaces the file by these rows, atomically (a resumed run drops the steps it will repeat)."""
     write_atomic(path, _json_lines(rows))

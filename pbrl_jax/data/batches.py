@@ -8,16 +8,15 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
 
-Row = TypeVar("Row")
-#: Streams of random numbers; that of the n-th language is `language` + n.
 _STREAMS = {"target": 0, "english": 1, "weighted": 2, "language": 3}
+"""Streams of random numbers; that of the n-th language is `language` + n."""
 
 
 class Sampler(NamedTuple):
@@ -77,14 +76,6 @@ def make_sampler(
     if shares:
         epoch_quotas(sampler)
     return sampler
-
-
-def batches_per_epoch(sampler: Sampler) -> int:
-    """Batches until the rows that are not replayed have all had their turn; the rest of an epoch is left out."""
-    if sampler.target_size == 0:
-        return len(sampler.english) // sampler.english_size
-    rows = sum(epoch_quotas(sampler).values()) if sampler.shares else len(sampler.target)
-    return rows // sampler.target_size
 
 
 def batch_at(sampler: Sampler, index: int) -> list[Prompt]:

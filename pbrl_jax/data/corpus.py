@@ -1,6 +1,6 @@
 """Text in bulk to arrays: a tf.data pipeline with TensorFlow Text's SentencePiece.
 
-Whole corpora (English references before they are embedded, the pairs a contrastive encoder trains on) are encoded
+Whole corpora (English references before they are embedded) are encoded
 here; single prompts and responses go through `pbrl_jax.text.tokenizers`, whose ids are the same. TensorFlow takes
 seconds to import and would claim the accelerator: it is imported inside these functions only and sees no GPU.
 """

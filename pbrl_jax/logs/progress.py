@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import rich
 from rich.console import Console
@@ -122,7 +121,7 @@ class Progress:
         left = self.total - self.done
         return f", {left} {self.unit if left == 1 else self.unit + 's'} to do"
 
-    def __exit__(self, kind: Any, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

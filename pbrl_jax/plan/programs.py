@@ -32,12 +32,12 @@ from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.update import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
-#: The TPU compiler's messages for a program that does not fit.
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")
+"""How the TPU compiler says that a program does not fit."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-#: As many end-of-sequence ids as released models have at most.
 EOS_IDS = (0, 1)
+"""Ids that end a response, at most: what released models have."""
 
 
 class Need(NamedTuple):
@@ -48,10 +48,8 @@ class Need(NamedTuple):
     temp_bytes: float
     cost: Cost
     compile_seconds: float = 0.0
-    #: The compiler refused the program as too large: memory is from its message, the cost is estimated.
-    refused: bool = False
-    #: Arrays that the compiled update holds and must not (see plan.holds); None where this was not checked.
     faults: tuple[str, ...] | None = None
+    """Arrays that the compiled update holds and must not (see plan.holds); None where this was not checked."""
 
 
 class Memory(NamedTuple):
@@ -242,7 +240,7 @@ def compile_step(
             temporary = refused_bytes(error)
             if temporary is None:
                 raise
-            needs[name] = Need(held + temporary, temporary, by_hand[name].cost, refused=True)
+            needs[name] = Need(held + temporary, temporary, by_hand[name].cost)
             say(f"the compiler refused {name}: {temporary / 1e9:.1f} GB of temporaries; its cost is estimated")
             continue
         say(f"compiled {name} in {needs[name].compile_seconds:.0f} s")

@@ -8,8 +8,7 @@ import jax
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.trees import count_parameters
-from pbrl_jax.translate.m2m100_export import export_translator
-from pbrl_jax.translate.m2m100_translator import load_m2m100
+from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
 from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
 from pbrl_jax.weights.comets import convert_comet
 from pbrl_jax.weights.encoder_export import export_encoder

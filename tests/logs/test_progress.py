@@ -89,6 +89,14 @@ def test_an_error_ends_the_stage_as_stopped():
     assert out.file.getvalue().splitlines() == ["pivots: started", "pivots: stopped after 0 s"]
 
 
+def test_an_unknown_total_is_counted():
+    out, clock = console(False), Clock()
+    with Progress("read", unit="row", console=out, clock=clock, every_seconds=0) as progress:
+        for _ in "abc":
+            progress.advance()
+    assert "read: 3 rows, 0 s so far" in out.file.getvalue()
+
+
 def test_inactive_is_silent():
     out = console(False)
     with Progress("train", 2, active=False, console=out) as progress:

@@ -9,8 +9,8 @@ from pbrl_jax.cli import main
 from pbrl_jax.core.paths import read_json_lines, write_json_lines
 from pbrl_jax.data.sources.table import rows as table_rows
 from pbrl_jax.rewards.text_similarity import chrf
-from pbrl_jax.translate import prompts as translate
-from pbrl_jax.translate.prompts import Checks, faults, lost_names, names_in, same_settings
+from pbrl_jax.translate import questions as translate
+from pbrl_jax.translate.questions import Checks, Job, check_settings, missing_names, proper_names, translation_faults
 
 HOUSES = "In this town Janet has 3 houses and Bob buys 14 more houses. How many houses are there now?"
 SWAHILI = "Katika mji huu Janet ana nyumba 3 na Bob ananunua nyumba 14 zaidi. Sasa kuna nyumba ngapi?"
@@ -117,17 +117,18 @@ def test_an_endpoint_that_fails_leaves_rows_for_the_next_call(files, capsys):
     ids=["none", "no way back", "empty", "number", "formula", "language", "name", "number back", "agreement"],
 )
 def test_each_fault_has_its_name(translation, back, found):
-    own = faults(HOUSES, translation, back, "sw", chrf, Checks())
+    job = Job("question", ("sw",), None, None, chrf, Checks())
+    own = translation_faults(HOUSES, translation, back, "sw", job)
     assert [reason.split(" by ")[0] for reason in own] == [reason.split(" by ")[0] for reason in found]
 
 
 def test_names_are_found_inside_sentences():
-    assert names_in("Yesterday Tom and Mary met Dr. Lee at $A B$. Then Tom left.") == ["Tom", "Mary"]
-    assert lost_names("When Thomas met Anna", ["Тогда Анна", "Then Tomas met Ana"]) == []
-    assert lost_names("When Thomas met Anna", ["he met her"]) == ["Thomas", "Anna"]
+    assert proper_names("Yesterday Tom and Mary met Dr. Lee at $A B$. Then Tom left.") == ["Tom", "Mary"]
+    assert missing_names("When Thomas met Anna", ["Тогда Анна", "Then Tomas met Ana"]) == []
+    assert missing_names("When Thomas met Anna", ["he met her"]) == ["Thomas", "Anna"]
 
 
 def test_a_file_of_somebody_else_is_not_touched(tmp_path):
     (tmp_path / "out.jsonl").write_text("{}\n")
     with pytest.raises(translate.DataError, match="was not written by"):
-        same_settings(translate.beside(str(tmp_path / "out.jsonl")), {})
+        check_settings(translate.output_files(str(tmp_path / "out.jsonl")), {})
