@@ -15,7 +15,7 @@ from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
-from pbrl_jax.core.records import Scores
+from pbrl_jax.core.records import AnyArray, Scores
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
@@ -131,7 +131,7 @@ class Combined(NamedTuple):
 
     total: Scores
     each: dict[str, Scores]
-    right_language_B: np.ndarray
+    right_language_B: AnyArray
     translation_B: np.ndarray | None = None
 
     @property
@@ -172,18 +172,19 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
-        inputs = inputs._replace(right_B=verdict.right_B, translations={})
+        translations: dict[str, list[str]] = {}
+        inputs = inputs._replace(right_B=verdict.right_B, translations=translations)
         each = {name: function(inputs) for name, function in functions.items()}
         empty_B = jnp.asarray([not text.strip() for text in inputs.completions])
         found = combine(config, each, verdict, empty_B, inputs.step)
-        return found._replace(translation_B=_whole_translations(inputs.translations))
+        return found._replace(translation_B=_whole_translations(translations))
 
     return score
 
 
 def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Combined]:
     """All functions of `config` on sampled tokens, on the device; traceable. Each must have `of_tokens`."""
-    functions = {name: REWARDS[name].of_tokens(config, spec) for name in config.functions}
+    functions = {name: make(config, spec) for name in config.functions if (make := REWARDS[name].of_tokens)}
 
     def score(inputs: TokenInputs) -> Combined:
         each = {name: function(inputs) for name, function in functions.items()}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.core.records import AnyArray, Prompt, Reference
 from pbrl_jax.text.answers import split_response
 
 
@@ -40,7 +40,7 @@ class RewardInputs(NamedTuple):
     lengths_B: np.ndarray
     pivots: PivotVectors
     step: int
-    right_B: np.ndarray | None = None
+    right_B: AnyArray | None = None
     translations: dict[str, list[str]] | None = None
 
 

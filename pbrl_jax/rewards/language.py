@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.records import AnyArray
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.answers import split_response
 from pbrl_jax.text.langid import foreign_tail, language_share
@@ -26,8 +27,8 @@ class Verdict(NamedTuple):
     """Of B responses: `share_B`, the share in [0, 1] of the worst part that is in the prompt's language (1 where it
     is too short to tell), and `right_B`, whether that is enough."""
 
-    share_B: np.ndarray
-    right_B: np.ndarray
+    share_B: AnyArray
+    right_B: AnyArray
 
 
 def response_share(text: str, language: str, languages: Sequence[str]) -> float:
