@@ -86,9 +86,7 @@ def exchange(tag: str, value: Any) -> list[Any]:
             )
         values.append(answer)
     if turn:
-        client.key_value_delete(
-            f"{FOLDER}/turn/{turn - 1}/{host()}"
-        )  # read by all: they are at this turn
+        client.key_value_delete(f"{FOLDER}/turn/{turn - 1}/{host()}")  # read by all: they are at this turn
     return values
 
 

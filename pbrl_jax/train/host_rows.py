@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pbrl_jax.core.records import Prompt, Rollout, Scores
-from pbrl_jax.logs.metrics import round_robin
+from pbrl_jax.logs.samples import round_robin
 from pbrl_jax.mesh import agree
 from pbrl_jax.mesh.rows import fetch_rows
 from pbrl_jax.rewards.combine import Combined
@@ -38,7 +38,7 @@ def own_rollout(rollout: Rollout, own_B: np.ndarray) -> Rollout:
 
 
 def logged_rows(rows: Sequence[Prompt], count: int, step: int) -> set[int]:
-    """The rows whose texts `logs.metrics.write_samples` will choose at `step`."""
+    """The rows whose texts `logs.samples.write_samples` will choose at `step`."""
     named = [{"language": prompt.language, "row": row} for row, prompt in enumerate(rows)]
     return {row["row"] for row in round_robin(named, count, turn=step)}
 

@@ -21,8 +21,9 @@ from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError, lookup
 from pbrl_jax.core.paths import read_json_lines, write_atomic
 from pbrl_jax.data.batches import start_cursor
-from pbrl_jax.logs.metrics import MetricWriter, write_samples
+from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
+from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
 from pbrl_jax.mesh.sharding import place, replicated
