@@ -63,7 +63,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
-    package_data={"pbrl_jax": ["data/sources/*.json", "eval/benchmarks/*.json"]},
+    package_data={"pbrl_jax": ["data/sources/*.json", "eval/*.json", "eval/benchmarks/*.json"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pbrl = pbrl_jax.cli:main"]},

@@ -16,7 +16,7 @@ ID_ORDER = (
     "en", "ar", "bn", "de", "es", "fr", "hi", "id", "it", "ja", "ko", "ms", "pt", "ru", "sw", "te", "th", "tr", "vi",
     "zh",
 )  # fmt: skip
-"""A language's number inside a prompt id. Append only: ids are part of sampling keys and of cached references."""
+"""Languages by their number in a prompt id. Append only: ids are part of sampling keys and of cached references."""
 
 LANGUAGES_PER_ROW = 64
 MAX_ROWS = 2**31 // LANGUAGES_PER_ROW
@@ -24,14 +24,14 @@ SHOWN_ERRORS = 5
 
 
 def prompt_id(row: int, language: str) -> int:
-    """`row * 64 + language number`: one problem has another id in each language, and all lead back to its row."""
+    """`row * 64 + language number`: a problem has one id in each language, from which its row can be computed."""
     if not 0 <= row < MAX_ROWS:
         raise DataError(f"Row {row} has no 32-bit id: at most {MAX_ROWS} rows per source. Split the file.")
     return row * LANGUAGES_PER_ROW + ID_ORDER.index(language)
 
 
 def row_of(identifier: int) -> int:
-    """The row a prompt id came from."""
+    """The row of a prompt id."""
     return identifier // LANGUAGES_PER_ROW
 
 
@@ -92,7 +92,7 @@ class RowErrors:
         self.found: list[str] = []
 
     def add(self, row: int, what: str) -> None:
-        """`row` counts from 1, as editors do."""
+        """Add the error of a row; `row` counts from 1, as editors do."""
         self.found.append(f"row {row}: {what}")
 
     def text(self, row: int, field: str, value: Any) -> str:
@@ -120,9 +120,9 @@ class RowErrors:
 
 
 def take(rows: Sequence, limit: int, seed: int) -> list:
-    """All rows (`limit` 0) in order, or `limit` of them: a choice by `seed`, still in the file's order.
+    """All rows (`limit` 0), or `limit` of them chosen by `seed`; in the file's order.
 
-    Asking for more rows than there are gives all: benchmark files have the size they have.
+    If there are fewer rows than `limit`, all.
     """
     if limit < 0:
         raise ConfigError(f"data.limit is {limit}; expected 0 (all rows) or a positive number of rows per language.")

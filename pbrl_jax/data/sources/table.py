@@ -1,8 +1,8 @@
 """Any table of prompts: JSONL, JSON, parquet, CSV or TSV files (also gzipped text), folders of them, or hub ids.
 
-`data.columns` says which column holds which field, as `field=column` pairs: question (needed), language, question_en,
-answer, reference_reasoning and reference_answer, or `reference` for a whole English response that is split at its
-answer sentence. A field that is not named is read from the column of its own name where there is one.
+`data.columns` says which column holds which field, as `field=column` pairs: question (required), language,
+question_en, answer, reference_reasoning and reference_answer, or `reference` for an English response that is split at
+its answer sentence. A field that is not named is read from the column of its own name, if it exists.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def rows(
 
     Args:
       path: a file, a folder with `<split>.<ending>`, or a hub id that `datasets` can load.
-      split: the file in a folder, or the split on the hub; a single file is taken whole.
-      languages: rows in other languages of this package are left out.
+      split: the file in a folder, or the split on the hub; ignored for a single file.
+      languages: rows in other languages are left out.
       limit: rows per language, chosen by `seed`; 0 is all.
       seed: chooses the rows.
       columns: `field=column` pairs.
@@ -38,7 +38,7 @@ def rows(
       Prompts whose id is 64 * row in the table + language number.
 
     Raises:
-      DataError: no such table, an unknown column, or rows that are empty, no text, or in an unknown language.
+      DataError: no such table, an unknown column, or rows that are empty, not text, or in an unknown language.
     """
     languages = check_languages(languages)
     if not path:
@@ -113,7 +113,7 @@ def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
 def _prompt(
     row: int, values: dict[str, Any], mapping: dict[str, str], languages: tuple[str, ...], errors: RowErrors
 ) -> Prompt | None:
-    """The prompt of one row; None for another language, or after an error was noted."""
+    """The prompt of one row; None for another language, or after an error."""
     number = row + 1
     code = _language(values, mapping, languages, number, errors)
     if code is None or code not in languages:
@@ -142,7 +142,7 @@ def _language(values, mapping, languages, number: int, errors: RowErrors) -> str
 
 
 def _optional(values, mapping, field: str, number: int, errors: RowErrors) -> str | None:
-    """Text of a field that may be absent or None, but not empty and not of another kind."""
+    """Text of a field that may be absent or None, but not empty or of another type."""
     value = values.get(mapping[field]) if field in mapping else None
     return None if value is None else errors.text(number, mapping[field], value) or None
 
