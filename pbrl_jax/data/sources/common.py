@@ -1,7 +1,6 @@
 """What every data source needs: stable ids, the benchmark folder, and errors that name rows."""
 
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,38 +8,35 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.languages import LANGUAGES, check_languages, nfc
 
-ID_ORDER = (
-    "en", "ar", "bn", "de", "es", "fr", "hi", "id", "it", "ja", "ko", "ms", "pt", "ru", "sw", "te", "th", "tr", "vi",
-    "zh",
-)  # fmt: skip
+ID_ORDER = tuple(LANGUAGES)
 """A language's number inside a prompt id. Append only: ids are part of sampling keys and of cached references."""
 
-LANGUAGES_PER_ROW = 64
-MAX_ROWS = 2**31 // LANGUAGES_PER_ROW
+LANGUAGES_PER_ROW, BLOCK = 64, 2**29
+MAX_ROWS = BLOCK // LANGUAGES_PER_ROW
 SHOWN_ERRORS = 5
 
 
 def prompt_id(row: int, language: str) -> int:
-    """`row * 64 + language number`: one problem has another id in each language, and all lead back to its row."""
+    """`row * 64 + language number`: one problem has another id in each language, and all lead back to its row.
+
+    Languages from the 64th on are numbered from 0 again, in a block of ids of their own.
+    """
     if not 0 <= row < MAX_ROWS:
         raise DataError(f"Row {row} has no 32-bit id: at most {MAX_ROWS} rows per source. Split the file.")
-    return row * LANGUAGES_PER_ROW + ID_ORDER.index(language)
+    block, number = divmod(ID_ORDER.index(language), LANGUAGES_PER_ROW)
+    return block * BLOCK + row * LANGUAGES_PER_ROW + number
 
 
 def row_of(identifier: int) -> int:
     """The row a prompt id came from."""
-    return identifier // LANGUAGES_PER_ROW
+    return identifier % BLOCK // LANGUAGES_PER_ROW
 
 
 def language_of(identifier: int) -> str:
     """The language of a prompt id."""
-    return ID_ORDER[identifier % LANGUAGES_PER_ROW]
-
-
-def nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
+    return ID_ORDER[identifier // BLOCK * LANGUAGES_PER_ROW + identifier % LANGUAGES_PER_ROW]
 
 
 def check_split(split: str, known: Sequence[str], source: str) -> None:
