@@ -28,7 +28,8 @@ _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|boldsymbol
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
 _NAMES = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\leqslant": "\\leq", "\\geqslant": "\\geq", "\\colon": ":", "π": "\\pi",
-    "√": "\\sqrt", "\\frac{-": "-\\frac{", "×": "\\times", "·": "\\cdot", "∞": "\\infty", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
+    "√": "\\sqrt", "\\frac{-": "-\\frac{", "×": "\\times", "·": "\\cdot", "∞": "\\infty", "−": "-", "{,}": ",",
+    "\\{": "{", "\\}": "}",
 }  # fmt: skip
 _SHORT_FRACTION = re.compile(r"\\frac(\d)(\d)")
 _NAMED = re.compile(r"^\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?=(?=[^=]+$)")

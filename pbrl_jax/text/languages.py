@@ -67,7 +67,7 @@ class Language(NamedTuple):
     `{answer}`. `answer` and `verbs` are regular expressions of the words for "the answer" and "is"; `result`, of words
     that announce an answer only where it follows at once; `bare` says that a number may follow without a verb.
     `comma_decimal` says that 1,5 is one and a half. `options` are the native option letters in order (alternatives
-    between bars); `scales` is power of ten -> its words; `numbers` the words of 0, 1, 2 ... and `tens` of 30, 40 ... 100.
+    between bars); `scales` is power of ten -> its words; `numbers` the words of 0, 1, 2 ..., `tens` those of 30 to 100.
     `ask` is what stands before a question and before its solution; `instruction`, `lead`, `boxed` and `tags` are the
     sentences of prompts (see pbrl_jax.text.prompts). What is "" has no wording of our own.
     """

@@ -30,22 +30,11 @@ _SCALE = rf"(?:[{''.join(_HAN_MYRIADS)}천백]|[千百](?![克米瓦卡分]))"
 _MYRIAD_RUN = re.compile(rf"(?<![\d,])(?:\d[\d,]*(?:\.\d+)?\s*{_SCALE}+\s*)+(?:\d[\d,]*)?")
 _MYRIAD_TERM = re.compile(rf"(\d[\d,]*(?:\.\d+)?)\s*({_SCALE}*)")
 _SINO_KOREAN = str.maketrans("영공일이삼사오육칠팔구십백천만억", "零零一二三四五六七八九十百千万亿")
-_KOREAN_TENS = {
-    "열": 10,
-    "스물": 20,
-    "스무": 20,
-    "서른": 30,
-    "마흔": 40,
-    "쉰": 50,
-    "예순": 60,
-    "일흔": 70,
-    "여든": 80,
-    "아흔": 90,
+_KOREAN_TENS = dict(zip("열 스물 서른 마흔 쉰 예순 일흔 여든 아흔".split(), range(10, 100, 10), strict=True)) | {
+    "스무": 20
 }
-_KOREAN_UNITS = {
-    "하나": 1, "한": 1, "둘": 2, "두": 2, "셋": 3, "세": 3, "넷": 4, "네": 4, "다섯": 5, "여섯": 6, "일곱": 7, "여덟": 8,
-    "아홉": 9,
-}  # fmt: skip
+_KOREAN_UNITS = dict(zip("하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉".split(), range(1, 10), strict=True))
+_KOREAN_UNITS |= {"한": 1, "두": 2, "세": 3, "네": 4}
 _KOREAN = re.compile(rf"({'|'.join(_KOREAN_TENS)})?({'|'.join(_KOREAN_UNITS)})?(?![가-힣])")
 _SINO = re.compile("[영공일이삼사오육칠팔구십백천만억]+(?![가-힣])")
 _KOREAN_ENDINGS = re.compile("(?:입니다|이다|이에요|예요|개|명|원|살|마리|달러)+(?![가-힣])")
@@ -107,17 +96,8 @@ _HAN_ANSWER = re.compile(
 )
 """A Han numeral that opens a text; behind 一 the last characters make another word (一样, 一共)."""
 _ONE_ALONE = re.compile(r"\s*(?:$|[.,;:!?)*。।])")
-_FRACTIONS = {
-    "half": 2,
-    "halves": 2,
-    "third": 3,
-    "thirds": 3,
-    "quarter": 4,
-    "quarters": 4,
-    "fifth": 5,
-    "fifths": 5,
-    "tenth": 10,
-}
+_FRACTIONS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "thirds"), 3)
+_FRACTIONS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
 _PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
 
 

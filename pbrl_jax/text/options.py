@@ -6,19 +6,18 @@ import unicodedata
 
 from pbrl_jax.text.languages import LETTERS, language
 
-_OPTION_WORD = (
-    r"(?:(?:the )?(?:correct )?(?:option|choice|letter)|opci[oó]n|opção|opzione|antwort|вариант|варіант|选项|選項|選択肢|选|選|옵션|보기|"
-    r"선택지|ข้อ|ตัวเลือก|বিকল্প|অপশন|विकल्प|ऑप्शन|ఎంపిక|ఆప్షన్|الخيار|خيار|گزینه|آپشن|phương án|lựa chọn|pilihan|opsi|seçenek|chaguo|optie|možnost)?"
-)
+_OPTION_WORDS = (
+    "opci[oó]n opção opzione antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন विकल्प ऑप्शन "
+    "ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn pilihan opsi seçenek chaguo optie možnost"
+).split()
+_OPTION_WORD = rf"(?:(?:the )?(?:correct )?(?:option|choice|letter)|{'|'.join(_OPTION_WORDS)})?"
 _BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]*{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]*"
 _OPTION = re.compile(
     rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9'’+*/=^_-]|\.\d|\s*[+*/=^-]|\s+\d))",
     re.IGNORECASE,
 )
-_SECOND_OPTION = re.compile(
-    r"\s*(?:,|،|、)?\s*(?:,|and|or|und|oder|y|o|ou|et|e|i|и|или|أو|و|या|বা|หรือ|hoặc|或|和|atau|au)\s*[(\[]?[A-Ja-j][)\]]?(?!\w)",
-    re.IGNORECASE,
-)
+_OR = "and|or|und|oder|y|o|ou|et|e|i|и|или|أو|و|या|বা|หรือ|hoặc|或|和|atau|au"
+_SECOND_OPTION = re.compile(rf"\s*(?:,|،|、)?\s*(?:,|{_OR})\s*[(\[]?[A-Ja-j][)\]]?(?!\w)", re.IGNORECASE)
 _STOP = r"(?=\s*(?:$|[.,;:!?)\]*।。、，：」』\"'”’»|<\\]|है|हो|आहे|です|입니다|이다|ہے|است))"
 _REASON = re.compile(
     r"\s+(?:because|since|as|which|with|not|is|for|porque|weil|denn|da|car|parce|perché|karena|ponieważ)\b",

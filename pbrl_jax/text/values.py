@@ -53,9 +53,9 @@ _CONNECTIVE = re.compile(
     re.IGNORECASE,
 )
 UNITS = frozenset(
-    "m g s h l L t V W A N J K C F km cm mm dm nm µm kg mg µg lb lbs oz ft mi yd kn ml mL cl dl kL ha Hz kHz MHz GHz kW "
-    "kWh Wh kJ kcal cal Pa kPa ms min hr hrs sec km² m² mph kmh kph mpg rpm px MB GB TB KB kB USD EUR GBP INR CNY RMB JPY "
-    "KES TZS NGN ZAR RUB IDR VND THB BDT Rp RM TL am pm AM PM".split()
+    "m g s h l L t V W A N J K C F km cm mm dm nm µm kg mg µg lb lbs oz ft mi yd kn ml mL cl dl kL ha Hz kHz MHz GHz "
+    "kW kWh Wh kJ kcal cal Pa kPa ms min hr hrs sec km² m² mph kmh kph mpg rpm px MB GB TB KB kB USD EUR GBP INR CNY "
+    "RMB JPY KES TZS NGN ZAR RUB IDR VND THB BDT Rp RM TL am pm AM PM".split()
 )
 """Units and currency codes that a number may be glued to, and that say nothing about a language."""
 LONGEST_NUMBER = 400
