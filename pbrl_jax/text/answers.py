@@ -29,6 +29,9 @@ _THINK_END = re.compile(r"</think>", re.IGNORECASE)
 _THINK_TAG = re.compile(r"</?think>", re.IGNORECASE)
 _BETWEEN_MARKERS = re.compile(r"[\s*_$:：(\[\\]*")
 _HAS_TEXT = re.compile(r"[^\W_]")
+_DATA_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
+LONGEST_GOLD = 8
+"""Words of a gold answer that is neither announced nor LaTeX."""
 MOST_BOXED = 20
 """Boxes that are looked at, from the end."""
 
@@ -77,14 +80,20 @@ def extract_answer(text: str, code: str, *, fallback: bool = False) -> str | Non
 def read_gold(written: str, code: str) -> str | None:
     """A gold answer as data sets write it ("#### 4", "4 kalamu", "(B)", "b", "x = 3"), read as a response's is.
 
-    None where it is empty or a missing value (NaN).
+    A plain number is read with a decimal point, as files have it, whatever the language. None where it is empty, a
+    missing value (NaN), or prose that gives no answer.
     """
     written = nfc(written).strip()
     if not _HAS_TEXT.search(written) or written.lower() in ("nan", "none", "null", "n/a"):
         return None
-    found = _find(written, code)
-    if found is not None and found.answer is not None:
-        return found.answer
+    if _DATA_NUMBER.fullmatch(written):
+        return canonical_number(written, "en")
+    for language_of_gold in (code, "en"):
+        found = _find(written, language_of_gold)
+        if found is not None and found.answer is not None:
+            return found.answer
+    if len(written.split()) > LONGEST_GOLD and "\\" not in written:
+        return None
     return whole_value(written, code) or read_box(written, code)
 
 

@@ -7,8 +7,8 @@ import unicodedata
 from pbrl_jax.text.languages import LETTERS, language
 
 _OPTION_WORDS = (
-    "opci[oó]n opção opzione antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন विकल्प ऑप्शन "
-    "ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn pilihan opsi seçenek chaguo optie možnost"
+    "opci[oó]n opção opzione antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন "
+    "विकल्प ऑप्शन ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn pilihan opsi seçenek chaguo optie možnost"
 ).split()
 _OPTION_WORD = rf"(?:(?:the )?(?:correct )?(?:option|choice|letter)|{'|'.join(_OPTION_WORDS)})?"
 _BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]*{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]*"

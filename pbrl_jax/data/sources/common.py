@@ -1,6 +1,7 @@
 """What every data source needs: stable ids, the benchmark folder, and errors that name rows."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -94,11 +95,16 @@ class RowErrors:
 
     def __init__(self, place: str):
         self.place = place
-        self.found: list[str] = []
+        self.found: list[tuple[int, str]] = []
+        self.left_out: list[tuple[int, str]] = []
 
     def add(self, row: int, what: str) -> None:
         """`row` counts from 1, as editors do."""
-        self.found.append(f"row {row}: {what}")
+        self.found.append((row, what))
+
+    def leave_out(self, row: int, why: str) -> None:
+        """A row that is no error by itself: `check` counts it on stderr."""
+        self.left_out.append((row, why))
 
     def text(self, row: int, field: str, value: Any) -> str:
         """`value` as NFC text; "" (and a remembered error) when it is none, empty or no string."""
@@ -110,9 +116,13 @@ class RowErrors:
 
     def check(self) -> None:
         if not self.found:
+            if self.left_out:
+                row, why = self.left_out[0]
+                print(f"{self.place}: {len(self.left_out)} rows left out, the first row {row}: {why}.", file=sys.stderr)
             return
-        shown = "; ".join(self.found[:SHOWN_ERRORS])
-        more = f"; and {len(self.found) - SHOWN_ERRORS} more" if len(self.found) > SHOWN_ERRORS else ""
+        found = sorted(self.found + self.left_out, key=lambda error: error[0])
+        shown = "; ".join(f"row {row}: {what}" for row, what in found[:SHOWN_ERRORS])
+        more = f"; and {len(found) - SHOWN_ERRORS} more" if len(found) > SHOWN_ERRORS else ""
         raise DataError(f"{self.place}: {shown}{more}. Correct or remove these rows.")
 
 
