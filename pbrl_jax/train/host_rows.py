@@ -40,8 +40,8 @@ def own_rollout(rollout: Rollout, own_B: np.ndarray) -> Rollout:
 
 
 def logged_rows(config: Config, drawn: Drawn, rows: int) -> set[int]:
-    """The rows whose texts every host needs: those that `logs.samples.write_samples` will choose; all where dynamic sampling may
-    still move rows."""
+    """The rows whose texts every host needs: those that `logs.samples.write_samples` will choose; all where dynamic
+    sampling may still move rows."""
     if config.algo.max_sampling_rounds > 1:
         return set(range(rows))
     languages = [prompt.language for prompt in drawn.prompts_P for _ in range(rows // len(drawn.prompts_P))]
