@@ -98,8 +98,8 @@ def run_times(config, models, mesh, steps: int) -> dict[str, dict[str, float]]:
     from pbrl_jax.rollout.generate import make_generate
     from pbrl_jax.rollout.sampling import sampling_params
     from pbrl_jax.train.optimizer import make_optimizer
+    from pbrl_jax.train.programs import make_update
     from pbrl_jax.train.state import place_state
-    from pbrl_jax.train.update import make_update
 
     spec, R = models.policy, config.rollout.max_completion_length
     axes, rows = decoder_axes(spec), batch_sharding(mesh)

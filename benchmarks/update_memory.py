@@ -73,10 +73,11 @@ def plain_logprobs(params, batch, spec, config):
 
 
 def plain_update(state, reference, batch, *, spec, config):
-    """The same step as `train.update.update_step`, the plain way."""
+    """The same step as `train.programs.update_step`, the plain way."""
     import jax
 
     from pbrl_jax.algos.grpo import policy_loss
+    from pbrl_jax.train.programs import run_optimizer
     from pbrl_jax.train.update import estimate_advantages, loss_mask, optimizer_step
 
     mask = loss_mask(batch, config)
@@ -90,7 +91,7 @@ def plain_update(state, reference, batch, *, spec, config):
         )  # fmt: skip
         return total / count
 
-    return optimizer_step(state, jax.grad(loss)(state.params), config)
+    return optimizer_step(state, jax.grad(loss)(state.params), run_optimizer(config))
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     from pbrl_jax.mesh.sharding import make_mesh
     from pbrl_jax.plan.programs import compile_ahead
     from pbrl_jax.plan.shapes import placed_batch, placed_policy, placed_state
-    from pbrl_jax.train.update import make_update
+    from pbrl_jax.train.programs import make_update
 
     config, spec = run_config(flags), model_spec(flags)
     mesh = make_mesh(dataclasses.replace(config.mesh, data=1), jax.devices()[:1])

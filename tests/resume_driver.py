@@ -144,9 +144,9 @@ def fails_in_reward(_marker: str, call: int) -> None:
 
 def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
     """Update number `call` is dispatched; nothing of it is logged or saved."""
-    from pbrl_jax.train import fused, hosted
+    from pbrl_jax.train import fused, programs
 
-    module = fused if name == "make_fused_step" else hosted
+    module = fused if name == "make_fused_step" else programs
     make, calls = getattr(module, name), itertools.count(1)
 
     def make_held(*settings):

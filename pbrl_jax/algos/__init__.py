@@ -7,7 +7,7 @@ frozen dataclass in its file, which the line names. Another loss is a function i
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pbrl_jax.algos import baselines, grpo, ppo, reinforcepp
+from pbrl_jax.algos import estimators, grpo, ppo
 from pbrl_jax.algos.returns import DiscountConfig
 from pbrl_jax.config.algo import AlgoConfig
 
@@ -33,9 +33,9 @@ class Algorithm(NamedTuple):
 
 ALGORITHMS = {
     "grpo": Algorithm(grpo.estimate, grpo.GrpoConfig, grpo.check_scaling, compares_groups=True),
-    "reinforce_plus_plus": Algorithm(reinforcepp.estimate, DiscountConfig, per_token=True),
-    "reinforce_plus_plus_baseline": Algorithm(reinforcepp.estimate_with_baseline, compares_groups=True),
+    "reinforce_plus_plus": Algorithm(estimators.estimate_reinforce_pp, DiscountConfig, per_token=True),
+    "reinforce_plus_plus_baseline": Algorithm(estimators.estimate_reinforce_pp_baseline, compares_groups=True),
     "ppo": Algorithm(ppo.estimate, ppo.PpoConfig, critic=True, per_token=True),
-    "opo": Algorithm(baselines.estimate_opo, compares_groups=True),
-    "gpg": Algorithm(baselines.estimate_gpg, compares_groups=True),
+    "opo": Algorithm(estimators.estimate_opo, compares_groups=True),
+    "gpg": Algorithm(estimators.estimate_gpg, compares_groups=True),
 }

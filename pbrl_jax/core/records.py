@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -133,6 +134,12 @@ class TrainBatch:
     valid_B: Bool[Array, "B"]
     rewards_BF: Float[Array, "B F"] | None = None
     value_BR: Float[Array, "B R"] | None = None
+
+    @property
+    def sampled_BR(self) -> Bool[Array, "B R"]:
+        """Sampled tokens of valid rows."""
+        R = self.rollout.tokens_BR.shape[1]
+        return (jnp.arange(R)[None] < self.rollout.lengths_B[:, None]) & self.valid_B[:, None]
 
 
 @pytree

@@ -1,7 +1,7 @@
 """Trees of arrays: path names, rules by path, counts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,3 +86,27 @@ def all_finite(tree: Any) -> jax.Array:
 def select(condition: jax.Array, chosen: Any, otherwise: Any) -> Any:
     """`chosen` where the scalar condition holds, leaf by leaf; also for trees that hold PRNG keys or integers."""
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), chosen, otherwise)
+
+
+def split_microbatches(tree: Any, groups: int, count: int) -> Any:
+    """Leading axis [groups * k, ...] -> [count, groups / count * k, ...].
+
+    Each microbatch takes every count-th group, so that it lies on all devices that hold rows.
+    """
+
+    def split(x):
+        per_group = x.shape[0] // groups
+        x = x.reshape(groups // count, count, per_group, *x.shape[1:])
+        return jnp.moveaxis(x, 1, 0).reshape(count, groups // count * per_group, *x.shape[3:])
+
+    return jax.tree.map(split, tree)
+
+
+def map_microbatches(function: Callable[[Any], jax.Array], tree: Any, groups: int, size: int) -> jax.Array:
+    """`function(tree)`, rows on its leading axis, computed for `size` groups of rows at a time (0: all)."""
+    if not 0 < size < groups:
+        return function(tree)
+    count = groups // size
+    pieces = jax.lax.map(function, split_microbatches(tree, groups, count))
+    rows = pieces.reshape(count, size, -1, *pieces.shape[2:])
+    return jnp.moveaxis(rows, 0, 1).reshape(-1, *pieces.shape[2:])

@@ -4,6 +4,8 @@ The prompt's part of the forward pass is computed once for all its samples. Logi
 time, and the backward pass recomputes them: no [B, T, V] array is made for the policy or the reference.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -112,24 +114,35 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
     return join(logp), None if spread is None else join(spread)
 
 
+class OutputOptions(NamedTuple):
+    """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time;
+    `packed`: streams hold several responses; `entropy_gradient`: the gradient flows through the entropies, which costs
+    that of one more softmax."""
+
+    spec: DecoderSpec
+    chunk: int
+    temperature: float = 1.0
+    packed: bool = False
+    entropy: bool = False
+    entropy_gradient: bool = False
+
+
 def response_logprobs(params, prompts: PromptBatch, streams: ResponseStreams, temperature, *, spec: DecoderSpec,
                       chunk: int, packed: bool = False, entropy: bool = False):  # fmt: skip
-    """Log-probs (and entropies) of all response slots, [P, S, L]; unused slots hold finite, meaningless values."""
-    return response_outputs(
-        params, prompts, streams, temperature, spec=spec, chunk=chunk, packed=packed, entropy=entropy
-    )[:2]
+    """Log-probs (and entropies) of all response slots, [P, S, L]; unused slots hold finite numbers of no meaning."""
+    options = OutputOptions(spec, chunk, temperature, packed, entropy)
+    return response_outputs(params, None, prompts, streams, options)[:2]
 
 
-def response_outputs(params, prompts: PromptBatch, streams: ResponseStreams, temperature, *, spec: DecoderSpec,
-                     chunk: int, packed: bool = False, entropy: bool = False, entropy_gradient: bool = False,
-                     value_head=None):  # fmt: skip
-    """Log-probs, entropies and values of all response slots, [P, S, L] each; entropies are None unless asked for, and
-    values without a value head. Unused slots hold finite, meaningless values.
+def response_outputs(params, value_head, prompts: PromptBatch, streams: ResponseStreams, options: OutputOptions):
+    """Log-probs, entropies and values of all response slots, [P, S, L] each; None where entropies are not asked for,
+    or there is no value head. Unused slots hold finite numbers of no meaning.
     """
     P, S, L = streams.tokens_PSL.shape
-    hidden = predicting_hidden(params, spec, prompts, streams, packed)
+    hidden = predicting_hidden(params, options.spec, prompts, streams, options.packed)
     logp, spread = chunked_logprobs(
-        params, spec, hidden, streams.tokens_PSL.reshape(P, S * L), temperature, chunk, entropy, entropy_gradient
-    )
+        params, options.spec, hidden, streams.tokens_PSL.reshape(P, S * L), options.temperature, options.chunk,
+        options.entropy, options.entropy_gradient,
+    )  # fmt: skip
     value = None if value_head is None else state_values(value_head, hidden).reshape(P, S, L)
     return logp.reshape(P, S, L), None if spread is None else spread.reshape(P, S, L), value

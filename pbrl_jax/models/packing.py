@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pbrl_jax.models.logprobs import ResponseStreams
+from pbrl_jax.core.records import PromptBatch, Rollout
+from pbrl_jax.models.logprobs import OutputOptions, ResponseStreams, response_outputs, unpacked_streams
 
 #: Packed stream lengths, as shares of G * R. A batch that needs more is updated unpacked.
 BUCKET_SHARES = (0.125, 0.25, 0.5)
@@ -49,3 +50,25 @@ def unpack(values_PSL: Float[Array, "P S L"], lengths_B: Int[Array, "B"], sample
     taken = jnp.take_along_axis(values_PSL.reshape(P, L), index_PGR.reshape(P, samples * max_length), axis=1)
     inside = offset_11R < lengths_PG[..., None]
     return jnp.where(inside.reshape(P, -1), taken, 0.0).reshape(P * samples, max_length)
+
+
+def rollout_outputs(params, value_head, prompts: PromptBatch, rollout: Rollout, bucket: int, options: OutputOptions):
+    """Log-probs, entropies and values of the rows of a rollout, [B, R]; None for what is not asked for.
+
+    Args:
+      bucket: slots of a packed stream; 0: one stream per row.
+    """
+    B, R = rollout.tokens_BR.shape
+    G = B // prompts.lengths_P.shape[0]
+    if bucket:
+        streams = pack_streams(rollout.tokens_BR, rollout.lengths_B, G, bucket)
+    else:
+        streams = unpacked_streams(rollout.tokens_BR, rollout.lengths_B, G)
+    outputs = response_outputs(params, value_head, prompts, streams, options._replace(packed=bool(bucket)))
+
+    def rows(x):
+        if x is None:
+            return None
+        return unpack(x, rollout.lengths_B, G, R) if bucket else x.reshape(B, R)
+
+    return tuple(rows(x) for x in outputs)

@@ -48,7 +48,7 @@ def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict
     """Descriptions of the arrays that a compiled update holds and must not.
 
     Args:
-      text: the optimized HLO of `train.update.make_update`'s program.
+      text: the optimized HLO of `train.programs.make_update`'s program.
       mesh_shape: sizes of the mesh axes.
 
     Parameters stacked over layers must never be unsharded, not even temporarily. The embedding and the output matrix

@@ -29,7 +29,7 @@ from pbrl_jax.plan.shapes import (
 from pbrl_jax.rollout.generate import make_programs, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
 from pbrl_jax.rollout.weights import decoding_params
-from pbrl_jax.train.update import make_update
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")

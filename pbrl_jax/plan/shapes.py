@@ -23,8 +23,9 @@ from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, En
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.start import new_critic
 from pbrl_jax.train.state import new_state, state_shardings
-from pbrl_jax.train.trained import forward_params, new_critic
+from pbrl_jax.train.trained import forward_params
 from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config

@@ -18,8 +18,8 @@ from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.start import merged_params, start_params, trainable
 from pbrl_jax.train.state import place_state
-from pbrl_jax.train.trained import merged_params, start_params, trainable
 from pbrl_jax.weights.policies import Policy, save_policy
 
 Pair = tuple[list[int], list[int], list[int]]

@@ -14,8 +14,9 @@ from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.staged import Stopped
+from pbrl_jax.train.start import start_params
 from pbrl_jax.train.step import draw, sample_batch
-from pbrl_jax.train.trained import Frozen, start_params
+from pbrl_jax.train.trained import Frozen
 
 FILE = "scored.jsonl"
 FIELDS = ("prompt_id", "language", "question", "completions", "tokens", "rewards")

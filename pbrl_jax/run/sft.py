@@ -22,8 +22,8 @@ from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, 
 from pbrl_jax.train.sft_packing import pack_rows
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.start import merged_params, start_params, trainable
 from pbrl_jax.train.state import place_state
-from pbrl_jax.train.trained import merged_params, start_params, trainable
 from pbrl_jax.weights.policies import Policy, save_policy
 
 

@@ -3,7 +3,7 @@ the device. For policies and encoders that share a tokenizer (see rewards.tokens
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.experiment import Experiment, token_tables
 from pbrl_jax.train.hosted import run_sampling
+from pbrl_jax.train.programs import update_context
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, policy_step, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
-from pbrl_jax.train.update import UpdateContext, advantage_targets, update_parameters
+from pbrl_jax.train.update import advantage_targets, update_parameters
 
 
 def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> None:
@@ -65,12 +66,22 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
         raise ConfigError("train.fused cannot be used with: " + "; ".join(problems) + ". Use --train.no-fused.")
 
 
+class FusedInputs(NamedTuple):
+    """What a fused step reads besides the state."""
+
+    encoder_params: Any
+    prompts: PromptBatch
+    pivots: PivotBatch
+    tables: TokenTables
+    sampling: SamplingParams
+    key: jax.Array
+
+
 def device_functions(
-    encoder_params: Any, tables: TokenTables, sampling: SamplingParams, *, spec: DecoderSpec,
-    encoder_spec: TextEncoderSpec, config: Config,
-) -> StepFunctions:  # fmt: skip
+    inputs: FusedInputs, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec, config: Config
+) -> StepFunctions:
     """The functions of a step that never leaves the device; all traceable."""
-    context, G = UpdateContext(spec, config), config.algo.num_generations
+    context, G = update_context(spec, config), config.algo.num_generations
     score = make_token_reward(config.reward, encoder_spec)
 
     def params(state: TrainState, frozen: Frozen) -> Any:
@@ -80,12 +91,12 @@ def device_functions(
     def rollout(policy: Any, drawn: Drawn) -> Rollout:
         length = config.rollout.max_completion_length
         return generate_samples(
-            policy, drawn.prompts, drawn.key, sampling, spec=spec, samples=G, max_length=length
+            policy, drawn.prompts, drawn.key, inputs.sampling, spec=spec, samples=G, max_length=length
         )  # fmt: skip
 
     def reward(rollout: Rollout, drawn: Drawn) -> Scored:
         rows = jax.tree.map(lambda x: jnp.repeat(x, G, axis=0), drawn.pivots)
-        found = score(TokenInputs(rollout.tokens_BR, rollout.lengths_B, rows, tables, encoder_params))
+        found = score(TokenInputs(rollout.tokens_BR, rollout.lengths_B, rows, inputs.tables, inputs.encoder_params))
         value_B = jnp.where(found.valid_B, found.value_B, 0.0)
         return Scored(TrainBatch(drawn.prompts, rollout, value_B, found.valid_B), found, (), {})
 
@@ -100,13 +111,13 @@ def device_functions(
 
 
 def fused_step(
-    state: TrainState, frozen: Frozen, encoder_params: Any, prompts: PromptBatch, pivots: PivotBatch,
-    tables: TokenTables, sampling: SamplingParams, key, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec,
+    state: TrainState, frozen: Frozen, inputs: FusedInputs, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec,
     config: Config,
 ) -> tuple[TrainState, dict[str, Any], Rollout, Combined]:  # fmt: skip
     """`step.policy_step` on the device as one traceable function."""
-    functions = device_functions(encoder_params, tables, sampling, spec=spec, encoder_spec=encoder_spec, config=config)
-    state, metrics, scored = policy_step(functions, state, frozen, Drawn(prompts, pivots, key))
+    functions = device_functions(inputs, spec=spec, encoder_spec=encoder_spec, config=config)
+    drawn = Drawn(inputs.prompts, inputs.pivots, inputs.key)
+    state, metrics, scored = policy_step(functions, state, frozen, drawn)
     return state, metrics, scored.batch.rollout, scored.rewards
 
 
@@ -120,7 +131,7 @@ def make_fused_step(spec: DecoderSpec, encoder_spec: TextEncoderSpec, config: Co
     compiled = jax.jit(functools.partial(fused_step, spec=spec, encoder_spec=encoder_spec, config=config))
 
     def step(state: TrainState, ref_params: Any, *arguments: Any, base: Any = None):
-        return compiled(state, Frozen(ref_params if config.algo.beta > 0 else None, base), *arguments)
+        return compiled(state, Frozen(ref_params if config.algo.beta > 0 else None, base), FusedInputs(*arguments))
 
     return step
 

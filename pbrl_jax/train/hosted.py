@@ -4,7 +4,6 @@ update. Every reward can be used, and dynamic sampling, critics, packing and off
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,11 +15,10 @@ from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import RewardError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
-from pbrl_jax.mesh.agree import host_array, is_first
+from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
-from pbrl_jax.models.packing import choose_bucket, packed_buckets
 from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, run_assets, weights_at
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.decode import completions
@@ -29,17 +27,11 @@ from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
+from pbrl_jax.train.programs import make_advantages, make_parameter_update, make_values, packed
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
-from pbrl_jax.train.update import (
-    Targets,
-    UpdateContext,
-    advantage_targets,
-    critic_values,
-    reference_first,
-    update_parameters,
-)
+from pbrl_jax.train.update import reference_first
 
 
 def hosted_functions(experiment: Experiment) -> StepFunctions:
@@ -180,33 +172,6 @@ def curriculum_weights(config: Config, step: int) -> dict[str, float]:
 # Advantages and update.
 
 
-def make_values(spec, config: Config) -> Callable:
-    """Compiled `(params, critic, batch, bucket=0) -> value_BR`: a critic's values of a rollout batch."""
-
-    def values(params, critic, batch: TrainBatch, bucket: int = 0) -> jax.Array:
-        return critic_values(params, critic, batch, context=UpdateContext(spec, config, bucket))
-
-    return jax.jit(values, static_argnames="bucket")
-
-
-def make_advantages(spec, config: Config) -> Callable:
-    """Compiled `(state, frozen, batch, bucket=0) -> Targets`."""
-
-    def advantages(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> Targets:
-        return advantage_targets(state, frozen, batch, context=UpdateContext(spec, config, bucket))
-
-    return jax.jit(advantages, static_argnames="bucket")
-
-
-def make_parameter_update(spec, config: Config) -> Callable:
-    """Compiled `(state, frozen, batch, targets, bucket=0) -> (state, metrics)`; the state is donated."""
-
-    def update(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, bucket: int = 0):
-        return update_parameters(state, frozen, batch, targets, context=UpdateContext(spec, config, bucket))
-
-    return jax.jit(update, static_argnames="bucket", donate_argnums=0)
-
-
 def waiting(update: Callable) -> Callable:
     """The update, waited for, so that its time can be told."""
 
@@ -234,42 +199,6 @@ def with_fetched_moments(update: Callable) -> Callable:
         moments = state.opt_state
         state, metrics = update(dataclasses.replace(state, opt_state=fetched(moments)), *args)
         return dataclasses.replace(state, opt_state=sent_back(state.opt_state, moments)), metrics
-
-    return call
-
-
-def packed(program: Callable, config: Config) -> Callable:
-    """`program(*args)`, args[2] a TrainBatch, on the packed stream length that the batch's responses need."""
-    ahead = compiled_ahead(program, config)
-    return lambda *args: ahead(*args, bucket=packed_bucket(config, args[2]))
-
-
-def packed_bucket(config: Config, batch: TrainBatch) -> int:
-    """The packed stream length of a batch; 0 where packing is off or saves nothing."""
-    if not config.train.packed:
-        return 0
-    lengths = host_array(batch.rollout.lengths_B)
-    samples = config.train.microbatch_samples or config.algo.num_generations
-    return choose_bucket(lengths, samples, config.rollout.max_completion_length)
-
-
-def compiled_ahead(program: Callable, config: Config) -> Callable:
-    """`program(*args, bucket=n)`, compiled at its first call for every stream length that a later batch may need, so
-    that no step of a long run waits for a compiler."""
-    if config.lora.quantization in ("int4", "nf4"):
-        return program  # a compiled program refuses the layout that 4-bit arrays have outside of it (jax 0.10)
-    sizes = (0,)
-    if config.train.packed:
-        samples = config.train.microbatch_samples or config.algo.num_generations
-        sizes += packed_buckets(samples, config.rollout.max_completion_length)
-    compiled: dict[int, Callable] = {}
-
-    def call(*args, bucket: int):
-        if not compiled:
-            lowered = [program.lower(*args, bucket=size) for size in sizes]
-            with ThreadPoolExecutor(len(sizes)) as pool:
-                compiled.update(zip(sizes, pool.map(lambda one: one.compile(), lowered), strict=True))
-        return compiled[bucket](*args)
 
     return call
 

@@ -31,8 +31,9 @@ from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
 from pbrl_jax.train.signals import stop_agreed
+from pbrl_jax.train.start import frozen_of, merged_params
 from pbrl_jax.train.step import Position, Record, Run, policy_step, train_step
-from pbrl_jax.train.trained import Frozen, forward_params, frozen_of, merged_params
+from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.weights.policies import Policy
 
 Evaluate = Callable[[Any], dict[str, float]]

@@ -18,9 +18,9 @@ from pbrl_jax.train.guard import acts
 from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.staged import announce
+from pbrl_jax.train.start import new_critic, trainable
 from pbrl_jax.train.state import abstract_state, place_state
 from pbrl_jax.train.step import Position
-from pbrl_jax.train.trained import new_critic, trainable
 
 
 def new_position(experiment: Experiment) -> Position:

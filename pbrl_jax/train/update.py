@@ -1,14 +1,14 @@
 """The policy update: advantages, the gradient of the objective, one optimizer step.
 
 Advantages, policy log-probs at response positions, reference log-probs when beta > 0, the objective, exact sums over
-microbatches, clipping, the optimizer, and the check that nothing infinite enters the state. `make_update` compiles all
-of it as one program that donates the state.
+microbatches, clipping, the optimizer, and the check that nothing infinite enters the state: traceable functions, which
+`train.programs` compiles.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,29 @@ from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
 from pbrl_jax.core.records import TrainBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.core.trees import all_finite, map_microbatches, select, split_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
-from pbrl_jax.models.logprobs import response_outputs, unpacked_streams
-from pbrl_jax.models.packing import pack_streams, unpack
+from pbrl_jax.models.logprobs import OutputOptions
+from pbrl_jax.models.packing import rollout_outputs
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.optimizer import make_optimizer, make_schedule
 from pbrl_jax.train.trained import Frozen, Trained, forward_params, update_critic
 
 
-@dataclasses.dataclass(frozen=True)
-class UpdateContext:
+class Optimizer(NamedTuple):
+    """The run's optimizer, its learning rate by the number of updates, and the optimizer of a critic's value
+    head, where there is one."""
+
+    policy: optax.GradientTransformation
+    schedule: optax.Schedule
+    critic: optax.GradientTransformation | None = None
+
+
+class UpdateContext(NamedTuple):
     """What is static in an update. `bucket` is 0, or the length of the packed streams (see models.packing)."""
 
     spec: DecoderSpec
     config: Config
+    optimizer: Optimizer
     bucket: int = 0
 
 
@@ -53,47 +61,22 @@ class Targets:
     return_BR: jax.Array | None = None
 
 
-def row_logprobs(params, batch: TrainBatch, context: UpdateContext, entropy: bool = False):
-    """Log-probs and entropies of all rows, [B, R]; packed into streams of `context.bucket` slots when that is not 0."""
-    return row_outputs(params, None, batch, context, entropy)[:2]
-
-
 def row_outputs(params, value_head, batch: TrainBatch, context: UpdateContext, entropy: bool):
     """Log-probs, entropies and values of all rows, [B, R]; None for what is not asked for.
 
     Entropies carry a gradient where the bonus needs it.
     """
-    config, bucket, rollout = context.config, context.bucket, batch.rollout
-    G = config.algo.num_generations
-    B, R = rollout.tokens_BR.shape
-    if bucket:
-        streams = pack_streams(rollout.tokens_BR, rollout.lengths_B, G, bucket)
-    else:
-        streams = unpacked_streams(rollout.tokens_BR, rollout.lengths_B, G)
-    temperature = config.rollout.temperature if config.rollout.temperature > 0 else 1.0
-    outputs = response_outputs(
-        params, batch.prompts, streams, temperature,
-        spec=context.spec, chunk=config.train.logprob_chunk, packed=bool(bucket), entropy=entropy,
-        entropy_gradient=config.algo.entropy_coef != 0, value_head=value_head,
+    config = context.config
+    options = OutputOptions(
+        context.spec, config.train.logprob_chunk, config.rollout.temperature or 1.0, entropy=entropy,
+        entropy_gradient=config.algo.entropy_coef != 0,
     )  # fmt: skip
-
-    def rows(x):
-        if x is None:
-            return None
-        return unpack(x, rollout.lengths_B, G, R) if bucket else x.reshape(B, R)
-
-    return tuple(rows(x) for x in outputs)
-
-
-def sampled_mask(batch: TrainBatch) -> jax.Array:
-    """Sampled tokens of valid rows, [B, R]."""
-    R = batch.rollout.tokens_BR.shape[1]
-    return (jnp.arange(R)[None] < batch.rollout.lengths_B[:, None]) & batch.valid_B[:, None]
+    return rollout_outputs(params, value_head, batch.prompts, batch.rollout, context.bucket, options)
 
 
 def loss_mask(batch: TrainBatch, config: Config) -> jax.Array:
     """Tokens that enter the loss, [B, R]: sampled ones of valid rows that no setting leaves out."""
-    algo, mask_BR = config.algo, sampled_mask(batch)
+    algo, mask_BR = config.algo, batch.sampled_BR
     if algo.mask_truncated_completions:
         mask_BR = mask_BR & ~batch.rollout.truncated_B[:, None]
     if algo.mask_zero_std_groups:
@@ -101,20 +84,6 @@ def loss_mask(batch: TrainBatch, config: Config) -> jax.Array:
         flat_P = flat_groups(batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G))
         mask_BR = mask_BR & ~jnp.repeat(flat_P, G)[:, None]
     return mask_BR
-
-
-def split_microbatches(tree: Any, groups: int, count: int) -> Any:
-    """Leading axis [groups * k, ...] -> [count, groups / count * k, ...].
-
-    Each microbatch takes every count-th group, so that it lies on all devices that hold rows.
-    """
-
-    def split(x):
-        per_group = x.shape[0] // groups
-        x = x.reshape(groups // count, count, per_group, *x.shape[1:])
-        return jnp.moveaxis(x, 1, 0).reshape(count, groups // count * per_group, *x.shape[3:])
-
-    return jax.tree.map(split, tree)
 
 
 def in_parts(batch: TrainBatch, context: UpdateContext) -> tuple[TrainBatch, UpdateContext]:
@@ -129,22 +98,12 @@ def in_parts(batch: TrainBatch, context: UpdateContext) -> tuple[TrainBatch, Upd
         return batch, context
     prompts = jax.tree.map(lambda x: jnp.repeat(x, samples // part, axis=0), batch.prompts)
     part_config = with_values(config, algo={"num_generations": part})
-    return dataclasses.replace(batch, prompts=prompts), dataclasses.replace(context, config=part_config)
+    return dataclasses.replace(batch, prompts=prompts), context._replace(config=part_config)
 
 
-def by_microbatch(function: Callable, batch: TrainBatch, config: Config) -> jax.Array:
+def by_microbatch(function: Callable, batch: TrainBatch, context: UpdateContext) -> jax.Array:
     """`function(batch)`, an array [B, R], microbatch by microbatch."""
-    groups = batch.prompts.tokens_PT.shape[0]
-    size = config.train.microbatch_prompts or groups
-    if size >= groups:
-        return function(batch)
-    count = groups // size
-    pieces = jax.lax.map(function, split_microbatches(batch, groups, count))
-    rows = pieces.reshape(count, size, -1, pieces.shape[-1])
-    return jnp.moveaxis(rows, 0, 1).reshape(batch.rollout.tokens_BR.shape)
-
-
-# Advantages.
+    return map_microbatches(function, batch, batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts)
 
 
 def reference_first(config: Config) -> bool:
@@ -160,11 +119,11 @@ def advantage_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, *, c
     if reference_first(config):
         parts, part = in_parts(batch, context)
         reference = on_device(frozen.reference)
-        ref_logp_BR = by_microbatch(lambda piece: row_logprobs(reference, piece, part)[0], parts, part.config)
+        ref_logp_BR = by_microbatch(lambda piece: row_outputs(reference, None, piece, part, False)[0], parts, part)
         if algo.kl_in == "reward":
             beta = algo.beta if state.beta is None else state.beta
             penalty_BR = kl_penalty(
-                batch.rollout.logp_BR, ref_logp_BR, sampled_mask(batch), beta=beta, estimator=algo.kl_estimator
+                batch.rollout.logp_BR, ref_logp_BR, batch.sampled_BR, beta=beta, estimator=algo.kl_estimator
             )
     adv, return_BR = estimate_advantages(batch, mask_BR, penalty_BR, config)
     return Targets(adv, mask_BR, ref_logp_BR, return_BR)
@@ -179,9 +138,6 @@ def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) 
     reward_PG, valid_PG = batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G)
     groups = ScoredGroups(reward_PG, valid_PG, mask_BR, penalty_BR, rewards, weights)
     return lookup(ALGORITHMS, config.algo.name, "algorithm").estimate(groups, batch.value_BR, config=config.algo)
-
-
-# The gradient.
 
 
 def critic_sums(value_BR, batch: TrainBatch, targets: Targets, count, config: Config):
@@ -208,7 +164,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     )
     ref_logp_BR = targets.ref_logp_BR
     if frozen.reference is not None and ref_logp_BR is None:
-        ref_logp_BR = jax.lax.stop_gradient(row_logprobs(frozen.reference, batch, context)[0])
+        ref_logp_BR = jax.lax.stop_gradient(row_outputs(frozen.reference, None, batch, context, False)[0])
     sampler_BR = batch.rollout.logp_BR
     old_BR, extra = sampler_BR, {}
     if algo.importance_sampling_mode != "off":
@@ -263,9 +219,6 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), metrics
 
 
-# The optimizer step.
-
-
 def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array]:
     """Statistics of rewards, lengths and advantages; rows without a valid reward are left out."""
     G, R = config.algo.num_generations, config.rollout.max_completion_length
@@ -274,7 +227,7 @@ def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array
     lengths = rollout.lengths_B.astype(jnp.float32)
     return group_metrics(reward_PG, valid_PG) | {
         "reward/invalid_share": (~valid_B).astype(jnp.float32).mean(),
-        "advantages/std": jnp.sqrt(masked_mean(jnp.square(adv), valid_B if adv.ndim == 1 else sampled_mask(batch))),
+        "advantages/std": jnp.sqrt(masked_mean(jnp.square(adv), valid_B if adv.ndim == 1 else batch.sampled_BR)),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
@@ -283,12 +236,11 @@ def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array
     }
 
 
-def optimizer_step(state: TrainState, grads, config: Config) -> tuple[TrainState, dict[str, jax.Array]]:
+def optimizer_step(state: TrainState, grads, optimizer: Optimizer) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step; a gradient that is not finite changes nothing but the two counters."""
-    optimizer, schedule = make_optimizer(config.optim), make_schedule(config.optim)
     finite = all_finite(grads)
     before = on_device(state.opt_state)
-    updates, opt_state = optimizer.update(grads, before, state.params)
+    updates, opt_state = optimizer.policy.update(grads, before, state.params)
     params = optax.apply_updates(state.params, updates)
     new_state = TrainState(
         params=select(finite, params, state.params),
@@ -300,7 +252,7 @@ def optimizer_step(state: TrainState, grads, config: Config) -> tuple[TrainState
     )
     metrics = {
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
+        "learning_rate": jnp.asarray(optimizer.schedule(state.step - state.skipped), jnp.float32),
         "skipped_updates": new_state.skipped,
     }
     return new_state, metrics
@@ -316,15 +268,21 @@ def update_parameters(
     if targets.ref_logp_BR is not None:
         frozen = dataclasses.replace(frozen, reference=None)
     grads, metrics = gradient_sums(trained, frozen, state.beta, (parts, targets), part)
-    new_state, optimizer_metrics = optimizer_step(state, grads.policy, config)
+    new_state, optimizer_metrics = optimizer_step(state, grads.policy, context.optimizer)
     if critic is not None:
-        new_state = dataclasses.replace(new_state, critic=update_critic(critic, grads.value_head, config))
+        new_state = dataclasses.replace(
+            new_state, critic=update_critic(critic, grads.value_head, context.optimizer.critic)
+        )
         new_state = hold_policy(state.step < config.algo.value_pretrain_steps, state, new_state)
     metrics = metrics | batch_metrics(batch, targets.adv, config) | optimizer_metrics
     if state.beta is not None:
         metrics["beta"] = state.beta
         if config.algo.kl_target is not None:
-            new_state = dataclasses.replace(new_state, beta=next_beta(state.beta, metrics["kl"], batch, config))
+            beta = adapted_beta(
+                state.beta, metrics["kl"], target=config.algo.kl_target, horizon=config.algo.kl_horizon,
+                responses=batch.valid_B.shape[0],
+            )  # fmt: skip
+            new_state = dataclasses.replace(new_state, beta=beta)
     return new_state, metrics
 
 
@@ -334,43 +292,3 @@ def hold_policy(held: jax.Array, state: TrainState, new_state: TrainState) -> Tr
     return dataclasses.replace(
         new_state, params=select(held, state.params, new_state.params), opt_state=as_before(opt_state, state.opt_state)
     )
-
-
-def next_beta(beta, kl, batch: TrainBatch, config: Config) -> jax.Array:
-    """The KL weight of the next step where `algo.kl_target` steers it."""
-    algo = config.algo
-    responses = batch.valid_B.shape[0]
-    return adapted_beta(beta, kl, target=algo.kl_target, horizon=algo.kl_horizon, responses=responses)
-
-
-def critic_values(params, critic, batch: TrainBatch, *, context: UpdateContext) -> jax.Array:
-    """A critic's values of the states of a rollout batch, [B, R]; traceable."""
-    parts, part = in_parts(batch, context)
-
-    def values(piece):
-        return row_outputs(params, critic["params"], piece, part, False)[2]
-
-    return jnp.where(sampled_mask(batch), by_microbatch(values, parts, part.config), 0.0)
-
-
-def update_step(state: TrainState, ref_params, batch: TrainBatch, base=None, *, spec: DecoderSpec, config: Config,
-                bucket: int = 0) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
-    """Advantages, gradient and optimizer step as one traceable function; arguments as of `make_update`."""
-    context = UpdateContext(spec, config, bucket)
-    frozen = Frozen(ref_params if config.algo.beta > 0 else None, base)
-    targets = advantage_targets(state, frozen, batch, context=context)
-    return update_parameters(state, frozen, batch, targets, context=context)
-
-
-def make_update(spec: DecoderSpec, config: Config) -> Callable:
-    """The compiled update `(state, ref_params, batch, base=None, bucket=0) -> (state, metrics)`; `state` is donated.
-
-    Args:
-      spec: the policy's.
-      config: the run's; static.
-
-    The returned function compiles once per `bucket`. `ref_params`, the parameters of the reference policy, is None
-    when `algo.beta` is 0; `base`, the frozen weights that adapters are trained beside, is None without `lora.rank`.
-    """
-    step = functools.partial(update_step, spec=spec, config=config)
-    return jax.jit(step, static_argnames="bucket", donate_argnums=0)

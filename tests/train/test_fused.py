@@ -35,8 +35,8 @@ from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.token_languages import marker_tokens, token_language_table
 from pbrl_jax.train.fused import check_fusable, make_fused_step
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import make_update
 
 PHRASES = {code: KNOWN[code].answer_phrase.split("{")[0].strip() for code in LANGUAGES}
 P, G, R, LENGTH, TOLERANCE = 4, 3, 40, 12, 1e-5

@@ -20,11 +20,11 @@ from pbrl_jax.logs.samples import SAMPLE_FIELDS
 from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.config_file import load_config
-from pbrl_jax.train import hosted, loop
+from pbrl_jax.train import hosted, loop, programs
 from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.restart import new_position
+from pbrl_jax.train.start import frozen_of
 from pbrl_jax.train.step import Record, Run
-from pbrl_jax.train.trained import frozen_of
 
 STEPS = 5
 EVERY_ROW = (
@@ -179,7 +179,7 @@ def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
 def test_stream_lengths_are_compiled_ahead(caplog):
     """The first batch compiles the update for the lengths of all later ones; each length has a program of its own."""
     program = jax.jit(lambda x, bucket: x + bucket, static_argnames="bucket")
-    ahead = hosted.compiled_ahead(program, tiny(train={"packed": True}))
+    ahead = programs.compiled_ahead(program, tiny(train={"packed": True}))
     with compilations(caplog) as warm_up:
         assert ahead(jnp.arange(3), bucket=0).tolist() == [0, 1, 2]
     with compilations(caplog) as found:

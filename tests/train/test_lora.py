@@ -26,9 +26,11 @@ from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check import validate
 from pbrl_jax.train import loop
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import update_context
+from pbrl_jax.train.start import frozen_of
 from pbrl_jax.train.state import abstract_state, new_state
-from pbrl_jax.train.trained import Frozen, Trained, frozen_of
-from pbrl_jax.train.update import Targets, UpdateContext, gradient_sums, loss_mask
+from pbrl_jax.train.trained import Frozen, Trained
+from pbrl_jax.train.update import Targets, gradient_sums, loss_mask
 
 SPEC = tiny_spec()
 LORA = {"rank": 2, "alpha": 4.0}
@@ -48,7 +50,7 @@ def test_the_gradient_is_that_of_the_adapters_alone():
         rows = batch, Targets(jnp.asarray(rng.normal(size=6)), loss_mask(batch, config))
 
         def gradient(trained, frozen, config):
-            of = functools.partial(gradient_sums, context=UpdateContext(spec, config))
+            of = functools.partial(gradient_sums, context=update_context(spec, config))
             return jax.jit(of)(Trained(trained), frozen, None, rows)[0].policy
 
         found = gradient(adapters, Frozen(base, base), config)

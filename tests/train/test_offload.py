@@ -10,8 +10,8 @@ from pbrl_jax.mesh.sharding import make_mesh, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.train.hosted import with_fetched_moments
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import place_state
-from pbrl_jax.train.update import make_update
 
 SPEC = tiny_spec(layers=1)
 G, R = 2, 5

@@ -34,9 +34,9 @@ from pbrl_jax.rollout.generate import generate_samples, prefill
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
-from pbrl_jax.train.update import make_update
 from pbrl_jax.weights.encoders import embed_block, over_devices, row_sharding
 
 pytestmark = pytest.mark.serial

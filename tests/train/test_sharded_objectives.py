@@ -15,6 +15,7 @@ from pbrl_jax.algos import losses
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import update_step
 from pbrl_jax.train.state import new_state
 
 pytestmark = pytest.mark.serial
@@ -44,7 +45,7 @@ def gradients(state, ref_params, batch, train):
     found = {}
     for name, algo in LOSSES.items():
         config = with_values(CONFIG, algo=algo, train=train)
-        new, _ = update.update_step(state, ref_params, batch, spec=tiny_spec(), config=config)
+        new, _ = update_step(state, ref_params, batch, spec=tiny_spec(), config=config)
         found[name] = new.params["table"]
     return found
 

@@ -21,8 +21,9 @@ from pbrl_jax import OptimConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update, update_step
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import batch_metrics, loss_mask, make_update, split_microbatches, update_step
+from pbrl_jax.train.update import batch_metrics, loss_mask, split_microbatches
 
 SPEC = tiny_spec()
 P, G, R = 4, 3, 6

@@ -122,7 +122,7 @@ def test_the_kl_in_the_reward_moves_the_advantages_and_not_the_loss():
     config = with_values(CONFIG, algo=OBJECTIVES["kl_in_reward"])
     batch = batch_of()
     ref, *_ = table_outputs(table(1), None, batch, None, False)
-    penalty = kl_penalty(batch.rollout.logp_BR, ref, update.sampled_mask(batch), beta=0.1, estimator="k1")
+    penalty = kl_penalty(batch.rollout.logp_BR, ref, batch.sampled_BR, beta=0.1, estimator="k1")
     found, metrics, _ = gradient(config, batch)
     less = dataclasses.replace(batch, reward_B=batch.reward_B - penalty.sum(axis=1))
     expected, plain, _ = gradient(with_values(CONFIG, algo={"beta": 0.0}), less)
@@ -154,7 +154,7 @@ def test_the_correction_weighs_tokens_by_trainer_over_sampler():
     assert metrics["clip_ratio/region_mean"] == 0
     batch = batch_of()
     logp, *_ = table_outputs(table(0), None, batch, None, False)
-    used = update.sampled_mask(batch)
+    used = batch.sampled_BR
     expected = np.minimum(np.exp(np.asarray(logp - batch.rollout.logp_BR))[used], 3.0).mean()
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(expected, rel=1e-12)
     _, without, _ = gradient(with_values(config, algo={"importance_sampling_mode": "off"}))

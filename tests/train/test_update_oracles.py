@@ -15,6 +15,7 @@ from tiny_policy import largest_difference, quick_compiles, tiny_config  # noqa:
 
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
 from pbrl_jax.train import optimizer, update
+from pbrl_jax.train.programs import run_optimizer, update_context
 from pbrl_jax.train.state import new_state
 from pbrl_jax.train.trained import Frozen, Trained
 
@@ -79,9 +80,9 @@ def test_three_steps(loss_type, monkeypatch):
     def step(state):
         targets = update.Targets(batch.reward_B, update.loss_mask(batch, config))
         grads, metrics = update.gradient_sums(
-            Trained(state.params), Frozen(given_reference), None, (batch, targets), update.UpdateContext(spec, config)
+            Trained(state.params), Frozen(given_reference), None, (batch, targets), update_context(spec, config)
         )
-        state, more = update.optimizer_step(state, grads.policy, config)
+        state, more = update.optimizer_step(state, grads.policy, run_optimizer(config))
         return state, metrics | more
 
     state = new_state(params, optimizer.make_optimizer(config.optim))

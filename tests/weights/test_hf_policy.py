@@ -23,7 +23,7 @@ from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.specs import Llama3Scaling
 from pbrl_jax.run.assemble import run_policy
 from pbrl_jax.text.tokenizers import load_tokenizer
-from pbrl_jax.train.trained import start_params
+from pbrl_jax.train.start import start_params
 from pbrl_jax.weights import hf_export, writing
 from pbrl_jax.weights.folders import check_vocabulary
 from pbrl_jax.weights.hf_export import export_policy
