@@ -19,6 +19,7 @@ from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.returns import kl_penalty
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
 
 SPEC = tiny_spec()
@@ -78,7 +79,7 @@ def batch_of():
 
 @functools.cache
 def compiled(config):
-    return update.make_update(SPEC, config)
+    return make_update(SPEC, config)
 
 
 def gradient(config, batch=None, beta=None):
