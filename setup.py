@@ -4,6 +4,7 @@ Lower bounds are the versions this package is tested with. One list serves Pytho
 jax 0.10) and Python 3.12 or newer (jax 0.11). numpy, etils and safetensors come with jax, orbax and transformers.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -48,11 +49,14 @@ EXTRAS = {
     ],
 }
 
-readme = Path(__file__).parent / "README.md"
+root = Path(__file__).parent
+readme = root / "README.md"
+# Read, not imported: the package is not there yet.
+version = re.search(r'^__version__ = "(.+)"$', (root / "pbrl_jax/core/version.py").read_text(encoding="utf-8"), re.M)[1]
 
 setup(
     name="pbrl_jax",
-    version="0.1.0",
+    version=version,
     description="Multilingual reasoning by reinforcement learning from English pivot references, in JAX",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",

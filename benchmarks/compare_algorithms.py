@@ -33,7 +33,8 @@ from pbrl_jax.quickstart.stages import Stages, accuracy, cached, reward_encoder,
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.sft import train_supervised
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.loop import restore, train, trained_policy
+from pbrl_jax.train.loop import train, trained_policy
+from pbrl_jax.train.restart import restore
 from pbrl_jax.weights.policies import load_policy, save_policy
 
 #: The quickstart's settings of GRPO alone, at their defaults: other algorithms do not read them.

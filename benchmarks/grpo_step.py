@@ -23,15 +23,15 @@ from peers import bench_workload as workload
 from peers.bench_protocol import StepClock, cpu_name, finish, parse_flags, workload_dict
 
 from pbrl_jax import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
+from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
-from pbrl_jax.data.batches import pad_prompts
+from pbrl_jax.models.packing import choose_bucket, packed_buckets
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.generate import make_generate
-from pbrl_jax.rollout.packing import choose_bucket, packed_buckets
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import make_update, row_logprobs
+from pbrl_jax.train.update import UpdateContext, make_update, row_logprobs
 
 NOT_PACKED = 0
 
@@ -143,7 +143,7 @@ def make_programs(flags) -> Programs:
     spec, config, params = policy_spec(flags), run_config(flags), policy_params(flags)
 
     def reference(params, batch, *, bucket):
-        return row_logprobs(params, batch, config, spec, bucket, False)[0]
+        return row_logprobs(params, batch, UpdateContext(spec, config, bucket))[0]
 
     state = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), make_optimizer(config.optim)))(params)
     generate = make_generate(spec, flags.group, flags.response_len, config.rollout.segment_length)

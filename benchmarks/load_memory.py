@@ -59,8 +59,8 @@ def write_model(folder: Path, spec) -> int:
     import numpy as np
 
     from pbrl_jax.weights.hf_decoder import decoder_names, hf_config
-    from pbrl_jax.weights.hf_export import file_plan
     from pbrl_jax.weights.safetensors_file import Planned, write_safetensors
+    from pbrl_jax.weights.writing import file_plan
 
     kind, planned = np.dtype(jnp.bfloat16), []
     for path, stored in decoder_names(spec).items():

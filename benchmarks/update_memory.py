@@ -77,10 +77,10 @@ def plain_update(state, reference, batch, *, spec, config):
     import jax
 
     from pbrl_jax.algos.grpo import policy_loss
-    from pbrl_jax.train.update import apply_update, batch_advantages, loss_mask
+    from pbrl_jax.train.update import estimate_advantages, loss_mask, optimizer_step
 
     mask = loss_mask(batch, config)
-    advantages = batch_advantages(batch, mask, None, config)
+    advantages, _ = estimate_advantages(batch, mask, None, config)
     reference_logp = plain_logprobs(reference, batch, spec, config)
 
     def loss(params):
@@ -90,7 +90,7 @@ def plain_update(state, reference, batch, *, spec, config):
         )  # fmt: skip
         return total / count
 
-    return apply_update(state, jax.grad(loss)(state.params), config)
+    return optimizer_step(state, jax.grad(loss)(state.params), config)
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:

@@ -51,9 +51,9 @@ Algorithm and update:
               count_masked_rows=False, weight_BR=None, entropy_BR=None, beta=None) -> (sum, count, metrics)
   make_optimizer(config) -> optax.GradientTransformation
   new_state(params, optimizer, beta=None, critic=None) -> TrainState
-  make_update(spec, config) -> compiled (state, ref_params, batch, bucket=0) -> (state, metrics)
+  make_update(spec, config) -> compiled (state, ref_params, batch, base=None, bucket=0) -> (state, metrics)
   make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
-              sampling, key) -> (state, metrics, rollout, scores)
+              sampling, key) -> (state, metrics, rollout, rewards)
 
 Configuration:
 
@@ -67,6 +67,8 @@ Each name is imported on first use: `import pbrl_jax` alone loads neither JAX no
 """
 
 import importlib
+
+from pbrl_jax.core.version import __version__ as __version__
 
 #: Public name -> the module it lives in.
 NAMES = {
@@ -91,7 +93,7 @@ NAMES = {
     "MeshConfig": "config.mesh",
     "OptimConfig": "config.optim",
     "PbrlError": "core.errors",
-    "PivotBatch": "train.fused",
+    "PivotBatch": "rewards.tokens",
     "PivotConfig": "config.pivot",
     "PivotStore": "pivots.store",
     "PivotVectors": "rewards.inputs",
@@ -109,7 +111,7 @@ NAMES = {
     "SamplingParams": "core.records",
     "Scores": "core.records",
     "SftConfig": "config.supervised",
-    "TokenTables": "train.fused",
+    "TokenTables": "rewards.tokens",
     "TrainBatch": "core.records",
     "TrainConfig": "config.train",
     "TrainState": "core.records",
@@ -134,7 +136,7 @@ NAMES = {
     "make_reward": "rewards.combine",
     "make_update": "train.update",
     "new_state": "train.state",
-    "pad_prompts": "data.batches",
+    "pad_prompts": "core.batching",
     "policy_loss": "algos.grpo",
     "same_answer": "text.answers",
     "sampling_params": "rollout.sampling",

@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.core.version import __version__
 
-USAGE = """usage: pbrl VERB [arguments] [--debug]
+USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
 
   quickstart --workdir W      the paper's effect in miniature, offline, on a CPU
   train CONFIG --workdir W    train or continue (--section.field VALUE overrides a setting)
@@ -241,8 +242,7 @@ def report(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", help="the file; default: report.html in W, comparison.html in the first of several")
     parser.add_argument("--picture", default="", help="also write the accuracies of W as a small PNG")
     known = parser.parse_args(arguments)
-    from pbrl_jax.report.read import read_run
-    from pbrl_jax.report.write import report_workdirs, write_picture
+    from pbrl_jax.report.write import read_run, report_workdirs, write_picture
 
     print(report_workdirs(known.workdir, known.out))
     if known.picture:
@@ -306,6 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        print(f"pbrl_jax {__version__}")
         return 0
     if arguments[0] not in VERBS:
         print(f"Unknown verb {arguments[0]!r}. {did_you_mean(arguments[0], VERBS)}", file=sys.stderr)

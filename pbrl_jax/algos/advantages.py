@@ -137,7 +137,7 @@ def zero_std_share(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"])
     return masked_mean(flat_groups(reward_PG, valid_PG).astype(reward_PG.dtype), comparable_P)
 
 
-def reward_metrics(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> dict[str, Float[Array, ""]]:
+def group_metrics(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> dict[str, Float[Array, ""]]:
     """TRL's reward metrics over the valid rows of a whole batch; a spread is no sum, so do not add them over parts.
 
     `reward` and `reward_std` are the mean and the unbiased standard deviation over all valid rows together, as in

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pbrl_jax.config.fields import identity, operational
+from pbrl_jax.config.older import takes_old_names
 
 
+@takes_old_names("pivot")
 @dataclass(frozen=True)
 class PivotConfig:
     """The English references, and who writes them."""
@@ -13,8 +15,10 @@ class PivotConfig:
     source: Literal["dataset", "policy", "file", "endpoint"] = identity("dataset")
     """Where English references come from: dataset (the data set's own), policy (written by the start policy), file,
     endpoint (written by the model of section endpoint)."""
-    path: str = operational("")
-    """Folder of the pivot store; empty: `pivots/` in the work directory. With source file: the JSON lines file."""
+    store: str = operational("")
+    """Folder of the pivot store; empty: `pivots/` in the work directory."""
+    file: str = operational("", only_with=("source", "file"))
+    """source file: the JSON lines file of references."""
     max_completion_length: int = identity(64, at_least=1)
     """Longest reference the expert may write."""
     temperature: float = identity(0.0, at_least=0)

@@ -1,4 +1,4 @@
-"""Trees of arrays: path names, rules by path, casts, counts."""
+"""Trees of arrays: path names, rules by path, counts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,11 @@ def map_with_path(function, tree, *rest):
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
+def flat_paths(tree: Any) -> dict[str, Any]:
+    """Path name -> leaf, in the order of the leaves: `{"a": {"b": x}}` as `{"a/b": x}`."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def nested(flat: Mapping[str, Any]) -> dict:
     """`{"a/b": x}` as `{"a": {"b": x}}`."""
     tree: dict = {}
@@ -33,7 +38,7 @@ def nested(flat: Mapping[str, Any]) -> dict:
 
 
 def first_rule(path: str, rules: Sequence[tuple[str, Any]]) -> tuple[str, Any] | None:
-    """The first (regular expression of the end of a path, value) that matches; None where none does."""
+    """The first (regular expression of the end of a path, value) that matches, or None."""
     return next((rule for rule in rules if re.search(rf"(^|/){rule[0]}$", path)), None)
 
 
@@ -41,11 +46,11 @@ def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
     """The value of the first rule whose pattern ends each leaf's path.
 
     Args:
-      tree: any tree; only its structure and leaf ranks are looked at.
-      rules: (regular expression of the end of a path, value) pairs; the first match wins.
+      tree: any tree; only its structure is used.
+      rules: (regular expression of the end of a path, value) pairs; the first match counts.
 
     Raises:
-      ConfigError: a leaf that no rule names, or a rule that names no leaf: both mean that model and table differ.
+      ConfigError: a leaf without a rule, or a rule without a leaf: both mean that model and table differ.
     """
     used: set[str] = set()
     missing: list[str] = []
@@ -66,11 +71,6 @@ def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
             f"Rules without a parameter: {unused or 'none'}. Add or remove lines of the model's AXES table."
         )
     return matched
-
-
-def cast_floating(tree: Any, dtype) -> Any:
-    """Floating-point leaves in another type; the others as they are."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def count_parameters(tree: Any) -> int:

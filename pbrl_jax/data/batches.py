@@ -8,16 +8,15 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.core.records import Prompt, PromptBatch
+from pbrl_jax.core.records import Prompt
 
-Row = TypeVar("Row")
-#: Streams of random numbers; that of the n-th language is `language` + n.
 _STREAMS = {"target": 0, "english": 1, "weighted": 2, "language": 3}
+"""Streams of random numbers; that of the n-th language is `language` + n."""
 
 
 class Sampler(NamedTuple):
@@ -77,14 +76,6 @@ def make_sampler(
     if shares:
         epoch_quotas(sampler)
     return sampler
-
-
-def batches_per_epoch(sampler: Sampler) -> int:
-    """Batches until the rows that are not replayed have all had their turn; the rest of an epoch is left out."""
-    if sampler.target_size == 0:
-        return len(sampler.english) // sampler.english_size
-    rows = sum(epoch_quotas(sampler).values()) if sampler.shares else len(sampler.target)
-    return rows // sampler.target_size
 
 
 def batch_at(sampler: Sampler, index: int) -> list[Prompt]:
@@ -182,38 +173,3 @@ def _rows_at(pool: tuple[Prompt, ...], size: int, seed: int, stream: str, index:
 @functools.lru_cache(maxsize=64)
 def _permutation(count: int, seed: int, stream: int, epoch: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, stream, epoch]).permutation(count).tolist())
-
-
-def host_share(rows: Sequence[Row], process_index: int, process_count: int) -> list[Row]:
-    """The contiguous share of one host; all shares in order give the rows back.
-
-    Raises:
-      ConfigError: the rows cannot be shared evenly, or there is no such host.
-    """
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"Host {process_index} of {process_count} does not exist.")
-    if len(rows) % process_count:
-        raise ConfigError(
-            f"{len(rows)} prompts cannot be shared evenly by {process_count} hosts. Set train.prompts_per_step to a "
-            f"multiple of {process_count}."
-        )
-    size = len(rows) // process_count
-    return list(rows[process_index * size : (process_index + 1) * size])
-
-
-def pad_prompts(
-    token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
-) -> PromptBatch:
-    """Token lists as one right-padded batch of NumPy arrays (int32, `[P, length]`).
-
-    Raises:
-      DataError: a list that is empty or longer than `length`.
-    """
-    lengths_P = np.array([len(tokens) for tokens in token_lists], np.int32)
-    bad = [i for i, n in enumerate(lengths_P) if not 1 <= n <= length]
-    if bad:
-        raise DataError(f"Prompt {bad[0]} has {lengths_P[bad[0]]} tokens, expected 1 to {length}.")
-    tokens_PT = np.full((len(token_lists), length), pad_id, np.int32)
-    for row, tokens in zip(tokens_PT, token_lists, strict=True):
-        row[: len(tokens)] = tokens
-    return PromptBatch(tokens_PT, lengths_P, np.asarray(row_ids, np.int32))

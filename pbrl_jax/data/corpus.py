@@ -1,6 +1,6 @@
 """Text in bulk to arrays: a tf.data pipeline with TensorFlow Text's SentencePiece.
 
-Whole corpora (English references before they are embedded, the pairs a contrastive encoder trains on) are encoded
+Whole corpora (English references before they are embedded) are encoded
 here; single prompts and responses go through `pbrl_jax.text.tokenizers`, whose ids are the same. TensorFlow takes
 seconds to import and would claim the accelerator: it is imported inside these functions only and sees no GPU.
 """
@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.contrastive import Pair
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, Tokenizer, XlmrTokenizer
 
 BATCH = 4096
@@ -30,15 +29,6 @@ class EncodedTexts(NamedTuple):
     tokens_NS: Int[np.ndarray, "N S"]
     lengths_N: Int[np.ndarray, "N"]
     cut_N: Bool[np.ndarray, "N"]
-
-
-class EncodedPairs(NamedTuple):
-    """A contrastive batch of N pairs; `negatives` has N * K rows, row n * K + k, valid where `negative_valid_NK`."""
-
-    text: EncodedTexts
-    target: EncodedTexts
-    negatives: EncodedTexts
-    negative_valid_NK: Bool[np.ndarray, "N K"]
 
 
 def encode_corpus(
@@ -126,26 +116,6 @@ def _on_the_host(texts, tokenizer, max_length: int, room: int, prefix, suffix) -
             tokens_NS[row, : len(joined)] = joined
             lengths_N[row] = len(joined)
         yield EncodedTexts(tokens_NS, lengths_N, np.array([len(ids) > room for ids in encoded]))
-
-
-def encode_pairs(
-    pairs: Sequence[Pair],
-    tokenizer: Tokenizer,
-    max_length: int,
-    hard_negatives: int,
-    *,
-    prefix: Sequence[int] = (),
-    suffix: Sequence[int] = (),
-) -> EncodedPairs:
-    """A contrastive batch as arrays; pairs with fewer than `hard_negatives` negatives are marked, not left out."""
-    given = [pair.negatives[:hard_negatives] for pair in pairs]
-    filled = [text for texts in given for text in (*texts, *[""] * (hard_negatives - len(texts)))]
-    columns = [
-        encode_corpus(texts, tokenizer, max_length, prefix=prefix, suffix=suffix)
-        for texts in ([pair.text for pair in pairs], [pair.target for pair in pairs], filled)
-    ]
-    valid_NK = np.array([[k < len(texts) for k in range(hard_negatives)] for texts in given], bool)
-    return EncodedPairs(*columns, valid_NK.reshape(len(pairs), hard_negatives))
 
 
 def tensorflow_without_accelerator():

@@ -5,11 +5,12 @@ faithful reply scores higher than the attack, ties counting one half.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 import numpy as np
 
+from pbrl_jax.core.batching import by_length, pad_tokens
 from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.paths import read_json_lines
 from pbrl_jax.core.records import Prompt, Scores
@@ -98,31 +99,17 @@ def make_scorer(
         vectors = [encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts]
         table = PivotVectors(*vectors, has_B=np.ones(len(unique), bool))
         found = []
-        for rows in _batches(len(prompts)):
+        for _, rows in by_length([0] * len(prompts), min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
             pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
-            total = reward(RewardInputs(chosen, texts, *_tokens(texts, tokenizer), pivots, 0)).total
+            ids = tokenizer.encode_batch(texts)
+            tokens, lengths = pad_tokens(ids, max(1, *map(len, ids)))
+            total = reward(RewardInputs(chosen, texts, tokens, lengths, pivots, 0)).total
             found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
         value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
         return Scores(value, valid, {})
 
     return score
-
-
-def _batches(count: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size; the last one is filled with the last row."""
-    size = min(BATCH, count)
-    for start in range(0, count, size):
-        yield np.minimum(np.arange(start, start + size), count - 1)
-
-
-def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    ids = tokenizer.encode_batch(list(texts))
-    lengths = np.array([len(row) for row in ids])
-    tokens = np.zeros((len(ids), max(1, lengths.max())), np.int32)
-    for row, row_ids in enumerate(ids):
-        tokens[row, : len(row_ids)] = row_ids
-    return tokens, lengths
 
 
 def quickstart_cases(languages: Sequence[str], count: int, seed: int, space: str = "") -> list[Case]:

@@ -14,7 +14,14 @@ from typing import Any
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError, DataError
-from pbrl_jax.core.paths import append_json_lines, as_path, read_json_lines, write_atomic, write_json_lines
+from pbrl_jax.core.paths import (
+    append_json_lines,
+    as_path,
+    read_json_lines,
+    read_json_object,
+    write_atomic,
+    write_json_lines,
+)
 from pbrl_jax.eval.benchmarks.common import Problem
 
 
@@ -53,7 +60,7 @@ class EvaluationFolder:
                 )
             write_atomic(self.identity, _json(identity))
             return
-        saved = _read_object(self.identity)
+        saved = read_json_object(self.identity)
         listed = _differences(saved, identity, dict.fromkeys([*saved, *identity]), "now")
         if listed:
             raise CheckpointError(
@@ -86,7 +93,7 @@ class EvaluationFolder:
         """
         if not self.result.exists() or not self.identity.exists():
             raise DataError(f"{self.root} holds no finished evaluation. Give the --workdir of an earlier `pbrl eval`.")
-        saved = _read_object(self.identity)
+        saved = read_json_object(self.identity)
         listed = _differences(saved, identity, COMPARABLE, "here")
         if listed:
             raise DataError(f"{self.root} cannot be compared with: {listed}. Evaluate the base in the same way.")
@@ -119,13 +126,3 @@ def _shown(value: Any) -> str:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _read_object(file: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}. Delete it, or give another --workdir.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{file} holds {type(value).__name__}, expected an object. Give another --workdir.")
-    return value

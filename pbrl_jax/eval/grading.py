@@ -8,6 +8,7 @@ from pbrl_jax.eval.benchmarks.common import LETTERS, Benchmark, Problem
 from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
 from pbrl_jax.eval.fidelity import fidelity
 from pbrl_jax.text.answers import extract_answer, same_answer
+from pbrl_jax.text.langid import identify_language
 from pbrl_jax.text.languages import LANGUAGES
 
 
@@ -25,13 +26,15 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
     """A generated row with its grades.
 
     Adds question, gold, extracted, correct, marker_missing (an answer was found, but not announced), published,
-    right_language, line_pass, word_pass and code_switch.
+    right_language, response_language (the likeliest one, None for too short a text), line_pass, word_pass and
+    code_switch.
     """
     text = row["completion"]
     extracted = extract(benchmark, problem, text)
     # In the English protocol an English response is the right one.
     wanted = "en" if protocol == "en-cot" else problem.language
     verdict = fidelity(text, wanted, alternatives)
+    known = [code for code in dict.fromkeys((wanted, *alternatives, "en")) if code in LANGUAGES]
     return row | {
         "question": problem.question,
         "gold": problem.answer,
@@ -41,6 +44,7 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
         "published": benchmark.published(problem, text, protocol),
         # As in training: a text too short to tell counts as right; a language unknown to us counts nowhere.
         "right_language": None if wanted not in LANGUAGES else verdict.right is not False,
+        "response_language": identify_language(text, known),
         "line_pass": verdict.lines,
         "word_pass": verdict.words,
         "code_switch": verdict.switched,

@@ -151,7 +151,8 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
     """This evaluation against a base's: points, relative gain and significance per language and over them.
 
     Returns:
-      languages: code -> {base, points, relative, low, high, p_bootstrap, p_mcnemar}, `relative` None from a base of 0;
+      languages: code -> {base, base_low, base_high, points, relative, low, high, p_bootstrap, p_mcnemar}: the base with
+        its interval, the change with its own; `relative` is None from a base of 0;
       mean_non_english: the same of the mean over languages but English, where they share their problems;
       english_retention: English accuracy over the base's, None without English or from 0.
 
@@ -180,9 +181,12 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
 
 
 def _comparison(before: Values, after: Values, seed: int) -> dict[str, Any]:
-    test, base = paired_test(before, after, seed), float(np.mean(before))
+    test, interval = paired_test(before, after, seed), bootstrap_interval(before, seed)
+    base = interval.mean
     return {
         "base": base,
+        "base_low": interval.low,
+        "base_high": interval.high,
         "points": test.difference,
         "relative": test.difference / base if base else None,
         "low": test.low,

@@ -102,6 +102,16 @@ def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
     return Interval(float(np.mean([row.mean() for row in rows])), float(low), float(high))
 
 
+def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share observed over `count` independent trials; 95 % by default.
+
+    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1. Wilson (1927).
+    """
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def mcnemar_exact(lost: int, won: int) -> float:
     """Two-sided exact p-value of McNemar's test: `lost` and `won` discordant pairs under a fair coin.
 

@@ -35,7 +35,8 @@ class Pace:
     """How fast a run goes: told of every row, it knows tokens a second and the time left."""
 
     def __init__(self, max_steps: int):
-        self.max_steps, self._seconds = max_steps, deque(maxlen=PACE)
+        self.max_steps = max_steps
+        self._seconds: deque[float] = deque(maxlen=PACE)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """The row of a step."""

@@ -118,7 +118,8 @@ class MetricWriter:
         self._waiting: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
         self._tensorboard = self._wandb = self._view = None
-        self._pace, self._later = Pace(max_steps), None
+        self._pace = Pace(max_steps)
+        self._later: ThreadPoolExecutor | None = None
         self._pending: list[Future] = []
         if not active:
             return

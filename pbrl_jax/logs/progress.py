@@ -1,16 +1,13 @@
 """How far a stage is, and how long it still takes: a rich bar on a terminal, a plain line now and then when piped."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import rich
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
-
-Item = TypeVar("Item")
 
 
 def duration(seconds: float) -> str:
@@ -83,7 +80,7 @@ class Progress:
         else:
             text = f"{self.title}: {self.done} {units}"
         left = self.seconds_left()
-        if left is not None and self.done < self.total:
+        if left is not None and self.total and self.done < self.total:
             text += f", {duration(left)} left"
         else:
             text += f", {duration(self._clock() - self._started)} so far"
@@ -115,26 +112,19 @@ class Progress:
             self._bar.add_task("", total=self.total, completed=self.done, text=self.describe())
             self._bar.start()
         else:
-            self._print(f"{self.title}: started" if self.total is None else f"{self.title}: started, {self._goal()}")
+            self._print(f"{self.title}: started{self._goal()}")
         return self
 
     def _goal(self) -> str:
+        if self.total is None:
+            return ""
         left = self.total - self.done
-        return f"{left} {self.unit if left == 1 else self.unit + 's'} to do"
+        return f", {left} {self.unit if left == 1 else self.unit + 's'} to do"
 
-    def __exit__(self, kind: Any, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         if self.active:
             state = "done" if kind is None else "stopped"
             self._print(f"{self.title}: {state} after {duration(self._clock() - self._started)}")
-
-
-def track(items: Iterable[Item], stage: str, **settings: Any) -> Iterator[Item]:
-    """The items one by one, with a Progress around them; `settings` are those of Progress."""
-    total = settings.pop("total", len(items) if hasattr(items, "__len__") else None)
-    with Progress(stage, total, **settings) as progress:
-        for item in items:
-            yield item
-            progress.advance()

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 
 def init_value_head(width: int) -> dict[str, Float[Array, "..."]]:
-    """A linear value head that says 0 everywhere: the mean of whitened returns is a fair first guess."""
+    """A linear value head that gives 0 everywhere, which is the mean of whitened returns."""
     return {"kernel": jnp.zeros((width,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
 
 

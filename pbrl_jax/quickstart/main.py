@@ -5,6 +5,7 @@ say the same; the policy's own English responses, filtered, become the reference
 whose only signal is semantic similarity to those references.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from pbrl_jax.checkpoint import check_same_experiment
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.paths import WorkDir, read_json_lines, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.mesh.hosts import refuse_several
 from pbrl_jax.quickstart.controls import CONTROLS
 from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
@@ -27,8 +28,7 @@ from pbrl_jax.quickstart.stages import (
     seconds,
     start_policy,
 )
-from pbrl_jax.report.data import ReportData
-from pbrl_jax.report.write import write_report
+from pbrl_jax.report.write import read_run, write_report
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stopped
@@ -102,7 +102,8 @@ def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
         print("Stopped; what is finished is kept. The same command goes on from here.")
         return
     write_atomic(work.root / "summary.json", json.dumps(summary, indent=1))
-    report = _write_report(stages, summary)
+    data = dataclasses.replace(read_run(work.root), title="pbrl_jax quickstart")
+    report = write_report(work.root / "report.html", data)
     show(summary, Console())
     print(f"Report: {report}\nWhat to run next with real models stands at its end and in README.md.")
 
@@ -126,19 +127,7 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
 def _same_run(work: WorkDir, config: Config) -> None:
     """Start the work directory, or refuse one of another quickstart."""
     if work.config.exists():
-        check_same_experiment(from_json(work.config.read_text(), type(config)), config, {}, {})
+        notes: list[str] = []
+        check_same_experiment(from_json(work.config.read_text(), type(config), notes), config, {}, {})
+        print("".join(f"{note}\n" for note in notes), end="")
     write_atomic(work.config, to_json(config))
-
-
-def _write_report(stages: Stages, summary: dict[str, Any]):
-    rl = work_dir(stages.work.root / "rl")
-    files = sorted(rl.samples.glob("step_*.jsonl"), key=lambda file: int(file.stem.split("_")[1]))
-    samples = [row for file in files for row in read_json_lines(file)]
-    data = ReportData(
-        title="pbrl_jax quickstart",
-        summary=summary,
-        metrics=tuple(read_json_lines(rl.metrics)),
-        samples=tuple(samples),
-        config=json.loads(to_json(stages.config)),
-    )
-    return write_report(stages.work.root / "report.html", data)

@@ -15,8 +15,8 @@ from pbrl_jax.config.tree import (
 )
 from pbrl_jax.run.settings import AlgoConfig, Config, RewardConfig
 
-#: Held-out problems per language; English has more, because its change is to be shown small.
 PROBLEMS, ENGLISH_PROBLEMS = 256, 1024
+"""Held-out problems per language; English has more, because its change is to be shown small."""
 
 
 def quickstart_config(seed: int = 0) -> Config:

@@ -16,16 +16,26 @@ from pbrl_jax.config.fields import identity
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import Scores
+from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
 from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
-from pbrl_jax.rewards.cosine import CosineConfig, make_cosine
+from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rewards.judge import JudgeConfig, make_judge
-from pbrl_jax.rewards.language import apply_gate, make_gate
-from pbrl_jax.rewards.shaping import OverlongConfig, RepetitionConfig, check_overlong, make_overlong, make_repetition
+from pbrl_jax.rewards.language import Verdict, apply_gate, make_gate
+from pbrl_jax.rewards.shaping import (
+    OverlongConfig,
+    RepetitionConfig,
+    check_overlong,
+    make_overlong,
+    make_repetition,
+    make_token_overlong,
+    make_token_repetition,
+)
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts
+from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
 from pbrl_jax.rewards.translation import TranslationConfig, check_translation, make_translation
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
@@ -77,28 +87,35 @@ class HybridConfig(PartsConfig):
 
 
 class Reward(NamedTuple):
-    """How a reward is made, the class of settings it reads, and what refuses settings that do not go together
-    (`check(config)` raises ConfigError)."""
+    """How a reward is made. `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config,
+    encoder_spec)`, where a reward can be computed from tokens, is its traceable twin for the fused step."""
 
     of_text: Callable[[RewardConfig, RewardAssets], Callable[[RewardInputs], Scores]]
+    of_tokens: Callable[[RewardConfig, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
     settings: type[RewardConfig] = RewardConfig
+    """The settings it reads: RewardConfig, or a subclass with settings of its own."""
     check: Callable[[RewardConfig], None] | None = None
+    """Refuses settings that do not go together (ConfigError)."""
 
 
 #: Another reward is another line.
 REWARDS: dict[str, Reward] = {
-    "cosine": Reward(lambda config, assets: make_cosine(config, assets.encoder, assets.languages), CosineConfig),
-    "answer": Reward(lambda config, assets: score_answers),
-    "translation": Reward(make_translation, TranslationConfig, check_translation),
-    "comet": Reward(make_comet, CometConfig, check_comet),
-    "implicit": Reward(make_implicit, ImplicitConfig),
-    "judge": Reward(make_judge, JudgeConfig),
-    "alignment": Reward(
-        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig
+    "cosine": Reward(
+        lambda config, assets: make_cosine(config, assets.encoder, assets.languages), make_token_cosine, CosineConfig
     ),
-    "repetition": Reward(lambda config, assets: make_repetition(config), RepetitionConfig),
-    "overlong": Reward(lambda config, assets: make_overlong(config), OverlongConfig, check_overlong),
-    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), HybridConfig),
+    "answer": Reward(lambda config, assets: score_answers),
+    "translation": Reward(make_translation, None, TranslationConfig, check_translation),
+    "comet": Reward(make_comet, None, CometConfig, check_comet),
+    "implicit": Reward(make_implicit, None, ImplicitConfig),
+    "judge": Reward(make_judge, None, JudgeConfig),
+    "alignment": Reward(
+        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), None, SimilarityConfig
+    ),
+    "repetition": Reward(lambda config, assets: make_repetition(config), make_token_repetition, RepetitionConfig),
+    "overlong": Reward(
+        lambda config, assets: make_overlong(config), make_token_overlong, OverlongConfig, check_overlong
+    ),
+    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), None, HybridConfig),
 }
 
 
@@ -111,12 +128,34 @@ class Combined(NamedTuple):
     right_language_B: np.ndarray
     translation_B: np.ndarray | None = None
 
+    @property
+    def value_B(self):
+        """The total's values, [B]."""
+        return self.total.value_B
 
-def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
-    """All functions of `config`, weighted and gated.
+    @property
+    def valid_B(self):
+        """Which rows could be scored, [B]."""
+        return self.total.valid_B
+
+
+def combine(config: RewardConfig, each: dict[str, Scores], verdict: Verdict, empty_B, step: int) -> Combined:
+    """The weighted and gated sum of the functions' scores; traceable.
 
     A row is valid when every function with a weight could score it. A response in the wrong language gets
     `rejected_value`, whatever the functions say; an empty response is a valid 0.
+    """
+    value_B, valid_B = jnp.zeros(empty_B.shape), jnp.ones(empty_B.shape, bool)
+    for weight, scores in zip(weights_at(config, step), each.values(), strict=True):
+        if weight:
+            value_B = value_B + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
+            valid_B = valid_B & scores.valid_B
+    value_B = jnp.where(empty_B, 0.0, apply_gate(config, value_B, verdict, step))
+    return Combined(Scores(value_B, valid_B, {}), each, verdict.right_B)
+
+
+def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
+    """All functions of `config` on decoded responses; see `combine`.
 
     Raises:
       ConfigError: an unknown function, or weights that do not match the functions.
@@ -128,17 +167,21 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
         inputs = inputs._replace(right_B=verdict.right_B, translations={})
-        weights = weights_at(config, inputs.step)
         each = {name: function(inputs) for name, function in functions.items()}
-        value = jnp.zeros(len(inputs.completions))
-        valid = jnp.ones(len(inputs.completions), bool)
-        for weight, scores in zip(weights, each.values(), strict=True):
-            if weight:
-                value = value + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
-                valid = valid & scores.valid_B
-        empty = jnp.asarray([not text.strip() for text in inputs.completions])
-        value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
-        return Combined(Scores(value, valid, {}), each, verdict.right_B, _whole_translations(inputs.translations))
+        empty_B = jnp.asarray([not text.strip() for text in inputs.completions])
+        found = combine(config, each, verdict, empty_B, inputs.step)
+        return found._replace(translation_B=_whole_translations(inputs.translations))
+
+    return score
+
+
+def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Combined]:
+    """All functions of `config` on sampled tokens, on the device; traceable. Each must have `of_tokens`."""
+    functions = {name: REWARDS[name].of_tokens(config, spec) for name in config.functions}
+
+    def score(inputs: TokenInputs) -> Combined:
+        each = {name: function(inputs) for name, function in functions.items()}
+        return combine(config, each, token_verdict(inputs), ~inputs.text_BR.any(axis=1), 0)
 
     return score
 

@@ -111,9 +111,9 @@ def pairs_of(prompts: Sequence[Prompt], opponents: int) -> list[tuple[int, int]]
                 "cannot be audited reply by reply."
             )
         ring = {
-            tuple(sorted((row, rows[(place + shift) % len(rows)])))
+            (min(row, other), max(row, other))
             for place, row in enumerate(rows)
-            for shift in range(1, min(opponents, len(rows) - 1) + 1)
+            for other in (rows[(place + shift) % len(rows)] for shift in range(1, min(opponents, len(rows) - 1) + 1))
         }
         found += sorted(ring)
     return found

@@ -1,5 +1,6 @@
 """Terms that look at the tokens alone: repetition and length. Each has a twin on the device, for the fused step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -12,6 +13,7 @@ from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.tokens import TokenInputs
 
 
 @dataclass(frozen=True)
@@ -74,23 +76,31 @@ def repeated_share(tokens_BR: Int[Array, "B R"], lengths_B: Int[Array, "B"], ngr
     return same.sum(axis=1) / jnp.maximum(total_B, 1)
 
 
-#: Rewards of tokens alone that the fused step computes: name -> (tokens [B, R], lengths [B], config) -> value [B].
-TOKEN_TERMS = {
-    "repetition": lambda tokens_BR, lengths_B, config: (
-        config.repetition_penalty * repeated_share(tokens_BR, lengths_B, config.repetition_ngram)
-    ),
-    "overlong": lambda tokens_BR, lengths_B, config: _overlong(lengths_B, *overlong_bounds(config, tokens_BR.shape[1])),
-}
-
-
-def _overlong(lengths_B, limit: int, cache: int):
-    return -jnp.clip((lengths_B - (limit - cache)) / cache, 0.0, 1.0)
-
-
 def overlong_bounds(config: OverlongConfig, width: int) -> tuple[int, int]:
     """(tokens at which the penalty is -1, tokens over which it grows) of responses of at most `width` tokens."""
     limit = config.overlong_length or width
     return limit, config.overlong_cache or max(1, limit // 5)
+
+
+def make_token_repetition(config: RepetitionConfig, _spec=None) -> Callable[[TokenInputs], Scores]:
+    """The reward `repetition` on the device."""
+
+    def score(inputs: TokenInputs) -> Scores:
+        share_B = repeated_share(inputs.tokens_BR, inputs.lengths_B, config.repetition_ngram)
+        return Scores(config.repetition_penalty * share_B, jnp.ones(share_B.shape, bool), {})
+
+    return score
+
+
+def make_token_overlong(config: OverlongConfig, _spec=None) -> Callable[[TokenInputs], Scores]:
+    """The reward `overlong` on the device."""
+
+    def score(inputs: TokenInputs) -> Scores:
+        limit, cache = overlong_bounds(config, inputs.tokens_BR.shape[1])
+        value_B = -jnp.clip((inputs.lengths_B - (limit - cache)) / cache, 0.0, 1.0)
+        return Scores(value_B, jnp.ones(value_B.shape, bool), {})
+
+    return score
 
 
 def make_repetition(config: RepetitionConfig):

@@ -56,13 +56,12 @@ def scale_similarity(
     """
     if config.similarity == "affine":
         return (1 + cosine) / 2
-    if config.similarity == "floor":
-        baseline = config.similarity_floor
-    if config.similarity in ("floor", "calibrated"):
-        if baseline is None:
-            raise ConfigError("reward.similarity=calibrated needs the host path; use --train.no-fused.")
-        return jnp.clip((cosine - baseline) / jnp.maximum(1 - jnp.asarray(baseline), 1e-3), 0.0, 1.0)
-    return cosine
+    if config.similarity == "raw":
+        return cosine
+    zero = jnp.asarray(config.similarity_floor) if config.similarity == "floor" else baseline
+    if zero is None:
+        raise ConfigError("reward.similarity=calibrated needs the host path; use --train.no-fused.")
+    return jnp.clip((cosine - zero) / jnp.maximum(1 - zero, 1e-3), 0.0, 1.0)
 
 
 def reference_cosine(

@@ -21,9 +21,8 @@ from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, reference_text, 
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts, load_baselines
 from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES
 from pbrl_jax.translate.cache import CachedTranslator
-from pbrl_jax.translate.endpoint_translator import EndpointTranslator
 from pbrl_jax.translate.load import PromptedTranslator, load_translator
-from pbrl_jax.translate.translator import Translator
+from pbrl_jax.translate.translator import EndpointTranslator, Translator
 from pbrl_jax.weights.comets import Comet, load_comet
 
 TranslateRows = Callable[[RewardInputs, str, Sequence[str]], tuple[list[str], np.ndarray]]
@@ -79,7 +78,7 @@ def make_translator(config: TranslatorConfig, assets: Any) -> CachedTranslator:
     check_translator(config)
     translator = _translator(config.translator, assets)
     path = f"{assets.folder}/translations.jsonl" if assets.folder else ""
-    return CachedTranslator(translator, translator.fingerprint, path)
+    return CachedTranslator(translator, path)
 
 
 def _translator(name: str, assets: Any) -> Translator:

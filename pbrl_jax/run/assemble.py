@@ -28,7 +28,6 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
-from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.check import batch_arithmetic, validate
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
@@ -66,7 +65,9 @@ def refuse_other_experiment(config: Config, work: WorkDir) -> None:
         except CheckpointError:
             continue  # damaged: an older one may tell, and the restore says so
         if saved is not None:
-            check_same_experiment(from_json(saved, type(config)), config, {}, {})
+            notes: list[str] = []
+            check_same_experiment(from_json(saved, type(config), notes), config, {}, {})
+            print("".join(f"{note}\n" for note in notes if is_first()), end="")
         return
 
 
@@ -282,7 +283,7 @@ def evaluation_prompts(config: Config) -> list[Prompt]:
 def make_evaluate(config: Config, policy: Policy):
     """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted.
 
-    The function raises Interrupted between two batches when a stop is requested.
+    The function raises Interrupted between two segments of tokens when a stop is requested.
 
     None, with a line that says why, where the training source has no problems to evaluate on and no setting asks for
     an evaluation.
@@ -308,12 +309,8 @@ def make_evaluate(config: Config, policy: Policy):
         config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
 
-    def look(_rows: int) -> None:
-        if stop_agreed():
-            raise Interrupted
-
     def run(params) -> dict[str, float]:
-        table, _ = evaluate(decoder, params, prompts, tick=look)
+        table, _ = evaluate(decoder, params, prompts, should_stop=stop_agreed)
         return eval_metrics(table)
 
     return run

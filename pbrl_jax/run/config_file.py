@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import sys
 import textwrap
 import traceback
 import typing
@@ -15,7 +16,8 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from pbrl_jax.config.checks import range_words
-from pbrl_jax.config.serialize import from_json
+from pbrl_jax.config.older import with_current_names
+from pbrl_jax.config.serialize import check_round_trip, from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
 from pbrl_jax.run.check import TABLES
@@ -34,7 +36,10 @@ def load_config(path: str) -> Config:
         hint = did_you_mean(path, known) if known else "Give a Python file with get_config(), or a saved config.json."
         raise ConfigError(f"No config at {path!r}. {hint}")
     if file.suffix == ".json":
-        return from_json(file.read_text(encoding="utf-8"), config_class())
+        notes: list[str] = []
+        config = from_json(file.read_text(encoding="utf-8"), config_class(), notes)
+        print("".join(f"{path}: {note}\n" for note in notes), end="", file=sys.stderr)
+        return config
     if file.suffix != ".py":
         raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -53,14 +58,21 @@ def load_config(path: str) -> Config:
         raise ConfigError(f"{place}: {type(error).__name__}: {error}. Correct the file.") from error
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() of {path} gave a {type(config).__name__}, expected pbrl_jax.Config.")
-    return as_config(config)
+    config = as_config(config)
+    check_round_trip(config)
+    return config
 
 
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
-    """The config with `--section.field value` overrides; an unknown key ends the program with the nearest name."""
+    """The config with `--section.field value` overrides; an unknown key ends the program with the nearest name.
+
+    A field's name in an older version is taken too, and the new one is said.
+    """
+    arguments, renamed = with_current_names(arguments, dataclasses.asdict(config))
+    print("".join(f"{sentence}; the old name still works.\n" for sentence in renamed), end="", file=sys.stderr)
     registry = ConstructorRegistry()
     registry.struct_rule(_section_spec)
-    return tyro.cli(config_class(), default=config, args=list(arguments), prog=program, registry=registry)
+    return tyro.cli(config_class(), default=config, args=arguments, prog=program, registry=registry)
 
 
 def _section_spec(info: StructTypeInfo) -> StructConstructorSpec | None:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.corpus import encode_corpus
 from pbrl_jax.pivots.store import PivotStore
 from pbrl_jax.rewards.inputs import PivotVectors
-from pbrl_jax.weights.encoders import Encoder, length_bucket
+from pbrl_jax.weights.encoders import Encoder
 
 
 def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:

@@ -8,14 +8,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pbrl_jax.config.tree import Config
+from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.paths import WorkDir
 from pbrl_jax.core.records import Prompt, PromptBatch
-from pbrl_jax.data.batches import Sampler, pad_prompts
+from pbrl_jax.data.batches import Sampler
 from pbrl_jax.mesh.rows import held_rows, rows_on_mesh
 from pbrl_jax.rewards.inputs import PivotVectors
+from pbrl_jax.rewards.tokens import PivotBatch, TokenTables
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.token_languages import marker_tokens
-from pbrl_jax.train.fused import PivotBatch, TokenTables
 from pbrl_jax.weights.encoders import Encoder
 from pbrl_jax.weights.policies import Policy
 

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pbrl_jax.core.records import Prompt, Rollout, Scores
+from pbrl_jax.config.tree import Config
+from pbrl_jax.core.records import Rollout, Scores
 from pbrl_jax.logs.metrics import round_robin
 from pbrl_jax.mesh import agree
 from pbrl_jax.mesh.rows import fetch_rows
 from pbrl_jax.rewards.combine import Combined
+from pbrl_jax.train.step import Drawn
 
 
-class ScoredRows(NamedTuple):
+class HostRows(NamedTuple):
     """B rows on the host, or some of them: texts, rollout and rewards, NumPy arrays throughout.
 
     Of other hosts' rows only the texts that are logged are there ("" for the others), and no tokens.
@@ -27,7 +29,7 @@ class ScoredRows(NamedTuple):
     texts_B: Sequence[str]
     rollout: Rollout
     rewards: Combined
-    rewards_BF: np.ndarray | None
+    rewards_BF: np.ndarray | None = None
 
 
 def own_rollout(rollout: Rollout, own_B: np.ndarray) -> Rollout:
@@ -37,13 +39,17 @@ def own_rollout(rollout: Rollout, own_B: np.ndarray) -> Rollout:
     return jax.tree.map(lambda x: fetch_rows(x, own_B), rollout)
 
 
-def logged_rows(rows: Sequence[Prompt], count: int, step: int) -> set[int]:
-    """The rows whose texts `logs.metrics.write_samples` will choose at `step`."""
-    named = [{"language": prompt.language, "row": row} for row, prompt in enumerate(rows)]
-    return {row["row"] for row in round_robin(named, count, turn=step)}
+def logged_rows(config: Config, drawn: Drawn, rows: int) -> set[int]:
+    """The rows whose texts every host needs: those that `write_samples` will choose; all where dynamic sampling may
+    still move rows."""
+    if config.algo.max_sampling_rounds > 1:
+        return set(range(rows))
+    languages = [prompt.language for prompt in drawn.prompts_P for _ in range(rows // len(drawn.prompts_P))]
+    named = [{"language": language, "row": row} for row, language in enumerate(languages)]
+    return {row["row"] for row in round_robin(named, config.log.samples_per_step, turn=drawn.step + 1)}
 
 
-def of_all_hosts(score: Callable[[], ScoredRows], own_B: np.ndarray, rows: int, logged: set[int]) -> ScoredRows:
+def on_all_hosts(score: Callable[[], HostRows], own_B: np.ndarray, rows: int, logged: set[int]) -> HostRows:
     """All rows: this host's from `score`, the others' from their hosts.
 
     Args:
@@ -82,7 +88,7 @@ def of_all_hosts(score: Callable[[], ScoredRows], own_B: np.ndarray, rows: int, 
     return found._replace(rewards=found.rewards._replace(translation_B=translation_B))
 
 
-def _packed(found: ScoredRows) -> dict[str, list[str]]:
+def _packed(found: HostRows) -> dict[str, list[str]]:
     """Every array under a name of its own, as JSON can hold it, bit by bit."""
     rewards = found.rewards
     columns = {"right": rewards.right_language_B, "length": found.rollout.lengths_B, "cut": found.rollout.truncated_B}
@@ -102,7 +108,7 @@ def _array(told: list[str], rows: int) -> np.ndarray:
     return flat.reshape(rows, -1) if flat.size != rows else flat
 
 
-def _unpacked(texts_B: Sequence[str], columns: dict[str, np.ndarray]) -> ScoredRows:
+def _unpacked(texts_B: Sequence[str], columns: dict[str, np.ndarray]) -> HostRows:
     each = {}
     for key in columns:
         kind, _, name = key.partition("\t")
@@ -111,4 +117,4 @@ def _unpacked(texts_B: Sequence[str], columns: dict[str, np.ndarray]) -> ScoredR
             each[name] = Scores(columns[key], columns[f"valid\t{name}"], parts)
     none_BR = np.zeros((len(texts_B), 0))
     rollout = Rollout(none_BR.astype(np.int32), columns["length"], none_BR.astype(np.float32), columns["cut"])
-    return ScoredRows(texts_B, rollout, Combined(each.pop(""), each, columns["right"]), columns.get("apart"))
+    return HostRows(texts_B, rollout, Combined(each.pop(""), each, columns["right"]), columns.get("apart"))

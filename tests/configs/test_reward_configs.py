@@ -8,7 +8,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.cli import main
 from pbrl_jax.core.paths import read_json_lines
-from pbrl_jax.train import steps
+from pbrl_jax.train import hosted
 
 HF = ROOT / "tests" / "fixtures" / "hf"
 TRANSLATOR = ("--reward.translator", str(HF / "m2m100"))
@@ -43,8 +43,8 @@ def shared_programs():
         return first
 
     patch = pytest.MonkeyPatch()
-    for name in ("make_generate", "make_update", "make_values", "compiled_ahead"):
-        patch.setattr(steps, name, once(getattr(steps, name)))
+    for name in ("make_generate", "make_advantages", "make_parameter_update", "compiled_ahead"):
+        patch.setattr(hosted, name, once(getattr(hosted, name)))
     yield
     patch.undo()
 

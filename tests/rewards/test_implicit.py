@@ -14,7 +14,7 @@ from pbrl_jax.rewards import implicit
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.text.prompts import format_prompt, format_prompts
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.steps import reward_assets
+from pbrl_jax.train.hosted import reward_assets
 from pbrl_jax.weights.policies import Policy
 
 SWAHILI = problem_prompts(1, ("sw",))[0]

@@ -26,11 +26,11 @@ from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.models.logprobs import chunked_logprobs
+from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.plan.hlo import program_cost
 from pbrl_jax.plan.shapes import placed
 from pbrl_jax.rollout.generate import generate_samples, prefill
-from pbrl_jax.rollout.logprobs import chunked_logprobs
-from pbrl_jax.rollout.packing import choose_bucket
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.optimizer import make_optimizer

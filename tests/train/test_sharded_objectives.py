@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_policy import quick_compiles, tiny_spec  # noqa: F401  the first is a fixture
-from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradient, table, table_logprobs
+from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradient, table, table_outputs
 
 from pbrl_jax import MeshConfig, with_values
 from pbrl_jax.algos import losses
@@ -33,8 +33,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def table_policy(monkeypatch):
-    monkeypatch.setattr(update, "row_logprobs", table_logprobs)
-    monkeypatch.setattr(update, "apply_update", keep_gradient)
+    monkeypatch.setattr(update, "row_outputs", table_outputs)
+    monkeypatch.setattr(update, "optimizer_step", keep_gradient)
     with jax.enable_x64(True):
         yield
 

@@ -210,7 +210,7 @@ def test_no_weights_and_one_tensor_in_two_files(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="found config.json"):
         open_weights(tmp_path)
-    with pytest.raises(CheckpointError, match="a lies in two files"):
+    with pytest.raises(CheckpointError, match="a is in two files"):
         Weights([{"a": np.zeros(1)}, {"a": np.zeros(1)}], "x")
 
 

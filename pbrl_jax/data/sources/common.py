@@ -1,14 +1,15 @@
-"""What every data source needs: stable ids, the benchmark folder, and errors that name rows."""
+"""What every data source needs: stable ids, the benchmark's folder, errors that name rows, parallel files."""
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.text.answers import canonical_number
 from pbrl_jax.text.languages import check_languages
 
 ID_ORDER = (
@@ -83,18 +84,8 @@ def benchmark_path(path: str, folder: str) -> epath.Path:
     return found
 
 
-def read_lines(path: epath.Path) -> list[str]:
-    """Lines of a UTF-8 file, without their ends; DataError when it is missing or no UTF-8."""
-    try:
-        return path.read_text().split("\n")
-    except FileNotFoundError:
-        raise DataError(f"No file {os.fspath(path)!r}. Check data.path and data.split.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{os.fspath(path)!r} is not UTF-8: {error}.") from error
-
-
 class RowErrors:
-    """Collects what is wrong with single rows, and raises once with the first few of them."""
+    """Collects the errors of single rows, to raise one DataError with the first few."""
 
     def __init__(self, place: str):
         self.place = place
@@ -105,14 +96,22 @@ class RowErrors:
         self.found.append(f"row {row}: {what}")
 
     def text(self, row: int, field: str, value: Any) -> str:
-        """`value` as NFC text; "" (and a remembered error) when it is none, empty or no string."""
+        """`value` as NFC text; "" and an error where it is None, empty or no string."""
         if isinstance(value, str) and value.strip():
             return nfc(value.strip())
         what = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {type(value).__name__}"
         self.add(row, f"{field} {what}, expected text")
         return ""
 
+    def number(self, row: int, field: str, value: Any) -> str:
+        """`value` as a canonical number; "" and an error where it is none."""
+        number = canonical_number(str(value).strip(), "en")
+        if number is None:
+            self.add(row, f"{field} is {value!r}, expected a number")
+        return number or ""
+
     def check(self) -> None:
+        """Raise DataError with the first few errors, if there are any."""
         if not self.found:
             return
         shown = "; ".join(self.found[:SHOWN_ERRORS])
@@ -135,5 +134,34 @@ def take(rows: Sequence, limit: int, seed: int) -> list:
     return [rows[i] for i in chosen]
 
 
-Source = Callable[[str, str, Sequence[str], int, int], list[Prompt]]
+def parallel_prompts(
+    tables: Mapping[str, Sequence[tuple[str, str]]], languages: Sequence[str], limit: int, seed: int, first: int = 0
+) -> list[Prompt]:
+    """Prompts of `languages`, language by language, from tables with the same problems in the same order.
+
+    Args:
+      tables: language, English among them -> (question, answer) of each problem.
+      limit, seed: as in `take`; one seed takes the same problems in every language.
+      first: row of the first problem.
+
+    Raises:
+      DataError: a table is longer or shorter than the English one.
+    """
+    english, prompts = tables["en"], []
+    for code in languages:
+        if len(tables[code]) != len(english):
+            raise DataError(
+                f"The file of {code} has {len(tables[code])} rows and the English one {len(english)}; expected the "
+                "same problems. Use the files of one release."
+            )
+        rows = enumerate(zip(tables[code], english, strict=True))
+        numbered = [
+            Prompt(prompt_id(first + row, code), code, question, question_en, answer)
+            for row, ((question, answer), (question_en, _)) in rows
+        ]
+        prompts += take(numbered, limit, seed)
+    return prompts
+
+
+PromptReader = Callable[[str, str, Sequence[str], int, int], list[Prompt]]
 """`rows(path, split, languages, limit, seed)`."""

@@ -41,7 +41,7 @@ _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 class Problem(NamedTuple):
     """One problem, before any language: `name` and `item` are indices, `c` is 0 where a family has two operands."""
 
-    index: int
+    number: int
     family: str
     name: int
     item: int
@@ -86,7 +86,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
 def prompt(problem: Problem, language: str) -> Prompt:
     """The row of one problem in one language."""
     return Prompt(
-        id=prompt_id(problem.index, language),
+        id=prompt_id(problem.number, language),
         language=language,
         question=question(problem, language),
         question_en=question(problem, "en"),
@@ -134,7 +134,7 @@ def split_of(problem: Problem) -> str:
 
 @functools.cache
 def _space(name: str) -> tuple[Problem, ...]:
-    """Every problem of a space; `index` counts in the full space, so ids agree between spaces."""
+    """Every problem of a space; `number` counts in the full space, so ids agree between spaces."""
     full = _enumerate(SPACES[""])
     if name == "":
         return full
@@ -143,7 +143,7 @@ def _space(name: str) -> tuple[Problem, ...]:
 
 
 def _enumerate(space: Space) -> tuple[Problem, ...]:
-    found = []
+    found: list[Problem] = []
     for family in space.families:
         for a, b, c, result in _operands(family, space.largest):
             if _BAD_COUNTS & {a, b, c}:
