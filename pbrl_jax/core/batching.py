@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.records import PromptBatch
+from pbrl_jax.core.records import PromptBatch, on_host
 
+#: Padded lengths.
 LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""Padded lengths."""
 
 
 def length_bucket(longest: int, limit: int) -> int:
@@ -23,7 +23,7 @@ def padded_length(longest: int) -> int:
 
 
 def fill(rows: list[int], size: int) -> list[int]:
-    """`rows` with the last one repeated up to `size`; results of the copies are dropped."""
+    """`rows` with the last one repeated up to `size`; results of the copies are to be discarded."""
     return rows + rows[-1:] * (size - len(rows))
 
 
@@ -35,11 +35,11 @@ def few_rows(count: int, largest: int) -> int:
 def by_length(
     lengths: Sequence[Any], size: int, bucket: Callable[[Any], Any] | None = None
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """(row numbers, the same filled up to `size`) batch by batch, shortest first: a long row pads few others.
+    """(row numbers, the same filled up to `size`) batch by batch, shortest rows first, to reduce padding.
 
     Args:
-      lengths: of every row; anything that sorts.
-      bucket: its value of a length; rows with different values are in different batches.
+      lengths: length of every row, or another sort key.
+      bucket: function of a length; rows with different values of it are put into different batches.
     """
     groups: dict[Any, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
@@ -50,7 +50,7 @@ def by_length(
 
 
 def pad_tokens(token_lists: Sequence[Sequence[int]], length: int, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(right-padded tokens [N, length], lengths [N]) of token lists, int32; longer ones lose their end."""
+    """(right-padded tokens [N, length], lengths [N]) of token lists, int32; longer lists are cut."""
     tokens_NT = np.full((len(token_lists), length), pad_id, np.int32)
     for row, tokens in zip(tokens_NT, token_lists, strict=True):
         row[: len(tokens)] = tokens[:length]
@@ -68,4 +68,4 @@ def pad_prompts(
     for number, tokens in enumerate(token_lists):
         if not 1 <= len(tokens) <= length:
             raise DataError(f"Prompt {number} has {len(tokens)} tokens, expected 1 to {length}.")
-    return PromptBatch(*pad_tokens(token_lists, length, pad_id), np.asarray(row_ids, np.int32))
+    return on_host(PromptBatch, *pad_tokens(token_lists, length, pad_id), np.asarray(row_ids, np.int32))

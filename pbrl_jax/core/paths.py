@@ -196,15 +196,15 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       DataError: the file is not JSON, or holds something else.
     """
-    path = as_path(path)
-    if not path.exists():
+    file = as_path(path)
+    if not file.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. Delete it, or let the same command write it again.") from error
+        raise DataError(f"{file} is not JSON: {error}. Delete it, or let the same command write it again.") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
+        raise DataError(f"{file} holds a {type(value).__name__}; expected a JSON object.")
     return value
 
 

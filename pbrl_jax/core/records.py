@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-#: An array on the device, or one on the host that has yet to be sent there.
+#: An array on the devices or on the host.
 AnyArray = Array | np.ndarray
 
 
@@ -64,13 +64,18 @@ def pytree(cls: type[T]) -> type[T]:
     return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
 
 
+def on_host(record: type[T], *fields: Any) -> T:
+    """A record of NumPy arrays, which is sent to the devices as a whole later."""
+    return record(*fields)
+
+
 @pytree
 class PromptBatch:
     """P prompts, right-padded. `row_ids_P` are the stable prompt ids from which sampling keys derive."""
 
-    tokens_PT: Int[AnyArray, "P T"]
-    lengths_P: Int[AnyArray, "P"]
-    row_ids_P: Int[AnyArray, "P"]
+    tokens_PT: Int[Array, "P T"]
+    lengths_P: Int[Array, "P"]
+    row_ids_P: Int[Array, "P"]
 
 
 @pytree

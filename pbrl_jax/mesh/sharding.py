@@ -172,5 +172,5 @@ def sequence_axis(length: int) -> str:
 
 def row_shards(mesh: Mesh | None = None) -> int:
     """Devices that hold different rows, on this mesh or the one that is set (`jax.set_mesh`); 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+    used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])

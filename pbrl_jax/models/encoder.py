@@ -1,5 +1,7 @@
 """Text encoders in Flax Linen: BERT, XLM-R (post-norm) and XLM-R-XL (pre-norm), and decoders that embed."""
 
+from typing import TypeGuard
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -180,7 +182,7 @@ def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
     return slot_1S - jax.lax.cummax(jnp.where(new_BS, slot_1S, 0), axis=1)
 
 
-def encodes_segments(spec: TextEncoderSpec) -> bool:
+def encodes_segments(spec: TextEncoderSpec) -> TypeGuard[EncoderSpec]:
     """Whether `encode_segments` gives what `encode` gives of each segment as a text of its own."""
     own = isinstance(spec, EncoderSpec) and spec.pooling == "mean" and spec.position_offset == 0
     return own and not spec.begin_ids and not spec.end_ids

@@ -1,7 +1,7 @@
 """Log-probs of responses from hidden states at response positions only, in chunks.
 
-A prompt's share of the forward pass is computed once for all its samples; logits exist for one chunk of positions at
-a time, and the backward pass makes them again: there is no [B, T, V] for policy, old or reference alike.
+The prompt's part of the forward pass is computed once for all its samples. Logits exist for one chunk of positions at a
+time, and the backward pass recomputes them: no [B, T, V] array is made for the policy or the reference.
 """
 
 import jax
@@ -18,10 +18,10 @@ from pbrl_jax.models.specs import DecoderSpec
 
 @pytree
 class ResponseStreams:
-    """The responses of P prompts, laid out in S streams of L slots per prompt (see models.packing).
+    """The responses of P prompts, in S streams of L slots per prompt (see models.packing).
 
-    `row_PSL` is each slot's row within its prompt's group, `offset_PSL` its index in the response; slots that are not
-    `used_PSL` hold nothing. Unpacked, S is the group size and slot l of stream g is token l of row g.
+    `row_PSL` is each slot's row within its prompt's group, `offset_PSL` its index in the response, and `used_PSL` marks
+    slots that hold a token. Unpacked, S is the group size and slot l of stream g is token l of row g.
     """
 
     tokens_PSL: Int[Array, "P S L"]
@@ -72,7 +72,7 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
       hidden_PMD: states that predict the tokens.
       chunk: positions, over all P rows, whose logits exist at a time.
       entropy: also return the entropy of each distribution.
-      entropy_gradient: let the gradient flow through the entropy; it costs that of one more softmax.
+      entropy_gradient: let the gradient flow through the entropy, at the cost of one more softmax.
 
     Returns:
       (logp [P, M], entropy [P, M] or None), in float32 or wider.
@@ -114,7 +114,7 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 
 def response_logprobs(params, prompts: PromptBatch, streams: ResponseStreams, temperature, *, spec: DecoderSpec,
                       chunk: int, packed: bool = False, entropy: bool = False):  # fmt: skip
-    """Log-probs (and entropies) of all response slots, [P, S, L]; unused slots hold finite numbers of no meaning."""
+    """Log-probs (and entropies) of all response slots, [P, S, L]; unused slots hold finite, meaningless values."""
     return response_outputs(
         params, prompts, streams, temperature, spec=spec, chunk=chunk, packed=packed, entropy=entropy
     )[:2]
@@ -123,8 +123,8 @@ def response_logprobs(params, prompts: PromptBatch, streams: ResponseStreams, te
 def response_outputs(params, prompts: PromptBatch, streams: ResponseStreams, temperature, *, spec: DecoderSpec,
                      chunk: int, packed: bool = False, entropy: bool = False, entropy_gradient: bool = False,
                      value_head=None):  # fmt: skip
-    """Log-probs, entropies and values of all response slots, [P, S, L] each; None where entropies are not asked for,
-    or there is no value head. Unused slots hold finite numbers of no meaning.
+    """Log-probs, entropies and values of all response slots, [P, S, L] each; entropies are None unless asked for, and
+    values without a value head. Unused slots hold finite, meaningless values.
     """
     P, S, L = streams.tokens_PSL.shape
     hidden = predicting_hidden(params, spec, prompts, streams, packed)

@@ -1,4 +1,4 @@
-"""Responses of a group side by side in one stream, so that the update's cost follows the tokens produced."""
+"""Responses of a group concatenated in one stream, so that the cost of an update follows the tokens produced."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ def choose_bucket(lengths_B: np.ndarray, samples: int, max_length: int) -> int:
 
 
 def pack_streams(tokens_BR: Int[Array, "B R"], lengths_B: Int[Array, "B"], samples: int, bucket: int):
-    """One stream of `bucket` slots per prompt that holds the group's responses one after the other.
+    """One stream of `bucket` slots per prompt that holds the group's responses one after another.
 
     Requires that every group's tokens fit the bucket (see choose_bucket).
     """

@@ -86,10 +86,6 @@ def page(data: ReportData) -> str:
 def result_sentence(data: ReportData) -> str:
     """What came out, in one sentence of plain text."""
     before, after = pair(data.summary, "mean_non_english")
-    if after is not None and before is None:
-        gap = pair(data.summary, "gap_to_english")[1]
-        text = f"Mean accuracy outside English is {percent(after)}"
-        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
     if after is None:
         series = series_of(data.metrics, "reward") or series_of(data.metrics, "loss")
         if not series:
@@ -97,6 +93,10 @@ def result_sentence(data: ReportData) -> str:
         name = "reward" if series_of(data.metrics, "reward") else "loss"
         start, end = (short_number(value) for value in end_means(series))
         return f"The {name} went from {start} to {end} over {series[-1][0]:g} steps; accuracies were not measured."
+    if before is None:
+        gap = pair(data.summary, "gap_to_english")[1]
+        text = f"Mean accuracy outside English is {percent(after)}"
+        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
     verb = "rose" if after > before else "fell" if after < before else "stayed"
     text = f"Mean accuracy outside English {verb} from {percent(before)} to {percent(after)}"
     text += f" ({points(after - before)} points)"

@@ -15,7 +15,7 @@ from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
-from pbrl_jax.core.records import Scores
+from pbrl_jax.core.records import AnyArray, Scores
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
@@ -87,35 +87,41 @@ class HybridConfig(PartsConfig):
 
 
 class Reward(NamedTuple):
-    """How a reward is made. `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config,
-    encoder_spec)`, where a reward can be computed from tokens, is its traceable twin for the fused step."""
+    """How a reward is made, the class of settings it reads, and what refuses settings that do not go together
+    (`check(config)` raises ConfigError).
+
+    `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config, encoder_spec)`, where a reward
+    can be computed from tokens, is its traceable twin for the fused step.
+    """
 
     of_text: Callable[[RewardConfig, RewardAssets], Callable[[RewardInputs], Scores]]
-    of_tokens: Callable[[RewardConfig, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
     settings: type[RewardConfig] = RewardConfig
-    """The settings it reads: RewardConfig, or a subclass with settings of its own."""
     check: Callable[[RewardConfig], None] | None = None
-    """Refuses settings that do not go together (ConfigError)."""
+    of_tokens: Callable[[RewardConfig, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
 
 
 #: Another reward is another line.
 REWARDS: dict[str, Reward] = {
     "cosine": Reward(
-        lambda config, assets: make_cosine(config, assets.encoder, assets.languages), make_token_cosine, CosineConfig
+        lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
+        CosineConfig,
+        of_tokens=make_token_cosine,
     ),
     "answer": Reward(lambda config, assets: score_answers),
-    "translation": Reward(make_translation, None, TranslationConfig, check_translation),
-    "comet": Reward(make_comet, None, CometConfig, check_comet),
-    "implicit": Reward(make_implicit, None, ImplicitConfig),
-    "judge": Reward(make_judge, None, JudgeConfig),
+    "translation": Reward(make_translation, TranslationConfig, check_translation),
+    "comet": Reward(make_comet, CometConfig, check_comet),
+    "implicit": Reward(make_implicit, ImplicitConfig),
+    "judge": Reward(make_judge, JudgeConfig),
     "alignment": Reward(
-        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), None, SimilarityConfig
+        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig
     ),
-    "repetition": Reward(lambda config, assets: make_repetition(config), make_token_repetition, RepetitionConfig),
+    "repetition": Reward(
+        lambda config, assets: make_repetition(config), RepetitionConfig, of_tokens=make_token_repetition
+    ),
     "overlong": Reward(
-        lambda config, assets: make_overlong(config), make_token_overlong, OverlongConfig, check_overlong
+        lambda config, assets: make_overlong(config), OverlongConfig, check_overlong, make_token_overlong
     ),
-    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), None, HybridConfig),
+    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), HybridConfig),
 }
 
 
@@ -125,7 +131,7 @@ class Combined(NamedTuple):
 
     total: Scores
     each: dict[str, Scores]
-    right_language_B: np.ndarray
+    right_language_B: AnyArray
     translation_B: np.ndarray | None = None
 
     @property
@@ -166,18 +172,19 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
-        inputs = inputs._replace(right_B=verdict.right_B, translations={})
+        translations: dict[str, list[str]] = {}
+        inputs = inputs._replace(right_B=verdict.right_B, translations=translations)
         each = {name: function(inputs) for name, function in functions.items()}
         empty_B = jnp.asarray([not text.strip() for text in inputs.completions])
         found = combine(config, each, verdict, empty_B, inputs.step)
-        return found._replace(translation_B=_whole_translations(inputs.translations))
+        return found._replace(translation_B=_whole_translations(translations))
 
     return score
 
 
 def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Combined]:
     """All functions of `config` on sampled tokens, on the device; traceable. Each must have `of_tokens`."""
-    functions = {name: REWARDS[name].of_tokens(config, spec) for name in config.functions}
+    functions = {name: make(config, spec) for name in config.functions if (make := REWARDS[name].of_tokens)}
 
     def score(inputs: TokenInputs) -> Combined:
         each = {name: function(inputs) for name, function in functions.items()}

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import Scores
 from pbrl_jax.models.encoder import encode, encode_segments, encodes_segments
-from pbrl_jax.models.specs import TextEncoderSpec
+from pbrl_jax.models.specs import EncoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.inputs import RewardInputs, part_names, part_vectors, response_texts
 from pbrl_jax.rewards.similarity import (
     PartsConfig,
@@ -135,7 +135,7 @@ def make_token_cosine(config: CosineConfig, spec: TextEncoderSpec) -> Callable[[
     return score
 
 
-def _encoded_together(inputs: TokenInputs, parts, spec: TextEncoderSpec):
+def _encoded_together(inputs: TokenInputs, parts, spec: EncoderSpec):
     """(vectors [2 B, E], which parts are not empty [2 B]): reasoning and answer stay in one row as they were sampled,
     so that both are encoded in R slots and not in R each."""
     lengths = [mask.sum(axis=1, keepdims=True) for _, mask in parts]

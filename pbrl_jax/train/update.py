@@ -171,7 +171,7 @@ def advantage_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, *, c
 
 
 def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> tuple[jax.Array, jax.Array | None]:
-    """(advantages of rows [B] or tokens [B, R], returns of a critic or None), by the algorithm."""
+    """(advantages of rows [B] or tokens [B, R], a critic's targets or None), by the algorithm."""
     G, rewards, weights = config.algo.num_generations, None, None
     if batch.rewards_BF is not None:
         rewards = batch.rewards_BF.reshape(-1, G, batch.rewards_BF.shape[1])

@@ -130,10 +130,11 @@ def read_model(
       dtype: type of the parameters; None: as they are stored.
 
     Raises:
-      CheckpointError: a missing or damaged file, or tensors that do not fit the spec: all of them are listed.
+      CheckpointError: a file that this version cannot read (the message names the version that wrote it), a damaged
+        file, or tensors that do not fit the spec: all of them are listed.
     """
-    folder = model_folder(place, kind, source)
-    file, version = folder / f"pbrl_{kind}.json", FIRST_VERSION
+    folder, version = model_folder(place, kind, source), FIRST_VERSION
+    file = folder / f"pbrl_{kind}.json"
     try:
         record = json.loads(file.read_text())
         version = record.get("version", FIRST_VERSION)

@@ -22,7 +22,7 @@ ROWS_PER_LEVEL = 125
 def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int) -> list[Prompt]:
     """Prompts with gold answers, language by language; `path` is the folder, or "" for PBRL_DATA/polymath.
 
-    `split` test stands for low, the level that an evaluation asks for by default.
+    `split` test is low, the default level of evaluations.
     """
     split = "low" if split == "test" else split
     check_split(split, SPLITS, "polymath")
@@ -36,7 +36,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
 def _read(file: epath.Path) -> list[tuple[str, str]]:
     errors = RowErrors(str(file))
     found = [
-        tuple(errors.text(number, field, row.get(field)) for field in ("question", "answer"))
+        (errors.text(number, "question", row.get("question")), errors.text(number, "answer", row.get("answer")))
         for number, row in read_rows(file, errors)
     ]
     errors.check()
