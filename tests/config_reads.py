@@ -33,6 +33,8 @@ class _Finder(ast.NodeVisitor):
             if isinstance(node.value, ast.Name) and node.value.id == "self" and node.attr in self.attributes:
                 return self.attributes[node.attr]
             return node.attr if node.attr in self.sections else None
+        if isinstance(node, ast.Call) and node.args:  # settings_of(config.algo, PpoConfig)
+            return self.by_class.get(getattr(node.args[-1], "id", None))
         return None
 
     def annotated(self, annotation: ast.AST | None) -> str | None:

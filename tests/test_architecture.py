@@ -272,6 +272,8 @@ def test_checks_tell_eager_from_lazy_imports():
         ("class A:\n    c: AlgoConfig\n    def f(self):\n        return self.c.beta", {("algo", "beta")}),
         ("def f(c: AlgoConfig):\n    def g():\n        return c.beta\n    return g", {("algo", "beta")}),
         ("def f(c: AlgoConfig):\n    pass\ndef g(c):\n    return c.beta", set()),
+        ("def f(c):\n    return settings_of(c.algo, AlgoConfig).beta", {("algo", "beta")}),
+        ("def f(c):\n    return settings_of(c.algo, Scores).beta", set()),
         ("def f(c: AlgoConfig):\n    c.beta = 3", set()),
         ("def f(x):\n    return x.beta", set()),
         ("def f(algo: Scores):\n    return algo.beta", set()),

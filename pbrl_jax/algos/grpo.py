@@ -52,7 +52,7 @@ def estimate(
     if config.multi_objective_aggregation == "normalize_then_sum":
         reward_FPG = jnp.moveaxis(groups.rewards_PGF, -1, 0)
         adv_PG = normalize_then_sum(
-            reward_FPG, ~jnp.isnan(reward_FPG) & groups.valid_PG, groups.weights_F,
+            reward_FPG, ~jnp.isnan(reward_FPG) & groups.valid_PG[None], groups.weights_F,
             epsilon=config.advantage_epsilon, floor=config.min_reward_std,
         )  # fmt: skip
         return adv_PG.reshape(-1), None

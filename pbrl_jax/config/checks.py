@@ -59,7 +59,7 @@ def _values(path: str, value: Any, hint: Any) -> Iterator[Any]:
 def _check_name(path: str, value: Any, names: tuple[str, ...]) -> None:
     if value not in names:
         known = ", ".join(name or "''" for name in names)
-        raise ConfigError(f"Unknown value of {path} {value!r}. Known: {known}.{nearest(str(value), names)}")
+        raise ConfigError(f"{path} is {value!r}. Known: {known}.{nearest(str(value), names)}")
 
 
 def _check_range(path: str, value: Any, rules: Rules) -> None:

@@ -72,20 +72,16 @@ def _without_bases(base: type, classes: Iterable[type]) -> tuple[type, ...]:
 
 
 def as_config(config: tree.Config) -> tree.Config:
-    """`config` as an instance of `config_class()`: one that was made before a table changed, or without the tables."""
-    kind = config_class()
-    if isinstance(config, kind):
-        return config
-    defaults = kind()
-    return kind(**{part.name: _as_section(getattr(config, part.name), getattr(defaults, part.name))
-                   for part in dataclasses.fields(kind)})  # fmt: skip
-
-
-def _as_section(section: Any, default: Any) -> Any:
-    names = {field.name for field in dataclasses.fields(section)} & {
-        field.name for field in dataclasses.fields(default)
-    }
-    return dataclasses.replace(default, **{name: getattr(section, name) for name in names})
+    """`config` as an instance of `config_class()`: its sections may be of a settings class, or made before a table
+    changed. What is no section at all stays, for `check_round_trip` to refuse."""
+    default = config_class()()
+    sections = {part.name: getattr(config, part.name) for part in dataclasses.fields(default)}
+    for name, base in (("algo", BaseAlgo), ("reward", BaseReward)):
+        section, own = sections[name], getattr(default, name)
+        if isinstance(section, base) and type(section) is not type(own):
+            shared = {field.name for field in dataclasses.fields(own)} & {f.name for f in dataclasses.fields(section)}
+            sections[name] = dataclasses.replace(own, **{field: getattr(section, field) for field in shared})
+    return type(default)(**sections)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,9 @@ from pbrl_jax.core.errors import ConfigError
 REFUSED = {
     "a misspelt choice": (
         {"pivot": {"source": "datset"}},
-        r"pivot.source 'datset'. Known: dataset,.*Did you mean 'data",
+        r"pivot.source is 'datset'. Known: dataset,.*Did you mean 'data",
     ),
-    "a misspelt name": ({"algo": {"scale_rewards": "groups"}}, "algo.scale_rewards 'groups'.*Did you mean 'group'"),
+    "a misspelt name": ({"algo": {"scale_rewards": "groups"}}, "algo.scale_rewards is 'groups'.*Did you mean 'group'"),
     "text for a number": ({"algo": {"beta": "0.1"}}, r"algo.beta is '0.1' \(str\); expected float"),
     "a share of steps": ({"train": {"max_steps": 1.5}}, r"train.max_steps is 1.5 \(float\); expected int"),
     "a truth for a number": ({"train": {"max_steps": True}}, r"train.max_steps is True \(bool\); expected int"),

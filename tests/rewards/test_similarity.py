@@ -129,5 +129,5 @@ def test_what_a_calibration_must_be(calibration, tmp_path):
 
 @pytest.mark.parametrize("field", ["similarity", "references", "hybrid_form"])
 def test_unknown_names_are_refused(field):
-    with pytest.raises(ConfigError, match=f"reward.{field} 'best'"):
+    with pytest.raises(ConfigError, match=f"reward.{field} is 'best'"):
         check_section("reward", RewardConfig(**{field: "best"}))
