@@ -18,10 +18,9 @@ import pytest
 from digests import digest, machine
 from tiny_policy import largest_difference, quick_compiles  # noqa: F401
 
-from pbrl_jax import Config, __version__, cli, with_values
+from pbrl_jax import AlgoConfig, Config, __version__, cli, with_values
 from pbrl_jax.checkpoint import list_checkpoints, older, read_meta, restore_checkpoint, save_checkpoint
 from pbrl_jax.checkpoint.manifest import named_leaves
-from pbrl_jax.config.algo import AlgoConfig
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.older import FIRST_FIELDS, FIRST_VERSION
 from pbrl_jax.config.serialize import from_json
@@ -143,11 +142,14 @@ def test_model_folders_load(left):
 def test_evaluations_and_reports(left, monkeypatch):
     """The same evaluation is taken as it is, another one is refused; runs and evaluations have their page."""
     monkeypatch.setenv("PBRL_DATA", "data")
-    before = {name: Path("evaluation", name).read_bytes() for name in ("responses.jsonl", "evaluation.json")}
+    asked, before = Path("evaluation/evaluation.json"), read_json_lines(Path("evaluation/responses.jsonl"))
+    identity_before = asked.read_bytes()
     words = ["eval", "--policy", "start", "--workdir", "evaluation", *left["eval"]]
     result = json.loads(Path("evaluation/eval.json").read_text())
     assert cli.main(words) == 0 and cli.main([*words, "--seed", "1"]) == 1
-    assert {name: Path("evaluation", name).read_bytes() for name in before} == before
+    after = read_json_lines(Path("evaluation/responses.jsonl"))
+    assert asked.read_bytes() == identity_before and len(after) == len(before) == 4
+    assert all(row.items() <= graded.items() for row, graded in zip(before, after, strict=True)), "only new grades"
     again = json.loads(Path("evaluation/eval.json").read_text())
     assert result["languages"] == again["languages"]
     for name in ("run", "evaluation"):
