@@ -56,7 +56,7 @@ MOST_UNKNOWN = 3
 MOST_NAMES, LONGEST_NAME = 3, 3
 """Different names in another script that do not count, and the words that one may have."""
 FREE_LETTERS = 12
-"""Letters of names that do not count in any text; in a longer one, as many as it has of its own."""
+"""Letters of names that do not count in a text with letters of its own; in a longer one, as many as those."""
 
 
 def plain_words(text: str) -> str:
@@ -96,7 +96,8 @@ def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
     if "Latn" in scripts:
         return lines
     own, names = script_pattern(scripts), set()
-    most = max(FREE_LETTERS, len(own.findall(" ".join(lines))))
+    letters = len(own.findall(" ".join(lines)))
+    most = max(FREE_LETTERS, letters) if letters else 0
 
     def kept(match: re.Match) -> str:
         run = match.group()

@@ -61,7 +61,7 @@ class M2M100Translator(Translator):
     def language_ids(self) -> dict[str, int]:
         """Language -> the id of its token, for those that this model knows."""
         vocabulary = self.tokenizer.tokenizer.get_vocab()
-        names = {code: (NLLB_CODES[code], f"__{code}__") for code in LANGUAGES}
+        names = {code: (NLLB_CODES[code], f"__{code}__") for code in sorted(LANGUAGES)}
         found = {code: [vocabulary[name] for name in both if name in vocabulary] for code, both in names.items()}
         return {code: ids[0] for code, ids in found.items() if ids}
 
