@@ -31,9 +31,9 @@ def load_config(path: str) -> Config:
         config = from_json(file.read_text(encoding="utf-8"), notes=notes)
         print("".join(f"{path}: {note}\n" for note in notes), end="", file=sys.stderr)
         return config
-    if file.suffix != ".py":
-        raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    if file.suffix != ".py" or module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)

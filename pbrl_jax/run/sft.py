@@ -46,7 +46,7 @@ def quickstart_pools(config: Config) -> tuple[dict[str, list[quickstart.Example]
 def reference_pool(config: Config) -> tuple[dict[str, list[quickstart.Example]], dict[str, float]]:
     """English questions with their own references: the supervised text that every source with references has."""
     prompts = load_prompts(config.data, config.train.seed, languages=("en",), require=("reference",))
-    rows = [quickstart.Example("en", p.question_en, p.reference.text) for p in prompts]
+    rows = [quickstart.Example("en", p.question_en, p.reference.text) for p in prompts if p.reference]
     return {"english": rows}, {"english": 1.0}
 
 
