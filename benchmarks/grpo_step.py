@@ -22,7 +22,7 @@ import numpy as np
 from peers import bench_workload as workload
 from peers.bench_protocol import StepClock, cpu_name, finish, parse_flags, workload_dict
 
-from pbrl_jax.config.tree import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
+from pbrl_jax import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
 from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
 from pbrl_jax.models.packing import choose_bucket, packed_buckets

@@ -107,7 +107,7 @@ def measure(folder: str, case: str) -> dict:
     """One load in this process."""
     import jax
 
-    from pbrl_jax.config.tree import MeshConfig
+    from pbrl_jax import MeshConfig
     from pbrl_jax.mesh.sharding import make_mesh
     from pbrl_jax.weights.policies import load_policy
 

@@ -45,7 +45,7 @@ def seconds(run: Callable[[], Any], flags: argparse.Namespace) -> float:
 
 def experiment_of(flags: argparse.Namespace, folder: str):
     """The quickstart's main stage with random models."""
-    from pbrl_jax.config.tree import with_values
+    from pbrl_jax import with_values
     from pbrl_jax.core.paths import work_dir
     from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
     from pbrl_jax.run.assemble import build_experiment
@@ -124,7 +124,7 @@ def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
     """Seconds of the quickstart's whole fused step, of its reward alone, and of its embedding reward alone."""
     import jax
 
-    from pbrl_jax.config.tree import with_values
+    from pbrl_jax import with_values
     from pbrl_jax.data.batches import next_batch, start_cursor
     from pbrl_jax.rewards.combine import make_token_reward
     from pbrl_jax.rewards.tokens import TokenInputs

@@ -47,7 +47,7 @@ def virtual_devices(count: int) -> None:
 
 def run_config(flags: argparse.Namespace, count: int):
     """The step's settings on so many devices."""
-    from pbrl_jax.config.tree import Config, with_values
+    from pbrl_jax import Config, with_values
 
     return with_values(
         Config(), encoder={"preset": "small", "max_length": flags.response_len},

@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_config(flags: argparse.Namespace):
-    from pbrl_jax.config.tree import Config, with_values
+    from pbrl_jax import Config, with_values
 
     return with_values(
         Config(), rollout={"max_prompt_length": flags.prompt_len, "max_completion_length": flags.response_len},
@@ -76,7 +76,7 @@ def plain_update(state, reference, batch, *, spec, config):
     """The same step as `train.update.update_step`, the plain way."""
     import jax
 
-    from pbrl_jax.algos import ALGORITHMS
+    from pbrl_jax.algos.grpo import policy_loss
     from pbrl_jax.train.update import estimate_advantages, loss_mask, optimizer_step
 
     mask = loss_mask(batch, config)
@@ -84,7 +84,7 @@ def plain_update(state, reference, batch, *, spec, config):
     reference_logp = plain_logprobs(reference, batch, spec, config)
 
     def loss(params):
-        total, count, _ = ALGORITHMS[config.algo.name].loss(
+        total, count, _ = policy_loss(
             plain_logprobs(params, batch, spec, config), batch.rollout.logp_BR, advantages, mask, config=config.algo,
             ref_logp_BR=reference_logp, max_completion_length=config.rollout.max_completion_length,
         )  # fmt: skip

@@ -57,7 +57,9 @@ Algorithm and update:
 
 Configuration:
 
-  Config: one frozen tree of settings; its sections (AlgoConfig, ...) are in pbrl_jax.config.tree
+  Config: one frozen tree of settings; its sections are PolicyConfig, PivotConfig, EncoderConfig, RewardConfig,
+    AlgoConfig, RolloutConfig, DataConfig, OptimConfig, TrainConfig, SftConfig, DpoConfig, LoraConfig,
+    ContrastiveConfig, MeshConfig, EvalConfig, LogConfig, GuardConfig, EndpointConfig
   with_values(config, **sections) -> Config
   validate(config, device_count)
 
@@ -70,31 +72,48 @@ from pbrl_jax.core.version import __version__ as __version__
 
 #: Public name -> the module it lives in.
 NAMES = {
-    "AlgoConfig": "config.algo",
+    "AlgoConfig": "run.settings",
     "CheckpointError": "core.errors",
     "Comet": "weights.comets",
-    "Config": "config.tree",
+    "Config": "run.settings",
     "ConfigError": "core.errors",
+    "ContrastiveConfig": "config.supervised",
+    "DataConfig": "config.data",
     "DataError": "core.errors",
     "DecoderSpec": "models.specs",
+    "DpoConfig": "config.supervised",
     "Encoder": "weights.encoders",
+    "EncoderConfig": "config.encoder",
     "EncoderSpec": "models.specs",
+    "EndpointConfig": "config.endpoint",
+    "EvalConfig": "config.eval",
+    "GuardConfig": "config.guard",
+    "LogConfig": "config.log",
+    "LoraConfig": "config.supervised",
+    "MeshConfig": "config.mesh",
+    "OptimConfig": "config.optim",
     "PbrlError": "core.errors",
     "PivotBatch": "rewards.tokens",
+    "PivotConfig": "config.pivot",
     "PivotStore": "pivots.store",
     "PivotVectors": "rewards.inputs",
     "Policy": "weights.policies",
+    "PolicyConfig": "config.policy",
     "Prompt": "core.records",
     "PromptBatch": "core.records",
     "Reference": "core.records",
     "RewardAssets": "rewards.combine",
+    "RewardConfig": "run.settings",
     "RewardError": "core.errors",
     "RewardInputs": "rewards.inputs",
     "Rollout": "core.records",
+    "RolloutConfig": "config.rollout",
     "SamplingParams": "core.records",
     "Scores": "core.records",
+    "SftConfig": "config.supervised",
     "TokenTables": "rewards.tokens",
     "TrainBatch": "core.records",
+    "TrainConfig": "config.train",
     "TrainState": "core.records",
     "completions": "rollout.decode",
     "convert_comet": "weights.comets",
@@ -137,7 +156,8 @@ def __getattr__(name: str):
     if name not in NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{NAMES[name]}"), name)
-    globals()[name] = value
+    if NAMES[name] != "run.settings":  # made anew where a table of algorithms or rewards has grown
+        globals()[name] = value
     return value
 
 

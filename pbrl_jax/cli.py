@@ -54,12 +54,15 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             parser.print_help()
             print("\nSettings (--section.field VALUE): pbrl", name, "configs/tiny_cpu.py --help")
             return
+        from pbrl_jax.config.checks import unread_fields
         from pbrl_jax.run.config_file import load_config, override
 
         if "-h" in arguments or "--help" in arguments:
             override(load_config(arguments[0]), ["--help"], f"pbrl {name} CONFIG --workdir W")
         known, rest = parser.parse_known_args(arguments)
         config = override(load_config(known.config), rest, f"pbrl {name} {known.config}")
+        for line in unread_fields(config):
+            print(f"Note: {line}", file=sys.stderr)
         if known.dry_run:
             from pbrl_jax.run.dry_run import main as dry_run
 

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from pbrl_jax.config.tree import Config, EvalConfig, GuardConfig
+from pbrl_jax import Config, EvalConfig, GuardConfig
 from pbrl_jax.train import fused, hosted
 
 #: Settings of the loop, which no program reads.

@@ -161,15 +161,17 @@ def test_tensorflow_is_imported_lazily():
 
 
 def test_every_config_field_is_read():
-    from pbrl_jax.config.tree import Config
+    from pbrl_jax import Config
 
     sections = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
+    names = {name: kind.__name__ for name, kind in sections.items()}
+    bases = {base.__name__: name for name, kind in sections.items() for base in kind.__mro__[1:-1]}
     reads = set()
     for path in PACKAGE_FILES:
         # Defining a field, checking it and writing it to JSON is not yet using it.
         if path.parent == PACKAGE / "config" or path == PACKAGE / "run" / "check.py":
             continue
-        reads |= config_reads(tree_of(path), {name: kind.__name__ for name, kind in sections.items()})
+        reads |= config_reads(tree_of(path), names, bases)
     fields = {(name, field.name) for name, kind in sections.items() for field in dataclasses.fields(kind)}
     dead = sorted(".".join(pair) for pair in fields - reads)
     assert not dead, f"nothing reads: {', '.join(dead)}"

@@ -107,7 +107,7 @@ def test_names_of_older_versions(pbrl, tmp_path):
     status, output, errors = pbrl("pivots", TINY, *dry, "--pivot.path", "shared")
     assert status == 0 and '"store": "shared"' in output, errors
     assert errors.count("--pivot.path is now --pivot.store; the old name still works.") == 1
-    path.write_text("from pbrl_jax.config.tree import Config, PivotConfig\ndef get_config():\n"
+    path.write_text("from pbrl_jax import Config, PivotConfig\ndef get_config():\n"
                     "    return Config(pivot=PivotConfig(source='file', path='r.jsonl'))\n")  # fmt: skip
     status, output, errors = pbrl("pivots", path, *dry)
     assert status == 0 and '"file": "r.jsonl"' in output, errors
@@ -137,7 +137,7 @@ def test_experiment_files(refused, tmp_path, monkeypatch):
     contents = {
         "a.yaml": ("train: 1", "'a.yaml' is no config. Expected a Python file"),
         "b.py": ("x = 1\ny = x / 0\n", "b.py, line 2: ZeroDivisionError"),
-        "c.py": ("from pbrl_jax.config.tree import AlgoConfig\nAlgoConfig(betta=1)\n", "c.py, line 2: TypeError"),
+        "c.py": ("from pbrl_jax import AlgoConfig\nAlgoConfig(betta=1)\n", "c.py, line 2: TypeError"),
         "d.py": ("def get_config(:\n", "d.py: SyntaxError"),
         "e.py": ("x = 1\n", "e.py has no get_config()"),
         "f.py": ("def get_config():\n    return {}\n", "gave a dict, expected pbrl_jax.Config"),

@@ -14,7 +14,7 @@ Any other expert: write its responses to a file ({"question", "response"} a line
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pbrl_jax.config.tree import DpoConfig
-
-LOSSES = ("sigmoid", "ipo")
+from pbrl_jax.config.supervised import DpoConfig
 
 
 def preference_loss(

@@ -13,7 +13,7 @@ import typing
 from typing import Any, NamedTuple
 
 from pbrl_jax.config.older import FIRST_VERSION, current_names
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.tree import AnyConfig, Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 from pbrl_jax.core.version import __version__
 
@@ -26,13 +26,14 @@ def to_json(config: Config) -> str:
     return json.dumps({"version": __version__} | dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str, kind: type = Config, notes: list[str] | None = None) -> Any:
+def from_json(text: str, kind: type[AnyConfig] = Config, notes: list[str] | None = None) -> AnyConfig:
     """The config that `to_json` wrote: `from_json(to_json(config), type(config)) == config`.
 
     A key that the file lacks takes its default, and a renamed one is read under its new name.
 
     Args:
-      kind: the config's class; its fields are sections, whose fields are checked by their type annotations.
+      kind: the class to make, `pbrl_jax.Config` for all settings that a run may have; fields are checked by their
+        type annotations.
       notes: gets one sentence that lists those keys, where there are any.
 
     Raises:
@@ -171,8 +172,10 @@ class _Reader(NamedTuple):
             return tuple(self.typed(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
         if hint is float and type(value) is int:
             return float(value)
+        if origin is typing.Literal:  # `config.checks` says which of them
+            return self.typed(type(arguments[0]), value, path)
         # type(), not isinstance: true is an int to Python and must not pass for one here.
-        if value not in arguments if origin is typing.Literal else type(value) is not hint:
+        if type(value) is not hint:
             raise ConfigError(f"Found {_found(value)} for {path}, expected {_words(hint)}.")
         return value
 

@@ -43,9 +43,13 @@ class HostLost(PbrlError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`Known: a, b. Did you mean 'a'?` for an unknown `name`; the question only where a near name exists."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    question = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Known: {', '.join(known)}.{question}"
+    return f"Known: {', '.join(known)}.{nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'a'?`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def lookup(table: dict, name: str, what: str):

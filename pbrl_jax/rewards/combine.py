@@ -11,28 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.config.checks import check_section
+from pbrl_jax.config.fields import identity
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import AnyArray, Scores
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
-from pbrl_jax.rewards.comet import make_comet
-from pbrl_jax.rewards.cosine import make_cosine, make_token_cosine
-from pbrl_jax.rewards.implicit import make_implicit
+from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
+from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
+from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rewards.judge import make_judge
-from pbrl_jax.rewards.language import Verdict, apply_gate, check_gate, make_gate
+from pbrl_jax.rewards.judge import JudgeConfig, make_judge
+from pbrl_jax.rewards.language import Verdict, apply_gate, make_gate
 from pbrl_jax.rewards.shaping import (
-    check_shaping,
+    OverlongConfig,
+    RepetitionConfig,
+    check_overlong,
     make_overlong,
     make_repetition,
     make_token_overlong,
     make_token_repetition,
 )
-from pbrl_jax.rewards.similarity import check_similarity, combine_parts
+from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts
 from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
-from pbrl_jax.rewards.translation import make_translation
+from pbrl_jax.rewards.translation import TranslationConfig, check_translation, make_translation
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.weights.encoders import Encoder
@@ -72,26 +76,52 @@ def run_assets(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class HybridConfig(PartsConfig):
+    """What `hybrid` reads; its two functions read theirs."""
+
+    hybrid_answer: str = identity("answer")
+    """Reward `hybrid`: what scores the answer part."""
+    hybrid_reasoning: str = identity("alignment")
+    """Reward `hybrid`: what scores the reasoning part."""
+
+
 class Reward(NamedTuple):
-    """How a reward is made. `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config,
-    encoder_spec)`, where a reward can be computed from tokens, is its traceable twin for the fused step."""
+    """How a reward is made, the class of settings it reads, and what refuses settings that do not go together
+    (`check(config)` raises ConfigError).
+
+    `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config, encoder_spec)`, where a reward
+    can be computed from tokens, is its traceable twin for the fused step.
+    """
 
     of_text: Callable[[RewardConfig, RewardAssets], Callable[[RewardInputs], Scores]]
+    settings: type[RewardConfig] = RewardConfig
+    check: Callable[[RewardConfig], None] | None = None
     of_tokens: Callable[[RewardConfig, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
 
 
 #: Another reward is another line.
 REWARDS: dict[str, Reward] = {
-    "cosine": Reward(lambda config, assets: make_cosine(config, assets.encoder, assets.languages), make_token_cosine),
+    "cosine": Reward(
+        lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
+        CosineConfig,
+        of_tokens=make_token_cosine,
+    ),
     "answer": Reward(lambda config, assets: score_answers),
-    "translation": Reward(make_translation),
-    "comet": Reward(make_comet),
-    "implicit": Reward(make_implicit),
-    "judge": Reward(make_judge),
-    "alignment": Reward(lambda config, assets: make_alignment(config, assets.encoder, assets.languages)),
-    "repetition": Reward(lambda config, assets: make_repetition(config), make_token_repetition),
-    "overlong": Reward(lambda config, assets: make_overlong(config), make_token_overlong),
-    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets)),
+    "translation": Reward(make_translation, TranslationConfig, check_translation),
+    "comet": Reward(make_comet, CometConfig, check_comet),
+    "implicit": Reward(make_implicit, ImplicitConfig),
+    "judge": Reward(make_judge, JudgeConfig),
+    "alignment": Reward(
+        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig
+    ),
+    "repetition": Reward(
+        lambda config, assets: make_repetition(config), RepetitionConfig, of_tokens=make_token_repetition
+    ),
+    "overlong": Reward(
+        lambda config, assets: make_overlong(config), OverlongConfig, check_overlong, make_token_overlong
+    ),
+    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), HybridConfig),
 }
 
 
@@ -212,7 +242,7 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
     return score
 
 
-def make_hybrid(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
+def make_hybrid(config: HybridConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
     """The paper's recipe with parts named by config: alpha * answer part + (1 - alpha) * reasoning part, or another
     form (similarity.combine_parts). With `config.parts` split each function sees its own part only. A row is valid
     where both parts are."""
@@ -230,25 +260,27 @@ def make_hybrid(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
     return score
 
 
+def reward_names(config: RewardConfig) -> tuple[str, ...]:
+    """The functions that are computed, the parts of `hybrid` among them."""
+    parts = (config.hybrid_answer, config.hybrid_reasoning) if "hybrid" in config.functions else ()
+    return (*config.functions, *parts)
+
+
 def check_reward(config: RewardConfig) -> None:
     """Refuse names, weights and settings that cannot work (ConfigError)."""
-    parts = (config.hybrid_answer, config.hybrid_reasoning) if "hybrid" in config.functions else ()
-    if "hybrid" in parts:
+    check_section("reward", config)
+    names = reward_names(config)
+    if "hybrid" in names[len(config.functions) :]:
         raise ConfigError("reward.hybrid_answer and reward.hybrid_reasoning may not be hybrid itself.")
-    for name in (*config.functions, *parts):
+    for name in names:
         if ":" not in name and name not in REWARDS:
             raise ConfigError(
                 f"Unknown reward {name!r}. {did_you_mean(name, REWARDS)} A function of your own is "
                 "package.module:function."
             )
-    named = {*config.functions, *parts}
-    if not config.translator and ("translation" in named or "comet" in named and config.comet_wiring == "reference"):
-        raise ConfigError(
-            "The reward translates, but reward.translator is empty. Name a model, for example --reward.translator "
-            "facebook/nllb-200-distilled-600M (or a policy's folder, `policy`, or `endpoint`)."
-        )
-    if not config.comet and ("comet" in named or "translation" in named and config.translation_similarity == "comet"):
-        raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
+    for reward in (REWARDS[name] for name in names if name in REWARDS):
+        if reward.check is not None:
+            reward.check(config)
     if len(config.functions) != len(config.reward_weights) or not config.functions:
         raise ConfigError(
             f"reward.functions has {len(config.functions)} entries and reward.reward_weights "
@@ -261,8 +293,3 @@ def check_reward(config: RewardConfig) -> None:
             f"reward.final_weights has {len(config.final_weights)} entries and reward.functions "
             f"{len(config.functions)}. Give one per function, or none."
         )
-    if config.timeout < 0:
-        raise ConfigError(f"reward.timeout is {config.timeout}; expected seconds, or 0 for no limit.")
-    check_gate(config)
-    check_shaping(config)
-    check_similarity(config)

@@ -6,6 +6,7 @@ reasoning and answer apart. The pivot's vectors are cached; only responses are e
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,14 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.records import Scores
 from pbrl_jax.models.encoder import encode, encode_segments, encodes_segments
 from pbrl_jax.models.specs import EncoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.inputs import RewardInputs, part_names, part_vectors, response_texts
-from pbrl_jax.rewards.similarity import combine_parts, load_baselines, reference_cosine, scale_similarity
+from pbrl_jax.rewards.similarity import (
+    PartsConfig,
+    SimilarityConfig,
+    combine_parts,
+    load_baselines,
+    reference_cosine,
+    scale_similarity,
+)
 from pbrl_jax.rewards.tokens import TokenInputs, token_parts
 from pbrl_jax.weights.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class CosineConfig(SimilarityConfig, PartsConfig):
+    """What `cosine` reads."""
 
 
 def cosine_reward(
@@ -49,7 +61,7 @@ def hybrid_scores(
     pivots: tuple[jax.Array, ...],
     *,
     spec: TextEncoderSpec,
-    config: RewardConfig,
+    config: CosineConfig,
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
@@ -79,7 +91,7 @@ def vector_scores(
     present: jax.Array,
     pivots: tuple[jax.Array, ...],
     *,
-    config: RewardConfig,
+    config: CosineConfig,
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
@@ -96,7 +108,7 @@ def vector_scores(
     return scaled_scores(cosine, present, config=config, baseline_B=baseline_B)
 
 
-def scaled_scores(cosine, present, *, config: RewardConfig, baseline_B=None):
+def scaled_scores(cosine, present, *, config: CosineConfig, baseline_B=None):
     """(values [B], named parts) of the cosines [parts * B] of all parts; an absent part scores 0."""
     count = len(part_names(config.parts))
     baseline = None if baseline_B is None else jnp.tile(baseline_B, count)
@@ -107,7 +119,7 @@ def scaled_scores(cosine, present, *, config: RewardConfig, baseline_B=None):
     return combine_parts(reasoning, answer, config), {"reasoning": reasoning, "answer": answer}
 
 
-def make_token_cosine(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Scores]:
+def make_token_cosine(config: CosineConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Scores]:
     """The reward on the device: sampled tokens go straight into the encoder; traceable."""
 
     def score(inputs: TokenInputs) -> Scores:
@@ -134,18 +146,18 @@ def _encoded_together(inputs: TokenInputs, parts, spec: EncoderSpec):
 
 
 @functools.cache
-def compiled_hybrid(spec: TextEncoderSpec, config: RewardConfig):
+def compiled_hybrid(spec: TextEncoderSpec, config: CosineConfig):
     """hybrid_scores as a compiled program of a spec and a config."""
     return jax.jit(functools.partial(hybrid_scores, spec=spec, config=config))
 
 
 @functools.cache
-def compiled_vector_scores(config: RewardConfig):
+def compiled_vector_scores(config: CosineConfig):
     """vector_scores as a compiled program of a config."""
     return jax.jit(functools.partial(vector_scores, config=config))
 
 
-def make_cosine(config: RewardConfig, encoder: Encoder, languages: Sequence[str] = ()):
+def make_cosine(config: CosineConfig, encoder: Encoder, languages: Sequence[str] = ()):
     """The reward on the host path: texts in, Scores out. Compiled once per length bucket.
 
     Texts longer than the encoder reads are embedded in chunks, as the references are (`encoder_cut` marks them).

@@ -9,12 +9,14 @@ English question q before a response r in any language [arXiv 2503.04647, per to
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax.config.fields import identity
+from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
@@ -22,10 +24,20 @@ from pbrl_jax.rollout.engine import Engine
 from pbrl_jax.text.prompts import THINKING, format_prompts
 from pbrl_jax.weights.policies import Policy, load_policy
 
-FORMS = ("reference", "response")
+
+@dataclass(frozen=True)
+class ImplicitConfig(RewardConfig):
+    """What `implicit` reads."""
+
+    implicit_form: Literal["reference", "response"] = identity("reference")
+    """Reward `implicit`, log-likelihoods per token behind the English question: reference (by how much the response
+    makes the reference likelier, to the start policy) or response (by how much `implicit_policy` finds the response
+    likelier than the start policy does)."""  # ASSUMED
+    implicit_policy: str = identity("", only_with=("implicit_form", "response"))
+    """Reward `implicit` of form response: folder of the policy whose preference in English is asked for."""
 
 
-def make_implicit(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+def make_implicit(config: ImplicitConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `implicit`, in nats per token. Rows without a reference (form reference) are invalid; an empty
     response is a valid 0.
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config, LogConfig
@@ -18,24 +17,22 @@ from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import make_sampler
 from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
-from pbrl_jax.data.sources import SOURCES, quickstart
+from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.models.attention import KERNELS
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
-from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.run.check import batch_arithmetic, validate
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import STYLES, THINKING, chat_messages, instruction
+from pbrl_jax.text.prompts import THINKING, chat_messages, instruction
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from pbrl_jax.train.experiment import Experiment
@@ -53,14 +50,6 @@ def check_start(config: Config, device_count: int | None = None) -> None:
     """Everything that can be refused before anything is loaded; `device_count` stands for the devices of this host."""
     for languages in (config.data.languages, config.eval.languages or config.data.languages):
         check_languages(languages)
-    for source in (config.data.source, config.eval.source or config.data.source):
-        lookup(SOURCES, source, "data source")
-    lookup(DECODERS, config.policy.preset, "policy preset")
-    lookup(ENCODERS, config.encoder.preset, "encoder preset")
-    lookup(KERNELS, config.policy.attention, "attention kernel")
-    lookup(ALGORITHMS, config.algo.name, "algorithm")
-    lookup(STYLES, config.data.prompt_style, "prompt style")
-    check_reward(config.reward)
     make_schedule(config.optim)
     validate(config, jax.device_count() if device_count is None else device_count)
 

@@ -6,7 +6,7 @@ import json
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from pbrl_jax.config.tree import Config, RewardConfig
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
 from pbrl_jax.core.records import Prompt
@@ -25,8 +25,8 @@ from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
 from pbrl_jax.weights.policies import Policy, load_policy
 
-PLAIN_COSINE = RewardConfig(functions=("cosine",), reward_weights=(1.0,), parts="whole", language_gate="off")
-"""What the audit shows beside the configured reward: similarity with nothing around it."""
+PLAIN_COSINE = {"functions": ("cosine",), "reward_weights": (1.0,), "parts": "whole", "language_gate": "off"}
+"""Reward settings that the audit shows beside the configured ones: similarity with nothing around it."""
 SHOWN = 8
 
 
@@ -53,9 +53,10 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
     table = None if texts is None else token_language_table(tokenizer, texts)
     assets = run_assets(config, encoder, table, policy, str(work.root))
+    rewards = config.reward, type(config.reward)(**PLAIN_COSINE)
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
-        for title, reward in zip(AUDITS, (config.reward, PLAIN_COSINE), strict=True)
+        for title, reward in zip(AUDITS, rewards, strict=True)
     }
     for title, name in AUDITS.items():
         write_atomic(work.root / name, json.dumps(tables[title], indent=1))

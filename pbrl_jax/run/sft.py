@@ -14,6 +14,7 @@ from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
+from pbrl_jax.run.check import refuse_muon
 from pbrl_jax.run.sft_sources import supervised_rows
 from pbrl_jax.text.prompts import THINKING, format_prompts
 from pbrl_jax.train.optimizer import make_optimizer
@@ -100,6 +101,7 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
     """
     data = supervised(config, policy, rows)
     sizes = {name: len(rows) for name, rows in data.pools.items()}
+    refuse_muon(config, "sft.optimizer", config.sft.optimizer)
     optim = sft_optimizer_config(config.sft)
     params, axes = trainable(policy, config)
     state = place_state(params, make_optimizer(optim), axes, mesh)

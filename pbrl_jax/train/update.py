@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.advantages import flat_groups, group_metrics, normalize_then_sum
+from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_metrics
 from pbrl_jax.algos.correction import sampler_weights
+from pbrl_jax.algos.grpo import policy_loss
 from pbrl_jax.algos.ppo import value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
 from pbrl_jax.config.tree import Config, with_values
@@ -170,23 +171,14 @@ def advantage_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, *, c
 
 
 def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> tuple[jax.Array, jax.Array | None]:
-    """(advantages of rows [B] or tokens [B, R], returns of a critic or None), by the algorithm; of several rewards
-    apart where GDPO is asked for."""
-    algo, G = config.algo, config.algo.num_generations
-    if algo.multi_objective_aggregation == "normalize_then_sum":
-        reward_FPG = batch.rewards_BF.T.reshape(batch.rewards_BF.shape[1], -1, G)
-        valid_FPG = ~jnp.isnan(reward_FPG) & batch.valid_B.reshape(1, -1, G)
-        weights_F = jnp.asarray([weight for weight in config.reward.reward_weights if weight], reward_FPG.dtype)
-        return normalize_then_sum(
-            reward_FPG, valid_FPG, weights_F, epsilon=algo.advantage_epsilon, floor=algo.min_reward_std
-        ).reshape(-1), None
-    algorithm = lookup(ALGORITHMS, algo.name, "algorithm")
-    if algorithm.critic:
-        return algorithm.advantages(
-            batch.reward_B, batch.value_BR, mask_BR, gamma=algo.gamma, lam=algo.lam, penalty_BR=penalty_BR
-        )
+    """(advantages of rows [B] or tokens [B, R], a critic's targets or None), by the algorithm."""
+    G, rewards, weights = config.algo.num_generations, None, None
+    if batch.rewards_BF is not None:
+        rewards = batch.rewards_BF.reshape(-1, G, batch.rewards_BF.shape[1])
+        weights = jnp.asarray([weight for weight in config.reward.reward_weights if weight], rewards.dtype)
     reward_PG, valid_PG = batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G)
-    return algorithm.advantages(reward_PG, valid_PG, mask_BR, config=algo, penalty_BR=penalty_BR), None
+    groups = ScoredGroups(reward_PG, valid_PG, mask_BR, penalty_BR, rewards, weights)
+    return lookup(ALGORITHMS, config.algo.name, "algorithm").estimate(groups, batch.value_BR, config=config.algo)
 
 
 # The gradient.
@@ -227,7 +219,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
         )  # fmt: skip
     if algo.entropy_coef != 0:
         extra["entropy_BR"] = entropy_BR
-    loss_sum, count, pairs = lookup(ALGORITHMS, algo.name, "algorithm").loss(
+    loss_sum, count, pairs = policy_loss(
         logp_BR, old_BR, targets.adv, mask_BR, config=algo, ref_logp_BR=ref_logp_BR,
         max_completion_length=config.rollout.max_completion_length, beta=beta, **extra,
     )  # fmt: skip

@@ -135,6 +135,13 @@ def test_zero_std_share_leaves_out_groups_that_cannot_be_compared():
     assert zero_std_share(jnp.asarray(reward[2:]), jnp.asarray(valid[2:])) == 0
 
 
+def test_groups_of_one_response_are_without_signal():
+    """They are never above their own mean, whatever they earn."""
+    reward, valid = jnp.asarray([[1.0], [2.0], [3.0]]), jnp.asarray([[True], [True], [False]])
+    assert zero_std_share(reward, valid) == 1.0
+    assert group_metrics(reward, valid)["frac_reward_zero_std"] == 1.0
+
+
 def test_unknown_scale_names_the_known_ones():
     with pytest.raises(ConfigError, match="'groups'.*Known: batch, group, none.*'group'"):
         advantages(REWARD, VALID, scale="groups", epsilon=1e-4)

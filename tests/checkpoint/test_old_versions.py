@@ -18,14 +18,13 @@ import pytest
 from digests import digest, machine
 from tiny_policy import largest_difference, quick_compiles  # noqa: F401
 
-from pbrl_jax import __version__, cli
+from pbrl_jax import Config, __version__, cli, with_values
 from pbrl_jax.checkpoint import list_checkpoints, older, read_meta, restore_checkpoint, save_checkpoint
 from pbrl_jax.checkpoint.manifest import named_leaves
 from pbrl_jax.config.algo import AlgoConfig
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.older import FIRST_FIELDS, FIRST_VERSION
 from pbrl_jax.config.serialize import from_json
-from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import read_json_lines
 from pbrl_jax.run.train import main as train

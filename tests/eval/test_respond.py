@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy, problem_prompts, tokenizer
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.core.batching import by_length
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.eval.benchmarks.common import Problem

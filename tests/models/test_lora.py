@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference, quick_compiles, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax.config.tree import LoraConfig
+from pbrl_jax import LoraConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import map_with_path, match_rules
 from pbrl_jax.models.decoder import causal_logits

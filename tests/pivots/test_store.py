@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from pbrl_jax.config.tree import PivotConfig
+from pbrl_jax import PivotConfig
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Reference

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.logs.progress import Progress

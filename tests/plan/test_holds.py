@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from tiny_policy import quick_compiles, tiny_batch, tiny_config, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax.config.tree import with_values
+from pbrl_jax import with_values
 from pbrl_jax.models.decoder import causal_logits
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.specs import tiny_decoder

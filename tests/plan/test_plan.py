@@ -7,8 +7,7 @@ import jax
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 
-from pbrl_jax import cli
-from pbrl_jax.config.tree import Config, MeshConfig, with_values
+from pbrl_jax import Config, MeshConfig, cli, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import (

@@ -9,7 +9,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.combine import REWARDS, Reward, RewardAssets, make_reward

@@ -7,7 +7,7 @@ import pytest
 from tiny_policy import quick_compiles, tiny_params  # noqa: F401
 from tiny_world import LANGUAGES, encoder, policy, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import Config, RewardConfig, with_values
+from pbrl_jax import Config, RewardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.rewards import implicit

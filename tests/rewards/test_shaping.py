@@ -6,11 +6,12 @@ import pytest
 from algos.oracle_checks import CASES, EXACT
 from tiny_world import problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
+from pbrl_jax.config.checks import check_section
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.combine import REWARDS
 from pbrl_jax.rewards.shaping import (
-    check_shaping,
+    check_overlong,
     make_overlong,
     make_repetition,
     overlong_penalty,
@@ -90,4 +91,5 @@ def test_as_rewards():
 )
 def test_what_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        check_shaping(RewardConfig(**settings))
+        check_section("reward", RewardConfig(**settings))
+        check_overlong(RewardConfig(**settings))

@@ -7,8 +7,7 @@ import pytest
 from tiny_hf import TEMPLATE, hf_policy, hf_tokenizer
 from tiny_world import SPACE
 
-from pbrl_jax import cli
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, cli, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Rollout

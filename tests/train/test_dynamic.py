@@ -6,7 +6,7 @@ import pytest
 from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.config.tree import with_values
+from pbrl_jax import with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Scores

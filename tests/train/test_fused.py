@@ -18,7 +18,7 @@ from tiny_world import (
     tokenizer,
 )
 
-from pbrl_jax.config.tree import Config, OptimConfig, RewardConfig, with_values
+from pbrl_jax import Config, OptimConfig, RewardConfig, with_values
 from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Rollout, TrainBatch

@@ -11,8 +11,8 @@ from shared_programs import programs_made_once
 from tiny_policy import largest_difference, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
+from pbrl_jax import GuardConfig, with_values
 from pbrl_jax.checkpoint import list_checkpoints, read_meta, restore_checkpoint
-from pbrl_jax.config.tree import GuardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.metrics import MetricWriter

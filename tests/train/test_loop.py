@@ -11,9 +11,9 @@ from shared_programs import programs_made_once
 from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture: half the compile time
 
 from configs.tiny_cpu import get_config
+from pbrl_jax import Config, with_values
 from pbrl_jax.checkpoint import list_checkpoints, params_sha256
 from pbrl_jax.config.serialize import from_json
-from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import RewardError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.metrics import SAMPLE_FIELDS
@@ -152,7 +152,7 @@ def test_config_and_final_files(trained):
     """config.json is the configuration, and can be given as CONFIG; final.json names what was trained."""
     experiment, position = trained
     file = experiment.work.config
-    assert from_json(file.read_text()) == load_config(str(file)) == experiment.config
+    assert from_json(file.read_text(), Config) == load_config(str(file)) == experiment.config
     final = json.loads(experiment.work.final.read_text())
     assert final.keys() == {"step", "params_sha256", "metrics"}
     assert final["step"] == STEPS == position.step == int(position.state.step)

@@ -17,8 +17,8 @@ from tiny_policy import (
 )
 
 from configs.tiny_cpu import get_config
+from pbrl_jax import LoraConfig, with_values
 from pbrl_jax.checkpoint import list_checkpoints, params_sha256, restore_checkpoint
-from pbrl_jax.config.tree import LoraConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.models.lora import init_adapters, joined, merged

@@ -4,7 +4,7 @@ import jax
 import pytest
 from tiny_policy import largest_difference, quick_compiles, tiny_batch, tiny_config, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax.config.tree import MeshConfig, with_values
+from pbrl_jax import MeshConfig, with_values
 from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.mesh.sharding import make_mesh, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes

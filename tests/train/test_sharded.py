@@ -21,7 +21,7 @@ from tiny_policy import (
 )
 from tiny_world import canonical_responses, encoder
 
-from pbrl_jax.config.tree import MeshConfig, OptimConfig, with_values
+from pbrl_jax import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models import decoder

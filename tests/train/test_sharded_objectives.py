@@ -10,8 +10,8 @@ import pytest
 from tiny_policy import quick_compiles, tiny_spec  # noqa: F401  the first is a fixture
 from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradient, table, table_outputs
 
-from pbrl_jax.algos.objectives import AGGREGATIONS
-from pbrl_jax.config.tree import MeshConfig, with_values
+from pbrl_jax import MeshConfig, with_values
+from pbrl_jax.algos import losses
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
@@ -19,7 +19,7 @@ from pbrl_jax.train.state import new_state
 
 pytestmark = pytest.mark.serial
 COPIES = 8
-LOSSES = {name: {"loss_type": name, **({"epsilon_high": 1.02} if name == "cispo" else {})} for name in AGGREGATIONS}
+LOSSES = {name: {"loss_type": name, **({"epsilon_high": 1.02} if name == "cispo" else {})} for name in losses.LOSSES}
 #: Mesh (data, fsdp, tensor), and settings of its microbatches of 32 groups of three: 1, 2 and 4 of them, one per prompt
 #: group, and single samples.
 CASES = {

@@ -17,7 +17,7 @@ from tiny_policy import (
     tiny_spec,
 )
 
-from pbrl_jax.config.tree import OptimConfig, with_values
+from pbrl_jax import OptimConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.train.optimizer import make_optimizer

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference, quick_compiles, tiny_batch, tiny_config, tiny_spec  # noqa: F401
 
+from pbrl_jax import with_values
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.objectives import AGGREGATIONS
+from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.returns import kl_penalty
-from pbrl_jax.config.tree import with_values
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.state import new_state
@@ -27,7 +27,7 @@ LENGTHS = (6, 1, 4, 2, 2, 3, 5, 6, 1, 3, 3, 3)
 CONFIG = tiny_config(G, R, algo={"beta": 0.1})
 BELOW_A_GROUP = {"microbatch_prompts": 4, "microbatch_samples": 1}
 OBJECTIVES = {
-    **{loss_type: {"loss_type": loss_type} for loss_type in AGGREGATIONS},
+    **{loss_type: {"loss_type": loss_type} for loss_type in LOSSES},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.02},
     "gspo": {"importance_sampling_level": "sequence"},
     "gspo_token": {"importance_sampling_level": "sequence_token"},

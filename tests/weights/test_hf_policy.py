@@ -16,7 +16,7 @@ from tiny_world import policy as own_policy
 from transformers import AutoTokenizer
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.config.tree import MeshConfig, with_values
+from pbrl_jax import MeshConfig, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.mesh.sharding import make_mesh

@@ -350,7 +350,7 @@ def test_eight_devices_hold_what_one_does_and_read_only_their_share(tmp_path, mo
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as Spec
 
-    from pbrl_jax.config.tree import MeshConfig
+    from pbrl_jax import MeshConfig
     from pbrl_jax.mesh.sharding import make_mesh
 
     tensors = checkpoint()
