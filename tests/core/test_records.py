@@ -27,5 +27,6 @@ def test_a_record_on_the_host_keeps_its_arrays():
 
 def test_type_checkers_read_the_package_and_its_records():
     """The decorator is declared as one that makes frozen dataclasses, and the installed package says it has types."""
-    assert pytree.__dataclass_transform__["frozen_default"]
+    declared = pytree.__dataclass_transform__
+    assert (declared | declared["kwargs"])["frozen_default"]
     assert (ROOT / "pbrl_jax" / "py.typed").exists() and '"py.typed"' in (ROOT / "setup.py").read_text()
