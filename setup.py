@@ -26,7 +26,8 @@ REQUIREMENTS = [
     "jaxtyping>=0.3.10",
     "matplotlib>=3.10",
     "tensorboardX>=2.6.4",
-    "py3langid>=0.3",
+    "py3langid>=0.4",
+    "pycld2>=0.42",
     "math-verify[antlr4_13_2]>=0.9",
     "sacrebleu>=2.5",
     "pyyaml>=6.0",
@@ -65,7 +66,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
-    package_data={"pbrl_jax": ["py.typed", "data/sources/*.json", "eval/benchmarks/*.json"]},
+    package_data={
+        "pbrl_jax": ["py.typed", "data/sources/*.json", "eval/*.json", "eval/benchmarks/*.json", "text/*.json"]
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pbrl = pbrl_jax.cli:main"]},

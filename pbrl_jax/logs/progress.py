@@ -1,4 +1,4 @@
-"""How far a stage is, and how long it still takes: a rich bar on a terminal, a plain line now and then when piped."""
+"""Progress and remaining time of a stage: a rich bar on a terminal, a plain line every few seconds otherwise."""
 
 import time
 from collections.abc import Callable
@@ -27,18 +27,18 @@ class Progress:
           for ...:
               progress.advance(note="reward 0.61")
 
-    The time left is worked out from the steps after the first, because the first one compiles.
+    The remaining time is computed from the steps after the first, because the first one compiles.
 
     Args:
-      stage: what is going on, in a word or two.
-      total: steps of the whole stage; None where nobody knows.
+      stage: its name, in a word or two.
+      total: steps of the stage; None if unknown.
       done: steps finished by an earlier run.
       unit: what a step is ("step", "batch", "prompt").
       part: (number of this stage, number of stages).
       console: rich's shared console by default.
-      every_seconds: pause between two plain lines.
-      active: False shows nothing; for all processes of a run but the first.
-      clock: seconds; another one only in tests.
+      every_seconds: time between two plain lines.
+      active: False shows nothing; for the processes of a run but the first.
+      clock: returns seconds; replaced in tests.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Progress:
         self._note = ""
 
     def seconds_left(self) -> float | None:
-        """Seconds until the end of the stage at the pace so far; None while that is not known."""
+        """Seconds until the end of the stage at the current pace; None while unknown."""
         if self.total is None or self._measured_from is None:
             return None
         done, since = self._measured_from
@@ -73,7 +73,7 @@ class Progress:
         return (self.total - self.done) * (self._clock() - since) / (self.done - done)
 
     def describe(self) -> str:
-        """One line: the stage, how far, how fast, the time left, and the last note."""
+        """One line: the stage, its progress, the remaining time, and the last note."""
         units = self.unit if (self.total or self.done) == 1 else self.unit + "s"
         if self.total:
             text = f"{self.title}: {self.done} of {self.total} {units} ({100 * self.done // self.total} %)"
@@ -87,7 +87,7 @@ class Progress:
         return f"{text}, {self._note}" if self._note else text
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more steps are done; `note` (a metric, for example) stays until the next one."""
+        """Count finished steps; `note` (a metric, for example) stays until the next one."""
         self.done += count
         self._note = note or self._note
         now = self._clock()

@@ -51,7 +51,7 @@ class ReportData:
         with `total`. Shares are fractions in [0, 1].
       metrics: rows of metrics.jsonl.
       evaluations: rows with accuracies over the steps, `{step, eval/...}`.
-      samples: rows of samples/step_<n>.jsonl, with the fields of pbrl_jax.logs.metrics.SAMPLE_FIELDS.
+      samples: rows of samples/step_<n>.jsonl, with the fields of pbrl_jax.logs.samples.SAMPLE_FIELDS.
       config: the resolved config as nested mappings.
       audit: title -> the table of audit.json, language -> attack -> AUC in [0, 1].
       contamination: benchmark -> its record in contamination.json.

@@ -7,6 +7,7 @@ import numpy as np
 
 from pbrl_jax.core.records import AnyArray, Prompt, Reference
 from pbrl_jax.text.answers import split_response
+from pbrl_jax.text.normalise import fold_letters
 
 
 class PivotVectors(NamedTuple):
@@ -50,11 +51,11 @@ def part_names(parts: str) -> tuple[str, ...]:
 
 
 def response_texts(inputs: RewardInputs, parts: str) -> dict[str, list[str]]:
-    """Part -> its text in each of the B responses; "" where it is absent."""
+    """Part -> its text in each of the B responses; "" where it is absent; letters folded as the gate reads them."""
     if parts == "whole":
-        return {"whole": list(inputs.completions)}
+        return {"whole": [fold_letters(text) for text in inputs.completions]}
     rows = zip(inputs.completions, inputs.prompts, strict=True)
-    split = [split_response(text, prompt.language) for text, prompt in rows]
+    split = [split_response(fold_letters(text), prompt.language) for text, prompt in rows]
     columns = {"reasoning": [reasoning for reasoning, _ in split], "answer": [answer for _, answer in split]}
     return {name: columns[name] for name in part_names(parts)}
 

@@ -18,7 +18,7 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import AnyArray
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.answers import split_response
-from pbrl_jax.text.langid import foreign_tail, language_share
+from pbrl_jax.text.langid import check_identifiable, foreign_tail, language_share
 
 IDENTIFIED_GATES = ("hard", "penalty", "soft", "scheduled")
 
@@ -35,7 +35,8 @@ def response_share(text: str, language: str, languages: Sequence[str]) -> float:
     """Share in [0, 1] of the worst part of a response that is in `language`.
 
     Parts are the reasoning and the answer; a part whose last sentence is in another language has share 0, and a part
-    too short to identify is left out. Where both are too short the whole text is judged; 1 where that is, too.
+    too short to identify is left out, unless it is in another script or holds words of English. Where both are too
+    short the whole text is judged; 1 where that is, too. Words count wherever they stand (pbrl_jax.text.words).
     """
     for parts in (split_response(text, language), (text,)):
         shares = [_part_share(part, language, languages) for part in parts]
@@ -80,12 +81,13 @@ def make_gate(
     """The gate that `config.language_gate` names.
 
     Raises:
-      ConfigError: an unknown name, or `tokens` without a table.
+      ConfigError: an unknown name, `tokens` without a table, or a language that no identifier knows.
     """
     check_section("reward", config)
     if config.language_gate == "off":
         return lambda inputs: _all_or_nothing(np.ones(len(inputs.prompts), bool))
     if config.language_gate in IDENTIFIED_GATES:
+        check_identifiable(languages)
         return lambda inputs: identified_gate(inputs, languages, config.gate_share)
     if table is None:
         raise ConfigError("reward.language_gate=tokens needs a source with text of each language; use hard or off.")

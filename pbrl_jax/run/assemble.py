@@ -16,7 +16,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import make_sampler
-from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
+from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, with_english
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
 from pbrl_jax.logs.progress import Progress
@@ -31,7 +31,7 @@ from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.run.check import batch_arithmetic, validate
 from pbrl_jax.run.embedding import reference_vectors
-from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.languages import check_languages, fallback_notes
 from pbrl_jax.text.prompts import THINKING, chat_messages, instruction
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
@@ -86,6 +86,8 @@ def use_compilation_cache(config: Config) -> None:
 def training_prompts(config: Config, require: Sequence[str] = ()) -> list[Prompt]:
     """The prompts of a run, with the English side of each problem where English is replayed."""
     prompts = load_prompts(config.data, config.train.seed, require=require)
+    for line in filter(None, (check_golds(prompts), *fallback_notes(config.data.languages))):
+        print(line)
     return with_english(prompts) if config.data.english_share > 0 else prompts
 
 

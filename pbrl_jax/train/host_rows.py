@@ -13,7 +13,7 @@ import numpy as np
 
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.records import Rollout, Scores
-from pbrl_jax.logs.metrics import round_robin
+from pbrl_jax.logs.samples import round_robin
 from pbrl_jax.mesh import agree
 from pbrl_jax.mesh.rows import fetch_rows
 from pbrl_jax.rewards.combine import Combined
@@ -40,8 +40,8 @@ def own_rollout(rollout: Rollout, own_B: np.ndarray) -> Rollout:
 
 
 def logged_rows(config: Config, drawn: Drawn, rows: int) -> set[int]:
-    """The rows whose texts every host needs: those that `write_samples` will choose; all where dynamic sampling may
-    still move rows."""
+    """The rows whose texts every host needs: those that `logs.samples.write_samples` will choose; all where dynamic
+    sampling may still move rows."""
     if config.algo.max_sampling_rounds > 1:
         return set(range(rows))
     languages = [prompt.language for prompt in drawn.prompts_P for _ in range(rows // len(drawn.prompts_P))]

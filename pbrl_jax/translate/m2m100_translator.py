@@ -26,14 +26,8 @@ from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.tensors import CONFIG, abstract_params, load_params, open_weights, weights_digest
 from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_module
 
-NLLB_CODES = {
-    "ar": "arb_Arab", "bn": "ben_Beng", "de": "deu_Latn", "en": "eng_Latn", "es": "spa_Latn", "fr": "fra_Latn",
-    "hi": "hin_Deva", "id": "ind_Latn", "it": "ita_Latn", "ja": "jpn_Jpan", "ko": "kor_Hang", "ms": "zsm_Latn",
-    "pt": "por_Latn", "ru": "rus_Cyrl", "sw": "swh_Latn", "te": "tel_Telu", "th": "tha_Thai", "tr": "tur_Latn",
-    "vi": "vie_Latn", "zh": "zho_Hans",
-}  # fmt: skip
+NLLB_CODES = {code: entry.nllb for code, entry in LANGUAGES.items()}
 """Language -> its token in NLLB-200. M2M100 calls them `__sw__`."""
-
 SOURCE_LIMIT = 512
 """Tokens of a source: the longest that these models were trained on; they have more positions."""
 EMBEDDING_COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")

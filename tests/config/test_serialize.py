@@ -120,7 +120,7 @@ def test_another_class_of_config():
     with pytest.raises(ConfigError, match=re.escape("3 (int) for algo.choice")):
         from_json(to_json(with_values(Joined(), algo={"choice": 3})), Joined)
     other = from_json(to_json(with_values(Joined(), algo={"choice": "c"})), Joined)
-    with pytest.raises(ConfigError, match="algo.choice is 'c'"):
+    with pytest.raises(ConfigError, match="value of algo.choice 'c'. Known: a, b"):
         check_section("algo", other.algo)
     with pytest.raises(ConfigError, match="Unknown key 'algo.momentum'"):
         from_json(to_json(config))

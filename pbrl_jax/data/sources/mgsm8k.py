@@ -2,7 +2,7 @@
 GSM8K's own English solutions as references.
 
 `train_questions.jsonl.gz` has one object per problem: `id` (line of gsm8k/train.jsonl, from 0), `answer`, and one key
-per language that has a translation. The translations are a machine's; those that repeat the English text are left
+per language that has a translation. The translations are by machine; those that repeat the English text are left
 out. The split `test` is MGSM, the human-translated test set of the same kind of problem.
 """
 

@@ -22,7 +22,7 @@ ROWS_PER_LEVEL = 125
 def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int) -> list[Prompt]:
     """Prompts with gold answers, language by language; `path` is the folder, or "" for PBRL_DATA/polymath.
 
-    `split` test stands for low, the level that an evaluation asks for by default.
+    `split` test is low, the default level of evaluations.
     """
     split = "low" if split == "test" else split
     check_split(split, SPLITS, "polymath")
