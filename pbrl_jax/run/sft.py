@@ -62,7 +62,8 @@ def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | 
     Args:
       rows: the only pool; default: the pivots.
     """
-    pools, shares = ({config.sft.source: rows}, {config.sft.source: 1.0}) if rows else pivot_pools(config)
+    source: str = config.sft.source
+    pools, shares = ({source: rows}, {source: 1.0}) if rows else pivot_pools(config)
     ends = policy.tokenizer.eos_ids[:1]
     style = config.data.prompt_style, THINKING[config.data.thinking]
     encoded = {}

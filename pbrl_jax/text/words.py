@@ -95,7 +95,8 @@ def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
     lines = word_lines(text)
     if "Latn" in scripts:
         return lines
-    own, names = script_pattern(scripts), set()
+    own = script_pattern(scripts)
+    names: set[str] = set()
     most = max(FREE_LETTERS, len(own.findall(" ".join(lines))))
 
     def kept(match: re.Match) -> str:
@@ -107,7 +108,7 @@ def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
             return " "
         name = " ".join(words)
         if len(words) <= LONGEST_NAME and all(is_name(word) for word in words):
-            if name in names or (len(names) < MOST_NAMES and sum(map(len, names)) + len(name) <= most):
+            if name in names or (len(names) < MOST_NAMES and sum(len(one) for one in names) + len(name) <= most):
                 names.add(name)
                 return " "
         return name

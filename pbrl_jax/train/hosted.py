@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.algos.grpo import scales_rewards_separately
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import RewardError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
@@ -22,7 +23,7 @@ from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.models.packing import choose_bucket, packed_buckets
 from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, run_assets, weights_at
-from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
@@ -57,8 +58,7 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
         sample = with_dynamic_sampling(sample, experiment, shapes)
     advantages = make_advantages(spec, config)
     update = packed(make_parameter_update(spec, config), config)
-    if "optimizer" in config.train.offload:
-        update = with_fetched_moments(update)
+    update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
     return StepFunctions(
         params=functools.partial(decoding_policy, config=config),
         rollout=make_rollout(experiment),
@@ -108,16 +108,19 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
       RewardError: too many rewards are invalid, or a reward returned no scores.
     """
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
-    separate = config.algo.multi_objective_aggregation == "normalize_then_sum"
+    separate = scales_rewards_separately(config.algo)
     with own_devices(mesh):
         reward = make_reward(config.reward, reward_assets(experiment))
 
     def score_own(drawn: Drawn, rows_P: np.ndarray, host: Rollout) -> HostRows:
         texts = completions(host, experiment.policy.tokenizer)
         prompts = [drawn.prompts_P[p] for p in rows_P for _ in range(G)]
+        if not isinstance(drawn.pivots, PivotVectors):
+            raise TypeError("Rewards on decoded text need the pivots' vectors on the host.")
         pivots = drawn.pivots.rows(np.repeat(rows_P, G))
         with own_devices(mesh):
-            found = reward(RewardInputs(prompts, texts, host.tokens_BR, host.lengths_B, pivots, drawn.step))
+            tokens_BR, lengths_B = np.asarray(host.tokens_BR), np.asarray(host.lengths_B)
+            found = reward(RewardInputs(prompts, texts, tokens_BR, lengths_B, pivots, drawn.step))
             total, each = jax.device_get((found.total, found.each))
         found = found._replace(total=total, each=each, right_language_B=np.asarray(found.right_language_B))
         return HostRows(texts, host, found, separate_rewards(config, found, texts) if separate else None)
@@ -180,7 +183,7 @@ def curriculum_weights(config: Config, step: int) -> dict[str, float]:
 # Advantages and update.
 
 
-def make_values(spec, config: Config) -> Callable:
+def make_values(spec, config: Config) -> jax.stages.Wrapped:
     """Compiled `(params, critic, batch, bucket=0) -> value_BR`: a critic's values of a rollout batch."""
 
     def values(params, critic, batch: TrainBatch, bucket: int = 0) -> jax.Array:
@@ -189,7 +192,7 @@ def make_values(spec, config: Config) -> Callable:
     return jax.jit(values, static_argnames="bucket")
 
 
-def make_advantages(spec, config: Config) -> Callable:
+def make_advantages(spec, config: Config) -> jax.stages.Wrapped:
     """Compiled `(state, frozen, batch, bucket=0) -> Targets`."""
 
     def advantages(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> Targets:
@@ -198,7 +201,7 @@ def make_advantages(spec, config: Config) -> Callable:
     return jax.jit(advantages, static_argnames="bucket")
 
 
-def make_parameter_update(spec, config: Config) -> Callable:
+def make_parameter_update(spec, config: Config) -> jax.stages.Wrapped:
     """Compiled `(state, frozen, batch, targets, bucket=0) -> (state, metrics)`; the state is donated."""
 
     def update(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, bucket: int = 0):
@@ -238,7 +241,7 @@ def with_fetched_moments(update: Callable) -> Callable:
     return call
 
 
-def packed(program: Callable, config: Config) -> Callable:
+def packed(program: jax.stages.Wrapped, config: Config) -> Callable:
     """`program(*args)`, args[2] a TrainBatch, on the packed stream length that the batch's responses need."""
     ahead = compiled_ahead(program, config)
     return lambda *args: ahead(*args, bucket=packed_bucket(config, args[2]))
@@ -253,12 +256,12 @@ def packed_bucket(config: Config, batch: TrainBatch) -> int:
     return choose_bucket(lengths, samples, config.rollout.max_completion_length)
 
 
-def compiled_ahead(program: Callable, config: Config) -> Callable:
+def compiled_ahead(program: jax.stages.Wrapped, config: Config) -> Callable:
     """`program(*args, bucket=n)`, compiled at its first call for every stream length that a later batch may need, so
     that no step of a long run waits for a compiler."""
     if config.lora.quantization in ("int4", "nf4"):
         return program  # a compiled program refuses the layout that 4-bit arrays have outside of it (jax 0.10)
-    sizes = (0,)
+    sizes: tuple[int, ...] = (0,)
     if config.train.packed:
         samples = config.train.microbatch_samples or config.algo.num_generations
         sizes += packed_buckets(samples, config.rollout.max_completion_length)
@@ -280,7 +283,7 @@ def batch_shapes(experiment: Experiment) -> TrainBatch:
     P, T = config.train.prompts_per_step, config.rollout.max_prompt_length
     B, R = P * config.algo.num_generations, config.rollout.max_completion_length
     sharding = batch_sharding(experiment.mesh)
-    separate = config.algo.multi_objective_aggregation == "normalize_then_sum"
+    separate = scales_rewards_separately(config.algo)
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -13,6 +13,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from pbrl_jax.algos.ppo import PpoConfig
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.core.records import pytree
 from pbrl_jax.core.trees import all_finite, select
@@ -87,7 +89,8 @@ def frozen_of(policy: Policy, config: Config, mesh: Mesh) -> Frozen:
 
 def critic_optimizer(config: Config) -> optax.GradientTransformation:
     """The run's optimizer at the critic's learning rate."""
-    return make_optimizer(dataclasses.replace(config.optim, learning_rate=config.algo.critic_learning_rate))
+    rate = settings_of(config.algo, PpoConfig).critic_learning_rate
+    return make_optimizer(dataclasses.replace(config.optim, learning_rate=rate))
 
 
 def new_critic(width: int, config: Config) -> dict[str, Any]:

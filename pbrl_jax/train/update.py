@@ -18,9 +18,10 @@ from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_metrics
 from pbrl_jax.algos.correction import sampler_weights
 from pbrl_jax.algos.grpo import policy_loss
-from pbrl_jax.algos.ppo import value_loss
+from pbrl_jax.algos.ppo import PpoConfig, value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.config.fields import settings_of
+from pbrl_jax.config.tree import AlgoConfig, Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
 from pbrl_jax.core.records import TrainBatch, TrainState, pytree
@@ -186,9 +187,11 @@ def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) 
 
 def critic_sums(value_BR, batch: TrainBatch, targets: Targets, count, config: Config):
     """(sum, metric pairs) of the value loss, to be divided by the policy's count, which is its own too."""
-    mask_BR, return_BR = targets.mask_BR, targets.return_BR
+    mask_BR, return_BR, old_BR = targets.mask_BR, targets.return_BR, batch.value_BR
+    if return_BR is None or old_BR is None:
+        raise ValueError("A critic's loss needs its values at sampling time and the returns.")
     value_sum, _, pairs = value_loss(
-        value_BR, batch.value_BR, return_BR, mask_BR, cliprange_value=config.algo.cliprange_value,
+        value_BR, old_BR, return_BR, mask_BR, cliprange_value=settings_of(config.algo, PpoConfig).cliprange_value,
         loss_type=config.algo.loss_type, max_completion_length=config.rollout.max_completion_length,
     )  # fmt: skip
     tokens = mask_BR.sum()
@@ -210,7 +213,8 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     if frozen.reference is not None and ref_logp_BR is None:
         ref_logp_BR = jax.lax.stop_gradient(row_logprobs(frozen.reference, batch, context)[0])
     sampler_BR = batch.rollout.logp_BR
-    old_BR, extra = sampler_BR, {}
+    old_BR = sampler_BR
+    extra: dict[str, Any] = {}
     if algo.importance_sampling_mode != "off":
         old_BR = jax.lax.stop_gradient(logp_BR)
         extra["weight_BR"] = sampler_weights(
@@ -225,7 +229,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     )  # fmt: skip
     if targets.return_BR is not None:
         value_sum, value_pairs = critic_sums(value_BR, batch, targets, count, config)
-        loss_sum, pairs = loss_sum + algo.vf_coef * value_sum, pairs | value_pairs
+        loss_sum, pairs = loss_sum + settings_of(algo, PpoConfig).vf_coef * value_sum, pairs | value_pairs
     tokens = mask_BR.sum()
     gap_BR = jnp.where(mask_BR, jnp.abs(jax.lax.stop_gradient(logp_BR) - sampler_BR), 0.0)
     pairs = dict(pairs, **{"sampling/logp_difference/mean": (gap_BR.sum(), tokens)})
@@ -319,12 +323,14 @@ def update_parameters(
     new_state, optimizer_metrics = optimizer_step(state, grads.policy, config)
     if critic is not None:
         new_state = dataclasses.replace(new_state, critic=update_critic(critic, grads.value_head, config))
-        new_state = hold_policy(state.step < config.algo.value_pretrain_steps, state, new_state)
+        pretrain_steps = settings_of(config.algo, PpoConfig).value_pretrain_steps
+        new_state = hold_policy(state.step < pretrain_steps, state, new_state)
     metrics = metrics | batch_metrics(batch, targets.adv, config) | optimizer_metrics
     if state.beta is not None:
         metrics["beta"] = state.beta
         if config.algo.kl_target is not None:
-            new_state = dataclasses.replace(new_state, beta=next_beta(state.beta, metrics["kl"], batch, config))
+            beta = next_beta(state.beta, metrics["kl"], batch, config.algo)
+            new_state = dataclasses.replace(new_state, beta=beta)
     return new_state, metrics
 
 
@@ -336,9 +342,10 @@ def hold_policy(held: jax.Array, state: TrainState, new_state: TrainState) -> Tr
     )
 
 
-def next_beta(beta, kl, batch: TrainBatch, config: Config) -> jax.Array:
-    """The KL weight of the next step where `algo.kl_target` steers it."""
-    algo = config.algo
+def next_beta(beta: jax.Array, kl: jax.Array, batch: TrainBatch, algo: AlgoConfig) -> jax.Array:
+    """The KL weight of the next step, which is constant without `algo.kl_target`."""
+    if algo.kl_target is None:
+        return beta
     responses = batch.valid_B.shape[0]
     return adapted_beta(beta, kl, target=algo.kl_target, horizon=algo.kl_horizon, responses=responses)
 
@@ -362,7 +369,7 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, base=None, *, 
     return update_parameters(state, frozen, batch, targets, context=context)
 
 
-def make_update(spec: DecoderSpec, config: Config) -> Callable:
+def make_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     """The compiled update `(state, ref_params, batch, base=None, bucket=0) -> (state, metrics)`; `state` is donated.
 
     Args:
