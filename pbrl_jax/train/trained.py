@@ -21,8 +21,8 @@ from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
 from pbrl_jax.mesh.sharding import place, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
-from pbrl_jax.models.heads import init_value_head
-from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, joined, merged
+from pbrl_jax.models.logprobs import init_value_head
+from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, join_adapters
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.weights.policies import Policy
 
@@ -57,12 +57,12 @@ def trainable(policy: Policy, config: Config) -> tuple[Any, tuple]:
 
 def forward_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
     """The parameters of a forward pass; `base` are the weights beside adapters. Traceable."""
-    return joined(base, trained, lora) if lora.rank else trained
+    return join_adapters(base, trained, lora) if lora.rank else trained
 
 
 def merged_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
     """The parameters of a policy without adapters, for export and for the next stage."""
-    return jax.jit(functools.partial(merged, lora=lora))(base, trained) if lora.rank else trained
+    return jax.jit(functools.partial(merge_adapters, lora=lora))(base, trained) if lora.rank else trained
 
 
 def start_params(policy: Policy, config: Config, mesh: Mesh) -> Any:
