@@ -22,7 +22,7 @@ from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
 from pbrl_jax.mesh.sharding import place, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import init_value_head
-from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, join_adapters
+from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, join_adapters, merge_adapters
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.weights.policies import Policy
 
