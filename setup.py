@@ -44,6 +44,8 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "hypothesis>=6.150",
         "ruff>=0.14",
+        "mypy>=2.4",
+        "types-PyYAML>=6.0",
         "beartype>=0.22",
         "babel>=2.16",
         "qwix>=0.1.8",
@@ -64,7 +66,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
-    package_data={"pbrl_jax": ["data/sources/*.json", "eval/*.json", "eval/benchmarks/*.json", "text/*.json"]},
+    package_data={
+        "pbrl_jax": ["py.typed", "data/sources/*.json", "eval/*.json", "eval/benchmarks/*.json", "text/*.json"]
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pbrl = pbrl_jax.cli:main"]},

@@ -19,7 +19,7 @@ from pbrl_jax.algos.advantages import SCALES, ScoredGroups, group_advantages, no
 from pbrl_jax.algos.losses import LOSSES, aggregate
 from pbrl_jax.algos.objectives import kl_estimate, ratio_at_level
 from pbrl_jax.config.algo import AlgoConfig
-from pbrl_jax.config.fields import identity
+from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.masking import masked_count, masked_sum, where_valid
 
@@ -50,6 +50,8 @@ def estimate(
     A penalty (the KL in the reward) is taken off each row's reward, in sum over its tokens, before groups compare.
     """
     if config.multi_objective_aggregation == "normalize_then_sum":
+        if groups.rewards_PGF is None or groups.weights_F is None:
+            raise ValueError("normalize_then_sum needs the rewards of each function and their weights.")
         reward_FPG = jnp.moveaxis(groups.rewards_PGF, -1, 0)
         adv_PG = normalize_then_sum(
             reward_FPG, ~jnp.isnan(reward_FPG) & groups.valid_PG[None], groups.weights_F,
@@ -61,6 +63,11 @@ def estimate(
         leave_one_out=config.leave_one_out, floor=config.min_reward_std,
     )  # fmt: skip
     return adv_PG.reshape(-1), None
+
+
+def scales_rewards_separately(config: AlgoConfig) -> bool:
+    """Whether each reward function is scaled within its groups before the rewards are summed."""
+    return settings_of(config, GrpoConfig).multi_objective_aggregation == "normalize_then_sum"
 
 
 def check_scaling(config: GrpoConfig) -> None:
@@ -126,7 +133,7 @@ def policy_loss(
         if config.beta != 0 and config.kl_in == "loss":
             loss_BR = loss_BR + (config.beta if beta is None else beta) * kl_BR
         metrics["kl"] = _token_pair(kl_BR, mask_BR, loss_BR.dtype)
-    if config.entropy_coef != 0:
+    if config.entropy_coef != 0 and entropy_BR is not None:
         loss_BR = loss_BR - config.entropy_coef * where_valid(entropy_BR, mask_BR)
     length = max_completion_length or logp_BR.shape[1]
     total, count = aggregate(

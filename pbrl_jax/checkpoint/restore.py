@@ -149,7 +149,8 @@ def check_same_experiment(
 
 def _newest_whole(directory: epath.Path) -> dict[str, Any]:
     """{"folder": the newest intact one or None, "skipped": the newer ones, with the reason}."""
-    skipped, interrupted_only = [], True
+    skipped: list[tuple[str, str]] = []
+    interrupted_only = True
     for _, folder in manifest.step_folders(directory):
         reason = manifest.damage(folder)
         if reason is None:

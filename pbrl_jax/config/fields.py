@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -33,3 +33,13 @@ def identity(default, **rules) -> Any:
 def operational(default, **rules) -> Any:
     """A field that changes how an experiment runs, never what it computes; `rules` are those of `Rules`."""
     return field(default=default, metadata={"kind": "operational", "rules": Rules(**rules)})
+
+
+Settings = TypeVar("Settings")
+
+
+def settings_of(section: Any, kind: type[Settings]) -> Settings:
+    """A section of `pbrl_jax.Config` as one of the settings classes that it extends, for type checkers."""
+    if not isinstance(section, kind):
+        raise TypeError(f"{type(section).__name__} has no settings of {kind.__name__}. Make it with pbrl_jax.Config.")
+    return section

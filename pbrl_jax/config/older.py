@@ -54,7 +54,7 @@ def current_names(section: str, values: Mapping[str, Any]) -> tuple[dict[str, An
 def takes_old_names(section: str) -> Callable[[type], type]:
     """Class decorator: the section's constructor (and `dataclasses.replace`) takes old names too, and says the new."""
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: Any) -> Any:
         construct = cls.__init__
 
         @functools.wraps(construct)

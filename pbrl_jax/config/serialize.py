@@ -26,7 +26,11 @@ def to_json(config: Config) -> str:
     return json.dumps({"version": __version__} | dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str, kind: type[AnyConfig] = Config, notes: list[str] | None = None) -> AnyConfig:
+def from_json(
+    text: str,
+    kind: type[AnyConfig] = Config,  # type: ignore[assignment]  # mypy takes no default for a type variable
+    notes: list[str] | None = None,
+) -> AnyConfig:
     """The config that `to_json` wrote: `from_json(to_json(config), type(config)) == config`.
 
     A key that the file lacks takes its default, and a renamed one is read under its new name.
@@ -159,7 +163,7 @@ class _Reader(NamedTuple):
     def typed(self, hint: Any, value: Any, path: str) -> Any:
         """`value` as the type of a field: a section, a tuple, an optional, or one of str, bool, int, float."""
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             return self.section(hint, value, path)
         if origin in (types.UnionType, typing.Union):
             if value is None and type(None) in arguments:

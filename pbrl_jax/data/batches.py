@@ -7,7 +7,7 @@ number of hosts. A cursor is the number of batches taken, as a JSON object.
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +91,7 @@ def start_cursor() -> dict[str, int]:
     return {"batch": 0}
 
 
-def next_batch(sampler: Sampler, cursor: dict[str, int]) -> tuple[list[Prompt], dict[str, int]]:
+def next_batch(sampler: Sampler, cursor: Mapping[str, int]) -> tuple[list[Prompt], dict[str, int]]:
     """(the batch at the cursor, the cursor behind it)."""
     index = cursor["batch"]
     return batch_at(sampler, index), {"batch": index + 1}

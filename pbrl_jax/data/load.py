@@ -72,11 +72,11 @@ def check_golds(prompts: Sequence[Prompt]) -> str:
     Raises:
       DataError: fewer than READABLE_GOLDS of them can; names the first that cannot.
     """
-    golds = [prompt for prompt in prompts if prompt.answer is not None]
-    lost = [prompt for prompt in golds if read_gold(prompt.answer, prompt.language) is None]
+    golds = [(prompt, prompt.answer) for prompt in prompts if prompt.answer is not None]
+    lost = [(prompt, answer) for prompt, answer in golds if read_gold(answer, prompt.language) is None]
     if not golds:
         return ""
-    first = f"; the first that cannot, {_places(lost[:1])}: {lost[0].answer[:60]!r}" if lost else ""
+    first = f"; the first that cannot, {_places([lost[0][0]])}: {lost[0][1][:60]!r}" if lost else ""
     said = f"Gold answers: {len(golds) - len(lost)} of {len(golds)} can be read{first}."
     if len(lost) > (1 - READABLE_GOLDS) * len(golds):
         raise DataError(

@@ -7,13 +7,14 @@ faithful reply scores higher than the attack, ties counting one half.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
 from pbrl_jax.core.batching import by_length, pad_tokens
 from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.paths import read_json_lines
-from pbrl_jax.core.records import Prompt, Scores
+from pbrl_jax.core.records import Prompt, Scores, on_host
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply
@@ -96,8 +97,10 @@ def make_scorer(
         if None in place:
             raise DataError("The audit needs the English reference of every problem; some have none.")
         parts = [[getattr(reference, part) for reference in unique] for part in ("text", "reasoning", "answer")]
-        vectors = [encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts]
-        table = PivotVectors(*vectors, has_B=np.ones(len(unique), bool))
+        whole, reasoning, answer = (
+            encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts
+        )
+        table = PivotVectors(whole, reasoning, answer, np.ones(len(unique), bool))
         found = []
         for _, rows in by_length([0] * len(prompts), min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
@@ -107,7 +110,7 @@ def make_scorer(
             total = reward(RewardInputs(chosen, texts, tokens, lengths, pivots, 0)).total
             found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
         value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
-        return Scores(value, valid, {})
+        return on_host(Scores, value, valid, {})
 
     return score
 
@@ -146,7 +149,7 @@ def _neighbours(place: int, pool: Sequence[quickstart.Problem]) -> tuple[quickst
     return min(near, key=lambda problem: abs(problem.result - own.result)), others[0]
 
 
-def _further(code: str, languages: Sequence[str]) -> tuple[str, str]:
+def _further(code: str, languages: Sequence[str]) -> tuple[str, ...]:
     """Two languages of `languages` behind `code`, in its order, that are neither it nor English."""
     others = [other for other in languages if other not in (code, "en")]
     start = list(languages).index(code)
@@ -164,8 +167,8 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
       DataError: rows that fit no prompt, replies that are not right or have no steps, fewer than three problems or two
         languages beside English, or prompts without reference or answer.
     """
-    known = {(prompt.id, prompt.language): prompt for prompt in prompts}
-    replies: dict[int, dict[str, tuple[Prompt, str]]] = defaultdict(dict)
+    known: dict[tuple[Any, Any], Prompt] = {(prompt.id, prompt.language): prompt for prompt in prompts}
+    replies: dict[int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
     for number, row in enumerate(read_json_lines(path), start=1):
         prompt = known.get((row.get("id"), row.get("language")))
         if prompt is None or not str(row.get("response", "")).strip():
@@ -184,7 +187,7 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
                 f"{answer_sentence(prompt.answer, prompt.language)!r}; found {reply!r}. Mend or remove that row."
             )
         if prompt.language != "en":
-            replies[row_of(prompt.id)][prompt.language] = (prompt, reply)
+            replies[row_of(prompt.id)][prompt.language] = (prompt, reply, prompt.reference.text)
     codes = list(dict.fromkeys(code for row in replies.values() for code in row))
     whole = [row for row in replies.values() if len(row) == len(codes)]
     if len(whole) < 3 or len(codes) < 2:
@@ -196,11 +199,11 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
         Case(
             prompt=prompt,
             faithful=reply,
-            english=prompt.reference.text,
+            english=english,
             others=tuple(row[other][1] for other in _further(code, codes)),
             neighbours=tuple(whole[(place + shift) % len(whole)][code][1] for shift in (1, 2)),
             held_out=place % 2 == 1,
         )
         for place, row in enumerate(whole[: limit or None])
-        for code, (prompt, reply) in row.items()
+        for code, (prompt, reply, english) in row.items()
     ]

@@ -1,7 +1,7 @@
 """Accuracy per language by greedy decoding."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Decoder(NamedTuple):
 
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
-                 seed: int = 0, **calls: Callable) -> list[str]:  # fmt: skip
+                 seed: int = 0, **calls: Any) -> list[str]:  # fmt: skip
     """One response to each question, in their order.
 
     Args:
@@ -75,7 +75,7 @@ def summarise(responses: Sequence[Response]) -> dict[str, dict[str, float]]:
     return table
 
 
-def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Callable) -> tuple[dict, list[Response]]:
+def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) -> tuple[dict, list[Response]]:
     """(table per language, every graded response) of greedy decoding; `calls` as in answer_texts.
 
     English is always among the languages that a response may turn out to be in.

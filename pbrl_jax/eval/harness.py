@@ -52,6 +52,9 @@ class PolicyRequests:
       mesh: spreads the rows over devices.
     """
 
+    #: The harness's cache of answers, set by the base class that `harness_model` adds.
+    cache_hook: Any
+
     def __init__(self, policy: Policy, batch_size: int = 16, max_length: int = 2048, max_gen_toks: int = 256,
                  seed: int = 0, mesh: Any = None):  # fmt: skip
         super().__init__()
@@ -126,8 +129,8 @@ class PolicyRequests:
                 prompts = [self.encode(context)[-max(1, self.max_length - shared[0]) :] for context in contexts]
                 ids = list(map(problem_id, contexts))
                 found = self.engine.answer(prompts, Sampling(*shared, seed=self.seed), ids, progress.advance)
-                for number, answer in zip(numbers, found, strict=True):
-                    answers[number] = cut_at_stop(answer.text, options[number][0])
+                for number, result in zip(numbers, found, strict=True):
+                    answers[number] = cut_at_stop(result.text, options[number][0])
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
@@ -150,9 +153,10 @@ class PolicyRequests:
         Raises:
           ConfigError: the tokenizer has no chat template.
         """
-        if not has_chat_template(self.policy.tokenizer):
+        tokenizer = self.policy.tokenizer
+        if not has_chat_template(tokenizer):
             raise ConfigError("This policy's tokenizer has no chat template. Leave --apply-chat-template out.")
-        return self.policy.tokenizer.tokenizer.apply_chat_template(
+        return tokenizer.tokenizer.apply_chat_template(
             chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )  # fmt: skip

@@ -13,9 +13,19 @@ from jaxtyping import Array, Bool, Float, Int
 from pbrl_jax.core.records import PromptBatch, pytree
 from pbrl_jax.mesh.sharding import constrain, row_shards
 from pbrl_jax.models.decoder import hidden_states, logits_of, output_matrix
-from pbrl_jax.models.heads import state_values
 from pbrl_jax.models.layouts import SharedPrefix
 from pbrl_jax.models.specs import DecoderSpec
+
+
+def init_value_head(width: int) -> dict[str, Float[Array, "..."]]:
+    """A linear value head that gives 0 everywhere, which is the mean of whitened returns."""
+    return {"kernel": jnp.zeros((width,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+
+
+def state_values(head, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:
+    """The value of each state from its (normalised) hidden state, in float32 or wider."""
+    wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+    return wide @ head["kernel"] + head["bias"]
 
 
 @pytree

@@ -71,7 +71,7 @@ def init_adapters(key: jax.Array, params: Any, spec: DecoderSpec, lora: LoraConf
     return tree
 
 
-def joined(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
+def join_adapters(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
     """The parameters of a forward pass: frozen ones with the adapters beside their kernels, scaled by alpha / rank."""
 
     def join(base: Any, other: Any) -> Any:
@@ -82,7 +82,7 @@ def joined(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
     return join(frozen, adapters)
 
 
-def merged(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
+def merge_adapters(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
     """Parameters without adapters that compute the same: kernel + alpha / rank * a @ b.
 
     A quantised kernel is dequantised first: the result equals what was trained, not the weights before quantisation.
@@ -102,7 +102,7 @@ def merged(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
             kernel = (kernel + product.reshape(kernel.shape)).astype(kernel.dtype)
         return {**{name: part for name, part in branch.items() if not name.startswith("lora_")}, "kernel": kernel}
 
-    return merge(joined(frozen, adapters, lora))
+    return merge(join_adapters(frozen, adapters, lora))
 
 
 def frozen_params(params: Any, spec: DecoderSpec, lora: LoraConfig) -> Any:

@@ -162,7 +162,7 @@ class PivotStore:
                     saved = self._save(folder, encoder_key, made, saved)
         finally:
             self._save(folder, encoder_key, made, saved)
-        digests = [_digest(text) if text.strip() else None for text in texts]
+        digests = [_digest(text) if text.strip() else b"" for text in texts]
         out_NE = np.zeros((len(texts), width), np.float32)
         if old := [row for row, digest in enumerate(digests) if digest in cache.places]:
             out_NE[old] = gather(cache, [digests[row] for row in old])

@@ -263,7 +263,7 @@ def _outcomes(prompts: Sequence[Prompt], found: Found, config: Config) -> list[t
     seen: dict[tuple, tuple[bool, bool | None]] = {}
     for prompt, reference in zip(prompts, found.references, strict=True):
         if (prompt.question_en, prompt.answer) not in seen:
-            outcome = (False, None)
+            outcome: tuple[bool, bool | None] = (False, None)
             if reference is not None and prompt.question_en not in found.disagreed:
                 outcome = keep_reference(reference, prompt.answer, keep_wrong=config.pivot.keep_wrong)
             seen[prompt.question_en, prompt.answer] = outcome

@@ -42,8 +42,8 @@ CHIPS = {
 }
 TPUS = ("v4", "v5e", "v5p", "v6e")
 
+#: Of one processor core; only the order of magnitude is meant.
 CPU_CORE_FLOPS, CPU_BANDWIDTH = 4e10, 2e10
-"""Of one processor core; only the order of magnitude is meant."""
 
 
 class Topology(NamedTuple):

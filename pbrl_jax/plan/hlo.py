@@ -14,6 +14,7 @@ import numpy as np
 
 from pbrl_jax.plan.hlo_text import NAME, Computation, Instruction, parse_module
 
+#: Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips.
 COLLECTIVES = {
     "all-gather": lambda n: (n - 1) / n,
     "all-reduce": lambda n: 2 * (n - 1) / n,
@@ -22,14 +23,13 @@ COLLECTIVES = {
     "ragged-all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-"""Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips."""
+#: Instructions that move no data of their own.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota".split()
 )
-"""Instructions that move no data of their own."""
+#: Instructions that copy between the host's memory and the device's.
 COPIES = ("copy", "copy-start")
-"""Instructions that copy between the host's memory and the device's."""
 
 
 class Cost(NamedTuple):

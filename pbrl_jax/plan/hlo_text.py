@@ -9,8 +9,8 @@ ITEM_BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
+#: How a layout says that an array lies in the host's memory.
 HOST_SPACE = "S(5)"
-"""How a layout says that an array lies in the host's memory."""
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 NAME = re.compile(r"%([\w.\-]+)")
 

@@ -13,11 +13,11 @@ from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.plan.hlo_text import Instruction, Shape, parse_module
 from pbrl_jax.plan.shapes import policy_shapes
 
+#: Parameters of fewer scalars may be whole on every chip: norms and biases.
 SMALL = 2**20
-"""Parameters of fewer scalars may be whole on every chip: norms and biases."""
+#: An array with the vocabulary's axis that holds this share of a microbatch's logits, and more than a chunk of
+#: train.logprob_chunk, counts as those.
 LOGITS_SHARE = 0.25
-"""An array with the vocabulary's axis that holds this share of a microbatch's logits, and more than a chunk of
-train.logprob_chunk, counts as those."""
 
 
 def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:

@@ -32,12 +32,12 @@ from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
+#: How the TPU compiler says that a program does not fit.
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")
-"""How the TPU compiler says that a program does not fit."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
+#: Ids that end a response, at most: what released models have.
 EOS_IDS = (0, 1)
-"""Ids that end a response, at most: what released models have."""
 
 
 class Need(NamedTuple):
@@ -48,8 +48,8 @@ class Need(NamedTuple):
     temp_bytes: float
     cost: Cost
     compile_seconds: float = 0.0
+    #: Arrays that the compiled update holds and must not (see plan.holds); None where this was not checked.
     faults: tuple[str, ...] | None = None
-    """Arrays that the compiled update holds and must not (see plan.holds); None where this was not checked."""
 
 
 class Memory(NamedTuple):

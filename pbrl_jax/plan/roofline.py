@@ -12,8 +12,8 @@ from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, Chip, Topo
 from pbrl_jax.plan.programs import Need
 from pbrl_jax.plan.shapes import Models
 
+#: Share of a chip's memory that a plan may fill; the rest goes to the runtime and to fragmentation.
 USABLE = 0.95
-"""Share of a chip's memory that a plan may fill; the rest goes to the runtime and to fragmentation."""
 
 
 class Row(NamedTuple):

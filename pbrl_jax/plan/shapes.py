@@ -30,6 +30,7 @@ from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config
 
+#: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {
     "meta-llama/Llama-3.2-1B": "llama32_1b",
     "meta-llama/Llama-3.2-1B-Instruct": "llama32_1b",
@@ -40,7 +41,6 @@ RELEASED_POLICIES = {
     "Qwen/Qwen3-8B": "qwen3_8b",
     "Qwen/Qwen3-32B": "qwen3_32b",
 }
-"""Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights."""
 
 
 def _xlm_roberta(max_positions: int, pooling: str) -> EncoderSpec:

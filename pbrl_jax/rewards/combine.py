@@ -5,14 +5,14 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.config.checks import check_section
-from pbrl_jax.config.fields import identity
+from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import AnyArray, Scores
@@ -36,7 +36,7 @@ from pbrl_jax.rewards.shaping import (
 )
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts
 from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
-from pbrl_jax.rewards.translation import TranslationConfig, check_translation, make_translation
+from pbrl_jax.rewards.translation import TranslationConfig, TranslatorConfig, check_translation, make_translation
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.weights.encoders import Encoder
@@ -94,10 +94,10 @@ class Reward(NamedTuple):
     can be computed from tokens, is its traceable twin for the fused step.
     """
 
-    of_text: Callable[[RewardConfig, RewardAssets], Callable[[RewardInputs], Scores]]
+    of_text: Callable[[Any, RewardAssets], Callable[[RewardInputs], Scores]]
     settings: type[RewardConfig] = RewardConfig
-    check: Callable[[RewardConfig], None] | None = None
-    of_tokens: Callable[[RewardConfig, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
+    check: Callable[[Any], None] | None = None
+    of_tokens: Callable[[Any, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
 
 
 #: Another reward is another line.
@@ -262,8 +262,16 @@ def make_hybrid(config: HybridConfig, assets: RewardAssets) -> Callable[[RewardI
 
 def reward_names(config: RewardConfig) -> tuple[str, ...]:
     """The functions that are computed, the parts of `hybrid` among them."""
-    parts = (config.hybrid_answer, config.hybrid_reasoning) if "hybrid" in config.functions else ()
-    return (*config.functions, *parts)
+    if "hybrid" not in config.functions:
+        return config.functions
+    hybrid = settings_of(config, HybridConfig)
+    return (*config.functions, hybrid.hybrid_answer, hybrid.hybrid_reasoning)
+
+
+def policy_users(config: RewardConfig) -> list[str]:
+    """What asks the start policy: the reward `implicit`, the `translator` of a reward, both or neither."""
+    translates = settings_of(config, TranslatorConfig).translator == "policy"
+    return ["implicit"] * ("implicit" in reward_names(config)) + ["translator"] * translates
 
 
 def check_reward(config: RewardConfig) -> None:

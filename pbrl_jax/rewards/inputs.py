@@ -30,9 +30,9 @@ class PivotVectors(NamedTuple):
 class RewardInputs(NamedTuple):
     """B rows on the host: the prompt of each row, its completion as text and as tokens, and its pivot's vectors.
 
-    `right_B` says who passed the language gate; None: nobody has looked, and all count as right. `translations` is
-    filled by rewards that translate (part -> B texts, "" where nothing was translated), for the samples; None: nobody
-    wants them.
+    `right_B` marks rows that passed the language gate; None: no gate was applied, and all rows count as right.
+    `translations` is filled by rewards that translate (part -> B texts, "" where nothing was translated), for the
+    samples; None: they are not needed.
     """
 
     prompts: Sequence[Prompt]

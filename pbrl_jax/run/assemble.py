@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -127,7 +128,9 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
 def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
     """The start policy: loaded, each device reading its own part, or new from the seed."""
     settings = config.policy
-    operational = {"dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention}
+    operational: dict[str, Any] = {
+        "dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention
+    }  # fmt: skip
     if settings.source != "random":
         policy = load_policy(settings.source, make_mesh(config.mesh))
         return policy._replace(spec=dataclasses.replace(policy.spec, **operational))

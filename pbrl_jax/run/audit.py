@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -18,14 +19,19 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.report.data import AUDITS
 from pbrl_jax.report.plots import audit_png
-from pbrl_jax.rewards.combine import check_reward, make_reward, run_assets
+from pbrl_jax.rewards.combine import check_reward, make_reward, policy_users, run_assets
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
 from pbrl_jax.weights.policies import Policy, load_policy
 
-PLAIN_COSINE = {"functions": ("cosine",), "reward_weights": (1.0,), "parts": "whole", "language_gate": "off"}
+PLAIN_COSINE: dict[str, Any] = {
+    "functions": ("cosine",),
+    "reward_weights": (1.0,),
+    "parts": "whole",
+    "language_gate": "off",
+}
 """Reward settings that the audit shows beside the configured ones: similarity with nothing around it."""
 SHOWN = 8
 
@@ -119,9 +125,7 @@ def audited_policy(config: Config) -> Policy | None:
     Raises:
       ConfigError: a reward asks a policy, and policy.source is `random`.
     """
-    reward = config.reward
-    named = {*reward.functions, *((reward.hybrid_answer, reward.hybrid_reasoning) * ("hybrid" in reward.functions))}
-    if "implicit" not in named and reward.translator != "policy":
+    if not policy_users(config.reward):
         return None
     if config.policy.source == "random":
         raise ConfigError("This reward asks the start policy. Name its folder: --policy.source DIR.")

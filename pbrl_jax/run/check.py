@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.correction import MODES
+from pbrl_jax.algos.grpo import scales_rewards_separately
 from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.objectives import KL_ESTIMATORS, LEVELS
 from pbrl_jax.config.checks import check_fields
@@ -180,7 +181,7 @@ def _check_objective(config: Config) -> None:
 
 def _check_advantages(config: Config) -> None:
     """Rewards that are scaled apart: there must be several, with weights that stay."""
-    apart = config.algo.multi_objective_aggregation == "normalize_then_sum"
+    apart = scales_rewards_separately(config.algo)
     weighted = sum(1 for weight in config.reward.reward_weights if weight)
     _refuse_first((
         (apart and weighted < 2,

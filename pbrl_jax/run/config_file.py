@@ -11,6 +11,7 @@ import traceback
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -40,9 +41,9 @@ def load_config(path: str) -> Config:
         config = from_json(file.read_text(encoding="utf-8"), config_class(), notes)
         print("".join(f"{path}: {note}\n" for note in notes), end="", file=sys.stderr)
         return config
-    if file.suffix != ".py":
-        raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    if file.suffix != ".py" or module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -78,21 +79,23 @@ def override(config: Config, arguments: Sequence[str], program: str) -> Config:
 def _section_spec(info: StructTypeInfo) -> StructConstructorSpec | None:
     """How tyro builds a section, with help that says what values are allowed; None for other types."""
     sections = {type(getattr(config_class()(), field.name)): field.name for field in dataclasses.fields(Config)}
-    if info.type not in sections:
+    section: Any = info.type
+    if section not in sections:
         return None
-    hints, words = typing.get_type_hints(info.type), field_words(info.type)
+
+    hints, words = typing.get_type_hints(section), field_words(section)
     return StructConstructorSpec(
-        info.type,
+        section,
         tuple(
             StructFieldSpec(
                 name=field.name,
                 type=hints[field.name],
                 default=getattr(info.default, field.name),
                 helptext=" ".join(filter(None, (
-                    words.get(field.name), allowed_values(f"{sections[info.type]}.{field.name}", field)
+                    words.get(field.name), allowed_values(f"{sections[section]}.{field.name}", field)
                 ))),
             )
-            for field in dataclasses.fields(info.type)
+            for field in dataclasses.fields(section)
         ),
     )  # fmt: skip
 
@@ -116,10 +119,12 @@ def field_words(kind: type) -> dict[str, str]:
         if "__annotations__" not in cls.__dict__:
             continue
         try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         except (OSError, TypeError):  # made at run time: its fields are those of its bases
             continue
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
         for line, following in zip(body, body[1:], strict=False):
-            if isinstance(line, ast.AnnAssign) and isinstance(following, ast.Expr):
-                found[line.target.id] = " ".join(str(following.value.value).split())
+            match line, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[name] = " ".join(words.split())
     return found

@@ -40,7 +40,7 @@ class EncodedSteps:
 
     def __init__(self, steps: list[list[Pair]], encoder: Encoder):
         texts: list[str] = []
-        self.ranges = []
+        self.ranges: list[list[tuple[int, int]]] = []
         for pairs in steps:
             columns = [[p.text for p in pairs], [p.target for p in pairs], [n for p in pairs for n in p.negatives]]
             self.ranges.append([])

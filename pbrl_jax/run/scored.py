@@ -50,12 +50,14 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
                 found = sample_batch(functions, None, Frozen(), draw(experiment, number, {"batch": number}))
             except Interrupted as error:
                 raise Stopped from error
-            total, rollout = found.rewards.total, found.host_rollout
+            total, rollout, texts_B = found.rewards.total, found.host_rollout, found.texts_B
+            if rollout is None or texts_B is None:
+                raise ValueError("The rollout was not decoded on the host.")
             for place, prompt in enumerate(found.prompts_P):
                 rows = range(place * G, place * G + G)
                 tokens = [np.asarray(rollout.tokens_BR[b])[: int(rollout.lengths_B[b])].tolist() for b in rows]
                 rewards = [float(total.value_B[b]) if total.valid_B[b] else None for b in rows]
-                texts = [found.texts_B[b] for b in rows]
+                texts = [texts_B[b] for b in rows]
                 groups.append(ScoredGroup(prompt.id, prompt.language, prompt.question, texts, tokens, rewards))
             progress.advance()
     return groups

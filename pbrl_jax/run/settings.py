@@ -52,7 +52,8 @@ def _joined(base: type, classes: tuple[type, ...]) -> type:
 def _refuse_two_meanings(base: type, classes: Iterable[type]) -> None:
     """A ConfigError where two classes declare a field of one name."""
     declared: dict[str, type] = {}
-    for kind in dict.fromkeys(part for own in classes for part in own.__mro__ if issubclass(part, base)):
+    kinds: Iterable[Any] = dict.fromkeys(part for own in classes for part in own.__mro__ if issubclass(part, base))
+    for kind in kinds:
         for name in {field.name for field in dataclasses.fields(kind)} & kind.__annotations__.keys():
             other = declared.setdefault(name, kind)
             if other is not kind:

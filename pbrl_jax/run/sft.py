@@ -47,7 +47,7 @@ def quickstart_pools(config: Config) -> tuple[dict[str, list[quickstart.Example]
 def reference_pool(config: Config) -> tuple[dict[str, list[quickstart.Example]], dict[str, float]]:
     """English questions with their own references: the supervised text that every source with references has."""
     prompts = load_prompts(config.data, config.train.seed, languages=("en",), require=("reference",))
-    rows = [quickstart.Example("en", p.question_en, p.reference.text) for p in prompts]
+    rows = [quickstart.Example("en", p.question_en, p.reference.text) for p in prompts if p.reference]
     return {"english": rows}, {"english": 1.0}
 
 
@@ -62,7 +62,8 @@ def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | 
     Args:
       rows: the only pool; default: the pivots.
     """
-    pools, shares = ({config.sft.source: rows}, {config.sft.source: 1.0}) if rows else pivot_pools(config)
+    source: str = config.sft.source
+    pools, shares = ({source: rows}, {source: 1.0}) if rows else pivot_pools(config)
     ends = policy.tokenizer.eos_ids[:1]
     style = config.data.prompt_style, THINKING[config.data.thinking]
     encoded = {}

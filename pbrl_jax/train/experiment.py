@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.paths import WorkDir
-from pbrl_jax.core.records import Prompt, PromptBatch
+from pbrl_jax.core.records import Prompt, PromptBatch, on_host
 from pbrl_jax.data.batches import Sampler
 from pbrl_jax.mesh.rows import held_rows, rows_on_mesh
 from pbrl_jax.rewards.inputs import PivotVectors
@@ -63,7 +63,7 @@ def device_pivots(experiment: Experiment, prompts: Sequence[Prompt]) -> PivotBat
     held = [prompts[row] for row in held_rows(experiment.mesh, len(prompts))]
     vectors = pivot_vectors(experiment, held)
     order = table_languages(experiment)
-    batch = PivotBatch(*vectors, np.array([order.index(p.language) for p in held], np.int32))
+    batch = on_host(PivotBatch, *vectors, np.array([order.index(p.language) for p in held], np.int32))
     return rows_on_mesh(batch, experiment.mesh, len(prompts))
 
 

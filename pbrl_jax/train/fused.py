@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.algos.grpo import scales_rewards_separately
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
@@ -16,6 +18,7 @@ from pbrl_jax.mesh.agree import host_count
 from pbrl_jax.mesh.sharding import place, replicated
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.combine import REWARDS, Combined, make_token_reward
+from pbrl_jax.rewards.cosine import CosineConfig
 from pbrl_jax.rewards.tokens import PivotBatch, TokenInputs, TokenTables
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.weights import decoding_params
@@ -43,7 +46,7 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
         problems.append(f"reward.language_gate {config.reward.language_gate} (use tokens or off)")
     if config.reward.parts not in ("split", "whole"):
         problems.append(f"reward.parts {config.reward.parts} (use split or whole)")
-    if config.reward.similarity == "calibrated":
+    if settings_of(config.reward, CosineConfig).similarity == "calibrated":
         problems.append("reward.similarity calibrated")
     if not shared_tokenizer:
         problems.append("policy and encoder with different tokenizers")
@@ -52,7 +55,7 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
         problems.append(f"encoder.prefix {prefix!r}{whose}")
     if config.encoder.max_length < config.rollout.max_completion_length:
         problems.append("encoder.max_length below rollout.max_completion_length")
-    if config.algo.multi_objective_aggregation != "sum_then_normalize":
+    if scales_rewards_separately(config.algo):
         problems.append("algo.multi_objective_aggregation other than sum_then_normalize")
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
         problems.append(f"algo.name {config.algo.name}")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.records import Rollout, Scores
+from pbrl_jax.core.records import Rollout, Scores, on_host
 from pbrl_jax.logs.samples import round_robin
 from pbrl_jax.mesh import agree
 from pbrl_jax.mesh.rows import fetch_rows
@@ -73,7 +73,9 @@ def on_all_hosts(score: Callable[[], HostRows], own_B: np.ndarray, rows: int, lo
         english = None if english_B is None else {int(own_B[at]): str(english_B[at]) for at in wanted}
         return {"rows": own_B.tolist(), "texts": texts, "english": english, "arrays": _packed(found)}
 
-    texts_B, columns, english = [""] * rows, {}, {}
+    texts_B = [""] * rows
+    columns: dict[str, np.ndarray] = {}
+    english: dict[str, str] | None = {}
     for told in filter(None, agree.agreed("rewards", mine)):
         for name, array in told["arrays"].items():
             part = _array(array, len(told["rows"]))
@@ -84,7 +86,7 @@ def on_all_hosts(score: Callable[[], HostRows], own_B: np.ndarray, rows: int, lo
     found = _unpacked(texts_B, columns)
     if english is None:
         return found
-    translation_B = np.array([english.get(str(row), "") for row in range(rows)], object)
+    translation_B = np.array([english.get(str(row), "") for row in range(rows)], dtype="O")
     return found._replace(rewards=found.rewards._replace(translation_B=translation_B))
 
 
@@ -114,7 +116,7 @@ def _unpacked(texts_B: Sequence[str], columns: dict[str, np.ndarray]) -> HostRow
         kind, _, name = key.partition("\t")
         if kind == "value":
             parts = {other.split("\t")[2]: x for other, x in columns.items() if other.startswith(f"part\t{name}\t")}
-            each[name] = Scores(columns[key], columns[f"valid\t{name}"], parts)
+            each[name] = on_host(Scores, columns[key], columns[f"valid\t{name}"], parts)
     none_BR = np.zeros((len(texts_B), 0))
-    rollout = Rollout(none_BR.astype(np.int32), columns["length"], none_BR.astype(np.float32), columns["cut"])
+    rollout = on_host(Rollout, none_BR.astype(np.int32), columns["length"], none_BR.astype(np.float32), columns["cut"])
     return HostRows(texts_B, rollout, Combined(each.pop(""), each, columns["right"]), columns.get("apart"))

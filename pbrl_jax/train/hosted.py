@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.algos.grpo import scales_rewards_separately
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import RewardError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
@@ -20,7 +21,7 @@ from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, run_assets, weights_at
-from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
@@ -49,8 +50,7 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
         sample = with_dynamic_sampling(sample, experiment, shapes)
     advantages = make_advantages(spec, config)
     update = packed(make_parameter_update(spec, config), config)
-    if "optimizer" in config.train.offload:
-        update = with_fetched_moments(update)
+    update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
     return StepFunctions(
         params=functools.partial(decoding_policy, config=config),
         rollout=make_rollout(experiment),
@@ -100,16 +100,19 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
       RewardError: too many rewards are invalid, or a reward returned no scores.
     """
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
-    separate = config.algo.multi_objective_aggregation == "normalize_then_sum"
+    separate = scales_rewards_separately(config.algo)
     with own_devices(mesh):
         reward = make_reward(config.reward, reward_assets(experiment))
 
     def score_own(drawn: Drawn, rows_P: np.ndarray, host: Rollout) -> HostRows:
         texts = completions(host, experiment.policy.tokenizer)
         prompts = [drawn.prompts_P[p] for p in rows_P for _ in range(G)]
+        if not isinstance(drawn.pivots, PivotVectors):
+            raise TypeError("Rewards on decoded text need the pivots' vectors on the host.")
         pivots = drawn.pivots.rows(np.repeat(rows_P, G))
         with own_devices(mesh):
-            found = reward(RewardInputs(prompts, texts, host.tokens_BR, host.lengths_B, pivots, drawn.step))
+            tokens_BR, lengths_B = np.asarray(host.tokens_BR), np.asarray(host.lengths_B)
+            found = reward(RewardInputs(prompts, texts, tokens_BR, lengths_B, pivots, drawn.step))
             total, each = jax.device_get((found.total, found.each))
         found = found._replace(total=total, each=each, right_language_B=np.asarray(found.right_language_B))
         return HostRows(texts, host, found, separate_rewards(config, found, texts) if separate else None)
@@ -209,7 +212,7 @@ def batch_shapes(experiment: Experiment) -> TrainBatch:
     P, T = config.train.prompts_per_step, config.rollout.max_prompt_length
     B, R = P * config.algo.num_generations, config.rollout.max_completion_length
     sharding = batch_sharding(experiment.mesh)
-    separate = config.algo.multi_objective_aggregation == "normalize_then_sum"
+    separate = scales_rewards_separately(config.algo)
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

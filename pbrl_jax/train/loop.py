@@ -73,7 +73,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             if position.step < config.train.max_steps:
                 if is_first():
                     work.final.unlink(missing_ok=True)  # it says that a run is finished
-                if row is not None:
+                if row is not None and evaluate is not None:
                     finished = evaluate_first(position, row, writer, evaluate)
                 elif position.step == 0 and evaluate and config.train.eval_steps and config.train.eval_on_start:
                     if finished := (found := evaluated(evaluate, position)) is not None:
@@ -187,13 +187,14 @@ def evaluates_after(loop: Loop) -> bool:
 def between_steps(loop: Loop) -> bool:
     """Evaluate, let the guard act, save. False when a stop was requested in the evaluation."""
     evaluating, step = evaluates_after(loop), loop.position.step
-    if evaluating:
+    if evaluating and loop.evaluate is not None:
         if (found := evaluated(loop.evaluate, loop.position)) is None:
             loop.position = loop.position._replace(unevaluated=True)
             return False
         loop.writer.write_evaluation(step, found)
-        record, more = loop.unwritten
-        loop.unwritten = record, more | found
+        if loop.unwritten is not None:
+            record, more = loop.unwritten
+            loop.unwritten = record, more | found
     if loop.write(loop.unwritten, always=evaluating) and acts(loop.experiment.config.guard):
         loop.position, message = recover(loop.experiment, loop.position, loop.streaks)
         loop.writer.say(message)
@@ -250,7 +251,7 @@ def write_record(experiment: Experiment, writer: MetricWriter, record: Record, m
         return False
     config, message = experiment.config, None
     due = always or record.step % config.train.logging_steps == 0 or record.step == config.train.max_steps
-    metrics = None
+    metrics: dict[str, Any] = {}
     if due or (check and bounds(config.guard)):
         metrics, rows = read_record(record, experiment.policy.tokenizer)
         metrics |= more
@@ -261,7 +262,7 @@ def write_record(experiment: Experiment, writer: MetricWriter, record: Record, m
         if record.scored is not None and record.scored.host_rollout is None:
             # A fused step's rewards are first seen here.
             check_rewards(config, record.step, jax.device_get(record.scored.rewards.valid_B))
-        if metrics is not None and (message := watch(config.guard, streaks, record.step, metrics)):
+        if metrics and (message := watch(config.guard, streaks, record.step, metrics)):
             writer.say(message)
     return message is not None
 

@@ -22,7 +22,7 @@ def read_record(record: Record, tokenizer: Tokenizer) -> tuple[dict[str, Any], l
 def describe(scored: Scored, step: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
     """(metrics, rows for the sample file) of the batch that step `step` was trained on."""
     rollout, rewards, texts_B = scored.host_rollout, scored.rewards, scored.texts_B
-    if rollout is None:  # nothing has left the device yet
+    if rollout is None or texts_B is None:  # nothing has left the device yet
         rollout = jax.device_get(scored.batch.rollout)
         rewards = jax.device_get(rewards)
         texts_B = completions(rollout, tokenizer)

@@ -6,6 +6,8 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from pbrl_jax.algos.ppo import PpoConfig
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, OptimConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import map_with_path
@@ -93,4 +95,5 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 def make_critic_optimizer(config: Config) -> optax.GradientTransformation:
     """The run's optimizer at the critic's learning rate."""
-    return make_optimizer(dataclasses.replace(config.optim, learning_rate=config.algo.critic_learning_rate))
+    rate = settings_of(config.algo, PpoConfig).critic_learning_rate
+    return make_optimizer(dataclasses.replace(config.optim, learning_rate=rate))

@@ -49,7 +49,7 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, base=None, *, 
     return update_parameters(state, frozen, batch, targets, context=context)
 
 
-def make_update(spec: DecoderSpec, config: Config) -> Callable:
+def make_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     """The compiled update `(state, ref_params, batch, base=None, bucket=0) -> (state, metrics)`; `state` is donated.
 
     Args:
@@ -63,7 +63,7 @@ def make_update(spec: DecoderSpec, config: Config) -> Callable:
     return jax.jit(step, static_argnames="bucket", donate_argnums=0)
 
 
-def make_values(spec, config: Config) -> Callable:
+def make_values(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     """Compiled `(params, critic, batch, bucket=0) -> value_BR`: a critic's values of a rollout batch."""
 
     def values(params, critic, batch: TrainBatch, bucket: int = 0) -> jax.Array:
@@ -76,7 +76,7 @@ def make_values(spec, config: Config) -> Callable:
     return jax.jit(values, static_argnames="bucket")
 
 
-def make_advantages(spec, config: Config) -> Callable:
+def make_advantages(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     """Compiled `(state, frozen, batch, bucket=0) -> Targets`."""
 
     def advantages(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> Targets:
@@ -85,7 +85,7 @@ def make_advantages(spec, config: Config) -> Callable:
     return jax.jit(advantages, static_argnames="bucket")
 
 
-def make_parameter_update(spec, config: Config) -> Callable:
+def make_parameter_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     """Compiled `(state, frozen, batch, targets, bucket=0) -> (state, metrics)`; the state is donated."""
 
     def update(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, bucket: int = 0):
@@ -94,7 +94,7 @@ def make_parameter_update(spec, config: Config) -> Callable:
     return jax.jit(update, static_argnames="bucket", donate_argnums=0)
 
 
-def packed(program: Callable, config: Config) -> Callable:
+def packed(program: jax.stages.Wrapped, config: Config) -> Callable:
     """`program(*args)`, args[2] a TrainBatch, on the packed stream length that the batch's responses need."""
     ahead = compiled_ahead(program, config)
     return lambda *args: ahead(*args, bucket=packed_bucket(config, args[2]))
@@ -109,12 +109,12 @@ def packed_bucket(config: Config, batch: TrainBatch) -> int:
     return choose_bucket(lengths, samples, config.rollout.max_completion_length)
 
 
-def compiled_ahead(program: Callable, config: Config) -> Callable:
+def compiled_ahead(program: jax.stages.Wrapped, config: Config) -> Callable:
     """`program(*args, bucket=n)`, compiled at its first call for every stream length that a later batch may need, so
     that no step of a long run waits for a compiler."""
     if config.lora.quantization in ("int4", "nf4"):
         return program  # a compiled program refuses the layout that 4-bit arrays have outside of it (jax 0.10)
-    sizes = (0,)
+    sizes: tuple[int, ...] = (0,)
     if config.train.packed:
         samples = config.train.microbatch_samples or config.algo.num_generations
         sizes += packed_buckets(samples, config.rollout.max_completion_length)

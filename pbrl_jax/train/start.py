@@ -10,8 +10,8 @@ from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
 from pbrl_jax.mesh.sharding import place, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
-from pbrl_jax.models.heads import init_value_head
-from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, merged
+from pbrl_jax.models.logprobs import init_value_head
+from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, merge_adapters
 from pbrl_jax.train.optimizer import make_critic_optimizer
 from pbrl_jax.train.trained import Frozen
 from pbrl_jax.weights.policies import Policy
@@ -27,7 +27,7 @@ def trainable(policy: Policy, config: Config) -> tuple[Any, tuple]:
 
 def merged_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
     """The parameters of a policy without adapters, for export and for the next stage."""
-    return jax.jit(functools.partial(merged, lora=lora))(base, trained) if lora.rank else trained
+    return jax.jit(functools.partial(merge_adapters, lora=lora))(base, trained) if lora.rank else trained
 
 
 def start_params(policy: Policy, config: Config, mesh: Mesh) -> Any:

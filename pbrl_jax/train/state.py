@@ -53,7 +53,8 @@ def state_shardings(
         is_leaf=_is_masked,
     )
     adapting, head = jax.tree.map(lambda _leaf: everywhere, (beta, critic))
-    return TrainState(param_shardings, opt_shardings, everywhere, everywhere, adapting, head)
+    shardings: list[Any] = [param_shardings, opt_shardings, everywhere, everywhere, adapting, head]
+    return TrainState(*shardings)
 
 
 def _is_masked(node) -> bool:

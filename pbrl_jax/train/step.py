@@ -93,7 +93,7 @@ class StepFunctions(NamedTuple):
     """The parts of a step. `params` makes the parameters that the policy decodes with; `sample` is `sample_batch` or a
     wrapper of it."""
 
-    params: Callable[[TrainState, Frozen], Any]
+    params: Callable[[Any, Frozen], Any]
     rollout: Callable[[Any, Drawn], Rollout]
     reward: Callable[[Rollout, Drawn], Scored]
     advantages: Callable[[TrainState, Frozen, TrainBatch], Targets]
@@ -104,13 +104,13 @@ class StepFunctions(NamedTuple):
 class Run(NamedTuple):
     """A run as its steps see it: nothing in here changes between steps.
 
-    `policy_step` is `policy_step` with the run's functions, or the compiled fused step; `take` is `train_step` or a
-    wrapper of it.
+    `policy_step` is `policy_step` with the run's functions, or the compiled fused step, and `functions` is then None;
+    `take` is `train_step` or a wrapper of it.
     """
 
     experiment: Experiment
     frozen: Frozen
-    functions: StepFunctions
+    functions: StepFunctions | None
     policy_step: Callable[[TrainState, Frozen, Drawn], tuple[TrainState, dict[str, Any], Scored]]
     take: Callable[["Run", Position], tuple[Position, Record]]
 

@@ -12,7 +12,7 @@ import optax
 from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.records import pytree
 from pbrl_jax.core.trees import all_finite, select
-from pbrl_jax.models.lora import joined
+from pbrl_jax.models.lora import join_adapters
 
 #: All weights are trained.
 NO_ADAPTERS = LoraConfig()
@@ -37,7 +37,7 @@ class Frozen:
 
 def forward_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
     """The parameters of a forward pass; `base` are the weights beside adapters. Traceable."""
-    return joined(base, trained, lora) if lora.rank else trained
+    return join_adapters(base, trained, lora) if lora.rank else trained
 
 
 def update_critic(critic: dict[str, Any], grads, optimizer: optax.GradientTransformation) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_metrics
 from pbrl_jax.algos.correction import sampler_weights
 from pbrl_jax.algos.grpo import policy_loss
-from pbrl_jax.algos.ppo import value_loss
+from pbrl_jax.algos.ppo import PpoConfig, value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
@@ -142,9 +143,11 @@ def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) 
 
 def critic_sums(value_BR, batch: TrainBatch, targets: Targets, count, config: Config):
     """(sum, metric pairs) of the value loss, to be divided by the policy's count, which is its own too."""
-    mask_BR, return_BR = targets.mask_BR, targets.return_BR
+    mask_BR, return_BR, old_BR = targets.mask_BR, targets.return_BR, batch.value_BR
+    if return_BR is None or old_BR is None:
+        raise ValueError("A critic's loss needs its values at sampling time and the returns.")
     value_sum, _, pairs = value_loss(
-        value_BR, batch.value_BR, return_BR, mask_BR, cliprange_value=config.algo.cliprange_value,
+        value_BR, old_BR, return_BR, mask_BR, cliprange_value=settings_of(config.algo, PpoConfig).cliprange_value,
         loss_type=config.algo.loss_type, max_completion_length=config.rollout.max_completion_length,
     )  # fmt: skip
     tokens = mask_BR.sum()
@@ -166,7 +169,8 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     if frozen.reference is not None and ref_logp_BR is None:
         ref_logp_BR = jax.lax.stop_gradient(row_outputs(frozen.reference, None, batch, context, False)[0])
     sampler_BR = batch.rollout.logp_BR
-    old_BR, extra = sampler_BR, {}
+    old_BR = sampler_BR
+    extra: dict[str, Any] = {}
     if algo.importance_sampling_mode != "off":
         old_BR = jax.lax.stop_gradient(logp_BR)
         extra["weight_BR"] = sampler_weights(
@@ -181,7 +185,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     )  # fmt: skip
     if targets.return_BR is not None:
         value_sum, value_pairs = critic_sums(value_BR, batch, targets, count, config)
-        loss_sum, pairs = loss_sum + algo.vf_coef * value_sum, pairs | value_pairs
+        loss_sum, pairs = loss_sum + settings_of(algo, PpoConfig).vf_coef * value_sum, pairs | value_pairs
     tokens = mask_BR.sum()
     gap_BR = jnp.where(mask_BR, jnp.abs(jax.lax.stop_gradient(logp_BR) - sampler_BR), 0.0)
     pairs = dict(pairs, **{"sampling/logp_difference/mean": (gap_BR.sum(), tokens)})
@@ -273,7 +277,7 @@ def update_parameters(
         new_state = dataclasses.replace(
             new_state, critic=update_critic(critic, grads.value_head, context.optimizer.critic)
         )
-        new_state = hold_policy(state.step < config.algo.value_pretrain_steps, state, new_state)
+        new_state = hold_policy(state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps, state, new_state)
     metrics = metrics | batch_metrics(batch, targets.adv, config) | optimizer_metrics
     if state.beta is not None:
         metrics["beta"] = state.beta

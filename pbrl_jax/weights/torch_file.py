@@ -88,17 +88,14 @@ def state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"{os.fspath(path)} holds a {type(tree).__name__}; expected a state dict, or a dict with a 'state_dict'."
         )
-    wrong = [f"{name} is {_kind(value)}" for name, value in tree.items() if not isinstance(value, np.ndarray)]
+    wrong = {name: value for name, value in tree.items() if not isinstance(value, np.ndarray)}
     if wrong or not tree:
-        found = "; ".join(wrong[:3]) + (f"; {len(wrong) - 3} more" if len(wrong) > 3 else "") if wrong else "nothing"
+        kinds = [repr(v) if isinstance(v, Foreign) else f"a {type(v).__name__}" for v in wrong.values()]
+        found = "; ".join(f"{name} is {kind}" for name, kind in list(zip(wrong, kinds, strict=True))[:3]) or "nothing"
         raise CheckpointError(
             f"{os.fspath(path)} is no state dict: expected tensors by name, found {found}. Save model.state_dict()."
         )
     return tree
-
-
-def _kind(value: Any) -> str:
-    return repr(value) if isinstance(value, Foreign) else f"a {type(value).__name__}"
 
 
 def _check_start(path: str) -> None:
@@ -197,10 +194,9 @@ def _view(storage: Any, dtype: np.dtype, offset: Any, size: Any, stride: Any) ->
 
 
 def _dict(pairs: Any = ()) -> dict:
-    if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
-        raise PickleDataError("an OrderedDict of something other than pairs")
-    if not all(isinstance(key, str | int) for key, _ in pairs):
-        raise PickleDataError("an OrderedDict with keys that are neither text nor numbers")
+    usable = isinstance(pairs, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs)
+    if not usable or not all(isinstance(key, str | int) for key, _ in pairs):
+        raise PickleDataError("an OrderedDict of something other than pairs with text or numbers as keys")
     return dict(pairs)
 
 

@@ -21,7 +21,7 @@ from pbrl_jax import LoraConfig, with_values
 from pbrl_jax.checkpoint import list_checkpoints, params_sha256, restore_checkpoint
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.models.lora import init_adapters, joined, merged
+from pbrl_jax.models.lora import init_adapters, join_adapters, merge_adapters
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check import validate
 from pbrl_jax.train import loop
@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_adapters_alone():
             return jax.jit(of)(Trained(trained), frozen, None, rows)[0].policy
 
         found = gradient(adapters, Frozen(base, base), config)
-        grads = gradient(merged(base, adapters, config.lora), Frozen(base), full)
+        grads = gradient(merge_adapters(base, adapters, config.lora), Frozen(base), full)
         assert jax.tree.structure(found) == jax.tree.structure(adapters)
         for name in ("query", "key", "value"):
             outer, part = grads["layers"][name]["kernel"], adapters["layers"][name]
@@ -103,7 +103,7 @@ def test_the_policy_that_is_left_has_no_adapters(trained):
     assert final["params_sha256"] == params_sha256(policy.params)
     tokens = jnp.arange(8)[None] + 5
     logits = jax.jit(lambda params: experiment.policy.logits(params, tokens, jnp.ones(tokens.shape, bool)))
-    both = joined(base, position.state.params, experiment.config.lora)
+    both = join_adapters(base, position.state.params, experiment.config.lora)
     np.testing.assert_allclose(logits(policy.params), logits(both), atol=1e-4)
     assert np.array_equal(policy.params["embed"], experiment.policy.params["embed"])
 

@@ -185,7 +185,8 @@ def solved_examples(dataset: Dataset, request: Request, config: tuple[str, str],
     if not request.shots:
         return {}
     rows, place = benchmark_rows(dataset, *config, split, request.data)
-    errors, groups = RowErrors(place), {}
+    errors = RowErrors(place)
+    groups: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=1):
         shown = groups.setdefault(str(row.get(column)) if column else "", [])
         if len(shown) < request.shots:
