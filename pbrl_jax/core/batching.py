@@ -38,13 +38,19 @@ def by_length(
     """(row numbers, the same filled up to `size`) batch by batch, shortest rows first, to reduce padding.
 
     Args:
-      lengths: length of every row, or another sort key.
-      bucket: function of a length; rows with different values of it are put into different batches.
+      lengths: of every row; anything that sorts.
+      bucket: padded length of a length. Rows of two buckets share a batch only where those of the smaller one fill
+        less than half of it: a batch more costs more than their padding.
     """
     groups: dict[Any, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         groups.setdefault(bucket and bucket(lengths[row]), []).append(row)
-    for rows in groups.values():
+    rest: list[int] = []
+    for number, group in enumerate(groups.values(), start=1):
+        rows = rest + group
+        few = len(rows) % size if number < len(groups) else 0
+        full = len(rows) - (few if 2 * few < size else 0)
+        rows, rest = rows[:full], rows[full:]
         for start in range(0, len(rows), size):
             yield rows[start : start + size], fill(rows[start : start + size], size)
 

@@ -17,6 +17,9 @@ from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.models.quantized import dequantized, is_quantized, quantized
 from pbrl_jax.models.specs import DecoderSpec
 
+#: All weights are trained.
+NO_ADAPTERS = LoraConfig()
+
 #: Projection -> (number of input axes, logical axes of its inputs, of its outputs).
 ATTENTION = {
     "query": (("width",), ("heads", "none")),

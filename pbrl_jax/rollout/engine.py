@@ -6,7 +6,6 @@ row's randomness on the seed, its id and the sample's number: an interrupted cal
 gets the same tokens.
 """
 
-import collections
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -186,18 +185,17 @@ class Engine(NamedTuple):
 
     def _batches(self, prompts: Sequence[Sequence[int]], wanted: Set[int] | None, widths: Sequence[int] | None = None
                  ) -> Iterator[tuple[list[int], list[int], int]]:  # fmt: skip
-        """(row numbers, the same filled up, padded length) of the batches; prompts of one batch share a length bucket,
-        and within a bucket rows are sorted by `widths`, or else by their own lengths."""
+        """(row numbers, the same filled up, padded length) of the batches; within a length bucket rows are sorted by
+        `widths`, or else by their own lengths."""
         lengths = list(map(len, prompts))
         limit = self.max_prompt_length or padded_length(max(lengths, default=1))
         buckets = [length_bucket(length, limit) for length in lengths]
         shards = row_shards(self.mesh)
-        most = max(collections.Counter(buckets).values(), default=1)
-        size = -(-few_rows(most, self.batch_size) // shards) * shards
+        size = -(-few_rows(len(prompts), self.batch_size) // shards) * shards
         sizes = list(zip(buckets, lengths if widths is None else widths, strict=True))
         for rows, filled in by_length(sizes, size, operator.itemgetter(0)):
             if wanted is None or not wanted.isdisjoint(rows):
-                yield rows, filled, buckets[rows[0]]
+                yield rows, filled, buckets[rows[-1]]
 
     def _placed(self, tree: Any) -> Any:
         """Arrays on the device, rows spread over the mesh where there is one."""

@@ -9,10 +9,11 @@ from pbrl_jax.algos.preference import preference_loss
 from pbrl_jax.config.tree import DpoConfig, LoraConfig, OptimConfig
 from pbrl_jax.core.records import TrainState
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import SftBatch, gradient_step
-from pbrl_jax.train.trained import NO_ADAPTERS, forward_params
+from pbrl_jax.train.trained import forward_params
 
 
 def dpo_optimizer_config(config: DpoConfig) -> OptimConfig:

@@ -12,10 +12,11 @@ from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
 from pbrl_jax.core.records import PromptBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft_packing import PackedRows, packed_logprobs
-from pbrl_jax.train.trained import NO_ADAPTERS, forward_params
+from pbrl_jax.train.trained import forward_params
 
 
 @pytree

@@ -14,9 +14,6 @@ from pbrl_jax.core.records import pytree
 from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.lora import join_adapters
 
-#: All weights are trained.
-NO_ADAPTERS = LoraConfig()
-
 
 @pytree
 class Trained:

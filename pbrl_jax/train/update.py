@@ -1,8 +1,6 @@
 """The policy update: advantages, the gradient of the objective, one optimizer step.
 
-Advantages, policy log-probs at response positions, reference log-probs when beta > 0, the objective, exact sums over
-microbatches, clipping, the optimizer, and the check that nothing infinite enters the state: traceable functions, which
-`train.programs` compiles.
+Traceable functions, which `train.programs` compiles. Nothing that is not finite enters the state.
 """
 
 import dataclasses
@@ -34,8 +32,7 @@ from pbrl_jax.train.trained import Frozen, Trained, forward_params, update_criti
 
 
 class Optimizer(NamedTuple):
-    """The run's optimizer, its learning rate by the number of updates, and the optimizer of a critic's value
-    head, where there is one."""
+    """The policy's optimizer, its learning rate by the number of updates, and the optimizer of a critic's head."""
 
     policy: optax.GradientTransformation
     schedule: optax.Schedule
@@ -123,9 +120,8 @@ def advantage_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, *, c
         ref_logp_BR = by_microbatch(lambda piece: row_outputs(reference, None, piece, part, False)[0], parts, part)
         if algo.kl_in == "reward":
             beta = algo.beta if state.beta is None else state.beta
-            penalty_BR = kl_penalty(
-                batch.rollout.logp_BR, ref_logp_BR, batch.sampled_BR, beta=beta, estimator=algo.kl_estimator
-            )
+            sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
+            penalty_BR = kl_penalty(sampler_BR, ref_logp_BR, used_BR, beta=beta, estimator=algo.kl_estimator)
     adv, return_BR = estimate_advantages(batch, mask_BR, penalty_BR, config)
     return Targets(adv, mask_BR, ref_logp_BR, return_BR)
 
@@ -169,8 +165,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     if frozen.reference is not None and ref_logp_BR is None:
         ref_logp_BR = jax.lax.stop_gradient(row_outputs(frozen.reference, None, batch, context, False)[0])
     sampler_BR = batch.rollout.logp_BR
-    old_BR = sampler_BR
-    extra: dict[str, Any] = {}
+    old_BR, extra = sampler_BR, dict[str, jax.Array]()
     if algo.importance_sampling_mode != "off":
         old_BR = jax.lax.stop_gradient(logp_BR)
         extra["weight_BR"] = sampler_weights(
@@ -227,9 +222,8 @@ def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array
     """Statistics of rewards, lengths and advantages; rows without a valid reward are left out."""
     G, R = config.algo.num_generations, config.rollout.max_completion_length
     rollout, valid_B = batch.rollout, batch.valid_B
-    reward_PG, valid_PG = batch.reward_B.reshape(-1, G), valid_B.reshape(-1, G)
     lengths = rollout.lengths_B.astype(jnp.float32)
-    return group_metrics(reward_PG, valid_PG) | {
+    return group_metrics(batch.reward_B.reshape(-1, G), valid_B.reshape(-1, G)) | {
         "reward/invalid_share": (~valid_B).astype(jnp.float32).mean(),
         "advantages/std": jnp.sqrt(masked_mean(jnp.square(adv), valid_B if adv.ndim == 1 else batch.sampled_BR)),
         "completions/mean_length": lengths.mean(),
@@ -245,9 +239,8 @@ def optimizer_step(state: TrainState, grads, optimizer: Optimizer) -> tuple[Trai
     finite = all_finite(grads)
     before = on_device(state.opt_state)
     updates, opt_state = optimizer.policy.update(grads, before, state.params)
-    params = optax.apply_updates(state.params, updates)
     new_state = TrainState(
-        params=select(finite, params, state.params),
+        params=select(finite, optax.apply_updates(state.params, updates), state.params),
         opt_state=as_before(select(finite, opt_state, before), state.opt_state),
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
@@ -274,9 +267,8 @@ def update_parameters(
     grads, metrics = gradient_sums(trained, frozen, state.beta, (parts, targets), part)
     new_state, optimizer_metrics = optimizer_step(state, grads.policy, context.optimizer)
     if critic is not None:
-        new_state = dataclasses.replace(
-            new_state, critic=update_critic(critic, grads.value_head, context.optimizer.critic)
-        )
+        critic = update_critic(critic, grads.value_head, context.optimizer.critic)
+        new_state = dataclasses.replace(new_state, critic=critic)
         new_state = hold_policy(state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps, state, new_state)
     metrics = metrics | batch_metrics(batch, targets.adv, config) | optimizer_metrics
     if state.beta is not None:

@@ -31,6 +31,14 @@ def test_plan_keeps_lengths_apart_and_every_row_once():
     assert plan([3000], 4) == [[0]]
 
 
+def test_few_rows_of_a_bucket_join_the_next_one():
+    """Of seven rows of the bucket of 16 in batches of four three are no fewer than half a batch, of five rows one is;
+    it is padded with the first of the bucket of 32, and the last bucket keeps what is left."""
+    assert [len(rows) for rows in plan([9] * 7 + [20] * 4, 4)] == [4, 3, 4]
+    assert plan([9] * 5 + [20] * 4, 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert plan([9, 20, 40, 70], 16) == [[0, 1, 2, 3]]
+
+
 @pytest.mark.parametrize(
     "longest, limit, size", [(1, 64, 16), (16, 64, 16), (17, 64, 32), (64, 64, 64), (40, 48, 48), (9, 12, 12)]
 )

@@ -108,7 +108,7 @@ def test_an_answer_as_it_grows(prompts):
 
 def test_a_stop_between_two_segments(prompts, monkeypatch):
     monkeypatch.setattr(module, "SEGMENT_LENGTH", 3)
-    engine, looks = Engine.of(policy(), 32), itertools.count()
+    engine, looks = Engine.of(policy(), 4), itertools.count()
     short, batches = [prompts[0], prompts[4]], []
     with pytest.raises(Interrupted):
         for rows, _ in engine.answer_batches(prompts, SAMPLED, should_stop=lambda: next(looks) == 4):
