@@ -140,8 +140,8 @@ def epoch_quotas(sampler: Sampler) -> dict[str, int]:
     quotas = {code: min(max(round(rows * share), 1), counts[code]) for code, share in sampler.shares}
     if sum(quotas.values()) < sampler.target_size:
         raise DataError(
-            f"By data.language_weights {scarcest[0]} ({counts[scarcest[0]]} rows) makes {scarcest[1]:.0%} of the batches, "
-            f"which leaves {sum(quotas.values())} different prompts, fewer than the {sampler.target_size} "
+            f"By data.language_weights {scarcest[0]} ({counts[scarcest[0]]} rows) makes {scarcest[1]:.0%} of the "
+            f"batches, which leaves {sum(quotas.values())} different prompts, fewer than the {sampler.target_size} "
             "of a batch. Lower its weight or train.prompts_per_step."
         )
     return quotas

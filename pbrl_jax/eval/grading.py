@@ -1,4 +1,4 @@
-"""Grades of responses and of scored choices: ours, and beside it those of published evaluations."""
+"""Grades of responses and of scored choices: ours, and those of published evaluations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from pbrl_jax.text.languages import LANGUAGES
 
 
 def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
-    """Our answer of a response: of any digits and separators, announced in its language, else the last number."""
+    """Our answer of a response, in any digits and separators: the announced one, else the last number."""
     if benchmark.extract is not None:
         return benchmark.extract(problem, text)
     if problem.kind == "letter":
@@ -42,7 +42,7 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
         "correct": same_answer(extracted, problem.answer),
         "marker_missing": extracted is not None and extract_answer(text, problem.answer_language) is None,
         "published": benchmark.published(problem, text, protocol),
-        # As in training: a text too short to tell counts as right; a language unknown to us counts nowhere.
+        # As in training, too short a text counts as right; an unknown language is left out.
         "right_language": None if wanted not in LANGUAGES else verdict.right is not False,
         "response_language": identify_language(text, known),
         "line_pass": verdict.lines,
@@ -73,7 +73,7 @@ def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
     """All rows with their grades, in the order of the problems and of their samples.
 
     Raises:
-      DataError: a row of a problem that is not in this evaluation, or without a field.
+      DataError: a row of a problem that is not in this evaluation, or a missing field.
     """
     by_key = {problem.key: (place, problem) for place, problem in enumerate(problems)}
     alternatives = tuple(dict.fromkeys(problem.language for problem in problems))
@@ -101,5 +101,5 @@ def _check_row(problem: Problem, row: dict[str, Any]) -> None:
     if wrong:
         raise DataError(
             f"responses.jsonl: the row of {row['key']!r} has no usable {', '.join(wrong)}. Delete the row: the same "
-            "command answers it again."
+            "command generates it again."
         )
