@@ -4,8 +4,6 @@ Cross-lingual cosines lie in a narrow band that differs by language, and texts o
 other whatever they say: an English reply is similar to an English reference by its language alone.
 """
 
-import gzip
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +12,8 @@ import numpy as np
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.tables import read_rows
 
 SHRINKAGE = 30  # ASSUMED: LRPO's n / (n + K) with K not stated in the material at hand
 """Number of pairs at which a language's own baseline and the mean of all languages have equal weight."""
@@ -107,19 +107,14 @@ def pairs_from_file(path: str, languages: Sequence[str], limit: int) -> dict[str
     Raises:
       DataError: no such file, a row without the three fields, or a language that it does not hold.
     """
-    try:
-        content = as_path(path).read_bytes()
-        content = gzip.decompress(content) if str(path).endswith(".gz") else content
-        rows = [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"Parallel text {path!r} cannot be read ({type(error).__name__}: {error}).") from error
+    errors = RowErrors(f"Parallel text {path}")
     found: dict[str, list[tuple[str, str]]] = {code: [] for code in languages if code != "en"}
-    for number, row in enumerate(rows, start=1):
-        if not all(isinstance(row.get(field), str) for field in ("lang", "src", "en")):
-            raise DataError(f"{path}, row {number}: expected the fields lang, src and en, found {sorted(row)}.")
-        own = found.get(row["lang"])
-        if own is not None and (not limit or len(own) < limit):
-            own.append((row["src"], row["en"]))
+    for number, row in read_rows(as_path(path), errors, skip_blank=True):
+        if all([errors.text(number, field, row.get(field)) for field in ("lang", "src", "en")]):
+            pairs = found.get(row["lang"])
+            if pairs is not None and (not limit or len(pairs) < limit):
+                pairs.append((row["src"], row["en"]))
+    errors.check()
     missing = [code for code, own in found.items() if not own]
     if missing:
         raise DataError(f"{path} has no text of {', '.join(missing)}. Set data.languages to those it has.")

@@ -1,4 +1,4 @@
-"""Accelerators: what one chip can do, and in which shapes they are rented.
+"""Accelerators: peak rates of one chip, and the topologies that are rented.
 
 Sources: the pages of each version at cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and NVIDIA's data sheets of the
 A100 80GB SXM, H100 SXM and H200 SXM (dense bfloat16).
@@ -18,7 +18,7 @@ class Chip(NamedTuple):
     memory: float
     bandwidth: float
     link: float
-    """To the other chips, in one direction, all links together."""
+    """To other chips, in one direction, all links together."""
     host: float
     """To the host's memory, in one direction."""
     dollars_per_hour: float
@@ -43,7 +43,7 @@ CHIPS = {
 TPUS = ("v4", "v5e", "v5p", "v6e")
 
 CPU_CORE_FLOPS, CPU_BANDWIDTH = 4e10, 2e10
-"""Of one processor core; only the order of magnitude is meant."""
+"""Of one processor core, as an order of magnitude."""
 
 
 class Topology(NamedTuple):
@@ -70,11 +70,11 @@ class Topology(NamedTuple):
 
 
 def parse_topology(text: str) -> Topology:
-    """`v5p:2x2x4`, `h100:8`, or a name that Google rents by: `v5litepod-16`, `v6e-16`, and, counted in cores,
-    `v4-32` and `v5p-32`.
+    """`v5p:2x2x4`, `h100:8`, or a name of Google Cloud: `v5litepod-16`, `v6e-16`, and, counted in cores, `v4-32`
+    and `v5p-32`.
 
     Raises:
-      ConfigError: lists what exists.
+      ConfigError: an unknown topology; lists those that exist.
     """
     if found := re.fullmatch(r"(v5litepod|v4|v5p|v6e)-(\d+)", text):
         kind = {"v5litepod": "v5e"}.get(found[1], found[1])

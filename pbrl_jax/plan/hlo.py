@@ -1,7 +1,7 @@
 """Costs of a compiled program, from the text of its optimized HLO.
 
-XLA's own cost analysis counts the body of a loop once. Here every loop counts as often as it runs, so that a scan over
-layers or microbatches costs what it costs.
+XLA's own cost analysis counts the body of a loop once. Here it is multiplied by the trip count, as scans over layers
+and microbatches require.
 """
 
 import functools
@@ -22,19 +22,19 @@ COLLECTIVES = {
     "ragged-all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-"""Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips."""
+"""Collective -> bytes that a chip sends for each byte of the full array, in a ring of n chips."""
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota".split()
 )
-"""Instructions that move no data of their own."""
+"""Instructions without memory traffic of their own."""
 COPIES = ("copy", "copy-start")
-"""Instructions that copy between the host's memory and the device's."""
+"""Instructions that copy between host and device memory."""
 
 
 class Cost(NamedTuple):
-    """Per chip: products, memory traffic, bytes sent to other chips by kind of collective, loops of unknown length,
-    and bytes copied from and to the host's memory."""
+    """Per chip: flops, memory traffic, bytes sent to other chips by kind of collective, loops of unknown trip count,
+    and bytes copied from and to host memory."""
 
     flops: float = 0.0
     bytes: float = 0.0
@@ -62,7 +62,7 @@ def _numbers(attributes: str, name: str) -> list[int]:
 
 
 def dot_flops(instruction: Instruction, known: Computation) -> float:
-    """Twice the products of a dot."""
+    """Flops of a dot: two for each product."""
     left = known[instruction.operands[0]].shapes[0].sizes
     contracted = math.prod(left[axis] for axis in _numbers(instruction.attributes, "lhs_contracting_dims"))
     return 2.0 * math.prod(instruction.shapes[0].sizes) * contracted
@@ -70,7 +70,7 @@ def dot_flops(instruction: Instruction, known: Computation) -> float:
 
 @functools.cache
 def valid_positions(output: int, kernel: int, data: int, stride: int, low: int, hole: int, spread: int) -> int:
-    """Pairs of (output, kernel) positions of one spatial axis that fall on data, not on padding or holes."""
+    """Number of (output, kernel) positions of one spatial axis that read data, not padding or dilation."""
     places_k = np.arange(kernel) * spread - low
     extent = (data - 1) * hole + 1
     total, rows = 0, max(1, 2**22 // kernel)
@@ -85,7 +85,7 @@ def _window_field(window: dict[str, str], name: str, axis: int, default: int) ->
 
 
 def convolution_flops(instruction: Instruction, known: Computation) -> float:
-    """Twice the products of a convolution, which is how the TPU compiler writes every matrix product."""
+    """Flops of a convolution; the TPU compiler writes every matrix product as one."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     left, right = (known[name].shapes[0].sizes for name in instruction.operands[:2])
     out = instruction.shapes[0].sizes
@@ -106,7 +106,7 @@ def convolution_flops(instruction: Instruction, known: Computation) -> float:
 
 
 def group_size(attributes: str) -> int:
-    """Chips that take part in a collective."""
+    """Number of chips in a collective."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
@@ -115,11 +115,11 @@ def group_size(attributes: str) -> int:
 
 
 class Walker:
-    """Costs of the computations of a module, each worked out once."""
+    """Costs of the computations of a module, each computed once."""
 
     def __init__(self, text: str, unknown_trips: float = 1.0):
-        """`unknown_trips`: how often a loop runs whose end the text does not tell (that over sampled tokens); such a
-        loop within such a loop runs once."""
+        """`unknown_trips`: trip count of loops that end by the data (over sampled tokens); one inside another runs
+        once."""
         self.computations, self.entry = parse_module(text)
         self.unknown_trips = unknown_trips
         self.inside_unknown = False
@@ -129,22 +129,22 @@ class Walker:
         return self.cost(self.entry, False)
 
     def cost(self, name: str, fused: bool) -> Cost:
-        """Of one computation; inside a fusion nothing but products counts, since nothing else touches memory."""
+        """The cost of one computation; inside a fusion only flops count, since nothing else is in memory."""
         key = (name, fused)
         if key not in self.done:
             total = Cost()
             for instruction in self.computations.get(name, {}).values():
-                total = total.plus(self.of(instruction, self.computations[name], fused))
+                total = total.plus(self.instruction_cost(instruction, self.computations[name], fused))
             self.done[key] = total
         return self.done[key]
 
-    def of(self, instruction: Instruction, known: Computation, fused: bool) -> Cost:
+    def instruction_cost(self, instruction: Instruction, known: Computation, fused: bool) -> Cost:
         opcode = instruction.opcode
         called = instruction.called
         if opcode == "while":
-            return self.loop(instruction, known)
+            return self.loop_cost(instruction, known)
         if opcode == "conditional":
-            return self.branches(instruction)
+            return self.branch_cost(instruction)
         if opcode == "dot":
             cost = Cost(dot_flops(instruction, known))
         elif opcode == "convolution":
@@ -154,17 +154,17 @@ class Walker:
             return cost if fused else cost.plus(Cost(0.0, self.fusion_bytes(instruction, known, called[0])))
         elif opcode in ("call", "async-start") and called:
             return self.cost(called[0], fused)
-        elif opcode in COPIES and crosses(instruction, known):
+        elif opcode in COPIES and is_host_copy(instruction, known):
             size = known[instruction.operands[0]].bytes
             return Cost(0.0, size, host_bytes=size)
         else:
-            cost = Cost(0.0, 0.0, self.sent(instruction, known))
+            cost = Cost(0.0, 0.0, self.sent_bytes(instruction, known))
         return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, known)))
 
-    def loop(self, instruction: Instruction, known: Computation) -> Cost:
+    def loop_cost(self, instruction: Instruction, known: Computation) -> Cost:
         body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
         condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
-        trips = self.trips(instruction, condition, known)
+        trips = self.trip_count(instruction, condition, known)
         outermost = trips is None and not self.inside_unknown
         self.inside_unknown |= outermost
         cost = self.cost(body, False).plus(self.cost(condition, False))
@@ -172,8 +172,8 @@ class Walker:
         times = trips if trips is not None else self.unknown_trips if outermost else 1
         return Cost(0.0, 0.0, {}, int(trips is None)).plus(cost, times)
 
-    def trips(self, instruction: Instruction, condition: str, known: Computation) -> int | None:
-        """How often a loop runs: as the compiler noted, or as its condition compares; None where it depends on data."""
+    def trip_count(self, instruction: Instruction, condition: str, known: Computation) -> int | None:
+        """The trip count of a loop, as annotated or from its condition; None if it depends on data."""
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):
             return int(found[1])
         lines = list(self.computations[condition].values())
@@ -195,7 +195,7 @@ class Walker:
         return max(0, -(-(int(limits[0].inner) - start) // step))
 
     def element(self, known: Computation, name: str, index: int) -> Instruction | None:
-        """The instruction that makes an element of a tuple, where it can be seen."""
+        """The instruction that makes an element of a tuple, if the tuple is made here."""
         made = known.get(name)
         if made is None or made.opcode != "tuple":
             return None
@@ -208,7 +208,7 @@ class Walker:
         return int(found.inner) if found is not None and found.opcode == "constant" else default
 
     def step_of(self, body: str, index: int) -> int:
-        """What a loop adds to its counter at every turn; the windowed products of the TPU compiler add two."""
+        """The increment of a loop's counter; windowed products of the TPU compiler add two."""
         known = self.computations[body]
         root = next((line for line in known.values() if line.root), None)
         found = None if root is None else self.element(known, root.name, index)
@@ -220,7 +220,7 @@ class Walker:
         added = (known.get(name) for name in found.operands)
         return next((int(line.inner) for line in added if line is not None and line.opcode == "constant"), 1)
 
-    def branches(self, instruction: Instruction) -> Cost:
+    def branch_cost(self, instruction: Instruction) -> Cost:
         names = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
         found = NAME.findall(names[1]) if names else re.findall(
             r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes
@@ -229,30 +229,30 @@ class Walker:
             (self.cost(name, False) for name in found), key=lambda cost: (cost.flops, cost.bytes), default=Cost()
         )
 
-    def sent(self, instruction: Instruction, known: Computation) -> dict[str, float]:
+    def sent_bytes(self, instruction: Instruction, known: Computation) -> dict[str, float]:
         opcode = instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             return {}
         chips = group_size(instruction.attributes)
         given = sum(known[name].bytes for name in instruction.operands if name in known)
-        whole = given * chips if opcode == "all-gather" else given
-        return {opcode: whole * COLLECTIVES[opcode](chips)}
+        full = given * chips if opcode == "all-gather" else given
+        return {opcode: full * COLLECTIVES[opcode](chips)}
 
     def fusion_bytes(self, instruction: Instruction, known: Computation, called: str) -> float:
-        """Operands and results of a fusion; of an operand that is only sliced, or a result that is written into an
-        operand, the slice."""
+        """Bytes of the operands and results of a fusion; of sliced operands and of results written into an operand, the
+        slices."""
         total = sum(
-            touched(self.computations, called, number, known[operand])
+            read_bytes(self.computations, called, number, known[operand])
             for number, operand in enumerate(instruction.operands)
             if operand in known
         )
         inside = self.computations[called]
         root = next((line for line in inside.values() if line.root), None)
-        return total + (instruction.bytes if root is None else written(inside, root))
+        return total + (instruction.bytes if root is None else written_bytes(inside, root))
 
 
-def touched(computations: Mapping[str, Computation], called: str, number: int, given: Instruction) -> float:
-    """Bytes that a fusion reads of its operand `number`: all, or the slices that it takes."""
+def read_bytes(computations: Mapping[str, Computation], called: str, number: int, given: Instruction) -> float:
+    """Bytes that a fusion reads of its operand `number`: all, or its slices."""
     inside = computations[called]
     name = next((line.name for line in inside.values() if line.opcode == "parameter" and int(line.inner) == number), "")
     found = sliced_bytes(computations, inside, name)
@@ -260,7 +260,7 @@ def touched(computations: Mapping[str, Computation], called: str, number: int, g
 
 
 def sliced_bytes(computations: Mapping[str, Computation], inside: Computation, name: str) -> float | None:
-    """Bytes of the slices that are all that is read of an array; None where more is."""
+    """Bytes of the slices of an array that is only read in slices; None otherwise."""
     total = 0.0
     for line in (line for line in inside.values() if name in line.operands):
         if is_sliced(line, name):
@@ -280,29 +280,29 @@ def sliced_bytes(computations: Mapping[str, Computation], inside: Computation, n
     return total
 
 
-def written(inside: Computation, line: Instruction) -> float:
-    """Bytes that a fusion writes for a result: of one that is written into an operand, the slice."""
+def written_bytes(inside: Computation, line: Instruction) -> float:
+    """Bytes that a fusion writes for a result; of one that is written into an operand, the slice."""
     if line.opcode == "tuple":
-        return sum(written(inside, inside[name]) for name in line.operands if name in inside)
+        return sum(written_bytes(inside, inside[name]) for name in line.operands if name in inside)
     if line.opcode == "bitcast" and line.operands[0] in inside:
-        return written(inside, inside[line.operands[0]])
+        return written_bytes(inside, inside[line.operands[0]])
     return inside[line.operands[1]].bytes if line.opcode == "dynamic-update-slice" else line.bytes
 
 
-def crosses(instruction: Instruction, known: Computation) -> bool:
-    """Whether a copy is between the host's memory and the device's."""
+def is_host_copy(instruction: Instruction, known: Computation) -> bool:
+    """Whether a copy is between host and device memory."""
     source = known.get(instruction.operands[0])
     return source is not None and (instruction.hosted or source.hosted)
 
 
 def is_sliced(user: Instruction, name: str) -> bool:
-    """Whether `user` touches no more of the array than a slice."""
+    """Whether `user` reads or writes only a slice of the array."""
     slices = ("slice", "dynamic-slice", "gather", "dynamic-update-slice")
     return user.opcode in slices and user.operands[0] == name and user.operands.count(name) == 1
 
 
 def moved_bytes(instruction: Instruction, known: Computation) -> float:
-    """Memory traffic of an instruction that stands alone."""
+    """Memory traffic of an instruction outside of fusions."""
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * instruction.bytes
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
@@ -311,5 +311,5 @@ def moved_bytes(instruction: Instruction, known: Computation) -> float:
 
 
 def program_cost(text: str, unknown_trips: float = 1.0) -> Cost:
-    """Cost of a compiled program (`compiled.as_text()`) on one chip, every loop counted as often as it runs."""
+    """Cost of a compiled program (`compiled.as_text()`) on one chip."""
     return Walker(text, unknown_trips).total()

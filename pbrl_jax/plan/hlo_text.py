@@ -1,4 +1,4 @@
-"""The text of optimized HLO as instructions by computation."""
+"""Parses the text of optimized HLO into instructions by computation."""
 
 import math
 import re
@@ -10,7 +10,7 @@ ITEM_BYTES = {
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
 HOST_SPACE = "S(5)"
-"""How a layout says that an array lies in the host's memory."""
+"""The memory space of the host in a layout."""
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 NAME = re.compile(r"%([\w.\-]+)")
 
@@ -35,10 +35,10 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     attributes: str
     inner: str
-    """What stands in the parentheses: of a constant, its value; of a parameter, its number."""
+    """The text in the parentheses: of a constant, its value; of a parameter, its number."""
     root: bool
     hosted: bool = False
-    """Whether one of its arrays lies in the host's memory."""
+    """Whether one of its arrays is in host memory."""
 
     @property
     def bytes(self) -> float:
@@ -46,7 +46,7 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """Computations that it applies."""
+        """Names of the computations that it calls."""
         return re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", self.attributes)
 
 

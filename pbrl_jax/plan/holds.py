@@ -1,6 +1,6 @@
-"""What the compiled update must not hold: a parameter that is whole on every chip, or the logits of a microbatch.
+"""Checks that the compiled update holds neither a parameter replicated on every chip nor a microbatch's logits.
 
-Read from the optimized HLO, whose arrays are those of one chip. What stands inside a fusion never lies in memory.
+It reads the optimized HLO, whose arrays are those of one chip. Arrays inside a fusion are never in memory.
 """
 
 import math
@@ -14,14 +14,14 @@ from pbrl_jax.plan.hlo_text import Instruction, Shape, parse_module
 from pbrl_jax.plan.shapes import policy_shapes
 
 SMALL = 2**20
-"""Parameters of fewer scalars may be whole on every chip: norms and biases."""
+"""Parameters of fewer scalars may be replicated: norms and biases."""
 LOGITS_SHARE = 0.25
-"""An array with the vocabulary's axis that holds this share of a microbatch's logits, and more than a chunk of
-train.logprob_chunk, counts as those."""
+"""An array with the vocabulary's axis counts as logits if it has this share of a microbatch's, and more than a chunk of
+train.logprob_chunk."""
 
 
 def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:
-    """(instruction, array, is an argument or result of the program) of all arrays that a program keeps in memory."""
+    """(instruction, array, whether it is an argument or result) of all arrays that a program has in memory."""
     computations, entry = parse_module(text)
     fused = {
         name
@@ -40,19 +40,19 @@ def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:
 
 
 def _axes(sizes) -> tuple[int, ...]:
-    """Sizes of an array's axes in any order, those of 1 left out: what a transpose does not change."""
+    """Sizes of an array's axes, sorted and without 1s: invariant under transposition."""
     return tuple(sorted(size for size in sizes if size > 1))
 
 
 def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict[str, int]) -> list[str]:
-    """What a compiled update holds and must not, in words; nothing where all is well.
+    """What a compiled update must not hold and does, in words; [] if there is nothing.
 
     Args:
       text: the optimized HLO of `train.update.make_update`'s program.
       mesh_shape: sizes of the mesh axes.
 
-    Parameters stacked over layers must never be whole, also not for a moment. The embedding and the output matrix may
-    be copied while they are in use, as every layer's matrices are, but must not arrive or leave whole.
+    Parameters stacked over layers must never be replicated. The embedding and the output matrix may be gathered while
+    they are in use, like every layer's matrices, but must not be replicated arguments or results.
     """
     leaves = [leaf.shape for leaf in jax.tree.leaves(policy_shapes(spec)) if leaf.size >= SMALL]
     stacked = {_axes(shape) for shape in leaves if shape[0] == spec.layers and len(shape) > 2}
@@ -72,7 +72,7 @@ def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict
     for line, shape, outer in arrays_in_memory(text):
         axes = _axes(shape.sizes)
         if cut and (axes in stacked or outer and axes in flat):
-            faults.add(f"a whole parameter: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
+            faults.add(f"a replicated parameter: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
         if words & set(axes) and math.prod(axes) >= limit and axes not in matrices:
             faults.add(f"logits: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
     return sorted(faults)

@@ -1,4 +1,4 @@
-"""The programs of a step, compiled ahead of time for a mesh of devices that need not exist."""
+"""Compiles the programs of a step ahead of time, for a mesh of devices that need not exist."""
 
 import functools
 import re
@@ -32,23 +32,23 @@ from pbrl_jax.train.update import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens, length_bucket
 
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")
-"""How the TPU compiler says that a program does not fit."""
+"""The TPU compiler's messages for a program that does not fit."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 EOS_IDS = (0, 1)
-"""Ids that end a response, at most: what released models have."""
+"""As many end-of-sequence ids as released models have."""
 
 
 class Need(NamedTuple):
-    """What a program of the step needs on one chip: memory in bytes, and what it costs."""
+    """What a program of the step needs on one chip: memory in bytes, and its cost."""
 
     hbm_bytes: float
-    """All that lies in memory while it runs, also what belongs to the other programs."""
+    """All that is in memory while it runs, including arrays of the other programs."""
     temp_bytes: float
     cost: Cost
     compile_seconds: float = 0.0
     faults: tuple[str, ...] | None = None
-    """What the compiled update holds and must not (see plan.holds); None where nobody looked."""
+    """Faults of the compiled update (see plan.holds); None for other programs."""
 
 
 class Memory(NamedTuple):
@@ -57,7 +57,7 @@ class Memory(NamedTuple):
     arguments: float
     temporary: float
     results: float
-    """Those that are not written over arguments."""
+    """Without those that are written into donated arguments."""
 
     @property
     def total(self) -> float:
@@ -65,8 +65,8 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A compiled program. `token` is the cost of one more turn of a loop that ends by the data, as that over sampled
-    tokens does; `cost` has one turn in it."""
+    """A compiled program. `token` is the cost of one iteration of a loop that ends by the data, as the one over sampled
+    tokens; `cost` includes one iteration."""
 
     memory: Memory
     cost: Cost
@@ -78,9 +78,9 @@ class Compiled(NamedTuple):
 
 
 def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
-    """Compile a jitted function for shapes on a mesh, and read its memory and its cost."""
+    """Compile a jitted function for shapes on a mesh; its memory and cost."""
     start = time.perf_counter()
-    with jax.set_mesh(mesh):  # only here: no array can be made on devices that do not exist
+    with jax.set_mesh(mesh):  # only here: arrays cannot be made on devices that do not exist
         lowered = program.lower(*shapes, **static)
     compiled = lowered.compile()
     found = compiled.memory_analysis()
@@ -95,29 +95,29 @@ def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
 
 
 def placed_as(mesh: Mesh, program, compiled: Compiled, *shapes):
-    """The results of a compiled program as shapes that say where they lie."""
+    """The results of a compiled program as shapes with shardings."""
     with jax.set_mesh(mesh):
         return placed(jax.eval_shape(program, *shapes), compiled.shardings)
 
 
 def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, segment: int) -> Cost:
-    """Decoding `tokens` tokens in segments, in a window that lies at `share` of the way between two compiled ones.
+    """Cost of decoding `tokens` tokens in segments, in a window at `share` of the way between two compiled ones.
 
-    What a program does before its loop, such as gathering weights, it does once a segment.
+    Work before the loop, such as gathering weights, is done once a segment.
     """
     calls = -(-tokens // segment)
 
-    def whole(part: Compiled) -> Cost:
+    def all_segments(part: Compiled) -> Cost:
         return Cost().plus(part.cost, calls).plus(part.token, tokens - calls)
 
-    return Cost().plus(whole(small), 1 - share).plus(whole(large), share)
+    return Cost().plus(all_segments(small), 1 - share).plus(all_segments(large), share)
 
 
 def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
     """The rollout at full length: prefill, and one decode program per window.
 
-    The smallest and the largest window are compiled; those between cost what lies between, since attention alone
-    depends on the window, and linearly.
+    The smallest and the largest window are compiled and the others interpolated: only attention depends on the window,
+    and linearly.
     """
     spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
     params, prompts = placed_sampler(config, spec, mesh), placed_batch(config, mesh).prompts
@@ -160,7 +160,7 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
 
 
 def reward_calls(config: Config, rows: int, devices: int = 1) -> tuple[int, int, int]:
-    """(calls, texts of each, tokens of each text) with which the encoder reads all responses at full length."""
+    """(calls, texts of each, tokens of each text) of the encoder for all responses at full length."""
     size = length_bucket(config.encoder.max_length, config.encoder.max_length)
     pieces = -(-config.rollout.max_completion_length // size) + (config.reward.parts == "split")
     block = embed_block(size, devices)
@@ -168,7 +168,7 @@ def reward_calls(config: Config, rows: int, devices: int = 1) -> tuple[int, int,
 
 
 def reward_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
-    """The encoder on all responses: whole on every chip, which share the texts."""
+    """The encoder on all responses: its weights are replicated, the texts sharded."""
     rows = config.train.prompts_per_step * config.algo.num_generations
     calls, block, size = reward_calls(config, rows, mesh.size)
     found = compile_encoder(models.encoder, block, size, mesh)
@@ -185,21 +185,21 @@ def compile_encoder(spec: TextEncoderSpec, texts: int, tokens: int, mesh: Mesh) 
 
 
 def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
-    """The update of a full-length batch, unpacked, which is its worst case."""
+    """The update of an unpacked batch of full length, the worst case."""
     between = placed_state(config, models.policy, mesh)
     state = placed_state(with_values(config, train={"offload": ()}), models.policy, mesh)
     reference = placed_frozen(config, models.policy, mesh)
     batch = placed_batch(config, mesh)
     found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, bucket=0)
     held = other_bytes - tree_bytes((between, reference))
-    moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
+    moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # from the host and back
     cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
     faults = tuple(update_faults(found.text, config, models.policy, dict(mesh.shape)))
     return Need(held + found.memory.total, found.memory.temporary, cost, found.seconds, faults=faults)
 
 
 def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
-    """What lies on a chip all the time: state, reference, encoder."""
+    """Bytes that are always on a chip: state, reference, encoder."""
     reference = placed_frozen(config, models.policy, mesh)
     state = placed_state(config, models.policy, mesh)
     return tree_bytes((state, reference, placed_encoder(models.encoder, mesh)))
@@ -213,7 +213,7 @@ PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {
 
 
 def refused_bytes(error: Exception) -> float | None:
-    """The temporary bytes that a program would need which the compiler refused as too large; None for another error."""
+    """The temporary bytes of a program that the compiler refused as too large; None for another error."""
     found = TOO_LARGE.search(str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not found:
         return None
@@ -224,10 +224,10 @@ def refused_bytes(error: Exception) -> float | None:
 def compile_step(
     config: Config, models: Models, mesh: Mesh, by_hand: Mapping[str, Need], say: Callable[[str], None]
 ) -> dict[str, Need]:
-    """What each program of the step needs, by compiling it; nothing is allocated or run.
+    """What each program of the step needs, by compiling it without allocating or running.
 
     Args:
-      by_hand: estimates, whose costs stand in for those of a program that the compiler refuses as too large.
+      by_hand: estimates; their costs replace those of a program that the compiler refuses as too large.
     """
     needs = {}
     held = resident_bytes(config, models, mesh)
@@ -240,7 +240,7 @@ def compile_step(
             if temporary is None:
                 raise
             needs[name] = Need(held + temporary, temporary, by_hand[name].cost)
-            say(f"the compiler refused {name}: {temporary / 1e9:.1f} GB of temporaries; its cost is worked out by hand")
+            say(f"the compiler refused {name}: {temporary / 1e9:.1f} GB of temporaries; its cost is estimated")
             continue
         say(f"compiled {name} in {needs[name].compile_seconds:.0f} s")
     return needs

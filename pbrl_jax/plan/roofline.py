@@ -1,4 +1,4 @@
-"""From what programs need to whether they fit, how long they take, and what binds them."""
+"""Whether programs fit, how long they take at least, and what bounds them."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -13,16 +13,16 @@ from pbrl_jax.plan.programs import Need
 from pbrl_jax.plan.shapes import Models
 
 USABLE = 0.95
-"""Share of a chip's memory that a plan may fill; the rest goes to the runtime and to fragmentation."""
+"""Usable share of a chip's memory; the rest is for the runtime and fragmentation."""
 
 
 class Row(NamedTuple):
-    """A program of the step: what it needs, and how long it takes at least."""
+    """A program of the step: what it needs, and its least time."""
 
     need: Need
     seconds: float
     binds: str
-    """What takes that long: compute, memory, links, or the way to the host's memory."""
+    """The bound: compute, memory, links, or host (copies from and to its memory)."""
 
 
 class Plan(NamedTuple):
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
         return all(row.need.hbm_bytes <= USABLE * self.capacity for row in self.rows.values())
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as `--json` writes it."""
+        """The plan for `--json`."""
         programs = {
             name: {
                 "hbm_bytes": row.need.hbm_bytes, "temp_bytes": row.need.temp_bytes, "flops": row.need.cost.flops,
@@ -62,16 +62,15 @@ class Plan(NamedTuple):
 
 
 def local_chip(devices: int, memory: float) -> Chip:
-    """This machine's processor, shared by its virtual devices."""
+    """This machine's processor, divided among its virtual devices."""
     flops = CPU_CORE_FLOPS * (os.cpu_count() or 1) / devices
     return Chip(
         flops, memory / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, 0.0, ()
     )
 
 
-def time_of(need: Need, chip: Chip) -> Row:
-    """The roofline: the slowest of products, memory traffic, links and copies from and to the host, each at its peak
-    rate."""
+def roofline_row(need: Need, chip: Chip) -> Row:
+    """The slowest of compute, memory traffic, links and copies from and to the host, each at its peak rate."""
     seconds = {
         "compute": need.cost.flops / chip.flops,
         "memory": need.cost.bytes / chip.bandwidth,
@@ -83,18 +82,18 @@ def time_of(need: Need, chip: Chip) -> Row:
 
 
 def make_plan(config: Config, needs: Mapping[str, Need], chip: Chip) -> Plan:
-    """The plan of a step whose programs need this."""
+    """The plan of a step from the needs of its programs."""
     tokens = config.train.prompts_per_step * config.algo.num_generations * config.rollout.max_completion_length
-    return Plan({name: time_of(need, chip) for name, need in needs.items()}, chip.memory, tokens)
+    return Plan({name: roofline_row(need, chip) for name, need in needs.items()}, chip.memory, tokens)
 
 
 def mesh_sizes(config: Config, chips: int) -> Sizes:
-    """The config's mesh on so many chips (ConfigError where it does not divide)."""
+    """The config's mesh on `chips` chips (ConfigError if it does not divide them)."""
     return Sizes(*mesh_shape(config.mesh, chips))
 
 
 def estimate(config: Config, models: Models, topology: Topology) -> Plan:
-    """The plan of a topology by hand."""
+    """The estimated plan on a topology."""
     sizes = mesh_sizes(config, topology.chips)
     return make_plan(config, estimate_step(config, models, sizes), topology.chip)
 
@@ -103,13 +102,13 @@ Change = tuple[str, Config]
 
 
 def single_changes(config: Config, models: Models, topology: Topology) -> list[Change]:
-    """Changes of one kind each that need less memory, the cheapest in time first: (flags, config)."""
+    """(flags, config) of single settings that need less memory, roughly the fastest first."""
     changes: list[Change] = []
 
     def add(flags: str, **sections: dict) -> None:
         changes.append((flags, with_values(config, **sections)))
 
-    for sizes in meshes(config, models, topology.chips):
+    for sizes in possible_meshes(config, models, topology.chips):
         mesh = sizes._asdict()
         if mesh_sizes(config, topology.chips) != sizes and sizes.weight_shards > 1:
             add(" ".join(f"--mesh.{axis} {size}" for axis, size in mesh.items()), mesh=mesh)
@@ -131,7 +130,7 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
 
 
 def nearest_change(config: Config, models: Models, topology: Topology, corrected: Mapping[str, float]) -> str:
-    """The least change that would fit, by the estimate; in words.
+    """The smallest change that would fit, by the estimate; in words.
 
     Args:
       corrected: bytes that each compiled program needs beyond its estimate.
@@ -160,15 +159,15 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
         larger = Topology(topology.kind, shape)
         if larger.chips <= topology.chips:
             continue
-        for sizes in meshes(config, models, larger.chips):
+        for sizes in possible_meshes(config, models, larger.chips):
             if fits(with_values(config, mesh=sizes._asdict()), larger):
                 mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in sizes._asdict().items())
                 return f"a larger machine: --topology {larger.name} {mesh}"
-    return "none of one or two settings, nor a larger machine of this kind; lower rollout.max_completion_length"
+    return "no one or two settings, and no larger machine of this kind; lower rollout.max_completion_length"
 
 
-def meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
-    """Meshes of so many chips that hold the rows and divide the policy."""
+def possible_meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
+    """Meshes of `chips` chips that divide the rows and the policy."""
     spec, rows = models.policy, config.train.microbatch_prompts or config.train.prompts_per_step
     found = []
     for tensor in (1, 2, 4, 8):
@@ -182,7 +181,7 @@ def meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
 
 
 class Offer(NamedTuple):
-    """One line of a sweep."""
+    """One row of a sweep."""
 
     topology: Topology
     sizes: Sizes
@@ -196,13 +195,13 @@ class Offer(NamedTuple):
 
 
 def sweep(config: Config, models: Models, kinds: tuple[str, ...], say: Callable[[str], None]) -> list[Offer]:
-    """All topologies of these chips with the best mesh of each that fits, the cheapest first; by hand."""
+    """All topologies of these chips with the best mesh of each that fits, the cheapest first; by estimate."""
     offers = []
     for kind in kinds:
         for shape in CHIPS[kind].shapes:
             topology = Topology(kind, shape)
             best = None
-            for sizes in meshes(config, models, topology.chips):
+            for sizes in possible_meshes(config, models, topology.chips):
                 changed = with_values(config, mesh=sizes._asdict())
                 offer = Offer(topology, sizes, estimate(changed, models, topology))
                 if offer.plan.fits and (best is None or offer.plan.step_seconds < best.plan.step_seconds):

@@ -1,4 +1,4 @@
-"""The models and arrays of a run as shapes: nothing is read, nothing is allocated."""
+"""The models and arrays of a run as shapes and shardings, without reading weights or allocating."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ RELEASED_POLICIES = {
     "Qwen/Qwen3-8B": "qwen3_8b",
     "Qwen/Qwen3-32B": "qwen3_32b",
 }
-"""Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights."""
+"""Hub ids of known size, for which a plan needs neither network nor weights."""
 
 
 def _xlm_roberta(max_positions: int, pooling: str) -> EncoderSpec:
@@ -84,7 +84,7 @@ def run_models(config: Config) -> Models:
     """Sizes of the run's policy and encoder.
 
     Raises:
-      ConfigError: a source that is neither a preset, nor known here, nor a folder with a config.json.
+      ConfigError: a source that is neither a preset, nor of known size, nor a folder with a config.json.
     """
     settings = config.policy
     if settings.source == "random":
@@ -96,7 +96,7 @@ def run_models(config: Config) -> Models:
         policy = decoder_spec(stored)
     else:
         raise ConfigError(
-            f"policy.source {settings.source!r}: its sizes are not known here. Give a folder with its config.json "
+            f"policy.source {settings.source!r}: its sizes are unknown. Give a folder with its config.json "
             f"(no weights needed), or one of {', '.join(RELEASED_POLICIES)}."
         )
     policy = dataclasses.replace(policy, dtype=settings.dtype, remat=settings.remat, attention=settings.attention)
@@ -104,12 +104,12 @@ def run_models(config: Config) -> Models:
 
 
 def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
-    """Sizes of the run's encoder, in the type that it computes in and, where it is a released one, is held in."""
+    """Sizes of the run's encoder, with the type it computes in and, of a released one, is stored in."""
     settings = config.encoder
     if settings.source != "random":
         if settings.source not in RELEASED_ENCODERS:
             raise ConfigError(
-                f"encoder.source {settings.source!r}: its sizes are not known here. For the plan, use one of "
+                f"encoder.source {settings.source!r}: its sizes are unknown. For the plan, use one of "
                 f"{', '.join(RELEASED_ENCODERS)}, or --encoder.source random --encoder.preset P."
             )
         return dataclasses.replace(RELEASED_ENCODERS[settings.source], dtype=settings.dtype or "float32")
@@ -119,7 +119,7 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes that also say where their arrays lie; one sharding serves a whole tree."""
+    """Shapes with shardings; one sharding may serve a whole tree."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _leaf: shardings, shapes)
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
@@ -131,21 +131,21 @@ def policy_shapes(spec: DecoderSpec) -> Any:
 
 
 def placed_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
-    """The policy's parameters on the mesh, or, cut the same way, in the host's memory."""
+    """The policy's parameters on the mesh, or with `hosted` in host memory with the same sharding."""
     shapes = policy_shapes(spec)
     shardings = tree_shardings(shapes, decoder_axes(spec), mesh)
     return placed(shapes, in_host_memory(shardings) if hosted else shardings)
 
 
 def placed_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.loop.reference_params` lays it; None where nothing needs it."""
+    """The start policy beside the state, as `train.loop.reference_params` places it; None if it is not needed."""
     if config.algo.beta == 0 and not config.lora.rank:
         return None
     return placed_policy(spec, mesh, "reference" in config.train.offload)
 
 
 def placed_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The parameters that the rollout reads: the policy's, with adapters beside them where these are trained."""
+    """The parameters of the rollout: the policy's, with adapters if these are trained."""
     if not config.lora.rank:
         return placed_policy(spec, mesh)
     policy = policy_shapes(spec)
@@ -160,7 +160,7 @@ def adapters(config: Config, spec: DecoderSpec) -> Any:
 
 
 def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
-    """The train state on the mesh, as `train.state.place_state` lays it."""
+    """The train state on the mesh, as `train.state.place_state` places it."""
     optimizer = make_optimizer(config.optim)
     beta = None if config.algo.kl_target is None else config.algo.beta
     critic = None
@@ -181,13 +181,13 @@ def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
 
 
 def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
-    """The encoder's parameters, whole on every chip."""
+    """The encoder's parameters, replicated."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_encoder(spec))
     return placed(shapes, replicated(mesh))
 
 
 def tree_bytes(tree: Any) -> float:
-    """Bytes of a tree of shapes in one chip's own memory."""
+    """Bytes of a tree of shapes in one chip's memory."""
 
     def own(leaf) -> float:
         if leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY:

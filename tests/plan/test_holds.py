@@ -39,9 +39,9 @@ ENTRY %main (a: {argument}) -> f32[] {{
     [
         ("f32[8,128,512]", "bf16[512,1024]", None),
         ("f32[8,128,512]", "f32[1,4000,512]", None),
-        ("f32[8,512,1024]", "f32[4]", "a whole parameter: f32[8, 512, 1024] (parameter a)"),
-        ("f32[4]", "bf16[8,1024,512]", "a whole parameter: bf16[8, 1024, 512] (broadcast t)"),
-        ("f32[4000,512]", "f32[4]", "a whole parameter: f32[4000, 512] (parameter a)"),
+        ("f32[8,512,1024]", "f32[4]", "a replicated parameter: f32[8, 512, 1024] (parameter a)"),
+        ("f32[4]", "bf16[8,1024,512]", "a replicated parameter: bf16[8, 1024, 512] (broadcast t)"),
+        ("f32[4000,512]", "f32[4]", "a replicated parameter: f32[4000, 512] (parameter a)"),
         ("f32[4]", "f32[4,63,2000]", "logits: f32[4, 63, 2000] (broadcast t)"),
         ("f32[4]", "f32[63,4000]", "logits: f32[63, 4000] (broadcast t)"),
         ("f32[4]", "f32[63,2000]", None),

@@ -180,8 +180,8 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     for wrong, said in (
         (["--topology", "v5p:9x9x9"], "2x2x4"),
         (["--topology", "h100:8", "--mesh.fsdp", "3"], "does not fit 8 devices"),
-        (["--topology", "h100:8", "--policy.source", "who/knows"], "sizes are not known"),
-        (["--topology", "h100:8", "--encoder.source", "who/knows"], "sizes are not known"),
+        (["--topology", "h100:8", "--policy.source", "who/knows"], "sizes are unknown"),
+        (["--topology", "h100:8", "--encoder.source", "who/knows"], "sizes are unknown"),
     ):
         assert cli.main([*command, *wrong]) == 1
         assert said in capsys.readouterr().err
