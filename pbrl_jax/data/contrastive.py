@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 def change_numbers(text: str, rng: random.Random) -> str | None:
-    """`text` with one of its numbers, in all its places, replaced by a near one in the same digits; None if none."""
+    """`text` with one number, wherever it occurs, replaced by a near one in the same digits; None without a number."""
     numbers = sorted({int(number) for number in _NUMBER.findall(text)})
     if not numbers:
         return None

@@ -1,4 +1,4 @@
-"""Grades of responses and of scored choices: ours, and beside it those of published evaluations."""
+"""Grades of responses and of scored choices: ours, and those of published evaluations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from pbrl_jax.text.languages import LANGUAGES, known_code
 
 
 def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
-    """Our answer of a response: of any digits and separators, announced in its language, else the last number."""
+    """Our answer of a response, in any digits and separators: the announced one, else the last number."""
     if benchmark.extract is not None:
         return benchmark.extract(problem, text)
     if problem.kind == "letter":
@@ -73,7 +73,7 @@ def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
     """All rows with their grades, in the order of the problems and of their samples.
 
     Raises:
-      DataError: a row of a problem that is not in this evaluation, or without a field.
+      DataError: a row of a problem that is not in this evaluation, or a missing field.
     """
     by_key = {problem.key: (place, problem) for place, problem in enumerate(problems)}
     alternatives = tuple(dict.fromkeys(known_code(problem.language) or problem.language for problem in problems))
@@ -101,5 +101,5 @@ def _check_row(problem: Problem, row: dict[str, Any]) -> None:
     if wrong:
         raise DataError(
             f"responses.jsonl: the row of {row['key']!r} has no usable {', '.join(wrong)}. Delete the row: the same "
-            "command answers it again."
+            "command generates it again."
         )

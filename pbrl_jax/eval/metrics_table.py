@@ -1,4 +1,4 @@
-"""From graded rows to the numbers of eval.json: per language, over languages, and against an earlier evaluation.
+"""The numbers of eval.json from graded rows: per language, over languages, and against an earlier evaluation.
 
 Accuracies and shares are fractions in [0, 1]; intervals are 95 % bootstrap intervals over problems.
 """
@@ -49,18 +49,18 @@ def accuracies(rows: Rows) -> dict[str, float]:
 
 
 def votes(samples: Rows) -> list[int]:
-    """One number a sample, the same for the same answer; -1 where there is none."""
-    known: list[str] = []
-    cast = []
+    """One number a sample, equal for equal answers; -1 for no answer."""
+    answers: list[str] = []
+    numbers = []
     for row in samples:
         answer = row["extracted"]
         if answer is None:
-            cast.append(-1)
+            numbers.append(-1)
             continue
-        place = next((i for i, other in enumerate(known) if same_answer(answer, other)), len(known))
-        known += [answer] if place == len(known) else []
-        cast.append(place)
-    return cast
+        place = next((i for i, other in enumerate(answers) if same_answer(answer, other)), len(answers))
+        answers += [answer] if place == len(answers) else []
+        numbers.append(place)
+    return numbers
 
 
 def sample_metrics(rows: Rows) -> dict[str, float]:
@@ -111,11 +111,11 @@ def mean_of(languages: Iterable[str], columns: Mapping[str, list[float]], seed: 
 
 
 def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
-    """What eval.json says of an evaluation's rows.
+    """The numbers of eval.json.
 
     Args:
       rows: graded, at least one.
-      seen: languages the policy was trained in; () leaves the division out.
+      seen: languages the policy was trained in; () omits the division.
       seed: of the bootstrap.
     """
     tables = {code: language_row(part, seed) for code, part in by_language(rows).items()}
@@ -152,9 +152,9 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
 
     Returns:
       languages: code -> {base, base_low, base_high, points, relative, low, high, p_bootstrap, p_mcnemar}: the base with
-        its interval, the change with its own; `relative` is None from a base of 0;
-      mean_non_english: the same of the mean over languages but English, where they share their problems;
-      english_retention: English accuracy over the base's, None without English or from 0.
+        its interval, the change with its own; `relative` is None for a base of 0;
+      mean_non_english: the same of the mean over languages but English, if they have the same number of problems;
+      english_retention: English accuracy over the base's, None without English or for a base of 0.
 
     Raises:
       DataError: the two evaluations have different problems.

@@ -1,8 +1,8 @@
-"""`pbrl quickstart`: the paper's effect in miniature, from nothing but this package's own text.
+"""`pbrl quickstart`: the paper's method in miniature, on text that this package generates.
 
-A small policy learns to reason in English and a little in seven other languages; a small encoder learns which texts
-say the same; the policy's own English responses, filtered, become the references; then GRPO in the other languages,
-whose only signal is semantic similarity to those references.
+A small policy learns to reason in English and a little in seven other languages; a small encoder is trained on parallel
+text; the policy's own English responses, filtered, become the references; then GRPO in the other languages, rewarded
+only by semantic similarity to those references.
 """
 
 import dataclasses
@@ -65,8 +65,8 @@ def summarise(stages: Stages, before: dict, after: dict, controls: dict) -> dict
     return summary | {"seconds": seconds(stages)}
 
 
-def show(summary: dict[str, Any], console: Console) -> None:
-    """The table on the terminal."""
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print the table of accuracies."""
     table = Table(title="Accuracy on held-out problems (greedy)")
     for heading in ("language", "before", "after", "change"):
         table.add_column(heading, justify="left" if heading == "language" else "right")
@@ -87,29 +87,29 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
-    """Run what is not done yet; write summary.json and report.html, and print the table."""
+    """Run the stages that are not finished; write summary.json and report.html, and print the table."""
     watch_signals()
     config = tiny_quickstart_config(seed) if tiny else quickstart_config(seed)
     use_compilation_cache(config)
     refuse_several("quickstart")
     check_start(config)
     work = work_dir(workdir)
-    _same_run(work, config)
+    _check_workdir(work, config)
     stages = Stages(work, config, 5 + (2 * len(CONTROLS) if controls else 0))
     try:
         summary = run_all(stages, controls)
     except Stopped:
-        print("Stopped; what is finished is kept. The same command goes on from here.")
+        print("Stopped. The same command continues from here.")
         return
     write_atomic(work.root / "summary.json", json.dumps(summary, indent=1))
     data = dataclasses.replace(read_run(work.root), title="pbrl_jax quickstart")
     report = write_report(work.root / "report.html", data)
-    show(summary, Console())
-    print(f"Report: {report}\nWhat to run next with real models stands at its end and in README.md.")
+    print_summary(summary, Console())
+    print(f"Report: {report}\nIts end and README.md say what to run next with real models.")
 
 
 def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
-    """All stages; the summary."""
+    """Run all stages; the summary."""
     policy = start_policy(stages)
     reward_encoder(stages, policy)
     before = accuracy(stages, "evaluate_before", 3, policy, policy.params)
@@ -124,8 +124,8 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
     return summarise(stages, before, after, tables)
 
 
-def _same_run(work: WorkDir, config: Config) -> None:
-    """Start the work directory, or refuse one of another quickstart."""
+def _check_workdir(work: WorkDir, config: Config) -> None:
+    """Write config.json, or refuse the work directory of another quickstart."""
     if work.config.exists():
         notes: list[str] = []
         check_same_experiment(from_json(work.config.read_text(), type(config), notes), config, {}, {})

@@ -1,4 +1,4 @@
-"""The settings of the quickstart; docs/quickstart.md says how they were chosen and what they reach."""
+"""The settings of the quickstart; docs/quickstart.md explains them and gives results."""
 
 from pbrl_jax.config.tree import (
     ContrastiveConfig,
@@ -16,11 +16,11 @@ from pbrl_jax.config.tree import (
 from pbrl_jax.run.settings import AlgoConfig, Config, RewardConfig
 
 PROBLEMS, ENGLISH_PROBLEMS = 256, 1024
-"""Held-out problems per language; English has more, because its change is to be shown small."""
+"""Held-out problems per language; English has more, so that a small change is measurable."""
 
 
 def quickstart_config(seed: int = 0) -> Config:
-    """A policy of 1 M parameters, eight languages, the hybrid reward with every token gated by language."""
+    """A policy of 1 M parameters, eight languages, the hybrid reward with a language gate on every token."""
     return Config(
         policy=PolicyConfig(preset="quickstart"),
         pivot=PivotConfig(source="policy", max_completion_length=24),
@@ -48,7 +48,7 @@ def quickstart_config(seed: int = 0) -> Config:
 
 
 def tiny_quickstart_config(seed: int = 0) -> Config:
-    """Every stage of the quickstart in a minute, with models too small and stages too short to show an effect."""
+    """Every stage in one minute, with models too small and stages too short to show an effect."""
     return with_values(
         quickstart_config(seed),
         policy={"preset": "tiny"},

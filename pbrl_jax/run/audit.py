@@ -13,7 +13,7 @@ from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, wri
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.attacks import ATTACKS, Case
-from pbrl_jax.eval.audit import HELD_OUT, Table, audit_table, below, file_cases, make_scorer, quickstart_cases
+from pbrl_jax.eval.audit import HELD_OUT, Table, audit_table, failed_attacks, file_cases, make_scorer, quickstart_cases
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
@@ -73,7 +73,7 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     for title, found in tables.items():
         console.print(audit_lines(found, title, min_auc))
     print(f"Wrote {work.root / 'audit.json'} and {work.root / 'audit.png'}.")
-    failed = [] if min_auc is None else below(own, min_auc)
+    failed = [] if min_auc is None else failed_attacks(own, min_auc)
     if failed:
         worst = ", ".join(f"{name} in {code} ({auc:.3f})" for auc, code, name in failed[:SHOWN])
         raise RewardError(

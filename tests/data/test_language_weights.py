@@ -83,5 +83,5 @@ def test_weights_that_cannot_be_met_are_named(weights, message):
 
 
 def test_a_scarce_language_with_a_large_weight_is_refused_before_training():
-    with pytest.raises(DataError, match=r"sw \(2 rows\) is to make 87% of the batches.*fewer than the 10"):
+    with pytest.raises(DataError, match=r"sw \(2 rows\) makes 87% of the batches.*fewer than the 10"):
         make_sampler(prompts_of(sw=2, th=30), 10, 0.0, 0, ("sw=100",))

@@ -236,4 +236,4 @@ def test_bad_places(tmp_path, pbrl_eval):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "responses.jsonl").write_text("{}\n")
     status, _, errors = pbrl_eval("--languages", "sw", "--workdir", tmp_path / "w")
-    assert status == 1 and "no evaluation.json that says what it holds" in errors
+    assert status == 1 and "exists without evaluation.json" in errors
