@@ -123,7 +123,7 @@ def test_another_class_of_config():
     with pytest.raises(ConfigError, match="algo.choice is 'c'. Known: a, b"):
         check_section("algo", other.algo)
     with pytest.raises(ConfigError, match="Unknown key 'algo.momentum'"):
-        from_json(to_json(config))
+        from_json(to_json(config), Config)
 
 
 @pytest.mark.parametrize(("source", "name"), [("dataset", "store"), ("policy", "store"), ("file", "file")])
