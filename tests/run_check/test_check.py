@@ -15,10 +15,7 @@ REFUSED = {
     "delta on a gate": ({"loss_type": "sapo", "delta": 2.0}, "sapo does not clip"),
     "delta below the clip": ({"epsilon_high": 0.5, "delta": 1.3}, "more than 1 \\+ epsilon_high = 1.5"),
     "gpg off-policy": ({"loss_type": "gpg", "num_iterations": 2}, "no importance ratio.*Use --algo.num-iterations 1"),
-    "correction off-policy": (
-        {"importance_sampling_mode": "token_mask", "num_iterations": 2},
-        "has left behind.*Use --algo.num-iterations 1",
-    ),
+    "minibatches that do not divide": ({"minibatch_prompts": 5}, "does not divide train.prompts_per_step=32"),
     "bounds crossed": ({"importance_sampling_clip_min": 4.0}, "above algo.importance_sampling_clip_max 3.0"),
     "a target without KL": ({"kl_target": 0.1, "beta": 0.0}, "keeps no reference. Use --algo.beta"),
     "two places of the KL": ({"kl_in": "reward", "use_bias_correction_kl": True}, "algo.kl_in is reward"),
