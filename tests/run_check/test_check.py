@@ -5,7 +5,7 @@ import pytest
 from pbrl_jax import Config, with_values
 from pbrl_jax.algos.losses import LOSSES, ClipConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.run.check import validate
+from pbrl_jax.run.check import refuse_muon, validate
 
 TWO_REWARDS = {"functions": ("cosine", "answer"), "reward_weights": (1.0, 0.5)}
 
@@ -121,6 +121,15 @@ def test_accepted(algo):
 def test_settings_that_do_not_do_what_they_promise(sections, message):
     with pytest.raises(ConfigError, match=message):
         validate(with_values(Config(), **sections), 1)
+
+
+def test_muon_is_refused_beside_adapters_where_it_is_used():
+    """`train` does not read sft.optimizer; `sft` asks for itself."""
+    config = with_values(Config(), lora={"rank": 4}, sft={"optimizer": "muon"})
+    validate(config, 1)
+    with pytest.raises(ConfigError, match="sft.optimizer muon .*lora.rank=4.*Use --sft.optimizer adamw"):
+        refuse_muon(config, "sft.optimizer", config.sft.optimizer)
+    refuse_muon(with_values(config, lora={"rank": 0}), "sft.optimizer", "muon")
 
 
 @pytest.mark.parametrize(
