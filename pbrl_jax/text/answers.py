@@ -74,7 +74,8 @@ def extract_answer(text: str, code: str, *, fallback: bool = False) -> str | Non
     found = _find(text, code)
     if found is not None:
         return found.answer
-    return last_number(_after_thought(text)[1], code) if fallback else None
+    end = _thought_end(text)
+    return last_number(text[end:], code) if fallback and end is not None else None
 
 
 def read_gold(written: str, code: str) -> str | None:
@@ -97,9 +98,13 @@ def read_gold(written: str, code: str) -> str | None:
     return whole_value(written, code) or read_box(written, code)
 
 
+@functools.lru_cache(maxsize=4096)
 def _find(text: str, code: str) -> _Found | None:
     """The answer of an NFC text, by structure, then by announcement."""
-    offset, visible = _after_thought(text)
+    offset = _thought_end(text)
+    if offset is None:
+        return None
+    visible = text[offset:]
     found = _in_visible(visible, code)
     if found is None and offset:
         bare = whole_value(visible, code)
@@ -109,12 +114,11 @@ def _find(text: str, code: str) -> _Found | None:
     return found and found._replace(start=found.start + offset)
 
 
-def _after_thought(text: str) -> tuple[int, str]:
-    """(offset, text) of what follows the thought: nothing where it is not closed."""
-    opened, closed = text.lower().rfind("<think>"), list(_THINK_END.finditer(text))
-    if closed and closed[-1].start() > opened:
-        return closed[-1].end(), text[closed[-1].end() :]
-    return (len(text), "") if opened >= 0 and not closed else (0, text) if opened < 0 else (opened, text[:0])
+def _thought_end(text: str) -> int | None:
+    """Where the text behind the thought begins: 0 without a thought, None where it is not closed."""
+    closed = [match.end() for match in _THINK_END.finditer(text)]
+    end = closed[-1] if closed else 0
+    return None if text.lower().rfind("<think>") >= end else end
 
 
 def _in_visible(text: str, code: str) -> _Found | None:
@@ -172,7 +176,7 @@ def _last_tag(text: str, code: str) -> _Found | None:
 def _last_hashes(text: str, code: str) -> _Found | None:
     for match in reversed(list(_HASHES.finditer(text))):
         line = match.group(1)
-        if _HASH_ANSWER.match(ascii_digits(line)) or whole_value(line, code) is not None:
+        if _HASH_ANSWER.match(ascii_digits(line)):
             answer = read_line(line, code)
             if answer is not None:
                 return _Found(match.start(), answer)
@@ -217,13 +221,13 @@ def _following(rest: str, code: str) -> tuple[bool, str | None]:
     Its own line counts; further lines only where that holds nothing but signs, or ends with a colon.
     """
     lines = rest.split("\n")
-    answer, at_once = read_line(lines[0], code), None
-    if answer is None and (not _HAS_TEXT.search(lines[0]) or lines[0].rstrip(" *_").endswith((":", "："))):
-        answer = _first_line_answer("\n".join(lines[1:]), code)
-        return True, answer
+    answer = read_line(lines[0], code, at_once=True)
     if answer is not None:
-        at_once = read_line(lines[0], code, at_once=True)
-    return at_once is not None, answer
+        return True, answer
+    answer = read_line(lines[0], code)
+    if answer is None and (not _HAS_TEXT.search(lines[0]) or lines[0].rstrip(" *_").endswith((":", "："))):
+        return True, _first_line_answer("\n".join(lines[1:]), code)
+    return False, answer
 
 
 def _first_line_answer(text: str, code: str) -> str | None:

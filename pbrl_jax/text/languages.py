@@ -122,6 +122,7 @@ def _announcement(entry: Language, noun: str, verbs: str, bare: bool) -> str:
     follows = [_COLON, r"[*_]*\s*="]
     follows += [rf"{end}[*_]*\s*(?:{verbs}){'' if verbs.endswith(')') else end}"] if verbs else []
     follows += [_DIGIT_FOLLOWS, end + _LETTER_FOLLOWS] if bare else []
+    follows += [rf"\s+(?=(?:{'|'.join(entry.options)})[\s.।۔])"] if bare and entry.options else []
     heading = rf"(?m:^[ \t]*[#*_>][#*_> \t]*(?:{noun})[*_ \t]*$)"
     return rf"(?:{heading}|{start}(?:{noun})(?:{'|'.join(follows)}))"
 

@@ -58,5 +58,5 @@ def native_option(code: str) -> re.Pattern | None:
     groups = "|".join(f"(?P<o{i}>{letter})" for i, letter in enumerate(options))
     bare = groups.replace("<o", "<o1")  # the same letters, numbered from 10: option_letter takes the last digit
     return re.compile(
-        rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|(?:{bare})(?![^\W\d_]){_STOP})", re.IGNORECASE
+        rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|(?:{bare})(?:(?=です|입니다|이다)|(?![^\W\d_]){_STOP}))", re.IGNORECASE
     )
