@@ -127,7 +127,7 @@ def language_share(text: str, language: str, languages: Sequence[str]) -> float 
     if language != "en" and len(letters) < 2 * MIN_LETTERS and has_english(words):
         return 0.0
     if len(letters) < MIN_LETTERS_SCRIPT:
-        return None
+        return 0.0 if letters and not _own_script(letters, language) else None
     script = len(_own_script(letters, language)) / len(letters)
     if len(letters) < (_letters_needed(language, codes, letters) if script >= RIGHT_SHARE else MIN_LETTERS):
         # Too few for a classifier: only a foreign script counts against it.
