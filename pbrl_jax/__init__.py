@@ -25,7 +25,7 @@ Text:
   format_prompts(questions, codes, tokenizer, style='plain', thinking=None) -> lists of token ids
   extract_answer(text, code, *, fallback=False) -> str | None
   split_response(text, code) -> (reasoning, answer)
-  same_answer(a, b) -> bool
+  same_answer(answer, gold) -> bool
   identify_language(text, languages=None) -> str | None
   is_right_language(text, language, languages, share=0.8) -> bool | None
 
@@ -117,7 +117,7 @@ NAMES = {
     "new_state": "train.state",
     "pad_prompts": "data.batches",
     "policy_loss": "algos.grpo",
-    "same_answer": "text.answers",
+    "same_answer": "text.equality",
     "sampling_params": "rollout.sampling",
     "save_encoder": "weights.encoders",
     "save_policy": "weights.policies",

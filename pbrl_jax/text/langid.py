@@ -209,7 +209,8 @@ def _leads(words: str, language: str, codes: tuple[str, ...]) -> bool:
 def _cld2_agrees(words: str, language: str, codes: tuple[str, ...]) -> bool:
     """By CLD2; what it cannot name is the language where it is short and holds no English."""
     found = _cld2_label(words)
-    return found in _alike(language, codes)[0] or (found == "" and _size(words) < SURE_WINDOW and not has_english(words))
+    unnamed = found == "" and _size(words) < SURE_WINDOW and not has_english(words)
+    return unnamed or found in _alike(language, codes)[0]
 
 
 def _foreign_words(words: str, language: str) -> set[str]:

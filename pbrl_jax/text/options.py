@@ -57,6 +57,5 @@ def native_option(code: str) -> re.Pattern | None:
         return None
     groups = "|".join(f"(?P<o{i}>{letter})" for i, letter in enumerate(options))
     bare = groups.replace("<o", "<o1")  # the same letters, numbered from 10: option_letter takes the last digit
-    return re.compile(
-        rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|(?:{bare})(?:(?=です|입니다|이다)|(?![^\W\d_]){_STOP}))", re.IGNORECASE
-    )
+    bare = rf"(?:{bare})(?:(?=です|입니다|이다)|(?![^\W\d_]){_STOP})"
+    return re.compile(rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|{bare})", re.IGNORECASE)
