@@ -58,6 +58,11 @@ _BOX_PHRASE = r"\boxed{{{answer}}}"
 _COLON = r"[*_]*\s*[:\uff1aঃ][*_]*"
 _DIGIT_FOLLOWS, _LETTER_FOLLOWS = r"[*_]*\s*(?=[-\u2212\u2013+(*$\\%]*\d)", r"[*_]*\s+(?=[(*$\\A-J])"
 LETTERS = "ABCDEFGHIJ"
+VOWEL_SIGN = (
+    "[\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a3c-\u0a4d\u0abc-\u0acd\u0b3c-\u0b4d\u0bbe-\u0bcd"
+    "\u0c3e-\u0c4d\u0cbe-\u0ccd]"
+)
+"""Marks that go on with a word of India's scripts; regular expressions count them as no letters."""
 
 
 class Language(NamedTuple):

@@ -6,7 +6,7 @@ import unicodedata
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from pbrl_jax.text.languages import LANGUAGES, language
+from pbrl_jax.text.languages import LANGUAGES, VOWEL_SIGN, language
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.numerals import ascii_digits, number_word, without_myriads, without_powers
 from pbrl_jax.text.options import native_option, option_letter
@@ -205,7 +205,8 @@ def _scale_pattern(code: str) -> re.Pattern | None:
     if not scales:
         return None
     groups = "|".join(f"(?P<p{power}>{words})" for power, words in scales.items())
-    return re.compile(rf"\s*(?:{groups})(?![^\W\d_])", re.IGNORECASE)
+    end = rf"(?![^\W\d_]|{VOWEL_SIGN})" if language(code).spaced else ""
+    return re.compile(rf"\s*(?:{groups}){end}", re.IGNORECASE)
 
 
 def _scaled(number: str | None, before: str, after: str, code: str) -> str | None:
@@ -238,7 +239,8 @@ def whole_value(text: str, code: str) -> str | None:
 def read_box(inside: str, code: str) -> str | None:
     """A number where the whole of `inside` is one (units and currency aside), a letter, else LaTeX without spaces."""
     content = _TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
-    content = content.strip().strip("$").strip()
+    content = re.sub(r"^(?:\\approx|\\sim|[≈~\s])+", "", content.strip().strip("$").strip())
+    content = re.sub(r"^\{([^{},]*)\}$", r"\1", content).strip()
     letter = re.fullmatch(
         r"(?:option |choice )?(?:([A-J])|\(([A-Ja-j])\)|([a-j]))[).]?", unicodedata.normalize("NFKC", content)
     )
