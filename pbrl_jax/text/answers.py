@@ -98,7 +98,7 @@ def read_gold(written: str, code: str) -> str | None:
     return whole_value(written, code) or read_box(written, code)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def _find(text: str, code: str) -> _Found | None:
     """The answer of an NFC text, by structure, then by announcement."""
     offset = _thought_end(text)
@@ -160,7 +160,7 @@ def _inside(text: str, start: int) -> str | None:
 
 
 def _last_tag(text: str, code: str) -> _Found | None:
-    found = list(_TAG.finditer(text))
+    found = list(_TAG.finditer(text)) if "</answer>" in text.lower() else []
     opened = [match.start() for match in _OPEN_TAG.finditer(text)]
     if opened and (not found or opened[-1] > found[-1].end()):
         return _Found(opened[-1], None) if not found else None  # cut short: as an open \boxed{
@@ -174,7 +174,7 @@ def _last_tag(text: str, code: str) -> _Found | None:
 
 
 def _last_hashes(text: str, code: str) -> _Found | None:
-    for match in reversed(list(_HASHES.finditer(text))):
+    for match in list(_HASHES.finditer(text))[: -MOST_BOXED - 1 : -1]:
         line = match.group(1)
         if _HASH_ANSWER.match(ascii_digits(line)):
             answer = read_line(line, code)

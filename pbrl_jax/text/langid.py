@@ -274,16 +274,20 @@ def _letters_needed(code: str, languages: tuple[str, ...], letters: str) -> int:
 def _windows(lines: Sequence[str]) -> list[str]:
     """Sentences; long ones in even pieces of about WINDOW letters, short ones joined to their predecessor."""
     pieces = [piece for line in lines for sentence in _SENTENCE_END.split(line) for piece in _even_pieces(sentence)]
-    windows: list[str] = []
+    windows: list[list[str]] = []
+    sizes: list[int] = []
     for piece in pieces:
-        if windows and (_size(windows[-1]) < SMALL_WINDOW or _size(piece) < SMALL_WINDOW // 2):
-            windows[-1] += " " + piece
+        size = _size(piece)
+        if windows and (sizes[-1] < SMALL_WINDOW or size < SMALL_WINDOW // 2):
+            windows[-1].append(piece)
+            sizes[-1] += size
         else:
-            windows.append(piece)
-    if len(windows) > 1 and _size(windows[-1]) < SMALL_WINDOW:
+            windows.append([piece])
+            sizes.append(size)
+    if len(windows) > 1 and sizes[-1] < SMALL_WINDOW:
         last = windows.pop()
-        windows[-1] += " " + last
-    return windows
+        windows[-1] += last
+    return [" ".join(window) for window in windows]
 
 
 def _even_pieces(sentence: str) -> list[str]:
