@@ -161,11 +161,9 @@ def _inside(text: str, start: int) -> str | None:
 
 def _last_tag(text: str, code: str) -> _Found | None:
     found = list(_TAG.finditer(text)) if "</answer>" in text.lower() else []
-    opened = [match.start() for match in _OPEN_TAG.finditer(text)]
-    if opened and (not found or opened[-1] > found[-1].end()):
-        return _Found(opened[-1], None) if not found else None  # cut short: as an open \boxed{
     if not found:
-        return None
+        opened = _OPEN_TAG.search(text)
+        return _Found(opened.start(), None) if opened else None  # cut short
     inside = found[-1].group(1)
     announced = _announced(inside, code)
     if announced is not None and announced.answer is not None:
@@ -194,25 +192,16 @@ def _announced(text: str, code: str) -> _Found | None:
     answers, results = _markers(code)
     found = [(match, True) for match in answers.finditer(text)][-MOST_BOXED:]
     found += [(match, False) for match in results.finditer(text)][-MOST_BOXED:]
-    loose: _Found | None = None
-    empty: _Found | None = None
+    others: list[_Found] = []
     for match, is_answer in sorted(found, key=lambda pair: -pair[0].start()):
         rest = text[match.end() :]
-        if _BOXED.match(rest.lstrip(" *_$:：(\\[\n")) or _open_box(rest):
-            empty = empty or (_Found(match.start(), None) if is_answer else None)
-            continue
-        at_once, answer = _following(rest, code)
+        # A box here is an open one: a complete one would have been found before.
+        cut = _BOXED.search(rest.lstrip("\n").split("\n", 1)[0]) or _BOXED.match(rest.lstrip(" *_$:：(\\[\n"))
+        at_once, answer = (False, None) if cut else _following(rest, code)
         if answer is not None and at_once:
             return _Found(match.start(), answer)
-        if is_answer and answer is not None:
-            loose = loose or _Found(match.start(), answer)
-        empty = empty or (_Found(match.start(), None) if is_answer else None)
-    return loose or empty
-
-
-def _open_box(rest: str) -> bool:
-    line = rest.lstrip("\n").split("\n", 1)[0]
-    return _BOXED.search(line) is not None
+        others += [_Found(match.start(), answer)] if is_answer else []
+    return next((other for other in others if other.answer is not None), others[0] if others else None)
 
 
 def _following(rest: str, code: str) -> tuple[bool, str | None]:

@@ -147,12 +147,12 @@ def language_share(text: str, language: str, languages: Sequence[str]) -> float 
 
 
 def is_right_language(text: str, language: str, languages: Sequence[str], share: float = RIGHT_SHARE) -> bool | None:
-    """Whether `text` is written in `language`, to its end; None when it is too short to say.
+    """Whether `text` is written in `language`, to its end; None when it is too short, or no identifier knows that.
 
     At least `share` of its letters are in the language (see language_share), and its last sentence is in no other
     language of the run, nor in English.
     """
-    found = language_share(text, language, languages)
+    found = language_share(text, language, languages) if identifier_of(language) else None
     return None if found is None else found >= share and not foreign_tail(text, language, languages)
 
 

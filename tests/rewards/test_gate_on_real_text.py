@@ -7,7 +7,7 @@ from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.inputs import response_texts
 from pbrl_jax.rewards.language import make_gate, response_share
-from pbrl_jax.text.langid import RIGHT_SHARE, check_identifiable, identifier_of
+from pbrl_jax.text.langid import RIGHT_SHARE, check_identifiable, identifier_of, is_right_language
 from pbrl_jax.text.languages import LANGUAGES, answer_sentence
 from pbrl_jax.text.normalise import fold_letters
 from pbrl_jax.text.words import plain_words
@@ -99,6 +99,7 @@ def test_languages_that_no_identifier_knows_have_a_script_or_are_refused():
     with pytest.raises(ConfigError, match=r"Ewe \(ee\).*tokens"):
         make_gate(RewardConfig(language_gate="hard"), ("en", "ee"), None)
     assert make_gate(RewardConfig(language_gate="off"), ("en", "ee"), None)
+    assert is_right_language(ENGLISH, "ee", ("en", "ee")) is None
     vai = "ꕉꕜꕮ ꔔꘋ ꖸ ꔰ ꗋꘋ ꕮꕨ ꔔꘋ ꖸ ꕎ ꕉꖸꕊ ꕴꖃ ꕃꔤꘂ"
     assert response_share(vai, "vai", ("en", "vai")) == 1.0
     assert response_share(ENGLISH, "vai", ("en", "vai")) == 0.0
