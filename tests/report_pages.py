@@ -19,8 +19,8 @@ SUMMARY = {
     "seed": 17,
     "seeds": SEEDS,
     "controls": {
-        "shuffled_pivots": {"mean_non_english": {"before": 0.3, "after": 0.21}},
-        "oracle": 0.61,
+        "shuffled": {"mean_non_english": {"before": 0.3, "after": 0.21}},
+        "answer": 0.61,
         "my <own>": 0.5,
     },
     "seconds": {"sft": 151.0, "grpo": 300.0, "total": 451.0},

@@ -1,30 +1,29 @@
-"""Which prompts make up batch n: a pure function of the data set, the seed and n.
+"""The prompts of batch n: a pure function of the data set, the seed and n.
 
-Every epoch is a fresh permutation, drawn from (seed, epoch) alone, so a batch depends neither on how the run got here
-nor on the number of hosts. A cursor is the number of batches taken, as a JSON object.
+Every epoch is a new permutation, drawn from (seed, epoch) alone, so a batch depends neither on interruptions nor on the
+number of hosts. A cursor is the number of batches taken, as a JSON object.
 """
 
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.core.records import Prompt, PromptBatch
+from pbrl_jax.core.records import Prompt
 
-Row = TypeVar("Row")
-#: Streams of random numbers; that of the n-th language is `language` + n.
 _STREAMS = {"target": 0, "english": 1, "weighted": 2, "language": 3}
+"""Random streams; that of the n-th language is `language` + n."""
 
 
 class Sampler(NamedTuple):
-    """What batches are drawn from; no position, no state.
+    """What batches are drawn from; it has no position.
 
-    Each batch holds `target_size` rows of `target` and `english_size` of `english`. `shares` are the shares of the
-    target languages where they are not left as the rows come: (language, share), in sorted order.
+    Each batch holds `target_size` rows of `target` and `english_size` of `english`. `shares` holds (language,
+    share) of the target languages, sorted; () leaves them as they are in the rows.
     """
 
     target: tuple[Prompt, ...]
@@ -53,8 +52,8 @@ def make_sampler(
     rows to a data set that has none.
 
     Raises:
-      ConfigError: a batch size or share that is out of range, or weights of languages that are not there.
-      DataError: fewer rows than one batch needs; the message gives both numbers.
+      ConfigError: a batch size or share out of range, or weights of languages without rows.
+      DataError: fewer rows than one batch needs; gives both numbers.
     """
     if batch_size < 1:
         raise ConfigError(f"train.prompts_per_step is {batch_size}; expected at least 1.")
@@ -79,19 +78,12 @@ def make_sampler(
     return sampler
 
 
-def batches_per_epoch(sampler: Sampler) -> int:
-    """Batches until the rows that are not replayed have all had their turn; the rest of an epoch is left out."""
-    if sampler.target_size == 0:
-        return len(sampler.english) // sampler.english_size
-    rows = sum(epoch_quotas(sampler).values()) if sampler.shares else len(sampler.target)
-    return rows // sampler.target_size
-
-
 def batch_at(sampler: Sampler, index: int) -> list[Prompt]:
     """Batch `index` (from 0): no prompt twice, target rows first, then English ones."""
-    rows_at = _weighted_rows_at if sampler.shares else _target_rows_at
-    target = rows_at(sampler, index)
-    return target + _rows_at(sampler.english, sampler.english_size, sampler.seed, "english", index)
+    english = _rows_at(sampler.english, sampler.english_size, sampler.seed, "english", index)
+    if sampler.shares:
+        return _weighted_rows_at(sampler, index) + english
+    return _rows_at(sampler.target, sampler.target_size, sampler.seed, "target", index) + english
 
 
 def start_cursor() -> dict[str, int]:
@@ -99,7 +91,7 @@ def start_cursor() -> dict[str, int]:
     return {"batch": 0}
 
 
-def next_batch(sampler: Sampler, cursor: dict[str, int]) -> tuple[list[Prompt], dict[str, int]]:
+def next_batch(sampler: Sampler, cursor: Mapping[str, int]) -> tuple[list[Prompt], dict[str, int]]:
     """(the batch at the cursor, the cursor behind it)."""
     index = cursor["batch"]
     return batch_at(sampler, index), {"batch": index + 1}
@@ -112,10 +104,10 @@ def language_shares(
 
     Args:
       weights: `language=weight` pairs; 1 where a language is not named, 0 leaves it out.
-      temperature: 1 takes languages as they come; a large one makes them even (as in multilingual pre-training).
+      temperature: 1 keeps the proportions of the rows; a large one makes them equal (as in multilingual pre-training).
 
     Raises:
-      ConfigError: a pair that is none, a weight that is negative, a language without rows, or nothing left.
+      ConfigError: a malformed pair, a negative weight, a language without rows, or no language left.
     """
     counts = Counter(prompt.language for prompt in prompts)
     factors = dict.fromkeys(counts, 1.0)
@@ -137,10 +129,10 @@ def language_shares(
 
 
 def epoch_quotas(sampler: Sampler) -> dict[str, int]:
-    """Rows of each language in an epoch: as many as the scarcest, by its share, can give without repeating one.
+    """Rows of each language in an epoch: as many as the scarcest one, relative to its share, has.
 
     Raises:
-      DataError: an epoch of these shares would be shorter than a batch.
+      DataError: the epoch would be shorter than a batch.
     """
     counts = Counter(prompt.language for prompt in sampler.target)
     scarcest = min(sampler.shares, key=lambda pair: counts[pair[0]] / pair[1])
@@ -148,19 +140,15 @@ def epoch_quotas(sampler: Sampler) -> dict[str, int]:
     quotas = {code: min(max(round(rows * share), 1), counts[code]) for code, share in sampler.shares}
     if sum(quotas.values()) < sampler.target_size:
         raise DataError(
-            f"With data.language_weights {scarcest[0]} ({counts[scarcest[0]]} rows) is to make {scarcest[1]:.0%} of "
-            f"the batches, which gives {sum(quotas.values())} different prompts, fewer than the {sampler.target_size} "
+            f"By data.language_weights {scarcest[0]} ({counts[scarcest[0]]} rows) makes {scarcest[1]:.0%} of the "
+            f"batches, which leaves {sum(quotas.values())} different prompts, fewer than the {sampler.target_size} "
             "of a batch. Lower its weight or train.prompts_per_step."
         )
     return quotas
 
 
-def _target_rows_at(sampler: Sampler, index: int) -> list[Prompt]:
-    return _rows_at(sampler.target, sampler.target_size, sampler.seed, "target", index)
-
-
 def _weighted_rows_at(sampler: Sampler, index: int) -> list[Prompt]:
-    """Batch `index` of epochs that hold each language's quota of rows; each language goes through its own rows."""
+    """Batch `index` of epochs with each language's quota of rows; each language has its own permutation."""
     quotas = epoch_quotas(sampler)
     epoch, place = divmod(index, sum(quotas.values()) // sampler.target_size)
     rows: list[Prompt] = []
@@ -182,38 +170,3 @@ def _rows_at(pool: tuple[Prompt, ...], size: int, seed: int, stream: str, index:
 @functools.lru_cache(maxsize=64)
 def _permutation(count: int, seed: int, stream: int, epoch: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, stream, epoch]).permutation(count).tolist())
-
-
-def host_share(rows: Sequence[Row], process_index: int, process_count: int) -> list[Row]:
-    """The contiguous share of one host; all shares in order give the rows back.
-
-    Raises:
-      ConfigError: the rows cannot be shared evenly, or there is no such host.
-    """
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"Host {process_index} of {process_count} does not exist.")
-    if len(rows) % process_count:
-        raise ConfigError(
-            f"{len(rows)} prompts cannot be shared evenly by {process_count} hosts. Set train.prompts_per_step to a "
-            f"multiple of {process_count}."
-        )
-    size = len(rows) // process_count
-    return list(rows[process_index * size : (process_index + 1) * size])
-
-
-def pad_prompts(
-    token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
-) -> PromptBatch:
-    """Token lists as one right-padded batch of NumPy arrays (int32, `[P, length]`).
-
-    Raises:
-      DataError: a list that is empty or longer than `length`.
-    """
-    lengths_P = np.array([len(tokens) for tokens in token_lists], np.int32)
-    bad = [i for i, n in enumerate(lengths_P) if not 1 <= n <= length]
-    if bad:
-        raise DataError(f"Prompt {bad[0]} has {lengths_P[bad[0]]} tokens, expected 1 to {length}.")
-    tokens_PT = np.full((len(token_lists), length), pad_id, np.int32)
-    for row, tokens in zip(tokens_PT, token_lists, strict=True):
-        row[: len(tokens)] = tokens
-    return PromptBatch(tokens_PT, lengths_P, np.asarray(row_ids, np.int32))

@@ -1,8 +1,8 @@
-"""Pairs of texts that say the same, and copies with a wrong number, to train an encoder that sees numbers.
+"""Parallel texts, with wrong numbers as hard negatives, to train an encoder that distinguishes numbers.
 
-The encoder learns to put a text next to its English counterpart and away from every other text of the batch, so no
-two rows of a batch may say the same: rows are drawn by distinct meaning. Ordinary sentence encoders hardly notice one
-changed number; hard negatives (the English text with a number changed) teach that.
+The contrastive loss takes every other text of the batch as a negative, so no two rows of a batch may have the same
+meaning. Ordinary sentence encoders hardly distinguish texts that differ in one number; hard negatives (the English text
+with a number changed) train that.
 """
 
 import random
@@ -24,7 +24,7 @@ _CHANGES = (-10, -5, -3, -2, -1, 1, 2, 3, 5, 10)
 
 
 class Pair(NamedTuple):
-    """`text` and `target` say the same in two languages; `negatives` are targets with a wrong number."""
+    """`text` and `target` are the same text in two languages; `negatives` are targets with a wrong number."""
 
     language: str
     text: str
@@ -34,20 +34,19 @@ class Pair(NamedTuple):
 
 
 def change_numbers(text: str, rng: random.Random) -> str | None:
-    """`text` with one of its numbers replaced by a near one, in the digits it was written in; None without a number.
-
-    Every occurrence of that number changes, so that the outcome stays consistent with itself.
-    """
+    """`text` with one number, wherever it occurs, replaced by a near one in the same digits; None without a number."""
     numbers = sorted({int(number) for number in _NUMBER.findall(text)})
     if not numbers:
         return None
     old = rng.choice(numbers)
     new = old + rng.choice(_CHANGES)
     new = old + 1 if new < 0 else new
-    return _NUMBER.sub(lambda match: _like(match.group(), new) if int(match.group()) == old else match.group(), text)
+    return _NUMBER.sub(
+        lambda match: _same_digits(match.group(), new) if int(match.group()) == old else match.group(), text
+    )
 
 
-def _like(written: str, value: int) -> str:
+def _same_digits(written: str, value: int) -> str:
     """`value` in the digits of `written` ("১২" -> "১৫")."""
     zero = ord(written[0]) - int(written[0])
     return "".join(chr(zero + int(digit)) for digit in str(value))
@@ -58,9 +57,9 @@ def quickstart_pairs(
 ) -> list[Pair]:
     """Batch `step` of parallel quickstart responses, a pure function of its arguments.
 
-    All pairs of a batch are of one kind (whole responses, reasoning parts, or answer sentences, by KIND_SHARES);
-    texts come in every language of `languages`, targets in another one: English for seven of ten. Problems are of the
-    split `encoder`, which neither the policy nor the test set sees.
+    All pairs of a batch are of one kind (responses, reasoning parts, or answer sentences, by KIND_SHARES). Texts are in
+    any of `languages`, targets in another one: English for seven of ten. Problems are of the split `encoder`, which
+    neither the policy nor the test set uses.
 
     Raises:
       DataError: the split has fewer different responses than the batch has rows.
@@ -79,14 +78,14 @@ def quickstart_pairs(
 
 
 def distinct_problems(pool: Sequence[quickstart.Problem], count: int, rng: random.Random) -> list[quickstart.Problem]:
-    """`count` problems of `pool` whose English reasoning differs (two-step responses name neither person nor thing)."""
+    """`count` problems of `pool` with different English reasoning (two-step responses name neither person nor item)."""
     found: dict[str, quickstart.Problem] = {}
-    # Enough draws for any batch that is much smaller than the pool; the sweep behind them ends every search.
+    # The draws suffice for batches much smaller than the pool; going through the pool ends every search.
     for problem in (*rng.choices(pool, k=4 * count), *pool):
         found.setdefault(quickstart.reference(problem, "en").reasoning, problem)
         if len(found) == count:
             return list(found.values())
-    raise DataError(f"{count} different responses were asked for, the split has {len(found)}. Lower the batch size.")
+    raise DataError(f"{count} different responses are needed, the split has {len(found)}. Lower the batch size.")
 
 
 def _problem_pair(problem, kind: str, languages: Sequence[str], negatives: int, rng: random.Random) -> Pair:
@@ -101,13 +100,13 @@ def _problem_pair(problem, kind: str, languages: Sequence[str], negatives: int, 
 
 
 def problem_text(problem: quickstart.Problem, language: str, kind: str) -> str:
-    """The whole response, its reasoning or its answer sentence."""
+    """The response, its reasoning or its answer sentence."""
     reference = quickstart.reference(problem, language)
     return lookup({"whole": reference.text, "reasoning": reference.reasoning, "answer": reference.answer}, kind, "kind")
 
 
 def _wrong(problem, language: str, kind: str, rng: random.Random) -> str:
-    """The response with a wrong number; redrawn where the part of this kind is not touched."""
+    """The response with a wrong number; drawn again if the part of this kind has not changed."""
     right = problem_text(problem, language, kind)
     for _ in range(20):
         wrong = problem_text(quickstart.corrupt(problem, rng), language, kind)
@@ -137,7 +136,7 @@ def _two_languages(languages: Sequence[str], rng: random.Random) -> tuple[str, s
 
 
 def prompt_pairs(prompts: Sequence[Prompt], step: int, batch_size: int, seed: int, *, negatives: int = 1) -> list[Pair]:
-    """Batch `step` of (question, English question) pairs of any data set, no problem twice in a batch.
+    """Batch `step` of (question, English question) pairs of any data set, each problem at most once.
 
     English rows and rows without English text are left out; a question without a number has no hard negative.
 

@@ -1,8 +1,8 @@
-"""Text in bulk to arrays: a tf.data pipeline with TensorFlow Text's SentencePiece.
+"""Encodes corpora with a tf.data pipeline and TensorFlow Text's SentencePiece.
 
-Whole corpora (English references before they are embedded, the pairs a contrastive encoder trains on) are encoded
-here; single prompts and responses go through `pbrl_jax.text.tokenizers`, whose ids are the same. TensorFlow takes
-seconds to import and would claim the accelerator: it is imported inside these functions only and sees no GPU.
+For many texts at once, such as the references before they are embedded; single prompts and responses go through
+`pbrl_jax.text.tokenizers`, with the same ids. TensorFlow takes seconds to import and would claim the accelerator: it is
+imported inside these functions only, with its GPUs hidden.
 """
 
 import contextlib
@@ -15,13 +15,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.contrastive import Pair
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, Tokenizer, XlmrTokenizer
 
 BATCH = 4096
-"""Texts that travel through the pipeline together."""
+"""Texts in one batch of the pipeline."""
 BULK = 4096
-"""From so many texts on, starting TensorFlow pays; fewer are encoded on the host, to the same ids."""
+"""Least number of texts for which starting TensorFlow is faster; fewer are encoded on the host, to the same ids."""
 
 
 class EncodedTexts(NamedTuple):
@@ -30,15 +29,6 @@ class EncodedTexts(NamedTuple):
     tokens_NS: Int[np.ndarray, "N S"]
     lengths_N: Int[np.ndarray, "N"]
     cut_N: Bool[np.ndarray, "N"]
-
-
-class EncodedPairs(NamedTuple):
-    """A contrastive batch of N pairs; `negatives` has N * K rows, row n * K + k, valid where `negative_valid_NK`."""
-
-    text: EncodedTexts
-    target: EncodedTexts
-    negatives: EncodedTexts
-    negative_valid_NK: Bool[np.ndarray, "N K"]
 
 
 def encode_corpus(
@@ -53,10 +43,9 @@ def encode_corpus(
 
     Args:
       texts: NFC strings.
-      tokenizer: with a SentencePiece one, BULK texts or more go through tf.data; everything else runs on the host.
-        Both give the same ids.
-      max_length: S, special ids included; what is longer is cut before the suffix.
-      prefix, suffix: special ids that the encoder expects around every text.
+      tokenizer: a SentencePiece one encodes BULK texts or more through tf.data; all else runs on the host.
+      max_length: S, special ids included; longer texts are truncated before the suffix.
+      prefix, suffix: special ids around every text.
     """
     pieces = list(stream_corpus(texts, tokenizer, max_length, prefix=prefix, suffix=suffix))
     if not pieces:
@@ -72,7 +61,7 @@ def stream_corpus(
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
 ) -> Iterator[EncodedTexts]:
-    """`encode_corpus` in batches of at most BATCH texts: a corpus need not fit in memory as ids."""
+    """`encode_corpus` in batches of at most BATCH texts, for corpora whose ids do not fit in memory."""
     room = max_length - len(prefix) - len(suffix)
     if room < 1:
         raise ConfigError(f"max_length {max_length} leaves no room beside {len(prefix) + len(suffix)} special ids.")
@@ -101,7 +90,7 @@ def _through_tensorflow(texts, tokenizer, max_length: int, room: int, prefix, su
         padded = joined.to_tensor(default_value=tokenizer.pad_id, shape=[None, max_length])
         return padded, tf.cast(joined.row_lengths(), tf.int32), whole > room
 
-    # The runtime starts with the first batch, and reports on devices that are not there.
+    # The runtime starts with the first batch, and prints warnings about missing devices.
     with _quiet_stderr():
         pipeline = (
             tf.data.Dataset.from_tensor_slices(list(texts))
@@ -128,28 +117,8 @@ def _on_the_host(texts, tokenizer, max_length: int, room: int, prefix, suffix) -
         yield EncodedTexts(tokens_NS, lengths_N, np.array([len(ids) > room for ids in encoded]))
 
 
-def encode_pairs(
-    pairs: Sequence[Pair],
-    tokenizer: Tokenizer,
-    max_length: int,
-    hard_negatives: int,
-    *,
-    prefix: Sequence[int] = (),
-    suffix: Sequence[int] = (),
-) -> EncodedPairs:
-    """A contrastive batch as arrays; pairs with fewer than `hard_negatives` negatives are marked, not left out."""
-    given = [pair.negatives[:hard_negatives] for pair in pairs]
-    filled = [text for texts in given for text in (*texts, *[""] * (hard_negatives - len(texts)))]
-    columns = [
-        encode_corpus(texts, tokenizer, max_length, prefix=prefix, suffix=suffix)
-        for texts in ([pair.text for pair in pairs], [pair.target for pair in pairs], filled)
-    ]
-    valid_NK = np.array([[k < len(texts) for k in range(hard_negatives)] for texts in given], bool)
-    return EncodedPairs(*columns, valid_NK.reshape(len(pairs), hard_negatives))
-
-
 def tensorflow_without_accelerator():
-    """(tensorflow, tensorflow_text), kept off the accelerator that JAX owns."""
+    """(tensorflow, tensorflow_text), with the GPUs hidden from them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _quiet_stderr():
         import tensorflow as tf
@@ -159,7 +128,7 @@ def tensorflow_without_accelerator():
         with _quiet_stderr():
             tf.config.set_visible_devices([], "GPU")
     except RuntimeError as error:
-        # TensorFlow is already running in this process; it may have claimed the accelerator.
+        # TensorFlow is already initialised in this process and may have claimed the accelerator.
         if tf.config.get_visible_devices("GPU"):
             raise ConfigError(
                 "TensorFlow was initialised with a GPU before this package could hide it. Call "
@@ -170,7 +139,7 @@ def tensorflow_without_accelerator():
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Keeps native libraries from writing to the terminal; Python errors still show, as they are raised."""
+    """Discards what native libraries write to stderr; Python errors are raised as usual."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

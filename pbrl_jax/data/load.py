@@ -1,4 +1,4 @@
-"""One entry to every data source, with the checks that all of them share."""
+"""Loads prompts from any data source, with the checks that all sources share."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def load_prompts(
       require: fields that every row must have: answer, question_en, reference.
 
     Raises:
-      ConfigError: unknown source, split, language, or columns for a source that has none.
+      ConfigError: unknown source, split or language, or columns for a source without.
       DataError: missing files, bad rows, or rows without a required field; with file and row numbers.
     """
     rows = lookup(SOURCES, data.source, "data source")
@@ -62,7 +62,7 @@ def _require(prompts: Sequence[Prompt], field: str, source: str) -> None:
     if lacking:
         raise DataError(
             f"Source {source!r}: {len(lacking)} of {len(prompts)} rows have no {field}, the first at "
-            f"{_places(lacking)}. Add the column, or choose a pivot.source or reward that does without it."
+            f"{_places(lacking)}. Add the column, or choose a pivot.source or reward that does not need it."
         )
 
 
@@ -72,11 +72,11 @@ def check_golds(prompts: Sequence[Prompt]) -> str:
     Raises:
       DataError: fewer than READABLE_GOLDS of them can; names the first that cannot.
     """
-    golds = [prompt for prompt in prompts if prompt.answer is not None]
-    lost = [prompt for prompt in golds if read_gold(prompt.answer, prompt.language) is None]
+    golds = [(prompt, prompt.answer) for prompt in prompts if prompt.answer is not None]
+    lost = [(prompt, answer) for prompt, answer in golds if read_gold(answer, prompt.language) is None]
     if not golds:
         return ""
-    first = f"; the first that cannot, {_places(lost[:1])}: {lost[0].answer[:60]!r}" if lost else ""
+    first = f"; the first that cannot, {_places([lost[0][0]])}: {lost[0][1][:60]!r}" if lost else ""
     said = f"Gold answers: {len(golds) - len(lost)} of {len(golds)} can be read{first}."
     if len(lost) > (1 - READABLE_GOLDS) * len(golds):
         raise DataError(
@@ -87,10 +87,9 @@ def check_golds(prompts: Sequence[Prompt]) -> str:
 
 
 def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """`prompts`, and where none of them is English the English side of each problem behind them.
+    """`prompts`; if none of them is English, also an English row of each problem that has English text.
 
-    A policy that trains on other languages only forgets English; these rows are for replay
-    (`data.english_share`). Rows without English text add none.
+    They are for replay (`data.english_share`): a policy that trains only on other languages forgets English.
     """
     if any(prompt.language == "en" for prompt in prompts):
         return list(prompts)
@@ -104,10 +103,10 @@ def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Hex digest of every field of every row, in order: the same digest is the same data set."""
+    """Hex digest of every field of every row, in order; identifies the data set."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        # Further references are told apart by the fingerprint of the references; a row without any stays what it was.
+        # Rows without further references keep the digest of versions that had none.
         digest.update(json.dumps(prompt if prompt.more_references else prompt[:-1], ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
@@ -127,12 +126,12 @@ def fit_prompts(
       prompts: any rows.
       tokenizer: the policy's.
       max_prompt_length: in tokens, the beginning-of-sequence token included.
-      overlong: `error` refuses longer prompts, `drop` leaves them out (all of them too long is an error still).
+      overlong: `error` refuses longer prompts, `drop` leaves them out (an error if none is left).
       style: a name in pbrl_jax.text.prompts.STYLES.
       thinking: the thinking switch of chat templates, as in pbrl_jax.text.prompts.
 
     Raises:
-      DataError: names how many prompts of each language are too long, their rows, and the length that would do.
+      DataError: too long prompts: their number per language, the first rows, and the longest length.
     """
     if overlong not in OVERLONG:
         raise ConfigError(f"data.overlong_prompts is {overlong!r}; expected one of {', '.join(OVERLONG)}.")
@@ -153,6 +152,6 @@ def fit_prompts(
 
 
 def _places(prompts: Sequence[Prompt]) -> str:
-    """`row 3 (sw), row 9 (th)`: rows count from 1."""
+    """`row 3 (sw), row 9 (th)`, counting from 1."""
     shown = [f"row {row_of(p.id) + 1} ({language_of(p.id)})" for p in prompts[:SHOWN_ERRORS]]
     return ", ".join(shown)

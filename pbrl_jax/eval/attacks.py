@@ -1,7 +1,7 @@
-"""Replies that a reward must not prefer to a faithful one, built from faithful replies.
+"""Replies that a reward must score below a faithful one, made from faithful replies.
 
-Every attack has two templates. The first is a seen one: it may shape the hard negatives of an encoder. The second is
-held out: nothing may be trained on it, so that the audit tells a reward that understands from one that was drilled.
+Every attack has two templates. The first, the seen one, may be used for hard negatives of an encoder. The second is
+held out: nothing may be trained on it, so that the audit measures generalisation.
 """
 
 import random
@@ -22,19 +22,18 @@ _NUMBER = re.compile(r"\d(?:[\d.,/]*\d)?")
 
 
 class Case(NamedTuple):
-    """One problem in one language, and all that attacks on it are made of.
+    """One problem in one language, with the texts that attacks are made from.
 
     `faithful` is a correct reply in the prompt's language, `others` are correct replies to the same problem in two
     further languages (never English), `neighbours` faithful replies to two other problems in the prompt's language;
-    the first is as near to this one as the data allow. `held_out` marks problems of a family that is kept out of hard
-    negatives.
+    the first is the most similar one in the data. `held_out` marks problems of a family without hard negatives.
     """
 
     prompt: Prompt
     faithful: str
     english: str
-    others: tuple[str, str]
-    neighbours: tuple[str, str]
+    others: tuple[str, ...]
+    neighbours: tuple[str, ...]
     held_out: bool = False
 
     @property
@@ -57,8 +56,8 @@ class Case(NamedTuple):
 
 
 def steps_of(text: str) -> list[str]:
-    """The sentences of `text`. A single one (Thai writes no full stop) is cut behind its equations, else before its
-    equation, else in its middle."""
+    """The sentences of `text`. A single one (Thai writes no full stop) is split after its equations, else before its
+    equation, else in the middle."""
     if len(steps := chunks_of(text)) != 1:
         return steps
     equations = list(_EQUATION.finditer(text))
@@ -79,7 +78,7 @@ def _change_one(case: Case, rng: random.Random) -> str:
 
 
 def _change_answer(case: Case, rng: random.Random) -> str:
-    """The right steps, and another answer: ten times the number, in its own digits, or the letter behind its letter."""
+    """The right steps with another answer: ten times the number, in the same digits, or the next letter."""
     reasoning, sentence = case.parts
     numbers, answer = list(_NUMBER.finditer(sentence)), case.prompt.answer
     if numbers:
@@ -170,14 +169,14 @@ ATTACKS: dict[str, Attack] = {
     ),
     "other_language": Attack(lambda case, rng: case.others[0], lambda case, rng: case.others[1]),
 }
-"""name -> templates. Another attack is another line."""
+"""name -> templates."""
 
 
 def attack_reply(name: str, held_out: bool, case: Case, seed: int) -> str:
     """The reply of one attack; a pure function of its arguments.
 
     Raises:
-      DataError: the attack leaves this reply as it was, so that nothing could tell the two apart.
+      DataError: the attack does not change this reply.
     """
     attack = ATTACKS[name]
     template = attack.held_out if held_out else attack.seen
@@ -185,6 +184,6 @@ def attack_reply(name: str, held_out: bool, case: Case, seed: int) -> str:
     if " ".join(reply.split()) == " ".join(case.faithful.split()):
         raise DataError(
             f"Attack {name} cannot be made of problem {case.prompt.id} in {case.prompt.language}: the reply "
-            f"{case.faithful!r} stays as it is. Leave this problem out of the audit."
+            f"{case.faithful!r} does not change. Leave this problem out of the audit."
         )
     return reply

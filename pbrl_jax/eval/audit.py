@@ -1,18 +1,20 @@
-"""How often a reward puts the faithful reply above each attack on it: the audit of a reward configuration.
+"""The audit of a reward: how often it scores the faithful reply above each attack.
 
-Pairs are of one prompt, as a group's samples are: the AUC of an attack in a language is the share of problems whose
+Pairs are of one prompt, like the samples of a group: the AUC of an attack in a language is the share of problems whose
 faithful reply scores higher than the attack, ties counting one half.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
+from pbrl_jax.core.batching import by_length, pad_tokens
 from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.paths import read_json_lines
-from pbrl_jax.core.records import Prompt, Scores
+from pbrl_jax.core.records import Prompt, Scores, on_host
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply
@@ -23,9 +25,9 @@ from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.encoders import Encoder
 
 HELD_OUT_FAMILIES = ("div", "muladd")
-"""Quickstart families that no hard negative may be made of: one with a single step, one with two."""
+"""Quickstart families without hard negatives: one of one step, one of two."""
 HELD_OUT = "/held_out"
-"""Behind an attack's name: its held-out template, on held-out problems."""
+"""Suffix of an attack's name: its held-out template, on held-out problems."""
 BATCH = 512
 
 Table = dict[str, dict[str, float]]
@@ -35,8 +37,7 @@ Table = dict[str, dict[str, float]]
 def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]], Scores], seed: int = 0) -> Table:
     """The AUC of every attack in every language of `cases`; English is left out.
 
-    Seen templates are tried on problems that are not held out, held-out templates (name + HELD_OUT) on those that
-    are.
+    Seen templates are for problems that are not held out, held-out templates (name + HELD_OUT) for those that are.
 
     Args:
       score: prompts and replies -> total scores.
@@ -74,20 +75,20 @@ def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]]
 
 
 def attack_names() -> list[str]:
-    """Keys of a language's row: every attack, and every attack's held-out form."""
+    """Keys of a language's row: every attack, seen and held out."""
     return [name + end for end in ("", HELD_OUT) for name in ATTACKS]
 
 
-def below(table: Table, bound: float) -> list[tuple[float, str, str]]:
-    """(AUC, language, attack) of all that is below `bound`, the worst first."""
+def failed_attacks(table: Table, bound: float) -> list[tuple[float, str, str]]:
+    """(AUC, language, attack) of those below `bound`, the worst first."""
     return sorted((auc, code, name) for code, row in table.items() for name, auc in row.items() if auc < bound)
 
 
 def make_scorer(
     reward: Callable, encoder: Encoder, tokenizer: Tokenizer
 ) -> Callable[[list[Prompt], list[str]], Scores]:
-    """A reward of RewardInputs as a function of prompts and replies: tokens and reference vectors are made here, in
-    batches of one size. `tokenizer` stands for the policy's."""
+    """A reward of RewardInputs as a function of prompts and replies, in batches of one size. `tokenizer` is that of the
+    policy, or the encoder's in its place."""
 
     def score(prompts: list[Prompt], replies: list[str]) -> Scores:
         unique = dict.fromkeys(prompt.reference for prompt in prompts)
@@ -95,38 +96,26 @@ def make_scorer(
         if None in place:
             raise DataError("The audit needs the English reference of every problem; some have none.")
         parts = [[getattr(reference, part) for reference in unique] for part in ("text", "reasoning", "answer")]
-        vectors = [encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts]
-        table = PivotVectors(*vectors, has_B=np.ones(len(unique), bool))
+        whole, reasoning, answer = (
+            encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts
+        )
+        table = PivotVectors(whole, reasoning, answer, np.ones(len(unique), bool))
         found = []
-        for rows in _batches(len(prompts)):
+        for _, rows in by_length([0] * len(prompts), min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
             pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
-            total = reward(RewardInputs(chosen, texts, *_tokens(texts, tokenizer), pivots, 0)).total
+            ids = tokenizer.encode_batch(texts)
+            tokens, lengths = pad_tokens(ids, max(1, *map(len, ids)))
+            total = reward(RewardInputs(chosen, texts, tokens, lengths, pivots, 0)).total
             found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
         value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
-        return Scores(value, valid, {})
+        return on_host(Scores, value, valid, {})
 
     return score
 
 
-def _batches(count: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size; the last one is filled with the last row."""
-    size = min(BATCH, count)
-    for start in range(0, count, size):
-        yield np.minimum(np.arange(start, start + size), count - 1)
-
-
-def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    ids = tokenizer.encode_batch(list(texts))
-    lengths = np.array([len(row) for row in ids])
-    tokens = np.zeros((len(ids), max(1, lengths.max())), np.int32)
-    for row, row_ids in enumerate(ids):
-        tokens[row, : len(row_ids)] = row_ids
-    return tokens, lengths
-
-
 def quickstart_cases(languages: Sequence[str], count: int, seed: int, space: str = "") -> list[Case]:
-    """`count` problems of the test split in each language but English, with the task's own replies."""
+    """`count` problems of the test split in each language but English, with the replies of the task."""
     chosen = quickstart.problems("test", count, seed, space)
     return [
         Case(
@@ -144,7 +133,7 @@ def quickstart_cases(languages: Sequence[str], count: int, seed: int, space: str
 
 
 def held_out_families(space: str) -> tuple[str, ...]:
-    """Families of a quickstart space that are held out: HELD_OUT_FAMILIES where it has them, else its last one."""
+    """Held-out families of a quickstart space: HELD_OUT_FAMILIES if it has them, else its last one."""
     families = quickstart.SPACES[space].families
     return tuple(family for family in families if family in HELD_OUT_FAMILIES) or families[-1:]
 
@@ -159,7 +148,7 @@ def _neighbours(place: int, pool: Sequence[quickstart.Problem]) -> tuple[quickst
     return min(near, key=lambda problem: abs(problem.result - own.result)), others[0]
 
 
-def _further(code: str, languages: Sequence[str]) -> tuple[str, str]:
+def _further(code: str, languages: Sequence[str]) -> tuple[str, ...]:
     """Two languages of `languages` behind `code`, in its order, that are neither it nor English."""
     others = [other for other in languages if other not in (code, "en")]
     start = list(languages).index(code)
@@ -174,11 +163,11 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
     Every second problem counts as held out.
 
     Raises:
-      DataError: rows that fit no prompt, replies that are not right or have no steps, fewer than three problems or two
-        languages beside English, or prompts without reference or answer.
+      DataError: rows of unknown prompts, replies that are wrong or have no steps, fewer than three problems or two
+        languages other than English, or prompts without reference or answer.
     """
-    known = {(prompt.id, prompt.language): prompt for prompt in prompts}
-    replies: dict[int, dict[str, tuple[Prompt, str]]] = defaultdict(dict)
+    known: dict[tuple[Any, Any], Prompt] = {(prompt.id, prompt.language): prompt for prompt in prompts}
+    replies: dict[int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
     for number, row in enumerate(read_json_lines(path), start=1):
         prompt = known.get((row.get("id"), row.get("language")))
         if prompt is None or not str(row.get("response", "")).strip():
@@ -194,26 +183,26 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
         ):
             raise DataError(
                 f"{PurePath(path).name}, row {number}: the audit needs faithful replies, steps and then the answer "
-                f"{answer_sentence(prompt.answer, prompt.language)!r}; found {reply!r}. Mend or remove that row."
+                f"{answer_sentence(prompt.answer, prompt.language)!r}; found {reply!r}. Correct or remove that row."
             )
         if prompt.language != "en":
-            replies[row_of(prompt.id)][prompt.language] = (prompt, reply)
+            replies[row_of(prompt.id)][prompt.language] = (prompt, reply, prompt.reference.text)
     codes = list(dict.fromkeys(code for row in replies.values() for code in row))
-    whole = [row for row in replies.values() if len(row) == len(codes)]
-    if len(whole) < 3 or len(codes) < 2:
+    complete = [row for row in replies.values() if len(row) == len(codes)]
+    if len(complete) < 3 or len(codes) < 2:
         raise DataError(
-            f"{PurePath(path).name} has {len(whole)} problems with a reply in each of {len(codes)} languages; the "
+            f"{PurePath(path).name} has {len(complete)} problems with a reply in each of {len(codes)} languages; the "
             "audit needs three problems or more and two languages beside English."
         )
     return [
         Case(
             prompt=prompt,
             faithful=reply,
-            english=prompt.reference.text,
+            english=english,
             others=tuple(row[other][1] for other in _further(code, codes)),
-            neighbours=tuple(whole[(place + shift) % len(whole)][code][1] for shift in (1, 2)),
+            neighbours=tuple(complete[(place + shift) % len(complete)][code][1] for shift in (1, 2)),
             held_out=place % 2 == 1,
         )
-        for place, row in enumerate(whole[: limit or None])
-        for code, (prompt, reply) in row.items()
+        for place, row in enumerate(complete[: limit or None])
+        for code, (prompt, reply, english) in row.items()
     ]

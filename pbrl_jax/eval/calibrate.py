@@ -1,11 +1,9 @@
-"""What cosines of an encoder mean: mean and spread of matched and mismatched pairs, per language, from parallel text.
+"""Calibration of an encoder: mean and deviation of cosines of matched and mismatched pairs, per language.
 
-Cross-lingual cosines are compressed into a narrow band that differs by language, and texts of one language stand
-nearer to each other whatever they say: an English reply nears an English reference by its language alone.
+Cross-lingual cosines lie in a narrow band that differs by language, and texts of one language are more similar to each
+other whatever they say: an English reply is similar to an English reference by its language alone.
 """
 
-import gzip
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +12,13 @@ import numpy as np
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.tables import read_rows
 
 SHRINKAGE = 30  # ASSUMED: LRPO's n / (n + K) with K not stated in the material at hand
-"""Pairs at which a language's own baseline and the mean of all languages weigh the same."""
+"""Number of pairs at which a language's own baseline and the mean of all languages have equal weight."""
 PREMIUM_WARNING = 0.5
-"""Standard deviations of same-language premium from which on `pbrl calibrate` warns."""
+"""Least same-language premium, in standard deviations, that `pbrl calibrate` warns of."""
 FEWEST_PAIRS = 10
 
 Pairs = Mapping[str, Sequence[tuple[str, str]]]
@@ -33,8 +33,8 @@ def calibrate(embed: Embed, key: str, pairs: Pairs) -> dict[str, Any]:
 
     matched: cos(x_i, e_i). mismatched: cos(x_i, e_j) for all i != j; of English, cos(e_i, e_j) over all texts of the
     longest list. auc: share of i, j with cos(x_i, e_i) above cos(x_i, e_j). same_language_premium: by how many
-    standard deviations unrelated English texts are nearer to each other than texts of this language are to unrelated
-    English ones, with the English texts of the very same pairs. baseline: mismatched mean, drawn towards that of all
+    standard deviations the cosines of unrelated English texts exceed those of texts of this language with unrelated
+    English ones, for the English texts of the same pairs. baseline: mismatched mean, shrunk towards that of all
     languages by n / (n + shrinkage).
 
     Args:
@@ -61,7 +61,7 @@ def calibrate(embed: Embed, key: str, pairs: Pairs) -> dict[str, Any]:
 
 
 def _measure(embed: Embed, code: str, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    # Two pairs that share a side would be counted as mismatched.
+    # Two pairs with a common side would be counted as mismatched.
     unique = list({english: (text, english) for text, english in {t: (t, e) for t, e in pairs}.values()}.values())
     if len(unique) < FEWEST_PAIRS:
         raise DataError(
@@ -107,19 +107,14 @@ def pairs_from_file(path: str, languages: Sequence[str], limit: int) -> dict[str
     Raises:
       DataError: no such file, a row without the three fields, or a language that it does not hold.
     """
-    try:
-        content = as_path(path).read_bytes()
-        content = gzip.decompress(content) if str(path).endswith(".gz") else content
-        rows = [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"Parallel text {path!r} cannot be read ({type(error).__name__}: {error}).") from error
+    errors = RowErrors(f"Parallel text {path}")
     found: dict[str, list[tuple[str, str]]] = {code: [] for code in languages if code != "en"}
-    for number, row in enumerate(rows, start=1):
-        if not all(isinstance(row.get(field), str) for field in ("lang", "src", "en")):
-            raise DataError(f"{path}, row {number}: expected the fields lang, src and en, found {sorted(row)}.")
-        own = found.get(row["lang"])
-        if own is not None and (not limit or len(own) < limit):
-            own.append((row["src"], row["en"]))
+    for number, row in read_rows(as_path(path), errors, skip_blank=True):
+        if all([errors.text(number, field, row.get(field)) for field in ("lang", "src", "en")]):
+            pairs = found.get(row["lang"])
+            if pairs is not None and (not limit or len(pairs) < limit):
+                pairs.append((row["src"], row["en"]))
+    errors.check()
     missing = [code for code, own in found.items() if not own]
     if missing:
         raise DataError(f"{path} has no text of {', '.join(missing)}. Set data.languages to those it has.")

@@ -1,8 +1,8 @@
-"""How much of a benchmark stands in the training text: shared runs of words, or of characters.
+"""Contamination: n-grams of words, or of characters, that a benchmark shares with the training text.
 
-Words are what white space divides, folded to small letters and without punctuation; text in scripts that do not
-divide words (Chinese, Japanese, Thai) counts character by character. A run of 13 is what GPT-3 and most reports
-after it take (Brown et al. 2020, appendix C).
+Words are separated by white space, case-folded and without punctuation; text in scripts without spaces (Chinese,
+Japanese, Thai) is split into characters. 13-grams are those of GPT-3 and most later reports (Brown et al. 2020,
+appendix C).
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ _UNDIVIDED = ("Hani", "Hira", "Kana", "Thai")
 
 
 class Overlap(NamedTuple):
-    """What was found: for each benchmark text whether it overlaps, and the first shared run (None without one)."""
+    """For each benchmark text the first shared n-gram; None if there is none."""
 
     shared: list[str | None]
 
@@ -28,9 +28,9 @@ class Overlap(NamedTuple):
 
 
 def units(text: str) -> list[str]:
-    """The words of a text, or its single characters in scripts without spaces; no punctuation."""
+    """The words of a text, or characters in scripts without spaces; no punctuation."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # Thai and Indic vowel signs are marks: part of a word as letters are.
+    # Thai and Indic vowel signs are marks, and belong to a word like letters.
     kept = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in folded)
     pattern = script_pattern(_UNDIVIDED)
     found: list[str] = []
@@ -49,8 +49,8 @@ def units(text: str) -> list[str]:
     return found
 
 
-def runs(text: str, n: int) -> list[str]:
-    """All runs of n units; a shorter text is one run of its own."""
+def ngrams(text: str, n: int) -> list[str]:
+    """All n-grams of units; a shorter text is one n-gram."""
     found = units(text)
     if not found:
         return []
@@ -58,14 +58,14 @@ def runs(text: str, n: int) -> list[str]:
 
 
 def find_overlap(train_texts: Iterable[str], benchmark_texts: Sequence[str], n: int = NGRAM) -> Overlap:
-    """Which benchmark texts share a run of n units with any training text.
+    """Which benchmark texts share an n-gram with any training text.
 
-    A benchmark text of fewer units overlaps only with a training text that is the same in all of them.
+    A benchmark text of fewer units overlaps only with an equal training text.
 
     Args:
-      train_texts: prompts and references; read once, so that they need not be in memory.
+      train_texts: prompts and references; read once, they need not be in memory.
       benchmark_texts: the problems.
-      n: length of a run.
+      n: units of an n-gram.
 
     Raises:
       ConfigError: n below 1.
@@ -74,12 +74,12 @@ def find_overlap(train_texts: Iterable[str], benchmark_texts: Sequence[str], n: 
         raise ConfigError(f"Runs of {n} words cannot be compared; expected at least 1, for example {NGRAM}.")
     by_run: dict[str, list[int]] = {}
     for row, text in enumerate(benchmark_texts):
-        for run in runs(text, n):
+        for run in ngrams(text, n):
             by_run.setdefault(run, []).append(row)
     shared: list[str | None] = [None] * len(benchmark_texts)
     seen: set[str] = set()
     for text in train_texts:
-        for run in runs(text, n):
+        for run in ngrams(text, n):
             if run in by_run and run not in seen:
                 seen.add(run)
                 for row in by_run[run]:

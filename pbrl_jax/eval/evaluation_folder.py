@@ -1,8 +1,8 @@
-"""The folder of an evaluation: what it is of, the responses so far, and the result.
+"""The folder of an evaluation.
 
-W/evaluation.json   what was asked of whom; another evaluation is refused here
+W/evaluation.json   its settings and policy; another evaluation in this folder is refused
 W/responses.jsonl   one row a response, appended batch by batch; at the end in order and with grades
-W/eval.json         the numbers
+W/eval.json         the result
 """
 
 import hashlib
@@ -14,19 +14,26 @@ from typing import Any
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError, DataError
-from pbrl_jax.core.paths import append_json_lines, as_path, read_json_lines, write_atomic, write_json_lines
+from pbrl_jax.core.paths import (
+    append_json_lines,
+    as_path,
+    read_json_lines,
+    read_json_object,
+    write_atomic,
+    write_json_lines,
+)
 from pbrl_jax.eval.benchmarks.common import Problem
 
 
 class EvaluationFolder:
-    """Paths and rows of one folder; every call reads or writes the disk, the object remembers nothing but the path."""
+    """Paths and rows of one folder; the object holds only the path, every call reads or writes the disk."""
 
     def __init__(self, workdir: str | os.PathLike):
         self.root = as_path(workdir)
 
     @property
     def identity(self) -> epath.Path:
-        """What the evaluation is of."""
+        """Settings and policy."""
         return self.root / "evaluation.json"
 
     @property
@@ -36,11 +43,11 @@ class EvaluationFolder:
 
     @property
     def result(self) -> epath.Path:
-        """The numbers."""
+        """The result."""
         return self.root / "eval.json"
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Make the folder this evaluation's, or see that it is already.
+        """Write the identity, or check that the folder has the same one.
 
         Raises:
           CheckpointError: it holds another evaluation; names every field that differs.
@@ -48,17 +55,17 @@ class EvaluationFolder:
         if not self.identity.exists():
             if self.responses.exists():
                 raise CheckpointError(
-                    f"{self.responses} is there, but no {self.identity.name} that says what it holds. Give another "
+                    f"{self.responses} exists without {self.identity.name}, so its evaluation is unknown. Give another "
                     "--workdir, or delete the file."
                 )
             write_atomic(self.identity, _json(identity))
             return
-        saved = _read_object(self.identity)
+        saved = read_json_object(self.identity)
         listed = _differences(saved, identity, dict.fromkeys([*saved, *identity]), "now")
         if listed:
             raise CheckpointError(
-                f"{self.root} holds another evaluation: {listed}. Give another --workdir, or repeat that command to go "
-                "on with it."
+                f"{self.root} holds another evaluation: {listed}. Give another --workdir, or repeat that command to "
+                "continue it."
             )
 
     def read(self) -> list[dict[str, Any]]:
@@ -74,19 +81,19 @@ class EvaluationFolder:
         append_json_lines(self.responses, rows)
 
     def finish(self, rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
-        """Put the graded rows in the place of the raw ones, then write the numbers."""
+        """Replace the rows by the graded ones, then write the result."""
         write_json_lines(self.responses, rows)
         write_atomic(self.result, _json(result))
 
     def graded(self, identity: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a finished evaluation, to compare another with that has this identity.
+        """The rows of a finished evaluation, to compare one of this identity with.
 
         Raises:
-          DataError: not finished, or of other problems, another protocol or another version of the benchmark.
+          DataError: not finished, or other problems, protocol or version of the benchmark.
         """
         if not self.result.exists() or not self.identity.exists():
             raise DataError(f"{self.root} holds no finished evaluation. Give the --workdir of an earlier `pbrl eval`.")
-        saved = _read_object(self.identity)
+        saved = read_json_object(self.identity)
         listed = _differences(saved, identity, COMPARABLE, "here")
         if listed:
             raise DataError(f"{self.root} cannot be compared with: {listed}. Evaluate the base in the same way.")
@@ -94,7 +101,7 @@ class EvaluationFolder:
 
 
 COMPARABLE = ("benchmark", "version", "protocol", "shots", "problems")
-"""Fields that must agree where two evaluations are compared; the policies, of course, may differ."""
+"""Fields that must be equal in two evaluations that are compared."""
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:
@@ -119,13 +126,3 @@ def _shown(value: Any) -> str:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _read_object(file: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}. Delete it, or give another --workdir.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{file} holds {type(value).__name__}, expected an object. Give another --workdir.")
-    return value

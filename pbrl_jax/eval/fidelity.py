@@ -1,4 +1,4 @@
-"""Whether a response is in the language it should be in: as a whole, line by line, and word by word.
+"""Whether a response is in the right language: in all, line by line, and word by word.
 
 Line and word pass rates follow Marchisio et al. 2024 (arXiv 2406.20052, section 3.3): a response passes when each of
 its lines is in the language, and when, in a language that is not written in Latin letters, it holds no Latin words.
@@ -14,7 +14,7 @@ from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.words import judged_lines
 
 _LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{3,}")
-"""Shorter ones are units, options and variables."""
+"""Shorter Latin words are units, options and variables."""
 
 
 class Fidelity(NamedTuple):
@@ -26,7 +26,7 @@ class Fidelity(NamedTuple):
 
     @property
     def switched(self) -> bool | None:
-        """Whether the response is in its language but for some line or word."""
+        """Whether the response is in its language except for some line or word."""
         return None if self.right is None else self.right and (self.lines is False or self.words is False)
 
 

@@ -1,4 +1,4 @@
-"""Grades of responses and of scored choices: ours, and beside it those of published evaluations."""
+"""Grades of responses and of scored choices: ours, and those of published evaluations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from pbrl_jax.eval.benchmarks.common import LETTERS, Benchmark, Problem
 from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
 from pbrl_jax.eval.fidelity import fidelity
 from pbrl_jax.text.answers import extract_answer, same_answer
-from pbrl_jax.text.langid import identifier_of
-from pbrl_jax.text.languages import known_code
+from pbrl_jax.text.langid import identifier_of, identify_language
+from pbrl_jax.text.languages import LANGUAGES, known_code
 
 
 def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
-    """Our answer of a response: of any digits and separators, announced in its language, else the last number."""
+    """Our answer of a response, in any digits and separators: the announced one, else the last number."""
     if benchmark.extract is not None:
         return benchmark.extract(problem, text)
     if problem.kind == "letter":
@@ -26,13 +26,15 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
     """A generated row with its grades.
 
     Adds question, gold, extracted, correct, marker_missing (an answer was found, but not announced), published,
-    right_language, line_pass, word_pass and code_switch.
+    right_language, response_language (the likeliest one, None for too short a text), line_pass, word_pass and
+    code_switch.
     """
     text = row["completion"]
     extracted = extract(benchmark, problem, text)
     # In the English protocol an English response is the right one.
     wanted = "en" if protocol == "en-cot" else known_code(problem.language)
     verdict = fidelity(text, wanted or problem.language, alternatives)
+    known = [code for code in dict.fromkeys((wanted, *alternatives, "en")) if code in LANGUAGES]
     return row | {
         "question": problem.question,
         "gold": problem.answer,
@@ -42,6 +44,7 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
         "published": benchmark.published(problem, text, protocol),
         # As in training: a text too short to tell counts as right; a language that cannot be told counts nowhere.
         "right_language": None if wanted is None or not identifier_of(wanted) else verdict.right is not False,
+        "response_language": identify_language(text, known),
         "line_pass": verdict.lines,
         "word_pass": verdict.words,
         "code_switch": verdict.switched,
@@ -70,7 +73,7 @@ def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
     """All rows with their grades, in the order of the problems and of their samples.
 
     Raises:
-      DataError: a row of a problem that is not in this evaluation, or without a field.
+      DataError: a row of a problem that is not in this evaluation, or a missing field.
     """
     by_key = {problem.key: (place, problem) for place, problem in enumerate(problems)}
     alternatives = tuple(dict.fromkeys(known_code(problem.language) or problem.language for problem in problems))
@@ -98,5 +101,5 @@ def _check_row(problem: Problem, row: dict[str, Any]) -> None:
     if wrong:
         raise DataError(
             f"responses.jsonl: the row of {row['key']!r} has no usable {', '.join(wrong)}. Delete the row: the same "
-            "command answers it again."
+            "command generates it again."
         )

@@ -1,4 +1,4 @@
-"""From graded rows to the numbers of eval.json: per language, over languages, and against an earlier evaluation.
+"""The numbers of eval.json from graded rows: per language, over languages, and against an earlier evaluation.
 
 Accuracies and shares are fractions in [0, 1]; intervals are 95 % bootstrap intervals over problems.
 """
@@ -49,18 +49,18 @@ def accuracies(rows: Rows) -> dict[str, float]:
 
 
 def votes(samples: Rows) -> list[int]:
-    """One number a sample, the same for the same answer; -1 where there is none."""
-    known: list[str] = []
-    cast = []
+    """One number a sample, equal for equal answers; -1 for no answer."""
+    answers: list[str] = []
+    numbers = []
     for row in samples:
         answer = row["extracted"]
         if answer is None:
-            cast.append(-1)
+            numbers.append(-1)
             continue
-        place = next((i for i, other in enumerate(known) if same_answer(answer, other)), len(known))
-        known += [answer] if place == len(known) else []
-        cast.append(place)
-    return cast
+        place = next((i for i, other in enumerate(answers) if same_answer(answer, other)), len(answers))
+        answers += [answer] if place == len(answers) else []
+        numbers.append(place)
+    return numbers
 
 
 def sample_metrics(rows: Rows) -> dict[str, float]:
@@ -111,23 +111,23 @@ def mean_of(languages: Iterable[str], columns: Mapping[str, list[float]], seed: 
 
 
 def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
-    """What eval.json says of an evaluation's rows.
+    """The numbers of eval.json.
 
     Args:
       rows: graded, at least one.
-      seen: languages the policy was trained in; () leaves the division out.
+      seen: languages the policy was trained in; () omits the division.
       seed: of the bootstrap.
     """
     tables = {code: language_row(part, seed) for code, part in by_language(rows).items()}
     columns = {code: list(accuracies(part).values()) for code, part in by_language(rows).items()}
     others = [code for code in columns if code != "en"]
-    mean = mean_of(others, columns, seed)
+    mean, everywhere = mean_of(others, columns, seed), mean_of(columns, columns, seed)
     found: dict[str, Any] = {
         "languages": tables,
         "mean_non_english": None if mean is None else mean["accuracy"],
         "mean_non_english_interval": None if mean is None else [mean["low"], mean["high"]],
         "gap_to_english": None if mean is None or "en" not in tables else tables["en"]["accuracy"] - mean["accuracy"],
-        "mean": mean_of(columns, columns, seed)["accuracy"],
+        "mean": everywhere and everywhere["accuracy"],
         "worst_language": None,
         "published_mean_non_english": {
             name: float(np.mean([tables[code]["published"][name] for code in others]))
@@ -151,9 +151,10 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
     """This evaluation against a base's: points, relative gain and significance per language and over them.
 
     Returns:
-      languages: code -> {base, points, relative, low, high, p_bootstrap, p_mcnemar}, `relative` None from a base of 0;
-      mean_non_english: the same of the mean over languages but English, where they share their problems;
-      english_retention: English accuracy over the base's, None without English or from 0.
+      languages: code -> {base, base_low, base_high, points, relative, low, high, p_bootstrap, p_mcnemar}: the base with
+        its interval, the change with its own; `relative` is None for a base of 0;
+      mean_non_english: the same of the mean over languages but English, if they have the same number of problems;
+      english_retention: English accuracy over the base's, None without English or for a base of 0.
 
     Raises:
       DataError: the two evaluations have different problems.
@@ -172,17 +173,20 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
     others = [code for code in keys if code != "en"]
     found: dict[str, Any] = {"languages": tests, "mean_non_english": None, "english_retention": None}
     if others and len({len(keys[code]) for code in others}) == 1:
-        columns = [np.mean([[table[k] for k in keys[code]] for code in others], axis=0) for table in (before, after)]
-        found["mean_non_english"] = _comparison(*columns, seed)
+        base, new = (np.mean([[table[k] for k in keys[code]] for code in others], axis=0) for table in (before, after))
+        found["mean_non_english"] = _comparison(base, new, seed)
     if "en" in tests and tests["en"]["base"] > 0:
         found["english_retention"] = (tests["en"]["base"] + tests["en"]["points"]) / tests["en"]["base"]
     return found
 
 
 def _comparison(before: Values, after: Values, seed: int) -> dict[str, Any]:
-    test, base = paired_test(before, after, seed), float(np.mean(before))
+    test, interval = paired_test(before, after, seed), bootstrap_interval(before, seed)
+    base = interval.mean
     return {
         "base": base,
+        "base_low": interval.low,
+        "base_high": interval.high,
         "points": test.difference,
         "relative": test.difference / base if base else None,
         "low": test.low,

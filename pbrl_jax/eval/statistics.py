@@ -1,6 +1,6 @@
 """Intervals and tests for accuracies, and the metrics of several samples per problem. NumPy only, on the host.
 
-N problems, S samples of each. Every random number comes from a seed, so a result can be had again.
+N problems, S samples of each. All random numbers come from a seed, so results are reproducible.
 """
 
 import math
@@ -87,9 +87,8 @@ def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
                   draws: int = DRAWS) -> Interval:  # fmt: skip
     """The mean over several languages' means, with an interval.
 
-    Languages that have the same number of problems are taken to have the same problems, which are resampled together:
-    a hard problem is hard in every language, and the intervals of the single languages would understate that.
-    Otherwise each language is resampled alone.
+    Languages with the same number of problems are assumed to have the same problems, which are resampled together: a
+    hard problem is hard in every language, so the languages are correlated. Otherwise each is resampled alone.
     """
     rows = [_values(column, "Mean over languages") for column in columns]
     if not rows:
@@ -102,6 +101,16 @@ def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
     return Interval(float(np.mean([row.mean() for row in rows])), float(low), float(high))
 
 
+def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share observed over `count` independent trials; 95 % by default.
+
+    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1. Wilson (1927).
+    """
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def mcnemar_exact(lost: int, won: int) -> float:
     """Two-sided exact p-value of McNemar's test: `lost` and `won` discordant pairs under a fair coin.
 
@@ -112,7 +121,7 @@ def mcnemar_exact(lost: int, won: int) -> float:
     pairs, fewer = lost + won, min(lost, won)
     if lost == won:
         return 1.0
-    # Whole numbers until the one division, so that thousands of pairs neither overflow nor round.
+    # Integers until the one division, so that thousands of pairs neither overflow nor round.
     return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / 2**pairs)
 
 
@@ -120,8 +129,9 @@ def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.9
                 draws: int = DRAWS) -> PairedTest:  # fmt: skip
     """Whether `second` differs from `first` on the same problems in the same order.
 
-    The bootstrap resamples problems, so that what both runs find hard cancels. Its p-value is twice the smaller share
-    of resamples on either side of no difference, with one added to count and draws (Davison and Hinkley 1997, 4.2).
+    The bootstrap resamples problems, so that difficulty common to both runs cancels. Its p-value is twice the smaller
+    share of resamples on either side of no difference, with one added to count and draws (Davison and Hinkley 1997,
+    4.2).
     """
     first_N, second_N = _values(first, "Paired test, first run"), _values(second, "Paired test, second run")
     if len(first_N) != len(second_N):
@@ -153,7 +163,7 @@ def pass_at_k(correct_NS: Sequence[Values], k: int) -> np.ndarray:
     Unbiased from S >= k samples: 1 - C(S - c, k) / C(S, k) with c right ones (Chen et al. 2021, equation 1).
     """
     right_N, samples = _right(correct_NS, k)
-    # C(S - c, k) / C(S, k) as a product, which neither overflows nor loses digits; with S - c < k one factor is 0.
+    # C(S - c, k) / C(S, k) as a product neither overflows nor loses digits; with S - c < k one factor is 0.
     factors_NK = [1 - k / np.arange(samples - right + 1, samples + 1) for right in right_N]
     return np.array([1 - np.prod(np.maximum(factors, 0)) if len(factors) else 0.0 for factors in factors_NK])
 
@@ -173,15 +183,15 @@ def majority_at_k(votes_NS: Sequence[Sequence[int]], correct_NS: Sequence[Values
       correct_NS: whether each sample is right.
     """
     _right(correct_NS, k)
-    found = []
+    outcomes = []
     for votes, correct in zip(votes_NS, correct_NS, strict=True):
         cast = [vote for vote in votes[:k] if vote >= 0]
         if not cast:
-            found.append(0.0)
+            outcomes.append(0.0)
             continue
         winner = max(dict.fromkeys(cast), key=cast.count)
-        found.append(float(correct[list(votes).index(winner)]))
-    return np.array(found)
+        outcomes.append(float(correct[list(votes).index(winner)]))
+    return np.array(outcomes)
 
 
 def _right(correct_NS: Sequence[Values], k: int) -> tuple[np.ndarray, int]:

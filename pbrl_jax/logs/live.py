@@ -1,7 +1,6 @@
-"""What a training run shows while it runs: a live panel on a terminal, one plain line a step when piped.
+"""The console output of a training run: a live panel on a terminal, one plain line a step otherwise.
 
-In:  the rows of metrics.jsonl as they are written.
-Out: step, reward, accuracy per language, tokens a second and the time left.
+It shows step, reward, accuracy per language, tokens a second and the remaining time.
 """
 
 from collections import deque
@@ -18,41 +17,41 @@ from rich.text import Text
 from pbrl_jax.logs.progress import duration
 
 LINE_METRICS = ("reward", "loss", "kl", "completions/mean_length", "grad_norm", "step_time")
-"""Metrics of a plain line, in this order, where a step has them."""
+"""Metrics of a plain line, in this order."""
 PANEL_METRICS = {
     "reward": "reward", "reward_std": "reward spread", "language/consistency": "right language", "kl": "KL",
     "entropy": "entropy", "completions/mean_length": "length", "completions/clipped_ratio": "truncated",
     "loss": "loss", "grad_norm": "gradient norm",
 }  # fmt: skip
-"""Metrics of the panel and what they are called there."""
+"""Metrics of the panel -> label."""
 PER_LANGUAGE = {"eval/accuracy/": "accuracy", "language/consistency/": "right language"}
 """Columns of the panel's table of languages: metric -> heading."""
 PACE = 20
-"""Steps whose mean time tells the time left."""
+"""Steps whose mean time gives the remaining time."""
 
 
 class Pace:
-    """How fast a run goes: told of every row, it knows tokens a second and the time left."""
+    """Estimates the remaining time from the rows of a run."""
 
     def __init__(self, max_steps: int):
-        self.max_steps, self._seconds = max_steps, deque(maxlen=PACE)
+        self.max_steps = max_steps
+        self._seconds: deque[float] = deque(maxlen=PACE)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """The row of a step."""
+        """Add the row of a step."""
         if isinstance(row.get("step_time"), int | float):
             self._seconds.append(row["step_time"])
 
     def left(self, step: int) -> str:
-        """`3 min 20 s`, or "" while nobody knows: the first step compiles, so it does not count."""
+        """The remaining time, such as `3 min 20 s`; "" while unknown: the first step compiles and does not count."""
         if not self.max_steps or len(self._seconds) < 2 or step >= self.max_steps:
             return ""
-        # The slowest is left out: it compiled, saved or evaluated.
-        steady = sorted(self._seconds)[:-1]
-        return duration((self.max_steps - step) * sum(steady) / len(steady))
+        usual = sorted(self._seconds)[:-1]  # the slowest step compiled, saved or evaluated
+        return duration((self.max_steps - step) * sum(usual) / len(usual))
 
 
 def tokens_a_second(row: Mapping[str, Any]) -> float | None:
-    """Response tokens of a step over its time; None where the row does not say."""
+    """Response tokens of a step over its time; None if the row lacks one of them."""
     tokens, seconds = row.get("num_tokens"), row.get("step_time")
     return tokens / seconds if isinstance(tokens, int | float) and seconds else None
 
@@ -78,7 +77,7 @@ def plain_line(row: Mapping[str, Any], pace: Pace) -> Text:
 
 
 def evaluation_line(step: int, metrics: Mapping[str, Any]) -> Text | None:
-    """The line of an evaluation; None where it has no accuracies."""
+    """The line of an evaluation; None if it has no accuracies."""
     found = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.startswith("eval/accuracy/")}
     if not found:
         return None
@@ -91,11 +90,11 @@ def evaluation_line(step: int, metrics: Mapping[str, Any]) -> Text | None:
 
 
 class LiveView:
-    """A panel at the foot of the terminal that follows the rows of a run; use it as a context.
+    """A panel at the bottom of the terminal with the newest row of a run; a context manager.
 
     Args:
-      title: what is shown at the top.
-      pace: told of the rows by whoever writes them.
+      title: title of the panel.
+      pace: has the rows of the run.
       console: a terminal.
     """
 
@@ -113,7 +112,7 @@ class LiveView:
         self._live.stop()
 
     def update(self, row: Mapping[str, Any]) -> None:
-        """The newest numbers, of a step or of an evaluation; what is not in it stays."""
+        """Show the row of a step or of an evaluation; metrics that it lacks stay as they were."""
         self._row |= row
         for name, value in row.items():
             group, _, code = name.rpartition("/")
@@ -121,7 +120,7 @@ class LiveView:
                 self._languages.setdefault(code, {})[PER_LANGUAGE[group + "/"]] = value
 
     def panel(self) -> Panel:
-        """The panel as it stands."""
+        """The current panel."""
         step, most = self._row.get("step", 0), self.pace.max_steps
         head = Table.grid(padding=(0, 2))
         speed, left = tokens_a_second(self._row), self.pace.left(step)

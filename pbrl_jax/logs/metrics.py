@@ -1,16 +1,15 @@
-"""What a run says: metrics.jsonl, samples/, TensorBoard, console lines, phase times.
+"""The metrics of a run: metrics.jsonl, evaluations.jsonl, trackers, console lines, phase times.
 
-In:  one dict of scalars a step, sample rows, phases that want to be timed.
-Out: `W/metrics.jsonl` with exactly one object a step, `W/evaluations.jsonl`, `W/samples/step_<n>.jsonl`,
-`W/tensorboard/`, W&B where asked, and a live panel on a terminal or one plain line a step (pbrl_jax.logs.live). A
-resumed run continues the same files.
+In:  one dict of scalars a step or evaluation.
+Out: `W/metrics.jsonl` with exactly one object a step, `W/evaluations.jsonl`, TensorBoard and W&B (logs.trackers), and a
+live panel on a terminal or one plain line a step (logs.live). A resumed run continues the same files.
 """
 
 import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -22,22 +21,17 @@ from rich.console import Console
 from rich.text import Text
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.paths import append_json_lines, is_remote, work_dir, write_atomic, write_json_lines
+from pbrl_jax.core.paths import append_json_lines, is_remote, work_dir, write_atomic
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line
+from pbrl_jax.logs.trackers import Tracker, make_trackers
 from pbrl_jax.mesh import watch
 
-SAMPLE_FIELDS = ("step", "prompt_id", "language", "prompt", "completion", "reference", "reward", "parts", "valid")
-"""Fields of a row in samples/step_<n>.jsonl."""
-
-MORE_SAMPLE_FIELDS = ("translation",)
-"""Fields that a row may have too: the English translation of the completion, where a reward made one."""
-
 REMOTE_FLUSH_SECONDS = 60.0
-"""Objects of a bucket are rewritten whole for every append, so remote rows are gathered for this long."""
+"""Appending to an object of a bucket rewrites it: remote rows are buffered for so long."""
 
 
 def plain_scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics as Python numbers, booleans and strings; one transfer for all device arrays.
+    """The metrics as Python numbers, booleans and strings, with one transfer for all device arrays.
 
     Raises:
       ValueError: a value is not a scalar.
@@ -56,8 +50,8 @@ def _scalar(name: str, value: Any) -> Any:
 def kept_lines(text: str, resume_step: int) -> tuple[list[str], int]:
     """The lines of a metrics file that a run resumed at `resume_step` keeps, and how many it drops.
 
-    Kept are readable rows with `step <= resume_step`; of two rows of one step the later. Unreadable is, above all, a
-    last line that the end of the process tore.
+    It keeps readable rows with `step <= resume_step`, of two rows of one step the later. Usually the only unreadable
+    one is a last line that a killed process left incomplete.
     """
     by_step: dict[int, str] = {}
     lines = [line for line in text.split("\n") if line]
@@ -73,24 +67,24 @@ def kept_lines(text: str, resume_step: int) -> tuple[list[str], int]:
 
 def _cannot_write(what: str, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"Cannot write {what}: {error.strerror or error}. Free space there and run the same command again; it goes on "
-        "from the last checkpoint."
+        f"Cannot write {what}: {error.strerror or error}. Free space there and run the same command again; it "
+        "continues from the last checkpoint."
     )
 
 
 class MetricWriter:
-    """Writes one row a step to metrics.jsonl, the console and, when asked, TensorBoard.
+    """Writes one row a step to metrics.jsonl, the console and the trackers.
 
     Args:
-      workdir: the work directory, local or remote (`gs://`); made where it does not exist.
-      resume_step: last step that the loaded checkpoint contains, 0 for a new run. Later rows are dropped.
-      max_steps: for the console line (`step 3/100`); 0 leaves it out.
+      workdir: the work directory, local or remote (`gs://`); created if it does not exist.
+      resume_step: step of the loaded checkpoint, 0 for a new run. Later rows are dropped.
+      max_steps: for the console line (`step 3/100`); 0 omits it.
       tensorboard: also write event files to `W/tensorboard`.
-      active: False writes nothing; for all processes of a run but the first.
-      quiet: no console line a step (a progress bar tells the same).
-      console: where lines go; rich's shared console by default, which prints above a live progress bar.
-      live: title of a live panel that stands in the place of the lines where the console is a terminal; "": lines.
-      wandb: W&B project that gets the rows too; "" is off.
+      active: False writes nothing; for the processes of a run but the first.
+      quiet: no console line a step, beside a progress bar.
+      console: rich's shared console by default, which prints above a live progress bar.
+      live: title of a live panel, in place of the lines if the console is a terminal; "": lines.
+      wandb: W&B project; "" is off.
       config: JSON of the resolved config, for W&B.
     """
 
@@ -117,8 +111,10 @@ class MetricWriter:
         self.quiet = quiet
         self._waiting: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
-        self._tensorboard = self._wandb = self._view = None
-        self._pace, self._later = Pace(max_steps), None
+        self._trackers: list[Tracker] = []
+        self._view: LiveView | None = None
+        self._pace = Pace(max_steps)
+        self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future] = []
         if not active:
             return
@@ -127,15 +123,7 @@ class MetricWriter:
             self._repair(self.evaluations, resume_step)
         else:
             self.evaluations.unlink(missing_ok=True)
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # slow to import, and not every run wants it
-
-            first = resume_step + 1 if resume_step else None
-            self._tensorboard = SummaryWriter(str(paths.tensorboard), purge_step=first)
-        if wandb:
-            from pbrl_jax.logs.wandb_log import WandbLog
-
-            self._wandb = WandbLog(wandb, paths.root, config)
+        self._trackers = make_trackers(paths, resume_step, tensorboard, wandb, config)
         if live and not quiet and self.console.is_terminal:
             self._view = LiveView(live, self._pace, self.console)
 
@@ -175,7 +163,7 @@ class MetricWriter:
             self.console.print(plain_line(row, self._pace), highlight=False, soft_wrap=True)
 
     def reopen(self, step: int) -> None:
-        """Takes back the row of the last step, which is to be written again with more in it."""
+        """Removes the row of the last step, which will be written again with more metrics."""
         self.last_step = step - 1
         if self.active:
             self._append_waiting()
@@ -183,15 +171,11 @@ class MetricWriter:
             write_atomic(self.path, "".join(kept))
 
     def _track(self, step: int, row: Mapping[str, Any]) -> None:
-        if self._tensorboard is not None:
-            for name, value in row.items():
-                if name != "step" and not isinstance(value, str):
-                    self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.write(step, row)
+        for tracker in self._trackers:
+            tracker.write(step, row)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """A row of W/evaluations.jsonl, and a line; step 0 is the evaluation before the first step."""
+        """Writes a row of W/evaluations.jsonl and prints a line; step 0 is the evaluation before the first step."""
         if not self.active:
             return
         row = {"step": step, **plain_scalars(metrics)}
@@ -208,19 +192,19 @@ class MetricWriter:
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def later(self, function: Callable, *arguments: Any) -> None:
-        """Runs `function(*arguments)` in a thread, one after the other, so that a slow disk delays no step.
+        """Runs `function(*arguments)` in one background thread, so that a slow disk delays no step.
 
-        What one raises is raised by the next call, by flush or by close.
+        Its exception is raised by the next call, by flush or by close.
         """
         if not self.active:
             return
-        if self._later is None:
-            self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
         self._collect(wait=False)
-        self._pending.append(self._later.submit(function, *arguments))
+        self._pending.append(self._thread.submit(function, *arguments))
 
     def _collect(self, wait: bool) -> None:
-        """Raises what a finished function raised; with `wait` all are finished."""
+        """Raises the exceptions of finished functions; `wait` waits for all."""
         done = [future for future in self._pending if wait or future.done()]
         self._pending = [future for future in self._pending if future not in done]
         for future in done:
@@ -237,15 +221,14 @@ class MetricWriter:
         self._waiting, self._flushed_at = [], time.monotonic()
 
     def say(self, message: str) -> None:
-        """One line on the console."""
+        """Prints one line on the console."""
         if self.active:
             self.console.print(Text(message), highlight=False, soft_wrap=True)
 
     def flush(self) -> None:
         """Makes the rows written so far durable.
 
-        Call it, with the row of the step written, before the step's checkpoint is saved: a resumed run writes only the
-        later rows.
+        Call it after writing a step's row and before saving its checkpoint: a resumed run writes only later rows.
         """
         if not self.active:
             return
@@ -254,22 +237,21 @@ class MetricWriter:
         if not is_remote(self.path):
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
-        """Flushes, and writes nothing any more."""
+        """Flushes; later calls write nothing."""
         try:
             self.flush()
         finally:
             if self._view is not None:
                 self._view.__exit__()
-            if self._later is not None:
-                self._later.shutdown()
-            for tracker in (self._tensorboard, self._wandb):
-                if tracker is not None:
-                    tracker.close()
-            self.active, self._tensorboard, self._wandb, self._view = False, None, None, None
+            if self._thread is not None:
+                self._thread.shutdown()
+            for tracker in self._trackers:
+                tracker.close()
+            self.active, self._trackers, self._view = False, [], None
 
     def __enter__(self) -> "MetricWriter":
         if self._view is not None:
@@ -280,53 +262,13 @@ class MetricWriter:
         self.close()
 
 
-def round_robin(rows: Sequence[Mapping[str, Any]], count: int, turn: int = 0) -> list[Mapping[str, Any]]:
-    """At most `count` rows, taking one of each language in turn, in the order of the rows.
-
-    `turn` rotates which language comes first, so that over the steps all are seen even where `count` is smaller than
-    the number of languages.
-    """
-    queues: dict[str, list] = {}
-    for row in rows:
-        queues.setdefault(row["language"], []).append(row)
-    order = sorted(queues)
-    order = order[turn % len(order) :] + order[: turn % len(order)] if order else []
-    chosen: list[Mapping[str, Any]] = []
-    depth = 0
-    while len(chosen) < min(count, len(rows)):
-        chosen.extend(queues[language][depth] for language in order if depth < len(queues[language]))
-        depth += 1
-    return chosen[:count]
-
-
-def write_samples(workdir: Any, step: int, rows: Sequence[Mapping[str, Any]], count: int) -> None:
-    """Writes `W/samples/step_<step>.jsonl`: at most `count` rows, round-robin over languages; none where count is 0.
-
-    Args:
-      rows: one mapping a response with the fields SAMPLE_FIELDS; `parts` maps a reward's name to its value.
-
-    Raises:
-      ValueError: a row lacks a field, or has another one.
-    """
-    if count <= 0 or not rows:
-        return
-    for row in rows:
-        if set(row) - set(MORE_SAMPLE_FIELDS) != set(SAMPLE_FIELDS):
-            raise ValueError(f"A sample row has the fields {sorted(row)}; expected {sorted(SAMPLE_FIELDS)}.")
-    names = (*SAMPLE_FIELDS, *MORE_SAMPLE_FIELDS)
-    chosen = [{name: row[name] for name in names if name in row} for row in round_robin(rows, count, turn=step)]
-    write_json_lines(work_dir(workdir).samples_of(step), chosen)
-
-
 class PhaseTimer:
-    """Seconds spent in the named phases of one step.
+    """Seconds spent in the named phases of one step; each step has a timer of its own:
 
-    A value that is made for a step and passed along, so that nothing is shared between steps:
-
-      timer = PhaseTimer()
-      with timer.phase("generate"):
-          ...
-      writer.write(step, metrics | timer.metrics())
+    timer = PhaseTimer()
+    with timer.phase("generate"):
+        ...
+    writer.write(step, metrics | timer.metrics())
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
@@ -335,7 +277,7 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside the block to `name`; a phase may be entered more than once, or left by an error."""
+        """Adds the time inside the block to `name`; a phase may be entered more than once, and may raise."""
         start = self._clock()
         try:
             with watch.phase(name):

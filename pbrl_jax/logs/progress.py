@@ -1,16 +1,13 @@
-"""How far a stage is, and how long it still takes: a rich bar on a terminal, a plain line now and then when piped."""
+"""Progress and remaining time of a stage: a rich bar on a terminal, a plain line every few seconds otherwise."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import rich
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
-
-Item = TypeVar("Item")
 
 
 def duration(seconds: float) -> str:
@@ -30,18 +27,18 @@ class Progress:
           for ...:
               progress.advance(note="reward 0.61")
 
-    The time left is worked out from the steps after the first, because the first one compiles.
+    The remaining time is computed from the steps after the first, because the first one compiles.
 
     Args:
-      stage: what is going on, in a word or two.
-      total: steps of the whole stage; None where nobody knows.
+      stage: its name, in a word or two.
+      total: steps of the stage; None if unknown.
       done: steps finished by an earlier run.
       unit: what a step is ("step", "batch", "prompt").
       part: (number of this stage, number of stages).
       console: rich's shared console by default.
-      every_seconds: pause between two plain lines.
-      active: False shows nothing; for all processes of a run but the first.
-      clock: seconds; another one only in tests.
+      every_seconds: time between two plain lines.
+      active: False shows nothing; for the processes of a run but the first.
+      clock: returns seconds; replaced in tests.
     """
 
     def __init__(
@@ -67,7 +64,7 @@ class Progress:
         self._note = ""
 
     def seconds_left(self) -> float | None:
-        """Seconds until the end of the stage at the pace so far; None while that is not known."""
+        """Seconds until the end of the stage at the current pace; None while unknown."""
         if self.total is None or self._measured_from is None:
             return None
         done, since = self._measured_from
@@ -76,21 +73,21 @@ class Progress:
         return (self.total - self.done) * (self._clock() - since) / (self.done - done)
 
     def describe(self) -> str:
-        """One line: the stage, how far, how fast, the time left, and the last note."""
+        """One line: the stage, its progress, the remaining time, and the last note."""
         units = self.unit if (self.total or self.done) == 1 else self.unit + "s"
         if self.total:
             text = f"{self.title}: {self.done} of {self.total} {units} ({100 * self.done // self.total} %)"
         else:
             text = f"{self.title}: {self.done} {units}"
         left = self.seconds_left()
-        if left is not None and self.done < self.total:
+        if left is not None and self.total and self.done < self.total:
             text += f", {duration(left)} left"
         else:
             text += f", {duration(self._clock() - self._started)} so far"
         return f"{text}, {self._note}" if self._note else text
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more steps are done; `note` (a metric, for example) stays until the next one."""
+        """Count finished steps; `note` (a metric, for example) stays until the next one."""
         self.done += count
         self._note = note or self._note
         now = self._clock()
@@ -115,26 +112,19 @@ class Progress:
             self._bar.add_task("", total=self.total, completed=self.done, text=self.describe())
             self._bar.start()
         else:
-            self._print(f"{self.title}: started" if self.total is None else f"{self.title}: started, {self._goal()}")
+            self._print(f"{self.title}: started{self._goal()}")
         return self
 
     def _goal(self) -> str:
+        if self.total is None:
+            return ""
         left = self.total - self.done
-        return f"{left} {self.unit if left == 1 else self.unit + 's'} to do"
+        return f", {left} {self.unit if left == 1 else self.unit + 's'} to do"
 
-    def __exit__(self, kind: Any, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         if self.active:
             state = "done" if kind is None else "stopped"
             self._print(f"{self.title}: {state} after {duration(self._clock() - self._started)}")
-
-
-def track(items: Iterable[Item], stage: str, **settings: Any) -> Iterator[Item]:
-    """The items one by one, with a Progress around them; `settings` are those of Progress."""
-    total = settings.pop("total", len(items) if hasattr(items, "__len__") else None)
-    with Progress(stage, total, **settings) as progress:
-        for item in items:
-            yield item
-            progress.advance()

@@ -1,14 +1,14 @@
-"""Several processes as one run: who takes part, told by the environment, through `jax.distributed`.
+"""Several processes as one run, joined by `jax.distributed` as the environment says.
 
-| started by | how it is seen |
+| started by | recognised by |
 | --- | --- |
 | `launch/local.sh -n N`, or by hand | PBRL_COORDINATOR=host:port, PBRL_PROCESSES, PBRL_PROCESS |
 | Slurm (srun) | SLURM_NTASKS above 1 |
 | Open MPI (mpirun) | OMPI_COMM_WORLD_SIZE above 1 |
-| `launch/tpu_vm.sh` | PBRL_HOSTS=auto: jax asks the machine's own metadata |
+| `launch/tpu_vm.sh` | PBRL_HOSTS=auto: jax reads the machine's metadata |
 | TPU pods of Kubernetes | TPU_WORKER_HOSTNAMES with several names, or MEGASCALE_NUM_SLICES above 1 |
 
-Where none of these is set the process is alone, and nothing is done. PBRL_LOST_SECONDS: see core.watch.
+If none of these is set, the process runs alone. PBRL_LOST_SECONDS: see mesh.watch.
 """
 
 import os
@@ -21,16 +21,16 @@ from typing import NamedTuple
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.watch import lost_seconds
 
-#: Seconds in which the coordinator must be reached.
 REACH_SECONDS = 120
-#: Seconds beyond core.watch's limit of silence, after which jax itself ends the run.
+"""Time limit for reaching the coordinator."""
 LATER_SECONDS = 30
+"""Seconds after mesh.watch's limit until jax itself ends the run."""
 
 
 class Hosts(NamedTuple):
-    """Who takes part; the address is empty where jax finds it out itself."""
+    """The processes of a run; the address is empty where jax finds it itself."""
 
-    count: int
+    processes: int
     address: str = ""
     process: int = -1
 
@@ -45,10 +45,10 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int:
 
 
 def hosts_of(environment: Mapping[str, str]) -> Hosts:
-    """Who takes part, from environment variables.
+    """The processes of this run, from environment variables.
 
     Raises:
-      ConfigError: PBRL_COORDINATOR without its fellows, or with numbers that do not fit.
+      ConfigError: PBRL_COORDINATOR without PBRL_PROCESSES and PBRL_PROCESS, or with values that do not fit.
     """
     if address := environment.get("PBRL_COORDINATOR", ""):
         count, process = _number(environment, "PBRL_PROCESSES", 1), _number(environment, "PBRL_PROCESS", 0)
@@ -58,7 +58,7 @@ def hosts_of(environment: Mapping[str, str]) -> Hosts:
             raise ConfigError(f"PBRL_COORDINATOR is {address!r}; expected host:port, for example 10.0.0.1:8476.")
         return Hosts(count, address, process)
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-        launched = name != "SLURM_NTASKS" or "SLURM_STEP_NODELIST" in environment  # sbatch's own shell is no task
+        launched = name != "SLURM_NTASKS" or "SLURM_STEP_NODELIST" in environment  # the shell of sbatch is no task
         if launched and environment.get(name, "").isdigit() and int(environment[name]) > 1:
             return Hosts(int(environment[name]))
     slices = environment.get("MEGASCALE_NUM_SLICES", "1")
@@ -67,23 +67,23 @@ def hosts_of(environment: Mapping[str, str]) -> Hosts:
 
 
 def refuse_several(verb: str, count: int | None = None) -> None:
-    """Refuse to run as one of several processes (ConfigError); `count` is their number, by default the environment's.
+    """Raise ConfigError if there are several processes; `count` is their number, by default the environment's.
 
-    For verbs that know of one host only: each process would do the whole work, and write to the same files.
+    For verbs that run on one host: each process would do all the work and write to the same files.
     """
-    count = hosts_of(os.environ).count if count is None else count
+    count = hosts_of(os.environ).processes if count is None else count
     if count > 1:
         raise ConfigError(
-            f"`pbrl {verb}` runs on one host, with all its devices, and this is one of {count} processes. Start it "
-            "alone; `pbrl train` can be run by several."
+            f"`pbrl {verb}` runs on one host, with all its devices, and this is one of {count} processes. Start "
+            "one; `pbrl train` can be run by several."
         )
 
 
 def wait_for(address: str, seconds: float = REACH_SECONDS, pause: float = 1.0) -> None:
-    """Until someone listens at the address.
+    """Wait until a server accepts connections at the address.
 
     Raises:
-      ConfigError: nobody does; names the address and the seconds waited.
+      ConfigError: none does; names the address and the seconds waited.
     """
     host, _, port = address.rpartition(":")
     start = time.monotonic()
@@ -102,27 +102,27 @@ def wait_for(address: str, seconds: float = REACH_SECONDS, pause: float = 1.0) -
 
 
 def join_hosts(environment: Mapping[str, str] = os.environ, seconds: float = REACH_SECONDS) -> int:
-    """Join the other processes of this run, before anything else asks jax for devices; the number of processes.
+    """Join the other processes of this run, before jax is asked for devices; returns the number of processes.
 
     Raises:
       ConfigError: settings that do not fit, or a coordinator that cannot be reached.
     """
     hosts, automatic = hosts_of(environment), environment.get("PBRL_HOSTS") == "auto"
-    if hosts.count == 1 and not automatic:
+    if hosts.processes == 1 and not automatic:
         return 1
     import jax
 
     heartbeat = int(lost_seconds()) + LATER_SECONDS
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see train.signals
+    jax.config.update("jax_enable_preemption_service", False)  # train.signals handles SIGTERM
     if not hosts.address:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
     else:
         if hosts.process > 0:
             wait_for(hosts.address, seconds)
         jax.distributed.initialize(
-            hosts.address, hosts.count, hosts.process, heartbeat_timeout_seconds=heartbeat,
+            hosts.address, hosts.processes, hosts.process, heartbeat_timeout_seconds=heartbeat,
             initialization_timeout=int(seconds),
         )  # fmt: skip
     if jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")  # host 0 speaks for all; errors come from every host
+        sys.stdout = open(os.devnull, "w")  # host 0 prints; errors come from every host
     return jax.process_count()

@@ -1,4 +1,4 @@
-"""Arrays that lie in the host's memory between their uses, where the platform has such a memory."""
+"""Arrays that are kept in host memory between their uses, on platforms with pinned host memory."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ import jax
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 
-#: The kind of memory that a device copies from and to by itself.
 HOST_MEMORY = "pinned_host"
+"""The memory kind that devices copy to and from directly."""
 
-#: What `train.offload` may name.
 OFFLOADED = ("optimizer", "reference")
+"""Values of `train.offload`."""
 
 
 def check_offload(config: Config) -> None:
-    """Refuse to offload what does not exist, or is in use all the time (ConfigError)."""
+    """Raise ConfigError if train.offload names what does not exist or is always in use."""
     offload = config.train.offload
     if other := [name for name in offload if name not in OFFLOADED]:
         raise ConfigError(f"train.offload names {', '.join(other)}; expected some of {', '.join(OFFLOADED)}.")
@@ -33,24 +33,24 @@ def check_offload(config: Config) -> None:
 
 
 def check_host_memory(device: Any) -> None:
-    """Refuse a device that cannot keep arrays in the host's memory (ConfigError)."""
+    """Raise ConfigError if a device cannot keep arrays in host memory."""
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST_MEMORY not in kinds:
         raise ConfigError(
-            f"train.offload needs devices that reach the memory {HOST_MEMORY!r}, and {device.device_kind} has "
+            f"train.offload needs devices with the memory kind {HOST_MEMORY!r}, and {device.device_kind} has "
             f"{', '.join(kinds) or 'none'}. Leave train.offload out, or use --policy.remat full, a larger mesh.fsdp or "
             "--lora.rank 16 to save memory."
         )
 
 
 def in_host_memory(shardings: Any) -> Any:
-    """The same shardings, in the host's memory."""
+    """The same shardings in host memory."""
     return jax.tree.map(lambda sharding: sharding.with_memory_kind(HOST_MEMORY), shardings)
 
 
 def fetched(tree: Any) -> Any:
-    """The tree with what lies in the host's memory copied to the device, outside of a compiled program: there the copy
-    may be donated, so that a result takes its place."""
+    """The tree with arrays in host memory copied to the device. Called outside of compiled programs, which may then
+    donate the copies."""
 
     def here(x):
         hosted = x.sharding.memory_kind == HOST_MEMORY
@@ -60,7 +60,7 @@ def fetched(tree: Any) -> Any:
 
 
 def sent_back(tree: Any, before: Any) -> Any:
-    """`tree` with every leaf in the memory that it lies in in `before`."""
+    """`tree` with every leaf in the memory of the same leaf of `before`."""
     return jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tree, before)
 
 
@@ -69,10 +69,10 @@ def _is_hosted(x: Any) -> bool:
 
 
 def on_device(tree: Any) -> Any:
-    """The tree with what lies in the host's memory copied to the device; traceable."""
+    """The tree with arrays in host memory copied to the device; for traced code."""
     return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if _is_hosted(x) else x, tree)
 
 
 def as_before(tree: Any, before: Any) -> Any:
-    """`tree` with the leaves in the host's memory that lie there in `before`; traceable."""
+    """`tree` with the leaves that `before` has in host memory copied there; for traced code."""
     return jax.tree.map(lambda x, old: jax.device_put(x, jax.memory.Space.Host) if _is_hosted(old) else x, tree, before)

@@ -1,7 +1,7 @@
-"""Rows of a batch on the mesh and on the hosts.
+"""Which host owns which rows of a batch.
 
-A row lies on the devices of one shard of the `batch` axis. The host of that shard's first device owns it: it decodes,
-scores and logs it. Where `tensor` spans hosts several hold the same row, and one of them owns it.
+A row is on the devices of one shard of the `batch` axis. The host of that shard's first device owns it: it decodes,
+scores and logs it. Where `tensor` spans hosts, several hold the same row and one of them owns it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pbrl_jax.mesh.sharding import batch_sharding, row_mesh
 
 
 def own_devices(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """What runs in here runs on this host's devices of a mesh alone; nothing changes where there is one host."""
+    """A context in which computations run on this host's devices of the mesh; with one host it does nothing."""
     return contextlib.nullcontext() if agree.host_count() == 1 else jax.set_mesh(row_mesh(mesh))
 
 
@@ -25,29 +25,27 @@ def row_owners(mesh: Mesh, rows: int) -> np.ndarray:
     places = batch_sharding(mesh).devices_indices_map((rows,))
     owners = np.full(rows, -1)
     for device in mesh.devices.flat:
-        part = owners[places[device][0]]
+        index = places[device] or ()
+        part = owners[index]
         part[part < 0] = device.process_index
     return owners
 
 
 def owned_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """The rows that this host owns, in ascending order; all where it is alone."""
+    """The rows that this host owns, in ascending order; with one host all."""
     return np.flatnonzero(row_owners(mesh, rows) == agree.host())
 
 
 def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """The rows that lie on this host's devices, in ascending order: those it owns, and maybe others."""
+    """The rows on this host's devices, in ascending order: those it owns and possibly others."""
     held = np.zeros(rows, bool)
-    for part in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
-        held[part[0]] = True
+    for index in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        held[index or ()] = True
     return np.flatnonzero(held)
 
 
 def rows_on_mesh(tree: Any, mesh: Mesh, rows: int) -> Any:
-    """Arrays of the rows that this host holds as parts of global arrays of `rows` rows, one shard a device.
-
-    On one host these are all rows.
-    """
+    """Global arrays of `rows` rows from the rows that this host holds (with one host all), one shard a device."""
     sharding = batch_sharding(mesh)
     if agree.host_count() == 1:
         return jax.device_put(tree, sharding)
@@ -57,7 +55,7 @@ def rows_on_mesh(tree: Any, mesh: Mesh, rows: int) -> Any:
 
 
 def fetch_rows(x: jax.Array, index: np.ndarray) -> np.ndarray:
-    """Rows `index` of an array, read from this host's own devices: these must hold them."""
+    """Rows `index` of an array from this host's devices, which must hold them (ValueError)."""
     found = np.empty((len(index), *x.shape[1:]), x.dtype)
     missing = np.ones(found.shape, bool)
     for shard in x.addressable_shards:
@@ -67,5 +65,5 @@ def fetch_rows(x: jax.Array, index: np.ndarray) -> np.ndarray:
             found[(here, *shard.index[1:])] = np.asarray(shard.data)[index[here] - first]
             missing[(here, *shard.index[1:])] = False
     if missing.any():
-        raise ValueError(f"Rows {index[missing.reshape(len(index), -1).any(axis=1)].tolist()} lie on other hosts.")
+        raise ValueError(f"Rows {index[missing.reshape(len(index), -1).any(axis=1)].tolist()} are on other hosts.")
     return found

@@ -1,7 +1,7 @@
 """Meshes, and the tables from logical axes to mesh axes: one for training, one for decoding.
 
-Models name the logical axes of each parameter; this file says where a logical axis lives. Compiled code is plain
-`jax.jit` with NamedSharding: the compiler inserts the collectives.
+Models name the logical axes of each parameter; the tables map these to mesh axes. Compiled code is plain `jax.jit`
+with NamedSharding: the compiler inserts the collectives.
 """
 
 import math
@@ -19,9 +19,7 @@ from pbrl_jax.core.trees import map_with_path, match_rules
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-#: Logical axis -> mesh axes, in training. `batch` is the leading axis of everything that holds rows or prompt groups;
-#: `sequence` is that of the hidden states between layers, which need not be whole where heads and ffn are cut.
-LOGICAL_AXES = {
+LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
     "vocab": "tensor",
     "width": "fsdp",
@@ -32,39 +30,40 @@ LOGICAL_AXES = {
     "layers": None,
     "none": None,
 }
+"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups; `sequence` is that of
+the hidden states between layers, which are sharded where heads and ffn are."""
 
-#: While decoding, the devices that share a parameter in training hold all of it (see rollout.weights).
 DECODING_AXES = LOGICAL_AXES | {"width": None}
+"""For decoding: parameters are not sharded over fsdp (see rollout.weights)."""
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
-    """Sizes of the three mesh axes, -1 resolved.
+    """Sizes of the three mesh axes, with -1 resolved.
 
     Raises:
-      ConfigError: sizes that do not multiply to the number of devices; the message names sizes that would.
+      ConfigError: sizes that do not multiply to the number of devices; names sizes that would.
     """
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         found = dict(zip(MESH_AXES, sizes, strict=True))
         raise ConfigError(f"mesh sizes {found}: each must be positive; at most one may be -1.")
-    known = 1
-    for size in sizes:
-        known *= size if size != -1 else 1
-    if -1 in sizes and device_count % known == 0:
-        sizes[sizes.index(-1)] = device_count // known
-        known = device_count
-    if known != device_count:
+    count = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and device_count % count == 0:
+        sizes[sizes.index(-1)] = device_count // count
+        count = device_count
+    if count != device_count:
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise ConfigError(
-            f"{wanted} cannot be laid on {device_count} devices{f', but on {known} or more' * (known > device_count)}. "
+            f"{wanted} does not fit {device_count} devices{f': it needs {count} or more' * (count > device_count)}. "
             f"Use --mesh.data -1 --mesh.fsdp F --mesh.tensor T with F * T dividing {device_count}: "
             f"{divisors(device_count)}."
         )
-    return tuple(sizes)
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
 def divisors(number: int) -> str:
-    """The numbers that divide a number, up to 64: `1, 2, 4 or 8`."""
+    """The divisors of a number up to 64, as text: `1, 2, 4 or 8`."""
     *found, last = [str(size) for size in range(1, min(number, 64) + 1) if number % size == 0]
     return f"{', '.join(found)} or {last}" if found else last
 
@@ -72,11 +71,11 @@ def divisors(number: int) -> str:
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """The mesh `data, fsdp, tensor` over all (or the given) devices.
 
-    Devices of one slice are laid as its links run. Of several slices, whose links to each other are slow, each holds a
-    part of the `data` axis, which alone crosses them.
+    Devices of one slice follow its topology. Links between slices are slow: with several slices only the `data` axis
+    crosses them.
 
     Raises:
-      ConfigError: as mesh_shape, and a data axis that does not divide over the slices of a TPU.
+      ConfigError: as mesh_shape, or a data axis that the slices of a TPU do not divide.
     """
     devices = jax.devices() if devices is None else devices
     shape, types = mesh_shape(config, len(devices)), (AxisType.Auto,) * len(MESH_AXES)
@@ -85,20 +84,20 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         return Mesh(across_slices(devices, shape, slices), MESH_AXES, axis_types=types)
     if slices > 1 and devices[0].platform == "tpu":
         raise ConfigError(
-            f"mesh.data={shape[0]} does not divide over {slices} slices of {len(devices) // slices} chips, whose links "
-            f"to each other are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
+            f"mesh.data={shape[0]} does not divide over {slices} slices of {len(devices) // slices} chips; links "
+            f"between slices are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
         )
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 
 
 def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:
-    """Devices of several slices in the mesh's shape; the slices follow each other along the first axis."""
+    """Devices of several slices in the mesh's shape, slice after slice along the first axis."""
     within = (shape[0] // slices, *shape[1:])
     return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
 
 
 def partition_spec(*logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> PartitionSpec:
-    """Partition of an array whose axes carry these logical names."""
+    """PartitionSpec of an array with these logical axes."""
     return PartitionSpec(*(table[name] for name in logical))
 
 
@@ -117,9 +116,7 @@ def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
     def sharding(path: str, leaf, logical):
         spec = partition_spec(*logical)
         for size, name, axes in zip(leaf.shape, logical, spec, strict=True):
-            shards = 1
-            for axis in (axes,) if isinstance(axes, str) else axes or ():
-                shards *= mesh.shape[axis]
+            shards = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
             if size % shards:
                 raise ConfigError(
                     f"{path}: axis {name!r} of size {size} does not divide over mesh axis {axes!r} of {shards}. "
@@ -131,7 +128,7 @@ def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """The arrays where `shardings` say. Every host gives equal ones, and only its own shards of them are copied."""
+    """The arrays with these shardings. Every host passes equal arrays, of which only its own shards are copied."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
@@ -144,23 +141,23 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Sharding of an array that every device holds."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over all devices that hold different rows."""
+    """Sharding of the leading axis over the `batch` axes."""
     return NamedSharding(mesh, partition_spec("batch"))
 
 
 def row_mesh(mesh: Mesh) -> Mesh:
-    """This process's devices of a mesh, each with rows of its own: for a model that lies whole on every one."""
+    """This process's devices of a mesh along its data axis: for a model that is replicated."""
     devices = np.array(mesh.local_devices).reshape(-1, 1, 1)
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def constrain(x: jax.Array, *logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> jax.Array:
-    """Pin a value's layout where a mesh is set (`jax.set_mesh`); nothing happens without one."""
+    """Constrain a value's sharding if a mesh is set (`jax.set_mesh`); without one, nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -168,12 +165,12 @@ def constrain(x: jax.Array, *logical: str, table: Mapping[str, Any] = LOGICAL_AX
 
 
 def sequence_axis(length: int) -> str:
-    """The logical axis of so many positions: `sequence` where they divide over its mesh axis, else `none`."""
+    """The logical axis of `length` positions: `sequence` if its mesh axis divides them, else `none`."""
     mesh = jax.sharding.get_abstract_mesh()
     return "none" if mesh.empty or length % mesh.shape[LOGICAL_AXES["sequence"]] else "sequence"
 
 
-def row_shards() -> int:
-    """Devices that hold different rows, on the mesh that is set (`jax.set_mesh`); 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+def row_shards(mesh: Mesh | None = None) -> int:
+    """Devices that hold different rows, on this mesh or the one that is set (`jax.set_mesh`); 1 without one."""
+    used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])

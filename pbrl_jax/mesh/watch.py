@@ -1,8 +1,8 @@
-"""A thread that looks after a run: it says which phase is slow, and ends the run when another of its hosts is gone.
+"""A watchdog thread: it reports slow phases, and ends the run when another host is lost.
 
-Every host gives a sign of life every few seconds and leaves a word when it fails. Whoever reads that another one has
-failed, or has been silent for PBRL_LOST_SECONDS, ends too, with that host's words or its last phase and with the
-stacks of its own threads. jax.distributed's heartbeats are behind it, and end a process in which no thread runs.
+Every host writes a heartbeat every few seconds, and a message when it fails. A host that reads that another one has
+failed, or has sent no heartbeat for PBRL_LOST_SECONDS, ends too: it prints that host's message or last phase, and the
+stacks of its own threads. jax.distributed's own heartbeats end a process in which no Python thread can run.
 """
 
 import atexit
@@ -19,19 +19,19 @@ from typing import Any
 from pbrl_jax.core.errors import HostLost, PbrlError
 from pbrl_jax.mesh import agree
 
-#: Seconds of silence after which a host counts as lost; PBRL_LOST_SECONDS sets another number.
 LOST_SECONDS = 60
-#: Seconds that a process which knows of a failure has to end by itself.
+"""Seconds without a heartbeat after which a host counts as lost; PBRL_LOST_SECONDS overrides it."""
 GRACE_SECONDS = 10
-#: Times as long a host may be silent before the first step: libraries that load models and train vocabularies may let
-#: no thread run meanwhile. jax's heartbeats, which need none, notice a death there.
+"""Seconds in which a process must end by itself after a failure."""
 START_PATIENCE = 10
-#: What errors of collectives and of the store say when another process is gone.
+"""Factor on the limit before the first step: libraries that load models and train vocabularies may block all threads.
+jax's heartbeats, which need no Python thread, detect a dead process meanwhile."""
 GONE = (
     "Gloo", "NCCL", "nccl", "closed by peer", "Connection reset", "Connection refused", "Broken pipe", "UNAVAILABLE",
     "coordination service", "unhealthy", "CANCELLED", "ABORTED", "DEADLINE_EXCEEDED",
 )  # fmt: skip
-AGAIN = "Run the same command on all hosts again: it goes on from the last step that was saved."
+"""Parts of the messages of collectives and of the store when another process is gone."""
+AGAIN = "Run the same command on all hosts again: it continues from the last saved step."
 
 _phases: list[tuple[str, float]] = []
 _begun = threading.Event()
@@ -39,9 +39,9 @@ _begun = threading.Event()
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """What the run does inside the block, for whoever asks where it is."""
+    """Names what the run does inside the block, for reports."""
     if _phases:
-        _begun.set()  # something within the run's own phase
+        _begun.set()  # a phase inside the outermost one
     _phases.append((name, time.monotonic()))
     try:
         yield
@@ -55,8 +55,8 @@ def lost_seconds() -> float:
     return float(text) if text.isdigit() and int(text) else LOST_SECONDS
 
 
-def where() -> str:
-    """The phase under way and its seconds, in words."""
+def phase_text() -> str:
+    """The current phase and its duration."""
     if not _phases:
         return "between two phases"
     name, since = _phases[-1]
@@ -64,14 +64,21 @@ def where() -> str:
 
 
 def show_stacks() -> None:
-    """The stacks of all threads, on standard error."""
+    """Print the stacks of all threads to standard error."""
     stream = sys.stderr if hasattr(sys.stderr, "fileno") else sys.__stderr__
-    stream.flush()
-    faulthandler.dump_traceback(stream, all_threads=True)
+    if stream is not None:
+        stream.flush()
+        faulthandler.dump_traceback(stream, all_threads=True)
 
 
 class Watch(threading.Thread):
-    """The thread. `slow` is the seconds after which a phase is slow (0: none is), `limit` those of a lost host."""
+    """The thread.
+
+    Args:
+      slow: seconds after which a phase is reported as slow; 0: never.
+      limit: seconds without a heartbeat after which a host is lost.
+      client: of the key-value store; None in a run of one process.
+    """
 
     def __init__(self, slow: float, limit: float, client: Any = None):
         super().__init__(name="watch", daemon=True)
@@ -79,7 +86,7 @@ class Watch(threading.Thread):
         self.pause = min(5.0, limit / 10, slow / 2 or limit)
         self.done, self.ending, self.failed = threading.Event(), 0.0, False
         self.silent: set[int] = set()
-        self._told: tuple[float, float] = (0.0, 0.0)
+        self._reported: tuple[float, float] = (0.0, 0.0)
         self._seen: dict[int, tuple[Any, float]] = {}
         self._looked, self._beats = time.monotonic(), 0
 
@@ -90,7 +97,7 @@ class Watch(threading.Thread):
                 continue
             try:
                 self._look_at_hosts()
-            except RuntimeError:  # host 0 does not answer: jax ends this process, or the next look is better
+            except RuntimeError:  # host 0 does not respond: jax ends this process, or the next attempt succeeds
                 pass
             if self.ending and time.monotonic() - self.ending > (3 if self.failed else 1) * GRACE_SECONDS:
                 self._end_now()
@@ -99,30 +106,30 @@ class Watch(threading.Thread):
         if not (self.slow and _phases):
             return
         name, since = _phases[-1]
-        told, after = self._told if self._told[0] == since else (since, self.slow)
+        after = self._reported[1] if self._reported[0] == since else self.slow
         if time.monotonic() - since > after:
-            self._told = (told, 2 * after)
-            print(f"Slow: host {agree.host()} is {where()}. Where its threads are:", file=sys.stderr)
+            self._reported = (since, 2 * after)
+            print(f"Slow: host {agree.host()} is {phase_text()}. Its threads:", file=sys.stderr)
             show_stacks()
 
     def _look_at_hosts(self) -> None:
         now, self._beats = time.monotonic(), self._beats + 1
         if now - self._looked > self.limit / 2:
-            self._seen.clear()  # this process itself stood still: it may not judge others
+            self._seen.clear()  # this process itself was suspended: the others' heartbeats are out of date
         self._looked = now
-        words = json.dumps([self._beats, where(), not _begun.is_set()])
-        self.client.key_value_set(f"{agree.FOLDER}/alive/{agree.host()}", words, True)
-        for number, told in self._read("ended").items():
+        heartbeat = json.dumps([self._beats, phase_text(), not _begun.is_set()])
+        self.client.key_value_set(f"{agree.FOLDER}/alive/{agree.host()}", heartbeat, True)
+        for number, message in self._read("ended").items():
             if number != agree.host():
-                self.note(f"Host {number} of {agree.host_count()} ended. {told}")
-        for number, told in self._read("alive").items():
-            beat, place, starting = json.loads(told)
+                self._lose_host(f"Host {number} of {agree.host_count()} ended. {message}")
+        for number, heartbeat in self._read("alive").items():
+            beat, place, starting = json.loads(heartbeat)
             limit = START_PATIENCE * self.limit if starting else self.limit
             if self._seen.get(number, (None,))[0] != beat:
                 self._seen[number] = (beat, now)
             elif number != agree.host() and now - self._seen[number][1] > limit:
                 self.silent.add(number)
-                self.note(
+                self._lose_host(
                     f"Host {number} of {agree.host_count()} has been silent for {now - self._seen[number][1]:.0f} s. "
                     f"It was {place}: killed, or its machine or network is gone. {AGAIN}"
                 )
@@ -136,32 +143,32 @@ class Watch(threading.Thread):
             entries = []
         return {int(key.rpartition("/")[2]): value for key, value in entries}
 
-    def note(self, words: str) -> None:
+    def _lose_host(self, message: str) -> None:
         """Another host is gone: this one has GRACE_SECONDS to end by itself."""
-        if not agree.lost():
-            agree.note_lost(words)
+        if not agree.lost_host_message():
+            agree.note_lost_host(message)
         self.ending = self.ending or time.monotonic()
 
     def _end_now(self) -> None:
-        if not self.failed:  # else the main thread has said it, and something holds up its end
-            print(f"Error: {agree.lost()} This host was {where()}:", file=sys.stderr)
+        if not self.failed:  # else the main thread has reported it, and something blocks its end
+            print(f"Error: {agree.lost_host_message()} This host was {phase_text()}:", file=sys.stderr)
             show_stacks()
-            self.tell("It followed another one.")
+            self.publish_end("It ended because another host did.")
             wait_for_others(self)
         os._exit(1)
 
-    def tell(self, words: str) -> None:
-        """Leave a word for the others, once."""
-        with contextlib.suppress(RuntimeError):  # there is one already, or nobody is left to read it
-            self.client.key_value_set(f"{agree.FOLDER}/ended/{agree.host()}", words)
+    def publish_end(self, message: str) -> None:
+        """Write the message of this host's end for the others, once."""
+        with contextlib.suppress(RuntimeError):  # it is written already, or the store is gone
+            self.client.key_value_set(f"{agree.FOLDER}/ended/{agree.host()}", message)
 
     def others_ended(self) -> bool:
-        """Whether every host that lives has left its word."""
+        """Whether every host that is not lost has published its end."""
         return len(self.silent | set(self._read("ended"))) >= agree.host_count()
 
 
 def wait_for_others(watch: Watch) -> None:
-    """Host 0 carries the store: it stays until the others have read it and left their own words."""
+    """Host 0 runs the store: it waits until the others have read it and published their own end."""
     if not agree.is_first():
         return
     end = time.monotonic() + 2 * GRACE_SECONDS
@@ -172,19 +179,19 @@ def wait_for_others(watch: Watch) -> None:
 
 @contextlib.contextmanager
 def watched_run(hosts: int, slow: float) -> Iterator[None]:
-    """Runs the block under a Watch.
+    """Run the block under a Watch.
 
     Args:
-      hosts: processes of this run, which jax.distributed has joined.
+      hosts: number of processes of this run.
       slow: see Watch.
 
     Raises:
-      HostLost: another host is gone; in place of the error that this had for a consequence.
+      HostLost: another host is gone; in place of the error that followed from it.
     """
     _begun.clear()
-    watch = Watch(slow, lost_seconds(), agree.store() if hosts > 1 else None)
+    watch = Watch(slow, lost_seconds(), agree.distributed_client() if hosts > 1 else None)
     if hosts > 1:
-        faulthandler.enable()  # jax aborts the process when host 0 is gone; then the stacks are told too
+        faulthandler.enable()  # jax aborts the process when host 0 is gone: print the stacks then too
     watch.start()
     try:
         with phase("start"):
@@ -199,21 +206,21 @@ def watched_run(hosts: int, slow: float) -> Iterator[None]:
 
 
 def _fail(watch: Watch, error: BaseException) -> None:
-    """End with all hosts: tell them, or find out which of them this error comes from (HostLost)."""
+    """End with all hosts: publish the error, or find the host that it comes from (HostLost)."""
     cause = error.__cause__ or error
     gone = not isinstance(cause, PbrlError) and any(word in str(cause) for word in GONE)
     end = time.monotonic() + watch.limit + 3 * watch.pause
-    while gone and not agree.lost() and time.monotonic() < end:
+    while gone and not agree.lost_host_message() and time.monotonic() < end:
         time.sleep(0.1)
-    watch.tell(agree.described(error))
+    watch.publish_end(agree.error_text(error))
     watch.failed, watch.ending = True, time.monotonic()
     atexit.register(_leave, watch)
-    if gone and agree.lost():
-        raise HostLost(f"{agree.lost()} Here: {str(cause).splitlines()[0][:300]}") from error
+    if gone and (message := agree.lost_host_message()):
+        raise HostLost(f"{message} Here: {str(cause).splitlines()[0][:300]}") from error
 
 
 def _leave(watch: Watch) -> None:
-    """The end of a process that failed: without jax's own, which waits for hosts that are gone."""
+    """Exit after a failure, without jax's shutdown, which waits for hosts that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     wait_for_others(watch)

@@ -1,7 +1,7 @@
-"""The same numbers by hand: for GPUs that are not here, for sweeps, and to check the compiled ones against.
+"""Analytic estimates: for GPUs that cannot be compiled for here, for sweeps, and as a check of compiled programs.
 
-Products are counted as the programs make them: attention over whole rectangles (masked scores are computed too), and
-again where a checkpointed function is computed twice. Memory and traffic are estimates.
+FLOPs are counted as the programs compute them: masked scores of attention are included, and a checkpointed function
+counts twice. Memory and traffic are rougher estimates.
 """
 
 import math
@@ -38,21 +38,21 @@ class Sizes(NamedTuple):
 
 
 def layer_weights(spec: DecoderSpec) -> int:
-    """Weights of a layer that a token is multiplied with."""
+    """Weights of a layer that take part in the product of one token."""
     heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     fed = 3 * spec.ffn * (spec.experts_per_token or 1) + spec.experts
     return spec.width * (heads + fed)
 
 
 def parameter_count(spec: DecoderSpec) -> int:
-    """All parameters but the norms' and biases'."""
+    """Number of parameters, norms and biases excluded."""
     heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     layer = spec.width * (heads + 3 * spec.ffn * (spec.experts or 1) + spec.experts)
     return spec.layers * layer + _tables(spec)
 
 
 def encoder_weights(spec: TextEncoderSpec) -> tuple[int, int]:
-    """(weights that a token is multiplied with, all parameters) of an encoder."""
+    """(weights that take part in the product of one token, all parameters) of an encoder."""
     if isinstance(spec, DecoderEncoderSpec):
         return spec.decoder.layers * layer_weights(spec.decoder), parameter_count(spec.decoder)
     layers = spec.layers * (4 * spec.width**2 + 2 * spec.width * spec.ffn)
@@ -60,12 +60,12 @@ def encoder_weights(spec: TextEncoderSpec) -> tuple[int, int]:
 
 
 def attention_flops(spec: DecoderSpec, pairs: float) -> float:
-    """Scores and weighted values of (query, key) pairs in all layers."""
+    """FLOPs of scores and weighted values of (query, key) pairs in all layers."""
     return 4.0 * spec.heads * spec.head_dim * spec.layers * pairs
 
 
 def generate_flops(config: Config, spec: DecoderSpec) -> float:
-    """The rollout at full length, on all chips together."""
+    """FLOPs of a rollout at full length, summed over all chips."""
     P, G, T, R = _axes(config)
     products = 2.0 * (spec.layers * layer_weights(spec) + adapter_count(config, spec))
     head = 2.0 * spec.width * spec.vocab_size
@@ -79,18 +79,18 @@ def generate_flops(config: Config, spec: DecoderSpec) -> float:
 
 
 def _times(config: Config, queries: int, keys: int) -> int:
-    """How often an attention is computed for one update: forward, twice backward, and again for each checkpoint."""
+    """Attention passes of one update: forward, two backward, and one more for each checkpoint."""
     chunked = config.policy.attention == "chunked" or queries * keys > AUTO_CHUNK_PAIRS
     return 3 + (config.policy.remat != "none") + chunked
 
 
 def update_flops(config: Config, spec: DecoderSpec) -> float:
-    """One update on unpacked responses of full length, on all chips together."""
+    """FLOPs of one update on unpacked responses of full length, summed over all chips."""
     P, G, T, R = _parts(config)
     products = 2.0 * spec.layers * layer_weights(spec) * P * (T + G * R)
     beside = 2.0 * adapter_count(config, spec) * P * (T + G * R)
     head = 2.0 * spec.width * spec.vocab_size * P * G * R
-    own = 0 if config.lora.rank else 1  # products for the gradient of the weights themselves
+    own = 0 if config.lora.rank else 1  # products for the gradient of the weights
     attentions = [(T, T, P * T * T), (G * R, T, P * G * R * T), (R, R, P * G * R * R)]
     forward = products + head + sum(attention_flops(spec, pairs) for _, _, pairs in attentions)
     again = int(config.policy.remat == "full")
@@ -100,7 +100,7 @@ def update_flops(config: Config, spec: DecoderSpec) -> float:
 
 
 def reward_flops(config: Config, spec: TextEncoderSpec, chips: int = 1) -> float:
-    """The encoder on all responses, on all chips together."""
+    """FLOPs of the encoder on all responses, summed over all chips."""
     calls, block, size = reward_calls(config, config.train.prompts_per_step * config.algo.num_generations, chips)
     inner = spec.decoder if isinstance(spec, DecoderEncoderSpec) else spec
     width = inner.heads * inner.head_dim if isinstance(inner, DecoderSpec) else inner.width
@@ -116,14 +116,14 @@ def _axes(config: Config) -> tuple[int, int, int, int]:
 
 
 def _parts(config: Config) -> tuple[int, int, int, int]:
-    """`_axes` of the update, whose groups may be taken apart."""
+    """`_axes` of the update, which may split groups into parts."""
     P, G, T, R = _axes(config)
     part = config.train.microbatch_samples or G
     return P * G // part, part, T, R
 
 
 def adapter_count(config: Config, spec: DecoderSpec) -> int:
-    """Parameters of the adapters."""
+    """Number of adapter parameters."""
     if not config.lora.rank:
         return 0
     sizes = {
@@ -136,12 +136,12 @@ def adapter_count(config: Config, spec: DecoderSpec) -> int:
 
 
 def _tables(spec: DecoderSpec) -> int:
-    """Parameters of the embedding and the output matrix, which are never quantised."""
+    """Number of parameters of the embedding and the output matrix, which are never quantised."""
     return spec.vocab_size * spec.width * (1 if spec.tied_embeddings else 2)
 
 
 def start_bytes(config: Config, spec: DecoderSpec) -> float:
-    """The start policy's parameters beside the state: float32, or kernels quantised."""
+    """Bytes of the start policy's parameters: float32, or with quantised kernels."""
     everything = parameter_count(spec)
     kernels = everything - _tables(spec)
     per_weight = {"none": 4.0, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
@@ -150,14 +150,14 @@ def start_bytes(config: Config, spec: DecoderSpec) -> float:
 
 
 def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, float, float]:
-    """(trained parameters, moments, start policy) in float32 on one chip, wherever they lie."""
+    """Bytes of (trained parameters, moments, start policy) per chip, in device or host memory."""
     trained = 4.0 * (adapter_count(config, models.policy) or parameter_count(models.policy)) / mesh.weight_shards
     kept = config.algo.beta > 0 or config.lora.rank
     return trained, 2 * trained, start_bytes(config, models.policy) / mesh.weight_shards if kept else 0.0
 
 
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
-    """State, start policy and encoder in one chip's own memory."""
+    """Bytes of state, start policy and encoder in the memory of one chip."""
     trained, moments, start = state_bytes(config, models, mesh)
     moments = 0.0 if "optimizer" in config.train.offload else moments
     start = 0.0 if "reference" in config.train.offload else start
@@ -174,7 +174,7 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     position = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * _item(spec) / mesh.tensor
     cache = position * (rows * R + P / mesh.row_shards * T)
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
-    # Compiled programs hold the cache twice: as it arrives, and as their loop carries it.
+    # Compiled programs hold the cache twice: as an argument and as the carry of their loop.
     temporary = 2 * cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
     whole = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
@@ -187,7 +187,7 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
         sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": R * sums}
         cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
         return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
-    # For few rows the compiler leaves weights where they lie and exchanges the rows' activations instead.
+    # For few rows the compiler keeps weights sharded and communicates activations instead.
     widths = 2 * spec.width + (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.ffn
     exchanged = P * G / mesh.data * spec.layers * widths * _item(spec) / mesh.tensor
     gathered = min(4.0 * whole, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
@@ -249,5 +249,5 @@ ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update":
 
 
 def estimate_step(config: Config, models: Models, mesh: Sizes) -> dict[str, Need]:
-    """What each program of the step needs, worked out by hand."""
+    """Memory and cost of each program of the step, estimated."""
     return {name: estimate(config, models, mesh) for name, estimate in ESTIMATES.items()}

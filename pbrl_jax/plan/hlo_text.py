@@ -1,4 +1,4 @@
-"""The text of optimized HLO as instructions by computation."""
+"""A parser of optimized HLO text: instructions by computation."""
 
 import math
 import re
@@ -34,11 +34,11 @@ class Instruction(NamedTuple):
     opcode: str
     operands: tuple[str, ...]
     attributes: str
+    #: Text in the parentheses: the value of a constant, the number of a parameter.
     inner: str
-    """What stands in the parentheses: of a constant, its value; of a parameter, its number."""
     root: bool
+    #: Whether one of its arrays is in host memory.
     hosted: bool = False
-    """Whether one of its arrays lies in the host's memory."""
 
     @property
     def bytes(self) -> float:
@@ -46,7 +46,7 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """Computations that it applies."""
+        """Names of the computations that it calls."""
         return re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", self.attributes)
 
 
@@ -83,7 +83,7 @@ def parse_instruction(line: str) -> Instruction | None:
     )  # fmt: skip
 
 
-def parse_module(text: str) -> tuple[dict[str, Computation], str]:
+def parse_module(text: str) -> tuple[Mapping[str, Computation], str]:
     """(computations by name, name of the entry) of a module's text."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None

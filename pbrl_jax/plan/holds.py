@@ -1,6 +1,6 @@
-"""What the compiled update must not hold: a parameter that is whole on every chip, or the logits of a microbatch.
+"""Arrays that the compiled update must not hold: an unsharded parameter, or all logits of a microbatch.
 
-Read from the optimized HLO, whose arrays are those of one chip. What stands inside a fusion never lies in memory.
+They are found in the optimized HLO, whose arrays are those of one chip. Arrays inside a fusion are never in memory.
 """
 
 import math
@@ -21,7 +21,7 @@ LOGITS_SHARE = 0.25
 
 
 def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:
-    """(instruction, array, is an argument or result of the program) of all arrays that a program keeps in memory."""
+    """(instruction, array, whether it is an argument or result of the program) of all arrays of a program in memory."""
     computations, entry = parse_module(text)
     fused = {
         name
@@ -40,19 +40,19 @@ def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:
 
 
 def _axes(sizes) -> tuple[int, ...]:
-    """Sizes of an array's axes in any order, those of 1 left out: what a transpose does not change."""
+    """Sorted sizes of an array's axes without those of 1, which a transpose does not change."""
     return tuple(sorted(size for size in sizes if size > 1))
 
 
 def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict[str, int]) -> list[str]:
-    """What a compiled update holds and must not, in words; nothing where all is well.
+    """Descriptions of the arrays that a compiled update holds and must not.
 
     Args:
-      text: the optimized HLO of `train.update.make_update`'s program.
+      text: the optimized HLO of `train.programs.make_update`'s program.
       mesh_shape: sizes of the mesh axes.
 
-    Parameters stacked over layers must never be whole, also not for a moment. The embedding and the output matrix may
-    be copied while they are in use, as every layer's matrices are, but must not arrive or leave whole.
+    Parameters stacked over layers must never be unsharded, not even temporarily. The embedding and the output matrix
+    may be gathered while they are in use, as each layer's matrices are, but must be sharded as arguments and results.
     """
     leaves = [leaf.shape for leaf in jax.tree.leaves(policy_shapes(spec)) if leaf.size >= SMALL]
     stacked = {_axes(shape) for shape in leaves if shape[0] == spec.layers and len(shape) > 2}

@@ -1,4 +1,4 @@
-"""From what programs need to whether they fit, how long they take, and what binds them."""
+"""Roofline model: from memory and cost of programs to whether they fit, how long they take, and what limits them."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ USABLE = 0.95
 
 
 class Row(NamedTuple):
-    """A program of the step: what it needs, and how long it takes at least."""
+    """A program of the step: its needs, and a lower bound of its time."""
 
     need: Need
     seconds: float
+    #: The limiting resource: compute, memory, links, or host (copies to host memory).
     binds: str
-    """What takes that long: compute, memory, links, or the way to the host's memory."""
 
 
 class Plan(NamedTuple):
@@ -30,8 +30,8 @@ class Plan(NamedTuple):
 
     rows: Mapping[str, Row]
     capacity: float
+    #: Response tokens per step.
     tokens: int
-    """Response tokens of a step."""
 
     @property
     def step_seconds(self) -> float:
@@ -70,31 +70,30 @@ def local_chip(devices: int, memory: float) -> Chip:
 
 
 def time_of(need: Need, chip: Chip) -> Row:
-    """The roofline: the slowest of products, memory traffic, links and copies from and to the host, each at its peak
-    rate."""
+    """The roofline: the slowest of compute, memory traffic, links and host copies, each at its peak rate."""
     seconds = {
         "compute": need.cost.flops / chip.flops,
         "memory": need.cost.bytes / chip.bandwidth,
         "links": need.cost.collective_bytes / chip.link,
         "host": need.cost.host_bytes / chip.host,
     }
-    binds = max(seconds, key=seconds.get)
+    binds = max(seconds, key=lambda resource: seconds[resource])
     return Row(need, seconds[binds], binds)
 
 
 def make_plan(config: Config, needs: Mapping[str, Need], chip: Chip) -> Plan:
-    """The plan of a step whose programs need this."""
+    """The plan of a step with these programs."""
     tokens = config.train.prompts_per_step * config.algo.num_generations * config.rollout.max_completion_length
     return Plan({name: time_of(need, chip) for name, need in needs.items()}, chip.memory, tokens)
 
 
 def mesh_sizes(config: Config, chips: int) -> Sizes:
-    """The config's mesh on so many chips (ConfigError where it does not divide)."""
+    """The config's mesh on a number of chips (ConfigError where it does not divide)."""
     return Sizes(*mesh_shape(config.mesh, chips))
 
 
 def estimate(config: Config, models: Models, topology: Topology) -> Plan:
-    """The plan of a topology by hand."""
+    """The estimated plan on a topology."""
     sizes = mesh_sizes(config, topology.chips)
     return make_plan(config, estimate_step(config, models, sizes), topology.chip)
 
@@ -103,7 +102,7 @@ Change = tuple[str, Config]
 
 
 def single_changes(config: Config, models: Models, topology: Topology) -> list[Change]:
-    """Changes of one kind each that need less memory, the cheapest in time first: (flags, config)."""
+    """Single changes that reduce memory, those that cost the least time first: (flags, config)."""
     changes: list[Change] = []
 
     def add(flags: str, **sections: dict) -> None:
@@ -131,7 +130,7 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
 
 
 def nearest_change(config: Config, models: Models, topology: Topology, corrected: Mapping[str, float]) -> str:
-    """The least change that would fit, by the estimate; in words.
+    """The flags of the smallest change that would fit by the estimate, or a sentence that none does.
 
     Args:
       corrected: bytes that each compiled program needs beyond its estimate.
@@ -168,7 +167,7 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
 
 
 def meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
-    """Meshes of so many chips that hold the rows and divide the policy."""
+    """Meshes of a number of chips that divide the rows and the policy."""
     spec, rows = models.policy, config.train.microbatch_prompts or config.train.prompts_per_step
     found = []
     for tensor in (1, 2, 4, 8):
@@ -190,13 +189,13 @@ class Offer(NamedTuple):
 
     @property
     def dollars(self) -> float:
-        """List price of a million response tokens."""
+        """List price per million response tokens."""
         rate = self.topology.chips * self.topology.chip.dollars_per_hour / 3600
         return rate / self.plan.tokens_per_second * 1e6
 
 
 def sweep(config: Config, models: Models, kinds: tuple[str, ...], say: Callable[[str], None]) -> list[Offer]:
-    """All topologies of these chips with the best mesh of each that fits, the cheapest first; by hand."""
+    """All topologies of these kinds of chips, each with its fastest mesh that fits, the cheapest first; estimated."""
     offers = []
     for kind in kinds:
         for shape in CHIPS[kind].shapes:

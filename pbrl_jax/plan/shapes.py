@@ -1,4 +1,4 @@
-"""The models and arrays of a run as shapes: nothing is read, nothing is allocated."""
+"""The models and arrays of a run as shapes, without reading or allocating anything."""
 
 import dataclasses
 import functools
@@ -17,17 +17,18 @@ from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.mesh.sharding import replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
+from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.lora import adapter_axes, init_adapters
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
-from pbrl_jax.train.adapters import whole
-from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.start import new_critic
 from pbrl_jax.train.state import new_state, state_shardings
-from pbrl_jax.train.steps import batch_shapes
-from pbrl_jax.weights.encoders import abstract_encoder
+from pbrl_jax.train.trained import forward_params
+from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
-from pbrl_jax.weights.hf_load import read_config
+from pbrl_jax.weights.hf_fields import read_config
 
 #: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {
@@ -104,7 +105,7 @@ def run_models(config: Config) -> Models:
 
 
 def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
-    """Sizes of the run's encoder, in the type that it computes in and, where it is a released one, is held in."""
+    """Sizes of the run's encoder with its compute type, which is also the parameter type of released encoders."""
     settings = config.encoder
     if settings.source != "random":
         if settings.source not in RELEASED_ENCODERS:
@@ -119,7 +120,7 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes that also say where their arrays lie; one sharding serves a whole tree."""
+    """Shapes with shardings; one sharding may be given for the entire tree."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _leaf: shardings, shapes)
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
@@ -131,25 +132,27 @@ def policy_shapes(spec: DecoderSpec) -> Any:
 
 
 def placed_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
-    """The policy's parameters on the mesh, or, cut the same way, in the host's memory."""
+    """The policy's parameters on the mesh, or sharded the same way in host memory."""
     shapes = policy_shapes(spec)
     shardings = tree_shardings(shapes, decoder_axes(spec), mesh)
     return placed(shapes, in_host_memory(shardings) if hosted else shardings)
 
 
 def placed_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.loop.reference_params` lays it; None where nothing needs it."""
+    """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
     if config.algo.beta == 0 and not config.lora.rank:
         return None
     return placed_policy(spec, mesh, "reference" in config.train.offload)
 
 
 def placed_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The parameters that the rollout reads: the policy's, with adapters beside them where these are trained."""
+    """The parameters of the rollout: the policy's, with adapters where these are trained."""
     if not config.lora.rank:
         return placed_policy(spec, mesh)
     policy = policy_shapes(spec)
-    shapes = jax.eval_shape(lambda frozen, trained: whole(trained, frozen, config.lora), policy, adapters(config, spec))
+    shapes = jax.eval_shape(
+        lambda frozen, trained: forward_params(trained, frozen, config.lora), policy, adapters(config, spec)
+    )
     return placed(shapes, tree_shardings(shapes, decoder_axes(spec) + adapter_axes(spec, config.lora), mesh))
 
 
@@ -176,18 +179,20 @@ def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
 
 def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
     """A rollout batch of full-length responses on the mesh."""
-    nothing = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
-    return batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
+    nothing: dict[str, Any] = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
+    return cycle_batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
 
 
 def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
-    """The encoder's parameters, whole on every chip."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_encoder(spec))
+    """The encoder's parameters, replicated."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_tree(init_encoder, spec)
+    )
     return placed(shapes, replicated(mesh))
 
 
 def tree_bytes(tree: Any) -> float:
-    """Bytes of a tree of shapes in one chip's own memory."""
+    """Bytes of a tree of shapes in the device memory of one chip."""
 
     def own(leaf) -> float:
         if leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY:

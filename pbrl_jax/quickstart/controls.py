@@ -1,8 +1,8 @@
-"""The quickstart's controls: what the lift is worth only beside.
+"""The quickstart's controls: runs from the same start with one thing changed, to compare its gain with.
 
-`shuffled`: every prompt is rewarded against another problem's reference; no lift is expected. `answer`: the gold
-answer as reward, which the semantic reward may at best come near to. `sft`: supervised fine-tuning continued on its own
-text, for as many response tokens as the rollouts had.
+`report.data.CONTROLS` names and explains them. `shuffled`: every prompt is rewarded against another problem's
+reference. `answer`: the gold answer is the only reward, an upper limit for the semantic one. `sft_continued`: more
+supervised fine-tuning on its own text, for as many responses as the rollouts had.
 """
 
 from typing import Any
@@ -34,11 +34,12 @@ def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Pol
 
 def answer(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO with the gold answer as the only reward, on the host path."""
-    hosted = with_values(config, reward={"functions": ("answer",), "reward_weights": (1.0,)}, train={"fused": False})
+    reward = {"functions": ("answer",), "reward_weights": (1.0,), "similarity": "raw", "similarity_floor": 0.0}
+    hosted = with_values(config, reward=reward, train={"fused": False})
     return reinforce(stages, name, number, hosted)
 
 
-def sft(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
+def sft_continued(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """Supervised fine-tuning continued for the rollouts' number of responses, at the schedule of RL's length."""
     responses = config.train.max_steps * config.train.prompts_per_step * config.algo.num_generations
     steps = responses // config.sft.batch_size
@@ -53,5 +54,5 @@ def sft(stages: Stages, name: str, number: int, config: Config, policy: Policy) 
     return load_policy(str(folder)).params
 
 
-#: name -> (stages, name, stage number, configuration, start policy) -> trained parameters.
-CONTROLS = {"shuffled": shuffled, "answer": answer, "sft_continued": sft}
+CONTROLS = {"shuffled": shuffled, "answer": answer, "sft_continued": sft_continued}
+"""Name, as in report.data.CONTROLS -> (stages, name, stage number, config, start policy) -> trained parameters."""

@@ -1,10 +1,11 @@
-"""`pbrl quickstart`: the paper's effect in miniature, from nothing but this package's own text.
+"""`pbrl quickstart`: the paper's method in miniature, on text that this package generates.
 
-A small policy learns to reason in English and a little in seven other languages; a small encoder learns which texts
-say the same; the policy's own English responses, filtered, become the references; then GRPO in the other languages,
-whose only signal is semantic similarity to those references.
+A small policy learns to reason in English and a little in seven other languages; a small encoder is trained on parallel
+text; the policy's own English responses, filtered, become the references; then GRPO in the other languages, rewarded
+only by semantic similarity to those references.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from pbrl_jax.checkpoint import check_same_experiment
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.paths import WorkDir, read_json_lines, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.mesh.hosts import refuse_several
 from pbrl_jax.quickstart.controls import CONTROLS
 from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
@@ -27,8 +28,7 @@ from pbrl_jax.quickstart.stages import (
     seconds,
     start_policy,
 )
-from pbrl_jax.report.data import ReportData
-from pbrl_jax.report.write import write_report
+from pbrl_jax.report.write import read_run, write_report
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stopped
@@ -65,8 +65,8 @@ def summarise(stages: Stages, before: dict, after: dict, controls: dict) -> dict
     return summary | {"seconds": seconds(stages)}
 
 
-def show(summary: dict[str, Any], console: Console) -> None:
-    """The table on the terminal."""
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print the table of accuracies."""
     table = Table(title="Accuracy on held-out problems (greedy)")
     for heading in ("language", "before", "after", "change"):
         table.add_column(heading, justify="left" if heading == "language" else "right")
@@ -87,28 +87,29 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
-    """Run what is not done yet; write summary.json and report.html, and print the table."""
+    """Run the stages that are not finished; write summary.json and report.html, and print the table."""
     watch_signals()
     config = tiny_quickstart_config(seed) if tiny else quickstart_config(seed)
     use_compilation_cache(config)
     refuse_several("quickstart")
     check_start(config)
     work = work_dir(workdir)
-    _same_run(work, config)
+    _check_workdir(work, config)
     stages = Stages(work, config, 5 + (2 * len(CONTROLS) if controls else 0))
     try:
         summary = run_all(stages, controls)
     except Stopped:
-        print("Stopped; what is finished is kept. The same command goes on from here.")
+        print("Stopped. The same command continues from here.")
         return
     write_atomic(work.root / "summary.json", json.dumps(summary, indent=1))
-    report = _write_report(stages, summary)
-    show(summary, Console())
-    print(f"Report: {report}\nWhat to run next with real models stands at its end and in README.md.")
+    data = dataclasses.replace(read_run(work.root), title="pbrl_jax quickstart")
+    report = write_report(work.root / "report.html", data)
+    print_summary(summary, Console())
+    print(f"Report: {report}\nIts end and README.md say what to run next with real models.")
 
 
 def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
-    """All stages; the summary."""
+    """Run all stages; the summary."""
     policy = start_policy(stages)
     reward_encoder(stages, policy)
     before = accuracy(stages, "evaluate_before", 3, policy, policy.params)
@@ -123,22 +124,10 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
     return summarise(stages, before, after, tables)
 
 
-def _same_run(work: WorkDir, config: Config) -> None:
-    """Start the work directory, or refuse one of another quickstart."""
+def _check_workdir(work: WorkDir, config: Config) -> None:
+    """Write config.json, or refuse the work directory of another quickstart."""
     if work.config.exists():
-        check_same_experiment(from_json(work.config.read_text()), config, {}, {})
+        notes: list[str] = []
+        check_same_experiment(from_json(work.config.read_text(), type(config), notes), config, {}, {})
+        print("".join(f"{note}\n" for note in notes), end="")
     write_atomic(work.config, to_json(config))
-
-
-def _write_report(stages: Stages, summary: dict[str, Any]):
-    rl = work_dir(stages.work.root / "rl")
-    files = sorted(rl.samples.glob("step_*.jsonl"), key=lambda file: int(file.stem.split("_")[1]))
-    samples = [row for file in files for row in read_json_lines(file)]
-    data = ReportData(
-        title="pbrl_jax quickstart",
-        summary=summary,
-        metrics=tuple(read_json_lines(rl.metrics)),
-        samples=tuple(samples),
-        config=json.loads(to_json(stages.config)),
-    )
-    return write_report(stages.work.root / "report.html", data)

@@ -1,8 +1,6 @@
-"""The settings of the quickstart; docs/quickstart.md says how they were chosen and what they reach."""
+"""The settings of the quickstart; docs/quickstart.md explains them and gives results."""
 
 from pbrl_jax.config.tree import (
-    AlgoConfig,
-    Config,
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
@@ -10,19 +8,19 @@ from pbrl_jax.config.tree import (
     OptimConfig,
     PivotConfig,
     PolicyConfig,
-    RewardConfig,
     RolloutConfig,
     SftConfig,
     TrainConfig,
     with_values,
 )
+from pbrl_jax.run.settings import AlgoConfig, Config, RewardConfig
 
-#: Held-out problems per language; English has more, because its change is to be shown small.
 PROBLEMS, ENGLISH_PROBLEMS = 256, 1024
+"""Held-out problems per language; English has more, so that a small change is measurable."""
 
 
 def quickstart_config(seed: int = 0) -> Config:
-    """A policy of 1 M parameters, eight languages, the hybrid reward with every token gated by language."""
+    """A policy of 1 M parameters, eight languages, the hybrid reward with a language gate on every token."""
     return Config(
         policy=PolicyConfig(preset="quickstart"),
         pivot=PivotConfig(source="policy", max_completion_length=24),
@@ -50,7 +48,7 @@ def quickstart_config(seed: int = 0) -> Config:
 
 
 def tiny_quickstart_config(seed: int = 0) -> Config:
-    """Every stage of the quickstart in a minute, with models too small and stages too short to show an effect."""
+    """Every stage in one minute, with models too small and stages too short to show an effect."""
     return with_values(
         quickstart_config(seed),
         policy={"preset": "tiny"},

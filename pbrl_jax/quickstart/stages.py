@@ -1,4 +1,4 @@
-"""The stages of the quickstart, each cached in the work directory with the seconds it took."""
+"""The stages of the quickstart; the work directory keeps the result and the seconds of each."""
 
 import json
 import time
@@ -24,7 +24,7 @@ from pbrl_jax.weights.policies import Policy, load_policy, save_policy
 
 
 class Stages(NamedTuple):
-    """The work directory, and how many stages this run has."""
+    """The work directory, the config and the number of stages of this run."""
 
     work: WorkDir
     config: Config
@@ -32,7 +32,7 @@ class Stages(NamedTuple):
 
 
 def cached(stages: Stages, name: str, make: Callable[[], Any]) -> Any:
-    """`make()`'s JSON-able result, kept in the work directory with the seconds it took; read back on a second run."""
+    """The result of `make()` as JSON, from the work directory if an earlier call has finished it."""
     file = stages.work.root / "stages" / f"{name}.json"
     if file.exists():
         return json.loads(file.read_text())["result"]
@@ -64,7 +64,7 @@ def start_policy(stages: Stages) -> Policy:
 
 
 def reward_encoder(stages: Stages, policy: Policy) -> Encoder:
-    """Stage 2: a multilingual encoder, on parallel responses to problems that nothing else uses."""
+    """Stage 2: a multilingual encoder, on parallel responses to problems of a split of its own."""
     config, folder = stages.config, stages.work.root / "encoder"
 
     def make():
@@ -76,8 +76,8 @@ def reward_encoder(stages: Stages, policy: Policy) -> Encoder:
     return load_encoder(str(folder), config.encoder.max_length)
 
 
-def test_prompts(config: Config) -> list[Prompt]:
-    """Held-out problems: eval.limit in each language, and more in English."""
+def held_out_prompts(config: Config) -> list[Prompt]:
+    """Held-out prompts: eval.limit in each language, and more in English."""
     others = [code for code in config.data.languages if code != "en"]
     count = min(ENGLISH_PROBLEMS, 4 * config.eval.limit)
     seed = config.train.seed
@@ -86,35 +86,35 @@ def test_prompts(config: Config) -> list[Prompt]:
 
 
 def accuracy(stages: Stages, name: str, number: int, policy: Policy, params) -> dict[str, dict[str, float]]:
-    """The table per language of greedy decoding on the held-out problems, as a stage of its own."""
+    """A stage: the table per language of greedy decoding on the held-out problems."""
     config = stages.config
 
     def make():
-        prompts = test_prompts(config)
+        prompts = held_out_prompts(config)
         decoder = Decoder(
             policy.spec, policy.tokenizer, config.rollout.max_prompt_length, config.rollout.max_completion_length,
             config.eval.batch_size,
         )  # fmt: skip
         with Progress(name, len(prompts), unit="problem", part=(number, stages.total)) as progress:
-            table, _ = evaluate(decoder, params, prompts, progress.advance)
+            table, _ = evaluate(decoder, params, prompts, tick=progress.advance)
         return table
 
     return cached(stages, name, make)
 
 
 def rl_config(stages: Stages) -> Config:
-    """The configuration of the reinforcement learning stage: start policy and encoder are the earlier stages'."""
+    """The configuration of reinforcement learning, with the start policy and encoder of the earlier stages."""
     root = stages.work.root
     return with_values(
         stages.config,
         policy={"source": str(root / "sft")},
         encoder={"source": str(root / "encoder")},
-        pivot={"path": str(root / "pivots")},
+        pivot={"store": str(root / "pivots")},
     )
 
 
 def unchanged(experiment: Experiment) -> Experiment:
-    """The experiment as it was assembled."""
+    """The experiment as it is."""
     return experiment
 
 
@@ -122,7 +122,7 @@ def reinforce(stages: Stages, name: str, number: int, config: Config, change=unc
     """Train with `config` in `W/<name>`; the trained policy's parameters.
 
     Args:
-      change: what a control changes in the assembled experiment.
+      change: a control's change of the experiment.
     """
     work = work_dir(stages.work.root / name)
 

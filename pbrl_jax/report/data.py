@@ -1,11 +1,16 @@
-"""What a report is made of, and the numbers that are worked out from it."""
+"""What a report is made of, and the numbers that are derived from it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from pbrl_jax.eval.statistics import wilson_interval
 from pbrl_jax.text.languages import LANGUAGES
+
+ACCURACY = "eval/accuracy/"
+Series = Sequence[tuple[float, float]]
+"""(step, value) with rising steps and finite values."""
 
 REAL_MODELS = (
     ("on one or more NVIDIA GPUs (for a TPU VM: .[tpu])", "pip install -e .[cuda]"),
@@ -20,26 +25,36 @@ REAL_MODELS = (
 )  # fmt: skip
 """(comment, command): how to go on with real models."""
 
+CONTROLS = {
+    "shuffled": ("Shuffled references", "references of other questions: no gain is expected"),
+    "answer": ("Gold answers", "the gold answer as the only reward: what can be reached"),
+    "sft_continued": ("Continued SFT", "supervised training on as many responses as the rollouts had"),
+}
+"""The controls of `pbrl quickstart` (see quickstart/controls.py): name -> (title, what it shows)."""
+
+AUDITS = {"configured reward": "audit.json", "plain cosine": "audit_plain_cosine.json"}
+"""The rewards that `pbrl audit` attacks: title -> file in the work directory."""
+
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report is made of. `summary` or `metrics` must be there; all else may be absent.
+    """What a report is made of. `summary`, `metrics` or `audit` must be there; all else may be absent.
 
     Attributes:
       title: heading of the page.
       summary: the record of summary.json. `languages` maps a code to `{before, after}`; `mean_non_english` and
-        `gap_to_english` hold the same pair (worked out where absent); `problems_per_language` is a number or a map
-        from code to number, and gives the intervals; a language may lack `before`, and may have intervals of its own,
-        `intervals: {before: [low, high], after: [low, high]}`, and one of the change, `change: [low, high]`;
+        `gap_to_english` hold the same pair (computed where absent); `problems_per_language` is a number or a map from
+        code to number, and gives the intervals; a language may lack `before`, and may have bootstrap intervals of its
+        own, `intervals: {before: [low, high], after: [low, high]}`, and one of the change, `change: [low, high]`;
         `controls` maps a name to a record with `mean_non_english` (and `languages`), a bare `{before, after}`, or the
         share after; `seeds` is a list of such records with `seed`, or of numbers; `seconds` maps a stage to seconds,
         with `total`. Shares are fractions in [0, 1].
       metrics: rows of metrics.jsonl.
-      evaluations: rows of evaluations.jsonl, `{step, eval/...}`; () takes what metrics.jsonl has.
-      samples: rows of samples/step_<n>.jsonl, with the fields of pbrl_jax.logs.metrics.SAMPLE_FIELDS.
+      evaluations: rows with accuracies over the steps, `{step, eval/...}`.
+      samples: rows of samples/step_<n>.jsonl, with the fields of pbrl_jax.logs.samples.SAMPLE_FIELDS.
       config: the resolved config as nested mappings.
       audit: title -> the table of audit.json, language -> attack -> AUC in [0, 1].
-      contamination: benchmark -> what contamination.json says of it.
+      contamination: benchmark -> its record in contamination.json.
       next_commands: (comment, command) pairs.
       evaluation: the result of `pbrl eval`, eval.json.
       missing: files that were looked for and not found, in words.
@@ -60,9 +75,11 @@ class ReportData:
     runs: Mapping[str, "ReportData"] = field(default_factory=dict)
 
 
-def language_name(code: str) -> str:
-    """`sw` -> `Swahili`; a code that is not known stays as it is."""
-    return LANGUAGES[code].name if code in LANGUAGES else code
+class Intervals(NamedTuple):
+    """95 % intervals of a language's accuracies: how they were computed, and `before` and `after` -> (low, high)."""
+
+    method: str
+    bounds: Mapping[str, tuple[float, float]]
 
 
 def problem_count(summary: Mapping[str, Any], language: str) -> int | None:
@@ -72,11 +89,35 @@ def problem_count(summary: Mapping[str, Any], language: str) -> int | None:
     return int(count) if count else None
 
 
+def accuracy_intervals(summary: Mapping[str, Any], language: str) -> Intervals | None:
+    """The bootstrap intervals that the summary has, else Wilson's from the number of problems, else None."""
+    record, count = summary["languages"][language], problem_count(summary, language)
+    if any((record.get("intervals") or {}).values()):
+        return Intervals("bootstrap", {side: tuple(ends) for side, ends in record["intervals"].items() if ends})
+    if not count:
+        return None
+    sides = [side for side in ("before", "after") if record.get(side) is not None]
+    return Intervals("Wilson", {side: wilson_interval(record[side], count) for side in sides})
+
+
+def interval_methods(summary: Mapping[str, Any]) -> str:
+    """The methods of a summary's intervals in words, such as `Wilson`; "" where there are none."""
+    found = (accuracy_intervals(summary, code) for code in summary.get("languages") or {})
+    return " and ".join(dict.fromkeys(intervals.method for intervals in found if intervals))
+
+
+def order_languages(summary: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
+    """The languages of a summary, and `more`: English first, then by gain."""
+    languages = summary.get("languages") or {}
+    gains = {code: record["after"] - record.get("before", 0.0) for code, record in languages.items()}
+    return sorted({*languages, *more}, key=lambda code: (code != "en", -gains.get(code, 0.0), code))
+
+
 def pair(record: Any, name: str) -> tuple[float | None, float | None]:
     """(before, after) of `mean_non_english`, `gap_to_english` or a language code, or Nones.
 
-    Given numbers come first; otherwise they are worked out from the languages of the record. A bare number is the
-    mean after, a bare `{before, after}` the mean.
+    Given numbers come first; otherwise they are computed from the languages of the record. A bare number is the mean
+    after, a bare `{before, after}` the mean.
     """
     if isinstance(record, int | float):
         record = {"mean_non_english": {"after": record}}
@@ -93,19 +134,29 @@ def pair(record: Any, name: str) -> tuple[float | None, float | None]:
         return given.get("before"), given.get("after")
     others = [value for code, value in languages.items() if code != "en"]
     if name == "mean_non_english" and others:
-        return _mean_of(others, "before"), _mean_of(others, "after")
+        return _mean([record.get("before") for record in others]), _mean([record["after"] for record in others])
     if name == "gap_to_english" and "en" in languages and others:
-        ends = zip(
-            (languages["en"].get("before"), languages["en"]["after"]), pair(record, "mean_non_english"), strict=True
-        )
-        return tuple(None if None in end else end[0] - end[1] for end in ends)
+        english, mean = pair(record, "en"), pair(record, "mean_non_english")
+        return _difference(english[0], mean[0]), _difference(english[1], mean[1])
     return None, None
 
 
-def _mean_of(records: Sequence[Mapping[str, float]], side: str) -> float | None:
-    """The mean of one side, None where a record lacks it."""
-    values = [record.get(side) for record in records]
-    return None if None in values else sum(values) / len(values)
+def _difference(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is None."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of several records, as `pair` reads one; None where one of them lacks a value."""
+    sides = zip(*(pair(record, "mean_non_english") for record in records), strict=True)
+    before, after = (_mean(side) for side in sides)
+    english = _mean([pair(record, "en")[1] for record in records])
+    return {"mean_non_english": {"before": before, "after": after}, "languages": {"en": {"after": english}}}
 
 
 def series_of(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -133,30 +184,22 @@ def language_metrics(metrics: Sequence[Mapping[str, Any]], languages: Sequence[s
     return found
 
 
-def end_means(series: Sequence[tuple[float, float]], share: float = 0.1) -> tuple[float, float]:
+def end_means(series: Series, share: float = 0.1) -> tuple[float, float]:
     """Mean of the first and of the last tenth of a series: single steps are too noisy to compare."""
     count = max(1, int(len(series) * share))
     values = [value for _, value in series]
     return sum(values[:count]) / count, sum(values[-count:]) / count
 
 
-def evaluation_rows(data: ReportData) -> tuple[Mapping[str, Any], ...]:
-    """Rows with accuracies over the steps: those of the evaluations, else those of metrics.jsonl."""
-    return data.evaluations or tuple(row for row in data.metrics if any(name.startswith(ACCURACY) for name in row))
-
-
-ACCURACY = "eval/accuracy/"
-
-
-def evaluation_lines(data: ReportData) -> dict[str, list[tuple[float, float]]]:
+def evaluation_lines(data: ReportData) -> dict[str, Series]:
     """`English` and `other languages` -> (step, accuracy); {} where no accuracy was measured while training."""
-    rows = evaluation_rows(data)
-    lines = {"other languages": series_of(rows, "eval/mean_non_english"), "English": series_of(rows, ACCURACY + "en")}
+    names = {"other languages": "eval/mean_non_english", "English": ACCURACY + "en"}
+    lines = {label: series_of(data.evaluations, name) for label, name in names.items()}
     return {label: line for label, line in lines.items() if line}
 
 
-def gap_line(data: ReportData) -> tuple[str, list[tuple[float, float]]]:
-    """(what it is the gap of, (step, English less the mean of the others)): of accuracy, else of the reward.
+def gap_line(data: ReportData) -> tuple[str, Series]:
+    """(`accuracy` or `reward`, (step, English less the mean of the others)): the reward's where accuracies are absent.
 
     The reward's gap is that of the first function with values per language.
     """
@@ -164,22 +207,20 @@ def gap_line(data: ReportData) -> tuple[str, list[tuple[float, float]]]:
     if len(lines) == 2:
         english = dict(lines["English"])
         return "accuracy", [(step, english[step] - mean) for step, mean in lines["other languages"] if step in english]
-    name = next(
-        (name for name in metric_names(data.metrics) if name.startswith("rewards/") and name.endswith("/en")), ""
-    )
-    group, found = name.removesuffix("en"), []
+    rewards = (name for name in metric_names(data.metrics) if name.startswith("rewards/") and name.endswith("/en"))
+    name, gaps = next(rewards, ""), []
     for row in data.metrics if name else ():
-        others = [row[key] for key in row if key.startswith(group) and key != name and _is_number(row[key])]
+        others = [row[key] for key in row if key.startswith(name[:-2]) and key != name and _is_number(row[key])]
         if others and _is_number(row.get(name)) and _is_number(row.get("step")):
-            found.append((row["step"], row[name] - sum(others) / len(others)))
-    return "reward", found
+            gaps.append((row["step"], row[name] - sum(others) / len(others)))
+    return "reward", gaps
 
 
-def part_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def part_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """Reward functions and their parts -> (step, mean): `rewards/cosine/answer/mean` is `cosine, answer`."""
-    lines = {}
+    lines: dict[str, Series] = {}
     for name in metric_names(metrics):
-        pieces = name.split("/")
-        if pieces[0] == "rewards" and pieces[-1] == "mean" and len(pieces) > 2:
-            lines[", ".join(pieces[1:-1])] = series_of(metrics, name)
+        first, *parts = name.split("/")
+        if first == "rewards" and parts[-1:] == ["mean"] and len(parts) > 1:
+            lines[", ".join(parts[:-1])] = series_of(metrics, name)
     return lines

@@ -1,12 +1,20 @@
-"""The report's sections on `pbrl eval`: every number of a language, means over languages, and earlier evaluations."""
+"""The report's tables of `pbrl eval` and `pbrl audit`: numbers, gains over earlier ones, attacks, contamination."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pbrl_jax.report.data import language_name
-from pbrl_jax.report.html import named_language, section, span, table
-from pbrl_jax.report.plots import percent, points, short_number
+from pbrl_jax.report.html import (
+    language_name,
+    named_language,
+    paragraph,
+    percent,
+    points,
+    section,
+    short_number,
+    span,
+    table,
+)
 
 COLUMNS = (
     ("extraction_failures", "no answer"),
@@ -24,14 +32,13 @@ SAMPLED = ("pass@", "mean@", "maj@")
 """Beginnings of the names of the metrics of several samples."""
 MEANS = (("mean", "all languages"), ("seen", "seen in training, without English"), ("unseen", "unseen in training"))
 """(name in eval.json, what it is the mean of)."""
+INTERVAL = "95\u00a0% interval"
+WEAK = 0.95
+"""AUCs below this are marked."""
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else percent(value)
-
-
-def _interval(low: float, high: float) -> str:
-    return span("soft", f"{100 * low:.1f} to {100 * high:.1f}")
+def _interval(record: Mapping[str, Any]) -> str:
+    return span("soft", f"{100 * record['low']:.1f} to {100 * record['high']:.1f}")
 
 
 def numbers_section(result: Mapping[str, Any]) -> str:
@@ -39,71 +46,109 @@ def numbers_section(result: Mapping[str, Any]) -> str:
     if not result.get("languages"):
         return ""
     rows = list(result["languages"].values())
-    shares = [(name, head) for name, head in COLUMNS if any(row.get(name) is not None for row in rows)]
-    lengths = [(name, head) for name, head in LENGTHS if any(row.get(name) is not None for row in rows)]
+    shares, lengths = (
+        [(name, head) for name, head in columns if any(row.get(name) is not None for row in rows)]
+        for columns in (COLUMNS, LENGTHS)
+    )
     published = list(dict.fromkeys(name for row in rows for name in row.get("published", ())))
     sampled = [name for name in rows[0] if name.startswith(SAMPLED)]
-    header = ["language", "accuracy", "95\u00a0% interval", "problems", *(name.replace("_", " ") for name in published)]
+    header = ["language", "accuracy", INTERVAL, "problems", *(name.replace("_", " ") for name in published)]
     header += [*sampled, *(head for _, head in (*shares, *lengths))]
     body = []
     for code, row in result["languages"].items():
-        cells = [named_language(code), _percent(row["accuracy"]), _interval(row["low"], row["high"]), str(row["n"])]
-        cells += [_percent(row.get("published", {}).get(name)) for name in published]
-        cells += [_percent(row.get(name)) for name in (*sampled, *(name for name, _ in shares))]
+        cells = [named_language(code), percent(row["accuracy"]), _interval(row), str(row["n"])]
+        cells += [percent(row.get("published", {}).get(name)) for name in published]
+        cells += [percent(row.get(name)) for name in (*sampled, *(name for name, _ in shares))]
         body.append(cells + ["–" if row.get(n) is None else short_number(row[n]) for n, _ in lengths])
     note = "Accuracy is ours; lm eval and the like are the published gradings of the same responses. Lengths are means."
-    return section("The numbers", note, table(header, body) + table(("mean of", "accuracy", "95\u00a0% interval"),
-                                                                    _means(result)))  # fmt: skip
+    means = table(("mean of", "accuracy", INTERVAL), _means(result))
+    return section("The numbers", note, table(header, body) + means)
 
 
 def _means(result: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     if result.get("mean_non_english") is not None:
-        between = _interval(*result["mean_non_english_interval"]) if result.get("mean_non_english_interval") else ""
-        rows.append(["all languages but English", _percent(result["mean_non_english"]), between])
+        ends = result.get("mean_non_english_interval")
+        interval = _interval({"low": ends[0], "high": ends[1]}) if ends else ""
+        rows.append(["all languages but English", percent(result["mean_non_english"]), interval])
     for name, title in MEANS:
-        found = result.get(name)
-        if isinstance(found, Mapping):
-            listed = ", ".join(found["languages"])
-            text = f"{title} {span('soft', listed)}"
-            rows.append([text, _percent(found["accuracy"]), _interval(found["low"], found["high"])])
-        elif found is not None:
-            rows.append([title, _percent(found), ""])
+        mean = result.get(name)
+        if isinstance(mean, Mapping):
+            listed = span("soft", ", ".join(mean["languages"]))
+            rows.append([f"{title} {listed}", percent(mean["accuracy"]), _interval(mean)])
+        elif mean is not None:
+            rows.append([title, percent(mean), ""])
     worst = result.get("worst_language")
     if worst:
-        rows.append([f"worst language, {escape(language_name(worst['language']))}", _percent(worst["accuracy"]), ""])
+        rows.append([f"worst language, {escape(language_name(worst['language']))}", percent(worst["accuracy"]), ""])
     return rows
 
 
 def against_section(result: Mapping[str, Any]) -> str:
-    """Gains over earlier evaluations of the same problems, in points and relative, and whether they are real."""
-    against = result.get("against") or {}
-    parts = []
-    for label, found in against.items():
-        rows = [[named_language(code), *_gain(row)] for code, row in found["languages"].items()]
-        mean = found.get("mean_non_english")
-        total = ["all but English", *_gain(mean)] if mean else ()
-        parts.append(f"<h3>{escape(label)}</h3>")
-        parts.append(table(("language", "before", "now", "points", "95\u00a0% interval", "relative", "p, bootstrap",
-                            "p, McNemar"), rows, total))  # fmt: skip
-        if found.get("english_retention") is not None:
-            parts.append(f'<p class="note">English keeps {percent(found["english_retention"])} of its accuracy.</p>')
-    if not parts:
-        return ""
-    note = "The same problems, pair by pair. A change in grey may be chance: its interval holds 0."
-    return section("Gain over earlier evaluations", note, "".join(parts))
+    """Gains over earlier evaluations of the same problems, in points and relative, with their intervals and tests."""
+    header = ("language", "before", "now", "points", INTERVAL, "relative", "p, bootstrap", "p, McNemar")
+    body = ""
+    for label, compared in (result.get("against") or {}).items():
+        rows = [[named_language(code), *_gain(row)] for code, row in compared["languages"].items()]
+        mean = compared.get("mean_non_english")
+        body += f"<h3>{escape(label)}</h3>" + table(header, rows, ["all but English", *_gain(mean)] if mean else ())
+        if compared.get("english_retention") is not None:
+            body += paragraph(f"English keeps {percent(compared['english_retention'])} of its accuracy.")
+    note = "Paired over the same problems. A change in grey may be chance: its interval holds 0."
+    return section("Gain over earlier evaluations", note, body) if body else ""
 
 
 def _gain(row: Mapping[str, Any]) -> Sequence[str]:
-    real = row["low"] > 0 or row["high"] < 0
-    kind = ("up" if row["points"] > 0 else "down") if real else "soft"
+    significant = row["low"] > 0 or row["high"] < 0
+    kind = ("up" if row["points"] > 0 else "down") if significant else "soft"
     relative = "–" if row["relative"] is None else f"{points(row['relative'])}\u00a0%"
-    mcnemar = "–" if row["p_mcnemar"] is None else _p(row["p_mcnemar"])
-    return (
-        percent(row["base"]), percent(row["base"] + row["points"]), span(kind, points(row["points"])),
-        span("soft", f"{points(row['low'])} to {points(row['high'])}"), relative, _p(row["p_bootstrap"]), mcnemar,
-    )  # fmt: skip
+    mcnemar = "–" if row["p_mcnemar"] is None else _p_value(row["p_mcnemar"])
+    interval = span("soft", f"{points(row['low'])} to {points(row['high'])}")
+    before, now = percent(row["base"]), percent(row["base"] + row["points"])
+    return before, now, span(kind, points(row["points"])), interval, relative, _p_value(row["p_bootstrap"]), mcnemar
 
 
-def _p(value: float) -> str:
+def _p_value(value: float) -> str:
     return "&lt;\u00a00.001" if value < 0.001 else f"{value:.3f}"
+
+
+def audit_section(audit: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Attack by language, of each audited reward; "" without an audit."""
+    body = ""
+    for title, by_language in audit.items():
+        codes = list(by_language)
+        attacks = dict.fromkeys(name for row in by_language.values() for name in row)
+        rows = [
+            [escape(name.replace("_", " ").replace("/", ", ")), *(_auc(by_language[c].get(name)) for c in codes)]
+            for name in attacks
+        ]
+        worst = ["worst", *(_auc(min(by_language[code].values())) for code in codes)]
+        body += f"<h3>{escape(title.capitalize())}</h3>" + table(("attack", *codes), rows, worst)
+    note = (
+        "Share of problems in which the faithful reply scores above the attack; 0.5 is chance, below "
+        f"{WEAK} is marked. Held out: templates and problems that no training saw."
+    )
+    return section("Can the reward be cheated?", note, body) if body else ""
+
+
+def _auc(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return span("down", f"{value:.3f}") if value < WEAK else f"{value:.3f}"
+
+
+def contamination_section(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the training text shares with benchmarks; "" where nothing was checked."""
+    rows = []
+    for name, record in benchmarks.items():
+        if "share" not in record:
+            rows.append([escape(name), "–", "–", escape(str(record.get("not_checked", "")))])
+            continue
+        languages = ", ".join(f"{language_name(c)} {percent(s)}" for c, s in record.get("languages", {}).items() if s)
+        example = next((str(e.get("shared")) for e in record.get("examples", ())), "")
+        shown = escape(languages or "none") + (f"<br>{span('note', '“' + example + '”')}" if example else "")
+        count = f"{record.get('overlapping')} of {record.get('n', '–')}"
+        rows.append([escape(name), count, percent(record["share"]), shown])
+    note = "Problems that share a run of words (or characters, where words are not divided) with the training text."
+    body = table(("benchmark", "problems", "share", "where"), rows)
+    return section("Does the training text contain the test?", note, body) if rows else ""

@@ -1,19 +1,55 @@
-"""Pieces of HTML that every section of the report is made of. What is called text is escaped here."""
+"""Pieces of HTML and number formats of the report. Arguments called text are escaped here; the others are HTML."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from pbrl_jax.report.data import language_name
+from pbrl_jax.text.languages import LANGUAGES
+
+
+def percent(share: float | None) -> str:
+    """`0.4934` -> `49.3 %`, with a space that does not break; a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
+
+
+def points(difference: float) -> str:
+    """`0.181` -> `+18.1`, with a real minus sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+
+
+def short_number(value: float) -> str:
+    """At most three significant digits, thousands as k and millions as M, with a real minus sign."""
+    if abs(value) >= 1e6:
+        text = f"{value / 1e6:.3g}M"
+    elif abs(value) >= 1e4:
+        text = f"{value / 1e3:.3g}k"
+    else:
+        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return text.replace("-", "\u2212")
+
+
+def language_name(code: str) -> str:
+    """`sw` -> `Swahili`; an unknown code stays as it is."""
+    return LANGUAGES[code].name if code in LANGUAGES else code
+
+
+def named_language(code: str) -> str:
+    """A language's name with its code; the code alone where the name is unknown."""
+    name = language_name(code)
+    return escape(code) if name == code else f"{escape(name)}\u00a0{span('soft', code)}"
 
 
 def section(title: str, note: str, body: str) -> str:
-    """A section with a heading and a line of explanation; title and note are text, the body is HTML."""
-    explained = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{explained}{body}</section>"
+    """A section with a heading and a line of explanation; title and note are text."""
+    return f"<section><h2>{escape(title)}</h2>{paragraph(note)}{body}</section>"
+
+
+def paragraph(text: str) -> str:
+    """A line of explanation; nothing for an empty text."""
+    return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
 def card(head: str, right: str, body: str, attributes: str = "") -> str:
-    """A box with a heading at its left and a figure at its right; all of it HTML."""
+    """A box with a heading at its left and a figure at its right."""
     return (
         f'<article class="card"{attributes}><div class="head"><h3>{head}</h3><span class="gain">{right}</span></div>'
         f"{body}</article>"
@@ -26,18 +62,17 @@ def span(kind: str, text: str) -> str:
 
 
 def grid(kind: str, cells: Sequence[str]) -> str:
-    """HTML cells side by side, as many as the width allows; nothing for no cells."""
+    """Cells side by side, as many as the width allows; nothing for no cells."""
     return f'<div class="grid {kind}">{"".join(cells)}</div>' if cells else ""
 
 
-def named_language(code: str) -> str:
-    """A language's name with its code; the code alone where no name is known."""
-    name = language_name(code)
-    return escape(code) if name == code else f"{escape(name)}\u00a0{span('soft', code)}"
+def folded(title: str, body: str, state: str = "") -> str:
+    """A body that a click on its title (text) shows; `state` " open" shows it from the start."""
+    return f"<details{state}><summary>{escape(title)}</summary>{body}</details>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] = ()) -> str:
-    """A table; the header is text, the cells are HTML. A wide one scrolls by itself."""
+    """A table; the header is text. A wide one scrolls by itself."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
     last = f'<tr class="total">{_cells(total)}</tr>' if total else ""

@@ -5,23 +5,39 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pbrl_jax.core.version import __version__
 from pbrl_jax.logs.progress import duration
-from pbrl_jax.report.checks import audit_section, contamination_section
-from pbrl_jax.report.compare import compare_section
-from pbrl_jax.report.curves import curve_section
+from pbrl_jax.report.curves import compare_section, curve_section
 from pbrl_jax.report.data import (
+    CONTROLS,
     ReportData,
+    accuracy_intervals,
     end_means,
+    interval_methods,
     language_metrics,
-    language_name,
+    mean_record,
     metric_names,
+    order_languages,
     pair,
     problem_count,
     series_of,
 )
-from pbrl_jax.report.evaluation import against_section, numbers_section
-from pbrl_jax.report.html import card, grid, named_language, section, span, table
-from pbrl_jax.report.plots import accuracy_bars, percent, points, short_number, sparkline, wilson_interval
+from pbrl_jax.report.evaluation import against_section, audit_section, contamination_section, numbers_section
+from pbrl_jax.report.html import (
+    card,
+    folded,
+    grid,
+    language_name,
+    named_language,
+    paragraph,
+    percent,
+    points,
+    section,
+    short_number,
+    span,
+    table,
+)
+from pbrl_jax.report.plots import accuracy_bars, sparkline
 from pbrl_jax.report.samples import samples_section
 from pbrl_jax.report.style import SCRIPT, STYLE
 
@@ -31,17 +47,10 @@ SHORT = {
     "eval/accuracy": "accuracy",
     "eval/right_language": "right language, greedy",
 }
-"""What a curve of one language is called; all of these are shares."""
+"""Labels of a language's curves; all of these are shares."""
 
-OF_REWARD = {"mean": "reward", "std": "spread"}
-"""What a reward's curve is called behind the reward's name."""
-
-CONTROLS = {
-    "shuffled_pivots": ("Shuffled pivots", "references of other questions: this must not lift"),
-    "oracle": ("Oracle", "reward from the gold answers: what can be reached"),
-    "sft": ("Continued SFT", "supervised training on as many tokens"),
-}
-"""Known controls: (name, what it shows)."""
+REWARD_LABELS = {"mean": "reward", "std": "spread"}
+"""Labels behind the reward's name."""
 
 
 def page(data: ReportData) -> str:
@@ -69,6 +78,7 @@ def page(data: ReportData) -> str:
         '<link rel="icon" href="data:,">'
         f"<title>{escape(data.title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(section for section in sections if section)
+        + f'\n<p class="note">Written by pbrl_jax {__version__}.</p>'
         + f"\n</main><script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -76,10 +86,6 @@ def page(data: ReportData) -> str:
 def result_sentence(data: ReportData) -> str:
     """What came out, in one sentence of plain text."""
     before, after = pair(data.summary, "mean_non_english")
-    if after is not None and before is None:
-        gap = pair(data.summary, "gap_to_english")[1]
-        text = f"Mean accuracy outside English is {percent(after)}"
-        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
     if after is None:
         series = series_of(data.metrics, "reward") or series_of(data.metrics, "loss")
         if not series:
@@ -87,6 +93,10 @@ def result_sentence(data: ReportData) -> str:
         name = "reward" if series_of(data.metrics, "reward") else "loss"
         start, end = (short_number(value) for value in end_means(series))
         return f"The {name} went from {start} to {end} over {series[-1][0]:g} steps; accuracies were not measured."
+    if before is None:
+        gap = pair(data.summary, "gap_to_english")[1]
+        text = f"Mean accuracy outside English is {percent(after)}"
+        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
     verb = "rose" if after > before else "fell" if after < before else "stayed"
     text = f"Mean accuracy outside English {verb} from {percent(before)} to {percent(after)}"
     text += f" ({points(after - before)} points)"
@@ -101,22 +111,24 @@ def _tile(label: str, value: str, note: str) -> str:
     return f'<div class="card tile">{span("soft", label)}<b>{escape(value)}</b><span class="note">{note}</span></div>'
 
 
-def _change(before: float | None, after: float | None, good: int = 1, count: int | None = None,
-            interval: Sequence[float] | None = None) -> str:  # fmt: skip
-    """The change in points, coloured by whether it goes the `good` way.
-
-    No colour where it may be chance: where the paired 95 % interval of the change holds 0, or, without one, where the
-    intervals of `count` problems overlap.
-    """
+def _change(before: float | None, after: float | None, good: int = 1, by_chance: bool = False) -> str:
+    """The change in points, coloured by whether it goes the `good` way; grey where it may be chance."""
     if before is None or after is None:
         return ""
-    kind = "up" if (after - before) * good > 0 else "down"
+    kind = "soft" if by_chance or abs(after - before) < 0.0005 else "up" if (after - before) * good > 0 else "down"
+    return span(f"gain {kind}", points(after - before))
+
+
+def _language_change(summary: Mapping[str, Any], code: str) -> str:
+    """The change of a language: grey where its paired interval holds 0 or, without one, where Wilson's overlap."""
+    before, after = pair(summary, code)
+    interval, intervals = summary["languages"][code].get("change"), accuracy_intervals(summary, code)
     if interval:
-        kind = "soft" if interval[0] <= 0 <= interval[1] else kind
-    elif count:
-        (_, low_end), (high_start, _) = (wilson_interval(share, count) for share in sorted((before, after)))
-        kind = kind if high_start > low_end else "soft"
-    return span(f"gain {kind if abs(after - before) >= 0.0005 else 'soft'}", points(after - before))
+        return _change(before, after, 1, interval[0] <= 0 <= interval[1])
+    if not intervals or len(intervals.bounds) < 2:
+        return _change(before, after)
+    (low, high), (other_low, other_high) = intervals.bounds["before"], intervals.bounds["after"]
+    return _change(before, after, 1, low <= other_high and other_low <= high)
 
 
 def _head_section(data: ReportData) -> str:
@@ -130,7 +142,7 @@ def _head_section(data: ReportData) -> str:
         if after is not None:
             shown = f"{100 * after:.1f} points" if name == "gap_to_english" else percent(after)
             was = f"before {100 * before:.1f}" if before is not None else ""
-            change = _change(before, after, good, problem_count(summary, name) if name == "en" else None)
+            change = _language_change(summary, "en") if name == "en" else _change(before, after, good)
             tiles.append(_tile(label, shown, f"{was} &ensp;{change}"))
     total = (summary.get("seconds") or {}).get("total")
     if total is not None:
@@ -155,35 +167,40 @@ def _head_section(data: ReportData) -> str:
 def _language_section(data: ReportData) -> str:
     languages = data.summary.get("languages") or {}
     metrics = language_metrics(data.metrics, tuple(languages))
-    gains = {code: record["after"] - record.get("before", 0.0) for code, record in languages.items()}
-    order = sorted({*languages, *metrics}, key=lambda code: (code != "en", -gains.get(code, 0.0), code))
+    order = order_languages(data.summary, tuple(metrics))
     if not order:
         return ""
     english = languages.get("en", {}).get("after")
     cards = []
     for code in order:
-        head, right, body = named_language(code), "", ""
+        change = body = ""
         if code in languages:
-            record, count = languages[code], problem_count(data.summary, code)
-            before, after = record.get("before"), record["after"]
-            right = _change(before, after, 1, count, record.get("change"))
-            title, line = f"Accuracy in {language_name(code)}", None if code == "en" else english
-            body = accuracy_bars(f"bars-{code}", title, before, after, count, line, record.get("intervals"))
-        cards.append(card(head, right, body + _language_lines(data.metrics, code, metrics.get(code, []))))
+            change, count = _language_change(data.summary, code), problem_count(data.summary, code)
+            sides = zip(("before", "after"), pair(data.summary, code), strict=True)
+            shares = {side: share for side, share in sides if share is not None}
+            line = None if code == "en" else english
+            title, intervals = f"Accuracy in {language_name(code)}", accuracy_intervals(data.summary, code)
+            body = accuracy_bars(f"bars-{code}", title, shares, intervals, count, line)
+        body += _language_lines(data.metrics, code, metrics.get(code, []))
+        cards.append(card(named_language(code), change, body))
+    return section("Language by language", _language_note(data.summary, bool(metrics)), grid("cards", cards))
+
+
+def _language_note(summary: Mapping[str, Any], curves: bool) -> str:
+    """What the bars, their intervals and the colours of the changes mean."""
+    languages = summary.get("languages") or {}
     notes = []
     if languages:
         notes.append("Accuracy on held-out problems; the number at the top right is the change in points.")
-    if any(record.get("intervals") for record in languages.values()):
-        notes.append("The thin lines are 95\u00a0% bootstrap intervals over problems.")
-    elif any(problem_count(data.summary, code) for code in languages):
-        notes.append("The thin lines are 95\u00a0% Wilson intervals; a change without colour lies within them.")
-    if english is not None:
-        notes.append(
-            "The dashed line is English" + (" after training." if gains and "before" in languages["en"] else ".")
-        )
-    if metrics:
-        notes.append("Curves: over the training steps, with the mean of the last tenth.")
-    return section("Language by language", " ".join(notes), grid("cards", cards))
+    if methods := interval_methods(summary):
+        notes.append(f"The thin lines are 95\u00a0% {methods} intervals over problems.")
+    if any(record.get("change") for record in languages.values()):
+        notes.append("A change without colour may be chance: its paired bootstrap interval holds 0.")
+    elif methods and any("before" in record for record in languages.values()):
+        notes.append("A change without colour may be chance: the two intervals overlap.")
+    if "en" in languages:
+        notes.append("The dashed line is English" + (" after training." if "before" in languages["en"] else "."))
+    return " ".join(notes + ["Curves: over the training steps, with the mean of the last tenth."] * curves)
 
 
 def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequence[str]) -> str:
@@ -196,7 +213,7 @@ def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequ
         label, end = SHORT.get(group) or group.replace("/", " "), end_means(series)[1]
         if group.startswith("rewards/"):
             _, reward, *more = group.split("/")
-            label = " ".join([reward, *(OF_REWARD.get(word, word) for word in more)])
+            label = " ".join([reward, *(REWARD_LABELS.get(word, word) for word in more)])
         lines += (
             f'<div class="spark">{span("soft", label)}{sparkline(f"spark-{code}-{index}", name, series)}'
             f"<span>{percent(end) if group in SHORT else short_number(end)}</span></div>"
@@ -204,17 +221,13 @@ def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequ
     return lines
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else percent(value)
+OUTCOME = ("before", "after", "points", "English")
 
 
 def _outcome(record: Any) -> list[str]:
     """Cells: mean outside English before and after, change, English after."""
     before, after = pair(record, "mean_non_english")
-    return [_share(before), _share(after), _change(before, after) or "–", _share(pair(record, "en")[1])]
-
-
-OUTCOME = ("before", "after", "points", "English")
+    return [percent(before), percent(after), _change(before, after) or "–", percent(pair(record, "en")[1])]
 
 
 def _seed_section(summary: Mapping[str, Any]) -> str:
@@ -223,29 +236,20 @@ def _seed_section(summary: Mapping[str, Any]) -> str:
         seeds = [{"seed": seed, **record} for seed, record in seeds.items()]
     records = [record for record in seeds if isinstance(record, Mapping)]
     if not records:
-        return f'<p class="note">Seeds: {escape(", ".join(map(str, seeds)))}</p>' if seeds else ""
+        return paragraph(f"Seeds: {', '.join(map(str, seeds))}") if seeds else ""
     rows = [[escape(str(record.get("seed", "–"))), *_outcome(record)] for record in records]
-    pairs = [pair(record, "mean_non_english") for record in records]
-    total: list[str] = []
-    if all(None not in both for both in pairs):
-        before, after = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
-        english = [pair(record, "en")[1] for record in records]
-        mean_english = None if None in english else sum(english) / len(english)
-        total = ["mean", _share(before), _share(after), _change(before, after), _share(mean_english)]
-    body = table(("seed", *OUTCOME), rows, total)
+    body = table(("seed", *OUTCOME), rows, ["mean", *_outcome(mean_record(records))])
     return section("Seeds", "Mean accuracy outside English, of every seed that was run; English after training.", body)
 
 
 def _control_section(summary: Mapping[str, Any]) -> str:
     controls = summary.get("controls") or {}
-    if not controls:
-        return ""
     rows = [[_named("This run", "reward from the pivots"), *_outcome(summary)]]
     for name, record in controls.items():
-        known = CONTROLS.get(name, (name.replace("_", " ").capitalize(), ""))
-        rows.append([_named(*known), *_outcome(record)])
+        title, note = CONTROLS.get(name, (name.replace("_", " ").capitalize(), ""))
+        rows.append([_named(title, note), *_outcome(record)])
     note = "The same start with one thing changed. Mean accuracy outside English, and English after training."
-    return section("Controls", note, table(("", *OUTCOME), rows))
+    return section("Controls", note, table(("", *OUTCOME), rows)) if controls else ""
 
 
 def _named(name: str, note: str) -> str:
@@ -274,28 +278,23 @@ def _time_section(data: ReportData) -> str:
     if stages:
         parts += _seconds_table("stage", stages, seconds.get("total") or sum(stages.values()))
     if phases:
-        parts += '<p class="note">Of one training step, on average:</p>'
+        parts += paragraph("Of one training step, on average:")
         parts += _seconds_table("phase", phases, sum(phases.values()))
     return section("Where the time went", "", parts) if parts else ""
 
 
 def _config_section(config: Mapping[str, Any]) -> str:
-    if not config:
-        return ""
     blocks = []
     loose = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
     for name, fields in [*((n, v) for n, v in config.items() if isinstance(v, Mapping)), ("other", loose)]:
         rows = "".join(
-            f"<tr><td>{escape(str(key))}</td><td><code>{escape(_json(value))}</code></td></tr>"
+            f"<tr><td>{escape(str(key))}</td><td><code>{escape(json.dumps(value, ensure_ascii=False, default=str))}"
+            "</code></td></tr>"
             for key, value in fields.items()
         )
         if rows:
-            blocks.append(f'<details><summary>{escape(name)}</summary><table class="config">{rows}</table></details>')
-    return section("Resolved config", "", "".join(blocks))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+            blocks.append(folded(name, f'<table class="config">{rows}</table>'))
+    return section("Resolved config", "", "".join(blocks)) if blocks else ""
 
 
 def _next_section(commands: Sequence[tuple[str, str]]) -> str:

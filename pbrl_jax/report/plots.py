@@ -1,56 +1,32 @@
-"""Pictures of the report as inline SVG: no library, no network, colours from the page's style sheet.
+"""Pictures of the report: inline SVG for the page, which needs no library, and PNG by matplotlib.
 
-Every picture carries a <title> and a <desc>, so that a screen reader says what it shows. Widths are in the units of
-the view box; the page scales them.
+Every SVG carries a <title> and a <desc>, so that a screen reader says what it shows. Widths are in the units of the
+view box; the page scales them.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
+
+from pbrl_jax.report.data import Intervals, Series, accuracy_intervals, interval_methods, order_languages, pair
+from pbrl_jax.report.html import language_name, percent, short_number
 
 BAR_WIDTH = 320
 CHART_WIDTH, CHART_HEIGHT = 360, 190
 MAX_POINTS = 400
 """Points of a line; more cannot be seen and only make the file larger."""
 COLOURS = 8
-"""Colours of lines, c0 to c7 in the style sheet; a ninth line begins anew."""
+"""Colours of lines, c0 to c7 in the style sheet; a ninth line starts over."""
+SIDES = {"before": "#96948a", "after": "#2a6fd0"}
+"""Colours of the bars of a PNG."""
+INK, SOFT, RULE = "#14140f", "#5c5b55", "#e2e1da"
 
 
-def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share observed over `count` independent trials; 95 % by default.
-
-    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1. Wilson (1927).
-    """
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def percent(share: float) -> str:
-    """`0.4934` -> `49.3 %`, with a space that does not break."""
-    return f"{100 * share:.1f}\u00a0%"
-
-
-def points(difference: float) -> str:
-    """`0.181` -> `+18.1`, with a real minus sign."""
-    return f"{100 * difference:+.1f}".replace("-", "\u2212")
-
-
-def short_number(value: float) -> str:
-    """At most three significant digits, thousands as k and millions as M, with a real minus sign."""
-    if abs(value) >= 1e6:
-        text = f"{value / 1e6:.3g}M"
-    elif abs(value) >= 1e4:
-        text = f"{value / 1e3:.3g}k"
-    else:
-        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return text.replace("-", "\u2212")
-
-
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+def tick_values(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that cover [low, high], about `count` of them; steps are 1, 2 or 5 times a power of ten."""
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # flat, but for the rounding of float32
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant but for the rounding of float32
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / count
@@ -61,10 +37,10 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(index * step, decimals) for index in range(first, last + 1)]
 
 
-def smooth(values: Sequence[float], reach: int) -> list[float]:
+def moving_average(values: Sequence[float], reach: int) -> list[float]:
     """Mean of each value and its neighbours up to `reach` to each side; fewer at the two ends.
 
-    A trailing average would lag behind the values it stands for.
+    It is centred: a trailing average would lag behind the values.
     """
     sums = [0.0]
     for value in values:
@@ -76,8 +52,21 @@ def smooth(values: Sequence[float], reach: int) -> list[float]:
     return means
 
 
-def picture(name: str, width: float, height: float, title: str, description: str, body: str) -> str:
-    """An SVG of its own, with what it shows in words."""
+def thin_out(series: Series, most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points, evenly chosen, the first and the last among them."""
+    if len(series) <= most:
+        return list(series)
+    return [series[round(index * (len(series) - 1) / (most - 1))] for index in range(most)]
+
+
+def averaged(series: Series, windows: int = 40, most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """The moving average of a series over its length / `windows` to each side, thinned out."""
+    averages = moving_average([value for _, value in series], len(series) // windows)
+    return thin_out([(step, mean) for (step, _), mean in zip(series, averages, strict=True)], most)
+
+
+def svg_picture(name: str, width: float, height: float, title: str, description: str, body: str) -> str:
+    """An SVG with its description; `name` is its id, unique on the page."""
     key = escape(name, quote=True)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{key}-t {key}-d">'
@@ -85,7 +74,7 @@ def picture(name: str, width: float, height: float, title: str, description: str
     )
 
 
-def _bar(y: float, label: str, share: float, interval: tuple[float, float] | None, kind: str) -> str:
+def _svg_bar(y: float, label: str, share: float, interval: tuple[float, float] | None, kind: str) -> str:
     left, right = 50, 262
     end = left + share * (right - left)
     body = (
@@ -98,47 +87,31 @@ def _bar(y: float, label: str, share: float, interval: tuple[float, float] | Non
     return body + f'<text x="314" y="{y + 14.5}" class="value end">{percent(share)}</text>'
 
 
-def accuracy_bars(name: str, title: str, before: float | None, after: float, count: int | None,
-                  english: float | None, intervals: Mapping[str, Any] | None = None) -> str:  # fmt: skip
-    """Two bars on a scale of 0 to 100 %, with 95 % intervals where they are given or the number of problems is known.
+def accuracy_bars(name: str, title: str, shares: Mapping[str, float], intervals: Intervals | None = None,
+                  count: int | None = None, english: float | None = None) -> str:  # fmt: skip
+    """One or two bars on a scale of 0 to 100 %.
 
     Args:
       name: id of the picture, unique on the page.
       title: what the bars are of.
-      before, after: shares in [0, 1]; `before` None draws one bar.
-      count: problems behind each share, for Wilson intervals; None draws none.
+      shares: `before` and `after`, or one of them, in [0, 1].
+      intervals: thin lines on the bars; None draws none.
+      count: problems behind each share, for the description.
       english: share that the dashed line marks; None draws none.
-      intervals: "before" and "after" -> (low, high), in place of Wilson's.
     """
-    shares = {side: share for side, share in (("before", before), ("after", after)) if share is not None}
-    spans = {side: wilson_interval(share, count) for side, share in shares.items()} if count else {}
-    spans |= {side: tuple(span) for side, span in (intervals or {}).items() if span and side in shares}
     described = ", ".join(f"{side} {percent(share)}" for side, share in shares.items()).capitalize()
-    if spans:
-        texts = [" to ".join(percent(bound) for bound in spans[side]) for side in shares if side in spans]
-        described += f"; 95 % intervals {' and '.join(texts)}" + (f", {count} problems" if count else "")
+    bounds = intervals.bounds if intervals else {}
+    if intervals:
+        texts = [" to ".join(percent(bound) for bound in bounds[side]) for side in shares if side in bounds]
+        described += f"; 95 % {intervals.method} intervals {' and '.join(texts)}" + f", {count} problems" * bool(count)
     height = 10 + 32 * len(shares)
     body = f'<path d="M50 4V{height - 6}M262 4V{height - 6}" class="grid"/>'
     if english is not None:
         described += f"; English after {percent(english)}"
-        x = 50 + english * 212
-        body += f'<path d="M{x:.1f} 0V{height - 2}" class="english"/>'
+        body += f'<path d="M{50 + english * 212:.1f} 0V{height - 2}" class="english"/>'
     for place, (side, share) in enumerate(shares.items()):
-        label = side if before is not None else ""
-        body += _bar(10 + 32 * place, label, share, spans.get(side), side)
-    return picture(name, BAR_WIDTH, height, title, described + ".", body)
-
-
-def thin_out(series: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points, evenly chosen, the first and the last among them."""
-    if len(series) <= most:
-        return list(series)
-    return [series[round(index * (len(series) - 1) / (most - 1))] for index in range(most)]
-
-
-def line_path(xs: Sequence[float], ys: Sequence[float]) -> str:
-    """The points as the `d` of a path."""
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
+        body += _svg_bar(10 + 32 * place, side if "before" in shares else "", share, bounds.get(side), side)
+    return svg_picture(name, BAR_WIDTH, height, title, described + ".", body)
 
 
 class Axes(NamedTuple):
@@ -148,10 +121,19 @@ class Axes(NamedTuple):
     y: Callable[[float], float]
     grid: str
 
+    def line(self, series: Series, kind: str) -> str:
+        """A series as a line of the class `kind`."""
+        points = "L".join(f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in series)
+        return f'<path d="M{points}" class="{kind}"/>'
 
-def axes(first: float, last: float, lowest: float, highest: float) -> Axes:
+    def dot(self, point: tuple[float, float], radius: float, kind: str) -> str:
+        """A dot, for the end of a line."""
+        return f'<circle cx="{self.x(point[0]):.1f}" cy="{self.y(point[1]):.1f}" r="{radius}" class="{kind}"/>'
+
+
+def chart_axes(first: float, last: float, lowest: float, highest: float) -> Axes:
     """The axes of a chart of steps `first` to `last` and of values between `lowest` and `highest`."""
-    ticks = nice_ticks(lowest, highest)
+    ticks = tick_values(lowest, highest)
     left, right, top, bottom = 46.0, CHART_WIDTH - 12.0, 8.0, CHART_HEIGHT - 24.0
     span = (last - first) or 1
 
@@ -165,7 +147,7 @@ def axes(first: float, last: float, lowest: float, highest: float) -> Axes:
     for tick in ticks:
         body += f'<path d="M{left} {y(tick):.1f}H{right}" class="grid"/>'
         body += f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" class="soft end">{short_number(tick)}</text>'
-    middle = [tick for tick in nice_ticks(first, last) if first < tick < last and tick == int(tick)]
+    middle = [tick for tick in tick_values(first, last) if first < tick < last and tick == int(tick)]
     labels = [(first, "", f"step {first:g}"), *((tick, " mid", f"{tick:g}") for tick in middle)]
     labels += [(last, " end", f"{last:g}")] if last > first else []
     for step, anchor, text in labels:
@@ -175,72 +157,149 @@ def axes(first: float, last: float, lowest: float, highest: float) -> Axes:
     return Axes(x, y, body)
 
 
-def line_chart(name: str, title: str, series: Sequence[tuple[float, float]]) -> str:
-    """A value over steps: the values themselves thin, their moving average thick.
-
-    Args:
-      name: id of the picture, unique on the page.
-      title: what the line is of.
-      series: (step, value) with rising steps and finite values; at least one.
-    """
+def line_chart(name: str, title: str, series: Series) -> str:
+    """A value over steps, at least one: the values thin, their moving average thick. `name` is the picture's id."""
     first, last = series[0], series[-1]
     lowest, highest = min(v for _, v in series), max(v for _, v in series)
     described = (
         f"From {short_number(first[1])} at step {first[0]:g} to {short_number(last[1])} at step {last[0]:g}; "
         f"lowest {short_number(lowest)}, highest {short_number(highest)}."
     )
-    x, y, body = axes(first[0], last[0], lowest, highest)
-    steady = steadied(series)
-    for kind, line in (("raw", thin_out(series)), ("line", steady)):
-        body += f'<path d="{line_path([x(s) for s, _ in line], [y(v) for _, v in line])}" class="{kind}"/>'
-    body += f'<circle cx="{x(last[0]):.1f}" cy="{y(steady[-1][1]):.1f}" r="3.5" class="dot"/>'
-    return picture(name, CHART_WIDTH, CHART_HEIGHT, title, described, body)
+    axes, average = chart_axes(first[0], last[0], lowest, highest), averaged(series)
+    body = axes.grid + axes.line(thin_out(series), "raw") + axes.line(average, "line")
+    body += axes.dot((last[0], average[-1][1]), 3.5, "dot")
+    return svg_picture(name, CHART_WIDTH, CHART_HEIGHT, title, described, body)
 
 
-def steadied(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The moving average of a series, thinned out."""
-    averages = smooth([value for _, value in series], len(series) // 40)
-    return thin_out([(step, mean) for (step, _), mean in zip(series, averages, strict=True)])
-
-
-def lines_chart(name: str, title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Several values over steps, as moving averages; their legend is HTML beside the picture (`legend`).
+def lines_chart(name: str, title: str, lines: Mapping[str, Series]) -> str:
+    """Several values over steps, as moving averages, with their legend.
 
     Args:
       name: id of the picture, unique on the page.
       title: what the lines are of.
       lines: label -> (step, value), at least one point each; the order is that of the colours.
     """
-    shown = {label: steadied(series) for label, series in lines.items()}
-    points_all = [point for series in shown.values() for point in series]
-    steps, values = [step for step, _ in points_all], [value for _, value in points_all]
-    x, y, body = axes(min(steps), max(steps), min(values), max(values))
+    shown = {label: averaged(series) for label, series in lines.items()}
+    steps, values = zip(*(point for series in shown.values() for point in series), strict=True)
+    axes = chart_axes(min(steps), max(steps), min(values), max(values))
+    body = axes.grid
     for place, series in enumerate(shown.values()):
-        kind = f"line c{place % COLOURS}"
-        body += f'<path d="{line_path([x(s) for s, _ in series], [y(v) for _, v in series])}" class="{kind}"/>'
-        body += (
-            f'<circle cx="{x(series[-1][0]):.1f}" cy="{y(series[-1][1]):.1f}" r="3" class="dot c{place % COLOURS}"/>'
-        )
-    told = (f"{label}: from {short_number(s[0][1])} to {short_number(s[-1][1])}" for label, s in shown.items())
-    return picture(name, CHART_WIDTH, CHART_HEIGHT, title, "; ".join(told) + ".", body)
+        colour = f"c{place % COLOURS}"
+        body += axes.line(series, f"line {colour}") + axes.dot(series[-1], 3, f"dot {colour}")
+    texts = (f"{label}: from {short_number(s[0][1])} to {short_number(s[-1][1])}" for label, s in shown.items())
+    return _legend(lines) + svg_picture(name, CHART_WIDTH, CHART_HEIGHT, title, "; ".join(texts) + ".", body)
 
 
-def legend(labels: Iterable[str]) -> str:
-    """The labels of a lines_chart in their colours, as HTML."""
+def _legend(labels: Iterable[str]) -> str:
+    """The labels of a chart in the colours of their lines."""
     keys = (f'<span class="key c{place % COLOURS}">{escape(label)}</span>' for place, label in enumerate(labels))
     return f'<p class="legend">{"".join(keys)}</p>'
 
 
-def sparkline(name: str, title: str, series: Sequence[tuple[float, float]]) -> str:
-    """A small line without axes, between its lowest and highest value; `series` as in line_chart."""
-    averages = smooth([value for _, value in series], len(series) // 25)
-    line = thin_out([(step, mean) for (step, _), mean in zip(series, averages, strict=True)], 120)
-    low, high = min(v for _, v in line), max(v for _, v in line)
-    span, height = (line[-1][0] - line[0][0]) or 1, (high - low) or 1
-    xs = [2 + (step - line[0][0]) / span * 116 for step, _ in line]
-    ys = [22 - (value - low) / height * 18 for _, value in line]
+def sparkline(name: str, title: str, series: Series) -> str:
+    """A small moving average without axes, between its lowest and highest value. `name` is the picture's id."""
+    line = averaged(series, 25, 120)
+    first, low, high = line[0][0], min(v for _, v in line), max(v for _, v in line)
+    span, height = (line[-1][0] - first) or 1, (high - low) or 1
+    axes = Axes(lambda step: 2 + (step - first) / span * 116, lambda value: 22 - (value - low) / height * 18, "")
     described = f"From {short_number(line[0][1])} to {short_number(line[-1][1])}."
-    body = (
-        f'<path d="{line_path(xs, ys)}" class="line"/><circle cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="2.5" class="dot"/>'
-    )
-    return picture(name, 124, 26, title, described, body)
+    return svg_picture(name, 124, 26, title, described, axes.line(line, "line") + axes.dot(line[-1], 2.5, "dot"))
+
+
+# PNG, for a README and for `pbrl audit`.
+
+
+def accuracy_png(summary: Mapping[str, Any]) -> bytes:
+    """PNG of about 900 x 360 points on white: accuracy per language, English first, then the languages by their gain.
+
+    Args:
+      summary: as in ReportData; every accuracy a fraction in [0, 1].
+    """
+    pyplot = _pyplot()
+    languages, order = summary["languages"], order_languages(summary)
+    figure, axes = pyplot.subplots(figsize=(max(4.5, 1.0 * len(order) + 1), 3.4), dpi=100)
+    for place, code in enumerate(order):
+        bounds = getattr(accuracy_intervals(summary, code), "bounds", {})
+        for side, shift in (("before", -0.2), ("after", 0.2)):
+            if side in languages[code]:
+                _png_bar(axes, place + shift, languages[code][side], bounds.get(side), SIDES[side])
+    if "en" in languages:
+        axes.axhline(100 * languages["en"]["after"], color=SOFT, linestyle=(0, (3, 3)), linewidth=1, zorder=1)
+    axes.set_xticks(range(len(order)), [language_name(code) for code in order], color=INK)
+    axes.set_ylim(0, 105)
+    axes.set_yticks((0, 25, 50, 75, 100), [f"{tick} %" for tick in (0, 25, 50, 75, 100)], color=SOFT)
+    axes.set_title(_accuracy_title(summary), loc="left", fontsize=10, color=INK)
+    if methods := interval_methods(summary):
+        axes.set_xlabel(f"thin lines: 95 % {methods} intervals", loc="right", fontsize=8, color=SOFT)
+    axes.grid(axis="y", color=RULE)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9)
+    axes.tick_params(axis="x", pad=12)
+    for label in axes.get_xticklabels():
+        label.set_verticalalignment("baseline")  # a name without tall letters would stand higher
+    axes.spines[:].set_visible(False)
+    if any("before" in row for row in languages.values()):
+        handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in SIDES.values()]
+        figure.legend(handles, list(SIDES), loc="upper right", ncols=2, frameon=False, fontsize=9)
+    figure.tight_layout()
+    return _png(figure, metadata={"Software": None}, pil_kwargs={"optimize": True})
+
+
+def _pyplot():
+    import matplotlib  # slow to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _png(figure: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", **options)
+    _pyplot().close(figure)
+    return file.getvalue()
+
+
+def _png_bar(axes: Any, x: float, share: float, interval: tuple[float, float] | None, colour: str) -> None:
+    axes.bar(x, 100 * share, 0.38, color=colour, zorder=2)
+    top = 100 * share
+    if interval:
+        low, top = (100 * bound for bound in interval)
+        axes.plot((x, x), (low, top), color=INK, linewidth=1, zorder=3)
+    # The box keeps the line of English from crossing the number.
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if share < 0.98 else None
+    axes.text(x, top + 1.5, f"{100 * share:.0f}", ha="center", fontsize=8, color=INK, bbox=box)
+
+
+def _accuracy_title(summary: Mapping[str, Any]) -> str:
+    before, after = pair(summary, "mean_non_english")
+    if after is None:
+        return "Accuracy on held-out problems"
+    start = "" if before is None else f"{100 * before:.1f} to "
+    return f"Accuracy on held-out problems; outside English {start}{100 * after:.1f} %"
+
+
+def audit_png(tables: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str]) -> bytes:
+    """A PNG with one panel for each of the named audits: languages down, attacks across, AUC as colour and number.
+
+    Args:
+      tables: title -> language -> attack -> AUC in [0, 1].
+      names: the attacks, in the order of the columns.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(len(tables), 1, squeeze=False, layout="constrained")
+    rows = max(len(table) for table in tables.values())
+    figure.set_size_inches(0.42 * len(names) + 2, len(tables) * (0.34 * rows + 2.2))
+    for axis, (title, table) in zip(axes[:, 0], tables.items(), strict=True):
+        values = [[row[name] for name in names] for row in table.values()]
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        for row, cells in enumerate(values):
+            for column, value in enumerate(cells):
+                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7)
+        axis.set_yticks(range(len(table)), list(table))
+        labels = [name.replace("_", " ") for name in names]
+        axis.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)
+        axis.set_title(f"{title}: share of pairs with the faithful reply above the attack, %", fontsize=9)
+        figure.colorbar(image, ax=axis, fraction=0.02)
+    return _png(figure, dpi=110)

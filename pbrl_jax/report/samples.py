@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pbrl_jax.report.data import language_name
-from pbrl_jax.report.html import card, section, span
-from pbrl_jax.report.plots import short_number
+from pbrl_jax.report.html import card, language_name, section, short_number, span
 
 MOST_SAMPLES = 240
 """Responses on the page: enough to read, small enough for a phone."""
 
 
-def chosen_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
+def choose_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
     """At most `most` rows from steps spread evenly over the run, the first and the last step among them.
 
     Of a single step, such as an evaluation, rows spread evenly over it, so that every language is there.
@@ -70,7 +68,7 @@ def samples_section(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     found = {run: rows for run, rows in samples.items() if rows}
     if not found:
         return ""
-    shown = [(run, row) for run, rows in found.items() for row in chosen_samples(rows, MOST_SAMPLES // len(found))]
+    shown = [(run, row) for run, rows in found.items() for row in choose_samples(rows, MOST_SAMPLES // len(found))]
     languages = sorted({str(row.get("language", "")) for _, row in shown}, key=language_name)
     steps = sorted({row["step"] for _, row in shown})
     runs = [("", "all"), *((run, run) for run in found)] if len(found) > 1 else [("", "all")]

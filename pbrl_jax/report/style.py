@@ -58,19 +58,13 @@ svg path.grid { stroke: var(--rule); stroke-width: 1; }
 svg path.whisker { stroke: var(--ink); stroke-width: 1.4; }
 svg path.english { stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 3 3; }
 svg path.raw { stroke: var(--after); stroke-width: 1; opacity: 0.3; }
-svg path.line { stroke: var(--after); stroke-width: 2; stroke-linejoin: round; }
-svg circle.dot { fill: var(--after); }
-svg path.c0 { stroke: var(--c0); } svg circle.c0 { fill: var(--c0); } .key.c0 { --dot: var(--c0); }
-svg path.c1 { stroke: var(--c1); } svg circle.c1 { fill: var(--c1); } .key.c1 { --dot: var(--c1); }
-svg path.c2 { stroke: var(--c2); } svg circle.c2 { fill: var(--c2); } .key.c2 { --dot: var(--c2); }
-svg path.c3 { stroke: var(--c3); } svg circle.c3 { fill: var(--c3); } .key.c3 { --dot: var(--c3); }
-svg path.c4 { stroke: var(--c4); } svg circle.c4 { fill: var(--c4); } .key.c4 { --dot: var(--c4); }
-svg path.c5 { stroke: var(--c5); } svg circle.c5 { fill: var(--c5); } .key.c5 { --dot: var(--c5); }
-svg path.c6 { stroke: var(--c6); } svg circle.c6 { fill: var(--c6); } .key.c6 { --dot: var(--c6); }
-svg path.c7 { stroke: var(--c7); } svg circle.c7 { fill: var(--c7); } .key.c7 { --dot: var(--c7); }
+svg path.line { stroke: var(--line, var(--after)); stroke-width: 2; stroke-linejoin: round; }
+svg circle.dot { fill: var(--line, var(--after)); }
+.c0 { --line: var(--c0); } .c1 { --line: var(--c1); } .c2 { --line: var(--c2); } .c3 { --line: var(--c3); }
+.c4 { --line: var(--c4); } .c5 { --line: var(--c5); } .c6 { --line: var(--c6); } .c7 { --line: var(--c7); }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 0.85rem; margin: 0 0 8px; }
 .key::before {
-  content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 50%; background: var(--dot);
+  content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 50%; background: var(--line);
   margin-right: 6px;
 }
 td .down { font-weight: 600; }

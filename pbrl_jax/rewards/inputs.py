@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.core.records import AnyArray, Prompt, Reference
 from pbrl_jax.text.answers import split_response
 from pbrl_jax.text.normalise import fold_letters
 
@@ -30,9 +30,9 @@ class PivotVectors(NamedTuple):
 class RewardInputs(NamedTuple):
     """B rows on the host: the prompt of each row, its completion as text and as tokens, and its pivot's vectors.
 
-    `right_B` says who passed the language gate; None: nobody has looked, and all count as right. `translations` is
-    filled by rewards that translate (part -> B texts, "" where nothing was translated), for the samples; None: nobody
-    wants them.
+    `right_B` marks rows that passed the language gate; None: no gate was applied, and all rows count as right.
+    `translations` is filled by rewards that translate (part -> B texts, "" where nothing was translated), for the
+    samples; None: they are not needed.
     """
 
     prompts: Sequence[Prompt]
@@ -41,7 +41,7 @@ class RewardInputs(NamedTuple):
     lengths_B: np.ndarray
     pivots: PivotVectors
     step: int
-    right_B: np.ndarray | None = None
+    right_B: AnyArray | None = None
     translations: dict[str, list[str]] | None = None
 
 

@@ -2,29 +2,37 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table as RichTable
 
-from pbrl_jax.config.tree import Config, RewardConfig
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
-from pbrl_jax.eval.attacks import Case
-from pbrl_jax.eval.audit import audit_table, below, file_cases, make_scorer, quickstart_cases
+from pbrl_jax.eval.attacks import ATTACKS, Case
+from pbrl_jax.eval.audit import HELD_OUT, Table, audit_table, failed_attacks, file_cases, make_scorer, quickstart_cases
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
-from pbrl_jax.report.audit_picture import audit_lines, audit_picture
-from pbrl_jax.rewards.combine import check_reward, make_reward, run_assets
+from pbrl_jax.report.data import AUDITS
+from pbrl_jax.report.plots import audit_png
+from pbrl_jax.rewards.combine import check_reward, make_reward, policy_users, run_assets
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
 from pbrl_jax.weights.policies import Policy, load_policy
 
-PLAIN_COSINE = RewardConfig(functions=("cosine",), reward_weights=(1.0,), parts="whole", language_gate="off")
-"""What the audit shows beside the configured reward: similarity with nothing around it."""
+PLAIN_COSINE: dict[str, Any] = {
+    "functions": ("cosine",),
+    "reward_weights": (1.0,),
+    "parts": "whole",
+    "language_gate": "off",
+}
+"""Reward settings that the audit shows beside the configured ones: similarity with nothing around it."""
 SHOWN = 8
 
 
@@ -51,25 +59,46 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
     table = None if texts is None else token_language_table(tokenizer, texts)
     assets = run_assets(config, encoder, table, policy, str(work.root))
+    rewards = config.reward, type(config.reward)(**PLAIN_COSINE)
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
-        for title, reward in (("configured reward", config.reward), ("plain cosine", PLAIN_COSINE))
+        for title, reward in zip(AUDITS, rewards, strict=True)
     }
-    own, plain = tables.values()
-    write_atomic(work.root / "audit.json", json.dumps(own, indent=1))
-    write_atomic(work.root / "audit_plain_cosine.json", json.dumps(plain, indent=1))
-    write_atomic(work.root / "audit.png", audit_picture(tables))
+    for title, name in AUDITS.items():
+        write_atomic(work.root / name, json.dumps(tables[title], indent=1))
+    own = next(iter(tables.values()))
+    columns = [name + end for name in ATTACKS for end in ("", HELD_OUT)]
+    write_atomic(work.root / "audit.png", audit_png(tables, columns))
     console = Console()
     for title, found in tables.items():
         console.print(audit_lines(found, title, min_auc))
     print(f"Wrote {work.root / 'audit.json'} and {work.root / 'audit.png'}.")
-    failed = [] if min_auc is None else below(own, min_auc)
+    failed = [] if min_auc is None else failed_attacks(own, min_auc)
     if failed:
         worst = ", ".join(f"{name} in {code} ({auc:.3f})" for auc, code, name in failed[:SHOWN])
         raise RewardError(
             f"{len(failed)} of {sum(map(len, own.values()))} attacks are below --min-auc {min_auc}; the worst: {worst}."
             " Change reward.* or the encoder, and audit again."
         )
+
+
+def audit_lines(table: Table, title: str, bound: float | None) -> RichTable:
+    """Attacks in rows, languages in columns, `seen/held out` in per cent; values below the bound are marked."""
+    lines = RichTable(
+        title=f"{title}: faithful above attack, % of pairs, seen/held out", box=None, collapse_padding=True
+    )
+    lines.add_column("attack", no_wrap=True)
+    for code in table:
+        lines.add_column(code, justify="right")
+
+    def cell(value: float) -> str:
+        text = f"{100 * value:.0f}"
+        return f"[bold red]{text}[/]" if bound is not None and value < bound else text
+
+    for name in ATTACKS:
+        cells = (f"{cell(row[name])}/{cell(row[name + HELD_OUT])}" for row in table.values())
+        lines.add_row(name.replace("_", " "), *cells)
+    return lines
 
 
 def audited_encoder(config: Config, work: WorkDir) -> Encoder:
@@ -96,9 +125,7 @@ def audited_policy(config: Config) -> Policy | None:
     Raises:
       ConfigError: a reward asks a policy, and policy.source is `random`.
     """
-    reward = config.reward
-    named = {*reward.functions, *((reward.hybrid_answer, reward.hybrid_reasoning) * ("hybrid" in reward.functions))}
-    if "implicit" not in named and reward.translator != "policy":
+    if not policy_users(config.reward):
         return None
     if config.policy.source == "random":
         raise ConfigError("This reward asks the start policy. Name its folder: --policy.source DIR.")

@@ -8,8 +8,7 @@ import jax
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.trees import count_parameters
-from pbrl_jax.translate.m2m100_export import export_translator
-from pbrl_jax.translate.m2m100_translator import load_m2m100
+from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
 from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
 from pbrl_jax.weights.comets import convert_comet
 from pbrl_jax.weights.encoder_export import export_encoder
@@ -17,7 +16,7 @@ from pbrl_jax.weights.encoders import load_encoder, save_encoder
 from pbrl_jax.weights.folders import own_folder
 from pbrl_jax.weights.hf_encoder import FAMILIES
 from pbrl_jax.weights.hf_export import export_policy
-from pbrl_jax.weights.hf_load import read_config, stored_compute_type
+from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.policies import PARAM_TYPES, load_policy, save_policy

@@ -1,4 +1,4 @@
-"""`pbrl plan CONFIG`: does it fit, how long does a step take, and what binds, before a machine is rented."""
+"""`pbrl plan CONFIG`: whether a configuration fits, how long a step takes, and what bounds it."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
 
-#: What libtpu needs to hear on a machine without a TPU.
+#: Settings of libtpu on a machine without a TPU.
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -101,7 +101,7 @@ def print_plan(plan: Plan, title: str) -> None:
             print(f"{name} sends per chip: {sent}")
     faults = plan.rows["update"].need.faults if "update" in plan.rows else None
     if faults is not None:
-        good = "no large parameter whole, and nothing of the size of its logits"
+        good = "no large replicated parameter, and no array of the size of its logits"
         print(f"The compiled update holds {'; '.join(faults[:FAULT_LINES]) if faults else good}.")
     slowest = max(plan.rows, key=lambda name: plan.rows[name].seconds)
     print(
@@ -170,7 +170,7 @@ def main(config: Config, topology: str = "", json_file: str = "", sweeping: bool
     mesh, reason = mesh_of(config, where)
     place = f"{chips} local devices" if where is None else where.name
     if mesh is None:
-        say(f"{reason}: the numbers are worked out by hand, not compiled.")
+        say(f"{reason}: the numbers are estimates, not compiled.")
         needs, title = by_hand, f"{place}, by hand"
     else:
         needs, title = compile_step(config, models, mesh, by_hand, say), f"{place}, compiled"

@@ -11,16 +11,16 @@ from pbrl_jax.rewards.text_similarity import chrf
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.translate.cache import CachedTranslator
-from pbrl_jax.translate.endpoint_translator import EndpointTranslator
 from pbrl_jax.translate.load import load_translator
-from pbrl_jax.translate.prompts import Checks, beside, read_questions, same_settings, translate_rows
+from pbrl_jax.translate.questions import Checks, Job, check_settings, output_files, read_questions, translate_rows
+from pbrl_jax.translate.translator import EndpointTranslator
 
 
 def main(arguments: Namespace) -> None:
-    """Translate, check, write OUT.jsonl and OUT.rejected.jsonl, and say what was rejected and why.
+    """Translate, check, write OUT.jsonl and OUT.rejected.jsonl, and print what was rejected and why.
 
     Raises:
-      EndpointError: some rows got no answer; the same command asks for them again.
+      EndpointError: some rows got no answer; the same command repeats them.
     """
     targets = check_languages([code for code in arguments.to.split(",") if code])
     if "en" in targets:
@@ -30,28 +30,26 @@ def main(arguments: Namespace) -> None:
     checks = Checks(not arguments.no_back_translation, arguments.min_agreement)
     rows = read_questions(arguments.source, arguments.column)
     rows = rows[: arguments.limit] if arguments.limit else rows
-    files = beside(arguments.target)
+    files = output_files(arguments.target)
     translator = _translator(arguments)
-    same_settings(files, {
+    check_settings(files, {
         "source_sha256": sha256_file(arguments.source), "column": arguments.column,
         "translator": translator.fingerprint, **checks._asdict(),
     })  # fmt: skip
-    cache = CachedTranslator(
-        translator, translator.fingerprint, arguments.target.removesuffix(".jsonl") + ".cache.jsonl",
-        uses_incomplete=False,
-    )  # fmt: skip
+    cache = CachedTranslator(translator, files.cache, uses_incomplete=False)
     with Progress("translate", len(rows) * len(targets), unit="row") as bar:
-        report = translate_rows(
-            rows, arguments.column, targets, files, cache.translate, chrf, checks, batch_size=arguments.batch_size,
-            tick=bar.advance, cut_is_none=translator.uses_incomplete,
+        job = Job(
+            arguments.column, targets, files, cache.translate, chrf, checks, arguments.batch_size,
+            translator.uses_incomplete,
         )  # fmt: skip
-    print(f"{report.accepted} accepted: {files.out}")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
-    print(f"{report.rejected} rejected: {files.rejected}" + (f" ({reasons})" if reasons else ""))
-    if report.accepted:
+        counts = translate_rows(rows, job, bar.advance)
+    print(f"{counts.accepted} accepted: {files.out}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.reasons.items()))
+    print(f"{counts.rejected} rejected: {files.rejected}" + (f" ({reasons})" if reasons else ""))
+    if counts.accepted:
         print(f"To train on them: --data.source table --data.path {files.out} --data.languages {' '.join(targets)}")
-    if report.unanswered:
-        raise EndpointError(f"{report.unanswered} rows got no answer. The same command asks for them again.")
+    if counts.unanswered:
+        raise EndpointError(f"{counts.unanswered} rows got no answer. The same command asks for them again.")
 
 
 def _translator(arguments: Namespace):

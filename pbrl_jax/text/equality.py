@@ -50,7 +50,7 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
         a, b = _NAMED.sub("", a), _NAMED.sub("", b)
     x, y = _value(a), _value(b)
     if x is not None and y is not None:
-        return abs(x - y) <= TOLERANCE * min(1, max(abs(x), abs(y)))
+        return abs(x - y) <= TOLERANCE * min(Fraction(1), max(abs(x), abs(y)))
     if a == b or _same_list(a, b):
         return True
     # An equation equals only another one, and an expression of numbers and letters only such another one.

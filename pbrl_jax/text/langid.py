@@ -87,7 +87,7 @@ def identify_language(text: str, languages: Sequence[str] | None = None) -> str 
     if _size(words) < SMALL_WINDOW:
         return None
     scores = _scores(words)
-    return max(scores, key=scores.get)
+    return max(scores, key=lambda code: scores[code])
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 
@@ -141,7 +141,8 @@ def _read_table() -> dict[str, Language]:
         entry.pop("like", None)
         if "phrase" in entry:
             entry["answer_phrase"] = entry.pop("phrase")
-        found[code] = Language(**{name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+        found[code] = Language(**fields)
     return found
 
 

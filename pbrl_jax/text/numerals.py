@@ -127,7 +127,7 @@ def number_word(text: str, code: str, whole: bool = False) -> str | None:
 def _word_of_table(text: str, code: str) -> str | None:
     pattern, values = _number_words(code)
     total = end = 0
-    words = []
+    words: list[int] = []
     while pattern is not None and (match := pattern.match(text, end)):
         value = values[match.group(1).lower()]
         if words and (code != "en" or (value < 100 and words[-1] < value)):

@@ -182,8 +182,8 @@ def _value_at(rest: str, token: str, before: str, code: str) -> str | None:
     after = rest[len(token) :]
     if _RANGE.match(after):
         return None
-    if _is_expression(after):
-        return squeeze(_EXPRESSION.match(rest).group().rstrip(".!?)*_"))
+    if _is_expression(after) and (expression := _EXPRESSION.match(rest)):
+        return squeeze(expression.group().rstrip(".!?)*_"))
     return _scaled(canonical_number(token, code), before, after, code)
 
 
@@ -284,7 +284,7 @@ def _is_unit(after: str) -> bool:
         return not after or after[0] in "°%"
     if not re.fullmatch(r"[\s°%]*[^\W\d_][^\d\\^=<>+*{}]*(?:\^\{?-?\d\}?|(?<=[a-z])[23])?[)\s]*", after):
         return False
-    word = re.match(r"[^\W\d_]+", spaced).group()
+    word = "".join(re.findall(r"^[^\W\d_]+", spaced))
     if (
         word not in UNITS
         and word.isascii()
@@ -300,10 +300,11 @@ def _is_unit(after: str) -> bool:
 def _last_side(found: str, code: str) -> str | None:
     """The last side of an arithmetic equation that holds ("9 * 2 = 18"), None for any other."""
     sides = re.sub(r"\\times|\\cdot|×|·", "*", found).replace("\\div", "/").replace("÷", "/").split("=")
-    values = [_arithmetic(side, code) for side in sides]
-    if None in values or len(set(values)) != 1 or not any(re.search(r"\d\s*[-+*/]", side) for side in sides[:-1]):
+    values = {_arithmetic(side, code) for side in sides}
+    value = values.pop()
+    if value is None or values or not any(re.search(r"\d\s*[-+*/]", side) for side in sides[:-1]):
         return None
-    return canonical(values[-1])
+    return canonical(value)
 
 
 def _arithmetic(side: str, code: str) -> Fraction | None:

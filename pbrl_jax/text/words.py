@@ -95,7 +95,8 @@ def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
     lines = word_lines(text)
     if "Latn" in scripts:
         return lines
-    own, names = script_pattern(scripts), set()
+    own = script_pattern(scripts)
+    names: set[str] = set()
     letters = len(own.findall(" ".join(lines)))
     most = max(FREE_LETTERS, letters) if letters else 0
 
@@ -108,7 +109,7 @@ def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
             return " "
         name = " ".join(words)
         if len(words) <= LONGEST_NAME and all(is_name(word) for word in words):
-            if name in names or (len(names) < MOST_NAMES and sum(map(len, names)) + len(name) <= most):
+            if name in names or (len(names) < MOST_NAMES and sum(len(one) for one in names) + len(name) <= most):
                 names.add(name)
                 return " "
         return name

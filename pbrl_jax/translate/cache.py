@@ -1,4 +1,4 @@
-"""Translations that are made once: kept under a hash of translator, languages and text, in memory and in a file."""
+"""A cache of translations under a hash of translator, languages and text, in memory and in a file."""
 
 import hashlib
 import json
@@ -15,19 +15,17 @@ BATCH = 256
 
 
 class CachedTranslator:
-    """`translate(texts, sources, targets)` asks the translator for what it has not translated before.
+    """A translator that translates each text once.
 
     Args:
-      translator: does the work.
-      name: all that a translation depends on besides the text: the model's fingerprint and settings.
-      uses_incomplete: whether a translation that was cut at the length limit is one; default: what the translator says.
-      path: JSON lines file of `{"key", "text"}`, appended to; "" keeps translations in memory only. A line that a
-        kill cut short is dropped, and its text translated again.
+      translator: the translator behind the cache; its fingerprint is part of every key.
+      path: JSON lines file of `{"key", "text"}`, appended to; "" keeps translations in memory only. A last line that
+        is incomplete is dropped, and its text translated again.
+      uses_incomplete: whether incomplete translations are kept; default: the translator's own setting.
     """
 
-    def __init__(self, translator: Translator, name: str, path: str | os.PathLike = "",
-                 uses_incomplete: bool | None = None):  # fmt: skip
-        self.translator, self.name, self.path = translator, name, as_path(path) if path else None
+    def __init__(self, translator: Translator, path: str | os.PathLike = "", uses_incomplete: bool | None = None):
+        self.translator, self.path = translator, as_path(path) if path else None
         self.uses_incomplete = translator.uses_incomplete if uses_incomplete is None else uses_incomplete
         rows: list[dict[str, Any]] = [] if self.path is None else read_json_lines(self.path)
         if broken := [number for number, row in enumerate(rows, start=1) if set(row) != {"key", "text"}]:
@@ -35,18 +33,18 @@ class CachedTranslator:
         self._known: dict[str, str] = {row["key"]: row["text"] for row in rows}
 
     def __len__(self) -> int:
-        """Translations that are kept."""
+        """Number of cached translations."""
         return len(self._known)
 
     def key(self, text: str, source: str, target: str) -> str:
         """32 hex digits of the SHA-256 of all that the translation depends on."""
-        content = json.dumps([self.name, source, target, text], ensure_ascii=False)
+        content = json.dumps([self.translator.fingerprint, source, target, text], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     def translate(self, texts: Sequence[str], sources: Sequence[str], target: str) -> list[str | None]:
-        """The translations into `target`, in order; None where there is none: an endpoint did
-        not answer, or the text is cut and `uses_incomplete` is off. A text in the target language
-        is its own translation, and so is one of white space.
+        """The translations into `target`, in order; None where there is none: an endpoint did not answer, or the
+        translation is truncated and `uses_incomplete` is off. A text in the target language, or of white space, is
+        returned unchanged.
 
         Args:
           sources: a language code for each text.

@@ -1,4 +1,4 @@
-"""M2M100 and NLLB-200 as translators: weights, spec and tokenizer together, from texts to texts."""
+"""M2M100 and NLLB-200 as translators: weights, spec and tokenizer together, loaded and exported."""
 
 import functools
 import hashlib
@@ -9,25 +9,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from pbrl_jax.core.batching import by_length, few_rows
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_tokens
+from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
-from pbrl_jax.weights.encoders import length_bucket
-from pbrl_jax.weights.hf_load import check_vocabulary, stored_compute_type
+from pbrl_jax.weights.encoder_export import SAMPLE
+from pbrl_jax.weights.folders import check_vocabulary
+from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
-from pbrl_jax.weights.tensors import abstract_params, load_params, open_weights, weights_digest
+from pbrl_jax.weights.hub import local_copy
+from pbrl_jax.weights.tensors import CONFIG, abstract_params, load_params, open_weights, weights_digest
+from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_module
 
 NLLB_CODES = {code: entry.nllb for code, entry in LANGUAGES.items()}
 """Language -> its token in NLLB-200. M2M100 calls them `__sw__`."""
 SOURCE_LIMIT = 512
-"""Tokens of a source: the longest that these models were trained on, though they have more positions."""
+"""Tokens of a source: the longest that these models were trained on; they have more positions."""
 EMBEDDING_COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-"""Where the shared embedding lies in files that leave out its own name."""
+"""Names of the shared embedding in files that lack `model.shared.weight`."""
 
 
 class M2M100Translator(Translator):
@@ -38,7 +42,11 @@ class M2M100Translator(Translator):
       batch_size: sentences translated at a time, all of one length bucket.
     """
 
-    def __init__(self, spec: M2M100Spec, params: Any, tokenizer: Tokenizer, num_beams: int = 1, batch_size: int = 32):
+    fingerprint: str = ""
+
+    def __init__(
+        self, spec: M2M100Spec, params: Any, tokenizer: HuggingFaceTokenizer, num_beams: int = 1, batch_size: int = 32
+    ):
         if num_beams < 1 or batch_size < 1:
             raise ConfigError(f"num_beams={num_beams}, batch_size={batch_size}: both must be at least 1.")
         self.spec, self.params, self.tokenizer = spec, params, tokenizer
@@ -83,10 +91,8 @@ class M2M100Translator(Translator):
 
     def _write_batch(self, tokens: list[list[int]], targets: list[int]) -> list[Written]:
         length = length_bucket(max(map(len, tokens)), self.source_limit)
-        tokens_BS = np.full((len(tokens), length), self.spec.pad_id, np.int32)
-        for row, ids in zip(tokens_BS, tokens, strict=True):
-            row[: len(ids)] = ids
-        mask_BS = np.arange(length)[None] < np.array([len(ids) for ids in tokens])[:, None]
+        tokens_BS, lengths_B = pad_tokens(tokens, length, self.spec.pad_id)
+        mask_BS = np.arange(length)[None] < lengths_B[:, None]
         run = compiled_translation(self.spec, self.target_limit(length), self.num_beams)
         found = run(self.params, tokens_BS=tokens_BS, mask_BS=mask_BS, forced_bos_B=np.array(targets, np.int32))
         rows = zip(np.asarray(found.tokens_BR), np.asarray(found.lengths_B), np.asarray(found.truncated_B), strict=True)
@@ -97,7 +103,7 @@ class M2M100Translator(Translator):
         ]
 
     def target_limit(self, source_length: int) -> int:
-        """Tokens that a translation may have: what repeats itself beyond twice its source will not end."""
+        """Tokens that a translation may have: one that repeats itself beyond that would not end."""
         return min(2 * source_length + 32, self.spec.max_positions)
 
 
@@ -129,6 +135,8 @@ def load_m2m100(
     if shared.template not in tensors:
         names["embed"] = shared._replace(template=next((n for n in EMBEDDING_COPIES if n in tensors), shared.template))
     tokenizer = load_tokenizer(folder)
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise CheckpointError(f"{source!r} has no tokenizer.json, which names the languages. Copy the whole folder.")
     check_vocabulary(tokenizer, spec.vocab_size, source)
     shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
     params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)
@@ -137,3 +145,32 @@ def load_m2m100(
     described = json.dumps([config, num_beams], sort_keys=True) + weights_digest(tensors)
     translator.fingerprint = hashlib.sha256(described.encode()).hexdigest()
     return translator
+
+
+def export_translator(translator: M2M100Translator, directory: str) -> None:
+    """Write a folder that transformers loads: safetensors in the parameters' type, config.json, tokenizer.
+
+    The folder is read back: every parameter must be the same bit for bit, and token ids must agree.
+
+    Args:
+      translator: from `load_m2m100`.
+      directory: the folder, local or `gs://...`; files of these names are replaced.
+
+    Raises:
+      CheckpointError: the files read back differ from what was written.
+    """
+    folder, kind = epath.Path(directory), np.dtype(jax.tree.leaves(translator.params)[0].dtype).name
+    config: dict[str, Any] = {name: value for name, value in translator.config.items() if name != "dtype"}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    translator.tokenizer.save(str(folder))
+    names = m2m100_names(translator.spec)
+    write_module(folder, {**config, "torch_dtype": kind}, translator.params, names)
+    place = local_copy(str(directory))
+    found = load_m2m100(place, read_config(place, str(directory)) or {}, str(directory))
+    problems = differing_parameters(translator.params, found.params)
+    if found.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
+        problems.append("the tokenizer gives other ids")
+    if found.language_ids != translator.language_ids:
+        problems.append("the tokenizer knows other languages")
+    refuse_differences(directory, problems, CONFIG)

@@ -7,7 +7,7 @@ import pytest
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import PromptBatch
-from pbrl_jax.core.trees import all_finite, cast_floating, count_parameters, map_with_path, match_rules, select
+from pbrl_jax.core.trees import all_finite, count_parameters, map_with_path, match_rules, select
 
 TREE = {"embed": jnp.ones((4, 2)), "layers": {"norm": {"scale": jnp.ones(3)}, "blocks": [jnp.zeros(1), jnp.zeros(2)]}}
 
@@ -42,11 +42,6 @@ def test_rules_match_the_end_of_a_path_and_the_first_wins():
 def test_rules_and_parameters_must_agree(rules, found):
     with pytest.raises(ConfigError, match=found):
         match_rules(TREE, rules)
-
-
-def test_cast_floating():
-    tree = cast_floating({"w": jnp.ones(2), "ids": jnp.ones(2, jnp.int32), "on": jnp.ones(2, bool)}, jnp.bfloat16)
-    assert jax.tree.map(lambda x: str(x.dtype), tree) == {"w": "bfloat16", "ids": "int32", "on": "bool"}
 
 
 def test_count_parameters():

@@ -3,18 +3,14 @@
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import (
     batch_at,
-    batches_per_epoch,
-    host_share,
     make_sampler,
     next_batch,
-    pad_prompts,
     start_cursor,
 )
 from pbrl_jax.data.sources.common import prompt_id
@@ -30,7 +26,6 @@ def ids(batch):
 
 def test_every_row_has_its_turn_once_an_epoch():
     sampler = make_sampler(prompts_of("sw", "th"), 4, 0.0, seed=0)
-    assert batches_per_epoch(sampler) == 5
     epochs = [[i for n in range(5) for i in ids(batch_at(sampler, 5 * e + n))] for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == sorted(ids(prompts_of("sw", "th")))
@@ -39,7 +34,6 @@ def test_every_row_has_its_turn_once_an_epoch():
 
 def test_rows_that_fill_no_batch_are_left_out_and_change_with_the_epoch():
     sampler = make_sampler(prompts_of("sw"), 4, 0.0, seed=0)
-    assert batches_per_epoch(sampler) == 2
     seen = Counter()
     for index in range(40):
         batch = ids(batch_at(sampler, index))
@@ -65,7 +59,6 @@ def test_shares_at_the_edges():
     assert {p.language for p in batch_at(make_sampler(prompts, 4, 1.0, 0), 0)} == {"en"}
     only_english = make_sampler(prompts_of("en"), 4, 0.125, 0)
     assert (only_english.target_size, only_english.english_size) == (4, 0)
-    assert batches_per_epoch(make_sampler(prompts, 5, 1.0, 0)) == 2
 
 
 def test_the_cursor_is_json_and_resumes_anywhere():
@@ -82,14 +75,6 @@ def test_the_cursor_is_json_and_resumes_anywhere():
     assert straight[0] != ids(batch_at(make_sampler(prompts_of("en", "sw"), 3, 0.3, seed=6), 0))
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_hosts_share_the_same_batch(hosts):
-    batch = batch_at(make_sampler(prompts_of("en", "sw"), 8, 0.25, 0), 3)
-    shares = [host_share(batch, i, hosts) for i in range(hosts)]
-    assert [row for share in shares for row in share] == batch
-    assert {len(share) for share in shares} == {8 // hosts}
-
-
 def test_batches_that_cannot_be():
     with pytest.raises(DataError, match="needs 12 different non-English prompts and the data set has 10"):
         make_sampler(prompts_of("sw"), 12, 0.0, 0)
@@ -101,19 +86,3 @@ def test_batches_that_cannot_be():
         make_sampler(prompts_of("sw"), 0, 0.0, 0)
     with pytest.raises(ConfigError, match="english_share is 1.5"):
         make_sampler(prompts_of("sw"), 4, 1.5, 0)
-    with pytest.raises(ConfigError, match="10 prompts cannot be shared evenly by 4 hosts"):
-        host_share(prompts_of("sw"), 0, 4)
-    with pytest.raises(ConfigError, match="Host 2 of 2"):
-        host_share(prompts_of("sw"), 2, 2)
-
-
-def test_pad_prompts():
-    batch = pad_prompts([[5, 6, 7], [8]], 4, [11, 12], pad_id=9)
-    np.testing.assert_array_equal(batch.tokens_PT, [[5, 6, 7, 9], [8, 9, 9, 9]])
-    np.testing.assert_array_equal(batch.lengths_P, [3, 1])
-    np.testing.assert_array_equal(batch.row_ids_P, [11, 12])
-    assert {array.dtype for array in (batch.tokens_PT, batch.lengths_P, batch.row_ids_P)} == {np.dtype("int32")}
-    with pytest.raises(DataError, match="Prompt 1 has 3 tokens, expected 1 to 2"):
-        pad_prompts([[1], [1, 2, 3]], 2, [0, 1])
-    with pytest.raises(DataError, match="Prompt 0 has 0 tokens"):
-        pad_prompts([[]], 2, [0])

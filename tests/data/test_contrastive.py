@@ -63,7 +63,7 @@ def test_answer_pairs_are_distinct_numbers_even_in_large_batches():
 
 def test_a_batch_larger_than_the_space_is_an_error_and_no_endless_loop():
     pool = quickstart.problems("encoder", 30, 0)
-    with pytest.raises(DataError, match="31 different responses were asked for"):
+    with pytest.raises(DataError, match="31 different responses are needed"):
         contrastive.distinct_problems(pool, 31, random.Random(0))
     found = contrastive.distinct_problems(quickstart.problems("encoder", 500, 0), 100, random.Random(0))
     assert len({quickstart.reference(p, "en").reasoning for p in found}) == 100

@@ -7,8 +7,7 @@ import pytest
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data import corpus
-from pbrl_jax.data.contrastive import Pair, quickstart_pairs
-from pbrl_jax.data.corpus import encode_corpus, encode_pairs, stream_corpus
+from pbrl_jax.data.corpus import encode_corpus, stream_corpus
 from pbrl_jax.data.sources import mgsm, mgsm8k, quickstart
 from pbrl_jax.text.tokenizers import train_sentencepiece
 
@@ -94,20 +93,6 @@ def test_tensorflow_does_not_see_an_accelerator(tokenizer, bulk):
     import tensorflow as tf
 
     assert tf.config.get_visible_devices("GPU") == []
-
-
-def test_pairs_become_aligned_arrays(tokenizer):
-    pairs = quickstart_pairs(quickstart.LANGUAGES, 0, 12, 0, negatives=2)
-    pairs[3] = Pair("sw", "Jibu ni 5.", "en", "The answer is 5.", ("The answer is 6.",))
-    encoded = encode_pairs(pairs, tokenizer, 32, 2, suffix=(2,))
-    assert encoded.negative_valid_NK.shape == (12, 2)
-    assert encoded.negative_valid_NK.sum() == 23 and not encoded.negative_valid_NK[3, 1]
-    check_equal(encoded.text, [pair.text for pair in pairs], tokenizer, 32, (), (2,))
-    check_equal(encoded.target, [pair.target for pair in pairs], tokenizer, 32, (), (2,))
-    row = encoded.negatives.tokens_NS[2 * 5 + 1]
-    assert tokenizer.decode(row[: encoded.negatives.lengths_N[11]]) == pairs[5].negatives[1]
-    none = encode_pairs(pairs, tokenizer, 32, 0)
-    assert none.negative_valid_NK.shape == (12, 0) and none.negatives.tokens_NS.shape == (0, 32)
 
 
 @pytest.mark.skipif(not os.environ.get("PBRL_DATA"), reason="PBRL_DATA is not set: no real benchmark text")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pbrl_jax.config.tree import DataConfig
+from pbrl_jax import DataConfig
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english

@@ -117,7 +117,7 @@ def test_the_seed_chooses_and_families_take_turns():
 def test_asking_for_more_than_there_is_says_so():
     available = len(quickstart.problems("test", 0, 0, "small"))
     assert len(quickstart.problems("test", available, 0, "small")) == available
-    with pytest.raises(DataError, match=f"has {available} problems, {available + 1} were asked for"):
+    with pytest.raises(DataError, match=f"has {available} problems, {available + 1} are needed"):
         quickstart.problems("test", available + 1, 0, "small")
 
 
@@ -145,7 +145,7 @@ def test_ids_do_not_depend_on_the_request():
     few = SOURCES["quickstart"]("", "train", ("sw",), 20, 0)
     many = {row.question: row.id for row in SOURCES["quickstart"]("", "train", ("en", "sw"), 400, 0)}
     assert all(many[row.question] == row.id for row in few)
-    by_index = {problem.index: problem for problem in quickstart.problems("train", 0, 0)}
+    by_index = {problem.number: problem for problem in quickstart.problems("train", 0, 0)}
     for row in SOURCES["quickstart"]("small", "train", ("sw",), 50, 5):
         assert quickstart.question(by_index[row_of(row.id)], "sw") == row.question
 
@@ -197,7 +197,7 @@ def test_every_language_is_warmed_up_in_every_family():
 
 
 def test_sft_pools_larger_than_the_split():
-    with pytest.raises(DataError, match="were asked for. Lower sft.english_rows or sft.warm_rows_per_language"):
+    with pytest.raises(DataError, match="are needed. Lower sft.english_rows or sft.warm_rows_per_language"):
         quickstart.sft_pools(ALL, english=10**6, warm=10, practice=0, seed=0)
 
 

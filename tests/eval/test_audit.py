@@ -21,7 +21,7 @@ from pbrl_jax.eval.audit import (
     HELD_OUT_FAMILIES,
     attack_names,
     audit_table,
-    below,
+    failed_attacks,
     file_cases,
     quickstart_cases,
 )
@@ -176,8 +176,8 @@ def test_auc_by_hand():
     assert row["empty"] == 1 and row["empty" + HELD_OUT] == 1 and row["english_reply"] == 0
     assert row["english_reply" + HELD_OUT] == 0.5  # 50 letters against 43, and against 143
     assert row["other_problem" + HELD_OUT] == 0.75  # a tie, and a win
-    assert below(table, 0.6)[0] == (0.0, "sw", "boilerplate")
-    assert (0.5, "sw", "english_reply" + HELD_OUT) in below(table, 0.6)
+    assert failed_attacks(table, 0.6)[0] == (0.0, "sw", "boilerplate")
+    assert (0.5, "sw", "english_reply" + HELD_OUT) in failed_attacks(table, 0.6)
 
 
 def test_english_is_left_out_and_every_language_is_there():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.eval.contamination import find_overlap, runs, units
+from pbrl_jax.eval.contamination import find_overlap, ngrams, units
 
 DATA = os.environ.get("PBRL_DATA")
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -23,8 +23,8 @@ def test_units_are_words_or_characters():
 
 
 def test_runs_of_a_text():
-    assert runs("a b c d", 3) == ["a b c", "b c d"]
-    assert runs("a b", 3) == ["a b"] and runs("...", 3) == []
+    assert ngrams("a b c d", 3) == ["a b c", "b c d"]
+    assert ngrams("a b", 3) == ["a b"] and ngrams("...", 3) == []
 
 
 def test_thirteen_words_count_and_twelve_do_not():

@@ -11,9 +11,8 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy
 
-from pbrl_jax import cli
+from pbrl_jax import Config, cli, with_values
 from pbrl_jax.config.serialize import to_json
-from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.weights.policies import save_policy
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -237,4 +236,4 @@ def test_bad_places(tmp_path, pbrl_eval):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "responses.jsonl").write_text("{}\n")
     status, _, errors = pbrl_eval("--languages", "sw", "--workdir", tmp_path / "w")
-    assert status == 1 and "no evaluation.json that says what it holds" in errors
+    assert status == 1 and "exists without evaluation.json" in errors

@@ -144,4 +144,7 @@ def test_fidelity_in_a_row():
     assert graded("sw", ENGLISH, "4")["right_language"] is False
     assert graded("sw", ENGLISH, "4", "en-cot")["right_language"] is True, "the protocol asks for English"
     assert graded("sw", "4", "4")["right_language"] is True, "too short to tell, as in training"
+    assert (
+        graded("sw", ENGLISH, "4")["response_language"] == "en" and graded("sw", "4", "4")["response_language"] is None
+    )
     assert share([True, None, False, True]) == pytest.approx(2 / 3) and share([None]) is None

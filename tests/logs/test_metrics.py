@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pbrl_jax.logs.metrics import MetricWriter, PhaseTimer, kept_lines, round_robin, write_samples
+from pbrl_jax.logs.metrics import MetricWriter, PhaseTimer, kept_lines
+from pbrl_jax.logs.samples import round_robin, write_samples
 
 
 def piped() -> Console:

@@ -43,7 +43,7 @@ def two_hosts(monkeypatch):
         def __next__(self):
             return next(mine.turns)
 
-    monkeypatch.setattr(agree, "store", lambda: store)
+    monkeypatch.setattr(agree, "distributed_client", lambda: store)
     monkeypatch.setattr(agree, "_turns", Turns())
     monkeypatch.setattr(agree, "_lost", [])
     monkeypatch.setattr(agree, "WAIT_MILLISECONDS", 20)
@@ -103,7 +103,7 @@ def test_nobody_waits_for_a_host_that_is_lost(two_hosts):
     def leave(number):
         if number == 0:
             return agree.exchange("stop", False)
-        agree.note_lost("Host 1 of 2 ended. Its words.")
+        agree.note_lost_host("Host 1 of 2 ended. Its words.")
 
     assert str(two_hosts(leave)[0]) == "Host 1 of 2 ended. Its words."
 

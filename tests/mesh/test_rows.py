@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.mesh import rows
 from pbrl_jax.mesh.rows import fetch_rows, held_rows, own_devices, owned_rows, row_owners, rows_on_mesh
 from pbrl_jax.mesh.sharding import make_mesh
@@ -72,5 +72,5 @@ def test_rows_go_to_the_mesh_and_come_back():
 def test_rows_of_another_host_are_named():
     half = SimpleNamespace(index=(slice(0, 2),), data=np.zeros(2))
     array = Mock(spec=jax.Array, shape=(4,), ndim=1, dtype=np.float32, addressable_shards=[half])
-    with pytest.raises(ValueError, match=r"\[3\] lie on other hosts"):
+    with pytest.raises(ValueError, match=r"\[3\] are on other hosts"):
         fetch_rows(array, np.array([1, 3]))

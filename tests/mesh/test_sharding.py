@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import (
     DECODING_AXES,
@@ -52,8 +52,8 @@ def test_mesh_shape(sizes, devices, shape):
     "sizes, devices, message",
     [
         ((-1, 3, 1), 8, r"mesh.fsdp=3.*8 devices.*dividing 8: 1, 2, 4 or 8\."),
-        ((2, 2, 1), 8, r"mesh.data=2, mesh.fsdp=2, mesh.tensor=1 cannot be laid on 8 devices"),
-        ((4, 4, 1), 8, "cannot be laid on 8 devices, but on 16 or more"),
+        ((2, 2, 1), 8, r"mesh.data=2, mesh.fsdp=2, mesh.tensor=1 does not fit 8 devices"),
+        ((4, 4, 1), 8, "does not fit 8 devices: it needs 16 or more"),
         ((-1, -1, 1), 8, "at most one may be -1"),
         ((0, 1, 1), 8, "each must be positive"),
         ((-2, 1, 1), 8, "each must be positive"),

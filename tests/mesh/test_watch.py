@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pbrl_jax.mesh import agree, watch
-from pbrl_jax.mesh.watch import Watch, lost_seconds, phase, watched_run, where
+from pbrl_jax.mesh.watch import Watch, lost_seconds, phase, phase_text, watched_run
 
 
 def wait_until(condition, seconds=20):
@@ -50,7 +50,7 @@ def test_a_slow_phase_is_told_with_the_stacks(capfd):
     told = capfd.readouterr().err
     assert told.count("Slow: host 0 is in phase 'a slow reward' for") == 2 and "generate" not in told
     assert "Current thread" in told and "test_a_slow_phase_is_told_with_the_stacks" in told
-    assert where() == "between two phases"
+    assert phase_text() == "between two phases"
 
 
 def test_nothing_is_slow_where_nobody_asked(capfd):
@@ -67,10 +67,10 @@ def test_a_silent_host_is_noticed(nobody_lost):
         time.sleep(0.1)
         store.values["pbrl/alive/1"] = json.dumps([beat, "in phase 'update' for 2 s", False])
         looking._look_at_hosts()
-    assert not agree.lost() and not looking.ending
-    wait_until(lambda: looking._look_at_hosts() or time.sleep(0.05) or agree.lost())
-    assert "Host 1 of 2 has been silent for 0 s. It was in phase 'update' for 2 s" in agree.lost()
-    assert "Run the same command" in agree.lost() and looking.ending
+    assert not agree.lost_host_message() and not looking.ending
+    wait_until(lambda: looking._look_at_hosts() or time.sleep(0.05) or agree.lost_host_message())
+    assert "Host 1 of 2 has been silent for 0 s. It was in phase 'update' for 2 s" in agree.lost_host_message()
+    assert "Run the same command" in agree.lost_host_message() and looking.ending
     assert json.loads(store.values["pbrl/alive/0"])[0] > 8, "and it gives its own"
 
 
@@ -79,7 +79,7 @@ def test_a_host_that_stood_still_judges_nobody(nobody_lost):
     looking._look_at_hosts()
     time.sleep(0.6)
     looking._look_at_hosts()
-    assert not agree.lost()
+    assert not agree.lost_host_message()
 
 
 def test_a_host_that_loads_may_be_silent_for_longer(nobody_lost):
@@ -88,17 +88,17 @@ def test_a_host_that_loads_may_be_silent_for_longer(nobody_lost):
     while time.monotonic() < end:
         looking._look_at_hosts()
         time.sleep(0.05)
-    assert not agree.lost()
-    wait_until(lambda: looking._look_at_hosts() or time.sleep(0.05) or agree.lost())
+    assert not agree.lost_host_message()
+    wait_until(lambda: looking._look_at_hosts() or time.sleep(0.05) or agree.lost_host_message())
 
 
 def test_the_words_of_a_host_that_failed_are_read(nobody_lost):
     store = Store(ended_1="The disk is full.")
     looking = Watch(0, 60, store)
     looking._look_at_hosts()
-    assert agree.lost() == "Host 1 of 2 ended. The disk is full."
-    looking.tell("It followed another one.")
-    looking.tell("And said so once.")
+    assert agree.lost_host_message() == "Host 1 of 2 ended. The disk is full."
+    looking.publish_end("It followed another one.")
+    looking.publish_end("And said so once.")
     assert store.values["pbrl/ended/0"] == "It followed another one." and looking.others_ended()
 
 

@@ -16,7 +16,8 @@ from tiny_policy import quick_compiles  # noqa: F401
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.trees import count_parameters, match_rules
 from pbrl_jax.models.beam import Rules, beam_search
-from pbrl_jax.models.m2m100 import AXES, M2M100, init_m2m100, target_logits, translate_tokens
+from pbrl_jax.models.layouts import Causal
+from pbrl_jax.models.m2m100 import AXES, M2M100, logits_of, translate_tokens
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.weights.tensors import load_params, open_weights
 
@@ -43,6 +44,26 @@ def oracle():
     tensors = {key.removeprefix("weight:"): value for key, value in weights.items()}
     spec = m2m100_spec(case.config)
     return case, spec, load_params(tensors, m2m100_names(spec), ignore=IGNORED)
+
+
+def target_states(model, tokens_BS, mask_BS, target_BT):
+    """Final states of a complete right-padded target."""
+    source = model.source_keys(model.encode(tokens_BS, mask_BS), mask_BS)
+    valid = target_BT != model.spec.pad_id
+    position = jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)
+    return model.decode(target_BT, position, Causal(valid), source)[0]
+
+
+def init_m2m100(key, spec):
+    """Random float32 parameters."""
+    tokens = jnp.full((1, 2), spec.start_id, jnp.int32)
+    return M2M100(spec).init(key, tokens, jnp.ones((1, 2), bool), tokens, method=target_states)["params"]
+
+
+def target_logits(params, spec, tokens_BS, mask_BS, target_BT):
+    """Logits [B, T, V] at every position of a right-padded target."""
+    states = M2M100(spec).apply({"params": params}, tokens_BS, mask_BS, target_BT, method=target_states)
+    return logits_of(params, states)
 
 
 def sources(case):

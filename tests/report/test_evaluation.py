@@ -7,8 +7,8 @@ import pytest
 from report_pages import Page
 
 from pbrl_jax.eval.metrics_table import compare, summary
-from pbrl_jax.report.evaluation import against_section, numbers_section
-from pbrl_jax.report.write import report_workdir
+from pbrl_jax.report.evaluation import COLUMNS, LENGTHS, against_section, numbers_section
+from pbrl_jax.report.write import report_workdirs
 
 
 def rows(samples: int = 1, **right) -> list[dict]:
@@ -46,6 +46,11 @@ def test_every_number_of_a_language_is_on_the_page():
     assert numbers_section({}) == ""
 
 
+def test_columns_are_names_of_the_evaluation():
+    written = summary(rows(sw=3))["languages"]["sw"]
+    assert {name for name, _ in (*COLUMNS, *LENGTHS)} <= set(written)
+
+
 def test_gains_over_earlier_evaluations():
     result = summary(NOW) | {"against": {"base": compare(BEFORE, NOW), "sft <1>": compare(NOW, NOW)}}
     html = against_section(result)
@@ -65,5 +70,5 @@ def test_on_the_page_of_a_work_directory(tmp_path, compared):
     if compared:
         result |= {"against": {"base": compare(BEFORE, NOW)}, "against_base": compare(BEFORE, NOW)}
     (tmp_path / "eval.json").write_text(json.dumps(result))
-    words = Page(report_workdir(tmp_path).read_text("utf-8")).words
+    words = Page(report_workdirs([tmp_path]).read_text("utf-8")).words
     assert "The numbers" in words and ("Gain over earlier evaluations" in words) == compared

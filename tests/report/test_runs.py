@@ -9,11 +9,10 @@ from report_pages import SUMMARY, Page, make_workdir, metrics, sample
 
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path
-from pbrl_jax.report.data import ReportData, evaluation_lines, gap_line, pair, part_lines
+from pbrl_jax.report.data import Intervals, ReportData, evaluation_lines, gap_line, pair, part_lines
 from pbrl_jax.report.page import result_sentence
-from pbrl_jax.report.plots import accuracy_bars, legend, lines_chart
-from pbrl_jax.report.read import evaluation_summary, read_run
-from pbrl_jax.report.write import report_workdir, report_workdirs, run_labels, write_picture
+from pbrl_jax.report.plots import accuracy_bars, lines_chart
+from pbrl_jax.report.write import evaluation_summary, read_run, report_workdirs, run_labels, write_picture
 
 EVALUATION = {
     "benchmark": "mgsm", "protocol": "native-cot",
@@ -77,7 +76,7 @@ def test_a_training_run_has_before_and_after_of_its_evaluations(tmp_path):
     assert data.summary["problems_per_language"] == {"en": 64, "sw": 32}
     assert evaluation_lines(data)["other languages"] == [(0, 0.3), (2, 0.5), (3, 0.6)]
     assert gap_line(data) == ("accuracy", [(step, pytest.approx(gap)) for step, gap in ((0, 0.6), (2, 0.4), (3, 0.25))])
-    assert "outside English rose from 30.0 % to 60.0 %" in words_of(report_workdir(tmp_path)).replace("\xa0", " ")
+    assert "outside English rose from 30.0 % to 60.0 %" in words_of(report_workdirs([tmp_path])).replace("\xa0", " ")
 
 
 def test_one_evaluation_at_the_end_is_no_comparison(tmp_path):
@@ -90,7 +89,7 @@ def test_one_evaluation_at_the_end_is_no_comparison(tmp_path):
     assert result_sentence(data).replace("\xa0", " ") == (
         "Mean accuracy outside English is 60.0 %, 25.0 points behind English."
     )
-    words_of(report_workdir(tmp_path))
+    words_of(report_workdirs([tmp_path]))
 
 
 def test_the_gap_of_the_reward_stands_in_for_that_of_accuracy():
@@ -108,7 +107,7 @@ def test_an_evaluation_is_reported_with_its_own_intervals(tmp_path):
     assert summary["languages"]["th"] == {
         "after": 0.4, "intervals": {"after": [0.34, 0.46]}, "before": 0.3, "change": [0.02, 0.18],
     }  # fmt: skip
-    path = report_workdir(tmp_path)
+    path = report_workdirs([tmp_path])
     text, words = path.read_text(encoding="utf-8"), words_of(path).replace("\xa0", " ")
     assert '<span class="gain up">+10.0</span>' in text and '<span class="gain soft">\u22121.0</span>' in text
     assert "bootstrap intervals" in words and "mgsm, native-cot" in words and "ลีน่ามี 4 ห่อ" in words
@@ -120,7 +119,7 @@ def test_audits_and_checks_are_tables(tmp_path):
     (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
     missing = {"benchmarks": {"mgsm": EVALUATION["contamination"], "xcopa": {"not_checked": "no hub"}}}
     (tmp_path / "contamination.json").write_text(json.dumps(missing))
-    path = report_workdir(tmp_path)
+    path = report_workdirs([tmp_path])
     text, words = path.read_text(encoding="utf-8"), words_of(path)
     assert "Can the reward be cheated?" in words and "worst 0.600 0.970" in words
     assert text.count('class="down"') == 2, "0.6 in its row and among the worst"
@@ -139,7 +138,7 @@ def test_filters_and_translation_of_samples(tmp_path):
     make_workdir(tmp_path, samples=False)
     rows = [sample(1, "ar", completion="الجواب هو ١٢", translation="The answer is 12."), sample(1, "te")]
     (tmp_path / "samples" / "step_1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = report_workdir(tmp_path)
+    path = report_workdirs([tmp_path])
     text, words = path.read_text(encoding="utf-8"), words_of(path)
     assert "Its translation The answer is 12." in words and words.count("Its translation") == 1
     for key in ("by-language", "by-step", "reward-from", "reward-to", "by-order"):
@@ -150,9 +149,9 @@ def test_filters_and_translation_of_samples(tmp_path):
 def test_pictures_of_several_lines_and_given_intervals():
     chart = lines_chart("c", "reward", {"a": [(1, 0.0), (2, 1.0)], "b <": [(1, 1.0)]})
     assert chart.count("<circle") == 2 and "c1" in chart and "a: from 0 to 1; b &lt;: from 1 to 1." in chart
-    assert legend(["a", "b <"]).count('class="key c') == 2
-    bars = accuracy_bars("b", "x", None, 0.4, 250, None, {"after": [0.34, 0.46]})
-    assert "After 40.0\u00a0%; 95 % intervals 34.0\u00a0% to 46.0\u00a0%, 250 problems." in bars
+    assert chart.count('class="key c') == 2
+    bars = accuracy_bars("b", "x", {"after": 0.4}, Intervals("bootstrap", {"after": (0.34, 0.46)}), 250)
+    assert "After 40.0\u00a0%; 95 % bootstrap intervals 34.0\u00a0% to 46.0\u00a0%, 250 problems." in bars
     assert bars.count("<rect") == 1
 
 

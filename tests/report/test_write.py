@@ -1,6 +1,8 @@
 """The report: right numbers, whole HTML, nothing from outside, everything escaped, clear words on what is missing."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ from report_pages import LANGUAGES, QUESTIONS, SUMMARY, Page, make_workdir, metr
 from scipy.stats import binomtest
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.report.data import end_means, language_metrics, pair, series_of
+from pbrl_jax.eval.statistics import wilson_interval as wilson
+from pbrl_jax.report.curves import CURVES
+from pbrl_jax.report.data import CONTROLS, Intervals, accuracy_intervals, end_means, language_metrics, pair, series_of
+from pbrl_jax.report.html import points, short_number
 from pbrl_jax.report.page import result_sentence
-from pbrl_jax.report.plots import accuracy_bars, line_chart, nice_ticks, points, short_number, smooth, thin_out
-from pbrl_jax.report.plots import wilson_interval as wilson
-from pbrl_jax.report.samples import chosen_samples
-from pbrl_jax.report.write import ReportData, report_workdir, write_report
+from pbrl_jax.report.plots import accuracy_bars, line_chart, moving_average, thin_out, tick_values
+from pbrl_jax.report.samples import choose_samples
+from pbrl_jax.report.write import ReportData, report_workdirs, write_report
 
 
 def full() -> ReportData:
@@ -48,10 +52,42 @@ def test_page_says_the_numbers(tmp_path):
     assert "Mean accuracy outside English rose from 30.0 % to 50.0 % (+20.0 points)" in words
     assert "the gap to English narrowed from 69.0 to 48.0 points" in words
     assert "7 min 31 s" in words  # 451 s
-    for cell in ("Shuffled pivots", "\u22129.0", "Oracle", "61.0 %", "My <own>", "beta", "0.005", "pbrl train"):
+    for cell in (
+        "Shuffled references",
+        "\u22129.0",
+        "Gold answers",
+        "61.0 %",
+        "My <own>",
+        "beta",
+        "0.005",
+        "pbrl train",
+    ):
         assert cell in words
     # Seeds: means of (0.3, 0.4), (0.5, 0.5) and of English (0.98, 0.96).
     assert "mean 35.0 % 50.0 % +15.0 97.0 %" in words
+
+
+def test_controls_are_those_of_the_quickstart(tmp_path):
+    from pbrl_jax.quickstart.controls import CONTROLS as RUN
+
+    assert list(CONTROLS) == list(RUN)
+    _, page = written(tmp_path, ReportData(summary={**SUMMARY, "controls": dict.fromkeys(RUN, 0.5)}))
+    assert all(text in page.words for both in CONTROLS.values() for text in both)
+
+
+def test_curves_are_metrics_of_a_step():
+    golden = json.loads((Path(__file__).parents[1] / "fixtures" / "golden_step.json").read_text())
+    assert set(CURVES) - set(golden) == {"language/consistency"}, "known from the responses, not from the update"
+
+
+def test_bars_and_captions_name_the_same_interval(tmp_path):
+    own = {"languages": {"sw": {"before": 0.4, "after": 0.7, "intervals": {"after": [0.6, 0.8]}}}}
+    assert accuracy_intervals(own, "sw") == ("bootstrap", {"after": (0.6, 0.8)})
+    for summary, method in ((own, "bootstrap"), (SUMMARY, "Wilson")):
+        text, page = written(tmp_path, ReportData(summary=summary))
+        others = {"bootstrap", "Wilson"} - {method}
+        assert f"The thin lines are 95\u00a0% {method} intervals" in page.words
+        assert f"95 % {method} intervals" in text and not any(f"{other} intervals" in text for other in others)
 
 
 def test_change_is_coloured_only_outside_of_chance(tmp_path):
@@ -106,7 +142,7 @@ def test_nothing_to_report_says_what_to_type(tmp_path):
         ({"languages": {"sw": {"before": 0.4}}}, "'after' of language 'sw' is None"),
         ({"languages": {"sw": 0.4}} | {"languages": {"sw": "high"}}, "is 'high'"),
         ({"languages": {"sw": {"before": 0.4, "after": float("nan")}}}, "is nan"),
-        ({"languages": LANGUAGES, "controls": {"oracle": "good"}}, "Control 'oracle'"),
+        ({"languages": LANGUAGES, "controls": {"answer": "good"}}, "Control 'answer'"),
         ({"languages": LANGUAGES, "seconds": {"sft": "long"}}, "Stage 'sft'"),
     ],
 )
@@ -117,7 +153,7 @@ def test_bad_summary_is_named(tmp_path, summary, found):
 
 def test_workdir_is_read_whole(tmp_path):
     make_workdir(tmp_path / "run")
-    path = report_workdir(tmp_path / "run")
+    path = report_workdirs([tmp_path / "run"])
     assert path == tmp_path / "run" / "report.html"
     words = Page(path.read_text(encoding="utf-8")).words
     assert "Not on this page" not in words and "ลีน่ามี 4 ห่อ" in words and "Report of run" in words
@@ -126,21 +162,21 @@ def test_workdir_is_read_whole(tmp_path):
 
 def test_workdir_names_what_is_missing(tmp_path):
     make_workdir(tmp_path / "run", summary=False, samples=False)
-    words = Page(report_workdir(tmp_path / "run").read_text(encoding="utf-8")).words
+    words = Page(report_workdirs([tmp_path / "run"]).read_text(encoding="utf-8")).words
     assert "Not on this page" in words and "summary.json" in words and "samples/" in words
 
 
 def test_workdir_errors(tmp_path):
     with pytest.raises(DataError, match="No work directory at .*absent"):
-        report_workdir(tmp_path / "absent")
+        report_workdirs([tmp_path / "absent"])
     with pytest.raises(DataError, match="Nothing to report in .*summary.json.*metrics.jsonl"):
-        report_workdir(tmp_path)
+        report_workdirs([tmp_path])
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(DataError, match="summary.json is not JSON"):
-        report_workdir(tmp_path)
+        report_workdirs([tmp_path])
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(DataError, match="holds a list"):
-        report_workdir(tmp_path)
+        report_workdirs([tmp_path])
 
 
 @pytest.mark.parametrize("right, count", [(0, 5), (8, 10), (256, 256), (101, 256)])
@@ -168,13 +204,13 @@ def test_series_leave_out_what_is_no_number():
 
 
 def test_small_helpers_by_hand():
-    assert nice_ticks(0.21, 0.79) == [0.2, 0.4, 0.6, 0.8]
-    assert nice_ticks(-0.04, 0.05) == [-0.05, 0.0, 0.05]
-    assert nice_ticks(5, 5) == [4.5, 5.0, 5.5]
-    assert nice_ticks(-0.20000001788, -0.2) == [-0.23, -0.22, -0.21, -0.2, -0.19, -0.18, -0.17]
-    assert nice_ticks(2.4e-14, 5.5e-12) == [0.0, 2e-12, 4e-12, 6e-12]
-    assert smooth([0.0, 3.0, 6.0, 0.0], 1) == [1.5, 3.0, 3.0, 3.0]
-    assert smooth([1.0, 2.0], 0) == [1.0, 2.0]
+    assert tick_values(0.21, 0.79) == [0.2, 0.4, 0.6, 0.8]
+    assert tick_values(-0.04, 0.05) == [-0.05, 0.0, 0.05]
+    assert tick_values(5, 5) == [4.5, 5.0, 5.5]
+    assert tick_values(-0.20000001788, -0.2) == [-0.23, -0.22, -0.21, -0.2, -0.19, -0.18, -0.17]
+    assert tick_values(2.4e-14, 5.5e-12) == [0.0, 2e-12, 4e-12, 6e-12]
+    assert moving_average([0.0, 3.0, 6.0, 0.0], 1) == [1.5, 3.0, 3.0, 3.0]
+    assert moving_average([1.0, 2.0], 0) == [1.0, 2.0]
     assert [short_number(v) for v in (0.12345, -2.0, 1234, 21034, 3.2e6)] == ["0.123", "\u22122", "1234", "21k", "3.2M"]
     assert points(-0.0123) == "\u22121.2"
     kept = thin_out([(n, 0.0) for n in range(1000)], 10)
@@ -182,7 +218,8 @@ def test_small_helpers_by_hand():
 
 
 def test_pictures_say_in_words_what_they_show():
-    bars = accuracy_bars("b", "Accuracy in Swahili", 0.4, 0.7, 256, 0.98)
+    intervals = Intervals("Wilson", {"before": wilson(0.4, 256), "after": wilson(0.7, 256)})
+    bars = accuracy_bars("b", "Accuracy in Swahili", {"before": 0.4, "after": 0.7}, intervals, 256, 0.98)
     assert "Before 40.0\u00a0%, after 70.0\u00a0%" in bars and "256 problems" in bars
     assert 'width="84.8"' in bars and 'width="148.4"' in bars  # 0.4 and 0.7 of 212
     chart = line_chart("c", "reward", [(1, 0.0), (2, 1.0)])
@@ -193,10 +230,10 @@ def test_pictures_say_in_words_what_they_show():
 
 def test_many_samples_are_thinned_over_the_steps():
     rows = [sample(step, language) for step in range(100) for language in QUESTIONS]
-    kept = chosen_samples(rows, 40)
+    kept = choose_samples(rows, 40)
     assert len(kept) <= 40
     assert kept[0]["step"] == 0 and kept[-1]["step"] == 99 and len({row["step"] for row in kept}) == 10
-    assert chosen_samples(rows[:8], 40) == rows[:8]
+    assert choose_samples(rows[:8], 40) == rows[:8]
     evaluation = [sample(0, language) for language in QUESTIONS for _ in range(50)]
-    kept = chosen_samples(evaluation, 40)
+    kept = choose_samples(evaluation, 40)
     assert [row["language"] for row in kept] == [language for language in QUESTIONS for _ in range(10)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_world import LANGUAGES, canonical_responses, problem_prompts, reward_inputs, tokenizer
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.rewards.language import Verdict, apply_gate, identified_gate, make_gate, response_share

@@ -5,7 +5,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs, vectors_of
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Reference
 from pbrl_jax.rewards import translation
@@ -96,7 +96,8 @@ def test_a_text_is_translated_once_also_by_the_next_run(models, tmp_path):
     file.write_text(file.read_text()[:-20])  # as a kill leaves it
     combined([RIGHT], folder=str(tmp_path), translation_similarity="chrf")
     assert len(models[0].asked) == 3
-    other = CachedTranslator(models[0], "another model", file)
+    models[0].fingerprint = "another model"
+    other = CachedTranslator(models[0], file)
     assert other.translate(["Jibu ni 20."], ["sw"], "en") == [ANSWER] and len(models[0].asked) == 4
 
 

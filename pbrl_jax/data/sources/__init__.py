@@ -1,9 +1,9 @@
-"""Where prompts come from: one module per source, each with `rows(path, split, languages, limit, seed)`."""
+"""Data sources: one module each, with `rows(path, split, languages, limit, seed)`."""
 
 from pbrl_jax.data.sources import gsm8k, mgsm, mgsm8k, polymath, quickstart, table
-from pbrl_jax.data.sources.common import Source
+from pbrl_jax.data.sources.common import PromptReader
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, PromptReader] = {
     "quickstart": quickstart.rows,
     "gsm8k": gsm8k.rows,
     "mgsm": mgsm.rows,

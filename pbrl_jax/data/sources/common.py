@@ -1,18 +1,19 @@
-"""What every data source needs: stable ids, the benchmark folder, and errors that name rows."""
+"""What every data source needs: stable ids, the benchmark's folder, errors that name rows, parallel files."""
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.text.answers import canonical_number
 from pbrl_jax.text.languages import LANGUAGES, check_languages, nfc
 
 ID_ORDER = tuple(LANGUAGES)
-"""A language's number inside a prompt id. Append only: ids are part of sampling keys and of cached references."""
+"""Languages by their number in a prompt id. Append only: ids are part of sampling keys and of cached references."""
 
 LANGUAGES_PER_ROW, BLOCK = 64, 2**29
 MAX_ROWS = BLOCK // LANGUAGES_PER_ROW
@@ -20,7 +21,7 @@ SHOWN_ERRORS = 5
 
 
 def prompt_id(row: int, language: str) -> int:
-    """`row * 64 + language number`: one problem has another id in each language, and all lead back to its row.
+    """`row * 64 + language number`: a problem has one id in each language, from which its row can be computed.
 
     Languages from the 64th on are numbered from 0 again, in a block of ids of their own.
     """
@@ -31,7 +32,7 @@ def prompt_id(row: int, language: str) -> int:
 
 
 def row_of(identifier: int) -> int:
-    """The row a prompt id came from."""
+    """The row of a prompt id."""
     return identifier % BLOCK // LANGUAGES_PER_ROW
 
 
@@ -80,18 +81,8 @@ def benchmark_path(path: str, folder: str) -> epath.Path:
     return found
 
 
-def read_lines(path: epath.Path) -> list[str]:
-    """Lines of a UTF-8 file, without their ends; DataError when it is missing or no UTF-8."""
-    try:
-        return path.read_text().split("\n")
-    except FileNotFoundError:
-        raise DataError(f"No file {os.fspath(path)!r}. Check data.path and data.split.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{os.fspath(path)!r} is not UTF-8: {error}.") from error
-
-
 class RowErrors:
-    """Collects what is wrong with single rows, and raises once with the first few of them."""
+    """Collects the errors of single rows, to raise one DataError with the first few."""
 
     def __init__(self, place: str):
         self.place = place
@@ -99,22 +90,30 @@ class RowErrors:
         self.left_out: list[tuple[int, str]] = []
 
     def add(self, row: int, what: str) -> None:
-        """`row` counts from 1, as editors do."""
+        """Add the error of a row; `row` counts from 1, as editors do."""
         self.found.append((row, what))
 
     def leave_out(self, row: int, why: str) -> None:
-        """A row that is no error by itself: `check` counts it on stderr."""
+        """Count a row that is left out and is no error by itself; `check` reports the number on stderr."""
         self.left_out.append((row, why))
 
     def text(self, row: int, field: str, value: Any) -> str:
-        """`value` as NFC text; "" (and a remembered error) when it is none, empty or no string."""
+        """`value` as NFC text; "" and an error where it is None, empty or no string."""
         if isinstance(value, str) and value.strip():
             return nfc(value.strip())
         what = "is missing" if value is None else "is empty" if isinstance(value, str) else f"is {type(value).__name__}"
         self.add(row, f"{field} {what}, expected text")
         return ""
 
+    def number(self, row: int, field: str, value: Any) -> str:
+        """`value` as a canonical number; "" and an error where it is none."""
+        number = canonical_number(str(value).strip(), "en")
+        if number is None:
+            self.add(row, f"{field} is {value!r}, expected a number")
+        return number or ""
+
     def check(self) -> None:
+        """Raise DataError with the first few errors, if there are any."""
         if not self.found:
             if self.left_out:
                 row, why = self.left_out[0]
@@ -127,9 +126,9 @@ class RowErrors:
 
 
 def take(rows: Sequence, limit: int, seed: int) -> list:
-    """All rows (`limit` 0) in order, or `limit` of them: a choice by `seed`, still in the file's order.
+    """All rows (`limit` 0), or `limit` of them chosen by `seed`; in the file's order.
 
-    Asking for more rows than there are gives all: benchmark files have the size they have.
+    If there are fewer rows than `limit`, all.
     """
     if limit < 0:
         raise ConfigError(f"data.limit is {limit}; expected 0 (all rows) or a positive number of rows per language.")
@@ -141,5 +140,34 @@ def take(rows: Sequence, limit: int, seed: int) -> list:
     return [rows[i] for i in chosen]
 
 
-Source = Callable[[str, str, Sequence[str], int, int], list[Prompt]]
+def parallel_prompts(
+    tables: Mapping[str, Sequence[tuple[str, str]]], languages: Sequence[str], limit: int, seed: int, first: int = 0
+) -> list[Prompt]:
+    """Prompts of `languages`, language by language, from tables with the same problems in the same order.
+
+    Args:
+      tables: language, English among them -> (question, answer) of each problem.
+      limit, seed: as in `take`; one seed takes the same problems in every language.
+      first: row of the first problem.
+
+    Raises:
+      DataError: a table is longer or shorter than the English one.
+    """
+    english, prompts = tables["en"], []
+    for code in languages:
+        if len(tables[code]) != len(english):
+            raise DataError(
+                f"The file of {code} has {len(tables[code])} rows and the English one {len(english)}; expected the "
+                "same problems. Use the files of one release."
+            )
+        rows = enumerate(zip(tables[code], english, strict=True))
+        numbered = [
+            Prompt(prompt_id(first + row, code), code, question, question_en, answer)
+            for row, ((question, answer), (question_en, _)) in rows
+        ]
+        prompts += take(numbered, limit, seed)
+    return prompts
+
+
+PromptReader = Callable[[str, str, Sequence[str], int, int], list[Prompt]]
 """`rows(path, split, languages, limit, seed)`."""

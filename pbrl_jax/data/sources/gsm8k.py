@@ -4,22 +4,14 @@ Files `train.jsonl` and `test.jsonl` of the original repository, `{"question", "
 The human solution serves as the English reference. MGSM is a translation of part of the test split.
 """
 
-import json
 import re
 from collections.abc import Sequence
 
 from etils import epath
 
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.data.sources.common import (
-    RowErrors,
-    benchmark_path,
-    check_offered,
-    check_split,
-    prompt_id,
-    read_lines,
-    take,
-)
+from pbrl_jax.data.sources.common import RowErrors, benchmark_path, check_offered, check_split, prompt_id, take
+from pbrl_jax.data.tables import read_rows
 from pbrl_jax.text.answers import canonical_number
 from pbrl_jax.text.languages import answer_sentence
 
@@ -41,33 +33,22 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
 
 
 def solved(file: epath.Path) -> list[tuple[str, str, Reference]]:
-    """(question, gold answer, reference) of every line of a GSM8K file; DataError names the lines that are none."""
+    """(question, gold answer, reference) of every line of a GSM8K file; DataError names bad lines."""
     errors = RowErrors(str(file))
     found = []
-    lines = read_lines(file)
-    for number, line in enumerate(lines, start=1):
-        if not line and number == len(lines):
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            errors.add(number, "is no JSON")
-            continue
+    for number, row in read_rows(file, errors):
         question = errors.text(number, "question", row.get("question"))
         solution = errors.text(number, "answer", row.get("answer"))
-        if not (question and solution):
-            continue
         parsed = parse_solution(solution)
-        if parsed is None:
+        if question and solution and parsed is None:
             errors.add(number, "answer has no line '#### N'")
-        else:
-            found.append((question, *parsed))
+        found.append((question, *(parsed or ("", Reference("", "")))))
     errors.check()
     return found
 
 
 def parse_solution(solution: str) -> tuple[str, Reference] | None:
-    """(gold, reference) of a GSM8K answer: calculator marks removed, `#### N` said as "The answer is N."."""
+    """(gold, reference) of a GSM8K answer: calculator marks removed, `#### N` as "The answer is N."."""
     steps, mark, gold = solution.rpartition("####")
     number = canonical_number(gold.strip(), "en") if mark else None
     if number is None:

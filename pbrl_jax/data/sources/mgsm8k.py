@@ -2,12 +2,10 @@
 GSM8K's own English solutions as references.
 
 `train_questions.jsonl.gz` has one object per problem: `id` (line of gsm8k/train.jsonl, from 0), `answer`, and one key
-per language that has a translation. The translations are a machine's; those that repeat the English text are left
+per language that has a translation. The translations are by machine; those that repeat the English text are left
 out. The split `test` is MGSM, the human-translated test set of the same kind of problem.
 """
 
-import gzip
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +15,7 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.sources import gsm8k, mgsm
 from pbrl_jax.data.sources.common import RowErrors, benchmark_path, check_offered, check_split, prompt_id
+from pbrl_jax.data.tables import read_rows
 from pbrl_jax.text.answers import canonical_number
 
 LANGUAGES = ("en", "de", "es", "fr", "ja", "ru", "sw", "zh")
@@ -63,21 +62,9 @@ def _prompt(row: dict, code: str, solved: list[tuple[str, str, Reference]]) -> P
 
 def _read(file: epath.Path) -> list[dict]:
     """`{"id", "answer", "text": {language: question}}` of every line, untranslated languages left out."""
-    try:
-        raw = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"No file {str(file)!r}. Check data.path.") from None
-    lines = (gzip.decompress(raw) if str(file).endswith(".gz") else raw).decode("utf-8").split("\n")
     errors = RowErrors(str(file))
     found = []
-    for number, line in enumerate(lines, start=1):
-        if not line and number == len(lines):
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            errors.add(number, "is no JSON")
-            continue
+    for number, row in read_rows(file, errors):
         english = errors.text(number, "en", row.get("en"))
         answer = canonical_number(str(row.get("answer", "")), "en")
         if answer is None or not isinstance(row.get("id"), int):

@@ -1,12 +1,12 @@
 """Word problems from templates: numbers are words in the question and digits in the response.
 
-The arithmetic is shared by all languages, the understanding is not; so a small model can be perfect in English and
-weak in Swahili, and reinforcement learning has something to transfer. The sentences are our own and no native speaker
-has reviewed them (see quickstart_text): this shows a mechanism, it is not a benchmark.
+The arithmetic is the same in all languages, the sentences are not: a small model can be perfect in English and weak in
+Swahili, and reinforcement learning can transfer what it knows. The sentences are our own and no native speaker has
+reviewed them (see quickstart_text): this shows a mechanism and is no benchmark.
 
-Every problem belongs to exactly one split, by a hash of the problem and whatever the seed: `train` (prompts of
+Every problem belongs to exactly one split, by a hash of the problem, whatever the seed: `train` (prompts of
 reinforcement learning), `test`, `encoder` (parallel responses for a contrastive encoder) and `sft`. The seed chooses
-which problems of a split are taken, evenly over the six families while they last.
+problems of a split, equally many of each of the six families while they last.
 """
 
 import functools
@@ -31,17 +31,17 @@ _AFTER_SPACE = [f"\u2581{word}" for code in ("zh", "th") for word in (*text.NAME
 USER_SYMBOLS = tuple(
     dict.fromkeys((*NUMBER_SYMBOLS, *text.THAI_NUMBER_PARTS, text.BENGALI_COUNT_SUFFIX, *_UNSPACED, *_AFTER_SPACE))
 )
-"""Pieces that a vocabulary for this task keeps apart: zh and th set no space between words, and BPE would make one
-piece of a whole clause ("Lina has cards"), which no other clause can teach."""
+"""Pieces that a vocabulary for this task keeps separate: zh and th have no spaces between words, and BPE would make a
+clause ("Lina has cards") one piece, which shares nothing with other clauses."""
 
 _BAD_COUNTS = frozenset(range(1, 100, 10)) - {11}
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 
 class Problem(NamedTuple):
-    """One problem, before any language: `name` and `item` are indices, `c` is 0 where a family has two operands."""
+    """One problem in no language yet: `name` and `item` are indices, `c` is 0 in families of two operands."""
 
-    index: int
+    number: int
     family: str
     name: int
     item: int
@@ -52,14 +52,14 @@ class Problem(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Which problems exist: families and the largest operand of sums (a difference starts from up to 8 more)."""
+    """A set of problems: families and the largest operand of sums (a difference starts from up to 8 more)."""
 
     families: tuple[str, ...] = text.FAMILIES
     largest: int = 12
 
 
 SPACES = {"": Space(), "small": Space(("add", "sub"), 12)}
-"""`data.path` of this source names one of these; "small" is for a demonstration of a minute."""
+"""`data.path` of this source names one of these; "small" is for a demonstration of one minute."""
 
 
 def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int) -> list[Prompt]:
@@ -76,7 +76,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
       Prompts with the gold answer and the English reference; `id` is 64 * problem index + language number.
 
     Raises:
-      DataError: the split has fewer problems than asked for; the message gives both numbers.
+      DataError: the split has fewer problems than requested; gives both numbers.
     """
     languages = check_offered(languages, LANGUAGES, "quickstart")
     chosen = problems(split, limit, seed, path)
@@ -86,7 +86,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
 def prompt(problem: Problem, language: str) -> Prompt:
     """The row of one problem in one language."""
     return Prompt(
-        id=prompt_id(problem.index, language),
+        id=prompt_id(problem.number, language),
         language=language,
         question=question(problem, language),
         question_en=question(problem, "en"),
@@ -104,15 +104,13 @@ def problems(split: str, count: int, seed: int, space: str = "") -> list[Problem
     order = _ordered(split, seed, space)
     if count > len(order):
         less = "sft.english_rows or sft.warm_rows_per_language" if split == "sft" else f"data.limit to {len(order)}"
-        raise DataError(
-            f"The quickstart split {split!r} has {len(order)} problems, {count} were asked for. Lower {less}."
-        )
+        raise DataError(f"The quickstart split {split!r} has {len(order)} problems, {count} are needed. Lower {less}.")
     return list(order[: count or len(order)])
 
 
 @functools.lru_cache(maxsize=16)
 def _ordered(split: str, seed: int, space: str) -> tuple[Problem, ...]:
-    """All problems of a split, shuffled by the seed within each family, the families taking turns."""
+    """All problems of a split, shuffled by the seed within each family, the families in turn."""
     pool = [problem for problem in _space(space) if split_of(problem) == split]
     random.Random(f"{seed}/{split}").shuffle(pool)
     piles = [[p for p in pool if p.family == family] for family in SPACES[space].families]
@@ -122,7 +120,7 @@ def _ordered(split: str, seed: int, space: str) -> tuple[Problem, ...]:
 
 @functools.cache
 def split_of(problem: Problem) -> str:
-    """The split of a problem: by hash, so that no seed and no request size ever moves it."""
+    """The split of a problem: by hash, independent of seed and limit."""
     digest = hashlib.sha256(repr(tuple(problem[1:7])).encode()).digest()
     place, edge = int.from_bytes(digest[:4], "big") / 2**32, 0.0
     for split, share in SPLIT_SHARES.items():
@@ -134,7 +132,7 @@ def split_of(problem: Problem) -> str:
 
 @functools.cache
 def _space(name: str) -> tuple[Problem, ...]:
-    """Every problem of a space; `index` counts in the full space, so ids agree between spaces."""
+    """Every problem of a space; `number` counts in the full space, so ids agree between spaces."""
     full = _enumerate(SPACES[""])
     if name == "":
         return full
@@ -143,7 +141,7 @@ def _space(name: str) -> tuple[Problem, ...]:
 
 
 def _enumerate(space: Space) -> tuple[Problem, ...]:
-    found = []
+    found: list[Problem] = []
     for family in space.families:
         for a, b, c, result in _operands(family, space.largest):
             if _BAD_COUNTS & {a, b, c}:
@@ -179,7 +177,7 @@ def number_words() -> dict[str, list[str]]:
 
 
 def number_word(language: str, number: int) -> str:
-    """The word that counts things: zh says 两, not 二, before a classifier."""
+    """The number word before a noun: zh has 两, not 二, before a classifier."""
     return "两" if language == "zh" and number == 2 else number_words()[language][number]
 
 
@@ -210,7 +208,7 @@ def equations(problem: Problem) -> tuple[str, ...]:
 
 
 def reference(problem: Problem, language: str) -> Reference:
-    """The response's two parts: the steps, and the sentence that states the answer."""
+    """The response's two parts: the steps, and the answer sentence."""
     steps = equations(problem)
     if len(steps) == 2:
         reasoning = text.TWO_STEPS[language].format(e1=steps[0], e2=steps[1])
@@ -226,10 +224,10 @@ def response(problem: Problem, language: str) -> str:
 
 
 def corrupt(problem: Problem, rng: random.Random, *, part: str = "any") -> Problem:
-    """The same problem with one number wrong: a hard negative for its responses.
+    """The problem with one number changed: a hard negative for its responses.
 
-    `part` "any" changes an operand (in seven of ten cases the result follows from it) or the result; "answer" always
-    changes the result. Every text made of the outcome differs from the original's.
+    `part` "any" changes an operand (in seven of ten cases also the result accordingly) or the result; "answer" always
+    changes the result.
     """
     fields = ["a", "b", "c", "result"] if problem.c else ["a", "b", "result"]
     field = "result" if part == "answer" else rng.choice(fields)
@@ -248,7 +246,7 @@ def _result(problem: Problem) -> int:
 
 
 class Example(NamedTuple):
-    """A supervised row: answer `question` with `response`. An empty question is practice text of its own."""
+    """A supervised row: answer `question` with `response`. An empty question is plain text."""
 
     language: str
     question: str
@@ -258,11 +256,11 @@ class Example(NamedTuple):
 def sft_pools(
     languages: Sequence[str], *, english: int, warm: int, practice: int, seed: int, space: str = ""
 ) -> dict[str, list[Example]]:
-    """The supervised text of a start policy that is strong in English and weak elsewhere; all of the split `sft`.
+    """Supervised text for a start policy that is strong in English and weak in other languages; of the split `sft`.
 
     Returns:
-      `english`: problems in English; `warm`: `warm` problems in each other language, evenly over the families, no
-      problem twice, so the policy sees no translation; `equations`: lines of three equations, without language.
+      `english`: problems in English; `warm`: `warm` problems in each other language, equally over the families, no
+      problem twice, so that there are no translations; `equations`: lines of three equations, without words.
 
     Raises:
       DataError: the split has fewer problems than these pools need.
@@ -270,7 +268,7 @@ def sft_pools(
     languages = check_offered(languages, LANGUAGES, "quickstart")
     others = [code for code in languages if code != "en"]
     chosen = iter(problems("sft", english + warm * len(others), seed, space))
-    # The few come first: the English rows use up the smaller families.
+    # These first: the English rows use up the smaller families.
     pools = {"warm": [_example(next(chosen), code) for _ in range(warm) for code in others]}
     pools["english"] = [_example(next(chosen), "en") for _ in range(english)]
     rng = random.Random(f"{seed}/equations")

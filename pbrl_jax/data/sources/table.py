@@ -1,15 +1,11 @@
 """Any table of prompts: JSONL, JSON, parquet, CSV or TSV files (also gzipped text), folders of them, or hub ids.
 
-`data.columns` says which column holds which field, as `field=column` pairs: question (needed), language, question_en,
-answer, reference_reasoning and reference_answer, or `reference` for a whole English response that is split at its
-answer sentence. A field that is not named is read from the column of its own name where there is one.
+`data.columns` says which column holds which field, as `field=column` pairs: question (required), language,
+question_en, answer, reference_reasoning and reference_answer, or `reference` for an English response that is split at
+its answer sentence. A field that is not named is read from the column of its own name, if it exists.
 """
 
-import csv
-import gzip
-import io
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +14,11 @@ from etils import epath
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.sources.common import RowErrors, nfc, prompt_id
+from pbrl_jax.data.tables import ENDINGS, read_hub, read_rows
 from pbrl_jax.text.answers import read_gold, split_response
 from pbrl_jax.text.languages import LANGUAGES, check_languages, known_code
 
 FIELDS = ("question", "language", "question_en", "answer", "reference", "reference_reasoning", "reference_answer")
-ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 
 
 def rows(
@@ -32,8 +28,8 @@ def rows(
 
     Args:
       path: a file, a folder with `<split>.<ending>`, or a hub id that `datasets` can load.
-      split: the file in a folder, or the split on the hub; a single file is taken whole.
-      languages: rows in other languages of this package are left out.
+      split: the file in a folder, or the split on the hub; ignored for a single file.
+      languages: rows in other languages are left out.
       limit: rows per language, chosen by `seed`; 0 is all.
       seed: chooses the rows.
       columns: `field=column` pairs.
@@ -42,7 +38,7 @@ def rows(
       Prompts whose id is 64 * row in the table + language number.
 
     Raises:
-      DataError: no such table, an unknown column, or rows that are empty or no text. Rows in a language that this
+      DataError: no such table, an unknown column, or rows that are empty or not text. Rows in a language that this
         package does not know are left out and counted.
     """
     languages = check_languages(languages)
@@ -94,81 +90,31 @@ def read_table(path: str, split: str) -> tuple[str, list[dict[str, Any]]]:
             raise DataError(f"{path!r} has no file {split}{{{', '.join(ENDINGS)}}}; found {', '.join(names)}.")
         place = found[0]
     if place.exists():
-        return str(place), _read_file(place)
+        errors = RowErrors(str(place))
+        table = [row for _, row in read_rows(place, errors)]
+        errors.check()
+        return str(place), table
     if str(path).endswith(ENDINGS) or path.startswith(("/", "./", "../", "~")) or "://" in path:
         raise DataError(f"No file {path!r}. Check data.path.")
-    return f"{path} ({split})", _read_hub(path, split)
+    return f"{path} ({split})", _hub_rows(path, split)
 
 
-def _read_file(file: epath.Path) -> list[dict[str, Any]]:
-    name = file.name
-    if name.endswith(".parquet"):
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(io.BytesIO(file.read_bytes())).to_pylist()
-    if not name.endswith(ENDINGS):
-        raise DataError(f"{str(file)!r}: unknown kind of table. Expected one of {', '.join(ENDINGS)}.")
-    raw = gzip.decompress(file.read_bytes()) if name.endswith(".gz") else file.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{str(file)!r} is not UTF-8: {error}.") from error
-    bare = name.removesuffix(".gz")
-    if bare.endswith((".csv", ".tsv")):
-        return _separated(text, "\t" if bare.endswith(".tsv") else ",", str(file))
-    if bare.endswith(".json"):
-        whole = _json_value(text, str(file), 1)
-        return _objects(whole if isinstance(whole, list) else [whole], str(file))
-    lines = text.removesuffix("\n").split("\n")
-    return _objects([_json_value(line, str(file), number) for number, line in enumerate(lines, start=1)], str(file))
-
-
-def _separated(text: str, mark: str, file: str) -> list[dict[str, Any]]:
-    """Rows of a file with a header line; an empty cell is None, as there is no other way to leave one out."""
-    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=mark))
-    errors = RowErrors(file)
-    for number, row in enumerate(rows, start=1):
-        if None in row:
-            errors.add(number, f"has {len(row[None])} fields more than the header")
-    errors.check()
-    return [{column: cell or None for column, cell in row.items()} for row in rows]
-
-
-def _json_value(text: str, file: str, number: int) -> Any:
-    """The JSON value of `text`, or a DataError with file and row."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}: row {number} is no JSON ({error}).") from error
-
-
-def _objects(values: Iterable[Any], file: str) -> list[dict[str, Any]]:
-    values = list(values)
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise DataError(f"{file}: row {number} is {type(value).__name__}, expected an object with named columns.")
-    return values
-
-
-def _read_hub(name: str, split: str) -> list[dict[str, Any]]:
+def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
     """`name` may carry a configuration: `owner/data:config`."""
-    import datasets
-
     repository, _, configuration = name.partition(":")
     try:
-        return datasets.load_dataset(repository, configuration or None, split=split).to_list()
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return read_hub(repository, configuration or None, split)
+    except DataError as error:
         raise DataError(
-            f"No file, folder or hub data set {name!r} with split {split!r}: {first} Give data.path a file, a folder, "
+            f"No file, folder or hub data set {name!r} with split {split!r}: {error}. Give data.path a file, a folder, "
             "or a hub id (owner/name or owner/name:configuration; set HF_TOKEN for gated ones)."
-        ) from error
+        ) from error.__cause__
 
 
 def _prompt(
     row: int, values: dict[str, Any], mapping: dict[str, str], languages: tuple[str, ...], errors: RowErrors
 ) -> Prompt | None:
-    """The prompt of one row; None for another language, or after an error was noted."""
+    """The prompt of one row; None for another language, or after an error."""
     number = row + 1
     code = _language(values, mapping, languages, number, errors)
     if code is None or code not in languages:
@@ -199,7 +145,7 @@ def _language(values, mapping, languages, number: int, errors: RowErrors) -> str
 
 
 def _optional(values, mapping, field: str, number: int, errors: RowErrors) -> str | None:
-    """Text of a field that may be absent or None, but not empty and not of another kind."""
+    """Text of a field that may be absent or None, but not empty or of another type."""
     value = values.get(mapping[field]) if field in mapping else None
     return None if value is None else errors.text(number, mapping[field], value) or None
 

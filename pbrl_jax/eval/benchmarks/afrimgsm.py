@@ -5,26 +5,15 @@ afrimgsm_cot_*_prompt_1): English words around the question, whatever its langua
 """
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.sources.common import RowErrors
-from pbrl_jax.eval.benchmarks.common import (
-    ENDS,
-    Benchmark,
-    Problem,
-    Request,
-    Source,
-    known_language,
-    limited,
-    read_rows,
-)
+from pbrl_jax.eval.benchmarks.common import ENDS, Benchmark, Dataset, Problem, Request, known_language, requested_rows
 from pbrl_jax.eval.benchmarks.scoring import harness_number
-from pbrl_jax.text.answers import canonical_number
 
 LANGUAGES = {
     "en": "eng", "am": "amh", "ee": "ewe", "fr": "fra", "ha": "hau", "ig": "ibo", "rw": "kin", "ln": "lin",
     "lg": "lug", "om": "orm", "sn": "sna", "st": "sot", "sw": "swa", "tw": "twi", "vai": "vai", "wo": "wol",
     "xh": "xho", "yo": "yor", "zu": "zul",
 }  # fmt: skip
-SOURCE = Source(
+DATASET = Dataset(
     "afrimgsm", "masakhane/afrimgsm",
     ("data/{config}/{split}.tsv", "{config}/{split}.tsv", "{config}/{split}-*.parquet", "{config}.tsv"),
 )  # fmt: skip
@@ -38,22 +27,14 @@ def load(request: Request) -> list[Problem]:
         raise ConfigError("AfriMGSM is run without examples here. Use --shots 0.")
     problems = []
     for code in request.languages:
-        rows, place = read_rows(SOURCE, code, LANGUAGES[code], "test", request.data)
-        errors = RowErrors(place)
-        for row, values in limited(rows, request.limit):
+        language = "en" if request.protocol == "en-cot" else known_language(code)
+        for row, values, errors in requested_rows(DATASET, code, LANGUAGES[code], request):
             question = errors.text(row + 1, "question", values.get("question"))
             column = "answer_number" if values.get("answer_number") is not None else "answer"
-            gold = canonical_number(str(values.get(column)), "en")
-            if gold is None:
-                errors.add(row + 1, f"{column} is {values.get(column)!r}, expected a number")
+            gold = errors.number(row + 1, column, values.get(column))
             text = f"Question: {question}\n{ANSWER_WORDS[request.protocol]}"
-            language = "en" if request.protocol == "en-cot" else known_language(code)
-            problems.append(
-                Problem(
-                    f"{code}/{row}", code, question, text, gold or "", "number", language, stops=("Question:", *ENDS)
-                )
-            )
-        errors.check()
+            stops = ("Question:", *ENDS)
+            problems.append(Problem(f"{code}/{row}", code, question, text, gold, "number", language, stops=stops))
     return problems
 
 
@@ -64,5 +45,5 @@ def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
 
 BENCHMARK = Benchmark(
     name="afrimgsm", version="1 (lm-eval 2, prompt 1)", languages=LANGUAGES, protocols=("en-cot", "direct"),
-    tokens={"en-cot": 512, "direct": 32}, shots=0, source=SOURCE, load=load, published=published,
+    tokens={"en-cot": 512, "direct": 32}, shots=0, dataset=DATASET, load=load, published=published,
 )  # fmt: skip

@@ -8,8 +8,8 @@ from typing import Any
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources.common import RowErrors
-from pbrl_jax.eval.benchmarks.common import Benchmark, Problem, Request, Source, read_rows
-from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, PROTOCOLS, TOKENS, problems_of, published
+from pbrl_jax.eval.benchmarks.common import Benchmark, Dataset, Problem, Request, requested_rows
+from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, PROTOCOLS, TOKENS, choice_problem, published
 
 SHORT = (
     "en=eng_Latn am=amh_Ethi ar=arb_Arab as=asm_Beng bn=ben_Beng bg=bul_Cyrl bo=bod_Tibt ca=cat_Latn cs=ces_Latn "
@@ -30,7 +30,7 @@ OTHERS = (
 )
 LANGUAGES = dict(pair.split("=") for pair in SHORT.split()) | {name: name for name in OTHERS.split()}
 """Our code where the language has a short one, else the data set's own name -> the data set's name."""
-SOURCE = Source(
+DATASET = Dataset(
     "belebele", "facebook/belebele", ("{config}.jsonl", "data/{config}.jsonl", "{config}/{split}-*.parquet")
 )
 
@@ -52,14 +52,14 @@ def load(request: Request) -> list[Problem]:
     """The 900 rows, language by language."""
     if request.shots:
         raise ConfigError("Belebele has no rows apart from its test rows: examples would leak. Use --shots 0.")
-    problems = []
-    for code in request.languages:
-        rows, place = read_rows(SOURCE, code, LANGUAGES[code], "test", request.data)
-        problems += problems_of(request, code, rows, place, read)
-    return problems
+    return [
+        choice_problem(request, code, row, read(values, row + 1, errors))
+        for code in request.languages
+        for row, values, errors in requested_rows(DATASET, code, LANGUAGES[code], request)
+    ]
 
 
 BENCHMARK = Benchmark(
     name="belebele", version="1 (lm-eval 0.0)", languages=LANGUAGES, protocols=PROTOCOLS, tokens=TOKENS, shots=0,
-    source=SOURCE, load=load, published=published,
+    dataset=DATASET, load=load, published=published,
 )  # fmt: skip

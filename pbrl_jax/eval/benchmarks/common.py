@@ -1,28 +1,25 @@
 """What every benchmark needs: its record, its problems, and rows from local files or from the hub."""
 
-import csv
-import io
-import json
-import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.data.sources.common import RowErrors, take
+from pbrl_jax.data.tables import read_hub, read_rows
 from pbrl_jax.text.languages import known_code, named_like
 
 LOGLIKELIHOOD = "loglikelihood"
 """The protocol that generates nothing: the choice with the highest log-probability is the answer."""
 LETTERS = "ABCDEFGHIJ"
 ENDS = ("</s>", "<|im_end|>")
-"""Strings after which the harness cuts every response."""
+"""Strings before which the harness cuts every response."""
 
 
 class Problem(NamedTuple):
-    """One problem in one language, ready to be put to a policy.
+    """One problem in one language, ready for a policy.
 
     `key` is `<language>/<row>`, the same row in every language where the benchmark is parallel. `prompt` is the text
     to continue; `question` is the problem alone, for the contamination check and for other prompt styles. `answer` is
@@ -45,7 +42,7 @@ class Problem(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What of a benchmark is asked for; `limit` 0 is all rows, `data` replaces the folder and the hub id."""
+    """Which problems of a benchmark; `limit` 0 is all rows, `data` replaces the folder and the hub id."""
 
     languages: tuple[str, ...]
     protocol: str
@@ -54,17 +51,16 @@ class Request(NamedTuple):
     data: str = ""
 
 
-class Source(NamedTuple):
+class Dataset(NamedTuple):
     """Where a benchmark's rows are.
 
     `folder` is below PBRL_DATA; `files` are paths in it with {code} (our language code), {config} (the benchmark's
-    name of the language) and {split}; `*` stands for anything. `header` names the columns of files without a header.
+    name of the language) and {split}; `*` stands for anything.
     """
 
     folder: str
     hub: str
-    files: tuple[str, ...]
-    header: tuple[str, ...] = ()
+    files: tuple[str, ...] = ("{config}/{split}-*.parquet", "{config}/{split}.jsonl", "{config}/{split}.csv")
 
 
 class Benchmark(NamedTuple):
@@ -82,7 +78,7 @@ class Benchmark(NamedTuple):
     protocols: tuple[str, ...]
     tokens: Mapping[str, int]
     shots: int
-    source: Source
+    dataset: Dataset
     load: Callable[[Request], list[Problem]]
     published: Callable[[Problem, str, str], dict[str, bool]]
     extract: Callable[[Problem, str], str | None] | None = None
@@ -124,114 +120,87 @@ def limited(rows: Sequence, limit: int) -> list[tuple[int, Any]]:
 # Rows.
 
 
-def local_folder(source: Source, data: str) -> epath.Path | None:
+def local_folder(dataset: Dataset, data: str) -> epath.Path | None:
     """The folder with the benchmark's files: `data` where it is a folder, else PBRL_DATA/<folder>; None: the hub's."""
     if data:
         place = epath.Path(data)
         return place if place.is_dir() else None
     root = os.environ.get("PBRL_DATA", "")
-    place = epath.Path(root) / source.folder if root else None
+    place = epath.Path(root) / dataset.folder if root else None
     return place if place is not None and place.is_dir() else None
 
 
-def read_rows(source: Source, code: str, config: str, split: str, data: str = "") -> tuple[list[dict[str, Any]], str]:
-    """(rows, the place they come from) of one language and split: a local file where there is one, else the hub.
+def benchmark_rows(
+    dataset: Dataset, code: str, config: str, split: str, data: str = ""
+) -> tuple[list[dict[str, Any]], str]:
+    """(rows, where they come from) of one language and split: a local file where there is one, else the hub.
 
     Raises:
       DataError: no such file, a damaged one, or a hub that cannot be reached; says which local file would serve.
     """
-    folder = local_folder(source, data)
-    names = [name.format(code=code, config=config, split=split) for name in source.files]
-    if folder is not None:
-        for name in names:
-            found = sorted(folder.glob(name)) if "*" in name else [folder / name] * (folder / name).exists()
-            if found:
-                return [row for file in found for row in read_file(file, source.header)], " + ".join(map(str, found))
-        raise DataError(f"{folder} holds no rows of {code!r}, split {split!r}. Expected one of: {', '.join(names)}.")
-    return _hub_rows(data or source.hub, config, split, source.folder, names)
+    folder = local_folder(dataset, data)
+    names = [name.format(code=code, config=config, split=split) for name in dataset.files]
+    if folder is None:
+        return _hub_rows(data or dataset.hub, config, split, f"{dataset.folder}/{names[0]}")
+    for name in names:
+        files = sorted(folder.glob(name)) if "*" in name else [folder / name] * (folder / name).exists()
+        if files:
+            errors = RowErrors(" + ".join(map(str, files)))
+            rows = [row for file in files for _, row in read_rows(file, errors, skip_blank=True)]
+            errors.check()
+            return rows, errors.place
+    raise DataError(f"{folder} holds no rows of {code!r}, split {split!r}. Expected one of: {', '.join(names)}.")
 
 
-def _hub_rows(hub: str, config: str, split: str, folder: str, names: Sequence[str]):
-    import datasets  # slow to import, and sets the level of the client's messages
-
-    client = logging.getLogger("huggingface_hub")
-    before = client.level
-    client.setLevel(logging.ERROR)  # it announces every try to reach the hub, and the error below says it once
+def _hub_rows(hub: str, config: str, split: str, local: str) -> tuple[list[dict[str, Any]], str]:
     try:
-        return datasets.load_dataset(hub, config, split=split).to_list(), f"{hub} ({config}, {split})"
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return read_hub(hub, config, split), f"{hub} ({config}, {split})"
+    except DataError as error:
         raise DataError(
-            f"The hub data set {hub!r} ({config}, split {split!r}) cannot be loaded: {first.rstrip('.')}. Check the "
-            f"network and HF_TOKEN, or set PBRL_DATA to a folder with {folder}/{names[0]} (or give --data that "
-            f"{folder} folder)."
-        ) from error
-    finally:
-        client.setLevel(before)
+            f"The hub data set {hub!r} ({config}, split {split!r}) cannot be loaded: {error}. Check the network and "
+            f"HF_TOKEN, or set PBRL_DATA to a folder with {local} (or give --data that {local.split('/')[0]} folder)."
+        ) from error.__cause__
 
 
-def read_file(file: epath.Path, header: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a .jsonl, .json, .tsv, .csv or .parquet file as dicts; `header` names columns of a headerless table.
+def requested_rows(dataset: Dataset, code: str, config: str, request: Request) -> Iterator[tuple[int, dict, RowErrors]]:
+    """(row, values, errors) of the requested test rows of a language; errors added to it are raised at the end."""
+    rows, place = benchmark_rows(dataset, code, config, "test", request.data)
+    errors = RowErrors(place)
+    for row, values in limited(rows, request.limit):
+        yield row, values, errors
+    errors.check()
+
+
+def solved_examples(dataset: Dataset, request: Request, config: tuple[str, str], split: str, column: str,
+                    show: Callable[[dict[str, Any], int, RowErrors], Any]) -> dict[str, list]:  # fmt: skip
+    """Group -> its first `request.shots` worked examples, shown by `show`, from another split than the test rows.
+
+    Args:
+      config: the language's code and the benchmark's name of it.
+      column: names a row's group; "" puts all rows in one group, "".
 
     Raises:
-      DataError: unreadable content, with the row where there is one.
+      ConfigError: a group has fewer examples.
     """
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        return _parquet_rows(file)
-    try:
-        text = file.read_text()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8: {error}.") from error
-    if suffix == ".json" and text.lstrip().startswith("["):
-        return _objects(_json(text, file, 1), file)
-    if suffix in (".json", ".jsonl"):
-        lines = enumerate(text.split("\n"), start=1)
-        return _objects([_json(line, file, number) for number, line in lines if line.strip()], file)
-    if suffix == ".tsv" and header:
-        return _headless(text, header, file)
-    return [dict(row) for row in csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",")]
-
-
-def _parquet_rows(file: epath.Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(io.BytesIO(file.read_bytes())).to_pylist()
-    except Exception as error:
-        raise DataError(f"{file} is no parquet file: {error}. Download it again.") from error
-
-
-def _json(text: str, file: epath.Path, row: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}: row {row} is no JSON ({error}). Correct or remove this row.") from error
-
-
-def _objects(values: Iterable[Any], file: epath.Path) -> list[dict[str, Any]]:
-    values = list(values)
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise DataError(f"{file}: row {number} is {type(value).__name__}, expected an object with named columns.")
-    return values
-
-
-def _headless(text: str, header: Sequence[str], file: epath.Path) -> list[dict[str, Any]]:
-    errors, rows = RowErrors(str(file)), []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        fields = line.rstrip("\r").split("\t")
-        if len(fields) < len(header):
-            errors.add(number, f"has {len(fields)} columns, expected {', '.join(header)} with tabs between")
-        rows.append(dict(zip(header, fields, strict=False)))
+    if not request.shots:
+        return {}
+    rows, place = benchmark_rows(dataset, *config, split, request.data)
+    errors = RowErrors(place)
+    groups: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, start=1):
+        shown = groups.setdefault(str(row.get(column)) if column else "", [])
+        if len(shown) < request.shots:
+            shown.append(show(row, number, errors))
     errors.check()
-    return rows
+    fewest = min(map(len, groups.values()), default=0)
+    if fewest < request.shots:
+        of = " of a subject" if column else ""
+        raise ConfigError(f"--shots is {request.shots}, but {place} has {fewest} examples{of}. Lower it.")
+    return groups
 
 
 def option_letter(row: dict[str, Any], column: str, number: int, letters: str, errors: RowErrors) -> str:
-    """The gold letter of a row: a letter, or the index of one from 0; "" and a remembered error otherwise."""
+    """The gold letter of a row: a letter, or the index of one from 0; "" and an error otherwise."""
     value = row.get(column)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(letters):
         return letters[value]

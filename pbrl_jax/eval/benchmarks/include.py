@@ -5,18 +5,13 @@ line of its files puts before D and without the sentence on the subject; example
 split.
 """
 
-from typing import Any
-
-from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.sources.common import RowErrors
-from pbrl_jax.eval.benchmarks.common import Benchmark, Problem, Request, Source, option_letter, read_rows
+from pbrl_jax.eval.benchmarks.common import Benchmark, Dataset, Problem, Request, requested_rows, solved_examples
 from pbrl_jax.eval.benchmarks.multiple_choice import (
-    LETTERS,
     PROTOCOLS,
     TOKENS,
-    problems_of,
+    choice_problem,
     published,
-    question_and_options,
+    read_options,
     shots_text,
 )
 
@@ -30,38 +25,22 @@ LANGUAGES = {
     "ta": "Tamil", "te": "Telugu", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "uz": "Uzbek",
     "vi": "Vietnamese",
 }  # fmt: skip
-SOURCE = Source(
-    "include", "CohereForAI/include-base-44",
-    ("{config}/{split}-*.parquet", "{config}/{split}.jsonl", "{config}/{split}.csv"),
-)  # fmt: skip
-
-
-def read(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str, str]:
-    """(question, text up to the answer, gold letter) of a row; the gold answer is an index from 0."""
-    return *question_and_options(row, number, errors), option_letter(row, "answer", number, LETTERS, errors)
+DATASET = Dataset("include", "CohereForAI/include-base-44")
 
 
 def load(request: Request) -> list[Problem]:
-    """The problems, language by language."""
+    """The problems, language by language; the gold answer of a row is an index from 0."""
     problems = []
     for code in request.languages:
-        rows, place = read_rows(SOURCE, code, LANGUAGES[code], "test", request.data)
-        shown = shots_text(_examples(request, code)) if request.shots else ""
-        problems += problems_of(request, code, rows, place, read, lambda row, shown=shown: shown, "domain")
+        names = code, LANGUAGES[code]
+        before = shots_text(solved_examples(DATASET, request, names, "validation", "", read_options).get("", ()))
+        for row, values, errors in requested_rows(DATASET, *names, request):
+            text = read_options(values, row + 1, errors)
+            problems.append(choice_problem(request, code, row, text, before, str(values.get("domain", ""))))
     return problems
-
-
-def _examples(request: Request, code: str) -> list[tuple[str, str]]:
-    rows, place = read_rows(SOURCE, code, LANGUAGES[code], "validation", request.data)
-    if len(rows) < request.shots:
-        raise ConfigError(f"--shots is {request.shots}, but {place} has {len(rows)} examples. Lower it.")
-    errors = RowErrors(place)
-    found = [read(row, number, errors)[1:] for number, row in enumerate(rows[: request.shots], start=1)]
-    errors.check()
-    return found
 
 
 BENCHMARK = Benchmark(
     name="include", version="1 (lm-eval 0.0)", languages=LANGUAGES, protocols=PROTOCOLS, tokens=TOKENS, shots=0,
-    source=SOURCE, load=load, published=published,
+    dataset=DATASET, load=load, published=published,
 )  # fmt: skip

@@ -14,17 +14,16 @@ from pbrl_jax.data.sources.common import RowErrors, row_of
 from pbrl_jax.eval.benchmarks.common import (
     ENDS,
     Benchmark,
+    Dataset,
     Problem,
     Request,
-    Source,
+    benchmark_rows,
     limited,
     local_folder,
-    read_rows,
 )
 from pbrl_jax.eval.benchmarks.scoring import harness_number
-from pbrl_jax.text.answers import canonical_number
 
-SOURCE = Source("mgsm", "juletxara/mgsm", ("mgsm_{code}.tsv",), ("question", "answer"))
+DATASET = Dataset("mgsm", "juletxara/mgsm", ("mgsm_{code}.tsv",))
 EXEMPLARS = "exemplars.json"
 MOST_SHOTS = 8
 PROTOCOLS = ("native-cot", "en-cot", "direct")
@@ -74,7 +73,7 @@ def prompt(question: str, code: str, protocol: str) -> str:
     return f"{WORDS[code].question} {question}\n{answer_word(code, protocol)}"
 
 
-def shots_text(request: Request, code: str, source: Source = SOURCE) -> str:
+def shots_text(request: Request, code: str, dataset: Dataset = DATASET) -> str:
     """The first `request.shots` worked solutions with an empty line after each; "" for none.
 
     Raises:
@@ -86,7 +85,7 @@ def shots_text(request: Request, code: str, source: Source = SOURCE) -> str:
     if request.shots > MOST_SHOTS:
         raise ConfigError(f"--shots is {request.shots}, but MGSM has {MOST_SHOTS} worked solutions a language.")
     shown = ""
-    for question, answer, number in _exemplars(request, code, source)[: request.shots]:
+    for question, answer, number in _exemplars(request, code, dataset)[: request.shots]:
         word = answer_word(code, request.protocol)
         reply = str(number) if request.protocol == "direct" else " " + _without_prefix(answer)
         shown += f"{question}\n{word}{reply}\n\n"
@@ -99,15 +98,15 @@ def _without_prefix(answer: str) -> str:
     return answer[min(places) + 1 :].strip() if places else answer.strip()
 
 
-def _exemplars(request: Request, code: str, source: Source) -> list[tuple[str, str, int]]:
+def _exemplars(request: Request, code: str, dataset: Dataset) -> list[tuple[str, str, int]]:
     """(question with its prefix, worked solution with its prefix, gold answer) of a language.
 
     The English-chain protocol shows English solutions to the questions of the language.
     """
-    folder = local_folder(source, request.data)
+    folder = local_folder(dataset, request.data)
     solved = "en" if request.protocol == "en-cot" else code
     if folder is None:
-        own, english = (read_rows(source, name, name, "train", request.data)[0] for name in (code, solved))
+        own, english = (benchmark_rows(dataset, name, name, "train", request.data)[0] for name in (code, solved))
         return [(a["question"], b["answer"], a["answer_number"]) for a, b in zip(own, english, strict=True)]
     file = folder / EXEMPLARS
     if not file.exists():
@@ -125,18 +124,16 @@ def _exemplars(request: Request, code: str, source: Source) -> list[tuple[str, s
 
 def questions(request: Request, code: str) -> list[tuple[str, str]]:
     """(question, gold answer) of every row of a language."""
-    folder = local_folder(SOURCE, request.data)
+    folder = local_folder(DATASET, request.data)
     if folder is not None:
         prompts = mgsm.rows(str(folder), "test", (code,), 0, 0)
-        return [(p.question, p.answer) for p in sorted(prompts, key=lambda p: row_of(p.id))]
-    rows, place = read_rows(SOURCE, code, code, "test", request.data)
-    errors, found = RowErrors(place), []
-    for number, row in enumerate(rows, start=1):
-        question = errors.text(number, "question", row.get("question"))
-        gold = canonical_number(str(row.get("answer_number")), "en")
-        if gold is None:
-            errors.add(number, f"answer_number is {row.get('answer_number')!r}, expected a number")
-        found.append((question, gold or ""))
+        return [(p.question, p.answer or "") for p in sorted(prompts, key=lambda p: row_of(p.id))]
+    rows, place = benchmark_rows(DATASET, code, code, "test", request.data)
+    errors = RowErrors(place)
+    found = [
+        (errors.text(n, "question", row.get("question")), errors.number(n, "answer_number", row.get("answer_number")))
+        for n, row in enumerate(rows, start=1)
+    ]
     errors.check()
     return found
 
@@ -164,6 +161,6 @@ def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
 
 BENCHMARK = Benchmark(
     name="mgsm", version="1 (lm-eval native 4, en 3, direct 4)", languages={code: code for code in WORDS},
-    protocols=PROTOCOLS, tokens={"native-cot": 512, "en-cot": 512, "direct": 32}, shots=0, source=SOURCE, load=load,
+    protocols=PROTOCOLS, tokens={"native-cot": 512, "en-cot": 512, "direct": 32}, shots=0, dataset=DATASET, load=load,
     published=published,
 )  # fmt: skip

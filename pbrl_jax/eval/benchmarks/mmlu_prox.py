@@ -15,26 +15,25 @@ from pbrl_jax.eval.benchmarks.common import (
     LETTERS,
     LOGLIKELIHOOD,
     Benchmark,
+    Dataset,
     Problem,
     Request,
-    Source,
     known_language,
-    limited,
     option_letter,
-    read_rows,
+    requested_rows,
+    solved_examples,
 )
 from pbrl_jax.eval.benchmarks.mmlu_prox_words import benchmark_words
 from pbrl_jax.eval.benchmarks.scoring import INVALID, harness_strict, leading_or_announced_letter
 
-FILES = ("{config}/{split}-*.parquet", "{config}/{split}.jsonl", "{config}/{split}.csv")
 PROTOCOLS = ("native-cot", "en-cot", LOGLIKELIHOOD)
 SHOTS = 5
 
 
 def options_of(row: dict[str, Any], number: int, errors: RowErrors) -> list[str]:
     """The options that a row has, at least two."""
-    found = [row.get(f"option_{index}") for index in range(len(LETTERS))]
-    found = [str(option) for option in found if option is not None and str(option).strip()]
+    values = [row.get(f"option_{index}") for index in range(len(LETTERS))]
+    found = [str(option) for option in values if option is not None and str(option).strip()]
     if len(found) < 2:
         errors.add(number, f"option_0 to option_9 hold {len(found)} options, expected at least two")
     return found
@@ -61,22 +60,18 @@ def answer_pattern(code: str) -> str:
     return before + r"\(?([ABCDEFGHIJ])\)?" + after
 
 
-def solved_examples(source: Source, request: Request, code: str) -> dict[str, str]:
+def category_shots(dataset: Dataset, request: Request, code: str) -> dict[str, str]:
     """Category -> its first `request.shots` worked solutions, as the harness writes them."""
-    if not request.shots:
-        return {}
-    rows, place = read_rows(source, code, code, "validation", request.data)
-    errors, found = RowErrors(place), {}
-    for number, row in enumerate(rows, start=1):
+    words = benchmark_words()[code]
+
+    def show(row: dict[str, Any], number: int, errors: RowErrors) -> str:
         solution = errors.text(number, "cot_content", row.get("cot_content"))
-        text = problem_text(errors.text(number, "question", row.get("question")), options_of(row, number, errors), code)
-        shown = text + solution.replace(benchmark_words()[code].solved, benchmark_words()[code].answer) + "\n\n"
-        found.setdefault(str(row.get("category")), []).append(shown)
-    errors.check()
-    fewest = min((len(examples) for examples in found.values()), default=0)
-    if fewest < request.shots:
-        raise ConfigError(f"--shots is {request.shots}, but {place} has {fewest} examples of a subject. Lower it.")
-    return {category: "".join(examples[: request.shots]) for category, examples in found.items()}
+        question = errors.text(number, "question", row.get("question"))
+        text = problem_text(question, options_of(row, number, errors), code)
+        return text + solution.replace(words.solved, words.answer) + "\n\n"
+
+    groups = solved_examples(dataset, request, (code, code), "validation", "category", show)
+    return {category: "".join(shown) for category, shown in groups.items()}
 
 
 def _problem(row: int, values: dict[str, Any], code: str, request: Request, before: dict[str, str],
@@ -99,20 +94,17 @@ def _problem(row: int, values: dict[str, Any], code: str, request: Request, befo
     )  # fmt: skip
 
 
-def _loader(source: Source):
+def _loader(dataset: Dataset):
     def load(request: Request) -> list[Problem]:
         if request.shots and request.protocol == LOGLIKELIHOOD:
             raise ConfigError("MMLU-ProX by log-likelihood has no worked examples. Use --shots 0.")
         problems = []
         for code in request.languages:
-            rows, place = read_rows(source, code, code, "test", request.data)
-            words = "en" if request.protocol == "en-cot" else code
-            before = solved_examples(source, request._replace(languages=(words,)), words)
-            errors = RowErrors(place)
+            before = category_shots(dataset, request, "en" if request.protocol == "en-cot" else code)
             problems += [
-                _problem(row, values, code, request, before, errors) for row, values in limited(rows, request.limit)
+                _problem(row, values, code, request, before, errors)
+                for row, values, errors in requested_rows(dataset, code, code, request)
             ]
-            errors.check()
         return problems
 
     return load
@@ -136,9 +128,9 @@ def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
 
 def benchmark(name: str, hub: str) -> Benchmark:
     """The full or the Lite form."""
-    source = Source(name.replace("-", "_"), hub, FILES)
+    dataset = Dataset(name.replace("-", "_"), hub)
     return Benchmark(
         name=name, version="1 (lm-eval 0.0)", languages={code: code for code in benchmark_words()}, protocols=PROTOCOLS,
-        tokens={"native-cot": 2048, "en-cot": 2048, LOGLIKELIHOOD: 0}, shots=SHOTS, source=source,
-        load=_loader(source), published=published, extract=extract,
+        tokens={"native-cot": 2048, "en-cot": 2048, LOGLIKELIHOOD: 0}, shots=SHOTS, dataset=dataset,
+        load=_loader(dataset), published=published, extract=extract,
     )  # fmt: skip

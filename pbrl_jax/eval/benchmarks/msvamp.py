@@ -5,16 +5,16 @@ reported beside ours. 757 of the Bengali questions are written with Bengali digi
 """
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.sources.common import RowErrors
 from pbrl_jax.eval.benchmarks import mgsm
-from pbrl_jax.eval.benchmarks.common import ENDS, Benchmark, Problem, Request, Source, limited, local_folder, read_rows
+from pbrl_jax.eval.benchmarks.common import ENDS, Benchmark, Dataset, Problem, Request, local_folder, requested_rows
 from pbrl_jax.eval.benchmarks.scoring import harness_number, math_octopus
-from pbrl_jax.text.answers import canonical_number
 from pbrl_jax.text.languages import LANGUAGES as KNOWN
 
 ALPACA = "alpaca"
 LANGUAGES = {code: KNOWN[code].name for code in ("en", "bn", "de", "es", "fr", "ja", "ru", "sw", "th", "zh")}
-SOURCE = Source("msvamp", "Mathoctopus/MSVAMP", ("test_{config}.json", "{code}/test-*.parquet", "*/test_{config}.json"))
+DATASET = Dataset(
+    "msvamp", "Mathoctopus/MSVAMP", ("test_{config}.json", "{code}/test-*.parquet", "*/test_{config}.json")
+)
 
 
 def alpaca_prompt(question: str, name: str) -> str:
@@ -32,22 +32,15 @@ def load(request: Request) -> list[Problem]:
     problems = []
     for code in request.languages:
         # The original files carry the language's name, the hub's configurations its code.
-        config = code if local_folder(SOURCE, request.data) is None else LANGUAGES[code]
-        rows, place = read_rows(SOURCE, code, config, "test", request.data)
-        errors = RowErrors(place)
-        for row, values in limited(rows, request.limit):
+        config = code if local_folder(DATASET, request.data) is None else LANGUAGES[code]
+        alpaca = request.protocol == ALPACA
+        stops = ("### Instruction:", *ENDS) if alpaca else (mgsm.WORDS[code].question, *ENDS)
+        language = "en" if request.protocol == "en-cot" else code
+        for row, values, errors in requested_rows(DATASET, code, config, request):
             question = errors.text(row + 1, "m_query", values.get("m_query"))
-            gold = canonical_number(str(values.get("response")), "en")
-            if gold is None:
-                errors.add(row + 1, f"response is {values.get('response')!r}, expected a number")
-            alpaca = request.protocol == ALPACA
+            gold = errors.number(row + 1, "response", values.get("response"))
             text = alpaca_prompt(question, LANGUAGES[code]) if alpaca else mgsm.prompt(question, code, request.protocol)
-            stops = ("### Instruction:", *ENDS) if alpaca else (mgsm.WORDS[code].question, *ENDS)
-            answer_language = "en" if request.protocol == "en-cot" else code
-            problems.append(
-                Problem(f"{code}/{row}", code, question, text, gold or "", "number", answer_language, stops=stops)
-            )
-        errors.check()
+            problems.append(Problem(f"{code}/{row}", code, question, text, gold, "number", language, stops=stops))
     return problems
 
 
@@ -61,6 +54,6 @@ def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
 
 BENCHMARK = Benchmark(
     name="msvamp", version="1", languages=LANGUAGES, protocols=(*mgsm.PROTOCOLS, ALPACA),
-    tokens={"native-cot": 512, "en-cot": 512, "direct": 32, ALPACA: 300}, shots=0, source=SOURCE, load=load,
+    tokens={"native-cot": 512, "en-cot": 512, "direct": 32, ALPACA: 300}, shots=0, dataset=DATASET, load=load,
     published=published,
 )  # fmt: skip

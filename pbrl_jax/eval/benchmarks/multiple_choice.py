@@ -4,11 +4,11 @@ The protocol `loglikelihood` compares the continuations " A" to " D", as lm-eval
 policy write, and looks for the letter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pbrl_jax.data.sources.common import RowErrors
-from pbrl_jax.eval.benchmarks.common import ENDS, LOGLIKELIHOOD, Problem, Request, known_language, limited
+from pbrl_jax.eval.benchmarks.common import ENDS, LOGLIKELIHOOD, Problem, Request, known_language, option_letter
 from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
 
 PROTOCOLS = (LOGLIKELIHOOD, "direct")
@@ -25,41 +25,32 @@ def question_and_options(row: dict[str, Any], number: int, errors: RowErrors) ->
     return question, f"{question}\n{lines}\nAnswer:"
 
 
-def shots_text(examples: Sequence[tuple[str, str]]) -> str:
-    """(text, letter) of solved examples, with an empty line after each."""
-    return "".join(f"{text} {letter}\n\n" for text, letter in examples)
+def shots_text(examples: Sequence[tuple[str, str, str]]) -> str:
+    """Solved examples, as read_options gives them, with an empty line after each."""
+    return "".join(f"{text} {letter}\n\n" for _, text, letter in examples)
 
 
-def problems_of(
-    request: Request,
-    code: str,
-    rows: Sequence[dict[str, Any]],
-    place: str,
-    read: Callable[[dict[str, Any], int, RowErrors], tuple[str, str, str]],
-    before: Callable[[dict[str, Any]], str] = lambda row: "",
-    group: str = "",
-) -> list[Problem]:
-    """The problems of one language.
+def read_options(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str, str]:
+    """(question, text up to the answer, gold letter) of a row with option_a to option_d and `answer`."""
+    return *question_and_options(row, number, errors), option_letter(row, "answer", number, LETTERS, errors)
+
+
+def choice_problem(request: Request, code: str, row: int, text: tuple[str, str, str], before: str = "",
+                   group: str = "") -> Problem:  # fmt: skip
+    """The problem of one row.
 
     Args:
-      read: (row, its number from 1, errors) -> (question, text up to the answer, gold letter).
-      before: row -> the solved examples in front of it.
-      group: column that names a row's group.
+      text: question, text up to the answer, gold letter.
+      before: solved examples in front of it.
+      group: the row's subject.
     """
-    errors, problems = RowErrors(place), []
+    question, prompt, gold = text
     scored = request.protocol == LOGLIKELIHOOD
-    for row, values in limited(rows, request.limit):
-        question, text, gold = read(values, row + 1, errors)
-        problems.append(
-            Problem(
-                key=f"{code}/{row}", language=code, question=question, prompt=before(values) + text, answer=gold,
-                kind="letter", answer_language=known_language(code),
-                choices=tuple(f" {letter}" for letter in LETTERS) if scored else (),
-                stops=("\n\n", *ENDS), group=str(values.get(group, "")) if group else "", options=len(LETTERS),
-            )
-        )  # fmt: skip
-    errors.check()
-    return problems
+    return Problem(
+        key=f"{code}/{row}", language=code, question=question, prompt=before + prompt, answer=gold, kind="letter",
+        answer_language=known_language(code), choices=tuple(f" {letter}" for letter in LETTERS) if scored else (),
+        stops=("\n\n", *ENDS), group=group, options=len(LETTERS),
+    )  # fmt: skip
 
 
 def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:

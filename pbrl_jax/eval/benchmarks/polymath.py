@@ -9,12 +9,21 @@ import re
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.data.sources import polymath
 from pbrl_jax.data.sources.common import RowErrors, row_of
-from pbrl_jax.eval.benchmarks.common import ENDS, Benchmark, Problem, Request, Source, limited, local_folder, read_rows
+from pbrl_jax.eval.benchmarks.common import (
+    ENDS,
+    Benchmark,
+    Dataset,
+    Problem,
+    Request,
+    benchmark_rows,
+    limited,
+    local_folder,
+)
 from pbrl_jax.text.answers import same_answer
 
 LEVELS = ("low", "medium", "high", "top")
 PROTOCOLS = ("native-cot", "en-cot")
-SOURCE = Source(
+DATASET = Dataset(
     "polymath", "Qwen/PolyMath", ("data/{code}/{split}.jsonl", "{code}/{split}.jsonl", "{code}/{split}-*.parquet")
 )
 _BOX = r"$\boxed{}$"
@@ -55,10 +64,10 @@ def first_box(text: str) -> str | None:
 
 
 def _rows(request: Request, code: str, level: str) -> list[tuple[str, str]]:
-    if local_folder(SOURCE, request.data) is not None:
-        prompts = polymath.rows(str(local_folder(SOURCE, request.data)), level, (code,), 0, 0)
-        return [(p.question, p.answer) for p in sorted(prompts, key=lambda p: row_of(p.id))]
-    rows, place = read_rows(SOURCE, code, code, level, request.data)
+    if local_folder(DATASET, request.data) is not None:
+        prompts = polymath.rows(str(local_folder(DATASET, request.data)), level, (code,), 0, 0)
+        return [(p.question, p.answer or "") for p in sorted(prompts, key=lambda p: row_of(p.id))]
+    rows, place = benchmark_rows(DATASET, code, code, level, request.data)
     errors = RowErrors(place)
     found = [
         (errors.text(number, "question", row.get("question")), errors.text(number, "answer", row.get("answer")))
@@ -98,6 +107,6 @@ def benchmark(name: str, level: str) -> Benchmark:
     """The benchmark of one level."""
     return Benchmark(
         name=name, version="1", languages={code: code for code in NOTES}, protocols=PROTOCOLS,
-        tokens={"native-cot": 2048, "en-cot": 2048}, shots=0, source=SOURCE, load=load_level(level),
+        tokens={"native-cot": 2048, "en-cot": 2048}, shots=0, dataset=DATASET, load=load_level(level),
         published=published,
     )  # fmt: skip

@@ -10,13 +10,13 @@ from pbrl_jax.data.sources.common import RowErrors
 from pbrl_jax.eval.benchmarks.common import (
     LOGLIKELIHOOD,
     Benchmark,
+    Dataset,
     Problem,
     Request,
-    Source,
     known_language,
-    limited,
     local_folder,
-    read_rows,
+    requested_rows,
+    solved_examples,
 )
 
 CONNECTORS = {
@@ -33,7 +33,7 @@ CONNECTORS = {
     "zh": ("因为", "所以"),
 }
 """Language -> words that lead to a cause and to an effect."""
-SOURCE = Source(
+DATASET = Dataset(
     "xcopa", "cambridgeltl/xcopa",
     ("data/{code}/{split}.{code}.jsonl", "{code}/{split}.{code}.jsonl", "{code}/{split}-*.parquet"),
 )  # fmt: skip
@@ -49,38 +49,34 @@ def continuation(choice: str) -> str:
     return f" {choice[0].lower()}{choice[1:]}" if choice else " "
 
 
-def solved_examples(request: Request, code: str) -> str:
+def shots_text(request: Request, code: str) -> str:
     """The first `request.shots` rows of the validation file with the right choice, an empty line after each."""
-    if not request.shots:
-        return ""
-    split = "validation" if local_folder(SOURCE, request.data) is None else "val"
-    rows, place = read_rows(SOURCE, code, code, split, request.data)
-    errors, shown = RowErrors(place), ""
-    for number, row in enumerate(rows[: request.shots], start=1):
+
+    def show(row: dict[str, Any], number: int, errors: RowErrors) -> str:
         premise, question, choices, label = _fields(row, number, errors)
-        shown += f"{context(premise, question, code)}{continuation(choices[label])}\n\n"
-    errors.check()
-    return shown
+        return f"{context(premise, question, code)}{continuation(choices[label])}\n\n"
+
+    split = "validation" if local_folder(DATASET, request.data) is None else "val"
+    return "".join(solved_examples(DATASET, request, (code, code), split, "", show).get("", ()))
 
 
 def _fields(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str, list[str], int]:
     premise = errors.text(number, "premise", row.get("premise"))
     choices = [errors.text(number, column, row.get(column)) for column in ("choice1", "choice2")]
-    question, label = row.get("question"), row.get("label")
+    question, label = str(row.get("question")), row.get("label")
     if question not in ("cause", "effect"):
         errors.add(number, f"question is {question!r}, expected cause or effect")
     if label not in (0, 1):
         errors.add(number, f"label is {label!r}, expected 0 or 1")
-    return premise, question, choices, label if label in (0, 1) else 0
+    return premise, question, choices, 1 if label == 1 else 0
 
 
 def load(request: Request) -> list[Problem]:
     """The 500 test rows, language by language."""
     problems = []
     for code in request.languages:
-        rows, place = read_rows(SOURCE, code, code, "test", request.data)
-        before, errors = solved_examples(request, code), RowErrors(place)
-        for row, values in limited(rows, request.limit):
+        before = shots_text(request, code)
+        for row, values, errors in requested_rows(DATASET, code, code, request):
             premise, question, choices, label = _fields(values, row + 1, errors)
             problems.append(
                 Problem(
@@ -90,12 +86,11 @@ def load(request: Request) -> list[Problem]:
                     options=2,
                 )
             )  # fmt: skip
-        errors.check()
     return problems
 
 
 BENCHMARK = Benchmark(
     name="xcopa", version="1 (lm-eval 1.0)", languages={code: code for code in CONNECTORS},
-    protocols=(LOGLIKELIHOOD,), tokens={LOGLIKELIHOOD: 0}, shots=0, source=SOURCE, load=load,
+    protocols=(LOGLIKELIHOOD,), tokens={LOGLIKELIHOOD: 0}, shots=0, dataset=DATASET, load=load,
     published=lambda problem, text, protocol: {},
 )  # fmt: skip
