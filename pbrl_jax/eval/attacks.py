@@ -38,6 +38,11 @@ class Case(NamedTuple):
 
     @property
     def phrases(self) -> Phrases:
+        if self.prompt.language not in PHRASES:
+            raise DataError(
+                f"There are no attack phrases in {self.prompt.language}, only in {', '.join(PHRASES)}. Leave the "
+                "language out, or add its phrases to pbrl_jax/eval/attack_text.py."
+            )
         return PHRASES[self.prompt.language]
 
     @property

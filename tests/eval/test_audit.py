@@ -124,7 +124,7 @@ def test_a_text_without_full_stops_is_cut_at_its_equations(text, steps):
     assert steps_of(text) == steps
 
 
-@pytest.mark.parametrize("code", sorted(LANGUAGES))
+@pytest.mark.parametrize("code", sorted(PHRASES))
 def test_phrases_are_in_their_language_and_state_no_answer(code):
     own = PHRASES[code]
     for text in (*own.filler, *own.boilerplate, own.untrue):
