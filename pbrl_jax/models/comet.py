@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.models.chain import ACTIVATIONS
-from pbrl_jax.models.encoder import Encoder, init_encoder
+from pbrl_jax.models.encoder import TextEncoder, init_encoder
 from pbrl_jax.models.layers import Projection
 from pbrl_jax.models.pooling import pool
 from pbrl_jax.models.specs import EncoderSpec
@@ -112,7 +112,7 @@ def estimate(params, features_BF: Float[Array, "B F"], spec: CometSpec) -> Float
 
 def mixed_states(params, tokens_BS, mask_BS, spec: CometSpec) -> tuple[jax.Array, jax.Array]:
     """(all states [N + 1, B, S, D], their mix [B, S, D])."""
-    states = Encoder(spec.encoder).apply({"params": params["encoder"]}, tokens_BS, mask_BS, all_states=True)
+    states = TextEncoder(spec.encoder).apply({"params": params["encoder"]}, tokens_BS, mask_BS, all_states=True)
     states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
     weights, gamma = params["layer_weights"][:, 0], params["gamma"][0]
     mixed = mix_layers(states, mask_BS, weights, gamma, transform=spec.transform, layer_norm=spec.layer_norm)
