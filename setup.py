@@ -4,6 +4,7 @@ Lower bounds are the versions this package is tested with. One list serves Pytho
 jax 0.10) and Python 3.12 or newer (jax 0.11). numpy, etils and safetensors come with jax, orbax and transformers.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -25,7 +26,8 @@ REQUIREMENTS = [
     "jaxtyping>=0.3.10",
     "matplotlib>=3.10",
     "tensorboardX>=2.6.4",
-    "py3langid>=0.3",
+    "py3langid>=0.4",
+    "pycld2>=0.42",
     "math-verify[antlr4_13_2]>=0.9",
     "sacrebleu>=2.5",
     "pyyaml>=6.0",
@@ -42,24 +44,31 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "hypothesis>=6.150",
         "ruff>=0.14",
+        "mypy>=2.4",
+        "types-PyYAML>=6.0",
         "beartype>=0.22",
         "babel>=2.16",
         "qwix>=0.1.8",
     ],
 }
 
-readme = Path(__file__).parent / "README.md"
+root = Path(__file__).parent
+readme = root / "README.md"
+# Read, not imported: the package is not there yet.
+version = re.search(r'^__version__ = "(.+)"$', (root / "pbrl_jax/core/version.py").read_text(encoding="utf-8"), re.M)[1]
 
 setup(
     name="pbrl_jax",
-    version="0.1.0",
+    version=version,
     description="Multilingual reasoning by reinforcement learning from English pivot references, in JAX",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
-    package_data={"pbrl_jax": ["data/sources/*.json", "eval/*.json", "eval/benchmarks/*.json"]},
+    package_data={
+        "pbrl_jax": ["py.typed", "data/sources/*.json", "eval/*.json", "eval/benchmarks/*.json", "text/*.json"]
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pbrl = pbrl_jax.cli:main"]},

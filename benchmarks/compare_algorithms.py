@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, PbrlError
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.data.sources.quickstart import Example
@@ -33,14 +33,17 @@ from pbrl_jax.quickstart.stages import Stages, accuracy, cached, reward_encoder,
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.sft import train_supervised
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.loop import restore, train, trained_policy
+from pbrl_jax.train.loop import train, trained_policy
+from pbrl_jax.train.restart import restore
 from pbrl_jax.weights.policies import load_policy, save_policy
 
+#: The quickstart's settings of GRPO alone, at their defaults: other algorithms do not read them.
+UNSCALED = {"scale_rewards": "group", "advantage_epsilon": 1e-4}
 #: Settings that make each algorithm; all else is the quickstart's. See docs/algorithms.md for the reasons.
 ALGORITHMS = {
     "grpo": {},
-    "ppo": {"name": "ppo", "kl_in": "reward", "kl_estimator": "k1", "critic_learning_rate": 3e-3},
-    "reinforce_plus_plus": {"name": "reinforce_plus_plus", "kl_in": "reward", "kl_estimator": "k1"},
+    "ppo": {"name": "ppo", "kl_in": "reward", "kl_estimator": "k1", "critic_learning_rate": 3e-3, **UNSCALED},
+    "reinforce_plus_plus": {"name": "reinforce_plus_plus", "kl_in": "reward", "kl_estimator": "k1", **UNSCALED},
     "rloo": {"leave_one_out": True, "scale_rewards": "none"},
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.0, "mask_truncated_completions": True,
              "max_sampling_rounds": 3},

@@ -3,7 +3,7 @@
     python benchmarks/grpo_step.py --steps 8 --json ours.json
 
 The step is the one that training runs: rollout.generate samples, the host computes the reward from the tokens,
-train.update makes advantages, reference log-probs, loss, gradient and AdamW in one program. Since the reference pass
+train.programs makes advantages, reference log-probs, loss, gradient and AdamW in one program. Since the reference pass
 lies inside that program, the column `reference` is measured apart, after the last step, on the same batches: it says
 what share of `update` it is, and belongs neither to `total` nor to `cpu_seconds`.
 """
@@ -22,16 +22,17 @@ import numpy as np
 from peers import bench_workload as workload
 from peers.bench_protocol import StepClock, cpu_name, finish, parse_flags, workload_dict
 
-from pbrl_jax.config.tree import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
+from pbrl_jax import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
+from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
-from pbrl_jax.data.batches import pad_prompts
+from pbrl_jax.models.packing import choose_bucket, packed_buckets
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.generate import make_generate
-from pbrl_jax.rollout.packing import choose_bucket, packed_buckets
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update, update_context
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import make_update, row_logprobs
+from pbrl_jax.train.update import row_outputs
 
 NOT_PACKED = 0
 
@@ -143,7 +144,7 @@ def make_programs(flags) -> Programs:
     spec, config, params = policy_spec(flags), run_config(flags), policy_params(flags)
 
     def reference(params, batch, *, bucket):
-        return row_logprobs(params, batch, config, spec, bucket, False)[0]
+        return row_outputs(params, None, batch, update_context(spec, config, bucket), False)[0]
 
     state = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), make_optimizer(config.optim)))(params)
     generate = make_generate(spec, flags.group, flags.response_len, config.rollout.segment_length)

@@ -59,8 +59,8 @@ def write_model(folder: Path, spec) -> int:
     import numpy as np
 
     from pbrl_jax.weights.hf_decoder import decoder_names, hf_config
-    from pbrl_jax.weights.hf_export import file_plan
     from pbrl_jax.weights.safetensors_file import Planned, write_safetensors
+    from pbrl_jax.weights.writing import file_plan
 
     kind, planned = np.dtype(jnp.bfloat16), []
     for path, stored in decoder_names(spec).items():
@@ -107,7 +107,7 @@ def measure(folder: str, case: str) -> dict:
     """One load in this process."""
     import jax
 
-    from pbrl_jax.config.tree import MeshConfig
+    from pbrl_jax import MeshConfig
     from pbrl_jax.mesh.sharding import make_mesh
     from pbrl_jax.weights.policies import load_policy
 

@@ -10,7 +10,6 @@ whose reward has it.
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import tempfile
@@ -46,7 +45,7 @@ def seconds(run: Callable[[], Any], flags: argparse.Namespace) -> float:
 
 def experiment_of(flags: argparse.Namespace, folder: str):
     """The quickstart's main stage with random models."""
-    from pbrl_jax.config.tree import with_values
+    from pbrl_jax import with_values
     from pbrl_jax.core.paths import work_dir
     from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
     from pbrl_jax.run.assemble import build_experiment
@@ -125,13 +124,15 @@ def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
     """Seconds of the quickstart's whole fused step, of its reward alone, and of its embedding reward alone."""
     import jax
 
-    from pbrl_jax.config.tree import with_values
+    from pbrl_jax import with_values
     from pbrl_jax.data.batches import next_batch, start_cursor
+    from pbrl_jax.rewards.combine import make_token_reward
+    from pbrl_jax.rewards.tokens import TokenInputs
     from pbrl_jax.rollout.sampling import step_key
     from pbrl_jax.train.experiment import device_pivots, device_prompts, token_tables
-    from pbrl_jax.train.fused import make_fused_step, token_scores
-    from pbrl_jax.train.loop import new_position
-    from pbrl_jax.train.steps import run_sampling
+    from pbrl_jax.train.fused import make_fused_step
+    from pbrl_jax.train.hosted import run_sampling
+    from pbrl_jax.train.restart import new_position
 
     config, policy, encoder = experiment.config, experiment.policy, experiment.encoder
     chosen, _ = next_batch(experiment.sampler, start_cursor())
@@ -150,10 +151,12 @@ def share_of_a_step(experiment, flags: argparse.Namespace) -> dict[str, float]:
     )
     _, _, rollout, _ = step(*arguments)
     found = {"whole step": seconds(lambda: step(*arguments), flags)}
+    rows = jax.tree.map(lambda x: x.repeat(config.algo.num_generations, axis=0), pivots)
+    inputs = TokenInputs(rollout.tokens_BR, rollout.lengths_B, rows, tables, encoder.params)
     embedding = with_values(config, reward={"functions": ("cosine",), "reward_weights": (1.0,)}).reward
     for name, reward in {"reward": config.reward, "embedding reward": embedding}.items():
-        score = jax.jit(functools.partial(token_scores, spec=encoder.spec, config=reward))
-        found[name] = seconds(lambda score=score: score(encoder.params, rollout, pivots, tables), flags)
+        score = jax.jit(make_token_reward(reward, encoder.spec))
+        found[name] = seconds(lambda score=score: score(inputs), flags)
         found[f"share of the {name}"] = found[name] / found["whole step"]
     return found
 

@@ -47,7 +47,7 @@ def virtual_devices(count: int) -> None:
 
 def run_config(flags: argparse.Namespace, count: int):
     """The step's settings on so many devices."""
-    from pbrl_jax.config.tree import Config, with_values
+    from pbrl_jax import Config, with_values
 
     return with_values(
         Config(), encoder={"preset": "small", "max_length": flags.response_len},
@@ -98,8 +98,8 @@ def run_times(config, models, mesh, steps: int) -> dict[str, dict[str, float]]:
     from pbrl_jax.rollout.generate import make_generate
     from pbrl_jax.rollout.sampling import sampling_params
     from pbrl_jax.train.optimizer import make_optimizer
+    from pbrl_jax.train.programs import make_update
     from pbrl_jax.train.state import place_state
-    from pbrl_jax.train.update import make_update
 
     spec, R = models.policy, config.rollout.max_completion_length
     axes, rows = decoder_axes(spec), batch_sharding(mesh)

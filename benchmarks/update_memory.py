@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_config(flags: argparse.Namespace):
-    from pbrl_jax.config.tree import Config, with_values
+    from pbrl_jax import Config, with_values
 
     return with_values(
         Config(), rollout={"max_prompt_length": flags.prompt_len, "max_completion_length": flags.response_len},
@@ -73,24 +73,25 @@ def plain_logprobs(params, batch, spec, config):
 
 
 def plain_update(state, reference, batch, *, spec, config):
-    """The same step as `train.update.update_step`, the plain way."""
+    """The same step as `train.programs.update_step`, the plain way."""
     import jax
 
-    from pbrl_jax.algos import ALGORITHMS
-    from pbrl_jax.train.update import apply_update, batch_advantages, loss_mask
+    from pbrl_jax.algos.grpo import policy_loss
+    from pbrl_jax.train.programs import run_optimizer
+    from pbrl_jax.train.update import estimate_advantages, loss_mask, optimizer_step
 
     mask = loss_mask(batch, config)
-    advantages = batch_advantages(batch, mask, None, config)
+    advantages, _ = estimate_advantages(batch, mask, None, config)
     reference_logp = plain_logprobs(reference, batch, spec, config)
 
     def loss(params):
-        total, count, _ = ALGORITHMS[config.algo.name].loss(
+        total, count, _ = policy_loss(
             plain_logprobs(params, batch, spec, config), batch.rollout.logp_BR, advantages, mask, config=config.algo,
             ref_logp_BR=reference_logp, max_completion_length=config.rollout.max_completion_length,
         )  # fmt: skip
         return total / count
 
-    return apply_update(state, jax.grad(loss)(state.params), config)
+    return optimizer_step(state, jax.grad(loss)(state.params), run_optimizer(config))
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
@@ -99,8 +100,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 
     from pbrl_jax.mesh.sharding import make_mesh
     from pbrl_jax.plan.programs import compile_ahead
-    from pbrl_jax.plan.shapes import sharded_batch, sharded_policy, sharded_state
-    from pbrl_jax.train.update import make_update
+    from pbrl_jax.plan.shapes import placed_batch, placed_policy, placed_state
+    from pbrl_jax.train.programs import make_update
 
     config, spec = run_config(flags), model_spec(flags)
     mesh = make_mesh(dataclasses.replace(config.mesh, data=1), jax.devices()[:1])

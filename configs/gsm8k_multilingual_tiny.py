@@ -21,7 +21,7 @@ Evaluation prompts in Bengali, Telugu and Thai are long: training has no text in
 bytes. eval.max_prompt_length holds the longest one.
 """
 
-from pbrl_jax.config.tree import (
+from pbrl_jax import (
     AlgoConfig,
     Config,
     ContrastiveConfig,

@@ -16,7 +16,7 @@ translation with COMET on the answer, and GRPO. All that is marked ASSUMED is ou
 this version does not have, the answer part is an embedding cosine too.
 """
 
-from pbrl_jax.config.tree import (
+from pbrl_jax import (
     AlgoConfig,
     Config,
     DataConfig,

@@ -10,7 +10,7 @@ Expected:  not measured. Look at `pbrl report runs/own` after some fifty steps: 
            the right language should rise, the gap to English should shrink, and English should stay.
 """
 
-from pbrl_jax.config.tree import (
+from pbrl_jax import (
     AlgoConfig,
     Config,
     DataConfig,

@@ -6,7 +6,7 @@ Hardware:  two CPU cores, see docs/quickstart.md for minutes.
 Expected:  docs/quickstart.md.
 """
 
-from pbrl_jax.config.tree import Config
+from pbrl_jax import Config
 from pbrl_jax.quickstart.settings import quickstart_config
 
 

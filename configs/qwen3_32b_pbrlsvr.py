@@ -12,7 +12,7 @@ Expected:  the paper reports +10.17 % average multilingual improvement. Whether 
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

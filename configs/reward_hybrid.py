@@ -8,7 +8,7 @@ Expected:  it learns nothing, as configs/tiny_cpu.py; it shows the reward in a r
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

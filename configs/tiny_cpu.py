@@ -5,7 +5,7 @@ Hardware:  any CPU; about ten seconds, most of them compilation.
 Expected:  it learns nothing; every stage runs: data, references, rollout, reward, update, evaluation, resume.
 """
 
-from pbrl_jax.config.tree import (
+from pbrl_jax import (
     AlgoConfig,
     Config,
     DataConfig,

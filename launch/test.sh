@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs: lint, then all tests.
+# Everything CI runs: lint, types, then all tests.
 #
 #   bash launch/test.sh [PYTEST_ARGUMENT...]       for example: bash launch/test.sh tests/algos -k kl
 #
@@ -19,6 +19,8 @@ unset PYTHONDONTWRITEBYTECODE
 ensure_environment dev
 say "ruff"
 python -m ruff check .
+say "mypy"
+python -m mypy
 
 # Both halves share what was compiled. A file's tests stay in one process, which makes its fixtures once.
 if [ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]; then

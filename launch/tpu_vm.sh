@@ -27,7 +27,7 @@
 #   RETRY_SECONDS      pause of `loop` and `wait` before they ask again    (default: 60)
 #
 # On a pod every host reads and writes the same places: work directory (--workdir), weights (--policy.source),
-# references (--pivot.path) and compiled programs (--log.compilation-cache) are gs:// paths.
+# references (--pivot.store) and compiled programs (--log.compilation-cache) are gs:// paths.
 #
 # Written after gcloud's command reference; it has never run on a real pod.
 set -euo pipefail

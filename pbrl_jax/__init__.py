@@ -25,7 +25,7 @@ Text:
   format_prompts(questions, codes, tokenizer, style='plain', thinking=None) -> lists of token ids
   extract_answer(text, code, *, fallback=False) -> str | None
   split_response(text, code) -> (reasoning, answer)
-  same_answer(a, b) -> bool
+  same_answer(answer, gold) -> bool
   identify_language(text, languages=None) -> str | None
   is_right_language(text, language, languages, share=0.8) -> bool | None
 
@@ -51,13 +51,15 @@ Algorithm and update:
               count_masked_rows=False, weight_BR=None, entropy_BR=None, beta=None) -> (sum, count, metrics)
   make_optimizer(config) -> optax.GradientTransformation
   new_state(params, optimizer, beta=None, critic=None) -> TrainState
-  make_update(spec, config) -> compiled (state, ref_params, batch, bucket=0) -> (state, metrics)
+  make_update(spec, config) -> compiled (state, ref_params, batch, base=None, bucket=0) -> (state, metrics)
   make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
-              sampling, key) -> (state, metrics, rollout, scores)
+              sampling, key) -> (state, metrics, rollout, rewards)
 
 Configuration:
 
-  Config: one frozen tree of settings; its sections (AlgoConfig, ...) are in pbrl_jax.config.tree
+  Config: one frozen tree of settings; its sections are PolicyConfig, PivotConfig, EncoderConfig, RewardConfig,
+    AlgoConfig, RolloutConfig, DataConfig, OptimConfig, TrainConfig, SftConfig, DpoConfig, LoraConfig,
+    ContrastiveConfig, MeshConfig, EvalConfig, LogConfig, GuardConfig, EndpointConfig
   with_values(config, **sections) -> Config
   validate(config, device_count)
 
@@ -66,33 +68,52 @@ Each name is imported on first use: `import pbrl_jax` alone loads neither JAX no
 
 import importlib
 
+from pbrl_jax.core.version import __version__ as __version__
+
 #: Public name -> the module it lives in.
 NAMES = {
-    "AlgoConfig": "config.algo",
+    "AlgoConfig": "run.settings",
     "CheckpointError": "core.errors",
     "Comet": "weights.comets",
-    "Config": "config.tree",
+    "Config": "run.settings",
     "ConfigError": "core.errors",
+    "ContrastiveConfig": "config.supervised",
+    "DataConfig": "config.data",
     "DataError": "core.errors",
     "DecoderSpec": "models.specs",
+    "DpoConfig": "config.supervised",
     "Encoder": "weights.encoders",
+    "EncoderConfig": "config.encoder",
     "EncoderSpec": "models.specs",
+    "EndpointConfig": "config.endpoint",
+    "EvalConfig": "config.eval",
+    "GuardConfig": "config.guard",
+    "LogConfig": "config.log",
+    "LoraConfig": "config.supervised",
+    "MeshConfig": "config.mesh",
+    "OptimConfig": "config.optim",
     "PbrlError": "core.errors",
-    "PivotBatch": "train.fused",
+    "PivotBatch": "rewards.tokens",
+    "PivotConfig": "config.pivot",
     "PivotStore": "pivots.store",
     "PivotVectors": "rewards.inputs",
     "Policy": "weights.policies",
+    "PolicyConfig": "config.policy",
     "Prompt": "core.records",
     "PromptBatch": "core.records",
     "Reference": "core.records",
     "RewardAssets": "rewards.combine",
+    "RewardConfig": "run.settings",
     "RewardError": "core.errors",
     "RewardInputs": "rewards.inputs",
     "Rollout": "core.records",
+    "RolloutConfig": "config.rollout",
     "SamplingParams": "core.records",
     "Scores": "core.records",
-    "TokenTables": "train.fused",
+    "SftConfig": "config.supervised",
+    "TokenTables": "rewards.tokens",
     "TrainBatch": "core.records",
+    "TrainConfig": "config.train",
     "TrainState": "core.records",
     "completions": "rollout.decode",
     "convert_comet": "weights.comets",
@@ -113,11 +134,11 @@ NAMES = {
     "make_fused_step": "train.fused",
     "make_optimizer": "train.optimizer",
     "make_reward": "rewards.combine",
-    "make_update": "train.update",
+    "make_update": "train.programs",
     "new_state": "train.state",
-    "pad_prompts": "data.batches",
+    "pad_prompts": "core.batching",
     "policy_loss": "algos.grpo",
-    "same_answer": "text.answers",
+    "same_answer": "text.equality",
     "sampling_params": "rollout.sampling",
     "save_encoder": "weights.encoders",
     "save_policy": "weights.policies",
@@ -135,7 +156,8 @@ def __getattr__(name: str):
     if name not in NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{NAMES[name]}"), name)
-    globals()[name] = value
+    if NAMES[name] != "run.settings":  # made anew where a table of algorithms or rewards has grown
+        globals()[name] = value
     return value
 
 

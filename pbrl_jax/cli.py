@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.core.version import __version__
 
-USAGE = """usage: pbrl VERB [arguments] [--debug]
+USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
 
   quickstart --workdir W      the paper's effect in miniature, offline, on a CPU
   train CONFIG --workdir W    train or continue (--section.field VALUE overrides a setting)
@@ -53,12 +54,15 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             parser.print_help()
             print("\nSettings (--section.field VALUE): pbrl", name, "configs/tiny_cpu.py --help")
             return
+        from pbrl_jax.config.checks import unread_fields
         from pbrl_jax.run.config_file import load_config, override
 
         if "-h" in arguments or "--help" in arguments:
             override(load_config(arguments[0]), ["--help"], f"pbrl {name} CONFIG --workdir W")
         known, rest = parser.parse_known_args(arguments)
         config = override(load_config(known.config), rest, f"pbrl {name} {known.config}")
+        for line in unread_fields(config):
+            print(f"Note: {line}", file=sys.stderr)
         if known.dry_run:
             from pbrl_jax.run.dry_run import main as dry_run
 
@@ -302,6 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        print(f"pbrl_jax {__version__}")
         return 0
     if arguments[0] not in VERBS:
         print(f"Unknown verb {arguments[0]!r}. {did_you_mean(arguments[0], VERBS)}", file=sys.stderr)

@@ -8,9 +8,10 @@ nothing says that it is something else.
 import ast
 
 
-def config_reads(tree: ast.AST, sections: dict[str, str]) -> set[tuple[str, str]]:
-    """Pairs (section, attribute) that are read; `sections` maps a section's name to its class name."""
-    finder = _Finder(sections)
+def config_reads(tree: ast.AST, sections: dict[str, str], bases: dict[str, str] | None = None) -> set[tuple[str, str]]:
+    """Pairs (section, attribute) that are read; `sections` maps a section's name to its class name, and `bases` further
+    class names, those that a section's class extends, to the section's name."""
+    finder = _Finder(sections, bases or {})
     finder.visit(tree)
     return finder.reads
 
@@ -18,9 +19,9 @@ def config_reads(tree: ast.AST, sections: dict[str, str]) -> set[tuple[str, str]
 class _Finder(ast.NodeVisitor):
     """Walks with the names that stand for a section in the function at hand; inner functions see the outer names."""
 
-    def __init__(self, sections: dict[str, str]):
+    def __init__(self, sections: dict[str, str], bases: dict[str, str]):
         self.sections = sections
-        self.by_class = {kind: name for name, kind in sections.items()}
+        self.by_class = bases | {kind: name for name, kind in sections.items()}
         self.names: dict[str, str | None] = {}
         self.attributes: dict[str, str] = {}
         self.reads: set[tuple[str, str]] = set()
@@ -32,6 +33,8 @@ class _Finder(ast.NodeVisitor):
             if isinstance(node.value, ast.Name) and node.value.id == "self" and node.attr in self.attributes:
                 return self.attributes[node.attr]
             return node.attr if node.attr in self.sections else None
+        if isinstance(node, ast.Call) and node.args:  # settings_of(config.algo, PpoConfig)
+            return self.by_class.get(getattr(node.args[-1], "id", None))
         return None
 
     def annotated(self, annotation: ast.AST | None) -> str | None:

@@ -106,9 +106,9 @@ def wait(marker: str) -> None:
 
 def in_generate(marker: str, call: int) -> None:
     """Between the first and the second segment of rollout number `call`."""
-    from pbrl_jax.train import steps
+    from pbrl_jax.train import hosted
 
-    make, calls = steps.make_generate, itertools.count(1)
+    make, calls = hosted.make_generate, itertools.count(1)
 
     def make_held(*settings):
         run = make(*settings)
@@ -125,28 +125,29 @@ def in_generate(marker: str, call: int) -> None:
 
         return generate
 
-    steps.make_generate = make_held
+    hosted.make_generate = make_held
 
 
 def fails_in_reward(_marker: str, call: int) -> None:
     """An error of our own in rollout number `call`, where the host reads its rows."""
-    from pbrl_jax.train import steps
+    from pbrl_jax.train import hosted
 
-    decode, calls = steps.completions, itertools.count(1)
+    decode, calls = hosted.completions, itertools.count(1)
 
     def failing(*arguments):
         if next(calls) == call:
             raise ZeroDivisionError("nothing to divide by")
         return decode(*arguments)
 
-    steps.completions = failing
+    hosted.completions = failing
 
 
 def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
     """Update number `call` is dispatched; nothing of it is logged or saved."""
-    from pbrl_jax.train import steps
+    from pbrl_jax.train import fused, programs
 
-    make, calls = getattr(steps, name), itertools.count(1)
+    module = fused if name == "make_fused_step" else programs
+    make, calls = getattr(module, name), itertools.count(1)
 
     def make_held(*settings):
         update = make(*settings)
@@ -159,7 +160,7 @@ def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
 
         return held
 
-    setattr(steps, name, make_held)
+    setattr(module, name, make_held)
 
 
 def in_fused(marker: str, call: int) -> None:

@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from pbrl_jax.config.tree import Config, EvalConfig, GuardConfig
-from pbrl_jax.train import steps
+from pbrl_jax import Config, EvalConfig, GuardConfig
+from pbrl_jax.train import fused, hosted, programs
 
 #: Settings of the loop, which no program reads.
 CADENCE = {"max_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "eval_steps": 0}
@@ -32,6 +32,8 @@ def programs_made_once(made: dict):
         return first
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("make_generate", "make_update", "make_values", "compiled_ahead", "make_fused_step"):
-            patch.setattr(steps, name, once(getattr(steps, name)))
+        for name in ("make_generate", "make_advantages", "make_parameter_update", "make_values"):
+            patch.setattr(hosted, name, once(getattr(hosted, name)))
+        patch.setattr(programs, "compiled_ahead", once(programs.compiled_ahead))
+        patch.setattr(fused, "make_fused_step", once(fused.make_fused_step))
         yield made

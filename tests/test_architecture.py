@@ -25,7 +25,8 @@ RANKS = {
 }  # fmt: skip
 """Folder or top-level module of pbrl_jax -> rank. What is not listed has no place in the house."""
 
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 8
+FOUNDATIONS = ("core", "config", "mesh", "models", "weights")
 FORBIDDEN = ("torch", "tunix", "easydel", "EasyDeL", "maxtext", "MaxText", "jax.experimental.pjit")
 LAZY = ("tensorflow", "tensorflow_text")
 
@@ -138,6 +139,57 @@ def test_functions_are_short():
     assert not long, f"over {MAX_FUNCTION_LINES} lines:\n" + "\n".join(long)
 
 
+def parameters_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Parameters of a function, without self."""
+    names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_functions_have_few_parameters():
+    """More belong in a record. `policy_loss` is a public contract; the writer and the bar are made in one place."""
+    known = {"policy_loss", "MetricWriter.__init__", "Progress.__init__"}
+    many = []
+    for path in PACKAGE_FILES:
+        tree = tree_of(path)
+        classes = {id(f): node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for f in node.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and parameters_of(node) > MAX_PARAMETERS:
+                name = f"{classes[id(node)]}.{node.name}" if id(node) in classes else node.name
+                if name not in known:
+                    many.append(f"{path.relative_to(ROOT)}, line {node.lineno}: {name} has {parameters_of(node)}")
+    assert not many, f"over {MAX_PARAMETERS} parameters:\n" + "\n".join(many)
+
+
+def test_the_step_is_one_page():
+    """`train/step.py` says what a step is, in order, without a generator; its functions take no more than it names."""
+    path = PACKAGE / "train" / "step.py"
+    text, tree = path.read_text(encoding="utf-8"), tree_of(path)
+    assert len(text.splitlines()) <= 180
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Yield | ast.YieldFrom | ast.Lambda)]
+    calls = ["draw(", "functions.rollout(", "functions.reward(", "functions.advantages(", "functions.update("]
+    code = text[text.index("def train_step(") :]
+    places = [code.index(call) for call in calls]
+    assert places == sorted(places), "prompts, rollout, reward, advantages, update"
+
+
+def reading_path(module: str) -> dict[str, int]:
+    """Lines of a module and of all that it imports, lazily too, outside the rooms that know nothing of learning."""
+    files = {module_name(path): path for path in PACKAGE_FILES}
+    found, todo = {}, [module]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found[name] = len(files[name].read_text(encoding="utf-8").splitlines())
+            imports = [other for _, other in imported_modules(files[name])]
+            todo += [other for other in imports if part_of(other) not in FOUNDATIONS]
+    return found
+
+
+def test_the_update_is_read_in_an_hour():
+    lines = reading_path("pbrl_jax.train.update")
+    assert len(lines) <= 12 and sum(lines.values()) <= 1400, f"{len(lines)} files, {sum(lines.values())} lines: {lines}"
+
+
 def is_fixture_maker(path) -> bool:
     """Scripts that write fixtures may use the libraries that the fixtures are to agree with."""
     return path.name.startswith("make_") or bool({"peers", "fixture_makers"} & set(path.parts))
@@ -161,15 +213,17 @@ def test_tensorflow_is_imported_lazily():
 
 
 def test_every_config_field_is_read():
-    from pbrl_jax.config.tree import Config
+    from pbrl_jax import Config
 
     sections = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
+    names = {name: kind.__name__ for name, kind in sections.items()}
+    bases = {base.__name__: name for name, kind in sections.items() for base in kind.__mro__[1:-1]}
     reads = set()
     for path in PACKAGE_FILES:
         # Defining a field, checking it and writing it to JSON is not yet using it.
         if path.parent == PACKAGE / "config" or path == PACKAGE / "run" / "check.py":
             continue
-        reads |= config_reads(tree_of(path), {name: kind.__name__ for name, kind in sections.items()})
+        reads |= config_reads(tree_of(path), names, bases)
     fields = {(name, field.name) for name, kind in sections.items() for field in dataclasses.fields(kind)}
     dead = sorted(".".join(pair) for pair in fields - reads)
     assert not dead, f"nothing reads: {', '.join(dead)}"
@@ -218,6 +272,8 @@ def test_checks_tell_eager_from_lazy_imports():
         ("class A:\n    c: AlgoConfig\n    def f(self):\n        return self.c.beta", {("algo", "beta")}),
         ("def f(c: AlgoConfig):\n    def g():\n        return c.beta\n    return g", {("algo", "beta")}),
         ("def f(c: AlgoConfig):\n    pass\ndef g(c):\n    return c.beta", set()),
+        ("def f(c):\n    return settings_of(c.algo, AlgoConfig).beta", {("algo", "beta")}),
+        ("def f(c):\n    return settings_of(c.algo, Scores).beta", set()),
         ("def f(c: AlgoConfig):\n    c.beta = 3", set()),
         ("def f(x):\n    return x.beta", set()),
         ("def f(algo: Scores):\n    return algo.beta", set()),

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
 from shared_programs import programs_made_once
 from tiny_policy import quick_compiles  # noqa: F401  a fixture: the few runs here are compile time
 
+import pbrl_jax
 from pbrl_jax import cli
 from pbrl_jax.checkpoint import list_checkpoints
 
@@ -91,6 +93,26 @@ def test_missing_arguments(pbrl, verb):
     assert status == 2 and "required" in errors and "Traceback" not in output + errors
 
 
+def test_version(pbrl):
+    """Said by the command, and the one that is installed."""
+    assert pbrl("--version") == (0, f"pbrl_jax {pbrl_jax.__version__}\n", "")
+    command = [sys.executable, "setup.py", "--version"]
+    installed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert installed.split()[-1] == pbrl_jax.__version__
+
+
+def test_names_of_older_versions(pbrl, tmp_path):
+    """Typed, and in an experiment file: they work, and the new name is said."""
+    path, dry = tmp_path / "x.py", ("--workdir", tmp_path / "run", "--dry-run")
+    status, output, errors = pbrl("pivots", TINY, *dry, "--pivot.path", "shared")
+    assert status == 0 and '"store": "shared"' in output, errors
+    assert errors.count("--pivot.path is now --pivot.store; the old name still works.") == 1
+    path.write_text("from pbrl_jax import Config, PivotConfig\ndef get_config():\n"
+                    "    return Config(pivot=PivotConfig(source='file', path='r.jsonl'))\n")  # fmt: skip
+    status, output, errors = pbrl("pivots", path, *dry)
+    assert status == 0 and '"file": "r.jsonl"' in output, errors
+
+
 def test_help_of_settings(pbrl):
     status, output, _ = pbrl("train", TINY, "--help")
     assert status == 0 and "--algo.beta" in output and "(default: 0.01)" in output
@@ -111,15 +133,18 @@ def test_experiment_files(refused, tmp_path, monkeypatch):
     assert "Did you mean 'configs/tiny_cpu.py'?" in refused(config="configs/tiny.py")
     monkeypatch.chdir(tmp_path)
     assert "a Python file with get_config()" in refused(config="nothing.py")
+    imports = "from pbrl_jax import Config, with_values\ndef get_config():\n    return "
     contents = {
         "a.yaml": ("train: 1", "'a.yaml' is no config. Expected a Python file"),
         "b.py": ("x = 1\ny = x / 0\n", "b.py, line 2: ZeroDivisionError"),
-        "c.py": ("from pbrl_jax.config.tree import AlgoConfig\nAlgoConfig(betta=1)\n", "c.py, line 2: TypeError"),
+        "c.py": ("from pbrl_jax import AlgoConfig\nAlgoConfig(betta=1)\n", "c.py, line 2: TypeError"),
         "d.py": ("def get_config(:\n", "d.py: SyntaxError"),
         "e.py": ("x = 1\n", "e.py has no get_config()"),
         "f.py": ("def get_config():\n    return {}\n", "gave a dict, expected pbrl_jax.Config"),
         "g.json": ("{", "The config is not JSON"),
         "h.json": ("{}", "Missing key 'policy'"),
+        "i.py": (f"{imports}with_values(Config(), data={{'languages': ['en']}})\n", "(list) for data.languages"),
+        "j.py": (f"{imports}with_values(Config(), algo={{'num_generations': '8'}})\n", '"8" (str) for algo.num_gen'),
     }
     for name, (content, message) in contents.items():
         (tmp_path / name).write_text(content)

@@ -6,8 +6,7 @@ import pytest
 from readme_commands import commands_of, fenced_blocks, problem_with
 from source_tree import ROOT
 
-from pbrl_jax import cli
-from pbrl_jax.config.tree import Config
+from pbrl_jax import Config, cli
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.run.check import field_value
 

@@ -18,8 +18,8 @@ from pbrl_jax.models.specs import tiny_decoder
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import make_update
 
 TABLE = Path(__file__).parent / "fixtures" / "golden_step.json"
 EOS = (1, 33, 65, 97, 129, 161, 193, 225)

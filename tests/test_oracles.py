@@ -17,7 +17,7 @@ from algos.oracle_checks import CASES
 
 CHECKS = {**oracle_checks.CHECKS, **oracle_advantages.CHECKS}
 
-OTHER_OBJECTIVE = "an objective that is not offered (see pbrl_jax.algos.surrogates for those that are)"
+OTHER_OBJECTIVE = "an objective that is not offered (see pbrl_jax.algos.losses for those that are)"
 REJECTION = "rows or tokens rejected by a KL that is no bound on their ratio: not offered"
 OTHER_ESTIMATOR = "a KL estimator that is not offered (k1, k2 and k3 are)"
 MISLABELLED = "the stored values are those of k1 whichever estimator the case names, so there is nothing to compare"

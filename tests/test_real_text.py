@@ -15,7 +15,7 @@ from shared_programs import programs_made_once
 from source_tree import ROOT
 from tiny_policy import quick_compiles  # noqa: F401
 
-from pbrl_jax.config.tree import with_values
+from pbrl_jax import with_values
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.data.sources.common import language_of, row_of
 from pbrl_jax.run.assemble import build_experiment, make_evaluate

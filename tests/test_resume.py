@@ -15,6 +15,7 @@ import pytest
 from resume_driver import ROOT, Driver
 from tiny_policy import largest_difference
 
+from pbrl_jax import Config
 from pbrl_jax.checkpoint import list_checkpoints
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.core.paths import work_dir
@@ -91,7 +92,7 @@ def params_of(workdir):
 def movement(whole):
     """Largest change of a parameter from the start of the undisturbed run to its end."""
     workdir = whole("one update")
-    config = from_json((workdir / "config.json").read_text())
+    config = from_json((workdir / "config.json").read_text(), Config)
     return largest_difference(
         run_policy(config, work_dir(workdir), training_prompts(config)).params, params_of(workdir)
     )
@@ -100,7 +101,7 @@ def movement(whole):
 def test_the_undisturbed_run(whole, movement):
     """It changes its parameters, uses up several epochs, and has one row a step; otherwise all below proves nothing."""
     workdir = whole("one update")
-    config = from_json((workdir / "config.json").read_text())
+    config = from_json((workdir / "config.json").read_text(), Config)
     sampler = make_sampler(training_prompts(config), config.train.prompts_per_step, config.data.english_share, 0)
     assert len(sampler.target) // sampler.target_size < STEPS - 1
     assert movement > 1e-3

@@ -5,7 +5,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from pbrl_jax.config.tree import EndpointConfig
+from pbrl_jax import EndpointConfig
 
 
 class TinyEndpoint:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
 from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.decoder import init_decoder

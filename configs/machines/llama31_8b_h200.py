@@ -16,7 +16,7 @@ Per device, of 141.0 GB, by hand, since no such GPU was there to compile for. A 
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

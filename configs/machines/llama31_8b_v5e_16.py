@@ -17,7 +17,7 @@ Per chip, of 17.2 GB; seconds are at least. Decoding is slow: the weights are ex
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

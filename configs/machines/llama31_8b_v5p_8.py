@@ -16,7 +16,7 @@ Per chip, of 102.0 GB; seconds are at least. By hand generate takes 21.5; the co
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

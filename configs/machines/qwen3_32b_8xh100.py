@@ -17,7 +17,7 @@ Per device, of 80.0 GB, by hand, since no such GPU was there to compile for. A s
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

@@ -11,7 +11,7 @@ Expected:  not in the paper.
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

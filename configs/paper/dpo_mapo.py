@@ -12,7 +12,7 @@ Expected:  not in the paper; an offline baseline of ours.
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

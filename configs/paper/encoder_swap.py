@@ -14,7 +14,7 @@ what their cosines mean, and whether they can be cheated, say `pbrl calibrate` a
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

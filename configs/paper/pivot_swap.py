@@ -9,12 +9,12 @@ Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan configs/pape
 Expected:  not in the material at hand.
 
 Any other expert: write its responses to a file ({"question", "response"} a line), and
---pivot.source file --pivot.path FILE. The pivot store keeps the references of each expert apart.
+--pivot.source file --pivot.file FILE. The pivot store keeps the references of each expert apart.
 """
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 
@@ -24,7 +24,6 @@ def get_config() -> Config:
         paper,
         pivot={
             "source": "policy",  # ASSUMED: the paper calls for a high-performing English model, and does not name it
-            "path": "",
             "temperature": 0.0,  # ASSUMED
         },
     )

@@ -11,7 +11,7 @@ Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what 
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 
@@ -20,5 +20,5 @@ def get_config() -> Config:
     return with_values(
         paper,
         # ASSUMED: all values; REINFORCE++ (arXiv 2501.03262) puts a k1 estimate into the reward.
-        algo={"name": "reinforce_plus_plus", "kl_in": "reward", "kl_estimator": "k1", "scale_rewards": "none"},
+        algo={"name": "reinforce_plus_plus", "kl_in": "reward", "kl_estimator": "k1"},
     )

@@ -13,7 +13,7 @@ Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what 
 
 from pathlib import Path
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.run.config_file import load_config
 
 

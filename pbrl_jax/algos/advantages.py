@@ -11,9 +11,35 @@ from jaxtyping import Array, Bool, Float
 
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_mean, masked_range, masked_std, where_valid
+from pbrl_jax.core.records import pytree
 
 #: Rewards of a group that lie within this of each other count as all the same (TRL compares the spread with 1e-8).
 SAME_REWARD = 1e-8
+
+
+@pytree
+class ScoredGroups:
+    """P groups of G responses as an algorithm sees them, B = P * G.
+
+    `reward_PG` is anything where `valid_PG` is false. `mask_BR` marks the tokens that count. `penalty_BR` is taken off
+    the tokens' rewards (`returns.kl_penalty`), where the KL is in the reward. `rewards_PGF` are the rewards of F
+    functions apart, NaN where one could not score a row, and `weights_F` their weights; only where they are scaled
+    before they are summed.
+    """
+
+    reward_PG: Float[Array, "P G"]
+    valid_PG: Bool[Array, "P G"]
+    mask_BR: Bool[Array, "B R"]
+    penalty_BR: Float[Array, "B R"] | None = None
+    rewards_PGF: Float[Array, "P G F"] | None = None
+    weights_F: Float[Array, "F"] | None = None
+
+    @property
+    def net_reward_PG(self) -> Float[Array, "P G"]:
+        """Rewards of rows minus the sum of their tokens' penalties, where there are any."""
+        if self.penalty_BR is None:
+            return self.reward_PG
+        return self.reward_PG - self.penalty_BR.sum(axis=1).reshape(self.reward_PG.shape)
 
 
 def group_spread(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "P 1"]:
@@ -76,11 +102,6 @@ def group_advantages(
     return where_valid(adv_PG, valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None])
 
 
-def without_penalty(reward_PG: Float[Array, "P G"], penalty_BR: Float[Array, "B R"] | None) -> Float[Array, "P G"]:
-    """Rewards of rows minus the sum of their tokens' penalties (`returns.kl_penalty`), where there is one."""
-    return reward_PG if penalty_BR is None else reward_PG - penalty_BR.sum(axis=1).reshape(reward_PG.shape)
-
-
 def normalize_then_sum(
     reward_FPG: Float[Array, "F P G"],
     valid_FPG: Bool[Array, "F P G"],
@@ -110,12 +131,13 @@ def normalize_then_sum(
 
 
 def zero_std_share(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, ""]:
-    """Share in [0, 1] of the groups without spread, among the groups that have at least two valid rewards."""
-    comparable_P = masked_count(valid_PG, axis=1) >= 2
+    """Share in [0, 1] of the groups without spread, among the groups that have at least two valid rewards; groups of
+    one response never have a spread, and count."""
+    comparable_P = masked_count(valid_PG, axis=1) >= min(2, reward_PG.shape[1])
     return masked_mean(flat_groups(reward_PG, valid_PG).astype(reward_PG.dtype), comparable_P)
 
 
-def reward_metrics(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> dict[str, Float[Array, ""]]:
+def group_metrics(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> dict[str, Float[Array, ""]]:
     """TRL's reward metrics over the valid rows of a whole batch; a spread is no sum, so do not add them over parts.
 
     `reward` and `reward_std` are the mean and the unbiased standard deviation over all valid rows together, as in

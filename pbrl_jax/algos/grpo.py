@@ -8,40 +8,76 @@ every loss: a ratio (`importance_sampling_level`), a surrogate and its aggregati
 sequence`) are settings of it. All switches are Python values: what is off is not in the program.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pbrl_jax.algos.advantages import group_advantages, without_penalty
-from pbrl_jax.algos.objectives import aggregate, kl_estimate
-from pbrl_jax.algos.surrogates import SURROGATES, ratio_at_level
-from pbrl_jax.config.tree import AlgoConfig
+from pbrl_jax.algos.advantages import SCALES, ScoredGroups, group_advantages, normalize_then_sum
+from pbrl_jax.algos.losses import LOSSES, aggregate
+from pbrl_jax.algos.objectives import kl_estimate, ratio_at_level
+from pbrl_jax.config.algo import AlgoConfig
+from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.masking import masked_count, masked_sum, where_valid
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 
 
-def advantages(
-    reward_PG: Float[Array, "P G"],
-    valid_PG: Bool[Array, "P G"],
-    mask_BR: Bool[Array, "B R"],
-    *,
-    config: AlgoConfig,
-    penalty_BR: Float[Array, "B R"] | None = None,
-) -> Float[Array, "B"]:
-    """`group_advantages` with the scale, epsilon, floor and baseline of `config`.
+@dataclass(frozen=True)
+class GrpoConfig(AlgoConfig):
+    """What GRPO's advantages read."""
+
+    scale_rewards: str = identity("group", names=SCALES)
+    """What an advantage is divided by: the spread of its group, of the batch, or none."""
+    min_reward_std: float = identity(0.0, at_least=0, only_with=("scale_rewards",))
+    """Least spread that an advantage is divided by; keeps near-equal groups from amplifying noise."""
+    leave_one_out: bool = identity(False)
+    """Baseline of the other samples only (RLOO) in place of the group mean."""
+    advantage_epsilon: float = identity(1e-4, at_least=0, only_with=("scale_rewards",))
+    """Added to the spread."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = identity("sum_then_normalize")
+    """Several rewards: sum_then_normalize, or normalize_then_sum (GDPO: each is scaled within its groups first)."""
+
+
+def estimate(
+    groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: GrpoConfig
+) -> tuple[Float[Array, "B"], None]:
+    """`group_advantages` with the scale, epsilon, floor and baseline of `config`, or `normalize_then_sum`.
 
     A penalty (the KL in the reward) is taken off each row's reward, in sum over its tokens, before groups compare.
     """
-    return group_advantages(
-        without_penalty(reward_PG, penalty_BR),
-        valid_PG,
-        scale=config.scale_rewards,
-        epsilon=config.advantage_epsilon,
-        leave_one_out=config.leave_one_out,
-        floor=config.min_reward_std,
-    ).reshape(-1)
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        if groups.rewards_PGF is None or groups.weights_F is None:
+            raise ValueError("normalize_then_sum needs the rewards of each function and their weights.")
+        reward_FPG = jnp.moveaxis(groups.rewards_PGF, -1, 0)
+        adv_PG = normalize_then_sum(
+            reward_FPG, ~jnp.isnan(reward_FPG) & groups.valid_PG[None], groups.weights_F,
+            epsilon=config.advantage_epsilon, floor=config.min_reward_std,
+        )  # fmt: skip
+        return adv_PG.reshape(-1), None
+    adv_PG = group_advantages(
+        groups.net_reward_PG, groups.valid_PG, scale=config.scale_rewards, epsilon=config.advantage_epsilon,
+        leave_one_out=config.leave_one_out, floor=config.min_reward_std,
+    )  # fmt: skip
+    return adv_PG.reshape(-1), None
+
+
+def scales_rewards_separately(config: AlgoConfig) -> bool:
+    """Whether each reward function is scaled within its groups before the rewards are summed."""
+    return settings_of(config, GrpoConfig).multi_objective_aggregation == "normalize_then_sum"
+
+
+def check_scaling(config: GrpoConfig) -> None:
+    """Refuse what `normalize_then_sum` does itself."""
+    alone = config.scale_rewards == "group" and not config.leave_one_out and config.kl_in == "loss"
+    if config.multi_objective_aggregation == "normalize_then_sum" and not alone:
+        raise ConfigError(
+            "algo.multi_objective_aggregation normalize_then_sum scales rewards by itself. Use it with scale_rewards "
+            "group, no leave_one_out and kl_in loss."
+        )
 
 
 def policy_loss(
@@ -71,7 +107,7 @@ def policy_loss(
         outside it, NaN and infinity included, reaches neither value nor gradient.
       ref_logp_BR: those under the reference; needed where beta times a KL is in the loss, else only logged.
       max_completion_length: the constant of loss_type dr_grpo, in tokens: the configured length; default R.
-      count_masked_rows: see `objectives.aggregate`.
+      count_masked_rows: see `losses.aggregate`.
       weight_BR: weights of the surrogate's tokens, without gradient (`correction.sampler_weights`).
       entropy_BR: entropy of the policy at each token, for `entropy_coef`; the bonus is aggregated like the loss.
       beta: the KL weight of this step, where it adapts; default `config.beta`.
@@ -97,7 +133,7 @@ def policy_loss(
         if config.beta != 0 and config.kl_in == "loss":
             loss_BR = loss_BR + (config.beta if beta is None else beta) * kl_BR
         metrics["kl"] = _token_pair(kl_BR, mask_BR, loss_BR.dtype)
-    if config.entropy_coef != 0:
+    if config.entropy_coef != 0 and entropy_BR is not None:
         loss_BR = loss_BR - config.entropy_coef * where_valid(entropy_BR, mask_BR)
     length = max_completion_length or logp_BR.shape[1]
     total, count = aggregate(
@@ -108,7 +144,7 @@ def policy_loss(
 
 def _surrogate(logp_BR, ratio_BR, adv, mask_BR, config: AlgoConfig):
     """Per-token loss without KL and bonus, and the clip metrics as pairs."""
-    surrogate = lookup(SURROGATES, config.loss_type, "value of algo.loss_type")
+    surrogate = lookup(LOSSES, config.loss_type, "value of algo.loss_type").surrogate
     loss_BR, indicators = surrogate(logp_BR, ratio_BR, _token_advantages(adv, mask_BR), config)
     return loss_BR, _indicator_metrics(indicators, mask_BR, config, loss_BR.dtype)
 

@@ -1,4 +1,4 @@
-"""The pieces of a policy objective: ratio, clipped surrogate, KL estimates, and aggregation over tokens.
+"""The pieces of a policy objective: importance ratios, clipped surrogate and KL estimates.
 
 All are functions of arrays. Log-probs are natural logarithms of the sampled tokens' probabilities. Only what enters an
 exp is clamped (log-ratios to +-20; k3 also at its output to +-10, as verl and NeMo-RL do), so ordinary values are
@@ -7,11 +7,12 @@ untouched and extreme ones stay finite, with a zero gradient beyond the clamp.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_sum, where_valid
+from pbrl_jax.core.masking import masked_mean
 
 MAX_LOG_RATIO = 20.0
 MAX_K3 = 10.0
@@ -20,6 +21,45 @@ MAX_K3 = 10.0
 def importance_ratio(logp: Float[Array, "*shape"], old_logp: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """exp(logp - old_logp), the log-ratio clamped to +-20."""
     return jnp.exp(jnp.clip(logp - old_logp, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _token_level(logp_BR, old_logp_BR, mask_BR):
+    return importance_ratio(logp_BR, old_logp_BR)
+
+
+def _sequence_level(logp_BR, old_logp_BR, mask_BR):
+    gap_B1 = masked_mean(logp_BR - old_logp_BR, mask_BR, axis=1, keepdims=True)
+    return jnp.broadcast_to(importance_ratio(gap_B1, jnp.zeros_like(gap_B1)), logp_BR.shape)
+
+
+def _sequence_token_level(logp_BR, old_logp_BR, mask_BR):
+    sequence_BR = jax.lax.stop_gradient(_sequence_level(logp_BR, old_logp_BR, mask_BR))
+    return sequence_BR * jnp.exp(logp_BR - jax.lax.stop_gradient(logp_BR))
+
+
+LEVELS = {"token": _token_level, "sequence": _sequence_level, "sequence_token": _sequence_token_level}
+
+
+def ratio_at_level(
+    logp_BR: Float[Array, "B R"], old_logp_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], level: str
+) -> Float[Array, "B R"]:
+    """Importance ratio of every token.
+
+      token: p / p_old of the token itself.
+      sequence: the geometric mean of a row's token ratios, the same for all its tokens (GSPO, Zheng et al., 2025,
+        arXiv 2507.18071).
+      sequence_token: that value, with the gradient of each token's own log-prob (GSPO-token, same paper). With one
+        advantage per row it has the gradient of `sequence`; advantages may then differ between tokens.
+
+    Args:
+      logp_BR, old_logp_BR: log-probs, masked entries replaced before (`where_valid`).
+      mask_BR: tokens that count.
+      level: a name in LEVELS. Log-ratios are clamped to +-20 before the exp.
+
+    Raises:
+      ConfigError: `level` is not a name in LEVELS.
+    """
+    return lookup(LEVELS, level, "value of algo.importance_sampling_level")(logp_BR, old_logp_BR, mask_BR)
 
 
 def _k1(logp, ref_logp):
@@ -94,61 +134,3 @@ def clipped_surrogate(
     high_clipped = (ratio > high) & (adv > 0)
     bounded = jnp.where(low_clipped, low, jnp.where(high_clipped, high, ratio))
     return Surrogate(-bounded * adv, low_clipped, high_clipped)
-
-
-def _row_means(loss_BR, mask_BR, rows, length):
-    count_B = masked_count(mask_BR, axis=1, dtype=loss_BR.dtype)
-    return divide_or_zero(masked_sum(loss_BR, mask_BR, axis=1), count_B).sum(), rows
-
-
-def _tokens(loss_BR, mask_BR, rows, length):
-    return masked_sum(loss_BR, mask_BR), masked_count(mask_BR, dtype=loss_BR.dtype)
-
-
-def _rows_of_constant_length(loss_BR, mask_BR, rows, length):
-    return masked_sum(loss_BR, mask_BR), rows * length
-
-
-AGGREGATIONS = {
-    "grpo": _row_means,
-    "sapo": _row_means,
-    "bnpo": _tokens,
-    "dapo": _tokens,
-    "cispo": _tokens,
-    "gpg": _tokens,
-    "dr_grpo": _rows_of_constant_length,
-}
-
-
-def aggregate(
-    loss_BR: Float[Array, "B R"],
-    mask_BR: Bool[Array, "B R"],
-    *,
-    loss_type: str,
-    max_completion_length: int,
-    count_masked_rows: bool = False,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Per-token losses as (sum, count): add both over microbatches and hosts, then divide once.
-
-      grpo, sapo: sum of row means / rows. Every response weighs the same, so a token of a long one weighs less.
-      bnpo, dapo, cispo, gpg: token sum / tokens. In TRL bnpo divides each microbatch by its own tokens and averages
-        the quotients, and dapo divides by the tokens of the whole generation batch; with one division of exact sums
-        they coincide.
-      dr_grpo: token sum / (rows * max_completion_length): a constant, so length changes no weight.
-
-    Args:
-      loss_BR: per-token losses; anything under the mask.
-      mask_BR: tokens that count. Rows that are invalid or left out arrive all False.
-      loss_type: a name in AGGREGATIONS.
-      max_completion_length: the constant of dr_grpo, in tokens.
-      count_masked_rows: whether a row without any token still counts as a row in grpo and dr_grpo. False: it has left
-        the loss, and the other rows weigh what they would weigh without it (verl's sequence mean). True: it counts
-        with loss 0, which shrinks the others (TRL).
-
-    Raises:
-      ConfigError: `loss_type` is not a name in AGGREGATIONS.
-    """
-    reduce = lookup(AGGREGATIONS, loss_type, "value of algo.loss_type")
-    loss_BR = where_valid(loss_BR, mask_BR)
-    counted_B = jnp.ones(mask_BR.shape[:1], bool) if count_masked_rows else mask_BR.any(axis=1)
-    return reduce(loss_BR, mask_BR, masked_count(counted_B, dtype=loss_BR.dtype), max_completion_length)

@@ -6,36 +6,49 @@ of the batch, returns not whitened, and a value loss clipped around the values a
 that of the whole family (`grpo.policy_loss`) with one advantage per token.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pbrl_jax.algos.objectives import aggregate
-from pbrl_jax.algos.returns import generalised_advantages, token_rewards, whiten
+from pbrl_jax.algos.advantages import ScoredGroups
+from pbrl_jax.algos.losses import aggregate
+from pbrl_jax.algos.returns import DiscountConfig, generalised_advantages, token_rewards, whiten
+from pbrl_jax.config.fields import identity
 from pbrl_jax.core.masking import masked_count, where_valid
 
 
-def critic_advantages(
-    reward_B: Float[Array, "B"],
-    value_BR: Float[Array, "B R"],
-    mask_BR: Bool[Array, "B R"],
-    *,
-    gamma: float,
-    lam: float,
-    penalty_BR: Float[Array, "B R"] | None = None,
+@dataclass(frozen=True)
+class PpoConfig(DiscountConfig):
+    """What PPO and its critic read beside the discount."""
+
+    lam: float = identity(0.95, at_least=0, at_most=1)
+    """ppo: lambda of the generalised advantages; 1 is the return to go minus the value."""
+    vf_coef: float = identity(0.1, at_least=0)
+    """ppo: weight of the value loss beside the policy's, which it shares the trunk with."""  # ASSUMED: not stated
+    cliprange_value: float | None = identity(0.2, at_least=0)
+    """ppo: how far a value may move from that at sampling time before its loss is clipped; None does not clip."""
+    critic_learning_rate: float = identity(1e-5, at_least=0, at_most=1)
+    """ppo: peak learning rate of the value head; the schedule is optim's."""  # ASSUMED: not stated
+    value_pretrain_steps: int = identity(0, at_least=0)
+    """ppo: first steps, in which the value head learns and the policy stays as it is."""  # ASSUMED: not stated
+
+
+def estimate(
+    groups: ScoredGroups, value_BR: Float[Array, "B R"], *, config: PpoConfig
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """Whitened advantages of tokens, and the returns that the critic is trained towards; both 0 outside the mask.
 
     Args:
-      reward_B: reward of each response, given at its last token; anything in rows that the mask leaves out.
+      groups: each response's reward is given at its last token, minus the penalties of its tokens.
       value_BR: the critic's value of the state in which each token was sampled, without gradient.
-      mask_BR: sampled tokens of valid rows. Anything may stand outside it.
-      gamma, lam: see `returns.generalised_advantages`.
-      penalty_BR: taken off the tokens' rewards (`returns.kl_penalty`).
+      config: `gamma` and `lam`, see `returns.generalised_advantages`.
     """
+    mask_BR = groups.mask_BR
     value_BR = where_valid(value_BR, mask_BR)
-    reward_BR = token_rewards(reward_B, mask_BR, penalty_BR)
-    adv_BR = generalised_advantages(reward_BR, value_BR, mask_BR, gamma=gamma, lam=lam)
+    reward_BR = token_rewards(groups.reward_PG.reshape(-1), mask_BR, groups.penalty_BR)
+    adv_BR = generalised_advantages(reward_BR, value_BR, mask_BR, gamma=config.gamma, lam=config.lam)
     return whiten(adv_BR, mask_BR), adv_BR + value_BR
 
 
@@ -57,7 +70,7 @@ def value_loss(
       return_BR: targets, in the unit of the reward.
       mask_BR: tokens that count. Anything may stand outside it.
       cliprange_value: half the width of the clip, in the unit of the value; None does not clip.
-      loss_type, max_completion_length: the aggregation, see `objectives.aggregate`; that of the policy's loss, so
+      loss_type, max_completion_length: the aggregation, see `losses.aggregate`; that of the policy's loss, so
         that both are divided by one count.
 
     Returns:

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pbrl_jax.config.tree import DpoConfig
-
-LOSSES = ("sigmoid", "ipo")
+from pbrl_jax.config.supervised import DpoConfig
 
 
 def preference_loss(
@@ -57,12 +55,13 @@ def preferred_pairs(rewards: Sequence[float | None], *, pairs: str, min_margin: 
       pairs: `all` pairs whose rewards differ by at least min_margin, or only `best_worst`.
       min_margin: least difference, in the unit of the reward; equal rewards never make a pair.
     """
-    order = sorted((i for i, value in enumerate(rewards) if value is not None), key=lambda i: (-rewards[i], i))
+    valid = {i: value for i, value in enumerate(rewards) if value is not None}
+    order = sorted(valid, key=lambda i: (-valid[i], i))
     found = [
         (better, worse)
         for place, better in enumerate(order)
         for worse in order[place + 1 :]
-        if rewards[better] > rewards[worse] and rewards[better] - rewards[worse] >= min_margin
+        if valid[better] > valid[worse] and valid[better] - valid[worse] >= min_margin
     ]
-    found.sort(key=lambda pair: rewards[pair[1]] - rewards[pair[0]])
+    found.sort(key=lambda pair: valid[pair[1]] - valid[pair[0]])
     return found[:1] if pairs == "best_worst" else found

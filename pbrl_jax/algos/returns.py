@@ -1,14 +1,27 @@
 """Rewards of tokens and what follows from them: returns to go, generalised advantages, whitening, the KL penalty."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pbrl_jax.algos.objectives import kl_estimate
+from pbrl_jax.config.algo import AlgoConfig
+from pbrl_jax.config.fields import identity
 from pbrl_jax.core.masking import masked_mean, masked_variance, where_valid
 
 #: Added to the variance under the root when whitening (verl's convention).
 WHITEN_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class DiscountConfig(AlgoConfig):
+    """What algorithms read that sum rewards over tokens."""
+
+    absent = "gives every token of a response the same advantage"
+    gamma: float = identity(1.0, at_least=0, at_most=1)
+    """Discount per token, where rewards of tokens are summed (reinforce_plus_plus, ppo)."""
 
 
 def kl_penalty(

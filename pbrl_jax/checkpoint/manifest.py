@@ -2,7 +2,8 @@
 
     checkpoints/step_00000010/
       state/          arrays, written by orbax
-      meta.json       step, dtype and shape of every array, and what the caller adds (config, cursor, fingerprints)
+      meta.json       version of this package, step, dtype and shape of every array, and what the caller adds (config,
+                      cursor, fingerprints)
       manifest.json   size and SHA-256 of every other file; written last
 
 A folder without a manifest, or whose files differ from it, is not a checkpoint. Orbax alone notices neither a flipped
@@ -116,7 +117,7 @@ def damage(folder: epath.Path, checksums: bool = True) -> str | None:
 
 
 def read_meta_file(folder: epath.Path) -> dict[str, Any]:
-    """The content of meta.json: `step`, `leaves`, `meta`.
+    """The content of meta.json: `step`, `leaves`, `meta`, and since 0.2.0 `version`.
 
     Raises:
       CheckpointError: missing, or not what a save writes.

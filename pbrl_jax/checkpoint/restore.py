@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from pbrl_jax.checkpoint import manifest
+from pbrl_jax.checkpoint import manifest, older
 from pbrl_jax.checkpoint.save import leaf_table
 from pbrl_jax.config.serialize import command_line, identity_differences
 from pbrl_jax.config.tree import Config
@@ -26,13 +26,17 @@ _PRNG_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urb
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was loaded, and the newer ones that could not be: (folder, reason)."""
+    """A checkpoint that was loaded, and the newer ones that could not be: (folder, reason).
+
+    `version` is the one that wrote it.
+    """
 
     step: int
     tree: Any
     meta: dict[str, Any]
     folder: epath.Path
     skipped: list[tuple[str, str]]
+    version: str
 
 
 def restore_latest(
@@ -71,7 +75,8 @@ def restore_checkpoint(
       folder: a `step_...` folder.
       abstract_tree: tree of jax.ShapeDtypeStruct (or arrays) that says structure, shape, dtype and sharding of the
         result; or a function of the checkpoint's `meta` that makes it. The sharding may be of another mesh than that
-        of the save. Without a sharding an array goes to the first device.
+        of the save. Without a sharding an array goes to the first device. Arrays that `older.ADDED` names may be
+        missing in a checkpoint of an older version.
       partial: leave out arrays of the checkpoint that `abstract_tree` does not name (an evaluation needs no optimizer).
 
     Raises:
@@ -144,7 +149,8 @@ def check_same_experiment(
 
 def _newest_whole(directory: epath.Path) -> dict[str, Any]:
     """{"folder": the newest intact one or None, "skipped": the newer ones, with the reason}."""
-    skipped, interrupted_only = [], True
+    skipped: list[tuple[str, str]] = []
+    interrupted_only = True
     for _, folder in manifest.step_folders(directory):
         reason = manifest.damage(folder)
         if reason is None:
@@ -169,9 +175,12 @@ def _load(folder: epath.Path, abstract_tree: Any, partial: bool) -> Restored:
     for name, leaf in wanted.items():
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise CheckpointError(f"{name}: found {type(leaf).__name__}, expected an array or a jax.ShapeDtypeStruct.")
-    _check_leaves(folder, record["leaves"], leaf_table(wanted), partial)
+    version = older.written_by(record)
+    filled = older.fill_in(record["leaves"], version, wanted)
+    present = {name: leaf for name, leaf in wanted.items() if name not in filled}
+    _check_leaves(folder, record["leaves"], leaf_table(present), partial, version)
     try:
-        leaves = _read_arrays(folder, wanted, partial)
+        leaves = _read_arrays(folder, present, partial) | filled
     except Exception as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0][:400]
         raise CheckpointError(
@@ -179,10 +188,12 @@ def _load(folder: epath.Path, abstract_tree: Any, partial: bool) -> Restored:
             "memory of the devices, and that orbax-checkpoint is no older than at the save."
         ) from error
     tree = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
-    return Restored(record["step"], tree, record["meta"], folder, [])
+    if (told := older.describe(version, filled)) and jax.process_index() == 0:
+        _LOGGER.warning("%s", told)
+    return Restored(record["step"], tree, record["meta"], folder, [], version)
 
 
-def _check_leaves(folder: epath.Path, saved: dict, wanted: dict, partial: bool) -> None:
+def _check_leaves(folder: epath.Path, saved: dict, wanted: dict, partial: bool, version: str) -> None:
     """Orbax would convert another dtype silently; here every array must be what it was."""
     problems = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
     if not partial:
@@ -194,7 +205,7 @@ def _check_leaves(folder: epath.Path, saved: dict, wanted: dict, partial: bool) 
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(
-            f"{folder} holds other arrays than this run:\n  "
+            f"{folder}, written by pbrl_jax {version}, holds other arrays than this run:\n  "
             + "\n  ".join(problems[:10])
             + more
             + "\nUse another --workdir, or the model and optimizer it was saved with."

@@ -26,6 +26,7 @@ from pbrl_jax.checkpoint import manifest
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import CheckpointError, HostLost
 from pbrl_jax.core.trees import nested
+from pbrl_jax.core.version import __version__
 
 _LOGGER = logging.getLogger(__name__)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -111,8 +112,9 @@ def _jax_has(dtype: np.dtype) -> bool:
 
 def _record(step: int, leaves: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """The content of meta.json, as it will be read back."""
+    record = {"version": __version__, "step": step, "leaves": leaf_table(leaves), "meta": meta}
     try:
-        return json.loads(json.dumps({"step": step, "leaves": leaf_table(leaves), "meta": meta}, allow_nan=False))
+        return json.loads(json.dumps(record, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"The meta of checkpoint {step} does not fit into JSON: {error}.") from error
 

@@ -7,19 +7,21 @@ from pbrl_jax.config.fields import identity, operational
 
 @dataclass(frozen=True)
 class EndpointConfig:
+    """An OpenAI-compatible endpoint: it writes references, translates, judges."""
+
     url: str = operational("")
     """Where `/chat/completions` is, for example http://localhost:8000/v1; empty: no endpoint, nothing is asked."""
     model: str = identity("")
     """Name of the model at the endpoint."""
     key_variable: str = operational("OPENAI_API_KEY")
     """Environment variable that holds the key; the key itself is never written anywhere. Unset: no key is sent."""
-    timeout: float = operational(60.0)
+    timeout: float = operational(60.0, at_least=0.001)
     """Seconds an answer may take."""
-    retries: int = operational(3)
+    retries: int = operational(3, at_least=0)
     """Further attempts after a time-out, a lost connection, or an answer 408, 409, 429 or 5xx; waits double."""
-    max_requests: int = operational(0)
+    max_requests: int = operational(0, at_least=0)
     """Requests a command may send, retries included; 0: no limit."""
-    max_tokens: int = operational(0)
+    max_tokens: int = operational(0, at_least=0)
     """Tokens (prompts and answers, as the endpoint counts them) a command may use; 0: no limit."""
-    parallel: int = operational(8)
+    parallel: int = operational(8, at_least=1)
     """Requests under way at a time."""

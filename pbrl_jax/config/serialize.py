@@ -1,6 +1,7 @@
 """Config <-> JSON, and what makes two configs two experiments.
 
-Reports, evaluations and resumed runs read `config.json`; they never need the Python file a config came from.
+Reports, evaluations and resumed runs read `config.json`; they never need the Python file a config came from. A file of
+an older version is read as this version's (see `config.older`).
 """
 
 import dataclasses
@@ -9,22 +10,38 @@ import math
 import shlex
 import types
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.older import FIRST_VERSION, current_names
+from pbrl_jax.config.tree import AnyConfig, Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
+from pbrl_jax.core.version import __version__
 
 
 def to_json(config: Config) -> str:
-    """The config as indented JSON, in field order, with a final newline. Tuples become lists, None becomes null."""
-    return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
+    """The config as indented JSON: `version` (of this package), then the sections in field order, and a final newline.
+
+    Tuples become lists, None becomes null.
+    """
+    return json.dumps({"version": __version__} | dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str) -> Config:
-    """The Config that `to_json` wrote: `from_json(to_json(config)) == config`.
+def from_json(
+    text: str,
+    kind: type[AnyConfig] = Config,  # type: ignore[assignment]  # mypy takes no default for a type variable
+    notes: list[str] | None = None,
+) -> AnyConfig:
+    """The config that `to_json` wrote: `from_json(to_json(config), type(config)) == config`.
+
+    A key that the file lacks takes its default, and a renamed one is read under its new name.
+
+    Args:
+      kind: the class to make, `pbrl_jax.Config` for all settings that a run may have; fields are checked by their
+        type annotations.
+      notes: gets one sentence that lists those keys, where there are any.
 
     Raises:
-      ConfigError: not JSON, an unknown, missing or repeated key, or a value of another type than the field's.
+      ConfigError: not JSON, an unknown or repeated key, or a value of another type than the field's.
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats)
@@ -32,7 +49,39 @@ def from_json(text: str) -> Config:
         raise ConfigError(
             f"The config is not JSON: {error}. Expected the content of a config.json that a run wrote."
         ) from error
-    return _section(Config, value, "")
+    version = str(value.pop("version", FIRST_VERSION)) if isinstance(value, dict) else FIRST_VERSION
+    sections = [field.name for field in dataclasses.fields(kind)]
+    if isinstance(value, dict) and not value.keys() & set(sections):
+        raise ConfigError(f"Missing key {sections[0]!r}, and every other section: this is no config.json of a run.")
+    reader = _Reader(version, [], [])
+    config = reader.section(kind, value, "")
+    if notes is not None and (changes := reader.changes()):
+        notes.append(changes)
+    return config
+
+
+def check_round_trip(config: Any) -> None:
+    """Refuse a config that its own config.json would not give back: a run of it could not be resumed.
+
+    Raises:
+      ConfigError: a value of another type than its field's, such as a list for a tuple.
+    """
+    try:
+        again = from_json(to_json(config), type(config))
+    except TypeError as error:
+        raise ConfigError(f"The config cannot be saved as JSON: {error}. Use numbers and strings.") from error
+    for section in dataclasses.fields(config):
+        given, read = getattr(config, section.name), getattr(again, section.name)
+        if type(given) is not type(read):
+            found, expected = type(given).__name__, type(read).__name__
+            raise ConfigError(f"Section {section.name!r} is a {found}, expected a {expected}.")
+        for field in dataclasses.fields(read):
+            value, saved = getattr(given, field.name), getattr(read, field.name)
+            if not _same(value, saved):
+                raise ConfigError(
+                    f"Found {value!r} ({type(value).__name__}) for {section.name}.{field.name}, expected "
+                    f"{saved!r} ({type(saved).__name__}). Write it so in the experiment file."
+                )
 
 
 def identity_differences(saved: Config, current: Config) -> dict[str, tuple[Any, Any]]:
@@ -41,7 +90,7 @@ def identity_differences(saved: Config, current: Config) -> dict[str, tuple[Any,
     Operational fields (cadence, mesh, paths) never appear: they may change between two runs of one experiment.
     """
     differences = {}
-    for section in dataclasses.fields(Config):
+    for section in dataclasses.fields(saved):
         one, other = getattr(saved, section.name), getattr(current, section.name)
         for field in dataclasses.fields(one):
             values = getattr(one, field.name), getattr(other, field.name)
@@ -73,47 +122,71 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _section(cls: type, value: Any, path: str) -> Any:
-    """A dataclass from a JSON object; `path` ("", "algo") names it in messages."""
-    where = f"section {path!r}" if path else "the config"
-    if not isinstance(value, dict):
-        raise ConfigError(f"Found {_found(value)} for {where}, expected a JSON object with its fields.")
-    hints = typing.get_type_hints(cls)
-    prefix = f"{path}." if path else ""
-    for name in value:
-        if name not in hints:
-            raise ConfigError(f"Unknown key {prefix + name!r} in {where}. {did_you_mean(name, hints)}")
-    for field in dataclasses.fields(cls):
-        if field.name not in value:
-            default = field.default
-            advice = "" if dataclasses.is_dataclass(default) else f"; its default is {json.dumps(default)}"
-            raise ConfigError(
-                f"Missing key {prefix + field.name!r} in {where}. Found: {', '.join(value) or 'nothing'}. "
-                f"Add {field.name!r}{advice}."
-            )
-    return cls(**{name: _typed(hints[name], item, prefix + name) for name, item in value.items()})
+class _Reader(NamedTuple):
+    """Reads the sections of one file; collects what this version calls otherwise or the file lacks."""
+
+    version: str
+    renamed: list[str]
+    added: list[str]
+
+    def changes(self) -> str:
+        """One sentence about what was collected; empty for nothing."""
+        told = [f"new settings take their defaults: {', '.join(self.added)}"] if self.added else []
+        told = [*self.renamed, *told]
+        return f"config.json was written by pbrl_jax {self.version}; {'; '.join(told)}." if told else ""
+
+    def section(self, cls: type, value: Any, path: str) -> Any:
+        """A dataclass from a JSON object; `path` ("", "algo") names it in messages."""
+        where = f"section {path!r}" if path else "the config"
+        if not isinstance(value, dict):
+            raise ConfigError(f"Found {_found(value)} for {where}, expected a JSON object with its fields.")
+        hints, prefix = typing.get_type_hints(cls), f"{path}." if path else ""
+        value, renamed = current_names(path, value)
+        self.renamed.extend(renamed)
+        for name in value:
+            if name not in hints:
+                raise ConfigError(
+                    f"Unknown key {prefix + name!r} in {where}, written by pbrl_jax {self.version} (this is "
+                    f"{__version__}). {did_you_mean(name, hints)} Install that version, or remove the key."
+                )
+        values = {}
+        for field in dataclasses.fields(cls):
+            name = prefix + field.name
+            if field.name in value:
+                values[field.name] = self.typed(hints[field.name], value[field.name], name)
+            else:
+                default = field.default
+                shown = "" if dataclasses.is_dataclass(default) else f"={json.dumps(default, ensure_ascii=False)}"
+                self.added.append(name + shown)
+        return cls(**values)
+
+    def typed(self, hint: Any, value: Any, path: str) -> Any:
+        """`value` as the type of a field: a section, a tuple, an optional, or one of str, bool, int, float."""
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            return self.section(hint, value, path)
+        if origin in (types.UnionType, typing.Union):
+            if value is None and type(None) in arguments:
+                return None
+            (hint,) = (argument for argument in arguments if argument is not type(None))
+            return self.typed(hint, value, path)
+        if origin is tuple:
+            if not isinstance(value, list):
+                raise ConfigError(f"Found {_found(value)} for {path}, expected a list of {_words(arguments[0])}.")
+            return tuple(self.typed(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+        if hint is float and type(value) is int:
+            return float(value)
+        if origin is typing.Literal:  # `config.checks` says which of them
+            return self.typed(type(arguments[0]), value, path)
+        # type(), not isinstance: true is an int to Python and must not pass for one here.
+        if type(value) is not hint:
+            raise ConfigError(f"Found {_found(value)} for {path}, expected {_words(hint)}.")
+        return value
 
 
-def _typed(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the type of a field: a section, a tuple, an optional, or one of str, bool, int, float."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _section(hint, value, path)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _typed(hint, value, path)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"Found {_found(value)} for {path}, expected a list of {arguments[0].__name__}.")
-        return tuple(_typed(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
-    if hint is float and type(value) is int:
-        return float(value)
-    # type(), not isinstance: true is an int to Python and must not pass for one here.
-    if type(value) is not hint:
-        raise ConfigError(f"Found {_found(value)} for {path}, expected {hint.__name__}.")
-    return value
+def _words(hint: Any) -> str:
+    """How a type is named in messages: `float`, `'mean' or 'max'`."""
+    return " or ".join(map(repr, typing.get_args(hint))) if typing.get_args(hint) else hint.__name__
 
 
 def _found(value: Any) -> str:

@@ -1,11 +1,29 @@
-"""Rows in batches of one size, so that few programs are compiled."""
+"""Rows of different lengths in batches of few shapes, so that few programs are compiled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
+
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.records import PromptBatch, on_host
+
+#: Padded lengths.
+LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+def length_bucket(longest: int, limit: int) -> int:
+    """The smallest bucket that holds `longest` tokens, never above `limit`."""
+    return next((size for size in LENGTH_BUCKETS if longest <= size < limit), limit)
+
+
+def padded_length(longest: int) -> int:
+    """The smallest bucket that holds `longest` tokens; above the largest bucket, the next multiple of 1024."""
+    return next((size for size in LENGTH_BUCKETS if longest <= size), -(-longest // 1024) * 1024)
 
 
 def fill(rows: list[int], size: int) -> list[int]:
-    """`rows` with the last one repeated up to `size`; what comes of the copies is thrown away."""
+    """`rows` with the last one repeated up to `size`; results of the copies are to be discarded."""
     return rows + rows[-1:] * (size - len(rows))
 
 
@@ -14,13 +32,46 @@ def few_rows(count: int, largest: int) -> int:
     return min(largest, 1 << max(count - 1, 0).bit_length())
 
 
-def by_length(lengths: Sequence[Any], size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(row numbers, the same filled up to `size`) batch by batch, shortest first: a long row pads few others.
+def by_length(
+    lengths: Sequence[Any], size: int, bucket: Callable[[Any], Any] | None = None
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(row numbers, the same filled up to `size`) batch by batch, shortest rows first, to reduce padding.
 
     Args:
       lengths: of every row; anything that sorts.
+      bucket: padded length of a length. Rows of two buckets share a batch only where those of the smaller one fill
+        less than half of it: a batch more costs more than their padding.
     """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield rows, fill(rows, size)
+    groups: dict[Any, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        groups.setdefault(bucket and bucket(lengths[row]), []).append(row)
+    rest: list[int] = []
+    for number, group in enumerate(groups.values(), start=1):
+        rows = rest + group
+        few = len(rows) % size if number < len(groups) else 0
+        full = len(rows) - (few if 2 * few < size else 0)
+        rows, rest = rows[:full], rows[full:]
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size], fill(rows[start : start + size], size)
+
+
+def pad_tokens(token_lists: Sequence[Sequence[int]], length: int, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(right-padded tokens [N, length], lengths [N]) of token lists, int32; longer lists are cut."""
+    tokens_NT = np.full((len(token_lists), length), pad_id, np.int32)
+    for row, tokens in zip(tokens_NT, token_lists, strict=True):
+        row[: len(tokens)] = tokens[:length]
+    return tokens_NT, np.array([min(len(tokens), length) for tokens in token_lists], np.int32)
+
+
+def pad_prompts(
+    token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
+) -> PromptBatch:
+    """Token lists as one right-padded batch of NumPy arrays (int32, `[P, length]`).
+
+    Raises:
+      DataError: a list that is empty or longer than `length`.
+    """
+    for number, tokens in enumerate(token_lists):
+        if not 1 <= len(tokens) <= length:
+            raise DataError(f"Prompt {number} has {len(tokens)} tokens, expected 1 to {length}.")
+    return on_host(PromptBatch, *pad_tokens(token_lists, length, pad_id), np.asarray(row_ids, np.int32))

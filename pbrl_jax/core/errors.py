@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class PbrlError(Exception):
-    """Base of every error that is the answer to a user's input and not a defect of this package."""
+    """Base of the errors that are caused by a user's input or environment and not by a defect of this package."""
 
 
 class ConfigError(PbrlError):
@@ -25,27 +25,31 @@ class CheckpointError(PbrlError):
 
 
 class RewardError(PbrlError):
-    """A reward that returned something no score can be made of."""
+    """A reward whose result cannot be used as a score."""
 
 
 class EndpointError(PbrlError):
-    """An endpoint that gave no usable answer, or a budget that is spent."""
+    """An endpoint without a usable answer, or a request budget that is used up."""
 
 
 class HostError(PbrlError):
-    """One host of several failed, and all know it: they stop at the same place and can still save together."""
+    """One of several hosts failed, and all hosts have been notified: they stop at the same point and can still save."""
 
 
 class HostLost(PbrlError):
-    """A host of several has ended or fallen silent: nothing can be done together any more."""
+    """One of several hosts has ended or stopped responding: no collective operation is possible any more."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`Known: a, b. Did you mean 'a'?` for an unknown `name`; the question only where a near name exists."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    question = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Known: {', '.join(known)}.{question}"
+    return f"Known: {', '.join(known)}.{nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'a'?`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def lookup(table: dict, name: str, what: str):
@@ -53,8 +57,8 @@ def lookup(table: dict, name: str, what: str):
 
     Args:
       table: one of the plain dict tables of this package.
-      name: the key a user typed.
-      what: what the key stands for, for the message ("reward", "data source").
+      name: the key that a user typed.
+      what: the kind of thing that the key names, for the message ("reward", "data source").
     """
     if name not in table:
         raise ConfigError(f"Unknown {what} {name!r}. {did_you_mean(name, table)}")

@@ -1,7 +1,7 @@
-"""Paths of a run, on a local disk or behind `gs://`, and writes that are whole or absent.
+"""Paths of a run, on a local disk or at `gs://`, and atomic writes.
 
-A local file is written beside its final name, synced and renamed, so that a reader sees the old content or the new
-one. An object store has no rename, but shows an object only when its one write has ended.
+A local file is written under a temporary name, synced and renamed, so that a reader sees the old content or the new
+one. An object store has no rename, but shows an object only when its write has ended.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
 
+#: Bytes read at a time where a file is streamed.
 CHUNK_BYTES = 1 << 20
-"""Bytes read at a time where a file is streamed."""
 
 
 def as_path(path: str | os.PathLike) -> epath.Path:
@@ -30,8 +30,8 @@ def as_path(path: str | os.PathLike) -> epath.Path:
         raise ConfigError(
             "Found an empty path, expected a folder or file such as runs/first or gs://bucket/runs/first."
         )
-    path = epath.Path(path)
-    return path if is_remote(path) else epath.Path(os.path.abspath(path.expanduser()))
+    named = epath.Path(path)
+    return named if is_remote(named) else epath.Path(os.path.abspath(named.expanduser()))
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -91,30 +91,30 @@ def work_dir(path: str | os.PathLike) -> WorkDir:
 
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
-    """Writes a small file whole or not at all; folders above it are made. One writer at a time per path.
+    """Writes a small file atomically; parent folders are created. One writer at a time per path.
 
     Raises:
       OSError: the disk is full or the folder cannot be written to; an earlier file of that name is then unchanged.
     """
-    path = as_path(path)
+    file = as_path(path)
     content = data.encode() if isinstance(data, str) else data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):
-        path.write_bytes(content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(file):
+        file.write_bytes(content)
         return
-    # A fixed name: what a killed writer leaves behind is overwritten by the next, and never piles up.
-    temporary = f"{os.fspath(path)}.tmp"
+    # A fixed name: the file that a killed writer leaves is overwritten by the next one.
+    temporary = f"{os.fspath(file)}.tmp"
     try:
         write_synced(temporary, content)
     except OSError:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
-    rename_synced(temporary, path)
+    rename_synced(temporary, file)
 
 
 def write_synced(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a local file and waits until the disk has it. A reader may see it half-written: see `write_atomic`."""
+    """Writes a local file and syncs it. A reader may see a part of it: see `write_atomic`."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -122,13 +122,13 @@ def write_synced(path: str | os.PathLike, content: bytes) -> None:
 
 
 def rename_synced(old: str | os.PathLike, new: str | os.PathLike) -> None:
-    """Renames a local file or folder within its folder, and waits until the disk has the new name."""
+    """Renames a local file or folder within its folder, and syncs the folder."""
     os.replace(old, new)
     sync_folder(os.path.dirname(os.fspath(new)))
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Waits until the disk has the names in a local folder."""
+    """Syncs the names in a local folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -146,46 +146,46 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 
 def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """Appends one JSON object a line, in one write; folders above the file are made.
+    """Appends one JSON object per line, in one write; parent folders are created.
 
-    Scalar arrays become numbers; a number that is not finite becomes null, as JSON has none. A last line that a kill
-    cut short is removed first. Behind `gs://` nothing can be appended to: the file is read and written anew, so a
-    remote log should gather rows and append seldom.
+    Scalar arrays become numbers; a number that is not finite becomes null. An incomplete last line, left by a killed
+    process, is removed first. Objects of a store cannot be appended to: the file is read and written again, so a remote
+    log should collect rows and append seldom.
     """
-    path = as_path(path)
+    file = as_path(path)
     content = _json_lines(rows)
     if not content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):
-        before = path.read_bytes() if path.exists() else b""
-        path.write_bytes(_whole_lines(before) + content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(file):
+        before = file.read_bytes() if file.exists() else b""
+        file.write_bytes(_complete_lines(before) + content)
         return
-    if not _ends_a_line(path):
-        write_atomic(path, _whole_lines(path.read_bytes()))
-    with open(path, "ab") as file:
-        file.write(content)
+    if not _ends_a_line(file):
+        write_atomic(file, _complete_lines(file.read_bytes()))
+    with open(file, "ab") as opened:
+        opened.write(content)
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; [] where it does not exist. A last line that a kill cut short is left out.
+    """The rows of a JSON lines file; [] where it does not exist. An incomplete last line is left out.
 
     Raises:
       DataError: a line that is no JSON object.
     """
-    path = as_path(path)
-    if not path.exists():
+    file = as_path(path)
+    if not file.exists():
         return []
     rows = []
-    for number, line in enumerate(_whole_lines(path.read_bytes()).split(b"\n"), start=1):
+    for number, line in enumerate(_complete_lines(file.read_bytes()).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
+            raise DataError(f"{file}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: found {type(row).__name__}, expected a JSON object.")
+            raise DataError(f"{file}, line {number}: found {type(row).__name__}, expected a JSON object.")
         rows.append(row)
     return rows
 
@@ -196,20 +196,20 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       DataError: the file is not JSON, or holds something else.
     """
-    path = as_path(path)
-    if not path.exists():
+    file = as_path(path)
+    if not file.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. Delete it, or let the same command write it again.") from error
+        raise DataError(f"{file} is not JSON: {error}. Delete it, or let the same command write it again.") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
+        raise DataError(f"{file} holds a {type(value).__name__}; expected a JSON object.")
     return value
 
 
 def write_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """Replaces the file by these rows, whole or not at all (a resumed run drops the steps it will repeat)."""
+    """Replaces the file by these rows, atomically (a resumed run drops the steps it will repeat)."""
     write_atomic(path, _json_lines(rows))
 
 
@@ -222,8 +222,8 @@ def _ends_a_line(path: epath.Path) -> bool:
         return file.read() == b"\n"
 
 
-def _whole_lines(content: bytes) -> bytes:
-    """The content without a last line that was cut short; one that is whole JSON only lacked its newline."""
+def _complete_lines(content: bytes) -> bytes:
+    """The content without an incomplete last line; one that is valid JSON gets its missing newline."""
     lines, newline, last = content.rpartition(b"\n")
     try:
         json.loads(last)
@@ -237,7 +237,7 @@ def _json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in the types JSON has."""
+    """`value` in types of JSON."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The records that travel between the parts, and the axis key.
+"""Records that are passed between rooms of the package, and the axis key.
 
 Local arrays end in their letters; public signatures carry them as jaxtyping strings:
 
@@ -10,14 +10,19 @@ Local arrays end in their letters; public signatures carry them as jaxtyping str
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+#: An array on the devices or on the host.
+AnyArray = Array | np.ndarray
 
 
 class Reference(NamedTuple):
-    """An English reference response, in the two parts that rewards look at."""
+    """An English reference response, in the two parts that rewards compare."""
 
     reasoning: str
     answer: str
@@ -29,10 +34,11 @@ class Reference(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One row of a data set: plain strings, nothing tokenised.
+    """One row of a data set: plain strings, not tokenised.
 
     `id` is a stable 32-bit integer (the row's index in its source), so that sampling keys and cached references do
-    not depend on batch layout. `answer` is the gold answer where one is known; no reward reads it unless it says so.
+    not depend on batch layout. `answer` is the gold answer where one is known; only rewards that are documented to
+    read it do.
     """
 
     id: int
@@ -41,18 +47,27 @@ class Prompt(NamedTuple):
     question_en: str
     answer: str | None = None
     reference: Reference | None = None
+    #: Further references, where an expert wrote several.
     more_references: tuple[Reference, ...] = ()
-    """References beside the first, where an expert wrote several."""
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """All references; none where there is no first."""
+        """All references, the first one first."""
         return () if self.reference is None else (self.reference, *self.more_references)
 
 
-def pytree(cls):
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields are all arrays or trees of arrays."""
     return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+def on_host(record: type[T], *fields: Any) -> T:
+    """A record of NumPy arrays, which is sent to the devices as a whole later."""
+    return record(*fields)
 
 
 @pytree
@@ -94,9 +109,9 @@ class Rollout:
 
 @pytree
 class Scores:
-    """What a reward says of B responses.
+    """Rewards of B responses.
 
-    A row that is not valid could not be scored: it is left out of every statistic and of the loss. `parts` are the
+    A row that is not valid could not be scored: it is excluded from every statistic and from the loss. `parts` are the
     named components, for the logs.
     """
 
@@ -109,8 +124,8 @@ class Scores:
 class TrainBatch:
     """One rollout batch, ready for the update.
 
-    `rewards_BF` are the rewards of F functions apart, NaN where one could not score a row; only where they are scaled
-    before they are summed. `value_BR` is what a critic said of each state at sampling time, where there is one.
+    `rewards_BF` are the rewards of each of F functions, NaN where one could not score a row; given only where they are
+    scaled before they are summed. `value_BR` are a critic's values of each state at sampling time, where there is one.
     """
 
     prompts: PromptBatch
@@ -120,14 +135,20 @@ class TrainBatch:
     rewards_BF: Float[Array, "B F"] | None = None
     value_BR: Float[Array, "B R"] | None = None
 
+    @property
+    def sampled_BR(self) -> Bool[Array, "B R"]:
+        """Sampled tokens of valid rows."""
+        R = self.rollout.tokens_BR.shape[1]
+        return (jnp.arange(R)[None] < self.rollout.lengths_B[:, None]) & self.valid_B[:, None]
+
 
 @pytree
 class TrainState:
     """All that an update changes.
 
-    `step` counts optimizer steps that were attempted; `skipped` those left out because a gradient was not finite.
-    `beta` is the KL weight of the next step where it adapts, None where it is constant. `critic` holds parameters and
-    moments of a value head, None where no algorithm asks for one.
+    `step` counts attempted optimizer steps; `skipped` those skipped because a gradient was not finite. `beta` is the
+    KL weight of the next step where it adapts, None where it is constant. `critic` holds parameters and moments of a
+    value head, None for algorithms without one.
     """
 
     params: Any

@@ -1,7 +1,7 @@
-"""Trees of arrays: path names, rules by path, casts, counts."""
+"""Trees of arrays: path names, rules by path, counts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,11 @@ def map_with_path(function, tree, *rest):
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
+def flat_paths(tree: Any) -> dict[str, Any]:
+    """Path name -> leaf, in the order of the leaves: `{"a": {"b": x}}` as `{"a/b": x}`."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def nested(flat: Mapping[str, Any]) -> dict:
     """`{"a/b": x}` as `{"a": {"b": x}}`."""
     tree: dict = {}
@@ -33,7 +38,7 @@ def nested(flat: Mapping[str, Any]) -> dict:
 
 
 def first_rule(path: str, rules: Sequence[tuple[str, Any]]) -> tuple[str, Any] | None:
-    """The first (regular expression of the end of a path, value) that matches; None where none does."""
+    """The first (regular expression of the end of a path, value) that matches, or None."""
     return next((rule for rule in rules if re.search(rf"(^|/){rule[0]}$", path)), None)
 
 
@@ -41,11 +46,11 @@ def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
     """The value of the first rule whose pattern ends each leaf's path.
 
     Args:
-      tree: any tree; only its structure and leaf ranks are looked at.
-      rules: (regular expression of the end of a path, value) pairs; the first match wins.
+      tree: any tree; only its structure is used.
+      rules: (regular expression of the end of a path, value) pairs; the first match counts.
 
     Raises:
-      ConfigError: a leaf that no rule names, or a rule that names no leaf: both mean that model and table differ.
+      ConfigError: a leaf without a rule, or a rule without a leaf: both mean that model and table differ.
     """
     used: set[str] = set()
     missing: list[str] = []
@@ -81,3 +86,27 @@ def all_finite(tree: Any) -> jax.Array:
 def select(condition: jax.Array, chosen: Any, otherwise: Any) -> Any:
     """`chosen` where the scalar condition holds, leaf by leaf; also for trees that hold PRNG keys or integers."""
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), chosen, otherwise)
+
+
+def split_microbatches(tree: Any, groups: int, count: int) -> Any:
+    """Leading axis [groups * k, ...] -> [count, groups / count * k, ...].
+
+    Each microbatch takes every count-th group, so that it lies on all devices that hold rows.
+    """
+
+    def split(x):
+        per_group = x.shape[0] // groups
+        x = x.reshape(groups // count, count, per_group, *x.shape[1:])
+        return jnp.moveaxis(x, 1, 0).reshape(count, groups // count * per_group, *x.shape[3:])
+
+    return jax.tree.map(split, tree)
+
+
+def map_microbatches(function: Callable[[Any], jax.Array], tree: Any, groups: int, size: int) -> jax.Array:
+    """`function(tree)`, rows on its leading axis, computed for `size` groups of rows at a time (0: all)."""
+    if not 0 < size < groups:
+        return function(tree)
+    count = groups // size
+    pieces = jax.lax.map(function, split_microbatches(tree, groups, count))
+    rows = pieces.reshape(count, size, -1, *pieces.shape[2:])
+    return jnp.moveaxis(rows, 0, 1).reshape(-1, *pieces.shape[2:])

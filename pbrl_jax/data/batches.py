@@ -7,13 +7,13 @@ number of hosts. A cursor is the number of batches taken, as a JSON object.
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.core.records import Prompt, PromptBatch
+from pbrl_jax.core.records import Prompt
 
 _STREAMS = {"target": 0, "english": 1, "weighted": 2, "language": 3}
 """Random streams; that of the n-th language is `language` + n."""
@@ -91,7 +91,7 @@ def start_cursor() -> dict[str, int]:
     return {"batch": 0}
 
 
-def next_batch(sampler: Sampler, cursor: dict[str, int]) -> tuple[list[Prompt], dict[str, int]]:
+def next_batch(sampler: Sampler, cursor: Mapping[str, int]) -> tuple[list[Prompt], dict[str, int]]:
     """(the batch at the cursor, the cursor behind it)."""
     index = cursor["batch"]
     return batch_at(sampler, index), {"batch": index + 1}
@@ -170,21 +170,3 @@ def _rows_at(pool: tuple[Prompt, ...], size: int, seed: int, stream: str, index:
 @functools.lru_cache(maxsize=64)
 def _permutation(count: int, seed: int, stream: int, epoch: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, stream, epoch]).permutation(count).tolist())
-
-
-def pad_prompts(
-    token_lists: Sequence[Sequence[int]], length: int, row_ids: Sequence[int], pad_id: int = 0
-) -> PromptBatch:
-    """Token lists as one right-padded batch of NumPy arrays (int32, `[P, length]`).
-
-    Raises:
-      DataError: a list that is empty or longer than `length`.
-    """
-    lengths_P = np.array([len(tokens) for tokens in token_lists], np.int32)
-    bad = [i for i, n in enumerate(lengths_P) if not 1 <= n <= length]
-    if bad:
-        raise DataError(f"Prompt {bad[0]} has {lengths_P[bad[0]]} tokens, expected 1 to {length}.")
-    tokens_PT = np.full((len(token_lists), length), pad_id, np.int32)
-    for row, tokens in zip(tokens_PT, token_lists, strict=True):
-        row[: len(tokens)] = tokens
-    return PromptBatch(tokens_PT, lengths_P, np.asarray(row_ids, np.int32))

@@ -10,10 +10,13 @@ from pbrl_jax.core.errors import ConfigError, DataError, lookup
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.sources import SOURCES
 from pbrl_jax.data.sources.common import SHOWN_ERRORS, language_of, prompt_id, row_of
+from pbrl_jax.text.answers import read_gold
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
 
+READABLE_GOLDS = 0.9
+"""A data set of whose gold answers fewer can be read is refused."""
 REQUIREMENTS = ("answer", "question_en", "reference")
 OVERLONG = ("error", "drop")
 
@@ -47,6 +50,8 @@ def load_prompts(
     prompts = rows(data.path, split or data.split, codes, wanted, seed, **extra)
     for field in require:
         _require(prompts, field, data.source)
+    if "answer" in require:
+        check_golds(prompts)
     return prompts
 
 
@@ -59,6 +64,26 @@ def _require(prompts: Sequence[Prompt], field: str, source: str) -> None:
             f"Source {source!r}: {len(lacking)} of {len(prompts)} rows have no {field}, the first at "
             f"{_places(lacking)}. Add the column, or choose a pivot.source or reward that does not need it."
         )
+
+
+def check_golds(prompts: Sequence[Prompt]) -> str:
+    """A line that says how many gold answers can be compared with a response's, "" where there are none.
+
+    Raises:
+      DataError: fewer than READABLE_GOLDS of them can; names the first that cannot.
+    """
+    golds = [(prompt, prompt.answer) for prompt in prompts if prompt.answer is not None]
+    lost = [(prompt, answer) for prompt, answer in golds if read_gold(answer, prompt.language) is None]
+    if not golds:
+        return ""
+    first = f"; the first that cannot, {_places([lost[0][0]])}: {lost[0][1][:60]!r}" if lost else ""
+    said = f"Gold answers: {len(golds) - len(lost)} of {len(golds)} can be read{first}."
+    if len(lost) > (1 - READABLE_GOLDS) * len(golds):
+        raise DataError(
+            f"{said} No response can equal the others. Give the answers alone (a number, an option letter, LaTeX, or "
+            "a solution that ends in '#### N')."
+        )
+    return said
 
 
 def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -32,8 +32,8 @@ class Case(NamedTuple):
     prompt: Prompt
     faithful: str
     english: str
-    others: tuple[str, str]
-    neighbours: tuple[str, str]
+    others: tuple[str, ...]
+    neighbours: tuple[str, ...]
     held_out: bool = False
 
     @property

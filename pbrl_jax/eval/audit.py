@@ -5,14 +5,16 @@ faithful reply scores higher than the attack, ties counting one half.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
+from pbrl_jax.core.batching import by_length, pad_tokens
 from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.paths import read_json_lines
-from pbrl_jax.core.records import Prompt, Scores
+from pbrl_jax.core.records import Prompt, Scores, on_host
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.data.sources.quickstart import WordProblem
@@ -95,34 +97,22 @@ def make_scorer(
         if None in place:
             raise DataError("The audit needs the English reference of every problem; some have none.")
         parts = [[getattr(reference, part) for reference in unique] for part in ("text", "reasoning", "answer")]
-        vectors = [encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts]
-        table = PivotVectors(*vectors, has_B=np.ones(len(unique), bool))
+        whole, reasoning, answer = (
+            encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts
+        )
+        table = PivotVectors(whole, reasoning, answer, np.ones(len(unique), bool))
         found = []
-        for rows in _batches(len(prompts)):
+        for _, rows in by_length([0] * len(prompts), min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
             pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
-            total = reward(RewardInputs(chosen, texts, *_tokens(texts, tokenizer), pivots, 0)).total
+            ids = tokenizer.encode_batch(texts)
+            tokens, lengths = pad_tokens(ids, max(1, *map(len, ids)))
+            total = reward(RewardInputs(chosen, texts, tokens, lengths, pivots, 0)).total
             found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
         value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
-        return Scores(value, valid, {})
+        return on_host(Scores, value, valid, {})
 
     return score
-
-
-def _batches(count: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size; the last batch is padded with the last row."""
-    size = min(BATCH, count)
-    for start in range(0, count, size):
-        yield np.minimum(np.arange(start, start + size), count - 1)
-
-
-def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    ids = tokenizer.encode_batch(list(texts))
-    lengths = np.array([len(row) for row in ids])
-    tokens = np.zeros((len(ids), max(1, lengths.max())), np.int32)
-    for row, row_ids in enumerate(ids):
-        tokens[row, : len(row_ids)] = row_ids
-    return tokens, lengths
 
 
 def quickstart_cases(languages: Sequence[str], count: int, seed: int, space: str = "") -> list[Case]:
@@ -159,8 +149,8 @@ def _neighbours(place: int, pool: Sequence[WordProblem]) -> tuple[WordProblem, W
     return min(near, key=lambda problem: abs(problem.result - own.result)), others[0]
 
 
-def _further(code: str, languages: Sequence[str]) -> tuple[str, str]:
-    """The two languages after `code` in `languages`, in cyclic order, without English."""
+def _further(code: str, languages: Sequence[str]) -> tuple[str, ...]:
+    """Two languages of `languages` behind `code`, in its order, that are neither it nor English."""
     others = [other for other in languages if other not in (code, "en")]
     start = list(languages).index(code)
     later = [other for other in others if list(languages).index(other) > start]
@@ -177,8 +167,8 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
       DataError: rows of unknown prompts, replies that are wrong or have no steps, fewer than three problems or two
         languages other than English, or prompts without reference or answer.
     """
-    known = {(prompt.id, prompt.language): prompt for prompt in prompts}
-    replies: dict[int, dict[str, tuple[Prompt, str]]] = defaultdict(dict)
+    known: dict[tuple[Any, Any], Prompt] = {(prompt.id, prompt.language): prompt for prompt in prompts}
+    replies: dict[int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
     for number, row in enumerate(read_json_lines(path), start=1):
         prompt = known.get((row.get("id"), row.get("language")))
         if prompt is None or not str(row.get("response", "")).strip():
@@ -197,7 +187,7 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
                 f"{answer_sentence(prompt.answer, prompt.language)!r}; found {reply!r}. Correct or remove that row."
             )
         if prompt.language != "en":
-            replies[row_of(prompt.id)][prompt.language] = (prompt, reply)
+            replies[row_of(prompt.id)][prompt.language] = (prompt, reply, prompt.reference.text)
     codes = list(dict.fromkeys(code for row in replies.values() for code in row))
     complete = [row for row in replies.values() if len(row) == len(codes)]
     if len(complete) < 3 or len(codes) < 2:
@@ -209,11 +199,11 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
         Case(
             prompt=prompt,
             faithful=reply,
-            english=prompt.reference.text,
+            english=english,
             others=tuple(row[other][1] for other in _further(code, codes)),
             neighbours=tuple(complete[(place + shift) % len(complete)][code][1] for shift in (1, 2)),
             held_out=place % 2 == 1,
         )
         for place, row in enumerate(complete[: limit or None])
-        for code, (prompt, reply) in row.items()
+        for code, (prompt, reply, english) in row.items()
     ]

@@ -1,25 +1,17 @@
-"""Accuracy per language by greedy decoding through the compiled sampler."""
+"""Accuracy per language by greedy decoding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.core.batching import by_length
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.data.batches import pad_prompts
-from pbrl_jax.mesh.agree import host_array
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import compiled_sampler
-from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.text.answers import extract_answer, same_answer
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
-from pbrl_jax.weights.encoders import length_bucket
 
 
 class Response(NamedTuple):
@@ -45,33 +37,21 @@ class Decoder(NamedTuple):
 
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
-                 seed: int = 0, tick: Callable[[int], Any] | None = None) -> list[str]:  # fmt: skip
+                 seed: int = 0, **calls: Any) -> list[str]:  # fmt: skip
     """One response to each question, in their order.
-
-    Prompts are decoded shortest first, in batches padded to the length buckets of the encoder: few programs are
-    compiled, and a long prompt in one language does not pad all the others.
 
     Args:
       temperature: 0 is greedy.
-      tick: called with the number of rows done after each batch.
+      calls: `tick` and `should_stop`, as in Engine.answer.
     """
-    run = compiled_sampler(decoder.spec, decoder.max_completion_length)
     if not questions:
         return []
-    sampling = sampling_params(temperature, 1.0, 0, decoder.tokenizer.eos_ids)
     ids = format_prompts(list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking)
-    size = min(decoder.batch_size, len(ids))
-    texts = [""] * len(ids)
-    for rows, filled in by_length(list(map(len, ids)), size):
-        length = length_bucket(len(ids[rows[-1]]), decoder.max_prompt_length)
-        batch = pad_prompts([ids[row] for row in filled], length, filled, decoder.tokenizer.pad_id)
-        rollout = run(params, jax.tree.map(jnp.asarray, batch), step_key(seed, 0), sampling)
-        rollout = jax.tree.map(host_array, rollout)
-        for row, text in zip(rows, completions(rollout, decoder.tokenizer), strict=False):
-            texts[row] = text
-        if tick is not None:
-            tick(len(rows))
-    return texts
+    engine = Engine(
+        decoder.spec, params, decoder.tokenizer, decoder.batch_size, max_prompt_length=decoder.max_prompt_length
+    )
+    answers = engine.answer(ids, Sampling(decoder.max_completion_length, temperature, seed=seed), **calls)
+    return [answer.text for answer in answers]
 
 
 def grade(prompt: Prompt, completion: str, languages: tuple[str, ...]) -> Response:
@@ -95,13 +75,13 @@ def summarise(responses: Sequence[Response]) -> dict[str, dict[str, float]]:
     return table
 
 
-def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], tick=None) -> tuple[dict, list[Response]]:
-    """(table per language, every graded response) of greedy decoding.
+def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) -> tuple[dict, list[Response]]:
+    """(table per language, every graded response) of greedy decoding; `calls` as in answer_texts.
 
     English is always among the languages that a response may turn out to be in.
     """
     languages = tuple(dict.fromkeys([*(prompt.language for prompt in prompts), "en"]))
-    texts = answer_texts(decoder, params, [p.question for p in prompts], [p.language for p in prompts], tick=tick)
+    texts = answer_texts(decoder, params, [p.question for p in prompts], [p.language for p in prompts], **calls)
     responses = [grade(prompt, text, languages) for prompt, text in zip(prompts, texts, strict=True)]
     return summarise(responses), responses
 

@@ -2,21 +2,23 @@
 
 Line and word pass rates follow Marchisio et al. 2024 (arXiv 2406.20052, section 3.3): a response passes when each of
 its lines is in the language, and when, in a language that is not written in Latin letters, it holds no Latin words.
+As in the language gate, words in formulas and code are words; units and a few names are none.
 """
 
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pbrl_jax.text.langid import is_right_language, plain_words
+from pbrl_jax.text.langid import identifier_of, is_right_language
 from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.words import judged_lines
 
 _LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{3,}")
 """Shorter Latin words are units, options and variables."""
 
 
 class Fidelity(NamedTuple):
-    """The verdicts on one response; None for an unknown language or too short a text."""
+    """What can be said of one response; None where no identifier knows the language, or the text is too short."""
 
     right: bool | None
     lines: bool | None
@@ -30,14 +32,16 @@ class Fidelity(NamedTuple):
 
 def fidelity(text: str, language: str, alternatives: Sequence[str]) -> Fidelity:
     """The three verdicts on a response that should be in `language`, judged among `alternatives`."""
-    if language not in LANGUAGES:
+    if language not in LANGUAGES or not identifier_of(language):
         return Fidelity(None, None, None)
     codes = tuple(dict.fromkeys([language, *(code for code in alternatives if code in LANGUAGES), "en"]))
     right = is_right_language(text, language, codes)
     judged = [is_right_language(line, language, codes) for line in text.splitlines() if line.strip()]
     lines = [verdict for verdict in judged if verdict is not None]
-    latin = "Latn" in LANGUAGES[language].scripts
-    words = None if latin or right is None else _LATIN_WORD.search(plain_words(text)) is None
+    scripts = LANGUAGES[language].scripts
+    words = (
+        None if "Latn" in scripts or right is None else not _LATIN_WORD.search(" ".join(judged_lines(text, scripts)))
+    )
     return Fidelity(right, all(lines) if lines else None, words)
 
 

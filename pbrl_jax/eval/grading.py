@@ -8,8 +8,8 @@ from pbrl_jax.eval.benchmarks.common import LETTERS, Benchmark, Problem
 from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
 from pbrl_jax.eval.fidelity import fidelity
 from pbrl_jax.text.answers import extract_answer, same_answer
-from pbrl_jax.text.langid import identify_language
-from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.langid import identifier_of, identify_language
+from pbrl_jax.text.languages import LANGUAGES, known_code
 
 
 def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
@@ -32,8 +32,8 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
     text = row["completion"]
     extracted = extract(benchmark, problem, text)
     # In the English protocol an English response is the right one.
-    wanted = "en" if protocol == "en-cot" else problem.language
-    verdict = fidelity(text, wanted, alternatives)
+    wanted = "en" if protocol == "en-cot" else known_code(problem.language)
+    verdict = fidelity(text, wanted or problem.language, alternatives)
     known = [code for code in dict.fromkeys((wanted, *alternatives, "en")) if code in LANGUAGES]
     return row | {
         "question": problem.question,
@@ -42,8 +42,8 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
         "correct": same_answer(extracted, problem.answer),
         "marker_missing": extracted is not None and extract_answer(text, problem.answer_language) is None,
         "published": benchmark.published(problem, text, protocol),
-        # As in training, too short a text counts as right; an unknown language is left out.
-        "right_language": None if wanted not in LANGUAGES else verdict.right is not False,
+        # As in training: a text too short to tell counts as right; a language that cannot be told counts nowhere.
+        "right_language": None if wanted is None or not identifier_of(wanted) else verdict.right is not False,
         "response_language": identify_language(text, known),
         "line_pass": verdict.lines,
         "word_pass": verdict.words,
@@ -76,7 +76,7 @@ def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
       DataError: a row of a problem that is not in this evaluation, or a missing field.
     """
     by_key = {problem.key: (place, problem) for place, problem in enumerate(problems)}
-    alternatives = tuple(dict.fromkeys(problem.language for problem in problems))
+    alternatives = tuple(dict.fromkeys(known_code(problem.language) or problem.language for problem in problems))
     graded = []
     for row in rows:
         if row.get("key") not in by_key:

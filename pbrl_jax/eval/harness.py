@@ -6,34 +6,18 @@ Out: texts (generate_until), log-probabilities (loglikelihood, loglikelihood_rol
 lm_eval is an extra ([eval]) and is imported only when a model is made; it needs no torch.
 """
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from pbrl_jax.core.batching import fill
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.records import PromptBatch
-from pbrl_jax.data.batches import pad_prompts
-from pbrl_jax.eval.respond import Settings, batch_rows, cut_at_stop, placed, plan, problem_id, rounded
+from pbrl_jax.eval.respond import cut_at_stop, problem_id
 from pbrl_jax.logs.progress import Progress
-from pbrl_jax.models.decoder import logits_of
-from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import compiled_sampler
-from pbrl_jax.rollout.logprobs import predicting_hidden, unpacked_streams
-from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.text.prompts import with_one_bos
 from pbrl_jax.text.tokenizers import has_chat_template
-from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.policies import Policy
 
-CHUNK = 64
-"""Positions of a row whose logits exist at a time."""
 KNOWN_OPTIONS = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k")
 """Generation options of a task that are obeyed; others are refused by name."""
 
@@ -55,42 +39,6 @@ def import_harness() -> Any:
     return lm_eval
 
 
-def continuation_scores(params, contexts: PromptBatch, tokens_BL, lengths_B, *, spec: DecoderSpec):
-    """(summed log-probability, whether every token is the likeliest one) of each row's continuation, [B] and [B].
-
-    Args:
-      contexts: B contexts of at least one token.
-      tokens_BL: continuations, right-padded.
-      lengths_B: tokens of each.
-    """
-    streams = unpacked_streams(tokens_BL, lengths_B, 1)
-    hidden_BLD = predicting_hidden(params, spec, contexts, streams, packed=False)
-    B, L = tokens_BL.shape
-    size = min(CHUNK, L)
-    count = -(-L // size)
-    head = {name: params[name] for name in ("embed", "lm_head") if name in params}
-
-    def chunks(x):
-        x = jnp.pad(x, [(0, 0), (0, count * size - L)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 1, 0)
-
-    def one(carry, xs):
-        logits = logits_of(head, spec, xs[0])
-        chosen = jnp.take_along_axis(logits, xs[1][..., None], axis=-1)[..., 0]
-        return carry, (chosen - jax.nn.logsumexp(logits, axis=-1), chosen >= logits.max(axis=-1))
-
-    _, found = jax.lax.scan(one, None, (chunks(hidden_BLD), chunks(tokens_BL)))
-    logp_BL, best_BL = (jnp.moveaxis(x, 0, 1).reshape(B, count * size)[:, :L] for x in found)
-    used_BL = jnp.arange(L)[None] < lengths_B[:, None]
-    return jnp.where(used_BL, logp_BL, 0.0).sum(axis=1), jnp.where(used_BL, best_BL, True).all(axis=1)
-
-
-@functools.cache
-def compiled_scores(spec: DecoderSpec):
-    """continuation_scores, compiled once for each padded shape."""
-    return jax.jit(functools.partial(continuation_scores, spec=spec))
-
-
 class PolicyRequests:
     """What the harness asks of a model, answered by a policy; `harness_model` makes a model of it.
 
@@ -104,12 +52,14 @@ class PolicyRequests:
       mesh: spreads the rows over devices.
     """
 
+    #: The harness's cache of answers, set by the base class that `harness_model` adds.
+    cache_hook: Any
+
     def __init__(self, policy: Policy, batch_size: int = 16, max_length: int = 2048, max_gen_toks: int = 256,
                  seed: int = 0, mesh: Any = None):  # fmt: skip
         super().__init__()
-        self.policy, self.max_length = policy, max_length
-        self.batch_size = batch_rows(Settings(batch_size=batch_size, mesh=mesh))
-        self.max_gen_toks, self.seed, self.mesh = max_gen_toks, seed, mesh
+        self.policy, self.engine = policy, Engine.of(policy, batch_size, mesh)
+        self.max_length, self.max_gen_toks, self.seed = max_length, max_gen_toks, seed
 
     # Tokens.
 
@@ -170,13 +120,17 @@ class PolicyRequests:
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each context, up to the first stop string; sampled only where the task asks for it."""
+        options = [generation_options(request.args[1], self.max_gen_toks) for request in requests]
         answers = [""] * len(requests)
-        groups: dict[tuple, list[int]] = {}
-        for number, request in enumerate(requests):
-            groups.setdefault(generation_options(request.args[1], self.max_gen_toks)[1:], []).append(number)
         with Progress("generate_until", len(requests), unit="request", active=not disable_tqdm) as progress:
-            for options, numbers in groups.items():
-                self._generate(requests, numbers, options, answers, progress.advance)
+            for shared in dict.fromkeys(own[1:] for own in options):  # requests that share their options
+                numbers = [number for number, own in enumerate(options) if own[1:] == shared]
+                contexts = [requests[number].args[0] for number in numbers]
+                prompts = [self.encode(context)[-max(1, self.max_length - shared[0]) :] for context in contexts]
+                ids = list(map(problem_id, contexts))
+                found = self.engine.answer(prompts, Sampling(*shared, seed=self.seed), ids, progress.advance)
+                for number, result in zip(numbers, found, strict=True):
+                    answers[number] = cut_at_stop(result.text, options[number][0])
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
@@ -199,66 +153,23 @@ class PolicyRequests:
         Raises:
           ConfigError: the tokenizer has no chat template.
         """
-        if not has_chat_template(self.policy.tokenizer):
+        tokenizer = self.policy.tokenizer
+        if not has_chat_template(tokenizer):
             raise ConfigError("This policy's tokenizer has no chat template. Leave --apply-chat-template out.")
-        return self.policy.tokenizer.tokenizer.apply_chat_template(
+        return tokenizer.tokenizer.apply_chat_template(
             chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )  # fmt: skip
 
-    # Batches.
-
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]], name: str, shown: bool) -> list[tuple[float, bool]]:
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)  # of an empty continuation
-        cut = {n: self._fitting(*pair) for n, pair in enumerate(pairs) if pair[1]}
-        order = list(cut)
-        longest = max((len(cut[n][0]) for n in order), default=1)
-        widest = max((len(cut[n][1]) for n in order), default=1)
-        run = compiled_scores(self.policy.spec)
-        with Progress(name, len(order), unit="request", active=shown) as progress:
-            for rows in plan([len(cut[n][0]) for n in order], self.batch_size):
-                numbers = [order[row] for row in rows]
-                filled = fill(numbers, self.batch_size)
-                contexts, answers = [cut[n][0] for n in filled], [cut[n][1] for n in filled]
-                width = length_bucket(max(map(len, answers)), rounded(widest))
-                arrays = (
-                    self._padded(contexts, filled, longest),
-                    pad_prompts(answers, width, range(len(filled))).tokens_PT,
-                    np.array([len(ids) for ids in answers], np.int32),
-                )
-                sums, best = jax.device_get(run(self.policy.params, *placed(arrays, self.mesh)))
-                for place, number in enumerate(numbers):
-                    found[number] = (float(sums[place]), bool(best[place]))
-                progress.advance(len(numbers))
-        return found
+        contexts, answers = zip(*(self._fitting(*pair) for pair in pairs), strict=True) if pairs else ((), ())
+        with Progress(name, sum(map(bool, answers)), unit="request", active=shown) as progress:
+            return [(found.logp, found.greedy) for found in self.engine.score(contexts, answers, progress.advance)]
 
     def _fitting(self, context: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         """The last max_length tokens of both together, the context never empty."""
         answer = answer[-(self.max_length - 1) :]
         return context[-(self.max_length - len(answer)) :], answer
-
-    def _padded(self, contexts: list[list[int]], numbers: list[int], longest: int) -> PromptBatch:
-        length = length_bucket(max(map(len, contexts)), rounded(longest))
-        return pad_prompts(contexts, length, numbers, self.policy.tokenizer.pad_id)
-
-    def _generate(self, requests: Sequence[Any], numbers: list[int], options: tuple, answers: list[str],
-                  tick: Callable[[int], Any]) -> None:  # fmt: skip
-        """Fill `answers` for the requests `numbers`, which share their options."""
-        policy, (tokens, *sampled) = self.policy, options
-        room = max(1, self.max_length - tokens)
-        encoded = {number: self.encode(requests[number].args[0])[-room:] for number in numbers}
-        run = compiled_sampler(policy.spec, tokens)
-        sampling = sampling_params(*sampled, policy.tokenizer.eos_ids)
-        longest = max(map(len, encoded.values()))
-        for rows in plan([len(encoded[number]) for number in numbers], self.batch_size):
-            chosen = [numbers[row] for row in rows]
-            filled = fill(chosen, self.batch_size)
-            keys = [problem_id(requests[number].args[0]) for number in filled]
-            batch = self._padded([encoded[number] for number in filled], keys, longest)
-            rollout = run(policy.params, placed(batch, self.mesh), step_key(self.seed, 0), sampling)
-            for number, text in zip(chosen, completions(rollout, policy.tokenizer), strict=False):
-                answers[number] = cut_at_stop(text, generation_options(requests[number].args[1], 1)[0])
-            tick(len(chosen))
 
 
 def rolling_windows(ids: list[int], prefix: int, size: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -121,13 +121,13 @@ def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, An
     tables = {code: language_row(part, seed) for code, part in rows_by_language(rows).items()}
     columns = {code: list(accuracies(part).values()) for code, part in rows_by_language(rows).items()}
     others = [code for code in columns if code != "en"]
-    mean = mean_of(others, columns, seed)
+    mean, everywhere = mean_of(others, columns, seed), mean_of(columns, columns, seed)
     found: dict[str, Any] = {
         "languages": tables,
         "mean_non_english": None if mean is None else mean["accuracy"],
         "mean_non_english_interval": None if mean is None else [mean["low"], mean["high"]],
         "gap_to_english": None if mean is None or "en" not in tables else tables["en"]["accuracy"] - mean["accuracy"],
-        "mean": mean_of(columns, columns, seed)["accuracy"],
+        "mean": everywhere and everywhere["accuracy"],
         "worst_language": None,
         "published_mean_non_english": {
             name: float(np.mean([tables[code]["published"][name] for code in others]))
@@ -173,8 +173,8 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
     others = [code for code in keys if code != "en"]
     found: dict[str, Any] = {"languages": tests, "mean_non_english": None, "english_retention": None}
     if others and len({len(keys[code]) for code in others}) == 1:
-        columns = [np.mean([[table[k] for k in keys[code]] for code in others], axis=0) for table in (before, after)]
-        found["mean_non_english"] = _comparison(*columns, seed)
+        base, new = (np.mean([[table[k] for k in keys[code]] for code in others], axis=0) for table in (before, after))
+        found["mean_non_english"] = _comparison(base, new, seed)
     if "en" in tests and tests["en"]["base"] > 0:
         found["english_retention"] = (tests["en"]["base"] + tests["en"]["points"]) / tests["en"]["base"]
     return found

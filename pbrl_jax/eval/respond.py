@@ -1,37 +1,23 @@
-"""A policy's responses to problems, and its log-probabilities of choices, in batches of few compiled shapes.
+"""A policy's responses to problems, and its log-probabilities of choices.
 
-The batches depend only on the problems and the batch size. A batch that was written before is not run again, so a
-stopped evaluation goes on where it was and ends with the same responses.
+A batch that was written before is not run again, so a stopped evaluation goes on where it was and ends with the same
+responses.
 """
 
-import functools
+import itertools
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from pbrl_jax.core.batching import fill
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.records import PromptBatch
-from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.eval.benchmarks.common import Problem
-from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import compiled_sampler
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
-from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.rollout.engine import Continuations, Engine, Sampling
 from pbrl_jax.text.prompts import STYLES as PROMPT_STYLES
 from pbrl_jax.text.prompts import format_prompts, resolve_style, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
-from pbrl_jax.weights.encoders import LENGTH_BUCKETS, length_bucket
 
 STYLES = {"benchmark": "the benchmark's own text, as published evaluations put it", **PROMPT_STYLES}
-LOGPROB_CHUNK = 256
-"""Positions, over all rows, whose logits exist at a time."""
 Write = Callable[[list[dict[str, Any]]], None]
 """Takes the rows of a finished batch."""
 
@@ -59,6 +45,11 @@ class Answering(NamedTuple):
     tokenizer: Tokenizer
     settings: Settings
 
+    @property
+    def engine(self) -> Engine:
+        """What answers and scores."""
+        return Engine(self.spec, self.params, self.tokenizer, self.settings.batch_size, self.settings.mesh)
+
 
 def encode_prompts(
     problems: Sequence[Problem], tokenizer: Tokenizer, style: str, thinking: bool | None = None
@@ -71,46 +62,19 @@ def encode_prompts(
     """
     plain = style == "benchmark" or any(problem.kind != "number" for problem in problems)
     chat = style != "benchmark" and resolve_style(style, tokenizer).startswith("chat")
-    if plain and not chat:
-        encoded = tokenizer.encode_batch([problem.prompt for problem in problems])
-        return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
-    if plain:
+    if not plain:
+        languages = [problem.answer_language for problem in problems]
+        return format_prompts([problem.question for problem in problems], languages, tokenizer, style, thinking)
+    if chat:
         encoded = [tokenizer.encode_chat([{"role": "user", "content": p.prompt}], thinking) for p in problems]
-        return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
-    languages = [problem.answer_language for problem in problems]
-    return format_prompts([problem.question for problem in problems], languages, tokenizer, style, thinking)
-
-
-def plan(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Row numbers in batches, shortest first; no batch holds rows of two length buckets.
-
-    So the rows of a batch need the same padded length, and a long prompt pads no short ones.
-    """
-    buckets: dict[int, list[int]] = {}
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        buckets.setdefault(length_bucket(lengths[row], rounded(max(lengths))), []).append(row)
-    return [rows[start : start + size] for rows in buckets.values() for start in range(0, len(rows), size)]
-
-
-def rounded(longest: int) -> int:
-    """The padded length of the longest prompt."""
-    return next((size for size in LENGTH_BUCKETS if longest <= size), -(-longest // 1024) * 1024)
+    else:
+        encoded = tokenizer.encode_batch([problem.prompt for problem in problems])
+    return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
 
 
 def problem_id(key: str) -> int:
     """A stable 31-bit number of a problem, from which its sampling keys derive."""
     return zlib.crc32(key.encode()) & 0x7FFFFFFF
-
-
-def placed(tree: Any, mesh: Any) -> Any:
-    """Arrays on the device, rows spread over the mesh where there is one."""
-    return jax.tree.map(jnp.asarray, tree) if mesh is None else jax.device_put(tree, batch_sharding(mesh))
-
-
-def batch_rows(settings: Settings) -> int:
-    """Rows of a batch: the batch size, up to the next multiple of the devices that hold rows."""
-    shards = 1 if settings.mesh is None else settings.mesh.shape["data"] * settings.mesh.shape["fsdp"]
-    return -(-settings.batch_size // shards) * shards
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
@@ -130,47 +94,28 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
       write: takes the new rows of a batch.
       tick: told the number of problems that a batch has finished.
     """
-    spec, params, tokenizer, settings = answering
-    encoded = encode_prompts(problems, tokenizer, settings.style, settings.thinking)
-    run = compiled_sampler(spec, settings.max_completion_length, settings.samples)
-    sampling = sampling_params(settings.temperature, settings.top_p, 0, tokenizer.eos_ids)
-    size = batch_rows(settings)
-    for rows in plan([len(ids) for ids in encoded], size):
-        wanted = [(row, sample) for row in rows for sample in range(settings.samples)]
-        missing = {pair for pair in wanted if (problems[pair[0]].key, pair[1]) not in done}
-        if missing:
-            filled = fill(rows, size)
-            length = length_bucket(max(len(encoded[row]) for row in rows), rounded(max(map(len, encoded))))
-            numbers = [problem_id(problems[row].key) for row in filled]
-            batch = pad_prompts([encoded[row] for row in filled], length, numbers, tokenizer.pad_id)
-            rollout = run(params, placed(batch, settings.mesh), step_key(settings.seed, 0), sampling)
-            texts, lengths = completions(rollout, tokenizer), np.asarray(rollout.lengths_B)
-            truncated = np.asarray(rollout.truncated_B)
-            found = []
-            for index, (row, sample) in enumerate(wanted):
-                problem = problems[row]
-                text = cut_at_stop(texts[index], problem.stops)
-                found.append((row, sample, {
+    settings = answering.settings
+    encoded = encode_prompts(problems, answering.tokenizer, settings.style, settings.thinking)
+    sampling = Sampling(
+        settings.max_completion_length, settings.temperature, settings.top_p, samples=settings.samples,
+        seed=settings.seed,
+    )  # fmt: skip
+    ids, samples = [problem_id(problem.key) for problem in problems], range(settings.samples)
+    wanted = {row for row, p in enumerate(problems) if any((p.key, sample) not in done for sample in samples)}
+    for rows, answers in answering.engine.answer_batches(encoded, sampling, ids, wanted):
+        found = []
+        for (row, sample), answer in zip(itertools.product(rows, samples), answers, strict=True):
+            problem, text = problems[row], cut_at_stop(answer.text, problems[row].stops)
+            if (problem.key, sample) not in done:
+                found.append({
                     "key": problem.key, "language": problem.language, "sample": sample, "completion": text,
-                    "tokens": int(lengths[index]), "truncated": bool(truncated[index]) and text == texts[index],
-                }))  # fmt: skip
-            write([values for row, sample, values in found if (row, sample) in missing])
-            tick(len({row for row, _ in missing}))
+                    "tokens": len(answer.tokens), "truncated": answer.truncated and text == answer.text,
+                })  # fmt: skip
+        write(found)
+        tick(len(wanted.intersection(rows)))
 
 
 # Choices by log-probability.
-
-
-class Continuations(NamedTuple):
-    """The choices of a problem as tokens behind what all of them share.
-
-    `prompt` is the shared beginning; of `tokens[c]` the first `skip[c]` still belong to the context: a tokenizer may
-    merge its end with a choice.
-    """
-
-    prompt: list[int]
-    tokens: list[list[int]]
-    skip: list[int]
 
 
 def continuations(problem: Problem, tokenizer: Tokenizer) -> Continuations:
@@ -195,29 +140,6 @@ def continuations(problem: Problem, tokenizer: Tokenizer) -> Continuations:
     )
 
 
-def continuation_logprobs(params, prompts: PromptBatch, tokens_BL, lengths_B, skip_B, *, spec: DecoderSpec,
-                          samples: int):  # fmt: skip
-    """Summed log-probability of the scored tokens of each row, [B]; row b continues prompt b // samples.
-
-    Args:
-      tokens_BL: continuations, right-padded.
-      lengths_B: tokens of each.
-      skip_B: leading tokens of each that are context.
-    """
-    streams = unpacked_streams(tokens_BL, lengths_B, samples)
-    logp_PSL, _ = response_logprobs(params, prompts, streams, 1.0, spec=spec, chunk=LOGPROB_CHUNK)
-    logp_BL = logp_PSL.reshape(tokens_BL.shape)
-    position_1L = jnp.arange(tokens_BL.shape[1])[None]
-    scored_BL = (position_1L >= skip_B[:, None]) & (position_1L < lengths_B[:, None])
-    return jnp.where(scored_BL, logp_BL, 0.0).sum(axis=1)
-
-
-@functools.cache
-def compiled_scorer(spec: DecoderSpec, samples: int):
-    """continuation_logprobs of a number of choices, compiled."""
-    return jax.jit(functools.partial(continuation_logprobs, spec=spec, samples=samples))
-
-
 def score_choices(answering: Answering, problems: Sequence[Problem], done: Collection[tuple[str, int]],
                   write: Write, tick: Callable[[int], Any]) -> None:  # fmt: skip
     """The log-probability of every choice of every problem, written batch by batch; arguments as generate_responses.
@@ -225,33 +147,16 @@ def score_choices(answering: Answering, problems: Sequence[Problem], done: Colle
     A row has key, language, sample (0), logprobs (one sum for each choice, natural logarithm) and tokens (scored
     tokens of each choice).
     """
-    spec, params, tokenizer, settings = answering
-    encoded = [continuations(problem, tokenizer) for problem in problems]
-    samples = max(len(problem.choices) for problem in problems)
-    run, size = compiled_scorer(spec, samples), batch_rows(settings)
-    longest = max(len(ids) for entry in encoded for ids in entry.tokens)
-    for rows in plan([len(entry.prompt) for entry in encoded], size):
-        missing = {row for row in rows if (problems[row].key, 0) not in done}
-        if missing:
-            entries = [encoded[row] for row in fill(rows, size)]
-            length = length_bucket(max(len(e.prompt) for e in entries), rounded(max(len(e.prompt) for e in encoded)))
-            batch = pad_prompts([e.prompt for e in entries], length, range(size), tokenizer.pad_id)
-            # Problems with fewer choices repeat their first one.
-            picks = [(e, choice if choice < len(e.tokens) else 0) for e in entries for choice in range(samples)]
-            width = length_bucket(max(len(e.tokens[c]) for e, c in picks), rounded(longest))
-            arrays = (
-                pad_prompts([e.tokens[c] for e, c in picks], width, range(len(picks))).tokens_PT,
-                np.array([len(e.tokens[c]) for e, c in picks], np.int32),
-                np.array([e.skip[c] for e, c in picks], np.int32),
-            )
-            sums = np.asarray(run(params, *placed((batch, *arrays), settings.mesh))).reshape(size, samples)
-            write([
-                {
-                    "key": problems[row].key, "language": problems[row].language, "sample": 0,
-                    "logprobs": [round(float(value), 6) for value in sums[place, : len(problems[row].choices)]],
-                    "tokens": [len(t) - s for t, s in zip(encoded[row].tokens, encoded[row].skip, strict=True)],
-                }
-                for place, row in enumerate(rows)
-                if row in missing
-            ])  # fmt: skip
-            tick(len(missing))
+    encoded = [continuations(problem, answering.tokenizer) for problem in problems]
+    wanted = {row for row, problem in enumerate(problems) if (problem.key, 0) not in done}
+    for rows, found in answering.engine.score_batches(encoded, wanted):
+        write([
+            {
+                "key": problems[row].key, "language": problems[row].language, "sample": 0,
+                "logprobs": [round(choice.logp, 6) for choice in choices],
+                "tokens": [choice.tokens for choice in choices],
+            }
+            for row, choices in zip(rows, found, strict=True)
+            if row in wanted
+        ])  # fmt: skip
+        tick(len(wanted.intersection(rows)))

@@ -34,7 +34,8 @@ class Pace:
     """Estimates the remaining time from the rows of a run."""
 
     def __init__(self, max_steps: int):
-        self.max_steps, self._seconds = max_steps, deque(maxlen=PACE)
+        self.max_steps = max_steps
+        self._seconds: deque[float] = deque(maxlen=PACE)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add the row of a step."""

@@ -113,7 +113,8 @@ class MetricWriter:
         self._flushed_at = time.monotonic()
         self._trackers: list[Tracker] = []
         self._view: LiveView | None = None
-        self._pace, self._thread = Pace(max_steps), None
+        self._pace = Pace(max_steps)
+        self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future] = []
         if not active:
             return

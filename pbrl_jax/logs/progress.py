@@ -80,7 +80,7 @@ class Progress:
         else:
             text = f"{self.title}: {self.done} {units}"
         left = self.seconds_left()
-        if left is not None and self.done < self.total:
+        if left is not None and self.total and self.done < self.total:
             text += f", {duration(left)} left"
         else:
             text += f", {duration(self._clock() - self._started)} so far"
@@ -112,12 +112,14 @@ class Progress:
             self._bar.add_task("", total=self.total, completed=self.done, text=self.describe())
             self._bar.start()
         else:
-            self._print(f"{self.title}: started" if self.total is None else f"{self.title}: started, {self._goal()}")
+            self._print(f"{self.title}: started{self._goal()}")
         return self
 
     def _goal(self) -> str:
+        if self.total is None:
+            return ""
         left = self.total - self.done
-        return f"{left} {self.unit if left == 1 else self.unit + 's'} to do"
+        return f", {left} {self.unit if left == 1 else self.unit + 's'} to do"
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         if self._bar is not None:

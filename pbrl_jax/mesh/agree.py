@@ -136,10 +136,14 @@ def in_turn(tag: str, function: Callable[[], Value]) -> Value:
     Raises:
       HostError: a host failed.
     """
-    found: list[Value] = []
+    results: list[Value] = []
+
+    def run() -> None:
+        results.append(function())
+
     for turn in (True, False):
-        agreed(tag, lambda turn=turn: found.append(function()) if is_first() == turn else None)
-    return found[0]
+        agreed(tag, run if is_first() == turn else lambda: None)
+    return results[0]
 
 
 def host_array(x: Any) -> np.ndarray:

@@ -30,7 +30,7 @@ LATER_SECONDS = 30
 class Hosts(NamedTuple):
     """The processes of a run; the address is empty where jax finds it itself."""
 
-    count: int
+    processes: int
     address: str = ""
     process: int = -1
 
@@ -71,7 +71,7 @@ def refuse_several(verb: str, count: int | None = None) -> None:
 
     For verbs that run on one host: each process would do all the work and write to the same files.
     """
-    count = hosts_of(os.environ).count if count is None else count
+    count = hosts_of(os.environ).processes if count is None else count
     if count > 1:
         raise ConfigError(
             f"`pbrl {verb}` runs on one host, with all its devices, and this is one of {count} processes. Start "
@@ -108,7 +108,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ, seconds: float = REA
       ConfigError: settings that do not fit, or a coordinator that cannot be reached.
     """
     hosts, automatic = hosts_of(environment), environment.get("PBRL_HOSTS") == "auto"
-    if hosts.count == 1 and not automatic:
+    if hosts.processes == 1 and not automatic:
         return 1
     import jax
 
@@ -120,7 +120,7 @@ def join_hosts(environment: Mapping[str, str] = os.environ, seconds: float = REA
         if hosts.process > 0:
             wait_for(hosts.address, seconds)
         jax.distributed.initialize(
-            hosts.address, hosts.count, hosts.process, heartbeat_timeout_seconds=heartbeat,
+            hosts.address, hosts.processes, hosts.process, heartbeat_timeout_seconds=heartbeat,
             initialization_timeout=int(seconds),
         )  # fmt: skip
     if jax.process_index() > 0:

@@ -25,7 +25,8 @@ def row_owners(mesh: Mesh, rows: int) -> np.ndarray:
     places = batch_sharding(mesh).devices_indices_map((rows,))
     owners = np.full(rows, -1)
     for device in mesh.devices.flat:
-        part = owners[places[device][0]]
+        index = places[device] or ()
+        part = owners[index]
         part[part < 0] = device.process_index
     return owners
 
@@ -38,8 +39,8 @@ def owned_rows(mesh: Mesh, rows: int) -> np.ndarray:
 def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """The rows on this host's devices, in ascending order: those it owns and possibly others."""
     held = np.zeros(rows, bool)
-    for part in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
-        held[part[0]] = True
+    for index in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        held[index or ()] = True
     return np.flatnonzero(held)
 
 

@@ -19,7 +19,7 @@ from pbrl_jax.core.trees import map_with_path, match_rules
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-LOGICAL_AXES = {
+LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
     "vocab": "tensor",
     "width": "fsdp",
@@ -58,7 +58,8 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
             f"Use --mesh.data -1 --mesh.fsdp F --mesh.tensor T with F * T dividing {device_count}: "
             f"{divisors(device_count)}."
         )
-    return tuple(sizes)
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
 def divisors(number: int) -> str:
@@ -169,7 +170,7 @@ def sequence_axis(length: int) -> str:
     return "none" if mesh.empty or length % mesh.shape[LOGICAL_AXES["sequence"]] else "sequence"
 
 
-def row_shards() -> int:
-    """Number of shards of the `batch` axis on the mesh that is set (`jax.set_mesh`); 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+def row_shards(mesh: Mesh | None = None) -> int:
+    """Devices that hold different rows, on this mesh or the one that is set (`jax.set_mesh`); 1 without one."""
+    used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])

@@ -66,8 +66,9 @@ def phase_text() -> str:
 def show_stacks() -> None:
     """Print the stacks of all threads to standard error."""
     stream = sys.stderr if hasattr(sys.stderr, "fileno") else sys.__stderr__
-    stream.flush()
-    faulthandler.dump_traceback(stream, all_threads=True)
+    if stream is not None:
+        stream.flush()
+        faulthandler.dump_traceback(stream, all_threads=True)
 
 
 class Watch(threading.Thread):

@@ -1,10 +1,12 @@
 """Attention kernels: one table, one signature.
 
 A kernel maps queries [X, Q, H, C], keys and values [X, S, K, C] and a Visibility to the attended values [X, Q, H, C]
-and the log of the softmax denominator [X, Q, H], so that attention over two sets of keys (a shared prompt and a
-response of its own) can be computed apart and merged exactly.
+and the log of the softmax denominator [X, Q, H], so that attention over two sets of keys (a shared prompt and one
+response) can be computed separately and merged exactly.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -13,19 +15,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
 
-#: Score of a key that may not be seen. Finite, so that a query that sees nothing yields numbers and not NaN.
+#: Score of a masked key. Finite, so that a query whose keys are all masked gives numbers and not NaN.
 HIDDEN = -1e30
 
-#: Scores of at most so many (query, key) pairs are made at once before `auto` turns to the chunked kernel.
+#: Number of (query, key) pairs above which `auto` uses the chunked kernel.
 AUTO_CHUNK_PAIRS = 512 * 512
 QUERY_CHUNK = 128
 
 
 class Visibility(NamedTuple):
-    """Which key a query may see; every field that is None puts no condition.
+    """Which keys a query attends to; a field that is None sets no condition.
 
-    A key is visible when it is valid, does not lie after the query, belongs to the query's segment, and is one of the
-    last `window` positions up to the query's.
+    A key is visible when it is valid, its position is not after the query's, its segment is the query's, and it is one
+    of the last `window` positions up to the query's (which needs positions).
     """
 
     key_valid_XS: Bool[Array, "X S"] | None = None
@@ -40,19 +42,14 @@ class Visibility(NamedTuple):
         conditions = []
         if self.key_valid_XS is not None:
             conditions.append(self.key_valid_XS[:, None, :])
-        if self.query_position_XQ is not None:
+        if self.query_position_XQ is not None and self.key_position_XS is not None:
             conditions.append(self.key_position_XS[:, None, :] <= self.query_position_XQ[:, :, None])
-        if self.window is not None:
-            oldest_XQ = self.query_position_XQ - self.window
-            conditions.append(self.key_position_XS[:, None, :] > oldest_XQ[:, :, None])
-        if self.query_segment_XQ is not None:
+            if self.window is not None:
+                oldest_XQ = self.query_position_XQ - self.window
+                conditions.append(self.key_position_XS[:, None, :] > oldest_XQ[:, :, None])
+        if self.query_segment_XQ is not None and self.key_segment_XS is not None:
             conditions.append(self.key_segment_XS[:, None, :] == self.query_segment_XQ[:, :, None])
-        if not conditions:
-            return None
-        mask = conditions[0]
-        for condition in conditions[1:]:
-            mask = mask & condition
-        return mask
+        return functools.reduce(operator.and_, conditions) if conditions else None
 
 
 def xla_attention(
@@ -79,9 +76,9 @@ def xla_attention(
 
 
 def chunked_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, chunk: int = QUERY_CHUNK):
-    """The same, for one chunk of queries at a time; the backward pass recomputes a chunk's scores.
+    """`xla_attention` for one chunk of queries at a time; the backward pass recomputes each chunk's scores.
 
-    Memory for scores falls from Q * S to chunk * S per head. Portable to every backend.
+    Memory for scores falls from Q * S to chunk * S per head. Works on every backend.
     """
     X, Q = query_XQHC.shape[:2]
     padding = -Q % chunk
@@ -115,8 +112,8 @@ def auto_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):
     return kernel(query_XQHC, key_XSKC, value_XSKC, visibility)
 
 
-#: Kernels by name. Those of pbrl_jax.models.fused_attention make no log-denominator that can be differentiated: where
-#: one is needed, `auto` stands in for them.
+#: Kernels by name. Those of pbrl_jax.models.fused_attention give no differentiable log-denominator: where one is
+#: needed, `auto` replaces them.
 KERNELS = {
     "auto": auto_attention,
     "xla": xla_attention,

@@ -1,7 +1,7 @@
 """Greedy and beam search over any model that continues sequences by one token, each as one compiled loop.
 
 The rules are those of transformers' `generate` (greedy; `num_beams`, `length_penalty`, `early_stopping`), so that a
-released translation model gives the sentences its authors see. The first token is given, not chosen.
+released translation model gives the same sentences here. The first token is given, not chosen.
 
 A model is a function `step(state, tokens_X, slot) -> (logits_XV, state)`: X rows each write a token at `slot` and get
 the logits of the next; `slot` counts from 1 here, as slot 0 holds the model's own start token.
@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import pytree
 
+#: Score of a sequence that must not be chosen.
 IMPOSSIBLE = -1e9
-"""Score of a sequence that may not be chosen."""
 
 
 def greedy_search(step: Callable, state: Any, first_B: Int[Array, "B"], max_length: int, eos_ids: tuple[int, ...],
                   pad_id: int) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """The likeliest next token, until every row has ended.
+    """Take the most likely next token until every row has ended.
 
     Args:
       first_B: the first token of each row.
@@ -50,7 +50,7 @@ def greedy_search(step: Callable, state: Any, first_B: Int[Array, "B"], max_leng
 
 @pytree
 class Beams:
-    """The search's whole state: K running sequences and the K best finished ones of each row.
+    """The state of the search: K running sequences and the K best finished ones of each row.
 
     `running_BK` are sums of log-probs; `score_BK` are those of finished sequences over length ** length_penalty;
     `open_B` says that a running sequence may still beat the finished ones; `stuck_B` that every candidate of the last
@@ -69,10 +69,10 @@ class Beams:
 
 
 class Rules(NamedTuple):
-    """What decides between sequences.
+    """Settings of the search.
 
-    `early_stopping`: a row ends as soon as it has K finished sequences; otherwise only where its best running one is
-    already worse than all of them.
+    `early_stopping`: a row ends as soon as it has K finished sequences; otherwise only when its best running sequence
+    is already worse than all of them.
     """
 
     max_length: int
@@ -109,7 +109,7 @@ def beam_search(
 
     tokens_BKR = jnp.full((B, K, rules.max_length), pad_id, jnp.int32).at[:, :, 0].set(first_B[:, None])
     worst_BK, yes_B = jnp.full((B, K), IMPOSSIBLE, jnp.float32), jnp.ones(B, bool)
-    # All beams begin alike: only the first may continue, or every beam would write the same sentence.
+    # All beams start equal: only the first may continue, or every beam would hold the same sequence.
     start = Beams(jnp.int32(1), tokens_BKR, worst_BK.at[:, 0].set(0.0), tokens_BKR, worst_BK, jnp.zeros((B, K), bool),
                   yes_B, ~yes_B, state)  # fmt: skip
     tokens_BR = jax.lax.while_loop(goes_on, body, start).found_BKR[:, 0]
@@ -117,7 +117,7 @@ def beam_search(
 
 
 def extended(beams: Beams, logp_BKV: jax.Array, rules: Rules) -> tuple[Beams, jax.Array]:
-    """One round: the beams with a token more, and for each [B, K] the beam that it continues; `state` is untouched.
+    """One step: the beams with one more token, and for each [B, K] the beam that it continues; `state` is unchanged.
 
     Enough candidates are kept that K of them go on even if the best K all end.
     """
@@ -171,6 +171,6 @@ def one_of(token: jax.Array, ids: tuple[int, ...]) -> jax.Array:
 
 
 def lengths_of(tokens_BR: Int[Array, "B R"], eos_ids: tuple[int, ...]) -> Int[Array, "B"]:
-    """Tokens up to and with the first end of sequence behind the first token; all where there is none."""
+    """Number of tokens up to and including the first end of sequence; all where there is none."""
     ended = one_of(tokens_BR, eos_ids)
     return jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, tokens_BR.shape[1]).astype(jnp.int32)

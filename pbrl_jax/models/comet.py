@@ -3,7 +3,7 @@
 Four kinds. `regression` compares translation, source and reference, each encoded alone; `referenceless` leaves the
 reference out (arXiv 2009.09025). `unified` reads them as one sequence (CometKiwi, arXiv 2209.06243), and `xcomet` also
 tags error spans and mixes their MQM penalty into its score (arXiv 2310.10482). All equations are those of
-unbabel-comet 2.2, its quirks included, because the released weights belong to them.
+unbabel-comet 2.2, deviations from the papers included, because the released weights were trained with them.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.models.chain import ACTIVATIONS
-from pbrl_jax.models.encoder import TextEncoder, init_encoder
-from pbrl_jax.models.layers import Projection
-from pbrl_jax.models.pooling import pool
+from pbrl_jax.models.encoder import Encoder, init_encoder
+from pbrl_jax.models.layers import Projection, apply
+from pbrl_jax.models.pooling import ACTIVATIONS, pool
 from pbrl_jax.models.specs import EncoderSpec
 
-#: Pairs, triples: a unified model is asked (mt, src), (mt, ref) and (mt, src, ref) where there is a reference.
+#: Inputs of a unified model where there is a reference; their scores are averaged.
 UNIFIED_INPUTS = (("mt", "src"), ("mt", "ref"), ("mt", "src", "ref"))
 #: Share of each of these inputs in the tags' probabilities.
 TAG_WEIGHTS = (0.1667, 0.3333, 0.5)
@@ -35,24 +34,24 @@ class CometSpec:
     """A COMET model; every field is read by the forward pass."""
 
     encoder: EncoderSpec
+    #: regression, referenceless, unified or xcomet.
     kind: str
-    """regression, referenceless, unified or xcomet."""
+    #: Widths of the estimator's hidden layers.
     hidden: tuple[int, ...]
-    """Widths of the estimator's hidden layers."""
+    #: How layer weights are normalised: sparsemax or softmax.
     transform: str = "sparsemax"
-    """How layer weights become shares: sparsemax or softmax."""
+    #: Layers are normalised, over all tokens and channels of a sentence together, before they are mixed.
     layer_norm: bool = False
-    """Layers are normalised, over all tokens and channels of a sentence together, before they are mixed."""
+    #: Of regression and referenceless models; the others take the first token.
     pooling: str = "mean"
-    """Of regression and referenceless models; the others take the first token."""
     activation: str = "tanh"
     final_activation: str = "identity"
+    #: What a unified model was trained to read.
     segments: tuple[str, ...] = ("mt", "src", "ref")
-    """What a unified model was trained to read."""
+    #: Labels of an error tagger; 0: none.
     tags: int = 0
-    """Labels of an error tagger; 0: none."""
+    #: Hidden state that the tagger reads; 0 is the embeddings.
     word_layer: int = 0
-    """Hidden state that the tagger reads; 0 is the embeddings."""
 
     @property
     def features(self) -> int:
@@ -101,10 +100,10 @@ def pair_features(kind: str, src_BD, mt_BD, ref_BD=None) -> Float[Array, "B F"]:
 
 
 def estimate(params, features_BF: Float[Array, "B F"], spec: CometSpec) -> Float[Array, "B"]:
-    """The feed-forward that ends in one number per row."""
+    """The feed-forward network that gives one number per row."""
     x = features_BF
     for index, width in enumerate((*spec.hidden, 1)):
-        x = Projection((width,), use_bias=True).apply({"params": params[f"{index}"]}, x)
+        x = apply(Projection((width,), use_bias=True), params[f"{index}"], x)
         name = spec.activation if index < len(spec.hidden) else spec.final_activation
         x = lookup(ACTIVATIONS, name, "activation")(x)
     return x[:, 0]
@@ -112,7 +111,7 @@ def estimate(params, features_BF: Float[Array, "B F"], spec: CometSpec) -> Float
 
 def mixed_states(params, tokens_BS, mask_BS, spec: CometSpec) -> tuple[jax.Array, jax.Array]:
     """(all states [N + 1, B, S, D], their mix [B, S, D])."""
-    states = TextEncoder(spec.encoder).apply({"params": params["encoder"]}, tokens_BS, mask_BS, all_states=True)
+    states = apply(Encoder(spec.encoder), params["encoder"], tokens_BS, mask_BS, all_states=True)
     states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
     weights, gamma = params["layer_weights"][:, 0], params["gamma"][0]
     mixed = mix_layers(states, mask_BS, weights, gamma, transform=spec.transform, layer_norm=spec.layer_norm)
@@ -150,8 +149,8 @@ def score_joint(
     score_CB = estimate(params["estimator"], mixed[:, 0], spec).reshape(C, B)
     if spec.kind == "unified":
         return score_CB.mean(axis=0)
-    tagger = Projection((spec.tags,), use_bias=True)
-    logits = tagger.apply({"params": params["tagger"]}, states[spec.word_layer]).reshape(C, B, S, spec.tags)
+    logits_XST = apply(Projection((spec.tags,), use_bias=True), params["tagger"], states[spec.word_layer])
+    logits = logits_XST.reshape(C, B, S, spec.tags)
     shares = jnp.array(TAG_WEIGHTS if C == 3 else (1.0,), logits.dtype)
     tag_BS = jnp.argmax(jnp.einsum("c,cbst->bst", shares, jax.nn.softmax(logits, axis=-1)), axis=-1)
     mqm_B = mqm_score(tag_BS, jnp.arange(S)[None] < mt_B[:, None])
@@ -164,8 +163,8 @@ def score_joint(
 def mqm_score(tag_BS: Int[Array, "B S"], valid_BS: Bool[Array, "B S"]) -> Float[Array, "B"]:
     """1 without error spans, 0 with WORST points of them or more.
 
-    A span is a run of tags other than 0; its first tag is its severity. A span that no 0 follows within the valid
-    tokens does not count: so does upstream.
+    A span is a run of tags other than 0; its first tag is its severity. As in unbabel-comet, a span that no 0 follows
+    within the valid tokens does not count.
     """
     tag = jnp.where(valid_BS, tag_BS, 0)
     before = jnp.pad(tag, ((0, 0), (1, 0)))[:, :-1]

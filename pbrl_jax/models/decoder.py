@@ -1,7 +1,7 @@
 """The decoder-only policy in Flax Linen: scanned layers, explicit cache in and out.
 
-`Decoder.apply` is a pure function of a dict of arrays. It returns hidden states; logits are made by `logits_of`, by
-whoever needs them, at the positions they need: nothing here ever makes [B, T, V].
+`Decoder.apply` is a pure function of a dict of arrays. It returns hidden states; callers compute logits with
+`logits_of` at the positions they need, so that no [B, T, V] array is made in training.
 """
 
 import dataclasses
@@ -16,39 +16,12 @@ from jaxtyping import Array, Float, Int
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.mesh.sharding import constrain, sequence_axis
 from pbrl_jax.models.fused_attention import FUSED
-from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply_rope, rope_tables
+from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply, apply_rope, rope_tables
 from pbrl_jax.models.layouts import Causal, KVCache, Reach
 from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.specs import DecoderSpec
 
-#: Path pattern -> logical axes of a parameter. Leading axis of everything under `layers` is the scanned one.
-AXES = (
-    (r"embed", ("vocab", "width")),
-    (r"layers/attention_norm/scale", ("layers", "none")),
-    (r"layers/query/kernel", ("layers", "width", "heads", "none")),
-    (r"layers/(key|value)/kernel", ("layers", "width", "kv_heads", "none")),
-    (r"layers/out/kernel", ("layers", "heads", "none", "width")),
-    (r"layers/mlp_norm/scale", ("layers", "none")),
-    (r"final_norm/scale", ("none",)),
-)
-DENSE_AXES = (
-    (r"layers/mlp/(gate|up)/kernel", ("layers", "width", "ffn")),
-    (r"layers/mlp/down/kernel", ("layers", "ffn", "width")),
-)
-EXPERT_AXES = (
-    (r"layers/mlp/router/kernel", ("layers", "width", "none")),
-    (r"layers/mlp/(gate|up)/kernel", ("layers", "none", "width", "ffn")),
-    (r"layers/mlp/down/kernel", ("layers", "none", "ffn", "width")),
-)
-SANDWICH_AXES = ((r"layers/(attention|mlp)_out_norm/scale", ("layers", "none")),)
-QK_NORM_AXES = ((r"layers/(query|key)_norm/scale", ("layers", "none")),)
-QKV_BIAS_AXES = (
-    (r"layers/query/bias", ("layers", "heads", "none")),
-    (r"layers/(key|value)/bias", ("layers", "kv_heads", "none")),
-)
-UNTIED_AXES = ((r"lm_head", ("width", "vocab")),)
-
-#: Models of at most so many layers are decoded without a scan.
+#: Models with at most this many layers are decoded without a scan over layers.
 UNSTACKED_LAYERS = 8
 
 REMAT_POLICIES = {
@@ -59,24 +32,41 @@ REMAT_POLICIES = {
 
 
 def decoder_axes(spec: DecoderSpec) -> tuple:
-    """The AXES lines that this spec's parameters need."""
-    lines = AXES + (EXPERT_AXES if spec.experts else DENSE_AXES)
-    lines += SANDWICH_AXES if spec.sandwich_norms else ()
-    lines += QK_NORM_AXES if spec.qk_norm else ()
-    lines += QKV_BIAS_AXES if spec.qkv_bias else ()
-    lines += () if spec.tied_embeddings else UNTIED_AXES
-    return lines
+    """(path pattern, logical axes) of the parameters of this spec; the first axis below `layers` is the scanned one."""
+    experts = ("none",) if spec.experts else ()
+    lines = {
+        "embed": ("vocab", "width"),
+        "layers/(attention|mlp)_norm/scale": ("layers", "none"),
+        "layers/query/kernel": ("layers", "width", "heads", "none"),
+        "layers/(key|value)/kernel": ("layers", "width", "kv_heads", "none"),
+        "layers/out/kernel": ("layers", "heads", "none", "width"),
+        "layers/mlp/(gate|up)/kernel": ("layers", *experts, "width", "ffn"),
+        "layers/mlp/down/kernel": ("layers", *experts, "ffn", "width"),
+        "final_norm/scale": ("none",),
+    }
+    if spec.experts:
+        lines["layers/mlp/router/kernel"] = ("layers", "width", "none")
+    if spec.sandwich_norms:
+        lines["layers/(attention|mlp)_out_norm/scale"] = ("layers", "none")
+    if spec.qk_norm:
+        lines["layers/(query|key)_norm/scale"] = ("layers", "none")
+    if spec.qkv_bias:
+        lines["layers/query/bias"] = ("layers", "heads", "none")
+        lines["layers/(key|value)/bias"] = ("layers", "kv_heads", "none")
+    if not spec.tied_embeddings:
+        lines["lm_head"] = ("width", "vocab")
+    return tuple(lines.items())
 
 
 class LayerRole(NamedTuple):
-    """What tells one layer from the others: its number, and whether it is local (None: all are alike)."""
+    """What differs between layers: the layer's number, and whether it is local (None: the same for all layers)."""
 
-    index: int | Int[Array, "..."]
+    layer: int | Int[Array, "..."]
     local: bool | Array | None
 
 
 class LayerInputs(NamedTuple):
-    """What all layers read: positions and rotary tables, those of local layers where they are others."""
+    """Inputs shared by all layers: positions and rotary tables, and those of local layers where they differ."""
 
     positions_XL: Int[Array, "X L"]
     rope: tuple[Array, Array]
@@ -92,7 +82,7 @@ class LayerInputs(NamedTuple):
 
 
 def layer_inputs(positions_XL, spec: DecoderSpec) -> LayerInputs:
-    """Rotary tables are made once for all layers."""
+    """The inputs of all layers; rotary tables are computed once."""
     local = spec.local_layers()
     rope = rope_tables(positions_XL, spec, local=all(local))
     two = spec.local_rope_theta != 0 and len(set(local)) == 2
@@ -106,14 +96,14 @@ def layer_roles(spec: DecoderSpec) -> LayerRole:
 
 
 def reach_of(spec: DecoderSpec, local, positions_XL) -> Reach | None:
-    """The window of a layer; None where it is known to see everything."""
+    """The window of a layer; None for one that is known to be global."""
     local = spec.local_layers()[0] if local is None else local
     return None if local is False else Reach(spec.window, local, positions_XL)
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and feed-forward. The carry is (hidden, cache): a cache passed as a scanned input would be
-    copied whole at every token."""
+    """Pre-norm attention and feed-forward. The carry is (hidden, cache): a cache that is a scanned input would be
+    copied at every token."""
 
     spec: DecoderSpec
 
@@ -127,32 +117,32 @@ class DecoderLayer(nn.Module):
 
         training = cache is None
 
-        def whole(h, heads: str = "none"):
-            """In training, all positions of a row, for products that are cut over heads or ffn: left to the compiler,
-            queries stay cut by position, and every chunk of them is gathered anew."""
+        def gather(h, heads: str = "none"):
+            """In training, replicate positions for products that are sharded over heads or ffn: otherwise the compiler
+            keeps queries sharded by position and gathers them for every chunk."""
             return constrain(h, "batch", "none", heads, *["none"] * (h.ndim - 3)) if training else h
 
-        h = whole(norm("attention_norm")(x))
+        h = gather(norm("attention_norm")(x))
         query = Projection((spec.heads, spec.head_dim), use_bias=spec.qkv_bias, name="query")(h)
         key = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="key")(h)
         value = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="value")(h)
         if spec.qk_norm:
             query, key = norm("query_norm")(query), norm("key_norm")(key)
-        query, key, value = whole(query, "heads"), whole(key, "kv_heads"), whole(value, "kv_heads")
+        query, key, value = gather(query, "heads"), gather(key, "kv_heads"), gather(value, "kv_heads")
         rope = inputs.rope_of(role.local)
         # Kernels divide scores by the root of head_dim.
         scale = 1.0 if spec.query_scalar is None else (spec.head_dim / spec.query_scalar) ** 0.5
         query, key = apply_rope(query, rope, scale), apply_rope(key, rope)
         reach = reach_of(spec, role.local, inputs.positions_XL)
-        attended, cache = layout.attend(spec.attention, query, key, value, cache, role.index, reach)
-        attended = whole(Projection((spec.width,), in_axes=2, name="out")(attended))
+        attended, cache = layout.attend(spec.attention, query, key, value, cache, role.layer, reach)
+        attended = gather(Projection((spec.width,), in_axes=2, name="out")(attended))
         x = x + (norm("attention_out_norm")(attended) if spec.sandwich_norms else attended)
-        fed = whole(self.feed_forward()(whole(norm("mlp_norm")(x))))
+        fed = gather(self.feed_forward()(gather(norm("mlp_norm")(x))))
         x = x + (norm("mlp_out_norm")(fed) if spec.sandwich_norms else fed)
         return (constrain(x, "batch", sequence_axis(x.shape[1]), "none"), cache), None
 
     def feed_forward(self) -> nn.Module:
-        """One gated feed-forward, or experts."""
+        """A gated feed-forward, or a mixture of experts."""
         spec = self.spec
         if not spec.experts:
             return GatedMLP(spec.ffn, spec.activation, name="mlp")
@@ -162,7 +152,7 @@ class DecoderLayer(nn.Module):
 
 
 def embed_tokens(embed, spec: DecoderSpec, tokens_XL) -> Float[Array, "X L D"]:
-    """Embeddings in the compute type; Gemma's factor too is rounded to it."""
+    """Embeddings in the compute type; Gemma's scale is rounded to it too."""
     x = embed.astype(spec.dtype)[tokens_XL]
     return x * jnp.asarray(spec.width**0.5, x.dtype) if spec.scaled_embeddings else x
 
@@ -192,7 +182,7 @@ class Decoder(nn.Module):
             length=spec.layers,
         )(spec, name="layers")
         (x, cache), _ = stack((x, cache), layer_roles(spec), layer_inputs(positions_XL, spec), layout)
-        # Cut by position, the slices that readers take of it made the compiler (jax 0.10) lose a part of the gradient.
+        # Sharded by position, slices of it lost a part of their gradient under jax 0.10.
         x = constrain(x, "batch", "none", "none")
         if not spec.tied_embeddings:
             self.param("lm_head", nn.initializers.normal(spec.width**-0.5), (spec.width, spec.vocab_size))
@@ -209,21 +199,21 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
 def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
     """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`."""
     if not isinstance(params["layers"], tuple):
-        return Decoder(spec).apply({"params": params}, tokens_XL, positions_XL, layout, cache)
+        return apply(Decoder(spec), params, tokens_XL, positions_XL, layout, cache)
     carry = embed_tokens(params["embed"], spec, tokens_XL), cache
     inputs = layer_inputs(positions_XL, spec)
     for index, layer_params in enumerate(params["layers"]):
         role = LayerRole(index, spec.local_layers()[index])
-        carry, _ = DecoderLayer(spec).apply({"params": layer_params}, carry, role, inputs, layout)
+        carry, _ = apply(DecoderLayer(spec), layer_params, carry, role, inputs, layout)
     hidden, cache = carry
-    return RMSNorm(spec.norm_eps, spec.norm_offset).apply({"params": params["final_norm"]}, hidden), cache
+    return apply(RMSNorm(spec.norm_eps, spec.norm_offset), params["final_norm"], hidden), cache
 
 
 def unstack_layers(params, spec: DecoderSpec):
-    """Parameters with one tree per layer, for decoding with few layers.
+    """Parameters with one tree per layer, for decoding models of few layers.
 
-    A scan copies a layer's weights out of their stack at every token, which for a small batch costs as much as the
-    products themselves. With many layers the program would grow with depth: they stay stacked.
+    A scan copies each layer's weights out of the stack at every token, which for a small batch costs as much as the
+    matrix products. Models with many layers stay stacked, since an unrolled program grows with depth.
     """
     if spec.layers > UNSTACKED_LAYERS:
         return params
@@ -234,9 +224,9 @@ def unstack_layers(params, spec: DecoderSpec):
 def output_matrix(params, spec: DecoderSpec, copies: int = 1) -> dict[str, jax.Array]:
     """The part of the parameters that `logits_of` reads.
 
-    With `copies`, each matrix is repeated along a new leading axis that lies on the devices that hold different rows:
-    each device then has a whole copy (cut over `tensor` alone) and adds up a gradient of its own, and the mesh adds
-    these once, where the copies were made, and not at every use.
+    With `copies`, each matrix is repeated along a new leading axis, sharded over the devices that hold different rows:
+    each device has a copy (sharded over `tensor` alone) and accumulates its own gradient, and the gradients are summed
+    over the mesh once, where the copies were made, and not at every use.
     """
     name, axes = ("embed", ("vocab", "none")) if spec.tied_embeddings else ("lm_head", ("none", "vocab"))
     matrix = params[name]
@@ -254,9 +244,9 @@ def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Flo
 
 
 def causal_logits(params, spec: DecoderSpec, tokens_BT: Int[Array, "B T"], mask_BT) -> Float[Array, "B T V"]:
-    """Logits at every position of a batch, padded on either side: for looking at a model, never for training."""
+    """Logits at every position of a batch, padded on either side: for inspecting a model, not for training."""
     positions = jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
-    if spec.attention in FUSED:  # they want right padding, which a caller from outside need not have
+    if spec.attention in FUSED:  # those kernels need right padding
         spec = dataclasses.replace(spec, attention="auto")
     hidden, _ = hidden_states(params, spec, tokens_BT, positions, Causal(mask_BT.astype(bool)))
     return logits_of(params, spec, hidden)

@@ -1,42 +1,26 @@
 """Text encoders in Flax Linen: BERT, XLM-R (post-norm) and XLM-R-XL (pre-norm), and decoders that embed."""
 
+from typing import TypeGuard
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import pytree
+from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.models.attention import Visibility, attend
-from pbrl_jax.models.chain import add_special_ids, apply_dense, dense_axes, init_dense
-from pbrl_jax.models.decoder import decoder_axes, hidden_states, init_decoder
-from pbrl_jax.models.layers import Projection, along_last, gelu
+from pbrl_jax.models.decoder import hidden_states, init_decoder
+from pbrl_jax.models.layers import Projection, along_last, apply, gelu
 from pbrl_jax.models.layouts import Causal, Reach
-from pbrl_jax.models.pooling import pool, unit_vectors
+from pbrl_jax.models.pooling import add_special_ids, apply_dense, init_dense, pool, unit_vectors
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
-
-#: Path pattern -> logical axes. The encoder is replicated: its batch lies over every mesh axis instead.
-AXES = (
-    (r"(word|position|type)_embed", ("none", "none")),
-    (r"layers/(query|key|value)/kernel", ("layers", "none", "none", "none")),
-    (r"layers/(query|key|value)/bias", ("layers", "none", "none")),
-    (r"layers/out/kernel", ("layers", "none", "none", "none")),
-    (r"layers/(out|down)/bias", ("layers", "none")),
-    (r"layers/(attention|mlp)_norm/(scale|bias)", ("layers", "none")),
-    (r"layers/(up|down)/kernel", ("layers", "none", "none")),
-    (r"layers/up/bias", ("layers", "none")),
-)
-POST_NORM_AXES = ((r"embed_norm/(scale|bias)", ("none",)),)
-PRE_NORM_AXES = ((r"final_norm/(scale|bias)", ("none",)),)
-PROJECTION_AXES = ((r"projection/kernel", ("none", "none")), (r"projection/bias", ("none",)))
 
 
 def encoder_axes(spec: TextEncoderSpec) -> tuple:
-    """The axis rules that this spec's parameters need."""
-    if isinstance(spec, DecoderEncoderSpec):
-        body = tuple((pattern, ("none",) * len(axes)) for pattern, axes in decoder_axes(spec.decoder))
-        return body + dense_axes(spec.dense)
-    body = AXES + (PRE_NORM_AXES if spec.pre_norm else POST_NORM_AXES)
-    return body + (PROJECTION_AXES if spec.projection else ()) + dense_axes(spec.dense)
+    """(parameter path, logical axes): an encoder is replicated, and its batch divided over every mesh axis instead."""
+    shapes = jax.eval_shape(lambda: init_encoder(jax.random.key(0), spec))
+    return tuple((path, ("none",) * leaf.ndim) for path, leaf in flat_paths(shapes).items())
 
 
 class LayerNorm(nn.Module):
@@ -56,9 +40,9 @@ class LayerNorm(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each with its residual; the norms stand behind them, or before (`pre_norm`).
+    """Attention and feed-forward, each with its residual; norms follow them, or precede them (`pre_norm`).
 
-    Returns the state twice where `keep_states` asks for every layer's.
+    Returns (state, state) with `keep_states`, else (state, None).
     """
 
     spec: EncoderSpec
@@ -89,7 +73,7 @@ class TextEncoder(nn.Module):
 
     With `all_states` the result is [N + 1, B, S, D]: the embeddings, then every layer's states, the last of them
     through the final norm where there is one (transformers' hidden_states). With `segment_BS` a row holds several
-    texts: tokens see their own segment only, and each one's positions count from 0.
+    texts: tokens attend to their own segment only, and positions count from 0 in each.
     """
 
     spec: EncoderSpec
@@ -106,7 +90,7 @@ class TextEncoder(nn.Module):
         if not spec.pre_norm:
             x = LayerNorm(spec.norm_eps, name="embed_norm")(x)
         embedded = x
-        # Recomputing all but the products is faster than storing a stack of activations, as in the decoder.
+        # Recomputing all but the matrix products is faster than storing activations, as in the decoder.
         keep_products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         layer = nn.remat(EncoderLayer, policy=keep_products, prevent_cse=False)
         stack = nn.scan(
@@ -133,7 +117,7 @@ class TextEncoder(nn.Module):
 
 @pytree
 class Bidirectional:
-    """A layout of a decoder's tokens in which each sees all valid ones, or those less than a window away."""
+    """A layout of a decoder's tokens in which each attends to all valid ones, or those less than a window away."""
 
     valid_XL: Bool[Array, "X L"]
 
@@ -142,13 +126,13 @@ class Bidirectional:
         if reach is not None:
             X, L = query.shape[:2]
             at = jnp.broadcast_to(jnp.arange(L)[None], (X, L))
-            # The kernels look back only: a query that stands at the window's far end looks back over all of it.
+            # Kernels take a window that ends at the query: moving the query to the window's end covers both sides.
             seen = Visibility(self.valid_XL, at + reach.limit - 1, at, window=2 * reach.limit - 1)
         return attend(kernel, query, key, value, seen)[0], cache
 
 
 def init_encoder(key: jax.Array, spec: TextEncoderSpec):
-    """Random float32 parameters; a decoder's lie under "decoder"."""
+    """Random float32 parameters; those of a decoder are below "decoder"."""
     if isinstance(spec, DecoderEncoderSpec):
         dense = init_dense(jax.random.fold_in(key, 1), spec.dense, spec.decoder.width)
         return {"decoder": init_decoder(key, spec.decoder), **dense}
@@ -165,7 +149,7 @@ def token_states(
         positions = jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)
         layout = Bidirectional(mask_BS) if spec.bidirectional else Causal(mask_BS)
         return hidden_states(params["decoder"], spec.decoder, tokens_BS, positions, layout)[0]
-    return TextEncoder(spec).apply({"params": params}, tokens_BS, mask_BS)
+    return apply(Encoder(spec), params, tokens_BS, mask_BS)
 
 
 def encode(
@@ -179,7 +163,7 @@ def encode(
       mask_BS: marks the real ones.
       spec: static.
 
-    A row without any real token gives a vector without meaning; callers score such rows apart.
+    A row without any real token gives a meaningless vector; callers must score such rows separately.
     """
     tokens, mask = add_special_ids(tokens_BS, mask_BS, spec.begin_ids, spec.end_ids)
     return _vectors(params, spec, pool(spec.pooling, token_states(params, tokens, mask, spec), mask))
@@ -187,18 +171,18 @@ def encode(
 
 def _vectors(params, spec: TextEncoderSpec, pooled: Float[Array, "B D"]) -> Float[Array, "B E"]:
     if isinstance(spec, EncoderSpec) and spec.projection:
-        pooled = Projection((spec.projection,), use_bias=True).apply({"params": params["projection"]}, pooled)
+        pooled = apply(Projection((spec.projection,), use_bias=True), params["projection"], pooled)
     return unit_vectors(apply_dense(params, spec.dense, pooled))
 
 
 def segment_positions(segment_BS: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Each slot's place in its segment, from 0; the slots of a segment are neighbours."""
+    """Each slot's position in its segment, from 0; the slots of a segment are contiguous."""
     slot_1S = jnp.arange(segment_BS.shape[1])[None]
     new_BS = jnp.pad(segment_BS[:, 1:] != segment_BS[:, :-1], ((0, 0), (1, 0)))
     return slot_1S - jax.lax.cummax(jnp.where(new_BS, slot_1S, 0), axis=1)
 
 
-def encodes_segments(spec: TextEncoderSpec) -> bool:
+def encodes_segments(spec: TextEncoderSpec) -> TypeGuard[EncoderSpec]:
     """Whether `encode_segments` gives what `encode` gives of each segment as a text of its own."""
     own = isinstance(spec, EncoderSpec) and spec.pooling == "mean" and spec.position_offset == 0
     return own and not spec.begin_ids and not spec.end_ids
@@ -210,6 +194,6 @@ def encode_segments(
 ) -> Float[Array, "rows E"]:  # fmt: skip
     """Unit vectors of the `count` segments of each row, [count * B, E], segment by segment: `encode` of several texts
     at the price of one row, for a spec of which `encodes_segments` is true."""
-    hidden_BSD = TextEncoder(spec).apply({"params": params}, tokens_BS, mask_BS, segment_BS=segment_BS)
+    hidden_BSD = apply(Encoder(spec), params, tokens_BS, mask_BS, segment_BS=segment_BS)
     pooled = [pool(spec.pooling, hidden_BSD, mask_BS & (segment_BS == number)) for number in range(count)]
     return _vectors(params, spec, jnp.concatenate(pooled))

@@ -1,11 +1,13 @@
 """Causal attention by the hardware's own kernels: cuDNN on a GPU, Splash (Pallas) on a TPU.
 
-They serve where a token sees itself and the valid tokens before it, all keys at once: prefill, prompts, plain batches.
-Where attention over two sets of keys is merged, the gradient of the log-denominator is needed, which neither gives
-(cuDNN's backward pass drops it, Splash refuses): there the kernels of pbrl_jax.models.attention do the work.
+They are used where a token attends to itself and the valid tokens before it: prefill, prompts, plain batches. Where
+attention over two sets of keys is merged, the gradient of the log-denominator is needed, which neither gives (cuDNN's
+backward pass ignores it, Splash raises): there the kernels of pbrl_jax.models.attention are used.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,12 @@ from jaxtyping import Array, Bool, Float
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import partition_spec
 
-#: Queries and keys that Splash takes at a time: a multiple of its 128 lanes.
+#: Lanes of Splash, and the largest block of queries and keys that it takes at a time.
 SPLASH_LANES, SPLASH_BLOCK = 128, 512
 
 
 def require_backend(kernel: str, backend: str) -> None:
-    """ConfigError where this process computes on something else."""
+    """Raise ConfigError unless this process computes on `backend`."""
     found = jax.default_backend()
     if found != backend:
         raise ConfigError(
@@ -34,7 +36,7 @@ def cudnn_attention(
     value_XLKC: Float[Array, "X L K C"],
     valid_XL: Bool[Array, "X L"],
     window: int | None,
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "X L H C"]:
     """Flash attention of cuDNN, for right-padded rows in half precision (`implementation` is jax.nn's own switch)."""
     if implementation == "cudnn":
@@ -54,29 +56,28 @@ def cudnn_attention(
 
 
 def splash_attention(query_XLHC, key_XLKC, value_XLKC, valid_XL, window: int | None, interpret: bool = False):
-    """Splash attention of Pallas, each device on its own rows and heads; `interpret` runs it anywhere, slowly."""
+    """Splash attention of Pallas on each device's rows and heads; `interpret` runs it on any backend, slowly."""
     if not interpret:
         require_backend("splash", "tpu")
     local = functools.partial(_splash_rows, window=window, interpret=interpret)
     if not jax.sharding.get_abstract_mesh().empty:
         heads, kv_heads = (partition_spec("batch", "none", name, "none") for name in ("heads", "kv_heads"))
         rows = partition_spec("batch", "none")
-        # Pallas does not say over which mesh axes its results vary.
+        # Pallas kernels carry no information on the mesh axes over which their results vary.
         local = jax.shard_map(local, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)
     return local(query_XLHC, key_XLKC, value_XLKC, valid_XL)
 
 
 def _splash_rows(query, key, value, valid, window: int | None, interpret: bool):
-    """Splash over the rows of one device, padded to whole blocks; padding is a segment of its own."""
+    """Splash over the rows of one device, padded to full blocks; padding is a separate segment."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     L, H, C = query.shape[1:]
     block = min(SPLASH_BLOCK, L + -L % SPLASH_LANES)
     total = L + -L % block
-    mask = masks.CausalMask((total, total))
-    if window is not None:
-        mask = masks.LocalMask((total, total), (window - 1, 0), 0)
+    shape = (total, total)
+    mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
@@ -97,11 +98,11 @@ def _splash_rows(query, key, value, valid, window: int | None, interpret: bool):
 
 
 #: Kernel name -> causal attention without a log-denominator.
-FUSED = {"cudnn": cudnn_attention, "splash": splash_attention}
+FUSED: dict[str, Callable[..., jax.Array]] = {"cudnn": cudnn_attention, "splash": splash_attention}
 
 
 def fused_causal(name: str, query, key, value, valid, window: int | None, local) -> Float[Array, "X L H C"]:
-    """The fused kernel `name`; where `local` is traced (a scan over layers of both kinds), with or without window."""
+    """The fused kernel `name`, with the window where `local`; `local` is traced in a scan over layers of both kinds."""
     kernel = FUSED[name]
     if window is None or local is True:
         return kernel(query, key, value, valid, window)

@@ -1,7 +1,7 @@
-"""Products of many groups of rows, each with a matrix of its own.
+"""Products of groups of rows, each group with its own matrix.
 
-A TPU has an instruction for it (`jax.lax.ragged_dot`). Elsewhere XLA makes that product dense, every row with every
-matrix, in time and memory: here the rows of a group are laid in blocks, and each block meets its group's matrix alone.
+TPUs support this natively (`jax.lax.ragged_dot`). Elsewhere XLA computes a dense product of every row with every
+matrix: here the rows of a group are arranged in blocks, and each block is multiplied by its group's matrix alone.
 """
 
 from typing import NamedTuple
@@ -10,37 +10,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-#: Rows of a block: about those of an average group, within these bounds.
+#: Bounds of the rows per block, which is about the average size of a group.
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
 
 
 class Groups(NamedTuple):
-    """Where each of M items goes so that those of one group lie together: vectors of integers."""
+    """An arrangement of M items in which those of a group are contiguous: vectors of integers."""
 
+    #: Item at each slot of the sorted layout; M (no item) where a slot is empty.
     item_of_slot: jax.Array
-    """A slot is a place of the sorted layout; one that stays empty has item M, which is none."""
     slot_of_item: jax.Array
+    #: Items of each group.
     sizes: jax.Array
-    """Items of each group."""
+    #: None: slots are the sorted items, without blocks.
     group_of_block: jax.Array | None
-    """None: slots are the sorted items, without blocks."""
-
-
-def native() -> bool:
-    """Whether the hardware multiplies groups itself."""
-    return jax.default_backend() == "tpu"
 
 
 def group_items(group_M: jax.Array, groups: int, blocks: bool | None = None) -> Groups:
     """Sort items by group (a vector of numbers below `groups`).
 
     Args:
-      blocks: lay each group in whole blocks; None: unless the hardware needs none.
+      blocks: pad each group to full blocks; None: unless the hardware needs no blocks.
     """
     M = group_M.shape[0]
     order = jnp.argsort(group_M)
     sizes = jnp.bincount(group_M, length=groups).astype(jnp.int32)
-    if not (blocks if blocks is not None else not native()):
+    if not (jax.default_backend() != "tpu" if blocks is None else blocks):
         return Groups(order, jnp.argsort(order), sizes, None)
     block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (M // groups).bit_length()))
     most = (M + min(groups, M) * (block - 1)) // block
@@ -67,7 +62,7 @@ def grouped_dot(
 
 @jax.custom_vjp
 def _block_dot(rows_nbD, matrices_EDF, group_n):
-    """Block after block: one matrix is looked at per block."""
+    """One block at a time, with one matrix per block."""
     return jax.lax.map(lambda block: block[0] @ matrices_EDF[block[1]], (rows_nbD, group_n))
 
 
@@ -76,7 +71,7 @@ def _forward(rows_nbD, matrices_EDF, group_n):
 
 
 def _backward(saved, tangent_nbF):
-    """Derived by hand: left to itself, the derivative adds an array of all matrices for every block."""
+    """Written by hand: JAX's own derivative adds an array of all matrices for every block."""
     rows_nbD, matrices_EDF, group_n = saved
     rows = jax.lax.map(lambda block: block[0] @ matrices_EDF[block[1]].T, (tangent_nbF, group_n))
     wide = jnp.promote_types(matrices_EDF.dtype, jnp.float32)

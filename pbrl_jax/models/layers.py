@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,11 @@ from jaxtyping import Array, Float, Int
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.models.quantized import dequantized, is_quantized
 from pbrl_jax.models.specs import DecoderSpec
+
+
+def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a module computes with these parameters, given as the tree below "params"."""
+    return module.apply({"params": params}, *args, **kwargs)
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -42,7 +48,7 @@ class RMSNorm(nn.Module):
 class Projection(nn.Module):
     """A linear map from the trailing `in_axes` axes to `features`, in the compute type of the input.
 
-    Where the parameters hold an adapter beside the kernel (models.lora), its product is added; a kernel may be
+    Where the parameters hold an adapter beside the kernel (models.lora), its product is added. The kernel may be
     quantised.
     """
 
@@ -54,18 +60,19 @@ class Projection(nn.Module):
     def __call__(self, x):
         in_shape = x.shape[x.ndim - self.in_axes :]
         fan_in, fan_out = math.prod(in_shape), math.prod(self.features)
-        # Half the variance-preserving scale: small starts generalise from few rows where larger ones memorise.
-        kernel = self.get_variable("params", "kernel")
+        # Half the variance-preserving scale: from few rows, small initial weights generalise better than larger ones.
+        kernel: Any = self.get_variable("params", "kernel")
         if is_quantized(kernel):
             kernel = dequantized(kernel)
         else:
             kernel = self.param("kernel", nn.initializers.normal(0.5 * fan_in**-0.5), (*in_shape, *self.features))
-        # One matrix, not a stack of them: the gradient of a stacked product is twice as slow on CPU.
+        # As one matrix: the gradient of a product with several axes is twice as slow on CPU.
         x_rows = x.reshape(-1, fan_in)
         y = x_rows @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
         if self.has_variable("params", "lora_a"):
-            low, high = (self.get_variable("params", name).astype(x.dtype) for name in ("lora_a", "lora_b"))
-            y = y + (x_rows @ low.reshape(fan_in, -1)) @ high.reshape(-1, fan_out)
+            low: jax.Array = self.get_variable("params", "lora_a")
+            high: jax.Array = self.get_variable("params", "lora_b")
+            y = y + (x_rows @ low.astype(x.dtype).reshape(fan_in, -1)) @ high.astype(x.dtype).reshape(-1, fan_out)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), self.features)
             y = y + bias.astype(x.dtype).reshape(1, fan_out)
@@ -75,8 +82,8 @@ class Projection(nn.Module):
 def gelu(x: jax.Array) -> jax.Array:
     """x times the normal distribution function at x (Hendrycks and Gimpel 2016, arXiv 1606.08415), in float32 or wider.
 
-    By erf, as PyTorch has it: flax's form by erfc is exact in the far negative tail, and on a CPU took two fifths of
-    the quickstart's reward.
+    By erf, as in PyTorch: flax's form by erfc is more exact in the far negative tail, but took two fifths of the
+    reward's time on CPU.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
@@ -103,9 +110,9 @@ class GatedMLP(nn.Module):
 def rope_frequencies(spec: DecoderSpec, local: bool = False) -> Float[Array, "half"]:
     """Inverse wavelengths of the C/2 rotation planes, in float32, with the scaling of the spec.
 
-    Llama 3's: planes whose wavelength exceeds the original context are slowed by `factor`; short ones are kept;
-    between the two the frequency is interpolated (transformers, `rope_type: llama3`). Linear: all are slowed alike.
-    With `local`, those of the layers that have a base of their own, and no scaling.
+    Llama 3: frequencies whose wavelength exceeds the original context are divided by `factor`, short ones are kept, and
+    those between are interpolated (transformers, `rope_type: llama3`). Linear: all are divided by `rope_factor`. With
+    `local`, the frequencies of local layers, which are not scaled.
     """
     exponents = jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim
     if local and spec.local_rope_theta:

@@ -1,11 +1,11 @@
-"""How the tokens of a row attend to one another.
+"""Layouts: how the tokens of a row attend to one another.
 
-The decoder is the same for every use; what differs is the layout of its tokens: a plain causal batch, a prompt shared
-by several responses, or one decoding step against cached keys. A layout is a pytree of index arrays with one method,
+The decoder is the same for a plain causal batch, a prompt shared by several responses, and one decoding step against
+cached keys; the layout of the tokens differs. A layout is a pytree of index arrays with one method,
 `attend(kernel, query, key, value, cache, layer, reach)`, which returns the attended values and the cache.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import jax
@@ -16,13 +16,13 @@ from pbrl_jax.core.records import pytree
 from pbrl_jax.models.attention import Visibility, attend, merge_attention
 from pbrl_jax.models.fused_attention import FUSED, fused_causal
 
-#: Window of a global layer where layers of both kinds are scanned: longer than any text.
+#: Window of a global layer where layers of both kinds are scanned: longer than any sequence.
 UNLIMITED = 2**29
 
 
 @pytree
 class KVCache:
-    """Keys and values of all layers, [N, rows, K, positions, C]: heads before positions, as the products want them."""
+    """Keys and values of all layers, [N, rows, K, positions, C]: heads before positions, as matrix products need."""
 
     key: Float[Array, "N X K S C"]
     value: Float[Array, "N X K S C"]
@@ -51,25 +51,25 @@ def empty_cache(spec, rows: int, positions: int) -> KVCache:
 
 
 class Reach(NamedTuple):
-    """How far back a layer looks: the last `window` positions, the query's own included, where it is `local`.
+    """The window of a layer: the last `window` positions, the query's own included, where the layer is `local`.
 
-    Distances are those of the text: between a response and a shared prompt the layout's padding does not count.
+    Distances are in positions of the text: padding between a prompt and its response does not count.
     """
 
     window: int
+    #: Traced in a scan over layers of both kinds.
     local: bool | Bool[Array, ""]
-    """Traced in a scan over layers of both kinds."""
     positions_XL: Int[Array, "X L"]
 
     @property
     def limit(self) -> int | Int[Array, ""]:
-        """The window, or more than any text has."""
+        """The window, or UNLIMITED for a global layer."""
         return self.window if self.local is True else jnp.where(self.local, self.window, UNLIMITED)
 
 
 @pytree
 class Causal:
-    """A right-padded batch; each token sees itself and the valid tokens before it.
+    """A right-padded batch; each token attends to itself and the valid tokens before it.
 
     With a cache, keys and values are also written at positions 0..L-1 (prefill).
     """
@@ -90,7 +90,7 @@ class Causal:
 
 @pytree
 class Packed:
-    """Streams of several texts one after the other; a token sees itself and the tokens before it in its own text."""
+    """Several texts per row, one after another; a token attends to itself and the tokens before it in its text."""
 
     segment_XL: Int[Array, "X L"]
 
@@ -101,14 +101,13 @@ class Packed:
         return out, cache
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class SharedPrefix:
     """Rows of one prompt followed by `streams` response streams of equal length: [prompt | stream 0 | stream 1 ...].
 
     The prompt attends within itself; each stream attends to the prompt and causally to itself. Several responses may
-    be packed into a stream: `segment_XSR` then numbers them, and a token sees only its own segment. The prompt's
-    share of every layer is computed once for all streams.
+    be packed into a stream: `segment_XSR` then numbers them, and a token attends only to its segment. The prompt is
+    computed once for all streams.
     """
 
     prompt_valid_XT: Bool[Array, "X T"]
@@ -141,13 +140,12 @@ class SharedPrefix:
         return jnp.concatenate([prompt_out, merge_attention(to_prompt, to_own)], axis=1), cache
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class DecodeStep:
     """One new token for each of B = P * G rows, against the prompt's keys (shared by G rows) and the row's own.
 
-    `prompt` is read only; the step's keys and values go into the carried cache at `slot`, of which the first `window`
-    positions are looked at.
+    `prompt` is only read; the step's keys and values are written into the carried cache at `slot`, and attention reads
+    its first `window` positions.
     """
 
     prompt: KVCache
@@ -171,7 +169,7 @@ class DecodeStep:
         return merge_attention((out.reshape(B, 1, H, C), lse.reshape(B, 1, H)), to_own), cache
 
     def _within(self, reach: Reach, prompt_seen: Visibility, own_seen: Visibility) -> tuple[Visibility, Visibility]:
-        """Both visibilities limited to the window; a prompt's keys lie at their index, a row's own at their slot."""
+        """Both visibilities limited to the window; positions are the index of a prompt's key, the slot of a row's."""
         P, T = self.prompt_valid_PT.shape
         B = reach.positions_XL.shape[0]
         prompt_seen = prompt_seen._replace(

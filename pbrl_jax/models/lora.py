@@ -1,8 +1,8 @@
 """Low-rank adapters (Hu et al., 2021, arXiv 2106.09685) beside frozen, possibly quantised kernels (QLoRA).
 
-Adapters are a tree of their own, {"layers": {"query": {"lora_a", "lora_b"}, ...}}: what is trained, saved and
-sharded. Joined with the frozen parameters they make the tree that every forward pass takes (models.layers.Projection
-adds their product), so every algorithm trains them as it trains weights, and the frozen tree alone is the reference.
+Adapters are a separate tree, {"layers": {"query": {"lora_a", "lora_b"}, ...}}, which is trained, saved and sharded.
+Joined with the frozen parameters they form the tree of the forward pass (models.layers.Projection adds their product),
+so every algorithm trains adapters as it trains weights, and the frozen tree alone is the reference.
 """
 
 import functools
@@ -13,8 +13,12 @@ import jax.numpy as jnp
 
 from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.models.quantized import dequantized, is_quantized, quantized
 from pbrl_jax.models.specs import DecoderSpec
+
+#: All weights are trained.
+NO_ADAPTERS = LoraConfig()
 
 #: Projection -> (number of input axes, logical axes of its inputs, of its outputs).
 ATTENTION = {
@@ -53,7 +57,7 @@ def adapter_axes(spec: DecoderSpec, lora: LoraConfig) -> tuple:
 
 
 def init_adapters(key: jax.Array, params: Any, spec: DecoderSpec, lora: LoraConfig) -> Any:
-    """New adapters for these parameters (or their shapes): normal `lora_a`, zero `lora_b`, so that nothing changes.
+    """New adapters for these parameters (or their shapes): normal `lora_a`, zero `lora_b`; their product is zero.
 
     `lora_a` is [layers, inputs..., rank], `lora_b` [layers, rank, outputs...], in float32.
     """
@@ -70,7 +74,7 @@ def init_adapters(key: jax.Array, params: Any, spec: DecoderSpec, lora: LoraConf
     return tree
 
 
-def joined(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
+def join_adapters(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
     """The parameters of a forward pass: frozen ones with the adapters beside their kernels, scaled by alpha / rank."""
 
     def join(base: Any, other: Any) -> Any:
@@ -81,10 +85,10 @@ def joined(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
     return join(frozen, adapters)
 
 
-def merged(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
-    """Plain parameters that compute what frozen ones with adapters compute: kernel + alpha / rank * a @ b.
+def merge_adapters(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
+    """Parameters without adapters that compute the same: kernel + alpha / rank * a @ b.
 
-    A quantised kernel is made wide first: what is exported is what was trained, not the weights before quantisation.
+    A quantised kernel is dequantised first: the result equals what was trained, not the weights before quantisation.
     """
 
     def merge(branch: Any) -> Any:
@@ -101,11 +105,11 @@ def merged(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
             kernel = (kernel + product.reshape(kernel.shape)).astype(kernel.dtype)
         return {**{name: part for name, part in branch.items() if not name.startswith("lora_")}, "kernel": kernel}
 
-    return merge(joined(frozen, adapters, lora))
+    return merge(join_adapters(frozen, adapters, lora))
 
 
 def frozen_params(params: Any, spec: DecoderSpec, lora: LoraConfig) -> Any:
-    """The parameters that adapters are trained beside: as they are, or with the kernels of all projections quantised.
+    """The frozen parameters beside adapters: unchanged, or with the kernels of all projections quantised.
 
     Raises:
       ConfigError: lora.quantization without qwix.
@@ -113,13 +117,8 @@ def frozen_params(params: Any, spec: DecoderSpec, lora: LoraConfig) -> Any:
     if lora.quantization == "none":
         return params
     names = (*ATTENTION, *(() if spec.experts else FEED_FORWARD))
-    layers = dict(params["layers"])
+    flat = flat_paths(params)
     for path, (inputs, _) in projections(spec, names).items():
-        parent = layers
-        for name in path[:-1]:
-            parent[name] = dict(parent[name])
-            parent = parent[name]
-        branch = parent[path[-1]]
-        kernel = quantized(branch["kernel"], len(inputs), lora.quantization, lora.tile_size)
-        parent[path[-1]] = {**branch, "kernel": kernel}
-    return {**params, "layers": layers}
+        kernel = "/".join(("layers", *path, "kernel"))
+        flat[kernel] = quantized(flat[kernel], len(inputs), lora.quantization, lora.tile_size)
+    return nested(flat)

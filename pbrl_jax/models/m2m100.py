@@ -1,7 +1,7 @@
 """M2M100 and NLLB-200 in Flax Linen: a many-to-many translation model, encoder and decoder, pre-norm.
 
-Fan et al. 2020 (arXiv 2010.11125); NLLB team 2022 (arXiv 2207.04672). Layers are scanned; the decoder's cache goes in
-and out; keys and values of the source are made once per sentence and shared by all beams.
+Fan et al. 2020 (arXiv 2010.11125); NLLB team 2022 (arXiv 2207.04672). Layers are scanned; the decoder's cache is passed
+in and out; keys and values of the source are computed once per sentence and shared by all beams.
 """
 
 import functools
@@ -22,8 +22,8 @@ from pbrl_jax.models.encoder import LayerNorm
 from pbrl_jax.models.layers import Projection, along_last
 from pbrl_jax.models.layouts import KVCache
 
+#: torch's default, which no model of this architecture changes.
 NORM_EPS = 1e-5
-"""torch's default, which the architecture never changes."""
 
 #: Path pattern -> logical axes of a parameter.
 AXES = (
@@ -52,22 +52,22 @@ class M2M100Spec:
     decoder_heads: int
     encoder_ffn: int
     decoder_ffn: int
+    #: Factor of token embeddings: sqrt(width), or 1.
     embed_scale: float
-    """What token embeddings are multiplied by: sqrt(width), or 1."""
+    #: Longest source, in tokens, that the model was trained for.
     max_positions: int = 1024
-    """Longest source, in tokens, that the model was made for."""
     pad_id: int = 1
+    #: First token of every target; the target language's follows.
     start_id: int = 2
-    """First token of every target; the target language's follows."""
     eos_ids: tuple[int, ...] = (2,)
     dtype: str = "float32"
 
 
 class Translated(NamedTuple):
-    """What was written for each source, without the decoder's start token.
+    """The translation of each source, without the decoder's start token.
 
-    `tokens_BR[:, 0]` is the target language's token; `lengths_B` counts it and the end of sequence; rows that reached
-    the limit without an end of sequence are `truncated_B`. Past its length a row holds `pad_id`.
+    `tokens_BR[:, 0]` is the target language's token; `lengths_B` counts it and the end of sequence; `truncated_B` marks
+    rows that reached the limit without an end of sequence. Past its length a row holds `pad_id`.
     """
 
     tokens_BR: Int[Array, "B R"]
@@ -85,7 +85,7 @@ def sinusoids(position_XL: Int[Array, "X L"], width: int) -> Float[Array, "X L D
 
 
 class SourceLayer(nn.Module):
-    """Attention over the whole source and a ReLU feed-forward, each behind its norm."""
+    """Pre-norm attention over the source and a ReLU feed-forward."""
 
     spec: M2M100Spec
 
@@ -121,7 +121,7 @@ class TargetLayer(nn.Module):
 
 
 def feed_forward(x: jax.Array, ffn: int) -> jax.Array:
-    """x + down(relu(up(norm(x)))); its parts belong to the module that calls it."""
+    """x + down(relu(up(norm(x)))), as submodules of the calling module."""
     h = LayerNorm(NORM_EPS, name="mlp_norm")(x)
     up = nn.relu(Projection((ffn,), use_bias=True, name="up")(h))
     return x + Projection((x.shape[-1],), use_bias=True, name="down")(up)
@@ -140,8 +140,8 @@ class SourceKeys(nn.Module):
 
 
 @pytree
-class SourceState:
-    """The encoded source as the decoder sees it: keys and values of every layer."""
+class Source:
+    """The encoded source for the decoder: keys and values of every layer."""
 
     cache: KVCache
     valid_BS: Bool[Array, "B S"]
@@ -157,7 +157,7 @@ class SourceState:
 
 @pytree
 class OwnStep:
-    """One new token for each row, against the row's own earlier tokens; it is written at `slot`."""
+    """One new token for each row, against the row's earlier tokens; it is written at `slot`."""
 
     slot: Int[Array, ""]
 
@@ -171,7 +171,7 @@ class OwnStep:
 
 
 class M2M100(nn.Module):
-    """`encode` the source, make its `source_keys`, `decode` the target; logits are made by `logits_of`."""
+    """`encode` the source, compute its `source_keys`, `decode` the target; `logits_of` gives logits."""
 
     spec: M2M100Spec
 
@@ -185,14 +185,14 @@ class M2M100(nn.Module):
         self.encoder_norm, self.decoder_norm = LayerNorm(NORM_EPS), LayerNorm(NORM_EPS)
 
     def embedded(self, tokens_XL, position_XL, valid_XL):
-        """Scaled embeddings plus positions; padding has no position of its own but zeros."""
+        """Scaled embeddings plus positions; the position vector of padding is zero."""
         tokens = self.embed[tokens_XL] * self.spec.embed_scale
         where = sinusoids(position_XL, self.spec.width) * valid_XL[..., None]
         return (tokens + where).astype(self.spec.dtype)
 
     def encode(self, tokens_BS, mask_BS):
         """Final states of the source, [B, S, D]."""
-        # The first real token has position pad_id + 1, for every pad id as for the released 1.
+        # The first real token has position pad_id + 1.
         position = jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) + self.spec.pad_id
         x, _ = self.encoder(self.embedded(tokens_BS, position, mask_BS), mask_BS)
         return self.encoder_norm(x)
@@ -219,12 +219,12 @@ def translate_tokens(
     params, spec: M2M100Spec, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"],
     forced_bos_B: Int[Array, "B"], max_length: int, num_beams: int = 1,
 ) -> Translated:  # fmt: skip
-    """Translations by greedy decoding (one beam) or beam search, as transformers' `generate` makes them.
+    """Translations by greedy decoding (one beam) or beam search, equal to those of transformers' `generate`.
 
     Args:
       tokens_BS, mask_BS: sources, padded on either side; a source is [its language, tokens, end of sequence].
-      forced_bos_B: the target language's token, the first that is written.
-      max_length: most tokens written, that one and the end of sequence included (transformers' `max_length` - 1).
+      forced_bos_B: the target language's token, the first of the output.
+      max_length: limit of output tokens, the first and the end of sequence included (transformers' `max_length` - 1).
       num_beams: static; beam search has length penalty 1 and stops early only where nothing better can follow.
     """
     model, variables = M2M100(spec), {"params": params}

@@ -1,7 +1,7 @@
-"""A feed-forward of many experts, of which a router gives each token a few (Shazeer et al. 2017, arXiv 1701.06538).
+"""Mixture of experts: a router sends each token to a few of many feed-forwards (Shazeer et al. 2017, arXiv 1701.06538).
 
-Tokens are sorted by expert, and each expert's rows meet its own matrices alone (pbrl_jax.models.grouped): the work
-follows the experts that were chosen, not all of them. On a mesh each device sorts its own rows.
+Tokens are sorted by expert, and each expert's rows are multiplied by its matrices alone (pbrl_jax.models.grouped), so
+the cost is that of the chosen experts. On a mesh each device sorts its own rows.
 """
 
 import functools
@@ -39,9 +39,9 @@ def expert_sum(x_XLD, weight_XLk, expert_XLk, gate_EDF, up_EDF, down_EFD, *, act
 
 
 def on_each_shard(function, x, weight, expert, gate, up, down):
-    """`function` on each device's rows and share of the feed-forward width; whole where no mesh is set.
+    """`function` on each device's rows and part of the feed-forward width; on all of both without a mesh.
 
-    Left to the compiler, a sort over all tokens would gather them on every device.
+    Without `shard_map`, the sort over all tokens would gather them on every device.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function(x, weight, expert, gate, up, down)
@@ -51,7 +51,7 @@ def on_each_shard(function, x, weight, expert, gate, up, down):
         return jax.lax.psum(function(*inputs), LOGICAL_AXES["ffn"])
 
     specs = (rows, rows, rows, inner, inner, partition_spec("none", "ffn", "none"))
-    # Without the check, since a loop over blocks would have to say over which axes its sums vary.
+    # Unchecked: the check needs the loop over blocks to declare the axes over which its sums vary.
     return jax.shard_map(local, in_specs=specs, out_specs=rows, check_vma=False)(x, weight, expert, gate, up, down)
 
 

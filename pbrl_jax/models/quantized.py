@@ -1,4 +1,4 @@
-"""Kernels in eight or four bits, by qwix: held quantised, and made wide again layer by layer, where they are used."""
+"""Kernels in eight or four bits, by qwix: stored quantised, and dequantised layer by layer where they are used."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ def _qwix():
 
 
 def is_quantized(kernel: Any) -> bool:
-    """Whether a kernel is one of `quantized`'s."""
+    """Whether a kernel is a result of `quantized`."""
     return hasattr(kernel, "qvalue")
 
 
 def dequantized(kernel: Any) -> Any:
-    """A kernel of `quantized` as an array of its former type."""
+    """A quantised kernel as an array of its original type."""
     return _qwix().dequantize(kernel)
 
 

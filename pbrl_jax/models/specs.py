@@ -22,7 +22,7 @@ class Llama3Scaling:
 class DecoderSpec:
     """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, gated feed-forward.
 
-    The switches together say which family it is: see pbrl_jax.weights.hf_decoder.family_of.
+    The switches together define the model family: see pbrl_jax.weights.hf_decoder.family_of.
     """
 
     vocab_size: int
@@ -31,39 +31,40 @@ class DecoderSpec:
     heads: int
     kv_heads: int
     head_dim: int
+    #: Width of the feed-forward, or of each expert.
     ffn: int
-    """Width of the feed-forward; with experts, of each of them."""
     rope_theta: float = 10_000.0
     rope_scaling: Llama3Scaling | None = None
+    #: Divisor of positions (`rope_type: linear`); where there are local layers, in global layers only.
     rope_factor: float = 1.0
-    """Positions are divided by it (`rope_type: linear`); with layers of two kinds, in the global ones alone."""
     norm_eps: float = 1e-6
+    #: RMSNorm of each query and key head before RoPE (Qwen3, Gemma 3).
     qk_norm: bool = False
-    """RMSNorm of each query and key head before RoPE (Qwen3, Gemma 3)."""
+    #: Bias on query, key and value projections (Qwen2).
     qkv_bias: bool = False
-    """Bias on query, key and value projections (Qwen2)."""
     tied_embeddings: bool = True
+    #: One letter per layer, repeated over the depth: g (global) attends to all earlier tokens, l (local) to the last
+    #: `window`.
     layer_pattern: str = "g"
-    """One letter per layer, repeated over the depth: g sees all tokens before it, l (local) the last `window`."""
+    #: Tokens that a query of a local layer attends to, itself included.
     window: int = 0
-    """Tokens that a local layer's query sees, itself included."""
+    #: RoPE base of local layers, which are then not scaled (Gemma 3); 0: RoPE is the same in all layers.
     local_rope_theta: float = 0.0
-    """RoPE base of local layers, which are then not scaled (Gemma 3); 0: RoPE is the same in all layers."""
+    #: Of the feed-forward's gate: silu or gelu_tanh.
     activation: str = "silu"
-    """Of the feed-forward's gate: silu or gelu_tanh."""
+    #: Norms after attention and feed-forward as well as before (Gemma 3).
     sandwich_norms: bool = False
-    """Attention and feed-forward are normed behind as well as before (Gemma 3)."""
+    #: Norms multiply by 1 + scale (Gemma 3).
     norm_offset: bool = False
-    """Norms multiply by 1 + scale (Gemma 3)."""
+    #: Embeddings are multiplied by the square root of the width (Gemma 3).
     scaled_embeddings: bool = False
-    """Embeddings are multiplied by the root of the width (Gemma 3)."""
+    #: Attention scores are divided by its square root; None: by that of head_dim.
     query_scalar: float | None = None
-    """Scores are divided by its root; None: by that of head_dim."""
+    #: Experts per layer (Qwen3-MoE); 0: one feed-forward and no router.
     experts: int = 0
-    """Feed-forwards per layer among which a router chooses (Qwen3-MoE); 0: one, without a router."""
     experts_per_token: int = 0
+    #: The weights of the chosen experts sum to one.
     normalized_experts: bool = True
-    """The weights of the chosen experts sum to one."""
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
@@ -75,11 +76,11 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A linear map of the pooled vector and what follows it (a Dense module of sentence-transformers)."""
+    """A linear map of the pooled vector and its activation (a Dense module of sentence-transformers)."""
 
     width: int
+    #: A name in pbrl_jax.models.pooling.ACTIVATIONS.
     activation: str = "identity"
-    """A name in pbrl_jax.models.chain.ACTIVATIONS."""
     bias: bool = True
 
 
@@ -93,22 +94,22 @@ class EncoderSpec:
     heads: int
     ffn: int
     max_positions: int
+    #: 0 for BERT; 2 for XLM-R, whose first real token has position 2.
     position_offset: int = 0
-    """0 for BERT; 2 for XLM-R, whose first real token has position 2."""
     type_vocab: int = 1
     norm_eps: float = 1e-12
+    #: Norms before attention and feed-forward and after the last layer (XLM-R-XL), and not after each.
     pre_norm: bool = False
-    """Norms before attention and feed-forward and after the last layer (XLM-R-XL), in place of behind each."""
+    #: mean, cls or last: see pbrl_jax.models.pooling.
     pooling: str = "mean"
-    """mean, cls or last: see pbrl_jax.models.pooling."""
+    #: Width of a linear map after pooling; 0 is none.
     projection: int = 0
-    """Width of a linear map after pooling; 0 is none."""
+    #: Further maps, in their order.
     dense: tuple[DenseSpec, ...] = ()
-    """Further maps, in their order."""
+    #: Special tokens that the encoder puts before every text ([CLS], <s>).
     begin_ids: tuple[int, ...] = ()
-    """Special tokens that the encoder puts before every text ([CLS], <s>)."""
+    #: Special tokens after every text ([SEP], </s>).
     end_ids: tuple[int, ...] = ()
-    """Special tokens behind every text ([SEP], </s>)."""
     attention: str = "auto"
     dtype: str = "float32"
 
@@ -129,13 +130,13 @@ class DecoderEncoderSpec:
 
     decoder: DecoderSpec
     max_positions: int
+    #: Tokens attend to later ones too; a local layer's window extends as far ahead as back (EmbeddingGemma).
     bidirectional: bool = False
-    """Tokens see those after them too; a local layer's window then reaches as far ahead as back (EmbeddingGemma)."""
     pooling: str = "last"
     dense: tuple[DenseSpec, ...] = ()
     begin_ids: tuple[int, ...] = ()
+    #: With pooling of the last token, the token whose state is the text's.
     end_ids: tuple[int, ...] = ()
-    """With pooling of the last token, the token whose state is the text's."""
 
     @property
     def text_tokens(self) -> int:
@@ -153,12 +154,12 @@ class DecoderEncoderSpec:
         return self.decoder.dtype
 
 
-#: Whatever turns texts into vectors.
+#: Every model that turns texts into vectors.
 TextEncoderSpec = EncoderSpec | DecoderEncoderSpec
 
 
 def tiny_decoder(**changes) -> DecoderSpec:
-    """The smallest useful decoder, for tests and tinkering (0.05 M parameters at 256 tokens of vocabulary)."""
+    """A very small decoder for tests and experiments (0.05 M parameters with a vocabulary of 256)."""
     base = DecoderSpec(
         vocab_size=256, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, qk_norm=True, rope_theta=1e4
     )
@@ -166,7 +167,7 @@ def tiny_decoder(**changes) -> DecoderSpec:
 
 
 def tiny_encoder(**changes) -> EncoderSpec:
-    """The smallest useful encoder, for tests and tinkering."""
+    """A very small encoder for tests and experiments."""
     base = EncoderSpec(vocab_size=256, width=32, layers=1, heads=4, ffn=64, max_positions=128, projection=16)
     return dataclasses.replace(base, **changes)
 

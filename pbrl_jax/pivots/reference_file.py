@@ -28,17 +28,17 @@ def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> d
       DataError: no such file, lines that cannot be used (each is named), two references for one problem.
     """
     if not os.fspath(path):
-        raise ConfigError("pivot.source is file, but pivot.path is empty. Give it a JSON lines file of references.")
-    path = as_path(path)
-    if not path.exists() or path.is_dir():
-        found = "a folder" if path.exists() else "nothing"
-        raise DataError(f"pivot.path {path} is {found}, expected a JSON lines file of references. Change pivot.path.")
+        raise ConfigError("pivot.source is file, but pivot.file is empty. Name a JSON lines file: --pivot.file FILE.")
+    file = as_path(path)
+    if not file.exists() or file.is_dir():
+        found = "a folder" if file.exists() else "nothing"
+        raise DataError(f"pivot.file {file} is {found}, expected a JSON lines file of references. Change pivot.file.")
     by_id = {prompt.id: prompt.question_en for prompt in prompts}
     by_text = {_matching(prompt.question_en): prompt.question_en for prompt in prompts}
-    errors = RowErrors(str(path))
+    errors = RowErrors(str(file))
     references: dict[str, Reference] = {}
     first_row: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         row, what = _usable_row(line)

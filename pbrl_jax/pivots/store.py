@@ -162,7 +162,7 @@ class PivotStore:
                     saved = self._save(folder, encoder_key, made, saved)
         finally:
             self._save(folder, encoder_key, made, saved)
-        digests = [_digest(text) if text.strip() else None for text in texts]
+        digests = [_digest(text) if text.strip() else b"" for text in texts]
         out_NE = np.zeros((len(texts), width), np.float32)
         if old := [row for row, digest in enumerate(digests) if digest in cache.places]:
             out_NE[old] = gather(cache, [digests[row] for row in old])
@@ -214,10 +214,8 @@ def locked(folder: epath.Path) -> Iterator[None]:
 
 
 def open_store(pivot: PivotConfig, workdir: str | os.PathLike, writes: bool = True) -> PivotStore:
-    """The store of a run: `pivot.path`, or `pivots/` in the work directory where that is empty or names a file of
-    references (`pivot.source` file)."""
-    own = not pivot.path or pivot.source == "file"
-    return PivotStore(as_path(workdir) / "pivots" if own else pivot.path, writes)
+    """The store of a run: `pivot.store`, or `pivots/` in the work directory where that is empty."""
+    return PivotStore(pivot.store or as_path(workdir) / "pivots", writes)
 
 
 def _row(stored: StoredReference) -> dict[str, Any]:

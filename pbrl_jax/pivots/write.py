@@ -80,7 +80,7 @@ def attach_references(
     """The prompts with their English references, without those whose reference is dropped.
 
     `config.pivot.source` says where references come from: `dataset` takes `Prompt.reference` as it is; `file` reads
-    the JSON lines file `config.pivot.path` (see `read_reference_file`); `policy` and `endpoint` take them from the
+    the JSON lines file `config.pivot.file` (see `read_reference_file`); `policy` and `endpoint` take them from the
     store and let the expert write what is missing. All but the first are filtered by `filter.keep_reference`, and
     several samples of one question by `agreement.choose`. A function of its
     arguments and the store: a second call asks the expert nothing and returns the same.
@@ -214,7 +214,7 @@ def _from_dataset(prompts: Sequence[Prompt], means: _Means) -> Found:
 
 def _from_file(prompts: Sequence[Prompt], means: _Means) -> Found:
     _check_questions(prompts)
-    references = read_reference_file(means.config.pivot.path, prompts)
+    references = read_reference_file(means.config.pivot.file, prompts)
     return Found([references.get(prompt.question_en) for prompt in prompts])
 
 
@@ -263,7 +263,7 @@ def _outcomes(prompts: Sequence[Prompt], found: Found, config: Config) -> list[t
     seen: dict[tuple, tuple[bool, bool | None]] = {}
     for prompt, reference in zip(prompts, found.references, strict=True):
         if (prompt.question_en, prompt.answer) not in seen:
-            outcome = (False, None)
+            outcome: tuple[bool, bool | None] = (False, None)
             if reference is not None and prompt.question_en not in found.disagreed:
                 outcome = keep_reference(reference, prompt.answer, keep_wrong=config.pivot.keep_wrong)
             seen[prompt.question_en, prompt.answer] = outcome
@@ -309,7 +309,7 @@ def _nothing_left(report: AttachReport, rows: Iterable[tuple]) -> DataError:
     if not examples:
         return DataError(
             text + "The file's questions must be the English questions of the data, or its ids their prompt ids. "
-            "Change pivot.path or data.source."
+            "Change pivot.file or data.source."
         )
     prompt, reference = examples[0]
     return DataError(

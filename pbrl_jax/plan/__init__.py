@@ -1,1 +1,1 @@
-"""What a run will need before a machine is rented for it: programs compiled for a topology, or worked out by hand."""
+"""Memory and time of a run before a machine is rented: programs compiled for a topology, or estimated analytically."""

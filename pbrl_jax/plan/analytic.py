@@ -1,7 +1,7 @@
-"""Analytic estimates of what the programs of a step need: for absent GPUs, for sweeps, and to check compiled numbers.
+"""Analytic estimates: for GPUs that cannot be compiled for here, for sweeps, and as a check of compiled programs.
 
-Flops are counted as the programs execute them: attention without the savings of masks, and rematerialised functions
-twice. Memory and traffic are estimates.
+FLOPs are counted as the programs compute them: masked scores of attention are included, and a checkpointed function
+counts twice. Memory and traffic are rougher estimates.
 """
 
 import math
@@ -38,21 +38,21 @@ class Sizes(NamedTuple):
 
 
 def layer_weights(spec: DecoderSpec) -> int:
-    """Weights of a layer that are multiplied with a token."""
+    """Weights of a layer that take part in the product of one token."""
     heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     fed = 3 * spec.ffn * (spec.experts_per_token or 1) + spec.experts
     return spec.width * (heads + fed)
 
 
 def parameter_count(spec: DecoderSpec) -> int:
-    """Number of parameters without norms and biases."""
+    """Number of parameters, norms and biases excluded."""
     heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     layer = spec.width * (heads + 3 * spec.ffn * (spec.experts or 1) + spec.experts)
     return spec.layers * layer + _tables(spec)
 
 
 def encoder_weights(spec: TextEncoderSpec) -> tuple[int, int]:
-    """(weights that are multiplied with a token, all parameters) of an encoder."""
+    """(weights that take part in the product of one token, all parameters) of an encoder."""
     if isinstance(spec, DecoderEncoderSpec):
         return spec.decoder.layers * layer_weights(spec.decoder), parameter_count(spec.decoder)
     layers = spec.layers * (4 * spec.width**2 + 2 * spec.width * spec.ffn)
@@ -60,12 +60,12 @@ def encoder_weights(spec: TextEncoderSpec) -> tuple[int, int]:
 
 
 def attention_flops(spec: DecoderSpec, pairs: float) -> float:
-    """Flops of the scores and weighted values of (query, key) pairs in all layers."""
+    """FLOPs of scores and weighted values of (query, key) pairs in all layers."""
     return 4.0 * spec.heads * spec.head_dim * spec.layers * pairs
 
 
 def generate_flops(config: Config, spec: DecoderSpec) -> float:
-    """Flops of the rollout at full length, of all chips together."""
+    """FLOPs of a rollout at full length, summed over all chips."""
     P, G, T, R = _axes(config)
     products = 2.0 * (spec.layers * layer_weights(spec) + adapter_count(config, spec))
     head = 2.0 * spec.width * spec.vocab_size
@@ -78,31 +78,29 @@ def generate_flops(config: Config, spec: DecoderSpec) -> float:
     return flops
 
 
-def _attention_passes(config: Config, queries: int, keys: int) -> int:
-    """Attention passes of one update: forward, two backward, and one for each rematerialisation."""
+def _times(config: Config, queries: int, keys: int) -> int:
+    """Attention passes of one update: forward, two backward, and one more for each checkpoint."""
     chunked = config.policy.attention == "chunked" or queries * keys > AUTO_CHUNK_PAIRS
     return 3 + (config.policy.remat != "none") + chunked
 
 
 def update_flops(config: Config, spec: DecoderSpec) -> float:
-    """Flops of one update on unpacked responses of full length, of all chips together."""
+    """FLOPs of one update on unpacked responses of full length, summed over all chips."""
     P, G, T, R = _parts(config)
     products = 2.0 * spec.layers * layer_weights(spec) * P * (T + G * R)
     beside = 2.0 * adapter_count(config, spec) * P * (T + G * R)
     head = 2.0 * spec.width * spec.vocab_size * P * G * R
-    own = 0 if config.lora.rank else 1  # products for the weights' gradients
+    own = 0 if config.lora.rank else 1  # products for the gradient of the weights
     attentions = [(T, T, P * T * T), (G * R, T, P * G * R * T), (R, R, P * G * R * R)]
     forward = products + head + sum(attention_flops(spec, pairs) for _, _, pairs in attentions)
     again = int(config.policy.remat == "full")
     flops = products * (2 + own + again) + beside * (3 + again) + (3 + own) * head
-    flops += sum(
-        _attention_passes(config, queries, keys) * attention_flops(spec, pairs) for queries, keys, pairs in attentions
-    )
+    flops += sum(_times(config, queries, keys) * attention_flops(spec, pairs) for queries, keys, pairs in attentions)
     return flops + (forward if config.algo.beta > 0 else 0)
 
 
 def reward_flops(config: Config, spec: TextEncoderSpec, chips: int = 1) -> float:
-    """Flops of the encoder on all responses, of all chips together."""
+    """FLOPs of the encoder on all responses, summed over all chips."""
     calls, block, size = reward_calls(config, config.train.prompts_per_step * config.algo.num_generations, chips)
     inner = spec.decoder if isinstance(spec, DecoderEncoderSpec) else spec
     width = inner.heads * inner.head_dim if isinstance(inner, DecoderSpec) else inner.width
@@ -118,14 +116,14 @@ def _axes(config: Config) -> tuple[int, int, int, int]:
 
 
 def _parts(config: Config) -> tuple[int, int, int, int]:
-    """`_axes` of the update, whose groups may be split."""
+    """`_axes` of the update, which may split groups into parts."""
     P, G, T, R = _axes(config)
     part = config.train.microbatch_samples or G
     return P * G // part, part, T, R
 
 
 def adapter_count(config: Config, spec: DecoderSpec) -> int:
-    """Number of the adapters' parameters."""
+    """Number of adapter parameters."""
     if not config.lora.rank:
         return 0
     sizes = {
@@ -143,7 +141,7 @@ def _tables(spec: DecoderSpec) -> int:
 
 
 def start_bytes(config: Config, spec: DecoderSpec) -> float:
-    """Bytes of the start policy beside the state: float32, or kernels quantised."""
+    """Bytes of the start policy's parameters: float32, or with quantised kernels."""
     everything = parameter_count(spec)
     kernels = everything - _tables(spec)
     per_weight = {"none": 4.0, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
@@ -152,14 +150,14 @@ def start_bytes(config: Config, spec: DecoderSpec) -> float:
 
 
 def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, float, float]:
-    """Bytes of (trained parameters, moments, start policy) on one chip or its share of the host's memory."""
+    """Bytes of (trained parameters, moments, start policy) per chip, in device or host memory."""
     trained = 4.0 * (adapter_count(config, models.policy) or parameter_count(models.policy)) / mesh.weight_shards
     kept = config.algo.beta > 0 or config.lora.rank
     return trained, 2 * trained, start_bytes(config, models.policy) / mesh.weight_shards if kept else 0.0
 
 
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
-    """Bytes of state, start policy and encoder in one chip's memory."""
+    """Bytes of state, start policy and encoder in the memory of one chip."""
     trained, moments, start = state_bytes(config, models, mesh)
     moments = 0.0 if "optimizer" in config.train.offload else moments
     start = 0.0 if "reference" in config.train.offload else start
@@ -176,24 +174,24 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     position = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * _item(spec) / mesh.tensor
     cache = position * (rows * R + P / mesh.row_shards * T)
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
-    # Compiled programs hold the cache twice: as an argument and as their loop's carry.
+    # Compiled programs hold the cache twice: as an argument and as the carry of their loop.
     temporary = 2 * cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
-    total = parameter_count(spec) / mesh.tensor
+    whole = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
     attended = position * (P / mesh.row_shards * T * G + rows * R / 2)
-    copied = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
-    if copied or mesh.fsdp == 1:
-        plain = total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
+    laid = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
+    if laid or mesh.fsdp == 1:
+        plain = whole if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
         copy = plain * _item(spec)
-        moved = R * (total * _item(spec) + attended) + copied * (copy + 4.0 * total / mesh.fsdp)
+        moved = R * (whole * _item(spec) + attended) + laid * (copy + 4.0 * whole / mesh.fsdp)
         sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": R * sums}
         cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
-        return Need(resident(config, models, mesh) + temporary + copied * copy, temporary, cost)
-    # For few rows the compiler does not gather the weights but exchanges the rows' activations.
+        return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
+    # For few rows the compiler keeps weights sharded and communicates activations instead.
     widths = 2 * spec.width + (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.ffn
     exchanged = P * G / mesh.data * spec.layers * widths * _item(spec) / mesh.tensor
-    gathered = min(4.0 * total, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
-    read = total * (4 + 2 * _item(spec)) if 4.0 * total < exchanged else 4.0 * total / mesh.fsdp
+    gathered = min(4.0 * whole, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
+    read = whole * (4 + 2 * _item(spec)) if 4.0 * whole < exchanged else 4.0 * whole / mesh.fsdp
     moved = R * (read + attended)
     cost = Cost(generate_flops(config, spec) / mesh.chips, moved, {"all-gather": R * gathered, "all-reduce": R * sums})
     return Need(resident(config, models, mesh) + temporary, temporary, cost)
@@ -251,5 +249,5 @@ ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update":
 
 
 def estimate_step(config: Config, models: Models, mesh: Sizes) -> dict[str, Need]:
-    """What each program of the step needs, by estimate."""
+    """Memory and cost of each program of the step, estimated."""
     return {name: estimate(config, models, mesh) for name, estimate in ESTIMATES.items()}

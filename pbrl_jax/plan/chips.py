@@ -1,4 +1,4 @@
-"""Accelerators: peak rates of one chip, and the topologies that are rented.
+"""Accelerators: peak rates of one chip, and the shapes in which they are rented.
 
 Sources: the pages of each version at cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), and NVIDIA's data sheets of the
 A100 80GB SXM, H100 SXM and H200 SXM (dense bfloat16).
@@ -12,17 +12,17 @@ from pbrl_jax.core.errors import ConfigError, did_you_mean
 
 
 class Chip(NamedTuple):
-    """Peak rates of one chip. Units: flops a second in bfloat16, bytes, bytes a second."""
+    """Peak rates of one chip, in bfloat16 FLOPs per second, bytes and bytes per second."""
 
     flops: float
     memory: float
     bandwidth: float
+    #: To other chips, in one direction, summed over all links.
     link: float
-    """To other chips, in one direction, all links together."""
+    #: To the host's memory, in one direction.
     host: float
-    """To the host's memory, in one direction."""
+    #: On-demand list price of one chip, US regions.
     dollars_per_hour: float
-    """On-demand list price of one chip, US regions."""  # ASSUMED: prices change; they only order a sweep
     shapes: tuple[str, ...]
 
 
@@ -30,7 +30,7 @@ _GRIDS = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 _BOXES = ("1", "2", "4", "8", "16", "32", "64")
 
-# ASSUMED: 16 GB/s from a TPU chip to its host, which the pages do not state; of the GPUs, PCIe 4.0 and 5.0 x16.
+# ASSUMED: 16 GB/s from a TPU chip to its host, which the pages do not state. GPUs: PCIe 4.0 and 5.0 x16.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1.2e12, 3e11, 1.6e10, 3.22, _CUBES),
     "v5e": Chip(197e12, 16 * 2**30, 8.1e11, 2e11, 1.6e10, 1.2, _GRIDS),
@@ -42,8 +42,8 @@ CHIPS = {
 }
 TPUS = ("v4", "v5e", "v5p", "v6e")
 
+#: Of one processor core; only the order of magnitude is meant.
 CPU_CORE_FLOPS, CPU_BANDWIDTH = 4e10, 2e10
-"""Of one processor core, as an order of magnitude."""
 
 
 class Topology(NamedTuple):
@@ -70,11 +70,11 @@ class Topology(NamedTuple):
 
 
 def parse_topology(text: str) -> Topology:
-    """`v5p:2x2x4`, `h100:8`, or a name of Google Cloud: `v5litepod-16`, `v6e-16`, and, counted in cores, `v4-32`
-    and `v5p-32`.
+    """The topology of `v5p:2x2x4`, `h100:8`, or of an accelerator type of Google Cloud: `v5litepod-16`, `v6e-16`, and,
+    counted in cores, `v4-32` and `v5p-32`.
 
     Raises:
-      ConfigError: an unknown topology; lists those that exist.
+      ConfigError: an unknown kind or shape; the message lists those that exist.
     """
     if found := re.fullmatch(r"(v5litepod|v4|v5p|v6e)-(\d+)", text):
         kind = {"v5litepod": "v5e"}.get(found[1], found[1])

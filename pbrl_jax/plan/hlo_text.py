@@ -1,4 +1,4 @@
-"""Parses the text of optimized HLO into instructions by computation."""
+"""A parser of optimized HLO text: instructions by computation."""
 
 import math
 import re
@@ -9,8 +9,8 @@ ITEM_BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
+#: How a layout says that an array lies in the host's memory.
 HOST_SPACE = "S(5)"
-"""The memory space of the host in a layout."""
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 NAME = re.compile(r"%([\w.\-]+)")
 
@@ -34,11 +34,11 @@ class Instruction(NamedTuple):
     opcode: str
     operands: tuple[str, ...]
     attributes: str
+    #: Text in the parentheses: the value of a constant, the number of a parameter.
     inner: str
-    """The text in the parentheses: of a constant, its value; of a parameter, its number."""
     root: bool
+    #: Whether one of its arrays is in host memory.
     hosted: bool = False
-    """Whether one of its arrays is in host memory."""
 
     @property
     def bytes(self) -> float:
@@ -83,7 +83,7 @@ def parse_instruction(line: str) -> Instruction | None:
     )  # fmt: skip
 
 
-def parse_module(text: str) -> tuple[dict[str, Computation], str]:
+def parse_module(text: str) -> tuple[Mapping[str, Computation], str]:
     """(computations by name, name of the entry) of a module's text."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None

@@ -1,6 +1,6 @@
-"""Checks that the compiled update holds neither a parameter replicated on every chip nor a microbatch's logits.
+"""Arrays that the compiled update must not hold: an unsharded parameter, or all logits of a microbatch.
 
-It reads the optimized HLO, whose arrays are those of one chip. Arrays inside a fusion are never in memory.
+They are found in the optimized HLO, whose arrays are those of one chip. Arrays inside a fusion are never in memory.
 """
 
 import math
@@ -13,15 +13,15 @@ from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.plan.hlo_text import Instruction, Shape, parse_module
 from pbrl_jax.plan.shapes import policy_shapes
 
+#: Parameters of fewer scalars may be whole on every chip: norms and biases.
 SMALL = 2**20
-"""Parameters of fewer scalars may be replicated: norms and biases."""
+#: An array with the vocabulary's axis that holds this share of a microbatch's logits, and more than a chunk of
+#: train.logprob_chunk, counts as those.
 LOGITS_SHARE = 0.25
-"""An array with the vocabulary's axis counts as logits if it has this share of a microbatch's, and more than a chunk of
-train.logprob_chunk."""
 
 
 def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:
-    """(instruction, array, whether it is an argument or result) of all arrays that a program has in memory."""
+    """(instruction, array, whether it is an argument or result of the program) of all arrays of a program in memory."""
     computations, entry = parse_module(text)
     fused = {
         name
@@ -40,19 +40,19 @@ def arrays_in_memory(text: str) -> Iterator[tuple[Instruction, Shape, bool]]:
 
 
 def _axes(sizes) -> tuple[int, ...]:
-    """Sizes of an array's axes, sorted and without 1s: invariant under transposition."""
+    """Sorted sizes of an array's axes without those of 1, which a transpose does not change."""
     return tuple(sorted(size for size in sizes if size > 1))
 
 
 def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict[str, int]) -> list[str]:
-    """What a compiled update must not hold and does, in words; [] if there is nothing.
+    """Descriptions of the arrays that a compiled update holds and must not.
 
     Args:
-      text: the optimized HLO of `train.update.make_update`'s program.
+      text: the optimized HLO of `train.programs.make_update`'s program.
       mesh_shape: sizes of the mesh axes.
 
-    Parameters stacked over layers must never be replicated. The embedding and the output matrix may be gathered while
-    they are in use, like every layer's matrices, but must not be replicated arguments or results.
+    Parameters stacked over layers must never be unsharded, not even temporarily. The embedding and the output matrix
+    may be gathered while they are in use, as each layer's matrices are, but must be sharded as arguments and results.
     """
     leaves = [leaf.shape for leaf in jax.tree.leaves(policy_shapes(spec)) if leaf.size >= SMALL]
     stacked = {_axes(shape) for shape in leaves if shape[0] == spec.layers and len(shape) > 2}
@@ -72,7 +72,7 @@ def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict
     for line, shape, outer in arrays_in_memory(text):
         axes = _axes(shape.sizes)
         if cut and (axes in stacked or outer and axes in flat):
-            faults.add(f"a replicated parameter: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
+            faults.add(f"a whole parameter: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
         if words & set(axes) and math.prod(axes) >= limit and axes not in matrices:
             faults.add(f"logits: {shape.kind}{list(shape.sizes)} ({line.opcode} {line.name})")
     return sorted(faults)

@@ -1,4 +1,4 @@
-"""Compiles the programs of a step ahead of time, for a mesh of devices that need not exist."""
+"""The programs of a step, compiled ahead of time for a mesh of devices that need not be present."""
 
 import functools
 import re
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.mesh.sharding import MESH_AXES, batch_sharding, replicated
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost, program_cost
@@ -25,30 +26,30 @@ from pbrl_jax.plan.shapes import (
     sharded_state,
     tree_bytes,
 )
-from pbrl_jax.rollout.generate import decode, prefill, windows
+from pbrl_jax.rollout.generate import make_programs, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
 from pbrl_jax.rollout.weights import decoding_params
-from pbrl_jax.train.update import make_update
-from pbrl_jax.weights.encoders import embed_block, embed_tokens, length_bucket
+from pbrl_jax.train.programs import make_update
+from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
+#: How the TPU compiler says that a program does not fit.
 TOO_LARGE = re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of")
-"""The TPU compiler's messages for a program that does not fit."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
+#: Ids that end a response, at most: what released models have.
 EOS_IDS = (0, 1)
-"""As many end-of-sequence ids as released models have."""
 
 
 class Need(NamedTuple):
-    """What a program of the step needs on one chip: memory in bytes, and its cost."""
+    """Memory of a program of the step on one chip, in bytes, and its cost."""
 
+    #: All memory in use while it runs, including arrays of the other programs.
     hbm_bytes: float
-    """All that is in memory while it runs, including arrays of the other programs."""
     temp_bytes: float
     cost: Cost
     compile_seconds: float = 0.0
+    #: Arrays that the compiled update holds and must not (see plan.holds); None where this was not checked.
     faults: tuple[str, ...] | None = None
-    """Faults of the compiled update (see plan.holds); None for other programs."""
 
 
 class Memory(NamedTuple):
@@ -56,8 +57,8 @@ class Memory(NamedTuple):
 
     arguments: float
     temporary: float
+    #: Results that do not alias arguments.
     results: float
-    """Without those that are written into donated arguments."""
 
     @property
     def total(self) -> float:
@@ -65,22 +66,22 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A compiled program. `token` is the cost of one iteration of a loop that ends by the data, as the one over sampled
-    tokens; `cost` includes one iteration."""
+    """A compiled program. `token` is the cost of one iteration of a loop whose length depends on data, such as that
+    over sampled tokens; `cost` includes one iteration."""
 
     memory: Memory
     cost: Cost
     token: Cost
     seconds: float
     shardings: object
+    #: The optimized HLO.
     text: str
-    """The optimized HLO."""
 
 
 def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
-    """Compile a jitted function for shapes on a mesh; its memory and cost."""
+    """Compile a jitted function for shapes on a mesh, and read its memory and its cost."""
     start = time.perf_counter()
-    with jax.set_mesh(mesh):  # only here: arrays cannot be made on devices that do not exist
+    with jax.set_mesh(mesh):  # not while compiling: no array can be made on devices that are not present
         lowered = program.lower(*shapes, **static)
     compiled = lowered.compile()
     found = compiled.memory_analysis()
@@ -94,49 +95,49 @@ def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
     return Compiled(memory, once, twice.plus(once, -1), time.perf_counter() - start, compiled.output_shardings, text)
 
 
-def result_shapes(mesh: Mesh, program, compiled: Compiled, *shapes):
-    """The results of a compiled program as shapes with shardings."""
+def placed_as(mesh: Mesh, program, compiled: Compiled, *shapes):
+    """Shapes of the results of a compiled program, with their shardings."""
     with jax.set_mesh(mesh):
         return add_shardings(jax.eval_shape(program, *shapes), compiled.shardings)
 
 
 def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, segment: int) -> Cost:
-    """Cost of decoding `tokens` tokens in segments, in a window at `share` of the way between two compiled ones.
+    """Cost of decoding `tokens` tokens in segments, interpolated at `share` between the windows of two programs.
 
-    Work before the loop, such as gathering weights, is done once a segment.
+    What a program does before its loop, such as gathering weights, counts once per segment.
     """
     calls = -(-tokens // segment)
 
-    def all_segments(part: Compiled) -> Cost:
+    def whole(part: Compiled) -> Cost:
         return Cost().plus(part.cost, calls).plus(part.token, tokens - calls)
 
-    return Cost().plus(all_segments(small), 1 - share).plus(all_segments(large), share)
+    return Cost().plus(whole(small), 1 - share).plus(whole(large), share)
 
 
 def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
     """The rollout at full length: prefill, and one decode program per window.
 
-    The smallest and the largest window are compiled and the others interpolated: only attention depends on the window,
-    and linearly.
+    The smallest and the largest window are compiled and those between interpolated, since only attention depends on
+    the window, and linearly.
     """
     spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
-    params, prompts = sharded_sampler(config, spec, mesh), sharded_batch(config, mesh).prompts
-    laid, held = (), other_bytes - tree_bytes(params)
+    params, prompts = placed_sampler(config, spec, mesh), placed_batch(config, mesh).prompts
+    laid: tuple[Compiled, ...] = ()
+    held = other_bytes - tree_bytes(params)
     if config.rollout.weights == "whole":
         lay = jax.jit(functools.partial(decoding_params, spec=spec))
         laid = (compile_ahead(mesh, lay, params),)
         params, held = result_shapes(mesh, lay, laid[0], params), other_bytes
     sampling = add_shardings(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
     keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, G), prompts.row_ids_P)
-    keys = add_shardings(keys, batch_sharding(mesh))
-    start = jax.jit(functools.partial(prefill, spec=spec, samples=G, max_length=R))
-    first = compile_ahead(mesh, start, params, prompts, keys, sampling)
-    state = result_shapes(mesh, start, first, params, prompts, keys, sampling)
-    segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
+    keys = placed(keys, batch_sharding(mesh))
+    programs = make_programs(spec, G, R, config.rollout.segment_length)
+    first = compile_ahead(mesh, programs.start, params, prompts, keys, sampling)
+    state = placed_as(mesh, programs.start, first, params, prompts, keys, sampling)
     stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
 
     def with_window(window: int) -> Compiled:
-        return compile_ahead(mesh, segment, params, state, sampling, stop, window=window)
+        return compile_ahead(mesh, programs.segment, params, state, sampling, stop, window=window)
 
     sizes = windows(R)
     large = with_window(sizes[-1])
@@ -147,7 +148,7 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
         if size > filled:
             cost = cost.plus(decode_cost(small, large, share, size - filled, config.rollout.segment_length))
         filled = size
-    parts = (first, large, small)
+    parts: tuple[Compiled, ...] = (first, large, small)
     most = max(parts, key=lambda part: part.memory.total)
     copying = other_bytes + laid[0].memory.temporary + laid[0].memory.results if laid else 0.0
     parts += laid
@@ -160,7 +161,7 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
 
 
 def reward_calls(config: Config, rows: int, devices: int = 1) -> tuple[int, int, int]:
-    """(calls, texts of each, tokens of each text) of the encoder for all responses at full length."""
+    """(calls, texts per call, tokens per text) of the encoder for all responses at full length."""
     size = length_bucket(config.encoder.max_length, config.encoder.max_length)
     pieces = -(-config.rollout.max_completion_length // size) + (config.reward.parts == "split")
     block = embed_block(size, devices)
@@ -168,7 +169,7 @@ def reward_calls(config: Config, rows: int, devices: int = 1) -> tuple[int, int,
 
 
 def reward_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
-    """The encoder on all responses: its weights are replicated, the texts sharded."""
+    """The encoder on all responses: replicated, with the texts divided over the chips."""
     rows = config.train.prompts_per_step * config.algo.num_generations
     calls, block, size = reward_calls(config, rows, mesh.size)
     found = compile_encoder(models.encoder, block, size, mesh)
@@ -185,24 +186,24 @@ def compile_encoder(spec: TextEncoderSpec, texts: int, tokens: int, mesh: Mesh) 
 
 
 def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
-    """The update of an unpacked batch of full length, the worst case."""
-    between = sharded_state(config, models.policy, mesh)
-    state = sharded_state(with_values(config, train={"offload": ()}), models.policy, mesh)
-    reference = sharded_frozen(config, models.policy, mesh)
-    batch = sharded_batch(config, mesh)
-    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, bucket=0)
-    held = other_bytes - tree_bytes((between, reference))
-    moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # from the host and back
+    """The update of a full-length batch, unpacked, which is its worst case."""
+    between = placed_state(config, models.policy, mesh)
+    state = placed_state(with_values(config, train={"offload": ()}), models.policy, mesh)
+    start, batch = placed_frozen(config, models.policy, mesh), placed_batch(config, mesh)
+    reference, base = start if config.algo.beta > 0 else None, start if config.lora.rank else None
+    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=0)
+    held = other_bytes - tree_bytes((between, reference, base))
+    moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
     cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
     faults = tuple(update_faults(found.text, config, models.policy, dict(mesh.shape)))
     return Need(held + found.memory.total, found.memory.temporary, cost, found.seconds, faults=faults)
 
 
 def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
-    """Bytes that are always on a chip: state, reference, encoder."""
-    reference = sharded_frozen(config, models.policy, mesh)
-    state = sharded_state(config, models.policy, mesh)
-    return tree_bytes((state, reference, sharded_encoder(models.encoder, mesh)))
+    """Bytes that stay in a chip's memory: state, reference, encoder."""
+    reference = placed_frozen(config, models.policy, mesh)
+    state = placed_state(config, models.policy, mesh)
+    return tree_bytes((state, reference, placed_encoder(models.encoder, mesh)))
 
 
 PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {
@@ -213,7 +214,7 @@ PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {
 
 
 def refused_bytes(error: Exception) -> float | None:
-    """The temporary bytes of a program that the compiler refused as too large; None for another error."""
+    """Temporary bytes of a program that the compiler refused as too large; None for another error."""
     found = TOO_LARGE.search(str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not found:
         return None
@@ -224,10 +225,10 @@ def refused_bytes(error: Exception) -> float | None:
 def compile_step(
     config: Config, models: Models, mesh: Mesh, by_hand: Mapping[str, Need], say: Callable[[str], None]
 ) -> dict[str, Need]:
-    """What each program of the step needs, by compiling it without allocating or running.
+    """Memory and cost of each program of the step, by compiling it; nothing is allocated or run.
 
     Args:
-      by_hand: estimates; their costs replace those of a program that the compiler refuses as too large.
+      by_hand: estimates, whose costs are used for a program that the compiler refuses as too large.
     """
     needs = {}
     held = resident_bytes(config, models, mesh)

@@ -1,4 +1,4 @@
-"""Whether programs fit, how long they take at least, and what bounds them."""
+"""Roofline model: from memory and cost of programs to whether they fit, how long they take, and what limits them."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,17 +12,17 @@ from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, Chip, Topo
 from pbrl_jax.plan.programs import Need
 from pbrl_jax.plan.shapes import Models
 
+#: Share of a chip's memory that a plan may fill; the rest goes to the runtime and to fragmentation.
 USABLE = 0.95
-"""Usable share of a chip's memory; the rest is for the runtime and fragmentation."""
 
 
 class Row(NamedTuple):
-    """A program of the step: what it needs, and its least time."""
+    """A program of the step: its needs, and a lower bound of its time."""
 
     need: Need
     seconds: float
+    #: The limiting resource: compute, memory, links, or host (copies to host memory).
     binds: str
-    """The bound: compute, memory, links, or host (copies from and to its memory)."""
 
 
 class Plan(NamedTuple):
@@ -30,8 +30,8 @@ class Plan(NamedTuple):
 
     rows: Mapping[str, Row]
     capacity: float
+    #: Response tokens per step.
     tokens: int
-    """Response tokens of a step."""
 
     @property
     def step_seconds(self) -> float:
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
         return all(row.need.hbm_bytes <= USABLE * self.capacity for row in self.rows.values())
 
     def as_json(self) -> dict[str, Any]:
-        """The plan for `--json`."""
+        """The plan as `--json` writes it."""
         programs = {
             name: {
                 "hbm_bytes": row.need.hbm_bytes, "temp_bytes": row.need.temp_bytes, "flops": row.need.cost.flops,
@@ -62,33 +62,33 @@ class Plan(NamedTuple):
 
 
 def local_chip(devices: int, memory: float) -> Chip:
-    """This machine's processor, divided among its virtual devices."""
+    """This machine's processor, shared by its virtual devices."""
     flops = CPU_CORE_FLOPS * (os.cpu_count() or 1) / devices
     return Chip(
         flops, memory / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, CPU_BANDWIDTH / devices, 0.0, ()
     )
 
 
-def roofline_row(need: Need, chip: Chip) -> Row:
-    """The slowest of compute, memory traffic, links and copies from and to the host, each at its peak rate."""
+def time_of(need: Need, chip: Chip) -> Row:
+    """The roofline: the slowest of compute, memory traffic, links and host copies, each at its peak rate."""
     seconds = {
         "compute": need.cost.flops / chip.flops,
         "memory": need.cost.bytes / chip.bandwidth,
         "links": need.cost.collective_bytes / chip.link,
         "host": need.cost.host_bytes / chip.host,
     }
-    binds = max(seconds, key=seconds.get)
+    binds = max(seconds, key=lambda resource: seconds[resource])
     return Row(need, seconds[binds], binds)
 
 
 def make_plan(config: Config, needs: Mapping[str, Need], chip: Chip) -> Plan:
-    """The plan of a step from the needs of its programs."""
+    """The plan of a step with these programs."""
     tokens = config.train.prompts_per_step * config.algo.num_generations * config.rollout.max_completion_length
-    return Plan({name: roofline_row(need, chip) for name, need in needs.items()}, chip.memory, tokens)
+    return Plan({name: time_of(need, chip) for name, need in needs.items()}, chip.memory, tokens)
 
 
 def mesh_sizes(config: Config, chips: int) -> Sizes:
-    """The config's mesh on `chips` chips (ConfigError if it does not divide them)."""
+    """The config's mesh on a number of chips (ConfigError where it does not divide)."""
     return Sizes(*mesh_shape(config.mesh, chips))
 
 
@@ -102,13 +102,13 @@ Change = tuple[str, Config]
 
 
 def single_changes(config: Config, models: Models, topology: Topology) -> list[Change]:
-    """(flags, config) of single settings that need less memory, roughly the fastest first."""
+    """Single changes that reduce memory, those that cost the least time first: (flags, config)."""
     changes: list[Change] = []
 
     def add(flags: str, **sections: dict) -> None:
         changes.append((flags, with_values(config, **sections)))
 
-    for sizes in possible_meshes(config, models, topology.chips):
+    for sizes in meshes(config, models, topology.chips):
         mesh = sizes._asdict()
         if mesh_sizes(config, topology.chips) != sizes and sizes.weight_shards > 1:
             add(" ".join(f"--mesh.{axis} {size}" for axis, size in mesh.items()), mesh=mesh)
@@ -130,7 +130,7 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
 
 
 def nearest_change(config: Config, models: Models, topology: Topology, corrected: Mapping[str, float]) -> str:
-    """The smallest change that would fit, by the estimate; in words.
+    """The flags of the smallest change that would fit by the estimate, or a sentence that none does.
 
     Args:
       corrected: bytes that each compiled program needs beyond its estimate.
@@ -159,15 +159,15 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
         larger = Topology(topology.kind, shape)
         if larger.chips <= topology.chips:
             continue
-        for sizes in possible_meshes(config, models, larger.chips):
+        for sizes in meshes(config, models, larger.chips):
             if fits(with_values(config, mesh=sizes._asdict()), larger):
                 mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in sizes._asdict().items())
                 return f"a larger machine: --topology {larger.name} {mesh}"
-    return "no one or two settings, and no larger machine of this kind; lower rollout.max_completion_length"
+    return "none of one or two settings, nor a larger machine of this kind; lower rollout.max_completion_length"
 
 
-def possible_meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
-    """Meshes of `chips` chips that divide the rows and the policy."""
+def meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
+    """Meshes of a number of chips that divide the rows and the policy."""
     spec, rows = models.policy, config.train.microbatch_prompts or config.train.prompts_per_step
     found = []
     for tensor in (1, 2, 4, 8):
@@ -181,7 +181,7 @@ def possible_meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
 
 
 class Offer(NamedTuple):
-    """One row of a sweep."""
+    """One line of a sweep."""
 
     topology: Topology
     sizes: Sizes
@@ -189,19 +189,19 @@ class Offer(NamedTuple):
 
     @property
     def dollars(self) -> float:
-        """List price of a million response tokens."""
+        """List price per million response tokens."""
         rate = self.topology.chips * self.topology.chip.dollars_per_hour / 3600
         return rate / self.plan.tokens_per_second * 1e6
 
 
 def sweep(config: Config, models: Models, kinds: tuple[str, ...], say: Callable[[str], None]) -> list[Offer]:
-    """All topologies of these chips with the best mesh of each that fits, the cheapest first; by estimate."""
+    """All topologies of these kinds of chips, each with its fastest mesh that fits, the cheapest first; estimated."""
     offers = []
     for kind in kinds:
         for shape in CHIPS[kind].shapes:
             topology = Topology(kind, shape)
             best = None
-            for sizes in possible_meshes(config, models, topology.chips):
+            for sizes in meshes(config, models, topology.chips):
                 changed = with_values(config, mesh=sizes._asdict())
                 offer = Offer(topology, sizes, estimate_plan(changed, models, topology))
                 if offer.plan.fits and (best is None or offer.plan.step_seconds < best.plan.step_seconds):

@@ -1,4 +1,4 @@
-"""The models and arrays of a run as shapes and shardings, without reading weights or allocating."""
+"""The models and arrays of a run as shapes, without reading or allocating anything."""
 
 import dataclasses
 import functools
@@ -17,18 +17,20 @@ from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.mesh.sharding import replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
+from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.lora import adapter_axes, init_adapters
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
-from pbrl_jax.train.adapters import whole
-from pbrl_jax.train.critic import new_critic
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.start import new_critic
 from pbrl_jax.train.state import new_state, state_shardings
-from pbrl_jax.train.steps import batch_shapes
-from pbrl_jax.weights.encoders import abstract_encoder
+from pbrl_jax.train.trained import forward_params
+from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
-from pbrl_jax.weights.hf_load import read_config
+from pbrl_jax.weights.hf_fields import read_config
 
+#: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {
     "meta-llama/Llama-3.2-1B": "llama32_1b",
     "meta-llama/Llama-3.2-1B-Instruct": "llama32_1b",
@@ -39,7 +41,6 @@ RELEASED_POLICIES = {
     "Qwen/Qwen3-8B": "qwen3_8b",
     "Qwen/Qwen3-32B": "qwen3_32b",
 }
-"""Hub ids of known size, for which a plan needs neither network nor weights."""
 
 
 def _xlm_roberta(max_positions: int, pooling: str) -> EncoderSpec:
@@ -84,7 +85,7 @@ def run_models(config: Config) -> Models:
     """Sizes of the run's policy and encoder.
 
     Raises:
-      ConfigError: a source that is neither a preset, nor of known size, nor a folder with a config.json.
+      ConfigError: a source that is neither a preset, nor known here, nor a folder with a config.json.
     """
     settings = config.policy
     if settings.source == "random":
@@ -96,7 +97,7 @@ def run_models(config: Config) -> Models:
         policy = decoder_spec(stored)
     else:
         raise ConfigError(
-            f"policy.source {settings.source!r}: its sizes are unknown. Give a folder with its config.json "
+            f"policy.source {settings.source!r}: its sizes are not known here. Give a folder with its config.json "
             f"(no weights needed), or one of {', '.join(RELEASED_POLICIES)}."
         )
     policy = dataclasses.replace(policy, dtype=settings.dtype, remat=settings.remat, attention=settings.attention)
@@ -104,12 +105,12 @@ def run_models(config: Config) -> Models:
 
 
 def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
-    """Sizes of the run's encoder, with the type it computes in and, of a released one, is stored in."""
+    """Sizes of the run's encoder with its compute type, which is also the parameter type of released encoders."""
     settings = config.encoder
     if settings.source != "random":
         if settings.source not in RELEASED_ENCODERS:
             raise ConfigError(
-                f"encoder.source {settings.source!r}: its sizes are unknown. For the plan, use one of "
+                f"encoder.source {settings.source!r}: its sizes are not known here. For the plan, use one of "
                 f"{', '.join(RELEASED_ENCODERS)}, or --encoder.source random --encoder.preset P."
             )
         return dataclasses.replace(RELEASED_ENCODERS[settings.source], dtype=settings.dtype or "float32")
@@ -118,8 +119,8 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
     return dataclasses.replace(spec, vocab_size=vocab_size, max_positions=positions)
 
 
-def add_shardings(shapes: Any, shardings: Any) -> Any:
-    """Shapes with shardings; one sharding may serve a whole tree."""
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes with shardings; one sharding may be given for the entire tree."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _leaf: shardings, shapes)
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
@@ -130,27 +131,29 @@ def policy_shapes(spec: DecoderSpec) -> Any:
     return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
 
 
-def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
-    """The policy's parameters on the mesh, or with `hosted` in host memory with the same sharding."""
+def placed_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
+    """The policy's parameters on the mesh, or sharded the same way in host memory."""
     shapes = policy_shapes(spec)
     shardings = tree_shardings(shapes, decoder_axes(spec), mesh)
     return add_shardings(shapes, in_host_memory(shardings) if hosted else shardings)
 
 
-def sharded_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.loop.reference_params` places it; None if it is not needed."""
+def placed_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
+    """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
     if config.algo.beta == 0 and not config.lora.rank:
         return None
     return sharded_policy(spec, mesh, "reference" in config.train.offload)
 
 
-def sharded_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The parameters of the rollout: the policy's, with adapters if these are trained."""
+def placed_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
+    """The parameters of the rollout: the policy's, with adapters where these are trained."""
     if not config.lora.rank:
         return sharded_policy(spec, mesh)
     policy = policy_shapes(spec)
-    shapes = jax.eval_shape(lambda frozen, trained: whole(trained, frozen, config.lora), policy, adapters(config, spec))
-    return add_shardings(shapes, tree_shardings(shapes, decoder_axes(spec) + adapter_axes(spec, config.lora), mesh))
+    shapes = jax.eval_shape(
+        lambda frozen, trained: forward_params(trained, frozen, config.lora), policy, adapters(config, spec)
+    )
+    return placed(shapes, tree_shardings(shapes, decoder_axes(spec) + adapter_axes(spec, config.lora), mesh))
 
 
 def adapters(config: Config, spec: DecoderSpec) -> Any:
@@ -159,8 +162,8 @@ def adapters(config: Config, spec: DecoderSpec) -> Any:
     return jax.eval_shape(make, jax.random.key(0), policy_shapes(spec))
 
 
-def sharded_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
-    """The train state on the mesh, as `train.state.place_state` places it."""
+def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
+    """The train state on the mesh, as `train.state.place_state` lays it."""
     optimizer = make_optimizer(config.optim)
     beta = None if config.algo.kl_target is None else config.algo.beta
     critic = None
@@ -176,18 +179,20 @@ def sharded_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
 
 def sharded_batch(config: Config, mesh: Mesh) -> TrainBatch:
     """A rollout batch of full-length responses on the mesh."""
-    nothing = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
-    return batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
+    nothing: dict[str, Any] = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
+    return cycle_batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
 
 
 def sharded_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
     """The encoder's parameters, replicated."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_encoder(spec))
-    return add_shardings(shapes, replicated(mesh))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_tree(init_encoder, spec)
+    )
+    return placed(shapes, replicated(mesh))
 
 
 def tree_bytes(tree: Any) -> float:
-    """Bytes of a tree of shapes in one chip's memory."""
+    """Bytes of a tree of shapes in the device memory of one chip."""
 
     def own(leaf) -> float:
         if leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY:

@@ -34,7 +34,8 @@ def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Pol
 
 def answer(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO with the gold answer as the only reward, on the host path."""
-    hosted = with_values(config, reward={"functions": ("answer",), "reward_weights": (1.0,)}, train={"fused": False})
+    reward = {"functions": ("answer",), "reward_weights": (1.0,), "similarity": "raw", "similarity_floor": 0.0}
+    hosted = with_values(config, reward=reward, train={"fused": False})
     return reinforce(stages, name, number, hosted)
 
 

@@ -127,5 +127,7 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
 def _check_workdir(work: WorkDir, config: Config) -> None:
     """Write config.json, or refuse the work directory of another quickstart."""
     if work.config.exists():
-        check_same_experiment(from_json(work.config.read_text()), config, {}, {})
+        notes: list[str] = []
+        check_same_experiment(from_json(work.config.read_text(), type(config), notes), config, {}, {})
+        print("".join(f"{note}\n" for note in notes), end="")
     write_atomic(work.config, to_json(config))

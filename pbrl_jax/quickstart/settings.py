@@ -1,8 +1,6 @@
 """The settings of the quickstart; docs/quickstart.md explains them and gives results."""
 
 from pbrl_jax.config.tree import (
-    AlgoConfig,
-    Config,
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
@@ -10,12 +8,12 @@ from pbrl_jax.config.tree import (
     OptimConfig,
     PivotConfig,
     PolicyConfig,
-    RewardConfig,
     RolloutConfig,
     SftConfig,
     TrainConfig,
     with_values,
 )
+from pbrl_jax.run.settings import AlgoConfig, Config, RewardConfig
 
 PROBLEMS, ENGLISH_PROBLEMS = 256, 1024
 """Held-out problems per language; English has more, so that a small change is measurable."""

@@ -96,7 +96,7 @@ def accuracy(stages: Stages, name: str, number: int, policy: Policy, params) -> 
             config.eval.batch_size,
         )  # fmt: skip
         with Progress(name, len(prompts), unit="problem", part=(number, stages.total)) as progress:
-            table, _ = evaluate(decoder, params, prompts, progress.advance)
+            table, _ = evaluate(decoder, params, prompts, tick=progress.advance)
         return table
 
     return cached(stages, name, make)
@@ -109,7 +109,7 @@ def rl_config(stages: Stages) -> Config:
         stages.config,
         policy={"source": str(root / "sft")},
         encoder={"source": str(root / "encoder")},
-        pivot={"path": str(root / "pivots")},
+        pivot={"store": str(root / "pivots")},
     )
 
 

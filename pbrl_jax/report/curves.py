@@ -134,11 +134,11 @@ def _outcomes(runs: Mapping[str, ReportData]) -> str:
 
 def _gain(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Points and relative gain of the first run over another in the mean outside English, of the same languages."""
-    ends = [pair(summary, "mean_non_english")[1] for summary in (first, other)]
+    end, other_end = pair(first, "mean_non_english")[1], pair(other, "mean_non_english")[1]
     same = set(first.get("languages") or {}) == set(other.get("languages") or {})
-    if None in ends or not ends[1] or not same:
+    if end is None or not other_end or not same:
         return "–"
-    return f"{points(ends[0] - ends[1])} {span('soft', points(ends[0] / ends[1] - 1) + ' %')}"
+    return f"{points(end - other_end)} {span('soft', points(end / other_end - 1) + ' %')}"
 
 
 def _languages(runs: Mapping[str, ReportData]) -> str:
@@ -147,7 +147,7 @@ def _languages(runs: Mapping[str, ReportData]) -> str:
     rows = []
     for code in codes:
         shares = [pair(run.summary, code)[1] for run in runs.values()]
-        counts = {problem_count(run.summary, code) for run in runs.values()} - {None}
+        counts = {count for run in runs.values() if (count := problem_count(run.summary, code)) is not None}
         best = max((share for share in shares if share is not None), default=None)
         cells = [f"<b>{percent(share)}</b>" if share == best is not None else percent(share) for share in shares]
         rows.append([named_language(code), *cells, escape(" / ".join(map(str, sorted(counts))))])
@@ -157,7 +157,8 @@ def _languages(runs: Mapping[str, ReportData]) -> str:
 def _settings(runs: Mapping[str, ReportData]) -> str:
     """Settings that differ, and those that only some of the configs have."""
     configs = [_flatten(run.config) for run in runs.values()]
-    differ, partial = [], []
+    differ: list[list[str]] = []
+    partial: list[list[str]] = []
     for name in dict.fromkeys(name for values in configs for name in values):
         values = [config.get(name) for config in configs]
         if len(set(values)) > 1:

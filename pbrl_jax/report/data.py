@@ -136,14 +136,19 @@ def pair(record: Any, name: str) -> tuple[float | None, float | None]:
     if name == "mean_non_english" and others:
         return _mean([record.get("before") for record in others]), _mean([record["after"] for record in others])
     if name == "gap_to_english" and "en" in languages and others:
-        pairs = zip(pair(record, "en"), pair(record, "mean_non_english"), strict=True)
-        return tuple(None if None in both else both[0] - both[1] for both in pairs)
+        english, mean = pair(record, "en"), pair(record, "mean_non_english")
+        return _difference(english[0], mean[0]), _difference(english[1], mean[1])
     return None, None
+
+
+def _difference(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """The mean; None where a value is None."""
-    return None if None in values else sum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -213,7 +218,7 @@ def gap_line(data: ReportData) -> tuple[str, Series]:
 
 def part_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """Reward functions and their parts -> (step, mean): `rewards/cosine/answer/mean` is `cosine, answer`."""
-    lines = {}
+    lines: dict[str, Series] = {}
     for name in metric_names(metrics):
         first, *parts = name.split("/")
         if first == "rewards" and parts[-1:] == ["mean"] and len(parts) > 1:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pbrl_jax.core.version import __version__
 from pbrl_jax.logs.progress import duration
 from pbrl_jax.report.curves import compare_section, curve_section
 from pbrl_jax.report.data import (
@@ -77,6 +78,7 @@ def page(data: ReportData) -> str:
         '<link rel="icon" href="data:,">'
         f"<title>{escape(data.title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(section for section in sections if section)
+        + f'\n<p class="note">Written by pbrl_jax {__version__}.</p>'
         + f"\n</main><script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -84,10 +86,6 @@ def page(data: ReportData) -> str:
 def result_sentence(data: ReportData) -> str:
     """What came out, in one sentence of plain text."""
     before, after = pair(data.summary, "mean_non_english")
-    if after is not None and before is None:
-        gap = pair(data.summary, "gap_to_english")[1]
-        text = f"Mean accuracy outside English is {percent(after)}"
-        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
     if after is None:
         series = series_of(data.metrics, "reward") or series_of(data.metrics, "loss")
         if not series:
@@ -95,6 +93,10 @@ def result_sentence(data: ReportData) -> str:
         name = "reward" if series_of(data.metrics, "reward") else "loss"
         start, end = (short_number(value) for value in end_means(series))
         return f"The {name} went from {start} to {end} over {series[-1][0]:g} steps; accuracies were not measured."
+    if before is None:
+        gap = pair(data.summary, "gap_to_english")[1]
+        text = f"Mean accuracy outside English is {percent(after)}"
+        return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
     verb = "rose" if after > before else "fell" if after < before else "stayed"
     text = f"Mean accuracy outside English {verb} from {percent(before)} to {percent(after)}"
     text += f" ({points(after - before)} points)"

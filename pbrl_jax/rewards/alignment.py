@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.records import Prompt, Scores
 from pbrl_jax.rewards.inputs import RewardInputs, reference_text, response_texts
-from pbrl_jax.rewards.similarity import load_baselines, scale_similarity
+from pbrl_jax.rewards.similarity import SimilarityConfig, load_baselines, scale_similarity
 from pbrl_jax.weights.encoders import Encoder
 
 LONGEST_CHUNK = 300
@@ -49,7 +48,7 @@ def soft_f1(
     weight_BK: Float[Array, "B K"],
     baseline_B: Float[Array, "B"] | None = None,
     *,
-    config: RewardConfig,
+    config: SimilarityConfig,
 ) -> tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
     """(F1, precision, recall) in [0, 1] of soft bidirectional matching.
 
@@ -78,12 +77,12 @@ def _mean(value_BN, weight_BN):
 
 
 @functools.cache
-def compiled_f1(config: RewardConfig):
+def compiled_f1(config: SimilarityConfig):
     """soft_f1 as a compiled program; one per pair of chunk buckets."""
     return jax.jit(functools.partial(soft_f1, config=config))
 
 
-def make_alignment(config: RewardConfig, encoder: Encoder, languages: Sequence[str] = ()):
+def make_alignment(config: SimilarityConfig, encoder: Encoder, languages: Sequence[str] = ()):
     """The reward `alignment`: of the reasoning parts, or of what `config.parts` names (whole, answer). With several
     references the first one counts.
 

@@ -5,26 +5,38 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.config.checks import check_section
+from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
-from pbrl_jax.core.records import Scores
+from pbrl_jax.core.records import AnyArray, Scores
+from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
-from pbrl_jax.rewards.comet import make_comet
-from pbrl_jax.rewards.cosine import make_cosine
-from pbrl_jax.rewards.implicit import make_implicit
+from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
+from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
+from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rewards.judge import make_judge
-from pbrl_jax.rewards.language import apply_gate, check_gate, make_gate
-from pbrl_jax.rewards.shaping import check_shaping, make_overlong, make_repetition
-from pbrl_jax.rewards.similarity import check_similarity, combine_parts
-from pbrl_jax.rewards.translation import make_translation
+from pbrl_jax.rewards.judge import JudgeConfig, make_judge
+from pbrl_jax.rewards.language import Verdict, apply_gate, make_gate
+from pbrl_jax.rewards.shaping import (
+    OverlongConfig,
+    RepetitionConfig,
+    check_overlong,
+    make_overlong,
+    make_repetition,
+    make_token_overlong,
+    make_token_repetition,
+)
+from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts
+from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
+from pbrl_jax.rewards.translation import TranslationConfig, TranslatorConfig, check_translation, make_translation
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.weights.encoders import Encoder
@@ -64,18 +76,52 @@ def run_assets(
     )
 
 
-#: name -> (config, assets) -> (RewardInputs -> Scores). Another reward is another line.
-REWARDS: dict[str, Callable] = {
-    "cosine": lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
-    "answer": lambda config, assets: score_answers,
-    "translation": make_translation,
-    "comet": make_comet,
-    "implicit": make_implicit,
-    "judge": make_judge,
-    "alignment": lambda config, assets: make_alignment(config, assets.encoder, assets.languages),
-    "repetition": lambda config, assets: make_repetition(config),
-    "overlong": lambda config, assets: make_overlong(config),
-    "hybrid": lambda config, assets: make_hybrid(config, assets),
+@dataclasses.dataclass(frozen=True)
+class HybridConfig(PartsConfig):
+    """What `hybrid` reads; its two functions read theirs."""
+
+    hybrid_answer: str = identity("answer")
+    """Reward `hybrid`: what scores the answer part."""
+    hybrid_reasoning: str = identity("alignment")
+    """Reward `hybrid`: what scores the reasoning part."""
+
+
+class Reward(NamedTuple):
+    """How a reward is made, the class of settings it reads, and what refuses settings that do not go together
+    (`check(config)` raises ConfigError).
+
+    `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config, encoder_spec)`, where a reward
+    can be computed from tokens, is its traceable twin for the fused step.
+    """
+
+    of_text: Callable[[Any, RewardAssets], Callable[[RewardInputs], Scores]]
+    settings: type[RewardConfig] = RewardConfig
+    check: Callable[[Any], None] | None = None
+    of_tokens: Callable[[Any, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
+
+
+#: Another reward is another line.
+REWARDS: dict[str, Reward] = {
+    "cosine": Reward(
+        lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
+        CosineConfig,
+        of_tokens=make_token_cosine,
+    ),
+    "answer": Reward(lambda config, assets: score_answers),
+    "translation": Reward(make_translation, TranslationConfig, check_translation),
+    "comet": Reward(make_comet, CometConfig, check_comet),
+    "implicit": Reward(make_implicit, ImplicitConfig),
+    "judge": Reward(make_judge, JudgeConfig),
+    "alignment": Reward(
+        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig
+    ),
+    "repetition": Reward(
+        lambda config, assets: make_repetition(config), RepetitionConfig, of_tokens=make_token_repetition
+    ),
+    "overlong": Reward(
+        lambda config, assets: make_overlong(config), OverlongConfig, check_overlong, make_token_overlong
+    ),
+    "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), HybridConfig),
 }
 
 
@@ -85,15 +131,37 @@ class Combined(NamedTuple):
 
     total: Scores
     each: dict[str, Scores]
-    right_language_B: np.ndarray
+    right_language_B: AnyArray
     translation_B: np.ndarray | None = None
 
+    @property
+    def value_B(self):
+        """The total's values, [B]."""
+        return self.total.value_B
 
-def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
-    """All functions of `config`, weighted and gated.
+    @property
+    def valid_B(self):
+        """Which rows could be scored, [B]."""
+        return self.total.valid_B
+
+
+def combine(config: RewardConfig, each: dict[str, Scores], verdict: Verdict, empty_B, step: int) -> Combined:
+    """The weighted and gated sum of the functions' scores; traceable.
 
     A row is valid when every function with a weight could score it. A response in the wrong language gets
     `rejected_value`, whatever the functions say; an empty response is a valid 0.
+    """
+    value_B, valid_B = jnp.zeros(empty_B.shape), jnp.ones(empty_B.shape, bool)
+    for weight, scores in zip(weights_at(config, step), each.values(), strict=True):
+        if weight:
+            value_B = value_B + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
+            valid_B = valid_B & scores.valid_B
+    value_B = jnp.where(empty_B, 0.0, apply_gate(config, value_B, verdict, step))
+    return Combined(Scores(value_B, valid_B, {}), each, verdict.right_B)
+
+
+def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
+    """All functions of `config` on decoded responses; see `combine`.
 
     Raises:
       ConfigError: an unknown function, or weights that do not match the functions.
@@ -104,18 +172,23 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)
-        inputs = inputs._replace(right_B=verdict.right_B, translations={})
-        weights = weights_at(config, inputs.step)
+        translations: dict[str, list[str]] = {}
+        inputs = inputs._replace(right_B=verdict.right_B, translations=translations)
         each = {name: function(inputs) for name, function in functions.items()}
-        value = jnp.zeros(len(inputs.completions))
-        valid = jnp.ones(len(inputs.completions), bool)
-        for weight, scores in zip(weights, each.values(), strict=True):
-            if weight:
-                value = value + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
-                valid = valid & scores.valid_B
-        empty = jnp.asarray([not text.strip() for text in inputs.completions])
-        value = jnp.where(empty, 0.0, apply_gate(config, value, verdict, inputs.step))
-        return Combined(Scores(value, valid, {}), each, verdict.right_B, _whole_translations(inputs.translations))
+        empty_B = jnp.asarray([not text.strip() for text in inputs.completions])
+        found = combine(config, each, verdict, empty_B, inputs.step)
+        return found._replace(translation_B=_whole_translations(translations))
+
+    return score
+
+
+def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Combined]:
+    """All functions of `config` on sampled tokens, on the device; traceable. Each must have `of_tokens`."""
+    functions = {name: make(config, spec) for name in config.functions if (make := REWARDS[name].of_tokens)}
+
+    def score(inputs: TokenInputs) -> Combined:
+        each = {name: function(inputs) for name, function in functions.items()}
+        return combine(config, each, token_verdict(inputs), ~inputs.text_BR.any(axis=1), 0)
 
     return score
 
@@ -147,7 +220,7 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
     Raises:
       RewardError: (when called) another number of scores than rows.
     """
-    function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name](config, assets)
+    function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name].of_text(config, assets)
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
@@ -169,7 +242,7 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
     return score
 
 
-def make_hybrid(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
+def make_hybrid(config: HybridConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
     """The paper's recipe with parts named by config: alpha * answer part + (1 - alpha) * reasoning part, or another
     form (similarity.combine_parts). With `config.parts` split each function sees its own part only. A row is valid
     where both parts are."""
@@ -187,25 +260,35 @@ def make_hybrid(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
     return score
 
 
+def reward_names(config: RewardConfig) -> tuple[str, ...]:
+    """The functions that are computed, the parts of `hybrid` among them."""
+    if "hybrid" not in config.functions:
+        return config.functions
+    hybrid = settings_of(config, HybridConfig)
+    return (*config.functions, hybrid.hybrid_answer, hybrid.hybrid_reasoning)
+
+
+def policy_users(config: RewardConfig) -> list[str]:
+    """What asks the start policy: the reward `implicit`, the `translator` of a reward, both or neither."""
+    translates = settings_of(config, TranslatorConfig).translator == "policy"
+    return ["implicit"] * ("implicit" in reward_names(config)) + ["translator"] * translates
+
+
 def check_reward(config: RewardConfig) -> None:
     """Refuse names, weights and settings that cannot work (ConfigError)."""
-    parts = (config.hybrid_answer, config.hybrid_reasoning) if "hybrid" in config.functions else ()
-    if "hybrid" in parts:
+    check_section("reward", config)
+    names = reward_names(config)
+    if "hybrid" in names[len(config.functions) :]:
         raise ConfigError("reward.hybrid_answer and reward.hybrid_reasoning may not be hybrid itself.")
-    for name in (*config.functions, *parts):
+    for name in names:
         if ":" not in name and name not in REWARDS:
             raise ConfigError(
                 f"Unknown reward {name!r}. {did_you_mean(name, REWARDS)} A function of your own is "
                 "package.module:function."
             )
-    named = {*config.functions, *parts}
-    if not config.translator and ("translation" in named or "comet" in named and config.comet_wiring == "reference"):
-        raise ConfigError(
-            "The reward translates, but reward.translator is empty. Name a model, for example --reward.translator "
-            "facebook/nllb-200-distilled-600M (or a policy's folder, `policy`, or `endpoint`)."
-        )
-    if not config.comet and ("comet" in named or "translation" in named and config.translation_similarity == "comet"):
-        raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
+    for reward in (REWARDS[name] for name in names if name in REWARDS):
+        if reward.check is not None:
+            reward.check(config)
     if len(config.functions) != len(config.reward_weights) or not config.functions:
         raise ConfigError(
             f"reward.functions has {len(config.functions)} entries and reward.reward_weights "
@@ -218,8 +301,3 @@ def check_reward(config: RewardConfig) -> None:
             f"reward.final_weights has {len(config.final_weights)} entries and reward.functions "
             f"{len(config.functions)}. Give one per function, or none."
         )
-    if config.timeout < 0:
-        raise ConfigError(f"reward.timeout is {config.timeout}; expected seconds, or 0 for no limit.")
-    check_gate(config)
-    check_shaping(config)
-    check_similarity(config)

@@ -5,21 +5,43 @@ empty texts and on the wrong language: use it behind the language gate, for answ
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax.config.fields import identity
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs, response_texts
-from pbrl_jax.rewards.translation import against_references, loaded_comet, row_translator
+from pbrl_jax.rewards.translation import (
+    TranslatorConfig,
+    against_references,
+    check_comet_model,
+    check_translator,
+    loaded_comet,
+    row_translator,
+)
 
-WIRINGS = ("reference", "quality", "direct")
+
+@dataclass(frozen=True)
+class CometConfig(TranslatorConfig):
+    """What `comet` reads."""
+
+    comet_wiring: Literal["reference", "quality", "direct"] = identity("reference")
+    """Reward `comet`, r the response and e the English reference: reference (src r, mt r translated, ref e), quality
+    (src e, mt r; models without references), direct (src r, mt r, ref e)."""  # ASSUMED: not stated
 
 
-def make_comet(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+def check_comet(config: CometConfig) -> None:
+    """Refuse a wiring whose models are not named (ConfigError)."""
+    if config.comet_wiring == "reference":
+        check_translator(config)
+    check_comet_model(config)
+
+
+def make_comet(config: CometConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `comet`: of the answer part, or of what `config.parts` names (whole, reasoning).
 
     With r the response's part and e the reference's [paper, reward families; the wirings are ours]: reference scores

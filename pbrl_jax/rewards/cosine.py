@@ -5,7 +5,8 @@ reasoning and answer apart. The pivot's vectors are cached; only responses are e
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,13 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.records import Scores
-from pbrl_jax.models.encoder import encode
-from pbrl_jax.models.specs import TextEncoderSpec
-from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, response_texts
-from pbrl_jax.rewards.similarity import combine_parts, load_baselines, reference_cosine, scale_similarity
+from pbrl_jax.models.encoder import encode, encode_segments, encodes_segments
+from pbrl_jax.models.specs import EncoderSpec, TextEncoderSpec
+from pbrl_jax.rewards.inputs import RewardInputs, part_names, part_vectors, response_texts
+from pbrl_jax.rewards.similarity import (
+    PartsConfig,
+    SimilarityConfig,
+    combine_parts,
+    load_baselines,
+    reference_cosine,
+    scale_similarity,
+)
+from pbrl_jax.rewards.tokens import TokenInputs, token_parts
 from pbrl_jax.weights.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class CosineConfig(SimilarityConfig, PartsConfig):
+    """What `cosine` reads."""
 
 
 def cosine_reward(
@@ -48,7 +61,7 @@ def hybrid_scores(
     pivots: tuple[jax.Array, ...],
     *,
     spec: TextEncoderSpec,
-    config: RewardConfig,
+    config: CosineConfig,
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
@@ -65,8 +78,12 @@ def hybrid_scores(
     """
     tokens = jnp.concatenate([part[0] for part in parts])
     mask = jnp.concatenate([part[1] for part in parts])
+    present = mask.any(axis=1)
+    if pivots[0].ndim == 2:
+        cosine = cosine_reward(encoder_params, tokens, mask, jnp.concatenate(pivots), spec=spec)
+        return scaled_scores(cosine, present, config=config, baseline_B=baseline_B)
     vectors = encode(encoder_params, tokens, mask, spec=spec)
-    return vector_scores(vectors, mask.any(axis=1), pivots, config=config, has_BK=has_BK, baseline_B=baseline_B)
+    return vector_scores(vectors, present, pivots, config=config, has_BK=has_BK, baseline_B=baseline_B)
 
 
 def vector_scores(
@@ -74,7 +91,7 @@ def vector_scores(
     present: jax.Array,
     pivots: tuple[jax.Array, ...],
     *,
-    config: RewardConfig,
+    config: CosineConfig,
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
@@ -84,32 +101,63 @@ def vector_scores(
       vectors: unit vectors [parts * B, E], part by part; `present` [parts * B] is false for an empty text.
     """
     pivot = jnp.concatenate(pivots)
-    if pivot.ndim == 2:
+    if has_BK is None:
         cosine = jnp.sum(vectors * pivot, axis=-1)
     else:
         cosine = reference_cosine(vectors, pivot, jnp.tile(has_BK, (len(pivots), 1)), config.references)
-    baseline = None if baseline_B is None else jnp.tile(baseline_B, len(pivots))
-    scores = jnp.where(present, scale_similarity(cosine, config, baseline), 0.0)
-    scores = jnp.split(scores, len(pivots))
+    return scaled_scores(cosine, present, config=config, baseline_B=baseline_B)
+
+
+def scaled_scores(cosine, present, *, config: CosineConfig, baseline_B=None):
+    """(values [B], named parts) of the cosines [parts * B] of all parts; an absent part scores 0."""
+    count = len(part_names(config.parts))
+    baseline = None if baseline_B is None else jnp.tile(baseline_B, count)
+    scores = jnp.split(jnp.where(present, scale_similarity(cosine, config, baseline), 0.0), count)
     if config.parts != "split":
         return scores[0], {config.parts: scores[0]}
     reasoning, answer = scores
     return combine_parts(reasoning, answer, config), {"reasoning": reasoning, "answer": answer}
 
 
+def make_token_cosine(config: CosineConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Scores]:
+    """The reward on the device: sampled tokens go straight into the encoder; traceable."""
+
+    def score(inputs: TokenInputs) -> Scores:
+        parts, pivots = token_parts(inputs, config.parts), inputs.pivots
+        references = (pivots.whole_PE,) if config.parts == "whole" else (pivots.reasoning_PE, pivots.answer_PE)
+        if config.parts == "split" and encodes_segments(spec):
+            vectors, present = _encoded_together(inputs, parts, spec)
+            value_B, named = vector_scores(vectors, present, references, config=config)
+        else:
+            value_B, named = hybrid_scores(inputs.encoder_params, parts, references, spec=spec, config=config)
+        return Scores(value_B, pivots.has_P & jnp.isfinite(value_B), named)
+
+    return score
+
+
+def _encoded_together(inputs: TokenInputs, parts, spec: EncoderSpec):
+    """(vectors [2 B, E], which parts are not empty [2 B]): reasoning and answer stay in one row as they were sampled,
+    so that both are encoded in R slots and not in R each."""
+    lengths = [mask.sum(axis=1, keepdims=True) for _, mask in parts]
+    slot_1R = jnp.arange(inputs.tokens_BR.shape[1])[None]
+    segment_BR = (slot_1R >= lengths[0]).astype(jnp.int32)
+    vectors = encode_segments(inputs.encoder_params, inputs.tokens_BR, slot_1R < sum(lengths), segment_BR, 2, spec=spec)
+    return vectors, jnp.concatenate(lengths)[:, 0] > 0
+
+
 @functools.cache
-def compiled_hybrid(spec: TextEncoderSpec, config: RewardConfig):
+def compiled_hybrid(spec: TextEncoderSpec, config: CosineConfig):
     """hybrid_scores as a compiled program of a spec and a config."""
     return jax.jit(functools.partial(hybrid_scores, spec=spec, config=config))
 
 
 @functools.cache
-def compiled_vector_scores(config: RewardConfig):
+def compiled_vector_scores(config: CosineConfig):
     """vector_scores as a compiled program of a config."""
     return jax.jit(functools.partial(vector_scores, config=config))
 
 
-def make_cosine(config: RewardConfig, encoder: Encoder, languages: Sequence[str] = ()):
+def make_cosine(config: CosineConfig, encoder: Encoder, languages: Sequence[str] = ()):
     """The reward on the host path: texts in, Scores out. Compiled once per length bucket.
 
     Texts longer than the encoder reads are embedded in chunks, as the references are (`encoder_cut` marks them).

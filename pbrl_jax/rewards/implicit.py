@@ -9,32 +9,35 @@ English question q before a response r in any language [arXiv 2503.04647, per to
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.config.tree import RewardConfig
-from pbrl_jax.core.batching import by_length, few_rows
+from pbrl_jax.config.fields import identity
+from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.records import PromptBatch, Scores
-from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.rollout.engine import Engine
 from pbrl_jax.text.prompts import THINKING, format_prompts
-from pbrl_jax.weights.encoders import length_bucket
 from pbrl_jax.weights.policies import Policy, load_policy
 
-FORMS = ("reference", "response")
-ROWS = 32
-"""Rows that run at a time."""
-CHUNK = 256
-"""Positions, over all rows, whose logits exist at a time."""
-LONGEST = 1 << 15
+
+@dataclass(frozen=True)
+class ImplicitConfig(RewardConfig):
+    """What `implicit` reads."""
+
+    implicit_form: Literal["reference", "response"] = identity("reference")
+    """Reward `implicit`, log-likelihoods per token behind the English question: reference (by how much the response
+    makes the reference likelier, to the start policy) or response (by how much `implicit_policy` finds the response
+    likelier than the start policy does)."""  # ASSUMED
+    implicit_policy: str = identity("", only_with=("implicit_form", "response"))
+    """Reward `implicit` of form response: folder of the policy whose preference in English is asked for."""
 
 
-def make_implicit(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+def make_implicit(config: ImplicitConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `implicit`, in nats per token. Rows without a reference (form reference) are invalid; an empty
     response is a valid 0.
 
@@ -74,13 +77,13 @@ def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int
     known: dict[tuple[str, str], float] = {}
 
     def score(inputs: RewardInputs) -> Scores:
-        rows = [row for row, prompt in enumerate(inputs.prompts) if prompt.reference is not None]
-        full = [row for row in rows if inputs.completions[row].strip()]
+        texts = {row: prompt.reference.text for row, prompt in enumerate(inputs.prompts) if prompt.reference}
+        full = [row for row in texts if inputs.completions[row].strip()]
         questions = asked([inputs.prompts[row].question_en for row in full])
         responses = _encoded(policy, [inputs.completions[row].strip() + "\n" for row in full])
-        references = _encoded(policy, [inputs.prompts[row].reference.text for row in full])
+        references = _encoded(policy, [texts[row] for row in full])
         # What the reference costs without any response: once per problem, whatever the group's size.
-        keys = [(inputs.prompts[row].question_en, inputs.prompts[row].reference.text) for row in full]
+        keys = [(inputs.prompts[row].question_en, texts[row]) for row in full]
         new = {key: place for place, key in enumerate(keys) if key not in known}
         alone = mean_logprobs(policy, [questions[p] for p in new.values()], [references[p] for p in new.values()])
         known.update(zip(new, alone.tolist(), strict=True))
@@ -88,7 +91,7 @@ def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int
         value = np.zeros(len(inputs.completions), np.float32)
         value[full] = behind - np.array([known[key] for key in keys], np.float32)
         valid = np.zeros(len(value), bool)
-        valid[rows] = True
+        valid[list(texts)] = True
         return Scores(jnp.asarray(value), jnp.asarray(valid & np.isfinite(value)), {})
 
     return score
@@ -111,35 +114,6 @@ def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:
 
 
 def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """Mean log-prob per token of each text behind its context, in nats, [N]; 0 for a text without tokens.
-
-    Rows run in batches of one size and few lengths, the longest last.
-    """
-    found = np.zeros(len(texts), np.float32)
-    size, lengths = few_rows(len(texts), ROWS), [*zip(map(len, contexts), map(len, texts), strict=True)]
-    program = _compiled(policy.spec)
-    for rows, padded in by_length(lengths, size):
-        context, context_lengths = _padded([contexts[row] for row in padded])
-        text, text_lengths = _padded([texts[row] for row in padded])
-        batch = PromptBatch(context, context_lengths, jnp.arange(size, dtype=jnp.int32))
-        found[rows] = np.asarray(program(policy.params, batch, text, text_lengths))[: len(rows)]
-    return found
-
-
-def _padded(ids: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
-    lengths = np.array([len(row) for row in ids], np.int32)
-    tokens = np.zeros((len(ids), length_bucket(int(lengths.max(initial=1)), LONGEST)), np.int32)
-    for row, row_ids in enumerate(ids):
-        tokens[row, : len(row_ids)] = row_ids
-    return jnp.asarray(tokens), jnp.asarray(lengths)
-
-
-@functools.cache
-def _compiled(spec: DecoderSpec):
-    def run(params, batch: PromptBatch, tokens_BR, lengths_B):
-        streams = unpacked_streams(tokens_BR, lengths_B, 1)
-        logp, _ = response_logprobs(params, batch, streams, 1.0, spec=spec, chunk=CHUNK)
-        inside = streams.used_PSL[:, 0]
-        return jnp.where(inside, logp[:, 0], 0.0).sum(axis=1) / jnp.maximum(lengths_B, 1)
-
-    return jax.jit(run)
+    """Mean log-prob per token of each text behind its context, in nats, [N]; 0 for a text without tokens."""
+    found = Engine.of(policy).score(contexts, texts)
+    return np.array([likelihood.logp / max(likelihood.tokens, 1) for likelihood in found], np.float32)

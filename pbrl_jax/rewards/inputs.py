@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.core.records import AnyArray, Prompt, Reference
 from pbrl_jax.text.answers import split_response
+from pbrl_jax.text.normalise import fold_letters
 
 
 class PivotVectors(NamedTuple):
@@ -29,9 +30,9 @@ class PivotVectors(NamedTuple):
 class RewardInputs(NamedTuple):
     """B rows on the host: the prompt of each row, its completion as text and as tokens, and its pivot's vectors.
 
-    `right_B` says who passed the language gate; None: nobody has looked, and all count as right. `translations` is
-    filled by rewards that translate (part -> B texts, "" where nothing was translated), for the samples; None: nobody
-    wants them.
+    `right_B` marks rows that passed the language gate; None: no gate was applied, and all rows count as right.
+    `translations` is filled by rewards that translate (part -> B texts, "" where nothing was translated), for the
+    samples; None: they are not needed.
     """
 
     prompts: Sequence[Prompt]
@@ -40,7 +41,7 @@ class RewardInputs(NamedTuple):
     lengths_B: np.ndarray
     pivots: PivotVectors
     step: int
-    right_B: np.ndarray | None = None
+    right_B: AnyArray | None = None
     translations: dict[str, list[str]] | None = None
 
 
@@ -50,11 +51,11 @@ def part_names(parts: str) -> tuple[str, ...]:
 
 
 def response_texts(inputs: RewardInputs, parts: str) -> dict[str, list[str]]:
-    """Part -> its text in each of the B responses; "" where it is absent."""
+    """Part -> its text in each of the B responses; "" where it is absent; letters folded as the gate reads them."""
     if parts == "whole":
-        return {"whole": list(inputs.completions)}
+        return {"whole": [fold_letters(text) for text in inputs.completions]}
     rows = zip(inputs.completions, inputs.prompts, strict=True)
-    split = [split_response(text, prompt.language) for text, prompt in rows]
+    split = [split_response(fold_letters(text), prompt.language) for text, prompt in rows]
     columns = {"reasoning": [reasoning for reasoning, _ in split], "answer": [answer for _, answer in split]}
     return {name: columns[name] for name in part_names(parts)}
 

@@ -9,12 +9,14 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax.config.fields import identity
+from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError, EndpointError, RewardError
 from pbrl_jax.core.records import Prompt, Scores
 from pbrl_jax.rewards.inputs import RewardInputs
@@ -42,7 +44,15 @@ _VERDICT = re.compile(r"\b([ABT])\b")
 MAX_TOKENS = 8
 
 
-def make_judge(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+@dataclass(frozen=True)
+class JudgeConfig(RewardConfig):
+    """What `judge` reads."""
+
+    judge_opponents: int = identity(2, at_least=1)
+    """Reward `judge`: other samples of the prompt that each response is compared with."""  # ASSUMED
+
+
+def make_judge(config: JudgeConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `judge`, in [0, 1]. Each response meets `judge_opponents` others of its prompt, so that every pair is
     asked for once; who stands first is drawn by a hash of both texts. Equal texts tie and an empty one loses, unasked.
     A response without a single verdict is invalid.
@@ -101,9 +111,9 @@ def pairs_of(prompts: Sequence[Prompt], opponents: int) -> list[tuple[int, int]]
                 "cannot be audited reply by reply."
             )
         ring = {
-            tuple(sorted((row, rows[(place + shift) % len(rows)])))
+            (min(row, other), max(row, other))
             for place, row in enumerate(rows)
-            for shift in range(1, min(opponents, len(rows) - 1) + 1)
+            for other in (rows[(place + shift) % len(rows)] for shift in range(1, min(opponents, len(rows) - 1) + 1))
         }
         found += sorted(ring)
     return found

@@ -12,29 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.records import AnyArray
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.answers import split_response
-from pbrl_jax.text.langid import foreign_tail, language_share
+from pbrl_jax.text.langid import check_identifiable, foreign_tail, language_share
 
 IDENTIFIED_GATES = ("hard", "penalty", "soft", "scheduled")
-GATES = (*IDENTIFIED_GATES, "tokens", "off")
 
 
 class Verdict(NamedTuple):
     """Of B responses: `share_B`, the share in [0, 1] of the worst part that is in the prompt's language (1 where it
     is too short to tell), and `right_B`, whether that is enough."""
 
-    share_B: np.ndarray
-    right_B: np.ndarray
+    share_B: AnyArray
+    right_B: AnyArray
 
 
 def response_share(text: str, language: str, languages: Sequence[str]) -> float:
     """Share in [0, 1] of the worst part of a response that is in `language`.
 
     Parts are the reasoning and the answer; a part whose last sentence is in another language has share 0, and a part
-    too short to identify is left out. Where both are too short the whole text is judged; 1 where that is, too.
+    too short to identify is left out, unless it is in another script or holds words of English. Where both are too
+    short the whole text is judged; 1 where that is, too. Words count wherever they stand (pbrl_jax.text.words).
     """
     for parts in (split_response(text, language), (text,)):
         shares = [_part_share(part, language, languages) for part in parts]
@@ -79,26 +81,17 @@ def make_gate(
     """The gate that `config.language_gate` names.
 
     Raises:
-      ConfigError: an unknown name, or `tokens` without a table.
+      ConfigError: an unknown name, `tokens` without a table, or a language that no identifier knows.
     """
-    check_gate(config)
+    check_section("reward", config)
     if config.language_gate == "off":
         return lambda inputs: _all_or_nothing(np.ones(len(inputs.prompts), bool))
     if config.language_gate in IDENTIFIED_GATES:
+        check_identifiable(languages)
         return lambda inputs: identified_gate(inputs, languages, config.gate_share)
     if table is None:
         raise ConfigError("reward.language_gate=tokens needs a source with text of each language; use hard or off.")
     return lambda inputs: _all_or_nothing(token_gate(inputs, table))
-
-
-def check_gate(config: RewardConfig) -> None:
-    """Refuse a gate that cannot work (ConfigError)."""
-    if config.language_gate not in GATES:
-        raise ConfigError(f"reward.language_gate {config.language_gate!r} is not one of {', '.join(GATES)}.")
-    if not 0 < config.gate_share <= 1:
-        raise ConfigError(f"reward.gate_share is {config.gate_share}; expected a share above 0 and at most 1.")
-    if config.gate_penalty < 0 or config.gate_schedule_steps < 0:
-        raise ConfigError("reward.gate_penalty and reward.gate_schedule_steps may not be negative.")
 
 
 def apply_gate(config: RewardConfig, value_B: Float[Array, "B"], verdict: Verdict, step: int) -> Float[Array, "B"]:

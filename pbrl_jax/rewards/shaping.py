@@ -1,14 +1,40 @@
 """Terms that look at the tokens alone: repetition and length. Each has a twin on the device, for the fused step."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax.config.fields import identity
+from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.tokens import TokenInputs
+
+
+@dataclass(frozen=True)
+class RepetitionConfig(RewardConfig):
+    """What `repetition` reads."""
+
+    repetition_ngram: int = identity(3, at_least=1, note="an n-gram has 1 or more tokens")
+    """Reward `repetition`: length in tokens of the n-grams that are counted."""
+    repetition_penalty: float = identity(-1.0, at_most=0, note="more than 0 rewards repetition")
+    """Reward `repetition`: value where all n-grams are the same (TRL's max_penalty)."""
+
+
+@dataclass(frozen=True)
+class OverlongConfig(RewardConfig):
+    """What `overlong` reads."""
+
+    overlong_length: int = identity(0, at_least=0, note="a length is not negative")
+    """Reward `overlong`: tokens at which the penalty is -1; 0: rollout.max_completion_length."""
+    overlong_cache: int = identity(0, at_least=0, note="a length is not negative")
+    """Reward `overlong`: tokens below that length over which the penalty falls from 0 to -1 (DAPO's soft punish
+    cache); 0: a fifth of it."""  # ASSUMED
 
 
 def repetition_penalty(tokens_BR: np.ndarray, lengths_B: np.ndarray, ngram: int, largest: float) -> np.ndarray:
@@ -50,26 +76,34 @@ def repeated_share(tokens_BR: Int[Array, "B R"], lengths_B: Int[Array, "B"], ngr
     return same.sum(axis=1) / jnp.maximum(total_B, 1)
 
 
-#: Rewards of tokens alone that the fused step computes: name -> (tokens [B, R], lengths [B], config) -> value [B].
-TOKEN_TERMS = {
-    "repetition": lambda tokens_BR, lengths_B, config: (
-        config.repetition_penalty * repeated_share(tokens_BR, lengths_B, config.repetition_ngram)
-    ),
-    "overlong": lambda tokens_BR, lengths_B, config: _overlong(lengths_B, *overlong_bounds(config, tokens_BR.shape[1])),
-}
-
-
-def _overlong(lengths_B, limit: int, cache: int):
-    return -jnp.clip((lengths_B - (limit - cache)) / cache, 0.0, 1.0)
-
-
-def overlong_bounds(config: RewardConfig, width: int) -> tuple[int, int]:
+def overlong_bounds(config: OverlongConfig, width: int) -> tuple[int, int]:
     """(tokens at which the penalty is -1, tokens over which it grows) of responses of at most `width` tokens."""
     limit = config.overlong_length or width
     return limit, config.overlong_cache or max(1, limit // 5)
 
 
-def make_repetition(config: RewardConfig):
+def make_token_repetition(config: RepetitionConfig, _spec=None) -> Callable[[TokenInputs], Scores]:
+    """The reward `repetition` on the device."""
+
+    def score(inputs: TokenInputs) -> Scores:
+        share_B = repeated_share(inputs.tokens_BR, inputs.lengths_B, config.repetition_ngram)
+        return Scores(config.repetition_penalty * share_B, jnp.ones(share_B.shape, bool), {})
+
+    return score
+
+
+def make_token_overlong(config: OverlongConfig, _spec=None) -> Callable[[TokenInputs], Scores]:
+    """The reward `overlong` on the device."""
+
+    def score(inputs: TokenInputs) -> Scores:
+        limit, cache = overlong_bounds(config, inputs.tokens_BR.shape[1])
+        value_B = -jnp.clip((inputs.lengths_B - (limit - cache)) / cache, 0.0, 1.0)
+        return Scores(value_B, jnp.ones(value_B.shape, bool), {})
+
+    return score
+
+
+def make_repetition(config: RepetitionConfig):
     """The reward `repetition`: in [repetition_penalty, 0]."""
 
     def score(inputs: RewardInputs) -> Scores:
@@ -81,7 +115,7 @@ def make_repetition(config: RewardConfig):
     return score
 
 
-def make_overlong(config: RewardConfig):
+def make_overlong(config: OverlongConfig):
     """The reward `overlong`: in [-1, 0], by the number of sampled tokens, the end-of-sequence token included."""
 
     def score(inputs: RewardInputs) -> Scores:
@@ -91,16 +125,8 @@ def make_overlong(config: RewardConfig):
     return score
 
 
-def check_shaping(config: RewardConfig) -> None:
-    """Refuse settings of the two terms that make no sense (ConfigError)."""
-    if config.repetition_ngram < 1:
-        raise ConfigError(f"reward.repetition_ngram is {config.repetition_ngram}; expected 1 or more.")
-    if config.repetition_penalty > 0:
-        raise ConfigError(
-            f"reward.repetition_penalty is {config.repetition_penalty}, which rewards repetition; expected 0 or less."
-        )
-    if min(config.overlong_length, config.overlong_cache) < 0:
-        raise ConfigError("reward.overlong_length and reward.overlong_cache may not be negative.")
+def check_overlong(config: OverlongConfig) -> None:
+    """Refuse a penalty that grows over more tokens than there are (ConfigError)."""
     if config.overlong_length and config.overlong_cache > config.overlong_length:
         raise ConfigError(
             f"reward.overlong_cache is {config.overlong_cache}, more than reward.overlong_length = "

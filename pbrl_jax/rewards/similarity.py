@@ -2,21 +2,47 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax.config.fields import identity
+from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path
 
-SIMILARITIES = ("raw", "affine", "floor", "calibrated")
-REFERENCES = ("max", "mean")
-HYBRID_FORMS = ("convex", "product", "gated")
+
+@dataclass(frozen=True)
+class SimilarityConfig(RewardConfig):
+    """What rewards read that are cosines."""
+
+    similarity: Literal["raw", "affine", "floor", "calibrated"] = identity("raw")
+    """Cosine to reward: raw, affine ((1 + cos) / 2), floor (see `similarity_floor`), or calibrated (baseline of
+    mismatched pairs per language, see `calibration`)."""  # ASSUMED: not stated
+    similarity_floor: float = identity(0.0, at_least=-1, at_most=0.99, only_with=("similarity", "floor"))
+    """With similarity floor: the cosine that earns nothing; above it the reward is (cos - floor) / (1 - floor)."""
+    calibration: str = identity("", only_with=("similarity", "calibrated"))
+    """With similarity calibrated: the calibration.json that `pbrl calibrate` wrote."""
+
+
+@dataclass(frozen=True)
+class PartsConfig(RewardConfig):
+    """What rewards read that score reasoning and answer apart."""
+
+    answer_weight: float = identity(0.5, at_least=0, at_most=1)
+    """Alpha of the hybrid: alpha * answer part + (1 - alpha) * reasoning part."""  # ASSUMED: not stated
+    hybrid_form: Literal["convex", "product", "gated"] = identity("convex")
+    """How answer part a and reasoning part r become one value: convex (alpha * a + (1 - alpha) * r), product
+    (a^alpha * r^(1 - alpha), parts cut at 0), or gated (the same sum where a >= hybrid_gate, else alpha * a)."""
+    # ASSUMED: not stated
+    hybrid_gate: float = identity(0.5, at_least=0, at_most=1, only_with=("hybrid_form", "gated"))
+    """hybrid_form gated: the answer part from which the reasoning part counts."""  # ASSUMED
 
 
 def scale_similarity(
-    cosine: Float[Array, "..."], config: RewardConfig, baseline: Float[Array, "..."] | None = None
+    cosine: Float[Array, "..."], config: SimilarityConfig, baseline: Float[Array, "..."] | None = None
 ) -> Float[Array, "..."]:
     """A cosine on the scale of `config.similarity`.
 
@@ -30,13 +56,12 @@ def scale_similarity(
     """
     if config.similarity == "affine":
         return (1 + cosine) / 2
-    if config.similarity == "floor":
-        baseline = config.similarity_floor
-    if config.similarity in ("floor", "calibrated"):
-        if baseline is None:
-            raise ConfigError("reward.similarity=calibrated needs the host path; use --train.no-fused.")
-        return jnp.clip((cosine - baseline) / jnp.maximum(1 - jnp.asarray(baseline), 1e-3), 0.0, 1.0)
-    return cosine
+    if config.similarity == "raw":
+        return cosine
+    zero = jnp.asarray(config.similarity_floor) if config.similarity == "floor" else baseline
+    if zero is None:
+        raise ConfigError("reward.similarity=calibrated needs the host path; use --train.no-fused.")
+    return jnp.clip((cosine - zero) / jnp.maximum(1 - zero, 1e-3), 0.0, 1.0)
 
 
 def reference_cosine(
@@ -51,7 +76,7 @@ def reference_cosine(
 
 
 def combine_parts(
-    reasoning_B: Float[Array, "B"], answer_B: Float[Array, "B"], config: RewardConfig
+    reasoning_B: Float[Array, "B"], answer_B: Float[Array, "B"], config: PartsConfig
 ) -> Float[Array, "B"]:
     """The hybrid value of two parts, alpha = config.answer_weight.
 
@@ -68,7 +93,7 @@ def combine_parts(
     return value_B
 
 
-def load_baselines(config: RewardConfig, languages: Sequence[str], encoder_key: str) -> dict[str, float] | None:
+def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_key: str) -> dict[str, float] | None:
     """Language -> mean cosine of mismatched pairs, from the file that `pbrl calibrate` wrote; None where the
     similarity is not calibrated.
 
@@ -103,13 +128,3 @@ def load_baselines(config: RewardConfig, languages: Sequence[str], encoder_key: 
             "calibrate` with parallel text of these languages."
         )
     return found
-
-
-def check_similarity(config: RewardConfig) -> None:
-    """Refuse unknown names (ConfigError)."""
-    for field, known in (("similarity", SIMILARITIES), ("references", REFERENCES), ("hybrid_form", HYBRID_FORMS)):
-        value = getattr(config, field)
-        if value not in known:
-            raise ConfigError(f"reward.{field} {value!r} is not one of {', '.join(known)}.")
-    if not 0 <= config.answer_weight <= 1:
-        raise ConfigError(f"reward.answer_weight is {config.answer_weight}; expected a share in [0, 1].")

@@ -6,17 +6,19 @@ translated: what is English already would be its own translation. Translations a
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax.config.fields import identity
+from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.cosine import compiled_vector_scores
 from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, reference_text, response_texts
-from pbrl_jax.rewards.similarity import combine_parts, load_baselines
+from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts, load_baselines
 from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES
 from pbrl_jax.translate.cache import CachedTranslator
 from pbrl_jax.translate.load import PromptedTranslator, load_translator
@@ -26,17 +28,54 @@ from pbrl_jax.weights.comets import Comet, load_comet
 TranslateRows = Callable[[RewardInputs, str, Sequence[str]], tuple[list[str], np.ndarray]]
 
 
-def make_translator(config: RewardConfig, assets: Any) -> CachedTranslator:
+@dataclass(frozen=True)
+class TranslatorConfig(RewardConfig):
+    """The models that `translation` and `comet` read."""
+
+    translator: str = identity("")
+    """What translates responses into English: a folder or hub id of an M2M100 or NLLB model or of a policy, `policy`
+    (the start policy, asked to translate), or `endpoint`. Rewards `translation` and `comet` with wiring reference."""
+    comet: str = identity("")
+    """Folder or hub id of a COMET model, for example Unbabel/wmt22-comet-da."""
+
+
+@dataclass(frozen=True)
+class TranslationConfig(TranslatorConfig, SimilarityConfig, PartsConfig):
+    """What `translation` reads."""
+
+    translation_similarity: str = identity("embedding", names=("embedding", *TEXT_SIMILARITIES, "comet"))
+    """Reward `translation`: what compares a translation with the reference."""  # ASSUMED: not stated
+
+
+def check_translator(config: TranslatorConfig) -> None:
+    """Refuse a missing translator (ConfigError)."""
+    if not config.translator:
+        raise ConfigError(
+            "The reward translates, but reward.translator is empty. Name a model, for example --reward.translator "
+            "facebook/nllb-200-distilled-600M (or a policy's folder, `policy`, or `endpoint`)."
+        )
+
+
+def check_comet_model(config: TranslatorConfig) -> None:
+    """Refuse a missing COMET model (ConfigError)."""
+    if not config.comet:
+        raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
+
+
+def check_translation(config: TranslationConfig) -> None:
+    """Refuse models that are not named (ConfigError)."""
+    check_translator(config)
+    if config.translation_similarity == "comet":
+        check_comet_model(config)
+
+
+def make_translator(config: TranslatorConfig, assets: Any) -> CachedTranslator:
     """The translator that `config.translator` names, with the cache of the work directory.
 
     Raises:
       ConfigError: none is named, or it needs what this run does not have.
     """
-    if not config.translator:
-        raise ConfigError(
-            "reward.translator is empty. Name a model, for example --reward.translator "
-            "facebook/nllb-200-distilled-600M, or `policy`, or `endpoint`."
-        )
+    check_translator(config)
     translator = _translator(config.translator, assets)
     path = f"{assets.folder}/translations.jsonl" if assets.folder else ""
     return CachedTranslator(translator, path)
@@ -72,7 +111,7 @@ def loaded_comet(source: str) -> Comet:
     return load_comet(source)
 
 
-def row_translator(config: RewardConfig, assets: Any) -> TranslateRows:
+def row_translator(config: TranslatorConfig, assets: Any) -> TranslateRows:
     """(inputs, part, its text in each row) -> (English texts, which rows have one). A row in the wrong language gets
     ""."""
     translator = make_translator(config, assets)
@@ -89,7 +128,7 @@ def row_translator(config: RewardConfig, assets: Any) -> TranslateRows:
     return translate
 
 
-def make_translation(config: RewardConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
+def make_translation(config: TranslationConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `translation`. An empty part, and a response in the wrong language, is a valid 0; a row without a
     reference, or whose translation an endpoint did not give, is invalid.
 
@@ -111,7 +150,7 @@ def make_translation(config: RewardConfig, assets: Any) -> Callable[[RewardInput
     return score
 
 
-def _embedding(config: RewardConfig, assets: Any):
+def _embedding(config: TranslationConfig, assets: Any):
     """Cosine of the translation's vector with the reference's, on the scale of `config.similarity`."""
     encoder = assets.encoder
     program, baselines = compiled_vector_scores(config), load_baselines(config, assets.languages, encoder.key)
@@ -130,7 +169,7 @@ def _embedding(config: RewardConfig, assets: Any):
     return compare
 
 
-def _texts(config: RewardConfig):
+def _texts(config: TranslationConfig):
     """Overlap of words or characters, or COMET, with the best or the mean over several references."""
     if config.translation_similarity == "comet":
         comet = loaded_comet(config.comet)

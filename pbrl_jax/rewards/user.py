@@ -15,6 +15,7 @@ import numpy as np
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.text.equality import let_threads_verify
 
 
 def load_function(path: str) -> Callable:
@@ -48,6 +49,8 @@ def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs]
       RewardError: (when called) the wrong number of values, or something that is no number.
     """
     function = load_function(path)
+    if timeout:
+        let_threads_verify()
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)

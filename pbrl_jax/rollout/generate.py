@@ -1,12 +1,12 @@
 """Sampling responses: the prompt once per group, then one compiled loop over tokens.
 
-`generate` is a pure function and can be traced into a larger program. `make_generate` compiles the same parts apart
+`generate` is a pure function and can be traced into a larger program. `Programs` are the same parts compiled apart
 (prefill, and one decode program per window size), so that a host can look outside between segments of tokens.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,38 +158,70 @@ class Interrupted(Exception):
     """A rollout was dropped between two segments because `should_stop` said so."""
 
 
-@functools.cache
-def compiled_sampler(spec: DecoderSpec, max_length: int, samples: int = 1):
-    """generate_samples as one compiled program: (params, prompts, key, sampling) -> Rollout."""
-    return jax.jit(functools.partial(generate_samples, spec=spec, samples=samples, max_length=max_length))
+class Programs(NamedTuple):
+    """The compiled parts of a rollout, and the loop over them that every caller uses.
+
+    `keys_of(key, row_ids_P)` gives the keys of the rows, `start(params, prompts, keys_B, sampling)` is prefill, and
+    `segment(params, state, sampling, stop, window=)` is decode, which reuses the state's memory.
+    """
+
+    max_length: int
+    segment_length: int
+    keys_of: Callable[..., Any]
+    start: Callable[..., DecodeState]
+    segment: Callable[..., DecodeState]
+
+    def states(self, params, prompts: PromptBatch, key, sampling: SamplingParams) -> Iterator[DecodeState]:
+        """The state after the first token, then after every segment, at full length. The next segment runs when the
+        next state is asked for, and the arrays of the state before it are then gone.
+        """
+        state = self.start(params, prompts, self.keys_of(key, prompts.row_ids_P), sampling)
+        yield state
+        filled = 0
+        for window in windows(self.max_length):
+            while filled < window - 1:
+                filled = min(filled + self.segment_length, window - 1)
+                state = self.segment(params, state, sampling, jnp.int32(filled), window=window)
+                yield state
+
+    def rollout(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None) -> Rollout:
+        """The rollout. After each segment the host calls `should_stop()` and reads whether all rows are done.
+
+        Raises:
+          Interrupted: `should_stop()` is true.
+        """
+        states = self.states(params, prompts, key, sampling)
+        state = next(states)
+        for state in states:
+            if should_stop is not None and should_stop():
+                raise Interrupted
+            if bool(state.done_B.all()):
+                break
+        return finish(state)
+
+
+def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_length: int) -> Programs:
+    """Programs for `samples` responses a prompt of at most `max_length` tokens, in segments of `segment_length`.
+
+    Nothing is compiled after the first full-length rollout of a shape.
+    """
+    return Programs(
+        max_length,
+        segment_length,
+        jax.jit(functools.partial(row_keys, samples=samples)),
+        jax.jit(functools.partial(prefill, spec=spec, samples=samples, max_length=max_length)),
+        jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1),
+    )
 
 
 def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int,
                   weights: str = "as_trained") -> Callable[..., Rollout]:  # fmt: skip
-    """A host function `(params, prompts, key, sampling, should_stop=None) -> Rollout` over compiled segments.
+    """`(params, prompts, key, sampling, should_stop=None) -> Rollout`: `Programs.rollout`, as training uses it.
 
-    After each segment of at most `segment_length` tokens the host reads whether all rows are done, and calls
-    `should_stop()`: if that is true, Interrupted is raised. Nothing is compiled after the first full-length call.
     `weights`: as `rollout.weights` of the config.
     """
+    programs = make_programs(spec, samples, max_length, segment_length)
+    if weights != "whole":
+        return programs.rollout
     lay = jax.jit(functools.partial(decoding_params, spec=spec))
-    start = jax.jit(functools.partial(prefill, spec=spec, samples=samples, max_length=max_length))
-    segment = jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1)
-    keys_of = jax.jit(functools.partial(row_keys, samples=samples))
-
-    def run(params, prompts, key, sampling, should_stop=None) -> Rollout:
-        if weights == "whole":
-            params = lay(params)
-        state = start(params, prompts, keys_of(key, prompts.row_ids_P), sampling)
-        filled = 0
-        for window in windows(max_length):
-            while filled < window - 1:
-                filled = min(filled + segment_length, window - 1)
-                state = segment(params, state, sampling, jnp.int32(filled), window=window)
-                if should_stop is not None and should_stop():
-                    raise Interrupted
-                if filled < max_length - 1 and bool(state.done_B.all()):
-                    return finish(state)
-        return finish(state)
-
-    return run
+    return lambda params, *arguments, **settings: programs.rollout(lay(params), *arguments, **settings)

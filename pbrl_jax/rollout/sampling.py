@@ -46,11 +46,6 @@ def row_keys(key: jax.Array, row_ids_P: Int[Array, "P"], samples: int) -> jax.Ar
     return jax.vmap(of_prompt)(row_ids_P).reshape(-1)
 
 
-def truncate(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
-    """Remove what top-k and top-p leave out (see smallest_kept)."""
-    return jnp.where(logits_BV >= smallest_kept(logits_BV, params), logits_BV, REMOVED)
-
-
 def smallest_kept(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B 1"]:
     """The smallest logit that top-k and top-p keep: k best first, then the smallest set that reaches mass top_p.
 

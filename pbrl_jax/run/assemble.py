@@ -5,10 +5,10 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config, LogConfig
@@ -16,26 +16,23 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import make_sampler
-from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
-from pbrl_jax.data.sources import SOURCES, quickstart
+from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, with_english
+from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.models.attention import KERNELS
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
-from pbrl_jax.rewards.combine import check_reward
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
-from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.check import batch_arithmetic, validate
 from pbrl_jax.run.embedding import reference_vectors
-from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import STYLES, THINKING, chat_messages, instruction
+from pbrl_jax.text.languages import check_languages, fallback_notes
+from pbrl_jax.text.prompts import THINKING, chat_messages, instruction
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from pbrl_jax.train.experiment import Experiment
@@ -53,14 +50,6 @@ def check_start(config: Config, device_count: int | None = None) -> None:
     """Everything that can be refused before anything is loaded; `device_count` stands for the devices of this host."""
     for languages in (config.data.languages, config.eval.languages or config.data.languages):
         check_languages(languages)
-    for source in (config.data.source, config.eval.source or config.data.source):
-        lookup(SOURCES, source, "data source")
-    lookup(DECODERS, config.policy.preset, "policy preset")
-    lookup(ENCODERS, config.encoder.preset, "encoder preset")
-    lookup(KERNELS, config.policy.attention, "attention kernel")
-    lookup(ALGORITHMS, config.algo.name, "algorithm")
-    lookup(STYLES, config.data.prompt_style, "prompt style")
-    check_reward(config.reward)
     make_schedule(config.optim)
     validate(config, jax.device_count() if device_count is None else device_count)
 
@@ -77,7 +66,9 @@ def refuse_other_experiment(config: Config, work: WorkDir) -> None:
         except CheckpointError:
             continue  # damaged: an older one may tell, and the restore says so
         if saved is not None:
-            check_same_experiment(from_json(saved), config, {}, {})
+            notes: list[str] = []
+            check_same_experiment(from_json(saved, type(config), notes), config, {}, {})
+            print("".join(f"{note}\n" for note in notes if is_first()), end="")
         return
 
 
@@ -95,6 +86,8 @@ def use_compilation_cache(config: Config) -> None:
 def training_prompts(config: Config, require: Sequence[str] = ()) -> list[Prompt]:
     """The prompts of a run, with the English side of each problem where English is replayed."""
     prompts = load_prompts(config.data, config.train.seed, require=require)
+    for line in filter(None, (check_golds(prompts), *fallback_notes(config.data.languages))):
+        print(line)
     return with_english(prompts) if config.data.english_share > 0 else prompts
 
 
@@ -135,7 +128,9 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
 def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
     """The start policy: loaded, each device reading its own part, or new from the seed."""
     settings = config.policy
-    operational = {"dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention}
+    operational: dict[str, Any] = {
+        "dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention
+    }  # fmt: skip
     if settings.source != "random":
         policy = load_policy(settings.source, make_mesh(config.mesh))
         return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
@@ -293,7 +288,7 @@ def evaluation_prompts(config: Config) -> list[Prompt]:
 def make_evaluate(config: Config, policy: Policy):
     """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted.
 
-    The function raises Interrupted between two batches when a stop is requested.
+    The function raises Interrupted between two segments of tokens when a stop is requested.
 
     None, with a line that says why, where the training source has no problems to evaluate on and no setting asks for
     an evaluation.
@@ -319,12 +314,8 @@ def make_evaluate(config: Config, policy: Policy):
         config.data.prompt_style, THINKING[config.data.thinking],
     )  # fmt: skip
 
-    def look(_rows: int) -> None:
-        if stop_agreed():
-            raise Interrupted
-
     def run(params) -> dict[str, float]:
-        table, _ = evaluate(decoder, params, prompts, tick=look)
+        table, _ = evaluate(decoder, params, prompts, should_stop=stop_agreed)
         return eval_metrics(table)
 
     return run

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from pbrl_jax.config.tree import Config, RewardConfig
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
 from pbrl_jax.core.records import Prompt
@@ -18,15 +19,20 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.report.data import AUDITS
 from pbrl_jax.report.plots import audit_png
-from pbrl_jax.rewards.combine import check_reward, make_reward, run_assets
+from pbrl_jax.rewards.combine import check_reward, make_reward, policy_users, run_assets
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
 from pbrl_jax.weights.policies import Policy, load_policy
 
-PLAIN_COSINE = RewardConfig(functions=("cosine",), reward_weights=(1.0,), parts="whole", language_gate="off")
-"""What the audit shows beside the configured reward: similarity with nothing around it."""
+PLAIN_COSINE: dict[str, Any] = {
+    "functions": ("cosine",),
+    "reward_weights": (1.0,),
+    "parts": "whole",
+    "language_gate": "off",
+}
+"""Reward settings that the audit shows beside the configured ones: similarity with nothing around it."""
 SHOWN = 8
 
 
@@ -53,9 +59,10 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
     table = None if texts is None else token_language_table(tokenizer, texts)
     assets = run_assets(config, encoder, table, policy, str(work.root))
+    rewards = config.reward, type(config.reward)(**PLAIN_COSINE)
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
-        for title, reward in zip(AUDITS, (config.reward, PLAIN_COSINE), strict=True)
+        for title, reward in zip(AUDITS, rewards, strict=True)
     }
     for title, name in AUDITS.items():
         write_atomic(work.root / name, json.dumps(tables[title], indent=1))
@@ -118,9 +125,7 @@ def audited_policy(config: Config) -> Policy | None:
     Raises:
       ConfigError: a reward asks a policy, and policy.source is `random`.
     """
-    reward = config.reward
-    named = {*reward.functions, *((reward.hybrid_answer, reward.hybrid_reasoning) * ("hybrid" in reward.functions))}
-    if "implicit" not in named and reward.translator != "policy":
+    if not policy_users(config.reward):
         return None
     if config.policy.source == "random":
         raise ConfigError("This reward asks the start policy. Name its folder: --policy.source DIR.")

@@ -1,15 +1,28 @@
 """Experiment files and overrides: `configs/x.py` plus `--section.field value`."""
 
+import ast
+import dataclasses
+import functools
 import importlib.util
+import inspect
+import sys
+import textwrap
 import traceback
+import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from pbrl_jax.config.serialize import from_json
+from pbrl_jax.config.checks import range_words
+from pbrl_jax.config.older import with_current_names
+from pbrl_jax.config.serialize import check_round_trip, from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.run.check import TABLES
+from pbrl_jax.run.settings import as_config, config_class
 
 
 def load_config(path: str) -> Config:
@@ -24,10 +37,13 @@ def load_config(path: str) -> Config:
         hint = did_you_mean(path, known) if known else "Give a Python file with get_config(), or a saved config.json."
         raise ConfigError(f"No config at {path!r}. {hint}")
     if file.suffix == ".json":
-        return from_json(file.read_text(encoding="utf-8"))
-    if file.suffix != ".py":
-        raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
+        notes: list[str] = []
+        config = from_json(file.read_text(encoding="utf-8"), config_class(), notes)
+        print("".join(f"{path}: {note}\n" for note in notes), end="", file=sys.stderr)
+        return config
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    if file.suffix != ".py" or module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"{path!r} is no config. Expected a Python file with get_config(), or a saved config.json.")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -43,9 +59,72 @@ def load_config(path: str) -> Config:
         raise ConfigError(f"{place}: {type(error).__name__}: {error}. Correct the file.") from error
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() of {path} gave a {type(config).__name__}, expected pbrl_jax.Config.")
+    config = as_config(config)
+    check_round_trip(config)
     return config
 
 
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
-    """The config with `--section.field value` overrides; an unknown key ends the program with the nearest name."""
-    return tyro.cli(Config, default=config, args=list(arguments), prog=program)
+    """The config with `--section.field value` overrides; an unknown key ends the program with the nearest name.
+
+    A field's name in an older version is taken too, and the new one is said.
+    """
+    arguments, renamed = with_current_names(arguments, dataclasses.asdict(config))
+    print("".join(f"{sentence}; the old name still works.\n" for sentence in renamed), end="", file=sys.stderr)
+    registry = ConstructorRegistry()
+    registry.struct_rule(_section_spec)
+    return tyro.cli(config_class(), default=config, args=arguments, prog=program, registry=registry)
+
+
+def _section_spec(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How tyro builds a section, with help that says what values are allowed; None for other types."""
+    sections = {type(getattr(config_class()(), field.name)): field.name for field in dataclasses.fields(Config)}
+    section: Any = info.type
+    if section not in sections:
+        return None
+
+    hints, words = typing.get_type_hints(section), field_words(section)
+    return StructConstructorSpec(
+        section,
+        tuple(
+            StructFieldSpec(
+                name=field.name,
+                type=hints[field.name],
+                default=getattr(info.default, field.name),
+                helptext=" ".join(filter(None, (
+                    words.get(field.name), allowed_values(f"{sections[section]}.{field.name}", field)
+                ))),
+            )
+            for field in dataclasses.fields(section)
+        ),
+    )  # fmt: skip
+
+
+def allowed_values(path: str, field: dataclasses.Field) -> str:
+    """What a field may hold, for its help: the names of its table, its range; closed sets are shown by the parser."""
+    rules = field.metadata["rules"]
+    table = TABLES.get(path)
+    names = list(rules.names) if table is None else [name for name in (*table.table, *table.more) if name]
+    if names:
+        return f"Known: {', '.join(names)}."
+    limits = range_words(rules)
+    return f"{limits[0].upper()}{limits[1:]}." if limits else ""
+
+
+@functools.cache
+def field_words(kind: type) -> dict[str, str]:
+    """Field -> the string below it in the source of its class."""
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        if "__annotations__" not in cls.__dict__:
+            continue
+        try:
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        except (OSError, TypeError):  # made at run time: its fields are those of its bases
+            continue
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
+        for line, following in zip(body, body[1:], strict=False):
+            match line, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[name] = " ".join(words.split())
+    return found

@@ -40,7 +40,7 @@ def training_texts(path: str) -> Iterator[str]:
     yield from prompt_texts(load_prompts(config.data, config.train.seed))
     folder = as_path(path).parent
     files = [open_store(config.pivot, folder).path]
-    files += [as_path(config.pivot.path)] if config.pivot.source == "file" and config.pivot.path else []
+    files += [as_path(config.pivot.file)] if config.pivot.source == "file" and config.pivot.file else []
     for file in files:
         for row in read_json_lines(file):
             yield " ".join(value for name, value in row.items() if name in PIVOT_FIELDS and isinstance(value, str))

@@ -16,7 +16,7 @@ from pbrl_jax.weights.encoders import load_encoder, save_encoder
 from pbrl_jax.weights.folders import own_folder
 from pbrl_jax.weights.hf_encoder import FAMILIES
 from pbrl_jax.weights.hf_export import export_policy
-from pbrl_jax.weights.hf_load import read_config, stored_compute_type
+from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.policies import PARAM_TYPES, load_policy, save_policy

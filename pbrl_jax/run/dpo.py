@@ -5,6 +5,7 @@ import hashlib
 import jax
 
 from pbrl_jax.algos.preference import preferred_pairs
+from pbrl_jax.config.older import stable_repr
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
@@ -12,12 +13,12 @@ from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
 from pbrl_jax.text.prompts import THINKING, format_prompts
-from pbrl_jax.train.adapters import placed_frozen, plain, trainable
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.start import merged_params, start_params, trainable
 from pbrl_jax.train.state import place_state
 from pbrl_jax.weights.policies import Policy, save_policy
 
@@ -61,7 +62,7 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
     params, axes = trainable(policy, config)
     state = place_state(params, make_optimizer(dpo_optimizer_config(config.dpo)), axes, mesh)
     step = make_dpo_step(policy.spec, config.dpo, config.train.logprob_chunk, config.lora)
-    frozen = placed_frozen(policy, config, mesh)
+    frozen = start_params(policy, config, mesh)
 
     def batch_at(index: int) -> SftBatch:
         rows = [pairs[i] for _, i in mixed_rows(sizes, counts, config.train.seed, index)]
@@ -69,10 +70,11 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
         one_each = jax.tree.map(lambda x: x[::2], batch.prompts)
         return SftBatch(one_each, batch.tokens_BR, batch.lengths_B)
 
-    identity = repr((pairs, config.dpo, config.lora, policy.fingerprint, lengths, config.train.seed))
+    settings = f"{stable_repr(config.dpo, 'DpoConfig')}, {stable_repr(config.lora, 'LoraConfig')}"
+    identity = f"({pairs!r}, {settings}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
     stage = Stage("dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
     state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
-    return policy._replace(params=plain(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
+    return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 
 
 def main(config: Config, workdir: str) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.data.corpus import encode_corpus
+from pbrl_jax.data.corpus import EncodedTexts, encode_corpus
 from pbrl_jax.pivots.store import PivotStore
 from pbrl_jax.rewards.inputs import PivotVectors
-from pbrl_jax.weights.encoders import Encoder, length_bucket
+from pbrl_jax.weights.encoders import Encoder
 
 
 def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
@@ -16,7 +17,7 @@ def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[
     there are many). The texts are tokenised when the first of them is asked for: a full cache asks for none.
     What the encoder does not read at a time is embedded in chunks."""
     index = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    encoded = []
+    encoded: list[EncodedTexts] = []
 
     def embed(batch: Sequence[str]) -> np.ndarray:
         if not encoded:
@@ -28,7 +29,7 @@ def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[
         found = encoder.embed_ids(encoded[0].tokens_NS[rows, :size], np.arange(size)[None] < lengths[:, None])
         long = np.flatnonzero(encoded[0].cut_N[rows])
         if len(long):
-            found[long] = encoder.embed([batch[row] for row in long])
+            found[long] = encoder.embed([batch[row] for row in long.tolist()])
         return found
 
     return embed
@@ -47,9 +48,10 @@ def reference_vectors(prompts: Sequence[Prompt], encoder: Encoder, store: PivotS
         for part in ("text", "reasoning", "answer")
     )
     embed = bulk_embedder(encoder, [text for text in (*whole, *reasoning, *answer) if text.strip()])
-    vectors = [store.vectors(encoder.key, texts, embed) for texts in (whole, reasoning, answer)]
     has = np.array([bool(text.strip()) for text in whole], bool)
-    if many > 1:
-        vectors = [column.reshape(len(prompts), many, -1) for column in vectors]
-        has = has.reshape(len(prompts), many)
-    return PivotVectors(*vectors, has_B=has)
+    shape = (len(prompts), many) if many > 1 else (len(prompts),)
+
+    def vectors(texts: list[str]) -> np.ndarray:
+        return store.vectors(encoder.key, texts, embed).reshape(*shape, -1)
+
+    return PivotVectors(vectors(whole), vectors(reasoning), vectors(answer), has.reshape(shape))

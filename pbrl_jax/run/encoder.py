@@ -1,12 +1,12 @@
 """`pbrl encoder CONFIG --workdir W`: a multilingual encoder by contrastive training on parallel text."""
 
-import dataclasses
 import hashlib
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pbrl_jax.config.older import stable_values
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
@@ -40,7 +40,7 @@ class EncodedSteps:
 
     def __init__(self, steps: list[list[Pair]], encoder: Encoder):
         texts: list[str] = []
-        self.ranges = []
+        self.ranges: list[list[tuple[int, int]]] = []
         for pairs in steps:
             columns = [[p.text for p in pairs], [p.target for p in pairs], [n for p in pairs for n in p.negatives]]
             self.ranges.append([])
@@ -74,7 +74,7 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
     optimizer = make_optimizer(contrastive_optimizer_config(config.contrastive))
     state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh)
     text = hashlib.sha256(steps.encoded.tokens_NS.tobytes()).hexdigest()
-    identity = repr((dataclasses.asdict(config.contrastive), encoder.key, config.train.seed, text))
+    identity = repr((stable_values(config.contrastive, "ContrastiveConfig"), encoder.key, config.train.seed, text))
     stage = Stage("encoder", config.contrastive.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
     state = run_stage(stage, work, state, make_contrastive_step(encoder.spec, config.contrastive), steps.batch)
     return encoder._replace(params=state.params, fingerprint=stage.fingerprint)

@@ -6,16 +6,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from pbrl_jax.config.older import stable_repr
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path, read_json_lines, write_json_lines
-from pbrl_jax.data.batches import batch_at
-from pbrl_jax.logs.metrics import PhaseTimer
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rollout.generate import Interrupted
-from pbrl_jax.train.adapters import placed_frozen
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.staged import Stopped
-from pbrl_jax.train.steps import make_collect
+from pbrl_jax.train.start import start_params
+from pbrl_jax.train.step import draw, sample_batch
+from pbrl_jax.train.trained import Frozen
 
 FILE = "scored.jsonl"
 FIELDS = ("prompt_id", "language", "question", "completions", "tokens", "rewards")
@@ -42,19 +43,21 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
     count = -(-prompts // config.train.prompts_per_step)
     groups: list[ScoredGroup] = []
     with jax.set_mesh(experiment.mesh), Progress("responses", count, unit="batch") as progress:
-        collect, params = make_collect(experiment), placed_frozen(experiment.policy, config, experiment.mesh)
+        params = start_params(experiment.policy, config, experiment.mesh)
+        functions = hosted_functions(experiment)._replace(params=lambda _state, _frozen: params)
         for number in range(count):
-            batch = batch_at(experiment.sampler, number)
             try:
-                found = collect(number, batch, params, PhaseTimer())
+                found = sample_batch(functions, None, Frozen(), draw(experiment, number, {"batch": number}))
             except Interrupted as error:
                 raise Stopped from error
-            total, rollout = found.rewards.total, found.rollout
-            for place, prompt in enumerate(batch):
+            total, rollout, texts_B = found.rewards.total, found.host_rollout, found.texts_B
+            if rollout is None or texts_B is None:
+                raise ValueError("The rollout was not decoded on the host.")
+            for place, prompt in enumerate(found.prompts_P):
                 rows = range(place * G, place * G + G)
                 tokens = [np.asarray(rollout.tokens_BR[b])[: int(rollout.lengths_B[b])].tolist() for b in rows]
                 rewards = [float(total.value_B[b]) if total.valid_B[b] else None for b in rows]
-                texts = [found.texts_B[b] for b in rows]
+                texts = [texts_B[b] for b in rows]
                 groups.append(ScoredGroup(prompt.id, prompt.language, prompt.question, texts, tokens, rewards))
             progress.advance()
     return groups
@@ -73,9 +76,10 @@ def scored_groups(experiment: Experiment, path: str, prompts: int) -> list[Score
     if path:
         return read_groups(path)
     file, origin = experiment.work.root / FILE, experiment.work.root / f"{FILE}.origin"
-    made_from = json.dumps([dict(experiment.fingerprints), prompts, repr(experiment.config.reward),
-                            repr(experiment.config.rollout), experiment.config.train.seed,
-                            experiment.config.algo.num_generations])  # fmt: skip
+    config = experiment.config
+    settings = stable_repr(config.reward, "RewardConfig"), stable_repr(config.rollout, "RolloutConfig")
+    made_from = json.dumps([dict(experiment.fingerprints), prompts, *settings, config.train.seed,
+                            config.algo.num_generations])  # fmt: skip
     if not (file.exists() and origin.exists() and origin.read_text() == made_from):
         origin.unlink(missing_ok=True)
         write_json_lines(file, [group._asdict() for group in sample_groups(experiment, prompts)])

@@ -11,6 +11,7 @@ from pbrl_jax.config.serialize import to_json
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.mesh.agree import agreed, exchange, host, host_array, host_count, in_turn, is_first
+from pbrl_jax.rewards.combine import policy_users
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.weights.policies import Policy, save_policy
 
@@ -39,12 +40,10 @@ def check_shared(work: WorkDir) -> None:
 
 def check_rewards(experiment: Experiment) -> None:
     """Refuse a reward that asks the start policy where no host has all of it (ConfigError)."""
-    reward = experiment.config.reward
-    asked = {"implicit"} & {*reward.functions, reward.hybrid_answer, reward.hybrid_reasoning}
-    asked |= {"translator"} if reward.translator == "policy" else set()
+    asked = policy_users(experiment.config.reward)
     if asked and not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(experiment.policy.params)):
         raise ConfigError(
-            f"The reward asks the start policy ({', '.join(sorted(asked))}), which lies in parts on {host_count()} "
+            f"The reward asks the start policy ({', '.join(asked)}), which lies in parts on {host_count()} "
             "hosts. Train on one host, or choose another reward or translator."
         )
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from pbrl_jax.config.older import stable_repr
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
@@ -13,14 +14,15 @@ from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
+from pbrl_jax.run.check import refuse_muon
 from pbrl_jax.run.sft_sources import supervised_rows
 from pbrl_jax.text.prompts import THINKING, format_prompts
-from pbrl_jax.train.adapters import placed_frozen, plain, trainable
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
 from pbrl_jax.train.sft_packing import pack_rows
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.start import merged_params, start_params, trainable
 from pbrl_jax.train.state import place_state
 from pbrl_jax.weights.policies import Policy, save_policy
 
@@ -45,7 +47,7 @@ def quickstart_pools(config: Config) -> tuple[dict[str, list[quickstart.Example]
 def reference_pool(config: Config) -> tuple[dict[str, list[quickstart.Example]], dict[str, float]]:
     """English questions with their own references: the supervised text that every source with references has."""
     prompts = load_prompts(config.data, config.train.seed, languages=("en",), require=("reference",))
-    rows = [quickstart.Example("en", p.question_en, p.reference.text) for p in prompts]
+    rows = [quickstart.Example("en", p.question_en, p.reference.text) for p in prompts if p.reference]
     return {"english": rows}, {"english": 1.0}
 
 
@@ -60,7 +62,8 @@ def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | 
     Args:
       rows: the only pool; default: the pivots.
     """
-    pools, shares = ({config.sft.source: rows}, {config.sft.source: 1.0}) if rows else pivot_pools(config)
+    source: str = config.sft.source
+    pools, shares = ({source: rows}, {source: 1.0}) if rows else pivot_pools(config)
     ends = policy.tokenizer.eos_ids[:1]
     style = config.data.prompt_style, THINKING[config.data.thinking]
     encoded = {}
@@ -99,10 +102,11 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
     """
     data = supervised(config, policy, rows)
     sizes = {name: len(rows) for name, rows in data.pools.items()}
+    refuse_muon(config, "sft.optimizer", config.sft.optimizer)
     optim = sft_optimizer_config(config.sft)
     params, axes = trainable(policy, config)
     state = place_state(params, make_optimizer(optim), axes, mesh)
-    frozen = placed_frozen(policy, config, mesh) if config.lora.rank else None
+    frozen = start_params(policy, config, mesh) if config.lora.rank else None
     step = make_sft_step(policy.spec, optim, config.train.logprob_chunk, config.lora)
     lengths = (config.rollout.max_prompt_length, config.rollout.max_completion_length)
 
@@ -113,11 +117,12 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
             pack_rows(prompts, responses, sum(lengths)) if config.sft.packed else pad_sft(prompts, responses, *lengths)
         )
 
-    identity = repr((data, optim, policy.fingerprint, lengths, config.train.seed))
-    identity += repr(config.lora) if config.lora.rank else ""
+    optimizer = stable_repr(optim, "OptimConfig")
+    identity = f"({data!r}, {optimizer}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
+    identity += stable_repr(config.lora, "LoraConfig") if config.lora.rank else ""
     stage = Stage("sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
     state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
-    return policy._replace(params=plain(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
+    return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 
 
 def main(config: Config, workdir: str) -> None:

@@ -78,7 +78,7 @@ def translated(config: Config, work: WorkDir) -> Rows:
     with Progress("translate", len(prompts), unit="text") as progress:
         for start in range(0, len(prompts), TRANSLATED_AT_A_TIME):
             part = prompts[start : start + TRANSLATED_AT_A_TIME]
-            responses += write([p.reference.text for p in part], "en", [p.language for p in part])
+            responses += write([p.reference.text for p in part if p.reference], "en", [p.language for p in part])
             progress.advance(len(part))
     rows = [
         {"language": p.language, "question": p.question, "response": response}

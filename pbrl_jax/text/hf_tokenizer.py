@@ -122,16 +122,17 @@ class _local_folder:
     """`with _local_folder(source) as local`: a remote folder's small files copied here; anything else as it is."""
 
     def __init__(self, source: str):
-        self.source, self.temporary = source, None
+        self.source = source
+        self.temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> str:
         if "://" not in self.source:
             return self.source
-        self.temporary = tempfile.TemporaryDirectory()
+        self.temporary = folder = tempfile.TemporaryDirectory()
         for child in epath.Path(self.source).iterdir():
             if child.suffix in (".json", ".model", ".txt", ".jinja"):
-                epath.Path(self.temporary.name, child.name).write_bytes(child.read_bytes())
-        return self.temporary.name
+                epath.Path(folder.name, child.name).write_bytes(child.read_bytes())
+        return folder.name
 
     def __exit__(self, *_) -> None:
         if self.temporary is not None:

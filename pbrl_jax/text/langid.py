@@ -1,9 +1,11 @@
 """Which language a text is written in.
 
 First the script, which settles most pairs and cannot be fooled; then a naive Bayes classifier over byte n-grams
-(py3langid) with all the languages it knows, so that a drift to a language outside the run is seen. Inside the sets of
-CONFUSABLE the classifier cannot be trusted: a member that the run does not use counts as the one it does. Long texts
-are judged in windows. Formulas, numbers and code say nothing about language and are taken out first.
+(py3langid) with all the languages it knows, so that a drift to a language outside the run is seen. Languages that it
+does not know are identified by CLD2, and what neither knows by its script where no other language shares that
+(`check_identifiable`). Inside the sets of CONFUSABLE no identifier can be trusted: a member that the run does not use
+counts as the one it does. Long texts are judged in windows. Every run of words counts, in formulas, code, tags and
+links as well (pbrl_jax.text.words); numbers, units, variables and names say nothing about language.
 """
 
 import functools
@@ -11,7 +13,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.text.languages import LANGUAGES, check_languages, letters_of, script_pattern
+from pbrl_jax.text.words import has_english, judged_lines, plain_words, without_names
 
 MIN_LETTERS = 8
 """Fewer letters than this are too few to tell two languages of one alphabet apart."""
@@ -53,40 +57,20 @@ CONFUSABLE = {
     "Arabic": ("ar", "arz", "ary"),
     "Turkish": ("tr", "crh"),
     "Uzbek": ("uz", "uzs"),
-    "Nguni": ("zu", "xh"),
+    "Nguni": ("zu", "xh", "ss"),
+    "Sotho": ("st", "nso", "tn"),
+    "Philippine": ("tl", "bcl", "ceb", "war"),
+    "Czech and Slovak": ("cs", "sk"),
+    "Javanese and Sundanese": ("jv", "su"),
     "Latvian": ("lv", "ltg"),
     "Kurdish": ("ku", "sdh"),
 }
 """Languages that a few words cannot tell apart. A language may stand in two sets."""
 
-_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
-_MATHS = re.compile(
-    r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.+?\\\]|\\\(.+?\\\)|\\begin\{([a-z*]+)\}.*?\\end\{\1\}", re.DOTALL
-)
-_TAG = re.compile(r"</?[A-Za-z|][^<>\s]{0,30}>")
-_LATEX = re.compile(r"\\[A-Za-z]+\*?(?:\{[^{}]*\})*")
-_IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+[_0-9]\w*|[b-hj-zB-HJ-Z])\b(?=\s*[=+*/^-])|https?://\S+")
-_NOT_WORDS = re.compile(r"[\d=+*/<>^_#{}\[\]|~%&@$\\-]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？।؟])\s*")
-_LETTERS = re.compile(r"[^\W\d_]+")
+_WORDS = re.compile(r"[^\W\d_]+")
 _KANA = ("Hira", "Kana")
 _EXTRA_WEIGHT = ((script_pattern(("Hani",)), 2), (script_pattern(("Hang", *_KANA)), 1))
-
-
-def plain_words(text: str) -> str:
-    """`text` without code, LaTeX, tags, links, numbers and operators; spaces collapsed."""
-    return " ".join(_lines(text))
-
-
-def _lines(text: str) -> list[str]:
-    """The lines of `text` that hold something, as plain words."""
-    for pattern in (_CODE, _MATHS, _TAG, _LATEX, _IDENTIFIER, _NOT_WORDS):
-        text = pattern.sub(_blank, text)
-    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-
-
-def _blank(match: re.Match) -> str:
-    return "\n" if "\n" in match.group() else " "
 
 
 def identify_language(text: str, languages: Sequence[str] | None = None) -> str | None:
@@ -103,7 +87,28 @@ def identify_language(text: str, languages: Sequence[str] | None = None) -> str 
     if _size(words) < SMALL_WINDOW:
         return None
     scores = _scores(words)
-    return max(scores, key=scores.get)
+    return max(scores, key=lambda code: scores[code])
+
+
+@functools.cache
+def identifier_of(code: str) -> str:
+    """What identifies a language: "py3langid", "cld2", "script" (one that no other language shares), or ""."""
+    label, scripts = LANGUAGES[code].label, LANGUAGES[code].scripts
+    if label in _classifier().labels:
+        return "py3langid"
+    if label and label in _cld2_labels():
+        return "cld2"
+    return "" if set(scripts) & {"Latn", "Cyrl", "Arab", "Deva"} else "script"
+
+
+def check_identifiable(languages: Sequence[str]) -> None:
+    """Refuse languages that no identifier can tell from others (ConfigError): their gate would be open."""
+    lacking = [f"{LANGUAGES[code].name} ({code})" for code in check_languages(languages) if not identifier_of(code)]
+    if lacking:
+        raise ConfigError(
+            f"No identifier here knows {', '.join(lacking)}, whose script other languages use, too. Set "
+            "reward.language_gate to tokens (with text of each language) or off, or leave the language out."
+        )
 
 
 def language_share(text: str, language: str, languages: Sequence[str]) -> float | None:
@@ -111,13 +116,16 @@ def language_share(text: str, language: str, languages: Sequence[str]) -> float 
 
     A letter counts when it is in a script of the language and its window (a sentence, or some 60 letters of one) is
     identified as the language, or as one that cannot be told from it; there a word in a foreign script counts against
-    it once, however often it stands (iPhone). `languages` are those of the run: another one
-    of them wins a window by a nose, any other language in the world by a clear lead. Han letters weigh three, kana
-    and Hangul two: that is what they say in Latin letters.
+    it once, however often it stands (iPhone). `languages` are those of the run: another one of them wins a window by
+    a small lead, any other language in the world by a clear one. Han letters weigh three, kana and Hangul two: that is
+    what they say in Latin letters. A text too short to identify that holds words of English has share 0.
     """
     codes = check_languages(dict.fromkeys((language, *languages)))
-    lines = _lines(text)
-    letters = letters_of(" ".join(lines))
+    lines = judged_lines(text, LANGUAGES[language].scripts)
+    words = " ".join(lines)
+    letters = letters_of(words)
+    if language != "en" and len(letters) < 2 * MIN_LETTERS and has_english(words):
+        return 0.0
     if len(letters) < MIN_LETTERS_SCRIPT:
         return None
     script = len(_own_script(letters, language)) / len(letters)
@@ -151,7 +159,7 @@ def is_right_language(text: str, language: str, languages: Sequence[str], share:
 def foreign_tail(text: str, language: str, languages: Sequence[str]) -> bool:
     """Whether the last sentence of `text` is in another language; False where it has too few letters to tell."""
     codes = check_languages(dict.fromkeys((language, *languages, "en")))
-    lines = _lines(text)
+    lines = judged_lines(text, LANGUAGES[language].scripts)
     sentences = [piece for piece in _SENTENCE_END.split(lines[-1]) if letters_of(piece)] if lines else []
     letters = letters_of(sentences[-1]) if sentences else ""
     if len(letters) < MIN_LETTERS:
@@ -161,26 +169,48 @@ def foreign_tail(text: str, language: str, languages: Sequence[str]) -> bool:
 
 
 def _is_language(words: str, language: str, codes: tuple[str, ...]) -> bool:
-    """Whether no other language leads `language` by more than its margin."""
+    """Whether no other language leads `language` by more than its margin, with the names in `words` or without."""
     size = _size(words)
-    if size < MIN_LETTERS or language not in (known := _scores(words)):
+    if size < MIN_LETTERS or identifier_of(language) in ("script", ""):
         return True
     if language == "ja" and size >= SMALL_WINDOW and not script_pattern(_KANA).search(words):
         return False  # Japanese prose has kana; the classifier alone takes a short Chinese clause for it
-    margins = SURE_MARGINS if size >= SURE_WINDOW else SMALL_MARGINS
-    alike = {code for group in CONFUSABLE.values() if language in group for code in group} - set(codes) | {language}
-    own = max(known[code] for code in alike if code in known)
+    judge = _leads if identifier_of(language) == "py3langid" else _cld2_agrees
+    if judge(words, language, codes):
+        return True
+    rest = without_names(words)
+    return len(rest) < len(words) and _size(rest) >= max(SMALL_WINDOW, size / 2) and judge(rest, language, codes)
+
+
+def _alike(language: str, codes: tuple[str, ...]) -> set[str]:
+    """Labels that count as `language`: its own, and of its sets those that the run does not use."""
+    own = LANGUAGES[language].label
+    run = {LANGUAGES[code].label for code in codes}
+    return {label for group in CONFUSABLE.values() if own in group for label in group} - run | {own}
+
+
+def _leads(words: str, language: str, codes: tuple[str, ...]) -> bool:
+    known = _scores(words)
+    margins = SURE_MARGINS if _size(words) >= SURE_WINDOW else SMALL_MARGINS
+    alike, run = _alike(language, codes), {LANGUAGES[code].label for code in codes}
+    own = max(known[label] for label in alike if label in known)
     rivals = (
-        score - (margins.run if code in codes else margins.outside)
-        for code, score in known.items()
-        if code not in alike
+        score - (margins.run if label in run else margins.outside)
+        for label, score in known.items()
+        if label not in alike
     )
     return own >= max(rivals)
 
 
+def _cld2_agrees(words: str, language: str, codes: tuple[str, ...]) -> bool:
+    """By CLD2; what it cannot name is the language where it is short and holds no English."""
+    found = _cld2_label(words)
+    return found in _alike(language, codes) or (found == "" and _size(words) < SURE_WINDOW and not has_english(words))
+
+
 def _foreign_words(words: str, language: str) -> set[str]:
     """The different words of `words` in scripts that the language does not use: names and brands, mostly."""
-    return set(_LETTERS.findall(script_pattern(LANGUAGES[language].scripts).sub(" ", words)))
+    return set(_WORDS.findall(script_pattern(LANGUAGES[language].scripts).sub(" ", words)))
 
 
 def _own_script(letters: str, language: str) -> str:
@@ -205,7 +235,11 @@ def _identify(words: str, languages: tuple[str, ...]) -> str | None:
     if not candidates or len(letters) < MIN_LETTERS:
         return None
     scores = _scores(words)
-    return max((code for code in candidates if code in scores), key=scores.get, default=None)
+    named = {code: LANGUAGES[code].label for code in candidates}
+    if (found := _cld2_label(words)) in named.values() and any(label not in scores for label in named.values()):
+        return next(code for code, label in named.items() if label == found)
+    known = [code for code, label in named.items() if label in scores]
+    return max(known, key=lambda code: scores[named[code]], default=None)
 
 
 def _by_script(letters: str, languages: tuple[str, ...]) -> list[str]:
@@ -268,3 +302,23 @@ def _classifier():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cld2_label(words: str) -> str:
+    """CLD2's language of `words`, "" where it names none."""
+    import pycld2
+
+    try:
+        label = pycld2.detect(words, isPlainText=True)[2][0][1]
+    except pycld2.error:
+        return ""
+    return "" if label == "un" else label
+
+
+@functools.cache
+def _cld2_labels() -> frozenset[str]:
+    import pycld2
+
+    names = dict(pycld2.LANGUAGES)
+    return frozenset(names[name] for name in pycld2.DETECTED_LANGUAGES)

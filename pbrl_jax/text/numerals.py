@@ -1,20 +1,43 @@
 """Numbers as scripts and schools write them, in ASCII: digits of every script, Han numerals, powers of ten."""
 
+import functools
 import re
 import unicodedata
 from decimal import Decimal
 
+from pbrl_jax.text.languages import language
+
 _HAN_DIGITS = {
     "〇": 0, "零": 0, "○": 0, "一": 1, "二": 2, "两": 2, "兩": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8,
-    "九": 9,
+    "九": 9, "壹": 1, "贰": 2, "貳": 2, "叁": 3, "參": 3, "肆": 4, "伍": 5, "陆": 6, "陸": 6, "柒": 7, "捌": 8, "玖": 9,
 }  # fmt: skip
-_HAN_UNITS = {"十": 10, "百": 100, "千": 1000}
-_HAN_MYRIADS = {"万": 10**4, "萬": 10**4, "만": 10**4, "亿": 10**8, "億": 10**8, "억": 10**8}
-_DIGITS, _UNITS, _MYRIADS = ("".join(table) for table in (_HAN_DIGITS, _HAN_UNITS, _HAN_MYRIADS))
+_HAN_UNITS = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
+_HAN_MYRIADS = {
+    "万": 10**4,
+    "萬": 10**4,
+    "만": 10**4,
+    "亿": 10**8,
+    "億": 10**8,
+    "억": 10**8,
+    "兆": 10**12,
+    "조": 10**12,
+}
+_DIGITS, _UNITS = "".join(_HAN_DIGITS), "".join(_HAN_UNITS)
 HAN_NUMBER = re.compile(rf"-?[{_DIGITS}{_UNITS}万萬亿億](?:[{_DIGITS}{_UNITS}万萬亿億]|[点點.,](?=[{_DIGITS}]))*")
 """A Han numeral: by place ("一二五〇", "二,一二五", as CLDR writes them) or by units ("一千二百五十", "三点五")."""
-_MYRIAD_RUN = re.compile(rf"(?<![\d,])(?:\d[\d,]*(?:\.\d+)?\s*[{_MYRIADS}]\s*)+(?:\d[\d,]*)?")
-_MYRIAD_TERM = re.compile(rf"(\d[\d,]*(?:\.\d+)?)\s*([{_MYRIADS}]?)")
+_SCALES = {"百": 100, "백": 100, "千": 1000, "천": 1000, **_HAN_MYRIADS}
+_SCALE = rf"(?:[{''.join(_HAN_MYRIADS)}천백]|[千百](?![克米瓦卡分]))"
+_MYRIAD_RUN = re.compile(rf"(?<![\d,])(?:\d[\d,]*(?:\.\d+)?\s*{_SCALE}+\s*)+(?:\d[\d,]*)?")
+_MYRIAD_TERM = re.compile(rf"(\d[\d,]*(?:\.\d+)?)\s*({_SCALE}*)")
+_SINO_KOREAN = str.maketrans("영공일이삼사오육칠팔구십백천만억", "零零一二三四五六七八九十百千万亿")
+_KOREAN_TENS = dict(zip("열 스물 서른 마흔 쉰 예순 일흔 여든 아흔".split(), range(10, 100, 10), strict=True)) | {
+    "스무": 20
+}
+_KOREAN_UNITS = dict(zip("하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉".split(), range(1, 10), strict=True))
+_KOREAN_UNITS |= {"한": 1, "두": 2, "세": 3, "네": 4}
+_KOREAN = re.compile(rf"({'|'.join(_KOREAN_TENS)})?({'|'.join(_KOREAN_UNITS)})?(?![가-힣])")
+_SINO = re.compile("[영공일이삼사오육칠팔구십백천만억]+(?![가-힣])")
+_KOREAN_ENDINGS = re.compile("(?:입니다|이다|이에요|예요|개|명|원|살|마리|달러)+(?![가-힣])")
 _POWER = re.compile(
     r"(?<![\w.,])(\d{1,3}(?:,\d{3})+|\d+)((?:[.,]\d+)?)(?:\s*(?:[×x*·]|\\times|\\cdot)\s*10\s*\^\s*\{?|[eE])"
     r"([+-]?\d{1,3})(?!\d)\}?"
@@ -44,25 +67,101 @@ def han_number(written: str) -> str:
 
 def _by_units(text: str) -> int:
     total = section = digit = 0
+    unit = 1
     for c in text:
         if c in _HAN_DIGITS:
-            digit = _HAN_DIGITS[c]
+            # A last digit right behind a unit counts the next smaller one: 一千五 is 1500, 一千零五 is 1005.
+            digit, unit = _HAN_DIGITS[c], unit if _HAN_DIGITS[c] else 1
         elif c in _HAN_UNITS:
-            section += (digit or 1) * _HAN_UNITS[c]
-            digit = 0
+            section, digit, unit = section + (digit or 1) * _HAN_UNITS[c], 0, _HAN_UNITS[c]
         elif _HAN_MYRIADS[c] == 10**4:
-            total, section, digit = total + (section + digit or 1) * 10**4, 0, 0
+            total, section, digit, unit = total + (section + digit or 1) * 10**4, 0, 0, 10**4
         else:
-            total, section, digit = (total + section + digit or 1) * _HAN_MYRIADS[c], 0, 0
-    return total + section + digit
+            total, section, digit, unit = (total + section + digit or 1) * _HAN_MYRIADS[c], 0, 0, _HAN_MYRIADS[c]
+    return total + section + digit * max(1, unit // 10)
+
+
+def korean_number(text: str) -> int | None:
+    """The value of the Korean number word that `text` begins with, native (스물하나) or Sino-Korean (이십)."""
+    ending = _KOREAN_ENDINGS.search(text)
+    word = text[: ending.start()].strip() if ending else text.strip()
+    native = _KOREAN.fullmatch(word)
+    if native and word:
+        return _KOREAN_TENS.get(native.group(1), 0) + _KOREAN_UNITS.get(native.group(2), 0)
+    return _by_units(word.translate(_SINO_KOREAN)) if _SINO.fullmatch(word) else None
+
+
+_HAN_ANSWER = re.compile(
+    rf"(?:第|约|約|一?共)?({HAN_NUMBER.pattern})(?:分之({HAN_NUMBER.pattern}))?(?![样樣般直些起共定切旦致番部緒])"
+)
+"""A Han numeral that opens a text; behind 一 the last characters make another word (一样, 一共)."""
+_ONE_ALONE = re.compile(r"\s*(?:$|[.,;:!?)*。।])")
+_FRACTIONS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "thirds"), 3)
+_FRACTIONS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
+_PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
+
+
+def number_word(text: str, code: str, whole: bool = False) -> str | None:
+    """The value of the number word that `text` opens with, in figures ("20", "2/3"); None without one.
+
+    Han numerals in Chinese and Japanese, both Korean series, and the words of languages.json: 0 to 20 or less, tens,
+    and in English hundreds, thousands and fractions. With `whole` the text is nothing else, and only Han numerals are
+    read.
+    """
+    if code in ("zh", "ja", "zho_Hant"):
+        found = HAN_NUMBER.fullmatch(text) if whole else _HAN_ANSWER.match(text)
+        if found is None:
+            return None
+        below, above = (found.group(), None) if whole else found.groups()
+        if above is None:
+            return han_number(below)
+        return han_number(above) if below == "百" else f"{han_number(above)}/{han_number(below)}"
+    if whole:
+        return None
+    if code == "ko":
+        value = korean_number(text)
+        return None if value is None else str(value)
+    return _word_of_table(text, code)
+
+
+def _word_of_table(text: str, code: str) -> str | None:
+    pattern, values = _number_words(code)
+    total = end = 0
+    words: list[int] = []
+    while pattern is not None and (match := pattern.match(text, end)):
+        value = values[match.group(1).lower()]
+        if words and (code != "en" or (value < 100 and words[-1] < value)):
+            break
+        total = total * value if value >= 100 and total else total + value
+        words.append(value)
+        end = match.end()
+    part = _PART.match(text, end) if code == "en" else None
+    if part is not None and (words or end == 0):
+        return f"{total or 1}/{_FRACTIONS[part.group(1).lower()]}"
+    # "one" and "un" are articles and pronouns, too.
+    return str(total) if words and (total != 1 or _ONE_ALONE.match(text, end)) else None
+
+
+@functools.cache
+def _number_words(code: str) -> tuple[re.Pattern | None, dict[str, int]]:
+    entry = language(code)
+    values = {word: value for value, word in enumerate(entry.numbers.split())}
+    values |= {word: 30 + 10 * place for place, word in enumerate(entry.tens.split())}
+    values |= {"thousand": 1000, "million": 10**6} if code == "en" else {}
+    words = "|".join(sorted(map(re.escape, values), key=len, reverse=True))
+    return (re.compile(rf"(?:[\s-]|and )*({words})(?![^\W_])", re.IGNORECASE) if values else None), values
 
 
 def without_myriads(plain: str) -> str:
-    """Digits with 万, 亿, 만 or 억 behind them written out: "5万7500" -> "57500", "3.5 万" -> "35000"."""
+    """Digits with 백, 千, 万, 억 ... behind them written out: "5万7500" -> "57500", "3.5 万" -> "35000"."""
 
     def value(match: re.Match) -> str:
-        terms = _MYRIAD_TERM.findall(match.group())
-        total = sum(Decimal(number.replace(",", "")) * _HAN_MYRIADS.get(unit, 1) for number, unit in terms)
+        total = Decimal(0)
+        for number, units in _MYRIAD_TERM.findall(match.group()):
+            term = Decimal(number.replace(",", ""))
+            for unit in units:
+                term *= _SCALES[unit]
+            total += term
         return f"{total:f}" + (" " if match.group()[-1].isspace() else "")
 
     return _MYRIAD_RUN.sub(value, plain)

@@ -5,10 +5,10 @@ or this module does. The wording is our own; no native speaker has reviewed it.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.text.instructions import SYSTEM
-from pbrl_jax.text.languages import answer_sentence, language
+from pbrl_jax.text.languages import LANGUAGES, answer_sentence, language
 from pbrl_jax.text.tokenizers import Tokenizer, has_chat_template
 
 STYLES = {
@@ -23,53 +23,34 @@ STYLES = {
 THINKING = {"default": None, "on": True, "off": False}
 """Values of the thinking switch, `data.thinking` and `--thinking`, -> argument `thinking`."""
 
-QUESTION_WORDS = {
-    "ar": ("سؤال:", "الإجابة خطوة بخطوة:"),
-    "bn": ("প্রশ্ন:", "ধাপে ধাপে উত্তর:"),
-    "de": ("Frage:", "Schritt-für-Schritt-Antwort:"),
-    "en": ("Question:", "Step-by-Step Answer:"),
-    "es": ("Pregunta:", "Respuesta paso a paso:"),
-    "fr": ("Question :", "Réponse étape par étape :"),
-    "hi": ("प्रश्न:", "चरण-दर-चरण उत्तर:"),
-    "id": ("Soal:", "Jawaban langkah demi langkah:"),
-    "it": ("Domanda:", "Risposta passo dopo passo:"),
-    "ja": ("問題：", "ステップごとの答え:"),
-    "ko": ("문제:", "단계별 답변:"),
-    "ms": ("Soalan:", "Jawapan langkah demi langkah:"),
-    "pt": ("Pergunta:", "Resposta passo a passo:"),
-    "ru": ("Задача:", "Пошаговое решение:"),
-    "sw": ("Swali:", "Jibu la Hatua kwa Hatua:"),
-    "te": ("ప్రశ్న:", "దశలవారీగా సమాధానం:"),
-    "th": ("โจทย์:", "คำตอบทีละขั้นตอน:"),
-    "tr": ("Soru:", "Adım adım cevap:"),
-    "vi": ("Câu hỏi:", "Lời giải từng bước:"),
-    "zh": ("问题：", "逐步解答:"),
-}
+QUESTION_WORDS = {code: entry.ask for code, entry in LANGUAGES.items()}
 """What stands before a question and before its solution; for the MGSM languages, MGSM's words."""
-
-INSTRUCTIONS = {
-    "ar": "حل المسألة التالية خطوة بخطوة باللغة العربية. اختم بالجملة «{phrase}»",
-    "bn": "নিচের প্রশ্নটি বাংলায় ধাপে ধাপে সমাধান করুন। শেষে লিখুন: “{phrase}”",
-    "de": "Löse die folgende Aufgabe Schritt für Schritt auf Deutsch. Schließe mit dem Satz „{phrase}“",
-    "en": "Solve the following problem step by step in English. End with the sentence “{phrase}”",
-    "es": "Resuelve el siguiente problema paso a paso en español. Termina con la frase «{phrase}»",
-    "fr": "Résous le problème suivant étape par étape en français. Termine par la phrase « {phrase} »",
-    "hi": "निम्नलिखित प्रश्न को हिंदी में चरण-दर-चरण हल करें। अंत में लिखें: “{phrase}”",
-    "id": "Selesaikan soal berikut langkah demi langkah dalam bahasa Indonesia. Akhiri dengan kalimat “{phrase}”",
-    "it": "Risolvi il seguente problema passo dopo passo in italiano. Concludi con la frase «{phrase}»",
-    "ja": "次の問題を日本語で順を追って解き、最後に「{phrase}」と書いてください。",
-    "ko": "다음 문제를 한국어로 단계별로 풀고, 마지막에 “{phrase}”라고 쓰세요.",
-    "ms": "Selesaikan soalan berikut langkah demi langkah dalam bahasa Melayu. Akhiri dengan ayat “{phrase}”",
-    "pt": "Resolva o seguinte problema passo a passo em português. Termine com a frase “{phrase}”",
-    "ru": "Реши следующую задачу шаг за шагом на русском языке. Закончи предложением «{phrase}»",
-    "sw": "Tatua swali lifuatalo hatua kwa hatua kwa Kiswahili. Malizia kwa sentensi “{phrase}”",
-    "te": "కింది సమస్యను తెలుగులో దశలవారీగా పరిష్కరించండి. చివరగా “{phrase}” అని రాయండి.",
-    "th": "จงแก้โจทย์ต่อไปนี้ทีละขั้นตอนเป็นภาษาไทย และจบด้วยประโยค “{phrase}”",
-    "tr": "Aşağıdaki soruyu Türkçe olarak adım adım çöz. Şu cümleyle bitir: “{phrase}”",
-    "vi": "Hãy giải bài toán sau từng bước bằng tiếng Việt. Kết thúc bằng câu “{phrase}”",
-    "zh": "请用中文逐步解答下面的问题，最后以“{phrase}”结尾。",
-}
+_ASK = "Solve the following problem step by step in {name}. End with “{{phrase}}”"
+INSTRUCTIONS = {code: entry.instruction or _ASK.format(name=entry.name) for code, entry in LANGUAGES.items()}
 """What a chat policy is asked to do; {phrase} is the language's answer sentence with N for the answer."""
+_LEAD = "Solve the problem step by step. Write both the reasoning and the answer in {name}."
+
+
+class Instruction(NamedTuple):
+    """The parts of a system message. `\\boxed{}`, `<think>` and `<answer>` are never translated: they are what the
+    answer is found by."""
+
+    lead: str
+    """Solve step by step, in this language."""
+    boxed: str
+    """The final answer goes into `\\boxed{}`."""
+    tags: str
+    """The reasoning goes between `<think>` tags, the final answer alone between `<answer>` tags."""
+
+
+SYSTEM = {
+    code: Instruction(
+        entry.lead or _LEAD.format(name=entry.name),
+        entry.boxed or LANGUAGES["en"].boxed,
+        entry.tags or LANGUAGES["en"].tags,
+    )
+    for code, entry in LANGUAGES.items()
+}
 
 
 def instruction(code: str) -> str:

@@ -4,6 +4,7 @@ Formulas (`$x^2$`, `\boxed{12}`) and tags are put behind short capital letters, 
 copy names, and are put back afterwards.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -94,7 +95,9 @@ def mask(text: str, pattern: re.Pattern) -> Masked:
     if not found:
         return Masked(text, {})
     prefix = next((p for p in _PREFIXES if not re.search(rf"(?<![A-Za-z]){p}[A-Z]+(?![A-Za-z])", text)), "ZZQ")
-    pieces, spans, start = [], {}, 0
+    pieces: list[str] = []
+    spans: dict[str, str] = {}
+    start = 0
     for number, match in enumerate(found):
         name = prefix + _letters(number)
         spans[name] = match.group()
@@ -120,10 +123,14 @@ def names_in(text: str, spans: dict[str, str]) -> dict[str, str]:
     return {name: span for name, span in spans.items() if _name_pattern(name).search(text)}
 
 
+def _replacement(span: str, _match: re.Match) -> str:
+    return span
+
+
 def unmask(text: str, spans: dict[str, str]) -> str | None:
     """The spans back in their places; None if a name is not there exactly once."""
     for name, span in spans.items():
-        text, count = _name_pattern(name).subn(lambda _, span=span: span, text)
+        text, count = _name_pattern(name).subn(functools.partial(_replacement, span), text)
         if count != 1:
             return None
     return text

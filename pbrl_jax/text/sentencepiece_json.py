@@ -75,7 +75,8 @@ def converted(tokenizer: SentencePieceTokenizer, begin: bool = True) -> tuple[An
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Tokenizer, processors
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
+    messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    proto = messages.ModelProto.FromString(tokenizer.model_bytes)
     if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
         return None, "its model is neither BPE nor unigram"
     core = Tokenizer(_model(proto, tokenizer.processor.unk_id()))
@@ -111,7 +112,7 @@ def _model(proto, unknown: int):
     # Of two merges that could be done, SentencePiece does that which makes the piece of the higher score.
     merges = [
         (left, right)
-        for piece in sorted(normal, key=normal.get, reverse=True)
+        for piece in sorted(normal, key=lambda piece: normal[piece], reverse=True)
         for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
         if left in normal and right in normal
     ]
@@ -124,7 +125,7 @@ def _model(proto, unknown: int):
 def _normalizer(spec):
     from tokenizers import Regex, normalizers
 
-    steps = []
+    steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:

@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, TypeGuard, runtime_checkable
 
 import sentencepiece
 from etils import epath
@@ -88,7 +88,7 @@ class SentencePieceTokenizer:
         eos, pad, bos = self.processor.eos_id(), self.processor.pad_id(), self.processor.bos_id()
         if eos < 0:
             raise DataError(f"{_shown(model)} has no end-of-sequence piece; train it with eos_id >= 0.")
-        self.eos_ids = (eos,)
+        self.eos_ids: tuple[int, ...] = (eos,)
         self.pad_id = pad if pad >= 0 else eos
         self.bos_id = bos if bos >= 0 else None
 
@@ -317,14 +317,15 @@ class MissingTokenizer:
         )
 
 
-def folder_tokenizer(folder: str, source: str) -> Tokenizer | MissingTokenizer:
-    """The tokenizer of a local model folder, which `source` is the user's name of; a stand-in where it has none."""
+def folder_tokenizer(folder: str, source: str) -> Any:
+    """The Tokenizer of a local model folder, which `source` is the user's name of; a MissingTokenizer where it has
+    none."""
     if any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
         return load_tokenizer(folder)
     return MissingTokenizer(source)
 
 
-def has_chat_template(tokenizer: Tokenizer) -> bool:
+def has_chat_template(tokenizer: Tokenizer) -> TypeGuard[HuggingFaceTokenizer]:
     """Whether `encode_chat` works."""
     return isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.tokenizer.chat_template)
 

@@ -1,44 +1,56 @@
-"""Scored rollout batches as the host knows them, and dynamic sampling: groups without signal are replaced."""
+"""Dynamic sampling: groups without signal are replaced by groups of further prompts (DAPO, arXiv 2503.14476,
+section 3.2)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.algos.advantages import SAME_REWARD
-from pbrl_jax.core.records import Prompt, Rollout, Scores, TrainBatch
-from pbrl_jax.data.batches import next_batch
-from pbrl_jax.logs.metrics import PhaseTimer
+from pbrl_jax.core.records import Scores, TrainBatch, TrainState
 from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rollout.sampling import step_key
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.metrics import reward_metrics, rollout_metrics, sample_rows
+from pbrl_jax.train.step import Drawn, Scored, StepFunctions, draw
+from pbrl_jax.train.trained import Frozen
 
 
-class Collected(NamedTuple):
-    """A scored rollout batch on the devices, and its B rows as the host knows them, NumPy arrays throughout."""
+def with_dynamic_sampling(sample: Callable, experiment: Experiment, shapes: TrainBatch) -> Callable:
+    """Sampling in at most algo.max_sampling_rounds rounds: groups without signal are replaced by groups of the next
+    prompts.
 
-    batch: TrainBatch
-    prompts_B: Sequence[Prompt]
-    texts_B: Sequence[str]
-    rollout: Rollout
-    rewards: Combined
-    extra: Mapping[str, float]
-    """Further metrics of the whole batch."""
+    Every round is a whole batch, so nothing new is compiled, and a function of (step, cursor, parameters) alone, so a
+    run resumes bit by bit.
 
-    def describe(self, step: int) -> tuple[dict[str, Any], list[dict]]:
-        """(metrics, rows for the sample file) of a batch whose update is step `step`."""
-        metrics = reward_metrics(self.rewards.each, self.rewards.right_language_B, self.prompts_B)
-        metrics |= rollout_metrics(self.rollout, self.prompts_B) | dict(self.extra)
-        scores = self.rewards
-        rows = sample_rows(step, self.prompts_B, self.texts_B, scores.total, scores.each, scores.translation_B)
-        return metrics, rows
+    Args:
+      sample: see `step.sample_batch`.
+      shapes: of the batches that it makes.
+    """
+    config, target_size = experiment.config, experiment.sampler.target_size
+    G, limit = config.algo.num_generations, config.algo.max_sampling_rounds
+    merge = make_merge(experiment, shapes)
+    jax.random.fold_in(step_key(config.train.seed, np.int32(0)), 1)  # compiled now; a second round may first come late
+
+    def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
+        found = sample(functions, state, frozen, drawn)
+        flat_P, rounds, tokens = without_signal(found, G), 1, int(found.host_rollout.lengths_B.sum())
+        flat = int(flat_P.sum())
+        while flat_P.any() and rounds < limit:
+            further = draw(experiment, drawn.step, found.cursor, rounds)._replace(timer=drawn.timer)
+            more = sample(functions, state, frozen, further)
+            more_flat_P = without_signal(more, G)
+            found = merge(found, more, replacements(flat_P, more_flat_P, target_size))
+            flat_P, rounds = without_signal(found, G), rounds + 1
+            flat, tokens = flat + int(more_flat_P.sum()), tokens + int(more.host_rollout.lengths_B.sum())
+        extra = {"sampling/rounds": rounds, "sampling/flat_share": flat / (rounds * len(flat_P)), "num_tokens": tokens}
+        return found._replace(extra={**found.extra, **extra})
+
+    return call
 
 
-def without_signal(found: Collected, samples: int) -> np.ndarray:
+def without_signal(found: Scored, samples: int) -> np.ndarray:
     """Which groups have valid rewards that are all the same (or at most one), [P]."""
     total = found.rewards.total
     value_PG, valid_PG = (np.asarray(x).reshape(-1, samples) for x in (total.value_B, total.valid_B))
@@ -58,8 +70,8 @@ def replacements(flat_P: np.ndarray, more_flat_P: np.ndarray, target_size: int) 
     return index_P
 
 
-def make_replace(experiment: Experiment, shapes: TrainBatch) -> Callable:
-    """`replace(found, more, index_P) -> Collected` with the groups that `index_P` names; `shapes` are a batch's.
+def make_merge(experiment: Experiment, shapes: TrainBatch) -> Callable:
+    """`merge(found, more, index_P) -> Scored` with the groups that `index_P` names; `shapes` are a batch's.
 
     Its device part is compiled here, before the first step: whether a batch needs it is seen only later.
     """
@@ -76,26 +88,26 @@ def make_replace(experiment: Experiment, shapes: TrainBatch) -> Callable:
     sharding = batch_sharding(experiment.mesh)
     compiled = jax.jit(take, out_shardings=sharding).lower(shapes, shapes, index).compile()
 
-    def replace(found: Collected, more: Collected, index_P: np.ndarray) -> Collected:
+    def merge(found: Scored, more: Scored, index_P: np.ndarray) -> Scored:
         rows_B = (index_P[:, None] * G + np.arange(G)[None]).reshape(-1)
 
         def chosen(one, other):
             return jax.tree.map(lambda a, b: np.concatenate([np.asarray(a), np.asarray(b)])[rows_B], one, other)
 
-        def listed(one, other):
+        def listed(one, other, index):
             both = [*one, *other]
-            return [both[row] for row in rows_B]
+            return [both[place] for place in index]
 
-        return Collected(
-            compiled(*jax.device_put((found.batch, more.batch), sharding), index_P.astype(np.int32)),
-            listed(found.prompts_B, more.prompts_B),
-            listed(found.texts_B, more.texts_B),
-            chosen(found.rollout, more.rollout),
-            chosen(alike(found.rewards, more.rewards), alike(more.rewards, found.rewards)),
-            found.extra,
+        return found._replace(
+            batch=compiled(*jax.device_put((found.batch, more.batch), sharding), index_P.astype(np.int32)),
+            rewards=chosen(alike(found.rewards, more.rewards), alike(more.rewards, found.rewards)),
+            prompts_P=listed(found.prompts_P, more.prompts_P, index_P),
+            cursor=more.cursor,
+            host_rollout=chosen(found.host_rollout, more.host_rollout),
+            texts_B=listed(found.texts_B, more.texts_B, rows_B),
         )
 
-    return replace
+    return merge
 
 
 def alike(one: Combined, other: Combined) -> Combined:
@@ -105,40 +117,3 @@ def alike(one: Combined, other: Combined) -> Combined:
         for name, s in one.each.items()
     }
     return one._replace(each=each, translation_B=None if other.translation_B is None else one.translation_B)
-
-
-def make_rounds(experiment: Experiment, collect: Callable[..., Collected], shapes: TrainBatch) -> Callable:
-    """`next_collected(step, cursor, params, timer) -> (Collected, cursor behind all prompts that were drawn)`.
-
-    With algo.max_sampling_rounds above 1 groups without signal are replaced by groups of the next prompts (DAPO's
-    dynamic sampling, arXiv 2503.14476, section 3.2). Every round is a whole batch, so nothing new is compiled, and a
-    function of (step, cursor, parameters) alone, so it resumes.
-
-    Args:
-      collect: see `steps.make_collect`.
-      shapes: of the batches that it makes.
-    """
-    config, sampler = experiment.config, experiment.sampler
-    G, limit = config.algo.num_generations, config.algo.max_sampling_rounds
-    replace = make_replace(experiment, shapes) if limit > 1 else None
-    if replace is not None:
-        jax.random.fold_in(step_key(config.train.seed, 0), 1)  # compiles; a second round may first come late
-
-    def next_collected(step: int, cursor: dict[str, int], params, timer: PhaseTimer):
-        prompts, cursor = next_batch(sampler, cursor)
-        found = collect(step, prompts, params, timer)
-        if replace is None:
-            return found, cursor
-        flat_P, rounds, tokens = without_signal(found, G), 1, int(found.rollout.lengths_B.sum())
-        flat = int(flat_P.sum())
-        while flat_P.any() and rounds < limit:
-            prompts, cursor = next_batch(sampler, cursor)
-            more = collect(step, prompts, params, timer, rounds)
-            more_flat_P = without_signal(more, G)
-            found = replace(found, more, replacements(flat_P, more_flat_P, sampler.target_size))
-            flat_P, rounds = without_signal(found, G), rounds + 1
-            flat, tokens = flat + int(more_flat_P.sum()), tokens + int(more.rollout.lengths_B.sum())
-        extra = {"sampling/rounds": rounds, "sampling/flat_share": flat / (rounds * len(flat_P)), "num_tokens": tokens}
-        return found._replace(extra={**found.extra, **extra}), cursor
-
-    return next_collected

@@ -8,14 +8,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pbrl_jax.config.tree import Config
+from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.paths import WorkDir
-from pbrl_jax.core.records import Prompt, PromptBatch
-from pbrl_jax.data.batches import Sampler, pad_prompts
+from pbrl_jax.core.records import Prompt, PromptBatch, on_host
+from pbrl_jax.data.batches import Sampler
 from pbrl_jax.mesh.rows import held_rows, rows_on_mesh
 from pbrl_jax.rewards.inputs import PivotVectors
+from pbrl_jax.rewards.tokens import PivotBatch, TokenTables
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.token_languages import marker_tokens
-from pbrl_jax.train.fused import PivotBatch, TokenTables
 from pbrl_jax.weights.encoders import Encoder
 from pbrl_jax.weights.policies import Policy
 
@@ -62,7 +63,7 @@ def device_pivots(experiment: Experiment, prompts: Sequence[Prompt]) -> PivotBat
     held = [prompts[row] for row in held_rows(experiment.mesh, len(prompts))]
     vectors = pivot_vectors(experiment, held)
     order = table_languages(experiment)
-    batch = PivotBatch(*vectors, np.array([order.index(p.language) for p in held], np.int32))
+    batch = on_host(PivotBatch, *vectors, np.array([order.index(p.language) for p in held], np.int32))
     return rows_on_mesh(batch, experiment.mesh, len(prompts))
 
 

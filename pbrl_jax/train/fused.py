@@ -1,51 +1,33 @@
-"""Rollout, reward and update as one compiled program, with no host in between.
-
-For policies and encoders that share a tokenizer: the sampled tokens go straight into the encoder. What the host path
-does on text happens here on tokens: the answer part begins at the last occurrence of the language's answer phrase,
-and the language gate looks every token up in a table. Sampled tokens need not be the canonical tokenisation of their
-text; the share of rows in which both paths differ is measured by `tests/train/test_fused.py`.
-"""
+"""A whole step as one compiled program, with no host in between: `step.policy_step` traced over functions that stay on
+the device. For policies and encoders that share a tokenizer (see rewards.tokens)."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.config.tree import Config, RewardConfig
+from pbrl_jax.algos.grpo import scales_rewards_separately
+from pbrl_jax.config.fields import settings_of
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, lookup
-from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, Scores, TrainBatch, TrainState, pytree
-from pbrl_jax.models.encoder import encode_segments, encodes_segments
+from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
+from pbrl_jax.mesh.agree import host_count
+from pbrl_jax.mesh.sharding import place, replicated
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
-from pbrl_jax.rewards.cosine import hybrid_scores, vector_scores
-from pbrl_jax.rewards.shaping import TOKEN_TERMS
+from pbrl_jax.rewards.combine import REWARDS, Combined, make_token_reward
+from pbrl_jax.rewards.cosine import CosineConfig
+from pbrl_jax.rewards.tokens import PivotBatch, TokenInputs, TokenTables
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.weights import decoding_params
-from pbrl_jax.train.adapters import whole
-from pbrl_jax.train.update import update_step
-
-
-@pytree
-class PivotBatch:
-    """The references of P prompts on the device, and the prompt's language as a row of the token tables."""
-
-    whole_PE: Float[Array, "P E"]
-    reasoning_PE: Float[Array, "P E"]
-    answer_PE: Float[Array, "P E"]
-    has_P: Bool[Array, "P"]
-    language_P: Int[Array, "P"]
-
-
-@pytree
-class TokenTables:
-    """Per language: tokens that may stand in a response [languages, V], and the answer phrase [languages, M]."""
-
-    allowed_LV: Bool[Array, "languages V"]
-    marker_LM: Int[Array, "languages M"]
-    eos_ids: Int[Array, "eos"]
+from pbrl_jax.train.experiment import Experiment, token_tables
+from pbrl_jax.train.hosted import run_sampling
+from pbrl_jax.train.programs import update_context
+from pbrl_jax.train.step import Drawn, Scored, StepFunctions, policy_step, sample_batch
+from pbrl_jax.train.trained import Frozen, forward_params
+from pbrl_jax.train.update import advantage_targets, update_parameters
 
 
 def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> None:
@@ -54,16 +36,17 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
     `prefix` is that of the loaded encoder: its folder may have a default one that the configuration does not name.
     """
     problems = []
-    if "cosine" not in config.reward.functions or set(config.reward.functions) - {"cosine", *TOKEN_TERMS}:
-        known = ", ".join(TOKEN_TERMS)
-        problems.append(f"reward.functions {config.reward.functions} (only cosine, with or without {known})")
+    known = [name for name, reward in REWARDS.items() if reward.of_tokens is not None]
+    if "cosine" not in config.reward.functions or set(config.reward.functions) - set(known):
+        terms = ", ".join(name for name in known if name != "cosine")
+        problems.append(f"reward.functions {config.reward.functions} (only cosine, with or without {terms})")
     if not any(config.reward.reward_weights):
         problems.append("reward.reward_weights 0 (nothing would be trained on)")
     if config.reward.language_gate not in ("tokens", "off"):
         problems.append(f"reward.language_gate {config.reward.language_gate} (use tokens or off)")
     if config.reward.parts not in ("split", "whole"):
         problems.append(f"reward.parts {config.reward.parts} (use split or whole)")
-    if config.reward.similarity == "calibrated":
+    if settings_of(config.reward, CosineConfig).similarity == "calibrated":
         problems.append("reward.similarity calibrated")
     if not shared_tokenizer:
         problems.append("policy and encoder with different tokenizers")
@@ -72,7 +55,7 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
         problems.append(f"encoder.prefix {prefix!r}{whose}")
     if config.encoder.max_length < config.rollout.max_completion_length:
         problems.append("encoder.max_length below rollout.max_completion_length")
-    if config.algo.multi_objective_aggregation != "sum_then_normalize":
+    if scales_rewards_separately(config.algo):
         problems.append("algo.multi_objective_aggregation other than sum_then_normalize")
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
         problems.append(f"algo.name {config.algo.name}")
@@ -86,96 +69,99 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
         raise ConfigError("train.fused cannot be used with: " + "; ".join(problems) + ". Use --train.no-fused.")
 
 
-def answer_start(tokens_BR, length_B, marker_BM) -> Int[Array, "B"]:
-    """Index of the first token of the last answer phrase of each row; R where there is none."""
-    B, R = tokens_BR.shape
-    M = marker_BM.shape[1]
-    padded = jnp.pad(tokens_BR, ((0, 0), (0, M)), constant_values=-2)
-    windows_BRM = jnp.stack([padded[:, shift : shift + R] for shift in range(M)], axis=-1)
-    wanted_B1M = marker_BM[:, None]
-    match_BR = ((windows_BRM == wanted_B1M) | (wanted_B1M < 0)).all(axis=-1)
-    inside_BR = jnp.arange(R)[None] + (marker_BM >= 0).sum(axis=1, keepdims=True) <= length_B[:, None]
-    place_BR = jnp.where(match_BR & inside_BR, jnp.arange(R)[None], -1)
-    last_B = place_BR.max(axis=1)
-    return jnp.where(last_B < 0, R, last_B)
+class FusedInputs(NamedTuple):
+    """What a fused step reads besides the state."""
+
+    encoder_params: Any
+    prompts: PromptBatch
+    pivots: PivotBatch
+    tables: TokenTables
+    sampling: SamplingParams
+    key: jax.Array
 
 
-def response_parts(rollout: Rollout, tables: TokenTables, language_B, config: RewardConfig):
-    """The parts of each response as encoder inputs, ((tokens [B, R], mask [B, R]), ...): whole, or split."""
-    tokens_BR, R = rollout.tokens_BR, rollout.tokens_BR.shape[1]
-    ended_BR = (tokens_BR[..., None] == tables.eos_ids[None, None]).any(axis=-1)
-    slot_1R = jnp.arange(R)[None]
-    text_BR = (slot_1R < rollout.lengths_B[:, None]) & ~ended_BR
-    if config.parts == "whole":
-        return ((tokens_BR, text_BR),)
-    start_B1 = answer_start(tokens_BR, rollout.lengths_B, tables.marker_LM[language_B])[:, None]
-    moved_BR = jnp.minimum(slot_1R + start_B1, R - 1)
-    answer_BR = jnp.take_along_axis(tokens_BR, moved_BR, axis=1)
-    answer_mask_BR = jnp.take_along_axis(text_BR, moved_BR, axis=1) & (slot_1R + start_B1 < R)
-    return ((tokens_BR, text_BR & (slot_1R < start_B1)), (answer_BR, answer_mask_BR))
+def device_functions(
+    inputs: FusedInputs, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec, config: Config
+) -> StepFunctions:
+    """The functions of a step that never leaves the device; all traceable."""
+    context, G = update_context(spec, config), config.algo.num_generations
+    score = make_token_reward(config.reward, encoder_spec)
+
+    def params(state: TrainState, frozen: Frozen) -> Any:
+        policy = forward_params(state.params, frozen.base, config.lora)
+        return decoding_params(policy, spec) if config.rollout.weights == "whole" else policy
+
+    def rollout(policy: Any, drawn: Drawn) -> Rollout:
+        length = config.rollout.max_completion_length
+        return generate_samples(
+            policy, drawn.prompts, drawn.key, inputs.sampling, spec=spec, samples=G, max_length=length
+        )  # fmt: skip
+
+    def reward(rollout: Rollout, drawn: Drawn) -> Scored:
+        rows = jax.tree.map(lambda x: jnp.repeat(x, G, axis=0), drawn.pivots)
+        found = score(TokenInputs(rollout.tokens_BR, rollout.lengths_B, rows, inputs.tables, inputs.encoder_params))
+        value_B = jnp.where(found.valid_B, found.value_B, 0.0)
+        return Scored(TrainBatch(drawn.prompts, rollout, value_B, found.valid_B), found, (), {})
+
+    return StepFunctions(
+        params=params,
+        rollout=rollout,
+        reward=reward,
+        advantages=functools.partial(advantage_targets, context=context),
+        update=functools.partial(update_parameters, context=context),
+        sample=sample_batch,
+    )
 
 
-def _both_parts(encoder_params, tokens_BR, parts, spec):
-    """(which parts are not empty [2 B], their vectors [2 B, E]): reasoning and answer stand in one row as they were
-    sampled, so that both are encoded in R slots and not in R each."""
-    reasoning_BR, answer_BR = (mask for _, mask in parts)
-    lengths = [mask.sum(axis=1, keepdims=True) for mask in (reasoning_BR, answer_BR)]
-    slot_1R = jnp.arange(tokens_BR.shape[1])[None]
-    segment_BR = (slot_1R >= lengths[0]).astype(jnp.int32)
-    vectors = encode_segments(encoder_params, tokens_BR, slot_1R < sum(lengths), segment_BR, 2, spec=spec)
-    return jnp.concatenate(lengths)[:, 0] > 0, vectors
-
-
-def token_scores(encoder_params, rollout: Rollout, pivots: PivotBatch, tables: TokenTables, *, spec: TextEncoderSpec,
-                 config: RewardConfig) -> Scores:  # fmt: skip
-    """The cosine reward, the terms of shaping.TOKEN_TERMS and the language gate, all from tokens; the twin of
-    rewards.combine on text."""
-    samples = rollout.tokens_BR.shape[0] // pivots.language_P.shape[0]
-    rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), pivots)
-    parts = response_parts(rollout, tables, rows.language_P, config)
-    references = (rows.whole_PE,) if config.parts == "whole" else (rows.reasoning_PE, rows.answer_PE)
-    if config.parts == "split" and encodes_segments(spec):
-        present, vectors = _both_parts(encoder_params, rollout.tokens_BR, parts, spec)
-        value_B, named = vector_scores(vectors, present, references, config=config)
-    else:
-        value_B, named = hybrid_scores(encoder_params, parts, references, spec=spec, config=config)
-    named["value"] = value_B
-    values = {"cosine": value_B} | {
-        name: TOKEN_TERMS[name](rollout.tokens_BR, rollout.lengths_B, config)
-        for name in config.functions
-        if name != "cosine"
-    }
-    named |= {f"value/{name}": value for name, value in values.items() if name != "cosine"}
-    value_B = sum(weight * values[name] for name, weight in zip(config.functions, config.reward_weights, strict=True))
-    sampled_BR = jnp.arange(rollout.tokens_BR.shape[1])[None] < rollout.lengths_B[:, None]
-    right_B = (tables.allowed_LV[rows.language_P[:, None], rollout.tokens_BR] | ~sampled_BR).all(axis=1)
-    named["right_language"] = right_B.astype(value_B.dtype)
-    empty_B = ~functools.reduce(jnp.logical_or, [mask.any(axis=1) for _, mask in parts])
-    if config.language_gate == "tokens":
-        value_B = jnp.where(right_B, value_B, config.rejected_value)
-    value_B = jnp.where(empty_B, 0.0, value_B)
-    return Scores(value_B, rows.has_P & jnp.isfinite(value_B), named)
-
-
-def fused_step(state: TrainState, ref_params, encoder_params, prompts: PromptBatch, pivots: PivotBatch,
-               tables: TokenTables, sampling: SamplingParams, key, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec,
-               config: Config) -> tuple[TrainState, dict[str, Any], Rollout, Scores]:  # fmt: skip
-    """One whole step as a traceable function: sample, score, update."""
-    params = whole(state.params, ref_params, config.lora)
-    rollout = generate_samples(
-        decoding_params(params, spec) if config.rollout.weights == "whole" else params, prompts, key, sampling,
-        spec=spec, samples=config.algo.num_generations, max_length=config.rollout.max_completion_length,
-    )  # fmt: skip
-    scores = token_scores(encoder_params, rollout, pivots, tables, spec=encoder_spec, config=config.reward)
-    batch = TrainBatch(prompts, rollout, jnp.where(scores.valid_B, scores.value_B, 0.0), scores.valid_B)
-    state, metrics = update_step(state, ref_params, batch, spec=spec, config=config)
-    return state, metrics, rollout, scores
+def fused_step(
+    state: TrainState, frozen: Frozen, inputs: FusedInputs, *, spec: DecoderSpec, encoder_spec: TextEncoderSpec,
+    config: Config,
+) -> tuple[TrainState, dict[str, Any], Rollout, Combined]:  # fmt: skip
+    """`step.policy_step` on the device as one traceable function."""
+    functions = device_functions(inputs, spec=spec, encoder_spec=encoder_spec, config=config)
+    drawn = Drawn(inputs.prompts, inputs.pivots, inputs.key)
+    state, metrics, scored = policy_step(functions, state, frozen, drawn)
+    return state, metrics, scored.batch.rollout, scored.rewards
 
 
 def make_fused_step(spec: DecoderSpec, encoder_spec: TextEncoderSpec, config: Config) -> Callable:
     """The compiled step `(state, ref_params, encoder_params, prompts, pivots, tables, sampling, key) ->
-    (state, metrics, rollout, scores)`.
+    (state, metrics, rollout, rewards)`.
 
-    The state is not donated: a step that fails must leave the caller a state to save.
+    `ref_params` are the parameters of the reference policy; with adapters a keyword `base` has the frozen weights
+    beside them. The state is not donated: a step that fails must leave the caller a state to save.
     """
-    return jax.jit(functools.partial(fused_step, spec=spec, encoder_spec=encoder_spec, config=config))
+    compiled = jax.jit(functools.partial(fused_step, spec=spec, encoder_spec=encoder_spec, config=config))
+
+    def step(state: TrainState, ref_params: Any, *arguments: Any, base: Any = None):
+        return compiled(state, Frozen(ref_params if config.algo.beta > 0 else None, base), FusedInputs(*arguments))
+
+    return step
+
+
+def make_fused_policy_step(experiment: Experiment) -> Callable[[TrainState, Frozen, Drawn], tuple]:
+    """`step.policy_step` of a run, `(state, frozen, drawn) -> (state, metrics, Scored)`, as one program.
+
+    Raises:
+      ConfigError: a configuration that cannot be fused.
+    """
+    config, policy, encoder = experiment.config, experiment.policy, experiment.encoder
+    check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
+    fused = make_fused_step(policy.spec, encoder.spec, config)
+    tables, sampling = token_tables(experiment), run_sampling(experiment)
+    everywhere = replicated(experiment.mesh)
+    encoder_params, on_every_host = encoder.params, jax.jit(lambda x: x, out_shardings=everywhere)
+    if host_count() > 1:
+        encoder_params = place(encoder_params, jax.tree.map(lambda _: everywhere, encoder_params))
+
+    def step(state: TrainState, frozen: Frozen, drawn: Drawn):
+        state, metrics, rollout, rewards = fused(
+            state, frozen.reference, encoder_params, drawn.prompts, drawn.pivots, tables, sampling, drawn.key,
+            base=frozen.base,
+        )  # fmt: skip
+        if host_count() > 1:
+            rollout, rewards = on_every_host((rollout, rewards))  # every host reads all rows, a step later
+        batch = TrainBatch(drawn.prompts, rollout, rewards.value_B, rewards.valid_B)
+        return state, metrics, Scored(batch, rewards, drawn.prompts_P, drawn.cursor)
+
+    return step

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pbrl_jax.core.records import Prompt, Rollout, Scores
+from pbrl_jax.config.tree import Config
+from pbrl_jax.core.records import Rollout, Scores, on_host
 from pbrl_jax.logs.samples import round_robin
 from pbrl_jax.mesh import agree
 from pbrl_jax.mesh.rows import fetch_rows
 from pbrl_jax.rewards.combine import Combined
+from pbrl_jax.train.step import Drawn
 
 
-class ScoredRows(NamedTuple):
+class HostRows(NamedTuple):
     """B rows on the host, or some of them: texts, rollout and rewards, NumPy arrays throughout.
 
     Of other hosts' rows only the texts that are logged are there ("" for the others), and no tokens.
@@ -27,7 +29,7 @@ class ScoredRows(NamedTuple):
     texts_B: Sequence[str]
     rollout: Rollout
     rewards: Combined
-    rewards_BF: np.ndarray | None
+    rewards_BF: np.ndarray | None = None
 
 
 def own_rollout(rollout: Rollout, own_B: np.ndarray) -> Rollout:
@@ -37,13 +39,17 @@ def own_rollout(rollout: Rollout, own_B: np.ndarray) -> Rollout:
     return jax.tree.map(lambda x: fetch_rows(x, own_B), rollout)
 
 
-def logged_rows(rows: Sequence[Prompt], count: int, step: int) -> set[int]:
-    """The rows whose texts `logs.samples.write_samples` will choose at `step`."""
-    named = [{"language": prompt.language, "row": row} for row, prompt in enumerate(rows)]
-    return {row["row"] for row in round_robin(named, count, turn=step)}
+def logged_rows(config: Config, drawn: Drawn, rows: int) -> set[int]:
+    """The rows whose texts every host needs: those that `logs.samples.write_samples` will choose; all where dynamic
+    sampling may still move rows."""
+    if config.algo.max_sampling_rounds > 1:
+        return set(range(rows))
+    languages = [prompt.language for prompt in drawn.prompts_P for _ in range(rows // len(drawn.prompts_P))]
+    named = [{"language": language, "row": row} for row, language in enumerate(languages)]
+    return {row["row"] for row in round_robin(named, config.log.samples_per_step, turn=drawn.step + 1)}
 
 
-def of_all_hosts(score: Callable[[], ScoredRows], own_B: np.ndarray, rows: int, logged: set[int]) -> ScoredRows:
+def on_all_hosts(score: Callable[[], HostRows], own_B: np.ndarray, rows: int, logged: set[int]) -> HostRows:
     """All rows: this host's from `score`, the others' from their hosts.
 
     Args:
@@ -67,7 +73,9 @@ def of_all_hosts(score: Callable[[], ScoredRows], own_B: np.ndarray, rows: int, 
         english = None if english_B is None else {int(own_B[at]): str(english_B[at]) for at in wanted}
         return {"rows": own_B.tolist(), "texts": texts, "english": english, "arrays": _packed(found)}
 
-    texts_B, columns, english = [""] * rows, {}, {}
+    texts_B = [""] * rows
+    columns: dict[str, np.ndarray] = {}
+    english: dict[str, str] | None = {}
     for told in filter(None, agree.agreed("rewards", mine)):
         for name, array in told["arrays"].items():
             part = _array(array, len(told["rows"]))
@@ -78,11 +86,11 @@ def of_all_hosts(score: Callable[[], ScoredRows], own_B: np.ndarray, rows: int, 
     found = _unpacked(texts_B, columns)
     if english is None:
         return found
-    translation_B = np.array([english.get(str(row), "") for row in range(rows)], object)
+    translation_B = np.array([english.get(str(row), "") for row in range(rows)], dtype="O")
     return found._replace(rewards=found.rewards._replace(translation_B=translation_B))
 
 
-def _packed(found: ScoredRows) -> dict[str, list[str]]:
+def _packed(found: HostRows) -> dict[str, list[str]]:
     """Every array under a name of its own, as JSON can hold it, bit by bit."""
     rewards = found.rewards
     columns = {"right": rewards.right_language_B, "length": found.rollout.lengths_B, "cut": found.rollout.truncated_B}
@@ -102,13 +110,13 @@ def _array(told: list[str], rows: int) -> np.ndarray:
     return flat.reshape(rows, -1) if flat.size != rows else flat
 
 
-def _unpacked(texts_B: Sequence[str], columns: dict[str, np.ndarray]) -> ScoredRows:
+def _unpacked(texts_B: Sequence[str], columns: dict[str, np.ndarray]) -> HostRows:
     each = {}
     for key in columns:
         kind, _, name = key.partition("\t")
         if kind == "value":
             parts = {other.split("\t")[2]: x for other, x in columns.items() if other.startswith(f"part\t{name}\t")}
-            each[name] = Scores(columns[key], columns[f"valid\t{name}"], parts)
+            each[name] = on_host(Scores, columns[key], columns[f"valid\t{name}"], parts)
     none_BR = np.zeros((len(texts_B), 0))
-    rollout = Rollout(none_BR.astype(np.int32), columns["length"], none_BR.astype(np.float32), columns["cut"])
-    return ScoredRows(texts_B, rollout, Combined(each.pop(""), each, columns["right"]), columns.get("apart"))
+    rollout = on_host(Rollout, none_BR.astype(np.int32), columns["length"], none_BR.astype(np.float32), columns["cut"])
+    return HostRows(texts_B, rollout, Combined(each.pop(""), each, columns["right"]), columns.get("apart"))

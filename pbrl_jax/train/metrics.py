@@ -1,10 +1,36 @@
-"""What the host adds to a step's metrics: per language, per reward, and rows for the sample files."""
+"""A step's record as a row of the log: metrics per language and per reward, and rows for the sample files."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from pbrl_jax.core.records import Prompt, Rollout, Scores
+from pbrl_jax.rewards.combine import Combined
+from pbrl_jax.rollout.decode import completions
+from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.train.step import Record, Scored
+
+
+def read_record(record: Record, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
+    """(metrics, rows for the sample file) of a step; waits for the device."""
+    described, rows = ({}, []) if record.scored is None else describe(record.scored, record.step, tokenizer)
+    return described | jax.device_get(dict(record.metrics)) | dict(record.times), rows
+
+
+def describe(scored: Scored, step: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
+    """(metrics, rows for the sample file) of the batch that step `step` was trained on."""
+    rollout, rewards, texts_B = scored.host_rollout, scored.rewards, scored.texts_B
+    if rollout is None or texts_B is None:  # nothing has left the device yet
+        rollout = jax.device_get(scored.batch.rollout)
+        rewards = jax.device_get(rewards)
+        texts_B = completions(rollout, tokenizer)
+    samples = len(rollout.lengths_B) // len(scored.prompts_P)
+    prompts_B = [prompt for prompt in scored.prompts_P for _ in range(samples)]
+    metrics = reward_metrics(rewards.each, rewards.right_language_B, prompts_B)
+    metrics |= rollout_metrics(rollout, prompts_B) | dict(scored.extra)
+    return metrics, sample_rows(step, prompts_B, texts_B, rewards)
 
 
 def by_language(name: str, values_B, keep_B, languages_B: Sequence[str], of=np.mean) -> dict[str, float]:
@@ -46,10 +72,10 @@ def rollout_metrics(rollout: Rollout, prompts_B: Sequence[Prompt]) -> dict[str, 
     return metrics | {"num_tokens": int(np.asarray(rollout.lengths_B).sum())}
 
 
-def sample_rows(step: int, prompts_B: Sequence[Prompt], completions: Sequence[str], total: Scores,
-                each: Mapping[str, Scores], translation_B: np.ndarray | None = None) -> list[dict]:  # fmt: skip
+def sample_rows(step: int, prompts_B: Sequence[Prompt], texts_B: Sequence[str], rewards: Combined) -> list[dict]:
     """One dict per response with the fields of samples/step_<n>.jsonl; `translation` is there where a reward
     translates, "" for a response that was not translated."""
+    total, each, translation_B = rewards.total, rewards.each, rewards.translation_B
     values, valid = np.asarray(total.value_B), np.asarray(total.valid_B)
     parts = {
         f"{name}/{part}": np.asarray(column)
@@ -62,7 +88,7 @@ def sample_rows(step: int, prompts_B: Sequence[Prompt], completions: Sequence[st
             "prompt_id": prompt.id,
             "language": prompt.language,
             "prompt": prompt.question,
-            "completion": completions[row],
+            "completion": texts_B[row],
             "reference": None if prompt.reference is None else prompt.reference.text,
             "reward": float(values[row]),
             "parts": {name: float(column[row]) for name, column in parts.items()},

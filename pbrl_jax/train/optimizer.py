@@ -1,10 +1,14 @@
 """The optax chain of a run: clip, AdamW or Muon, schedule."""
 
+import dataclasses
+
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from pbrl_jax.config.tree import OptimConfig
+from pbrl_jax.algos.ppo import PpoConfig
+from pbrl_jax.config.fields import settings_of
+from pbrl_jax.config.tree import Config, OptimConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import map_with_path
 
@@ -87,3 +91,9 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
             schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
         )
     return optax.chain(clip, main)
+
+
+def make_critic_optimizer(config: Config) -> optax.GradientTransformation:
+    """The run's optimizer at the critic's learning rate."""
+    rate = settings_of(config.algo, PpoConfig).critic_learning_rate
+    return make_optimizer(dataclasses.replace(config.optim, learning_rate=rate))

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from pbrl_jax.algos.preference import preference_loss
 from pbrl_jax.config.tree import DpoConfig, LoraConfig, OptimConfig
 from pbrl_jax.core.records import TrainState
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
-from pbrl_jax.train.adapters import NO_ADAPTERS, whole
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import SftBatch, gradient_step
+from pbrl_jax.train.trained import forward_params
 
 
 def dpo_optimizer_config(config: DpoConfig) -> OptimConfig:
@@ -49,7 +50,7 @@ def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraCo
 
     def step(state: TrainState, batch: SftBatch, frozen):
         def loss_of(trained):
-            params = whole(trained, frozen, lora)
+            params = forward_params(trained, frozen, lora)
             return dpo_loss(params, frozen, batch, spec=spec, chunk=chunk, config=config)
 
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)

@@ -6,7 +6,7 @@ same keys again. Updates that are undone count as left out (`skipped_updates`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.records import TrainState
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import CollapseError, bounds
+from pbrl_jax.train.restart import new_position
 from pbrl_jax.train.state import abstract_state
-from pbrl_jax.train.steps import Position
+from pbrl_jax.train.step import Position
 
 #: Among the guard's streaks: the number of rollbacks, and a mark for each checkpoint that one has left behind.
 ROLLBACKS, ABANDONED = "rollbacks", "abandoned/{}"
@@ -51,7 +52,7 @@ def last_good_state(experiment: Experiment, state: TrainState, last: int, streak
     return None
 
 
-def rolled_back(experiment: Experiment, position: Position, start: Callable[[], TrainState], streaks: dict[str, int]):
+def rolled_back(experiment: Experiment, position: Position, streaks: dict[str, int]):
     """(state of the last good parameters, what to tell); the checkpoints that are left behind are marked in `streaks`.
 
     A step's metrics are those of the parameters before its update: where the first bad step is b, the parameters of
@@ -66,21 +67,18 @@ def rolled_back(experiment: Experiment, position: Position, start: Callable[[], 
         )
     longest = max(streaks.get(bound.metric, 0) for bound in bounds(guard))
     last = position.step - longest * experiment.config.algo.num_iterations - 1
-    step, good = last_good_state(experiment, state, last, streaks) or (0, start())
+    step, good = last_good_state(experiment, state, last, streaks) or (0, new_position(experiment).state)
     left = [other for other, _ in list_checkpoints(experiment.work.checkpoints) if step < other < position.step]
     streaks |= {ROLLBACKS: done + 1} | dict.fromkeys(map(ABANDONED.format, left), 1)
     state = dataclasses.replace(good, step=state.step, skipped=state.step - (good.step - good.skipped), beta=state.beta)
     return state, f"Rolled back to the parameters of step {step} (rollback {done + 1} of {guard.max_rollbacks}). "
 
 
-def recover(
-    experiment: Experiment, position: Position, start: Callable[[], TrainState], streaks: dict[str, int]
-) -> tuple[Position, str]:
+def recover(experiment: Experiment, position: Position, streaks: dict[str, int]) -> tuple[Position, str]:
     """The position that a run goes on from after the guard was set off, and what to tell the user.
 
     Args:
       position: after the step that set it off.
-      start: makes the state of the run's start, for a run without a good checkpoint.
       streaks: the guard's counters, changed in place: what was acted upon is counted anew.
 
     Raises:
@@ -89,7 +87,7 @@ def recover(
     guard, state, told = experiment.config.guard, position.state, ""
     back = guard.action == "roll_back"
     if back:
-        state, told = rolled_back(experiment, position, start, streaks)
+        state, told = rolled_back(experiment, position, streaks)
     state = with_raised_beta(state, guard)
     streaks.update({bound.metric: 0 for bound in bounds(guard)})
     if state.beta is not None:

@@ -11,11 +11,12 @@ from jaxtyping import Array, Int
 from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
 from pbrl_jax.core.records import PromptBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
-from pbrl_jax.train.adapters import NO_ADAPTERS, whole
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft_packing import PackedRows, packed_logprobs
+from pbrl_jax.train.trained import forward_params
 
 
 @pytree
@@ -59,7 +60,7 @@ def make_sft_step(spec: DecoderSpec, optim: OptimConfig, chunk: int, lora: LoraC
 
     def step(state: TrainState, batch: SftBatch | PackedRows, frozen=None):
         def loss_of(trained):
-            return sft_loss(whole(trained, frozen, lora), batch, spec=spec, chunk=chunk)
+            return sft_loss(forward_params(trained, frozen, lora), batch, spec=spec, chunk=chunk)
 
         loss, grads = jax.value_and_grad(loss_of)(state.params)
         return gradient_step(state, grads, optimizer), {"loss": loss}

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Int
 from pbrl_jax.core.records import pytree
 from pbrl_jax.models.decoder import hidden_states
 from pbrl_jax.models.layouts import Packed
+from pbrl_jax.models.logprobs import chunked_logprobs
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.logprobs import chunked_logprobs
 
 #: Streams of a batch come in multiples of it, so that few programs are compiled; it is shared by up to 8 devices.
 STREAM_STEP = 8

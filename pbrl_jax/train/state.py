@@ -19,7 +19,7 @@ def new_state(
 
     Args:
       beta: where a KL weight that adapts begins; None where it is constant.
-      critic: of an algorithm that has one, from `train.critic.new_critic`.
+      critic: of an algorithm that has one, from `train.trained.new_critic`.
     """
     adapting = None if beta is None else jnp.float32(beta)
     return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(0), adapting, critic)
@@ -53,7 +53,8 @@ def state_shardings(
         is_leaf=_is_masked,
     )
     adapting, head = jax.tree.map(lambda _leaf: everywhere, (beta, critic))
-    return TrainState(param_shardings, opt_shardings, everywhere, everywhere, adapting, head)
+    shardings: list[Any] = [param_shardings, opt_shardings, everywhere, everywhere, adapting, head]
+    return TrainState(*shardings)
 
 
 def _is_masked(node) -> bool:

@@ -1,79 +1,80 @@
-"""The policy update as one compiled program.
+"""The policy update: advantages, the gradient of the objective, one optimizer step.
 
-Advantages, policy log-probs at response positions, reference log-probs when beta > 0, the objective, exact sums over
-microbatches, clip, AdamW, and the check that nothing infinite enters the state: one `jax.jit`, the state donated.
+Traceable functions, which `train.programs` compiles. Nothing that is not finite enters the state.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.advantages import flat_groups, normalize_then_sum
-from pbrl_jax.algos.advantages import reward_metrics as group_metrics
+from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_metrics
 from pbrl_jax.algos.correction import sampler_weights
-from pbrl_jax.algos.ppo import value_loss
+from pbrl_jax.algos.grpo import policy_loss
+from pbrl_jax.algos.ppo import PpoConfig, value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
-from pbrl_jax.core.records import TrainBatch, TrainState
-from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.core.records import TrainBatch, TrainState, pytree
+from pbrl_jax.core.trees import all_finite, map_microbatches, select, split_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
+from pbrl_jax.models.logprobs import OutputOptions
+from pbrl_jax.models.packing import rollout_outputs
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.logprobs import response_outputs, unpacked_streams
-from pbrl_jax.rollout.packing import pack_streams, unpack
-from pbrl_jax.train.adapters import whole
-from pbrl_jax.train.critic import update_critic
-from pbrl_jax.train.optimizer import make_optimizer, make_schedule
+from pbrl_jax.train.trained import Frozen, Trained, forward_params, update_critic
 
 
-def row_logprobs(params, batch: TrainBatch, config: Config, spec: DecoderSpec, bucket: int, entropy: bool):
-    """Log-probs and entropies of all rows, [B, R]; packed into streams of `bucket` slots when that is not 0."""
-    return row_outputs(params, None, batch, config, spec, bucket, entropy)[:2]
+class Optimizer(NamedTuple):
+    """The policy's optimizer, its learning rate by the number of updates, and the optimizer of a critic's head."""
+
+    policy: optax.GradientTransformation
+    schedule: optax.Schedule
+    critic: optax.GradientTransformation | None = None
 
 
-def row_outputs(params, value_head, batch: TrainBatch, config: Config, spec: DecoderSpec, bucket: int, entropy: bool):
+class UpdateContext(NamedTuple):
+    """What is static in an update. `bucket` is 0, or the length of the packed streams (see models.packing)."""
+
+    spec: DecoderSpec
+    config: Config
+    optimizer: Optimizer
+    bucket: int = 0
+
+
+@pytree
+class Targets:
+    """What the gradient is taken for, made before it: advantages of rows [B] or tokens [B, R], the tokens in the loss,
+    and where there are such, reference log-probs made ahead and the returns that a critic is trained towards."""
+
+    adv: jax.Array
+    mask_BR: jax.Array
+    ref_logp_BR: jax.Array | None = None
+    return_BR: jax.Array | None = None
+
+
+def row_outputs(params, value_head, batch: TrainBatch, context: UpdateContext, entropy: bool):
     """Log-probs, entropies and values of all rows, [B, R]; None for what is not asked for.
 
     Entropies carry a gradient where the bonus needs it.
     """
-    G = config.algo.num_generations
-    rollout = batch.rollout
-    B, R = rollout.tokens_BR.shape
-    if bucket:
-        streams = pack_streams(rollout.tokens_BR, rollout.lengths_B, G, bucket)
-    else:
-        streams = unpacked_streams(rollout.tokens_BR, rollout.lengths_B, G)
-    temperature = config.rollout.temperature if config.rollout.temperature > 0 else 1.0
-    outputs = response_outputs(
-        params, batch.prompts, streams, temperature,
-        spec=spec, chunk=config.train.logprob_chunk, packed=bool(bucket), entropy=entropy,
-        entropy_gradient=config.algo.entropy_coef != 0, value_head=value_head,
+    config = context.config
+    options = OutputOptions(
+        context.spec, config.train.logprob_chunk, config.rollout.temperature or 1.0, entropy=entropy,
+        entropy_gradient=config.algo.entropy_coef != 0,
     )  # fmt: skip
-
-    def rows(x):
-        if x is None:
-            return None
-        return unpack(x, rollout.lengths_B, G, R) if bucket else x.reshape(B, R)
-
-    return tuple(rows(x) for x in outputs)
-
-
-def sampled_mask(batch: TrainBatch) -> jax.Array:
-    """Sampled tokens of valid rows, [B, R]."""
-    R = batch.rollout.tokens_BR.shape[1]
-    return (jnp.arange(R)[None] < batch.rollout.lengths_B[:, None]) & batch.valid_B[:, None]
+    return rollout_outputs(params, value_head, batch.prompts, batch.rollout, context.bucket, options)
 
 
 def loss_mask(batch: TrainBatch, config: Config) -> jax.Array:
     """Tokens that enter the loss, [B, R]: sampled ones of valid rows that no setting leaves out."""
-    algo, mask_BR = config.algo, sampled_mask(batch)
+    algo, mask_BR = config.algo, batch.sampled_BR
     if algo.mask_truncated_completions:
         mask_BR = mask_BR & ~batch.rollout.truncated_B[:, None]
     if algo.mask_zero_std_groups:
@@ -83,61 +84,66 @@ def loss_mask(batch: TrainBatch, config: Config) -> jax.Array:
     return mask_BR
 
 
-def split_microbatches(tree: Any, groups: int, count: int) -> Any:
-    """Leading axis [groups * k, ...] -> [count, groups / count * k, ...].
-
-    Each microbatch takes every count-th group, so that it lies on all devices that hold rows.
-    """
-
-    def split(x):
-        per_group = x.shape[0] // groups
-        x = x.reshape(groups // count, count, per_group, *x.shape[1:])
-        return jnp.moveaxis(x, 1, 0).reshape(count, groups // count * per_group, *x.shape[3:])
-
-    return jax.tree.map(split, tree)
-
-
-def in_parts(batch: TrainBatch, config: Config) -> tuple[TrainBatch, Config]:
-    """The batch with its groups taken apart into groups of train.microbatch_samples rows, and the config of those.
+def in_parts(batch: TrainBatch, context: UpdateContext) -> tuple[TrainBatch, UpdateContext]:
+    """The batch with its groups taken apart into groups of train.microbatch_samples rows, and the context of those.
 
     Rows stay where they are; a prompt is repeated for each of its parts, so its share of the forward pass is computed
     once per part. Advantages, which compare whole groups, are made before.
     """
+    config = context.config
     samples, part = config.algo.num_generations, config.train.microbatch_samples
     if not part or part == samples:
-        return batch, config
+        return batch, context
     prompts = jax.tree.map(lambda x: jnp.repeat(x, samples // part, axis=0), batch.prompts)
-    return dataclasses.replace(batch, prompts=prompts), with_values(config, algo={"num_generations": part})
+    part_config = with_values(config, algo={"num_generations": part})
+    return dataclasses.replace(batch, prompts=prompts), context._replace(config=part_config)
 
 
-def by_microbatch(of: Callable, batch: TrainBatch, config: Config) -> jax.Array:
-    """`of(batch)`, an array [B, R], microbatch by microbatch."""
-    groups = batch.prompts.tokens_PT.shape[0]
-    size = config.train.microbatch_prompts or groups
-    if size >= groups:
-        return of(batch)
-    count = groups // size
-    pieces = jax.lax.map(of, split_microbatches(batch, groups, count))
-    rows = pieces.reshape(count, size, -1, pieces.shape[-1])
-    return jnp.moveaxis(rows, 0, 1).reshape(batch.rollout.tokens_BR.shape)
+def by_microbatch(function: Callable, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """`function(batch)`, an array [B, R], microbatch by microbatch."""
+    return map_microbatches(function, batch, batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts)
 
 
-def reference_logprobs(ref_params, batch: TrainBatch, *, config: Config, spec, bucket) -> jax.Array:
-    """Log-probs of all rows under the reference, [B, R]: for a KL inside the reward."""
-    return by_microbatch(lambda piece: row_logprobs(ref_params, piece, config, spec, bucket, False)[0], batch, config)
+def reference_first(config: Config) -> bool:
+    """Whether the reference's log-probs are made before the gradient: for a KL inside the reward, or because the
+    reference is in the host's memory and is to be on the device only while there are no gradients."""
+    return config.algo.beta > 0 and (config.algo.kl_in == "reward" or "reference" in config.train.offload)
 
 
-def policy_outputs(model, frozen, batch: TrainBatch, config: Config, spec, bucket, entropy: bool):
-    """(log-probs, entropies, values) of `model`: what is trained of a policy, or (that, a value head's parameters)."""
-    if isinstance(model, tuple):
-        return row_outputs(whole(model[0], frozen, config.lora), model[1], batch, config, spec, bucket, entropy)
-    return *row_logprobs(whole(model, frozen, config.lora), batch, config, spec, bucket, entropy), None
+def advantage_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, *, context: UpdateContext) -> Targets:
+    """Rewards to advantages, by the algorithm; traceable."""
+    config, algo = context.config, context.config.algo
+    mask_BR, ref_logp_BR, penalty_BR = loss_mask(batch, config), None, None
+    if reference_first(config):
+        parts, part = in_parts(batch, context)
+        reference = on_device(frozen.reference)
+        ref_logp_BR = by_microbatch(lambda piece: row_outputs(reference, None, piece, part, False)[0], parts, part)
+        if algo.kl_in == "reward":
+            beta = algo.beta if state.beta is None else state.beta
+            sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
+            penalty_BR = kl_penalty(sampler_BR, ref_logp_BR, used_BR, beta=beta, estimator=algo.kl_estimator)
+    adv, return_BR = estimate_advantages(batch, mask_BR, penalty_BR, config)
+    return Targets(adv, mask_BR, ref_logp_BR, return_BR)
 
 
-def critic_sums(value_BR, return_BR, batch: TrainBatch, mask_BR, count, config: Config):
+def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> tuple[jax.Array, jax.Array | None]:
+    """(advantages of rows [B] or tokens [B, R], a critic's targets or None), by the algorithm."""
+    G, rewards, weights = config.algo.num_generations, None, None
+    if batch.rewards_BF is not None:
+        rewards = batch.rewards_BF.reshape(-1, G, batch.rewards_BF.shape[1])
+        weights = jnp.asarray([weight for weight in config.reward.reward_weights if weight], rewards.dtype)
+    reward_PG, valid_PG = batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G)
+    groups = ScoredGroups(reward_PG, valid_PG, mask_BR, penalty_BR, rewards, weights)
+    return lookup(ALGORITHMS, config.algo.name, "algorithm").estimate(groups, batch.value_BR, config=config.algo)
+
+
+def critic_sums(value_BR, batch: TrainBatch, targets: Targets, count, config: Config):
     """(sum, metric pairs) of the value loss, to be divided by the policy's count, which is its own too."""
+    mask_BR, return_BR, old_BR = targets.mask_BR, targets.return_BR, batch.value_BR
+    if return_BR is None or old_BR is None:
+        raise ValueError("A critic's loss needs its values at sampling time and the returns.")
     value_sum, _, pairs = value_loss(
-        value_BR, batch.value_BR, return_BR, mask_BR, cliprange_value=config.algo.cliprange_value,
+        value_BR, old_BR, return_BR, mask_BR, cliprange_value=settings_of(config.algo, PpoConfig).cliprange_value,
         loss_type=config.algo.loss_type, max_completion_length=config.rollout.max_completion_length,
     )  # fmt: skip
     tokens = mask_BR.sum()
@@ -147,20 +153,19 @@ def critic_sums(value_BR, return_BR, batch: TrainBatch, mask_BR, count, config: 
     return value_sum, pairs | {"critic/value_loss": (jax.lax.stop_gradient(value_sum), count)}
 
 
-def microbatch_sums(model, ref_params, beta, batch: TrainBatch, adv, mask_BR, ref_logp_BR, return_BR, *, config, spec,
-                    bucket, entropy, frozen=None):  # fmt: skip
-    """(loss sum, (count, metric pairs, largest gap)) of one microbatch.
-
-    `ref_logp_BR` is made here where it is None; with `return_BR`, `model` has a value head, and its loss is added.
-    """
-    algo = config.algo
-    logp_BR, spread_BR, value_BR = policy_outputs(
-        model, frozen, batch, config, spec, bucket, entropy or algo.entropy_coef != 0
+def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
+    """(loss sum, (count, metric pairs, largest gap)) of one microbatch."""
+    (batch, targets), config, algo = rows, context.config, context.config.algo
+    mask_BR, entropy = targets.mask_BR, config.log.entropy
+    params = forward_params(trained.policy, frozen.base, config.lora)
+    logp_BR, entropy_BR, value_BR = row_outputs(
+        params, trained.value_head, batch, context, entropy or algo.entropy_coef != 0
     )
-    if ref_params is not None and ref_logp_BR is None:
-        ref_logp_BR = jax.lax.stop_gradient(row_logprobs(ref_params, batch, config, spec, bucket, False)[0])
+    ref_logp_BR = targets.ref_logp_BR
+    if frozen.reference is not None and ref_logp_BR is None:
+        ref_logp_BR = jax.lax.stop_gradient(row_outputs(frozen.reference, None, batch, context, False)[0])
     sampler_BR = batch.rollout.logp_BR
-    old_BR, extra = sampler_BR, {}
+    old_BR, extra = sampler_BR, dict[str, jax.Array]()
     if algo.importance_sampling_mode != "off":
         old_BR = jax.lax.stop_gradient(logp_BR)
         extra["weight_BR"] = sampler_weights(
@@ -168,41 +173,38 @@ def microbatch_sums(model, ref_params, beta, batch: TrainBatch, adv, mask_BR, re
             clip_min=algo.importance_sampling_clip_min, clip_max=algo.importance_sampling_clip_max,
         )  # fmt: skip
     if algo.entropy_coef != 0:
-        extra["entropy_BR"] = spread_BR
-    loss_sum, count, pairs = lookup(ALGORITHMS, algo.name, "algorithm").loss(
-        logp_BR, old_BR, adv, mask_BR, config=algo, ref_logp_BR=ref_logp_BR,
+        extra["entropy_BR"] = entropy_BR
+    loss_sum, count, pairs = policy_loss(
+        logp_BR, old_BR, targets.adv, mask_BR, config=algo, ref_logp_BR=ref_logp_BR,
         max_completion_length=config.rollout.max_completion_length, beta=beta, **extra,
     )  # fmt: skip
-    if return_BR is not None:
-        value_sum, value_pairs = critic_sums(value_BR, return_BR, batch, mask_BR, count, config)
-        loss_sum, pairs = loss_sum + algo.vf_coef * value_sum, pairs | value_pairs
+    if targets.return_BR is not None:
+        value_sum, value_pairs = critic_sums(value_BR, batch, targets, count, config)
+        loss_sum, pairs = loss_sum + settings_of(algo, PpoConfig).vf_coef * value_sum, pairs | value_pairs
     tokens = mask_BR.sum()
     gap_BR = jnp.where(mask_BR, jnp.abs(jax.lax.stop_gradient(logp_BR) - sampler_BR), 0.0)
     pairs = dict(pairs, **{"sampling/logp_difference/mean": (gap_BR.sum(), tokens)})
     if "weight_BR" in extra:
         pairs["sampling/importance_sampling_ratio/mean"] = (extra["weight_BR"].sum(), tokens)
     if entropy:
-        pairs["entropy"] = (jnp.where(mask_BR, jax.lax.stop_gradient(spread_BR), 0.0).sum(), tokens)
+        pairs["entropy"] = (jnp.where(mask_BR, jax.lax.stop_gradient(entropy_BR), 0.0).sum(), tokens)
     return loss_sum, (count, pairs, gap_BR.max())
 
 
-def gradient_sums(model, ref_params, batch, adv, mask_BR, *, config: Config, spec, bucket, entropy,
-                  ref_logp_BR=None, return_BR=None, beta=None, frozen=None):  # fmt: skip
-    """Loss, gradient and metrics, summed exactly over microbatches and divided once."""
-    sums = functools.partial(microbatch_sums, config=config, spec=spec, bucket=bucket, entropy=entropy, frozen=frozen)
-    value_and_grad = jax.value_and_grad(sums, has_aux=True)
-    groups = batch.prompts.tokens_PT.shape[0]
-    size = config.train.microbatch_prompts or groups
-    rows = (batch, adv, mask_BR, ref_logp_BR, return_BR)
+def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
+    """Gradient and metrics, summed exactly over microbatches and divided once."""
+    value_and_grad = jax.value_and_grad(functools.partial(microbatch_sums, context=context), has_aux=True)
+    groups = rows[0].prompts.tokens_PT.shape[0]
+    size = context.config.train.microbatch_prompts or groups
     if size >= groups:
-        (loss_sum, (count, pairs, gap)), grads = value_and_grad(model, ref_params, beta, *rows)
+        (loss_sum, (count, pairs, gap)), grads = value_and_grad(trained, frozen, beta, rows)
     else:
         pieces = split_microbatches(rows, groups, groups // size)
-        shapes = jax.eval_shape(value_and_grad, model, ref_params, beta, *jax.tree.map(lambda x: x[0], pieces))
+        shapes = jax.eval_shape(value_and_grad, trained, frozen, beta, jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(carry, piece):
-            new = value_and_grad(model, ref_params, beta, *piece)
+            new = value_and_grad(trained, frozen, beta, piece)
             total = jax.tree.map(jnp.add, carry, new)
             (old_sum, (old_count, old_pairs, old_gap)), _ = carry
             (_, (_, _, new_gap)), _ = new
@@ -216,15 +218,14 @@ def gradient_sums(model, ref_params, batch, adv, mask_BR, *, config: Config, spe
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), metrics
 
 
-def reward_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array]:
+def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array]:
     """Statistics of rewards, lengths and advantages; rows without a valid reward are left out."""
     G, R = config.algo.num_generations, config.rollout.max_completion_length
     rollout, valid_B = batch.rollout, batch.valid_B
-    reward_PG, valid_PG = batch.reward_B.reshape(-1, G), valid_B.reshape(-1, G)
     lengths = rollout.lengths_B.astype(jnp.float32)
-    return group_metrics(reward_PG, valid_PG) | {
+    return group_metrics(batch.reward_B.reshape(-1, G), valid_B.reshape(-1, G)) | {
         "reward/invalid_share": (~valid_B).astype(jnp.float32).mean(),
-        "advantages/std": jnp.sqrt(masked_mean(jnp.square(adv), valid_B if adv.ndim == 1 else sampled_mask(batch))),
+        "advantages/std": jnp.sqrt(masked_mean(jnp.square(adv), valid_B if adv.ndim == 1 else batch.sampled_BR)),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
@@ -233,15 +234,13 @@ def reward_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Arra
     }
 
 
-def apply_update(state: TrainState, grads, config: Config) -> tuple[TrainState, dict[str, jax.Array]]:
+def optimizer_step(state: TrainState, grads, optimizer: Optimizer) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step; a gradient that is not finite changes nothing but the two counters."""
-    optimizer, schedule = make_optimizer(config.optim), make_schedule(config.optim)
     finite = all_finite(grads)
     before = on_device(state.opt_state)
-    updates, opt_state = optimizer.update(grads, before, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.policy.update(grads, before, state.params)
     new_state = TrainState(
-        params=select(finite, params, state.params),
+        params=select(finite, optax.apply_updates(state.params, updates), state.params),
         opt_state=as_before(select(finite, opt_state, before), state.opt_state),
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
@@ -250,105 +249,42 @@ def apply_update(state: TrainState, grads, config: Config) -> tuple[TrainState, 
     )
     metrics = {
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(schedule(state.step - state.skipped), jnp.float32),
+        "learning_rate": jnp.asarray(optimizer.schedule(state.step - state.skipped), jnp.float32),
         "skipped_updates": new_state.skipped,
     }
     return new_state, metrics
 
 
-def batch_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> jax.Array:
-    """Advantages of rows [B] or tokens [B, R], by the algorithm; of several rewards apart where GDPO is asked for."""
-    algo, G = config.algo, config.algo.num_generations
-    if algo.multi_objective_aggregation == "normalize_then_sum":
-        reward_FPG = batch.rewards_BF.T.reshape(batch.rewards_BF.shape[1], -1, G)
-        valid_FPG = ~jnp.isnan(reward_FPG) & batch.valid_B.reshape(1, -1, G)
-        weights_F = jnp.asarray([weight for weight in config.reward.reward_weights if weight], reward_FPG.dtype)
-        return normalize_then_sum(
-            reward_FPG, valid_FPG, weights_F, epsilon=algo.advantage_epsilon, floor=algo.min_reward_std
-        ).reshape(-1)
-    reward_PG, valid_PG = batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G)
-    estimate = lookup(ALGORITHMS, algo.name, "algorithm").advantages
-    return estimate(reward_PG, valid_PG, mask_BR, config=algo, penalty_BR=penalty_BR)
-
-
-def update_step(state: TrainState, ref_params, batch: TrainBatch, *, spec: DecoderSpec, config: Config,
-                bucket: int = 0) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
-    """The update as a traceable function; `bucket` is 0 or a packed stream length (see rollout.packing)."""
-    algo = config.algo
-    frozen, ref_params = ref_params if config.lora.rank else None, ref_params if algo.beta > 0 else None
-    beta = algo.beta if state.beta is None else state.beta
-    mask_BR = loss_mask(batch, config)
-    parts, part_config = in_parts(batch, config)
-    ref_logp_BR = penalty_BR = None
-    if ref_params is not None and (algo.kl_in == "reward" or "reference" in config.train.offload):
-        # An offloaded reference is on the device before there are gradients, and no longer.
-        ref_logp_BR = reference_logprobs(on_device(ref_params), parts, config=part_config, spec=spec, bucket=bucket)
-        ref_params = None
-    if ref_logp_BR is not None and algo.kl_in == "reward":
-        penalty_BR = kl_penalty(
-            batch.rollout.logp_BR, ref_logp_BR, sampled_mask(batch), beta=beta, estimator=algo.kl_estimator
-        )
-    model, return_BR = state.params, None
-    if state.critic is None:
-        adv = batch_advantages(batch, mask_BR, penalty_BR, config)
-    else:
-        model = state.params, state.critic["params"]
-        adv, return_BR = lookup(ALGORITHMS, algo.name, "algorithm").advantages(
-            batch.reward_B, batch.value_BR, mask_BR, gamma=algo.gamma, lam=algo.lam, penalty_BR=penalty_BR
-        )
-    grads, metrics = gradient_sums(
-        model, ref_params, parts, adv, mask_BR, config=part_config, spec=spec, bucket=bucket,
-        entropy=config.log.entropy, ref_logp_BR=ref_logp_BR, return_BR=return_BR, beta=state.beta, frozen=frozen,
-    )  # fmt: skip
-    new_state, optimizer_metrics = apply_update(state, grads if state.critic is None else grads[0], config)
-    if state.critic is not None:
-        frozen = state.step < algo.value_pretrain_steps
-        new_state = dataclasses.replace(
-            new_state,
-            params=select(frozen, state.params, new_state.params),
-            opt_state=as_before(
-                select(frozen, on_device(state.opt_state), on_device(new_state.opt_state)), state.opt_state
-            ),
-            critic=update_critic(state.critic, grads[1], config),
-        )
-    metrics = metrics | reward_metrics(batch, adv, config) | optimizer_metrics
+def update_parameters(
+    state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, *, context: UpdateContext
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Gradient and optimizer step towards the targets; traceable."""
+    config, critic = context.config, state.critic
+    parts, part = in_parts(batch, context)
+    trained = Trained(state.params, None if critic is None else critic["params"])
+    if targets.ref_logp_BR is not None:
+        frozen = dataclasses.replace(frozen, reference=None)
+    grads, metrics = gradient_sums(trained, frozen, state.beta, (parts, targets), part)
+    new_state, optimizer_metrics = optimizer_step(state, grads.policy, context.optimizer)
+    if critic is not None:
+        critic = update_critic(critic, grads.value_head, context.optimizer.critic)
+        new_state = dataclasses.replace(new_state, critic=critic)
+        new_state = hold_policy(state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps, state, new_state)
+    metrics = metrics | batch_metrics(batch, targets.adv, config) | optimizer_metrics
     if state.beta is not None:
         metrics["beta"] = state.beta
-        if algo.kl_target is not None:
-            new_state = dataclasses.replace(new_state, beta=next_beta(state.beta, metrics["kl"], batch, config))
+        if config.algo.kl_target is not None:
+            beta = adapted_beta(
+                state.beta, metrics["kl"], target=config.algo.kl_target, horizon=config.algo.kl_horizon,
+                responses=batch.valid_B.shape[0],
+            )  # fmt: skip
+            new_state = dataclasses.replace(new_state, beta=beta)
     return new_state, metrics
 
 
-def next_beta(beta, kl, batch: TrainBatch, config: Config) -> jax.Array:
-    """The KL weight of the next step where `algo.kl_target` steers it."""
-    algo = config.algo
-    responses = batch.valid_B.shape[0]
-    return adapted_beta(beta, kl, target=algo.kl_target, horizon=algo.kl_horizon, responses=responses)
-
-
-def make_values(spec: DecoderSpec, config: Config) -> Callable:
-    """Compiled `(params, critic, batch, bucket=0) -> value_BR`: what a critic says of the states of a rollout batch."""
-
-    def values(params, critic, batch: TrainBatch, bucket: int = 0) -> jax.Array:
-        parts, part_config = in_parts(batch, config)
-
-        def of(piece):
-            return row_outputs(params, critic["params"], piece, part_config, spec, bucket, False)[2]
-
-        return jnp.where(sampled_mask(batch), by_microbatch(of, parts, part_config), 0.0)
-
-    return jax.jit(values, static_argnames="bucket")
-
-
-def make_update(spec: DecoderSpec, config: Config) -> Callable:
-    """The compiled update `(state, ref_params, batch, bucket=0) -> (state, metrics)`; `state` is donated.
-
-    Args:
-      spec: the policy's.
-      config: the run's; static.
-
-    The returned function compiles once per `bucket`. `ref_params`, the start policy's parameters, is None when
-    `algo.beta` and `lora.rank` are 0.
-    """
-    step = functools.partial(update_step, spec=spec, config=config)
-    return jax.jit(step, static_argnames="bucket", donate_argnums=0)
+def hold_policy(held: jax.Array, state: TrainState, new_state: TrainState) -> TrainState:
+    """The new state with the policy's parameters and moments of the old one where `held`."""
+    opt_state = select(held, on_device(state.opt_state), on_device(new_state.opt_state))
+    return dataclasses.replace(
+        new_state, params=select(held, state.params, new_state.params), opt_state=as_before(opt_state, state.opt_state)
+    )

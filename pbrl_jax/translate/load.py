@@ -7,22 +7,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from pbrl_jax.core.batching import by_length, few_rows
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.batches import pad_prompts
-from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import compiled_sampler
-from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.prompts import with_one_bos
 from pbrl_jax.text.tokenizers import has_chat_template
 from pbrl_jax.translate.m2m100_translator import load_m2m100
 from pbrl_jax.translate.translator import REQUEST, Segment, Translator, Written
-from pbrl_jax.weights.encoders import length_bucket
-from pbrl_jax.weights.hf_load import read_config
+from pbrl_jax.weights.hf_fields import read_config
 from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.policies import Policy, load_policy
@@ -82,22 +74,9 @@ class PromptedTranslator(Translator):
         return count <= min(self.text_limit, self.max_completion_length // 2)
 
     def write(self, segments: Sequence[Segment]) -> list[Written]:
-        prompts = [self.prompt_tokens(segment) for segment in segments]
-        written: dict[int, Written] = {}
-        for rows, filled in by_length(list(map(len, prompts)), few_rows(len(prompts), self.batch_size)):
-            written |= dict(zip(rows, self._write_batch([prompts[row] for row in filled], filled), strict=False))
-        return [written[row] for row in range(len(segments))]
-
-    def _write_batch(self, prompts: list[list[int]], row_ids: list[int]) -> list[Written]:
-        policy = self.policy
-        # A text of one character passes as fitting, however many tokens it has.
-        length = length_bucket(max(map(len, prompts)), max(self.max_prompt_length, *map(len, prompts)))
-        batch = jax.tree.map(jnp.asarray, pad_prompts(prompts, length, row_ids, policy.tokenizer.pad_id))
-        sampling = sampling_params(0.0, 1.0, 0, policy.tokenizer.eos_ids)
-        run = compiled_sampler(policy.spec, self.max_completion_length)
-        rollout = run(policy.params, batch, step_key(0, 0), sampling)
-        texts = completions(rollout, policy.tokenizer)
-        return [self._finished(text, not cut) for text, cut in zip(texts, rollout.truncated_B.tolist(), strict=True)]
+        engine, prompts = Engine.of(self.policy, self.batch_size), [self.prompt_tokens(one) for one in segments]
+        answers = engine.answer(prompts, Sampling(self.max_completion_length))
+        return [self._finished(answer.text, not answer.truncated) for answer in answers]
 
     def _finished(self, text: str, ended: bool) -> Written:
         """The translation without an empty thought; without a chat template, its first line."""

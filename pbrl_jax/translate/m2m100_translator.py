@@ -11,29 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from pbrl_jax.core.batching import by_length, few_rows
+from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError
-from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
-from pbrl_jax.weights.encoder_export import CONFIG, SAMPLE, write_module
-from pbrl_jax.weights.encoders import length_bucket
-from pbrl_jax.weights.hf_load import check_vocabulary, read_config, stored_compute_type
+from pbrl_jax.weights.encoder_export import SAMPLE
+from pbrl_jax.weights.folders import check_vocabulary
+from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.weights.hub import local_copy
-from pbrl_jax.weights.tensors import abstract_params, load_params, open_weights, weights_digest
+from pbrl_jax.weights.tensors import CONFIG, abstract_params, load_params, open_weights, weights_digest
+from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_module
 
-NLLB_CODES = {
-    "ar": "arb_Arab", "bn": "ben_Beng", "de": "deu_Latn", "en": "eng_Latn", "es": "spa_Latn", "fr": "fra_Latn",
-    "hi": "hin_Deva", "id": "ind_Latn", "it": "ita_Latn", "ja": "jpn_Jpan", "ko": "kor_Hang", "ms": "zsm_Latn",
-    "pt": "por_Latn", "ru": "rus_Cyrl", "sw": "swh_Latn", "te": "tel_Telu", "th": "tha_Thai", "tr": "tur_Latn",
-    "vi": "vie_Latn", "zh": "zho_Hans",
-}  # fmt: skip
+NLLB_CODES = {code: entry.nllb for code, entry in LANGUAGES.items()}
 """Language -> its token in NLLB-200. M2M100 calls them `__sw__`."""
-
 SOURCE_LIMIT = 512
 """Tokens of a source: the longest that these models were trained on; they have more positions."""
 EMBEDDING_COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -48,7 +42,11 @@ class M2M100Translator(Translator):
       batch_size: sentences translated at a time, all of one length bucket.
     """
 
-    def __init__(self, spec: M2M100Spec, params: Any, tokenizer: Tokenizer, num_beams: int = 1, batch_size: int = 32):
+    fingerprint: str = ""
+
+    def __init__(
+        self, spec: M2M100Spec, params: Any, tokenizer: HuggingFaceTokenizer, num_beams: int = 1, batch_size: int = 32
+    ):
         if num_beams < 1 or batch_size < 1:
             raise ConfigError(f"num_beams={num_beams}, batch_size={batch_size}: both must be at least 1.")
         self.spec, self.params, self.tokenizer = spec, params, tokenizer
@@ -63,7 +61,7 @@ class M2M100Translator(Translator):
     def language_ids(self) -> dict[str, int]:
         """Language -> the id of its token, for those that this model knows."""
         vocabulary = self.tokenizer.tokenizer.get_vocab()
-        names = {code: (NLLB_CODES[code], f"__{code}__") for code in LANGUAGES}
+        names = {code: (NLLB_CODES[code], f"__{code}__") for code in sorted(LANGUAGES)}
         found = {code: [vocabulary[name] for name in both if name in vocabulary] for code, both in names.items()}
         return {code: ids[0] for code, ids in found.items() if ids}
 
@@ -93,10 +91,8 @@ class M2M100Translator(Translator):
 
     def _write_batch(self, tokens: list[list[int]], targets: list[int]) -> list[Written]:
         length = length_bucket(max(map(len, tokens)), self.source_limit)
-        tokens_BS = np.full((len(tokens), length), self.spec.pad_id, np.int32)
-        for row, ids in zip(tokens_BS, tokens, strict=True):
-            row[: len(ids)] = ids
-        mask_BS = np.arange(length)[None] < np.array([len(ids) for ids in tokens])[:, None]
+        tokens_BS, lengths_B = pad_tokens(tokens, length, self.spec.pad_id)
+        mask_BS = np.arange(length)[None] < lengths_B[:, None]
         run = compiled_translation(self.spec, self.target_limit(length), self.num_beams)
         found = run(self.params, tokens_BS=tokens_BS, mask_BS=mask_BS, forced_bos_B=np.array(targets, np.int32))
         rows = zip(np.asarray(found.tokens_BR), np.asarray(found.lengths_B), np.asarray(found.truncated_B), strict=True)
@@ -139,6 +135,8 @@ def load_m2m100(
     if shared.template not in tensors:
         names["embed"] = shared._replace(template=next((n for n in EMBEDDING_COPIES if n in tensors), shared.template))
     tokenizer = load_tokenizer(folder)
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise CheckpointError(f"{source!r} has no tokenizer.json, which names the languages. Copy the whole folder.")
     check_vocabulary(tokenizer, spec.vocab_size, source)
     shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
     params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)
@@ -170,16 +168,9 @@ def export_translator(translator: M2M100Translator, directory: str) -> None:
     write_module(folder, {**config, "torch_dtype": kind}, translator.params, names)
     place = local_copy(str(directory))
     found = load_m2m100(place, read_config(place, str(directory)) or {}, str(directory))
-    alike = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b, equal_nan=True)), translator.params, found.params)
-    problems: list[str] = []
-    map_with_path(lambda path, same: same or problems.append(f"{path} differs"), alike)
+    problems = differing_parameters(translator.params, found.params)
     if found.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
         problems.append("the tokenizer gives other ids")
     if found.language_ids != translator.language_ids:
         problems.append("the tokenizer knows other languages")
-    if problems:
-        (folder / CONFIG).unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as a "
-            "model (config.json is removed). Check the disk and export again; if that does not help, report it."
-        )
+    refuse_differences(directory, problems, CONFIG)

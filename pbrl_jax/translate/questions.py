@@ -184,8 +184,8 @@ def translate_rows(rows: Sequence[dict[str, Any]], job: Job, tick: Callable[[int
         append_json_lines(job.files.rejected, bad)
         accepted, rejected = accepted + good, rejected + bad
         tick(len(batch))
-    reasons = Counter(re.split(r": | by ", reason)[0] for row in rejected for reason in row["reasons"])
-    return Counts(len(accepted), len(rejected), unanswered, dict(reasons))
+    counts = Counter(re.split(r": | by ", reason)[0] for row in rejected for reason in row["reasons"])
+    return Counts(len(accepted), len(rejected), unanswered, dict(counts))
 
 
 def _translate_batch(batch: Sequence[tuple[dict[str, Any], str]], job: Job) -> Iterator[tuple]:
@@ -195,7 +195,8 @@ def _translate_batch(batch: Sequence[tuple[dict[str, Any], str]], job: Job) -> I
         places = [place for place, (_, other) in enumerate(batch) if other == target]
         questions = [batch[place][0][job.column] for place in places]
         texts |= dict(zip(places, job.translate(questions, ["en"] * len(places), target), strict=True))
-    ordered, back = [texts[place] for place in range(len(batch))], [None] * len(batch)
+    ordered = [texts[place] for place in range(len(batch))]
+    back: Sequence[str | None] = [None] * len(batch)
     if job.checks.back:
         back = job.translate([text or "" for text in ordered], [target for _, target in batch], "en")
     for (row, target), text, english in zip(batch, ordered, back, strict=True):

@@ -82,8 +82,11 @@ class Piece(NamedTuple):
 class Translator(ABC):
     """Translates texts between the languages of pbrl_jax.text.languages."""
 
-    fingerprint = ""
-    """Identifies the model and its settings: all that a translation depends on besides the text."""
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the model and its settings: all that a translation depends on besides the text."""
+        return ""
+
     uses_incomplete = True
     """Whether incomplete translations are used: truncated ones are, missing ones are not."""
     whole_texts = False
@@ -162,8 +165,7 @@ class Translator(ABC):
                 best[index] = Written(piece.plain(), True)
         todo = [index for index, done in enumerate(best) if done is None]
         for attempt in (lambda piece: piece.masked, _mask_numbers, _mask_nothing):
-            asked = [(index, attempt(pieces[index])) for index in todo]
-            asked = [(index, masked) for index, masked in asked if masked is not None]
+            asked = [(index, masked) for index in todo if (masked := attempt(pieces[index])) is not None]
             segments = [Segment(m.text, sources[pieces[i].row], targets[pieces[i].row]) for i, m in asked]
             for (index, masked), written in zip(asked, self._write_fitting(segments), strict=True):
                 text = unmask(written.text, masked.spans)
@@ -174,7 +176,7 @@ class Translator(ABC):
                     best[index] = Written(text, written.complete)
                 if agree:
                     todo.remove(index)
-        return best
+        return [Written("", False) if written is None else written for written in best]
 
     def _write_fitting(self, segments: list[Segment]) -> list[Written]:
         """`write`, with segments that are too long split into parts, and equal ones written once."""

@@ -13,16 +13,16 @@ import numpy as np
 import yaml
 
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from pbrl_jax.models.chain import ACTIVATIONS
 from pbrl_jax.models.comet import CometSpec
+from pbrl_jax.models.pooling import ACTIVATIONS
 from pbrl_jax.models.specs import EncoderSpec
 from pbrl_jax.text.tokenizers import TOKENIZER_FILES, Tokenizer
 from pbrl_jax.weights.encoders import encoder_tokenizer, special_ids
-from pbrl_jax.weights.hf_comet import TRAINING_TENSORS, comet_names
-from pbrl_jax.weights.hf_encoder import encoder_spec
-from pbrl_jax.weights.hf_load import check_vocabulary
+from pbrl_jax.weights.folders import check_vocabulary
+from pbrl_jax.weights.hf_encoder import encoder_names, encoder_spec
+from pbrl_jax.weights.hf_names import Stored, linear_names
 from pbrl_jax.weights.sentence_transformers import read_json
-from pbrl_jax.weights.tensors import load_params, weights_digest
+from pbrl_jax.weights.tensors import CONFIG, load_params, weights_digest
 from pbrl_jax.weights.torch_file import read_torch
 
 CHECKPOINT = os.path.join("checkpoints", "model.ckpt")
@@ -37,24 +37,25 @@ KINDS = {
 }
 #: encoder_model -> model_type of its config.
 ENCODERS = {"XLM-RoBERTa": "xlm-roberta", "XLM-RoBERTa-XL": "xlm-roberta-xl"}
-#: Width -> attention heads of the released encoders: the one size that shapes of tensors do not tell.
+#: Width -> attention heads of the released encoders, which do not follow from the shapes of tensors.
 HEADS = {768: 12, 1024: 16, 2560: 32, 4096: 32}
-#: What unbabel-comet's classes put in for a setting that a checkpoint leaves out.
+#: Defaults of unbabel-comet's classes for missing settings.
 DEFAULTS = {
     "layer": "mix", "sent_layer": "mix", "pool": "avg", "layer_transformation": "softmax", "activations": "Tanh",
 }  # fmt: skip
 NORMED_BY_DEFAULT = ("regression", "referenceless", "unified")
 POOLINGS = {"avg": "mean", "cls": "cls"}
 SEGMENTS = ("mt", "src", "ref")
+#: Tensors of a checkpoint that are used only in training.
+TRAINING_TENSORS = r"^(layerwise_attention\.dropout_(mask|fill)|(word|sent)loss\.weight)$"
 ERROR_LABELS = ["minor", "major", "critical"]
 
 
 def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSpec, Any, Tokenizer, str]:
-    """(spec, parameters, tokenizer, fingerprint) of a local folder of unbabel-comet, which `source` is the user's
-    name of.
+    """(spec, parameters, tokenizer, fingerprint) of a local folder of unbabel-comet; `source` is the user's name of it.
 
     Raises:
-      CheckpointError: no such folder, a damaged file, a setting or a tensor that is not understood.
+      CheckpointError: no such folder, a damaged file, a setting or a tensor that is not supported.
     """
     path = os.path.join(folder, CHECKPOINT)
     if not os.path.exists(path) or not os.path.exists(os.path.join(folder, HPARAMS)):
@@ -69,8 +70,8 @@ def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSp
     hparams = _hparams(os.path.join(folder, HPARAMS), checkpoint.get("hyper_parameters"))
     tokenizer = _tokenizer(folder, hparams)
     begin_ids, end_ids = special_ids(tokenizer)
-    config = os.path.join(folder, "config.json")
-    config = read_json(config) if os.path.exists(config) else _encoder_config(tensors, hparams)
+    given = os.path.join(folder, CONFIG)
+    config = read_json(given) if os.path.exists(given) else _encoder_config(tensors, hparams)
     encoder = dataclasses.replace(encoder_spec(config), begin_ids=begin_ids, end_ids=end_ids)
     check_vocabulary(tokenizer, encoder.vocab_size, source)
     spec = comet_spec(hparams, dataclasses.replace(encoder, dtype=dtype))
@@ -81,7 +82,7 @@ def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSp
 
 
 def _hparams(path: str, trained: Any) -> dict[str, Any]:
-    """Settings of the checkpoint, with those of hparams.yaml that upstream reads in their place."""
+    """Settings of the checkpoint, with those that unbabel-comet reads from hparams.yaml."""
     try:
         with open(path, encoding="utf-8") as file:
             listed = yaml.safe_load(file)
@@ -98,10 +99,10 @@ def _hparams(path: str, trained: Any) -> dict[str, Any]:
 
 
 def comet_spec(hparams: Mapping[str, Any], encoder: EncoderSpec) -> CometSpec:
-    """The spec that a checkpoint's settings describe.
+    """The spec of a checkpoint's settings.
 
     Raises:
-      CheckpointError: a setting with a value that is not computed here.
+      CheckpointError: a setting with an unsupported value.
     """
     kind = KINDS[hparams["class_identifier"]]
     found = {name: DEFAULTS[name] if hparams.get(name) is None else hparams[name] for name in DEFAULTS}
@@ -132,7 +133,7 @@ def comet_spec(hparams: Mapping[str, Any], encoder: EncoderSpec) -> CometSpec:
         encoder=encoder,
         kind=kind,
         hidden=tuple(int(width) for width in hparams["hidden_sizes"]),
-        # The joint models' setting never reached their layer mix; `sparsemax_patch` marks it in newer files.
+        # unbabel-comet ignored this setting in joint models; newer files mark that by `sparsemax_patch`.
         transform="sparsemax" if found["layer_transformation"] == "sparsemax" and not joint else "softmax",
         layer_norm=bool(hparams.get("layer_norm", kind in NORMED_BY_DEFAULT)),
         pooling="cls" if joint else POOLINGS[found["pool"]],
@@ -144,8 +145,23 @@ def comet_spec(hparams: Mapping[str, Any], encoder: EncoderSpec) -> CometSpec:
     )
 
 
+def comet_names(spec: CometSpec) -> dict[str, Stored]:
+    """Our parameter path -> tensor of an unbabel-comet checkpoint."""
+    names = {f"encoder/{path}": stored for path, stored in encoder_names(spec.encoder).items()}
+    states = spec.encoder.layers + 1
+    names["layer_weights"] = Stored("layerwise_attention.scalar_parameters.{layer}", (1,), layers=states)
+    names["gamma"] = Stored("layerwise_attention.gamma", (1,))
+    width = spec.features
+    for index, following in enumerate((*spec.hidden, 1)):
+        # Each layer is three modules of a sequence: linear, activation, dropout.
+        names |= linear_names(f"estimator/{index}", f"estimator.ff.{3 * index}", (width,), (following,))
+        width = following
+    tagger = linear_names("tagger", "hidden2tag", (spec.encoder.width,), (spec.tags,))
+    return names | tagger if spec.tags else names
+
+
 def _encoder_config(tensors: Mapping[str, np.ndarray], hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json that a COMET folder lacks, from the shapes of its tensors."""
+    """A config.json for a COMET folder without one, from the shapes of its tensors."""
     prefix, model = "encoder.model.", hparams.get("encoder_model")
     advice = f"Put the config.json of {hparams.get('pretrained_model')!r} into the folder."
     if model not in ENCODERS:
@@ -168,7 +184,7 @@ def _encoder_config(tensors: Mapping[str, np.ndarray], hparams: Mapping[str, Any
 
 
 def _tokenizer(folder: str, hparams: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer in the folder, or that of the encoder which the model was trained from."""
+    """The tokenizer in the folder, or that of the pretrained encoder."""
     here = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES)
     source = folder if here else str(hparams.get("pretrained_model") or "")
     try:

@@ -1,4 +1,4 @@
-"""COMET models from disk: the folders of unbabel-comet, and our own after `convert_comet`."""
+"""COMET models: spec, parameters and tokenizer, from folders of unbabel-comet or of `convert_comet`."""
 
 import dataclasses
 import functools
@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.core.batching import fill, length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
-from pbrl_jax.models.specs import EncoderSpec
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.comet_checkpoint import read_comet_checkpoint
-from pbrl_jax.weights.encoders import length_bucket
-from pbrl_jax.weights.folders import own_folder, read_model, save_model
+from pbrl_jax.weights.folders import own_folder, read_model, read_spec, save_model
 from pbrl_jax.weights.hub import local_copy
 
-#: Tokens that run at a time, padding included: the states of every layer are held at once.
+#: Largest number of tokens in a batch, padding included: the states of all layers are in memory at once.
 SCORE_TOKENS = 4096
 
 
@@ -38,9 +37,9 @@ class Comet(NamedTuple):
     def score(self, src: Sequence[str], mt: Sequence[str], ref: Sequence[str] | None = None) -> np.ndarray:
         """Scores of translations `mt` of sources `src`, [N].
 
-        A model that was trained without references ignores `ref`, as upstream does; unified and XCOMET models use it
-        where it is given. Texts are cut at the encoder's length (510 tokens for XLM-R, special ones included), as
-        upstream does (see `cut`): score sentences, or chunks of them.
+        As in unbabel-comet, a model that was trained without references ignores `ref`, unified and XCOMET models use it
+        if it is given, and texts are cut at the encoder's length (510 tokens for XLM-R, special ones included; see
+        `cut`): score sentences, or a few at a time.
 
         Raises:
           ConfigError: the model needs references and there are none.
@@ -62,28 +61,27 @@ class Comet(NamedTuple):
             size = length_bucket(int(longest[order[start]]), self.spec.encoder.max_positions)
             count = max(1, SCORE_TOKENS // (size * len(sequences)))
             rows = [row for row in order[start : start + count] if longest[row] <= size]
-            padded = rows + [rows[0]] * (count - len(rows))
-            scores[rows] = self._run(sequences, segments["mt"], padded, size)[: len(rows)]
+            scores[rows] = self._run(sequences, segments["mt"], fill(rows, count), size)[: len(rows)]
             start += len(rows)
         return scores
 
     def cut(self, texts: Sequence[str]) -> np.ndarray:
-        """Which texts `score` would not read to their end, [N]."""
+        """Whether `score` would cut each text, [N]."""
         return np.array([len(ids) > self._room for ids in self.tokenizer.encode_batch(list(texts))], bool)
 
     @property
     def _room(self) -> int:
-        """Tokens of a text that are read, without special ones; so many as upstream reads."""
+        """Tokens of a text that are read, without special ones; the same number as in unbabel-comet."""
         encoder = self.spec.encoder
         return encoder.max_positions - 4 - len(encoder.begin_ids) - len(encoder.end_ids)
 
     def _segments(self, texts: list[str]) -> list[list[int]]:
-        """Each text between its special tokens, cut as upstream cuts it."""
+        """Each text with its special tokens, cut as in unbabel-comet."""
         begin, end = self.spec.encoder.begin_ids, self.spec.encoder.end_ids
         return [[*begin, *ids[: self._room], *end] for ids in self.tokenizer.encode_batch(texts)]
 
     def _sequences(self, segments: Mapping[str, list[list[int]]]) -> list[list[list[int]]]:
-        """The C sequences of every translation: its segments apart, or joint."""
+        """The C sequences of every translation: separate segments, or joint ones."""
         if self.spec.kind in ("regression", "referenceless"):
             names = ("src", "mt", "ref") if self.spec.kind == "regression" else ("src", "mt")
             return [segments[name] for name in names]
@@ -92,7 +90,7 @@ class Comet(NamedTuple):
         return [[self._joined(row) for row in zip(*(segments[name] for name in one), strict=True)] for one in inputs]
 
     def _joined(self, parts: Sequence[list[int]]) -> list[int]:
-        """`<s> mt </s></s> src </s></s> ref </s>`, cut on the right without a new </s>."""
+        """`<s> mt </s></s> src </s></s> ref </s>`, cut on the right without adding </s>."""
         begin, end = self.spec.encoder.begin_ids, self.spec.encoder.end_ids
         joined = list(parts[0])
         for part in parts[1:]:
@@ -100,13 +98,9 @@ class Comet(NamedTuple):
         return joined[: self.spec.encoder.max_positions - self.spec.encoder.position_offset]
 
     def _run(self, sequences, mt, rows: Sequence[int], size: int) -> np.ndarray:
-        tokens = np.full((len(sequences), len(rows), size), self.tokenizer.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for place, sequence in enumerate(sequences):
-            for at, row in enumerate(rows):
-                ids = sequence[row][:size]
-                tokens[place, at, : len(ids)], mask[place, at, : len(ids)] = ids, True
-        inputs = [jnp.asarray(tokens), jnp.asarray(mask)]
+        padded = [pad_tokens([sequence[row] for row in rows], size, self.tokenizer.pad_id) for sequence in sequences]
+        tokens, lengths = map(np.stack, zip(*padded, strict=True))
+        inputs = [jnp.asarray(tokens), jnp.asarray(np.arange(size) < lengths[..., None])]
         if self.spec.kind in ("unified", "xcomet"):
             inputs.append(jnp.asarray([len(mt[row]) for row in rows], jnp.int32))
         return np.asarray(scorer(self.spec)(self.params, *inputs), np.float32)
@@ -114,7 +108,7 @@ class Comet(NamedTuple):
 
 @functools.cache
 def scorer(spec: CometSpec):
-    """The compiled scores of a batch."""
+    """The compiled scoring function of a spec."""
     apart = spec.kind in ("regression", "referenceless")
     return jax.jit(functools.partial(score_apart if apart else score_joint, spec=spec))
 
@@ -125,15 +119,17 @@ def load_comet(directory: str, dtype: str | None = None, transform: str | None =
     Args:
       directory: the folder, a hub id (Unbabel/wmt22-comet-da), or a `gs://` path.
       dtype: type of the encoder's computation and of the parameters; default float32, or the stored one.
-      transform: sparsemax or softmax in place of what the checkpoint is known to use. Unified and XCOMET models were
-        trained and released with softmax whatever their settings say; give sparsemax for one that was trained anew.
+      transform: sparsemax or softmax, to override that of the checkpoint. Released unified and XCOMET models use
+        softmax regardless of their settings; give sparsemax for a model trained with a corrected unbabel-comet.
 
     Raises:
-      CheckpointError: no COMET model there, one that is not understood, or a damaged one.
+      CheckpointError: no COMET model there, one that is not supported, or a damaged one.
     """
     place = local_copy(directory)
     if own_folder(place, "comet"):
-        spec, params, tokenizer, fingerprint = read_model(place, "comet", _stored_spec, _abstract)
+        spec_of = functools.partial(read_spec, CometSpec)
+        spec, params, tokenizer, record = read_model(place, "comet", spec_of, init_comet, source=directory)
+        fingerprint = record["weights_sha256"]
         if dtype is not None:
             spec = dataclasses.replace(spec, encoder=dataclasses.replace(spec.encoder, dtype=dtype))
     else:
@@ -144,7 +140,7 @@ def load_comet(directory: str, dtype: str | None = None, transform: str | None =
 
 
 def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
-    """Write a COMET model of either form as ours: safetensors, a spec, and the tokenizer. Returns what was written.
+    """Write a COMET model in this package's format: safetensors, a spec and the tokenizer. Returns what was written.
 
     Args:
       directory: as in load_comet.
@@ -165,17 +161,5 @@ def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
 
 
 def save_comet(comet: Comet, directory: str) -> None:
-    """Write a folder that load_comet reads."""
+    """Write a folder for `load_comet`."""
     save_model(directory, "comet", comet.spec, comet.params, comet.tokenizer)
-
-
-def _stored_spec(stored: dict[str, Any]) -> CometSpec:
-    encoder = {**stored["encoder"], "dense": ()}
-    for name in ("begin_ids", "end_ids"):
-        encoder[name] = tuple(encoder[name])
-    lists = {name: tuple(stored[name]) for name in ("hidden", "segments")}
-    return CometSpec(**{**stored, **lists, "encoder": EncoderSpec(**encoder)})
-
-
-def _abstract(spec: CometSpec):
-    return jax.eval_shape(lambda: init_comet(jax.random.key(0), spec))

@@ -1,30 +1,24 @@
-"""Encoders out again: a folder that sentence-transformers loads, in the dialect that all of its versions read."""
+"""Export of encoders: a folder of sentence-transformers, in the format that all of its versions read."""
 
-import json
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.trees import map_with_path
+from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
 from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
 from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, XlmrTokenizer
 from pbrl_jax.weights.encoders import Encoder, load_encoder, with_compute
-from pbrl_jax.weights.hf_decoder import decoder_names, hf_config
-from pbrl_jax.weights.hf_encoder import dense_names, encoder_names
-from pbrl_jax.weights.hf_names import Stored
-from pbrl_jax.weights.safetensors_file import Planned, write_safetensors
+from pbrl_jax.weights.hf_decoder import hf_config
+from pbrl_jax.weights.hf_encoder import SIZES, dense_names, transformer_names
 from pbrl_jax.weights.sentence_transformers import MODULES, POOLINGS
-from pbrl_jax.weights.tensors import WEIGHTS
+from pbrl_jax.weights.tensors import CONFIG
+from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_json, write_module
 
-CONFIG = "config.json"
 #: Activation of a Dense module -> torch's class.
 TORCH_CLASSES = {
     "identity": "torch.nn.modules.linear.Identity",
@@ -35,14 +29,14 @@ TORCH_CLASSES = {
 }
 ARCHITECTURES = {"bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "xlm-roberta-xl": "XLMRobertaXLModel"}
 SAMPLE = ("Jibu ni 12.", "答案是 12。 She has five apples and gives two of them away.")
-#: Difference of two unit vectors that may come of how their numbers are laid out.
+#: Largest difference of two unit vectors that may come from rounding in another memory layout.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 def export_encoder(encoder: Encoder, directory: str) -> None:
-    """Write a sentence-transformers folder, in the type the parameters have; modules.json comes last.
+    """Write a sentence-transformers folder with the parameters in their own type; modules.json is written last.
 
-    The folder is read back: every parameter must be the same bit for bit, and the vectors of two texts alike.
+    The folder is read back: every parameter must be bit for bit the same, and the vectors of two texts nearly equal.
 
     Args:
       encoder: what to write.
@@ -63,29 +57,30 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     flags = {flag: spec.pooling == ours for ours, (_, flag) in POOLINGS.items()}
     width = spec.decoder.width if isinstance(spec, DecoderEncoderSpec) else spec.width
-    _write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": width, **flags, "include_prompt": True})
+    write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": width, **flags, "include_prompt": True})
     for name, own in _dense_maps(spec):
         place = f"{len(modules)}_Dense"
-        described = {"in_features": width, "out_features": own.width, "bias": own.bias}
-        described["activation_function"] = TORCH_CLASSES[own.activation]
+        described = {
+            "in_features": width, "out_features": own.width, "bias": own.bias,
+            "activation_function": TORCH_CLASSES[own.activation],
+        }  # fmt: skip
         write_module(folder / place, described, encoder.params[name], dense_names(own, width))
         modules.append(("Dense", place))
         width = own.width
     modules.append(("Normalize", f"{len(modules)}_Normalize"))
     (folder / modules[-1][1]).mkdir(exist_ok=True)
     special = len(spec.begin_ids) + len(spec.end_ids)
-    limits = {"max_seq_length": encoder.max_length + special, "do_lower_case": False}
-    _write_json(folder / "sentence_bert_config.json", limits)
-    prompts: dict[str, Any] = {"prompts": {"default": encoder.prefix}, "default_prompt_name": "default"}
-    none: dict[str, Any] = {"prompts": {}, "default_prompt_name": None}
-    chosen = prompts if encoder.prefix else none
-    _write_json(folder / "config_sentence_transformers.json", {**chosen, "similarity_fn_name": "cosine"})
+    limit = {"max_seq_length": encoder.max_length + special}
+    write_json(folder / "sentence_bert_config.json", limit | {"do_lower_case": False})
+    prompts = {"default": encoder.prefix} if encoder.prefix else {}
+    named = {"prompts": prompts, "default_prompt_name": next(iter(prompts), None)}
+    write_json(folder / "config_sentence_transformers.json", {**named, "similarity_fn_name": "cosine"})
     _write_tokenizer(encoder, folder)
     listed = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
         for index, (name, path) in enumerate(modules)
     ]
-    _write_json(folder / MODULES, listed)
+    write_json(folder / MODULES, listed)
     try:
         _check(encoder, str(directory))
     except Exception:
@@ -94,7 +89,7 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
 
 
 def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
-    """The `config.json` of the transformer: `encoder_spec` and the decoder's own reader give the spec back.
+    """The `config.json` of the transformer, from which `encoder_spec` or `decoder_spec` gives the same spec.
 
     Raises:
       CheckpointError: no family of transformers has this spec.
@@ -102,11 +97,11 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
     spec = encoder.spec
     if isinstance(spec, DecoderEncoderSpec):
         config = hf_config(spec.decoder, {"max_position_embeddings": spec.max_positions}, dtype)
-        # The text model of Gemma 3 has a name of its own.
+        # Gemma 3's model without a head has another name.
         model = "TextModel" if config["model_type"] == "gemma3_text" else "Model"
         config["architectures"] = [name.replace("ForCausalLM", model) for name in config["architectures"]]
         if spec.bidirectional:
-            # The file's window is that of both sides together.
+            # The window in the file covers both sides.
             both = {"sliding_window": 2 * (spec.decoder.window - 1)} if spec.decoder.window else {}
             config |= {"use_bidirectional_attention": True, **both}
         return config
@@ -119,67 +114,20 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
     return {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": spec.ffn,
+        **{theirs: getattr(spec, ours) for ours, theirs in SIZES.items()},
         "hidden_act": "gelu",
-        "max_position_embeddings": spec.max_positions,
-        "type_vocab_size": spec.type_vocab,
         "layer_norm_eps": spec.norm_eps,
-        # The family counts positions from behind this id.
+        # Positions of the family begin after this id.
         "pad_token_id": spec.position_offset - 1 if spec.position_offset else encoder.tokenizer.pad_id,
         "torch_dtype": dtype,
     }
 
 
-def transformer_names(spec: EncoderSpec | DecoderEncoderSpec) -> dict[str, Stored]:
-    """Our parameter path -> tensor, for the transformer of the chain."""
-    if isinstance(spec, DecoderEncoderSpec):
-        return {f"decoder/{path}": stored for path, stored in decoder_names(spec.decoder).items()}
-    return encoder_names(spec)
-
-
 def _dense_maps(spec: EncoderSpec | DecoderEncoderSpec) -> list[tuple[str, DenseSpec]]:
-    """(our parameter name, map) behind the pooling."""
+    """(our parameter name, map) of each linear map after pooling."""
     own = spec.projection if isinstance(spec, EncoderSpec) else 0
     first = [("projection", DenseSpec(own))] if own else []
     return first + [(f"dense_{index}", one) for index, one in enumerate(spec.dense)]
-
-
-def write_module(folder: epath.Path, config: Any, params: Any, names: dict[str, Stored]) -> None:
-    """config.json and model.safetensors of one module; one parameter at a time is brought to the host."""
-    folder.mkdir(parents=True, exist_ok=True)
-    leaves: dict[str, Any] = {}
-    map_with_path(lambda path, leaf: leaves.__setitem__(path, leaf), params)
-    planned = [
-        Planned(name, _file_shape(path, stored), np.dtype(leaves[path].dtype))
-        for path, stored in names.items()
-        for name in stored.names()
-    ]
-
-    def arrays() -> Iterator[np.ndarray]:
-        for path, stored in names.items():
-            leaf = np.asarray(jax.device_get(leaves[path]))
-            stacked = leaf.reshape(-1, *stored.shape)
-            for entry in stacked:
-                shape = _file_shape(path, stored)
-                yield entry.reshape(shape[::-1]).T if stored.transpose else entry.reshape(shape)
-
-    write_safetensors(folder / WEIGHTS, planned, arrays(), {"format": "pt"})
-    _write_json(folder / CONFIG, config)
-
-
-def _file_shape(path: str, stored: Stored) -> tuple[int, ...]:
-    """Shape of one tensor: heads and their channels are one axis of it, and so are an output's inputs."""
-    shape = stored.shape
-    if len(shape) == 3:
-        cut = 2 if path.endswith("out/kernel") else 1
-        shape = (math.prod(shape[:cut]), math.prod(shape[cut:]))
-    elif path.endswith("bias"):
-        shape = (math.prod(shape),)
-    return shape[::-1] if stored.transpose else shape
 
 
 def _write_tokenizer(encoder: Encoder, folder: epath.Path) -> None:
@@ -187,16 +135,11 @@ def _write_tokenizer(encoder: Encoder, folder: epath.Path) -> None:
     tokenizer.save(str(folder))
     (folder / GENERATION_CONFIG).unlink(missing_ok=True)
     if isinstance(tokenizer, XlmrTokenizer):
-        _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
     elif isinstance(tokenizer, SentencePieceTokenizer):
         problem = write_tokenizer_json(tokenizer, folder, begin=False)
         if problem:
             raise CheckpointError(f"The tokenizer cannot be written for sentence-transformers: {problem}.")
-
-
-def _write_json(path: epath.Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _check(encoder: Encoder, directory: str) -> None:
@@ -212,11 +155,9 @@ def _check(encoder: Encoder, directory: str) -> None:
         wanted = {name: leaf for name, leaf in wanted.items() if name != "projection"}
         maps = [encoder.params[name] for name, _ in _dense_maps(encoder.spec)]
         wanted |= {f"dense_{index}": leaf for index, leaf in enumerate(maps)}
-    if jax.tree.structure(wanted) != jax.tree.structure(found.params):
+    if flat_paths(wanted).keys() != flat_paths(found.params).keys():
         raise CheckpointError(f"{directory} reads back with other parameters than it was written from. Report it.")
-    alike = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b, equal_nan=True)), wanted, found.params)
-    problems: list[str] = []
-    map_with_path(lambda path, same: same or problems.append(f"{path} differs"), alike)
+    problems = differing_parameters(wanted, found.params)
     for name in ("max_length", "prefix"):
         if getattr(found, name) != getattr(encoder, name):
             problems.append(f"{name} is {getattr(found, name)!r}, not {getattr(encoder, name)!r}")
@@ -226,8 +167,4 @@ def _check(encoder: Encoder, directory: str) -> None:
     difference = float(np.abs(found.embed(SAMPLE) - here.embed(SAMPLE)).max())
     if not difference <= TOLERANCES[kind]:
         problems.append(f"vectors differ by {difference:.3g}")
-    if problems:
-        raise CheckpointError(
-            f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as an "
-            "encoder (modules.json is removed). Check the disk and export again; if that does not help, report it."
-        )
+    refuse_differences(directory, problems, MODULES)

@@ -1,50 +1,38 @@
-"""A text encoder: spec, parameters and tokenizer together, from strings to unit vectors."""
+"""Text encoders: spec, parameters and tokenizer, from strings to unit vectors."""
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from pbrl_jax.core.batching import length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
 from pbrl_jax.models.specs import (
     DecoderEncoderSpec,
-    DecoderSpec,
-    DenseSpec,
     EncoderSpec,
-    Llama3Scaling,
     TextEncoderSpec,
 )
 from pbrl_jax.text.tokenizers import XLMR_FILE, HuggingFaceTokenizer, Tokenizer, XlmrTokenizer, load_tokenizer
 from pbrl_jax.weights import hf_decoder
-from pbrl_jax.weights.folders import model_folder, own_folder, read_record, read_weights, save_model
-from pbrl_jax.weights.hf_encoder import FAMILIES, dense_names, encoder_names, encoder_spec
-from pbrl_jax.weights.hf_load import check_vocabulary
-from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
+from pbrl_jax.weights.hf_encoder import FAMILIES, dense_names, encoder_spec, transformer_names
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
-from pbrl_jax.weights.tensors import load_params, open_weights, weights_digest
+from pbrl_jax.weights.tensors import CONFIG, load_params, open_weights, weights_digest
 
-#: Encoder inputs are padded to one of these lengths, so that few programs are compiled.
-LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-#: Texts tokenised at a time by `Encoder.embed`, and the most that run at a time.
+#: Texts that `Encoder.embed` tokenises at a time, and the largest batch.
 EMBED_BATCH = 256
-#: Tokens that run at a time, padding included: fewer texts where they are long.
+#: Largest number of tokens in a batch, padding included: batches of long texts are smaller.
 EMBED_TOKENS = EMBED_BATCH * 512
-
-
-def length_bucket(longest: int, limit: int) -> int:
-    """The smallest bucket that holds `longest` tokens, never above `limit`."""
-    return next((size for size in LENGTH_BUCKETS if longest <= size < limit), limit)
 
 
 class Encoder(NamedTuple):
@@ -54,17 +42,17 @@ class Encoder(NamedTuple):
     params: Any
     tokenizer: Tokenizer
     fingerprint: str
+    #: Tokens of text, without the special tokens that the spec adds.
     max_length: int
-    """Tokens of text, without the special ones that the spec adds."""
     prefix: str = ""
 
     @property
     def key(self) -> str:
-        """Identifies the vectors this encoder gives: weights, pooling, prefix, length."""
+        """Identifies the vectors of this encoder: weights, pooling, length, prefix."""
         return f"{self.fingerprint}-{self.spec.pooling}-{self.max_length}-{self.prefix}"
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens [N, S], mask [N, S], was cut [N]) padded to a length bucket."""
+        """(tokens [N, S], mask [N, S], whether a text was cut [N]), padded to a length bucket."""
         ids = self.tokenizer.encode_batch([self.prefix + text for text in texts])
         cut = np.array([len(row) > self.max_length for row in ids], bool)
         return *self._padded(ids), cut
@@ -72,16 +60,11 @@ class Encoder(NamedTuple):
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         longest = max((min(len(row), self.max_length) for row in ids), default=1)
         size = length_bucket(max(longest, 1), self.max_length)
-        tokens = np.full((len(ids), size), self.tokenizer.pad_id, np.int32)
-        mask = np.zeros((len(ids), size), bool)
-        for row, row_ids in enumerate(ids):
-            kept = row_ids[:size]
-            tokens[row, : len(kept)] = kept
-            mask[row, : len(kept)] = True
-        return tokens, mask
+        tokens, lengths = pad_tokens(ids, size, self.tokenizer.pad_id)
+        return tokens, np.arange(size)[None] < lengths[:, None]
 
     def chunks(self, ids: Sequence[int]) -> list[list[int]]:
-        """A text's tokens in pieces of at most max_length; each begins with the prefix."""
+        """A text's tokens in chunks of at most max_length tokens; each begins with the prefix."""
         ids = list(ids)
         if len(ids) <= self.max_length:
             return [ids]
@@ -98,7 +81,7 @@ class Encoder(NamedTuple):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors of the texts, in their order.
 
-        The vector of a text in several chunks is the mean of theirs, weighted by their tokens, at unit length.
+        The vector of a text in several chunks is the normalised mean of theirs, weighted by their tokens.
         """
         vectors = np.zeros((len(texts), self.spec.embedding_width), np.float32)
         for start in range(0, len(texts), EMBED_BATCH):
@@ -112,37 +95,44 @@ class Encoder(NamedTuple):
         return vectors
 
     def embed_ids(self, tokens_NS: np.ndarray, mask_NS: np.ndarray) -> np.ndarray:
-        """Unit vectors of N >= 1 tokenised texts; they run in batches of one size, so one program serves all."""
-        program, count, rows_at = embed_tokens(self.spec), len(tokens_NS), row_sharding(self.params)
-        size = embed_block(tokens_NS.shape[1], 1 if rows_at is None else rows_at.mesh.size)
+        """Unit vectors of N >= 1 tokenised texts, in batches of one size, so that one program is compiled."""
+        program, mesh, rows_at = embed_tokens(self.spec), mesh_of(self.params), row_sharding(self.params)
+        count = len(tokens_NS)
+        size = embed_block(tokens_NS.shape[1], 1 if mesh is None else mesh.size)
         rows = np.concatenate([np.arange(count), np.zeros(-count % size, int)])
         blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        with contextlib.nullcontext() if rows_at is None else jax.set_mesh(rows_at.mesh):
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             found = [program(self.params, *jax.device_put((tokens_NS[at], mask_NS[at]), rows_at)) for at in blocks]
         return np.concatenate([np.asarray(vectors) for vectors in found])[:count]
 
 
 def embed_block(tokens: int, devices: int) -> int:
-    """Texts of so many tokens that run at a time; the same number on each device."""
+    """Batch size for texts of `tokens` tokens: a multiple of the number of devices."""
     return -(-max(1, min(EMBED_BATCH, EMBED_TOKENS // tokens)) // devices) * devices
 
 
-def row_sharding(params: Any) -> NamedSharding | None:
-    """How texts are shared by the devices that each hold all of an encoder's parameters; None where there is one."""
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh over which an encoder's parameters are replicated; None where they are on one device."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    many = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
-    return batch_sharding(sharding.mesh) if many else None
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
+def row_sharding(params: Any) -> NamedSharding | None:
+    """Sharding of a batch of texts over `mesh_of`; None where there is no mesh."""
+    mesh = mesh_of(params)
+    return None if mesh is None else batch_sharding(mesh)
 
 
 def over_devices(encoder: Encoder, mesh: Mesh) -> Encoder:
-    """The encoder, whole on each of this process's devices of a mesh, which then share the texts."""
+    """The encoder replicated on this process's devices of a mesh, over which texts are then divided."""
     if len(mesh.local_devices) == 1:
         return encoder
     return encoder._replace(params=jax.device_put(encoder.params, replicated(row_mesh(mesh))))
 
 
 def _pooled(vectors_CE: np.ndarray, tokens_C: Sequence[int]) -> np.ndarray:
-    """One unit vector of C chunks: their mean by token count."""
+    """The unit vector of C chunks: their mean, weighted by token count."""
     mean = np.average(vectors_CE, axis=0, weights=tokens_C)
     return mean / max(np.linalg.norm(mean), 1e-12)
 
@@ -151,11 +141,6 @@ def _pooled(vectors_CE: np.ndarray, tokens_C: Sequence[int]) -> np.ndarray:
 def embed_tokens(spec: TextEncoderSpec):
     """The compiled encoder of a spec: (params, tokens, mask) -> unit vectors."""
     return jax.jit(functools.partial(encode, spec=spec))
-
-
-def abstract_encoder(spec: TextEncoderSpec):
-    """Shapes of an encoder's parameters."""
-    return jax.eval_shape(lambda: init_encoder(jax.random.key(0), spec))
 
 
 def load_encoder(
@@ -169,31 +154,29 @@ def load_encoder(
 ) -> Encoder:
     """An encoder from a folder of `pbrl encoder`, of sentence-transformers, or of a plain Hugging Face model.
 
-    BERT, XLM-R, XLM-R-XL, and decoders (Qwen3-Embedding, Harrier). Special tokens, pooling, Dense modules and lengths
-    are those of the folder; vectors are always normalised.
+    Supported are BERT, XLM-R, XLM-R-XL, and decoders (Qwen3-Embedding, Harrier). Special tokens, pooling, Dense modules
+    and lengths are those of the folder; vectors are always normalised.
 
     Args:
       directory: the folder, the work directory of `pbrl encoder`, a hub id, or a `gs://` path.
-      max_length: tokens read at a time of each text, special ones not counted; default: what the folder says, at most
-        what the positions hold.
-      prefix: put before every text; default: the folder's own default prompt, where it has one.
-      prompt: name of one of the folder's prompts (config_sentence_transformers.json), in place of a prefix.
-      pooling: mean, cls or last; only for, and needed by, a folder without modules.json.
-      dtype: compute type; parameters of released models are held in it too. Default: float32, or the stored one.
+      max_length: tokens per chunk of a text, without special tokens; default: the folder's setting, at most the number
+        of positions.
+      prefix: text before every text; default: the folder's default prompt, where it has one.
+      prompt: name of one of the folder's prompts (config_sentence_transformers.json), instead of a prefix.
+      pooling: mean, cls or last; required for a folder without modules.json, and refused for others.
+      dtype: compute type, and parameter type of released models. Default: float32, or the stored one.
 
     Raises:
-      CheckpointError: no encoder there, a damaged one, or one that is not understood.
-      ConfigError: max_length exceeds the encoder's positions; arguments that do not belong to this kind of folder.
+      CheckpointError: no encoder there, a damaged one, or one that is not supported.
+      ConfigError: max_length exceeds the encoder's positions; arguments that do not apply to this kind of folder.
     """
     place = local_copy(directory)
     if own_folder(place, "encoder"):
         if prompt or pooling:
             raise ConfigError(f"{directory!r} was written by this package: leave prompt and pooling out.")
-        folder = model_folder(place, "encoder", directory)
-        spec, record = read_record(folder, "encoder", stored_spec)
-        params = jax.tree.map(jnp.asarray, read_weights(folder, record["weights_sha256"], abstract_encoder(spec)))
+        spec, params, tokenizer, record = read_model(place, "encoder", stored_spec, init_encoder, source=directory)
         room, prefix = record.get("max_length", spec.text_tokens), prefix or record.get("prefix", "")
-        encoder = Encoder(spec, params, load_tokenizer(str(folder)), record["weights_sha256"], room, prefix)
+        encoder = Encoder(spec, params, tokenizer, record["weights_sha256"], room, prefix)
         encoder = encoder if dtype is None else encoder._replace(spec=with_compute(spec, dtype))
     else:
         encoder = load_released(place, directory, prefix, prompt, pooling, dtype or "float32")
@@ -211,18 +194,20 @@ def with_compute(spec: TextEncoderSpec, dtype: str) -> TextEncoderSpec:
 
 
 def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: str | None, dtype: str) -> Encoder:
-    """`load_encoder` of other people's folders; `source` is the user's name of it."""
+    """`load_encoder` for folders of sentence-transformers or Hugging Face; `source` is the user's name of it."""
     chain = _chain(folder, source, pooling)
     if prefix and prompt:
         raise ConfigError(f"Both prefix {prefix!r} and prompt {prompt!r} are given. Give one.")
     prefix = prefix or chain.prompt(prompt)
     if prefix and not chain.include_prompt:
         raise CheckpointError(f"{source} leaves prompts out of its pooling, which is not supported. Use no prefix.")
-    spec, names, width = _spec_and_names(chain, dtype)
+    spec = _transformer_spec(chain, dtype)
+    names = transformer_names(spec)
     tokenizer = encoder_tokenizer(chain.transformer)
     begin_ids, end_ids = special_ids(tokenizer)
     spec = dataclasses.replace(spec, begin_ids=begin_ids, end_ids=end_ids)
-    check_vocabulary(tokenizer, names["word_embed" if "word_embed" in names else "decoder/embed"].shape[0], source)
+    vocab_size, width = names["decoder/embed" if "decoder/embed" in names else "word_embed"].shape
+    check_vocabulary(tokenizer, vocab_size, source)
     weights = open_weights(chain.transformer)
     params, digests = load_params(weights, names, dtype=dtype), [weights_digest(weights)]
     for index, (own, path) in enumerate(zip(chain.dense, chain.dense_folders, strict=True)):
@@ -236,38 +221,33 @@ def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: s
     return Encoder(spec, params, tokenizer, fingerprint, room, prefix)
 
 
-def _spec_and_names(chain: Chain, dtype: str) -> tuple[TextEncoderSpec, dict[str, Stored], int]:
-    """(spec without special tokens, names of the transformer's tensors, its width) of a folder's config.json."""
-    config = read_json(os.path.join(chain.transformer, "config.json"))
-    shared = {"pooling": chain.pooling, "dense": chain.dense}
-    if config.get("model_type") in FAMILIES:
-        spec = with_compute(encoder_spec(config, **shared), dtype)
-        return spec, encoder_names(spec), spec.width
-    spec = with_compute(_decoder_encoder(config, shared), dtype)
-    names = hf_decoder.decoder_names(spec.decoder)
-    return spec, {f"decoder/{path}": stored for path, stored in names.items()}, spec.decoder.width
+def _transformer_spec(chain: Chain, dtype: str) -> TextEncoderSpec:
+    """The spec of a folder's config.json, without special tokens."""
+    config = read_json(os.path.join(chain.transformer, CONFIG))
+    of_family = encoder_spec if config.get("model_type") in FAMILIES else _decoder_encoder
+    return with_compute(of_family(config, pooling=chain.pooling, dense=chain.dense), dtype)
 
 
-def _decoder_encoder(config: dict[str, Any], shared: dict[str, Any]) -> DecoderEncoderSpec:
-    """The spec of a decoder that embeds; its output matrix, where it has one of its own, is not used."""
+def _decoder_encoder(config: Mapping[str, Any], **shared: Any) -> DecoderEncoderSpec:
+    """The spec of a decoder that embeds; a separate output matrix is not used."""
     bidirectional = config.get("use_bidirectional_attention") is True
     if bidirectional:
         config = {name: value for name, value in config.items() if name != "use_bidirectional_attention"}
     decoder = dataclasses.replace(hf_decoder.decoder_spec(config), tied_embeddings=True)
     if bidirectional:
-        # The window of config.json is that of both sides together.
+        # The window in config.json covers both sides.
         decoder = dataclasses.replace(decoder, window=decoder.window and decoder.window // 2 + 1)
     positions = config.get("max_position_embeddings") or hf_decoder.DEFAULT_CONTEXT
     return DecoderEncoderSpec(decoder, int(positions), bidirectional, **shared)
 
 
 def _chain(folder: str, source: str, pooling: str | None) -> Chain:
-    """The chain of a folder, or that of a plain model with the pooling that was asked for."""
+    """The module chain of a folder, or that of a plain model with the given pooling."""
     if os.path.exists(os.path.join(folder, MODULES)):
         if pooling:
             raise ConfigError(f"{source!r} says itself how it pools, in {MODULES}. Leave pooling={pooling!r} out.")
         return read_chain(folder)
-    if not os.path.exists(os.path.join(folder, "config.json")):
+    if not os.path.exists(os.path.join(folder, CONFIG)):
         raise CheckpointError(
             f"No encoder in {source!r}: neither pbrl_encoder.json, encoder/pbrl_encoder.json, {MODULES} nor "
             "config.json is there. Give a folder written by `pbrl encoder`, or one of sentence-transformers."
@@ -283,8 +263,8 @@ def _chain(folder: str, source: str, pooling: str | None) -> Chain:
 def encoder_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of an encoder's folder or hub id.
 
-    XLM-R's goes through SentencePiece where its model is there: the same ids, in bulk too, and a text cannot spell out
-    a special token.
+    XLM-R's uses SentencePiece where its model file exists: it gives the same ids, also in bulk, and text that spells a
+    special token is not read as one.
     """
     model, config = os.path.join(source, XLMR_FILE), os.path.join(source, "tokenizer_config.json")
     kind = read_json(config).get("tokenizer_class", "") if os.path.exists(config) else "XLMRobertaTokenizer"
@@ -292,13 +272,13 @@ def encoder_tokenizer(source: str) -> Tokenizer:
         return XlmrTokenizer(model)
     tokenizer = load_tokenizer(source)
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        # Long texts are read in chunks or cut: its advice on their length would mislead.
+        # Long texts are read in chunks or cut: its warning about their length would be wrong.
         tokenizer.tokenizer.model_max_length = int(1e30)
     return tokenizer
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(ids before, ids behind) every text by the tokenizer's own template; none with a bare SentencePiece model."""
+    """(ids before, ids after) every text by the tokenizer's template; none for a plain SentencePiece model."""
     if isinstance(tokenizer, XlmrTokenizer):
         return tokenizer.begin_ids, tokenizer.end_ids
     if not isinstance(tokenizer, HuggingFaceTokenizer):
@@ -310,21 +290,12 @@ def special_ids(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]
     raise CheckpointError(f"This tokenizer's special tokens change the text: 'a' is {plain}, with them {whole}.")
 
 
-def stored_spec(stored: dict[str, Any]) -> TextEncoderSpec:
-    """A spec from the dict that save_encoder wrote."""
-    stored = dict(stored)
-    stored["dense"] = tuple(DenseSpec(**one) for one in stored.get("dense", ()))
-    for name in ("begin_ids", "end_ids"):
-        stored[name] = tuple(stored.get(name, ()))
-    if "decoder" not in stored:
-        return EncoderSpec(**stored)
-    decoder = dict(stored.pop("decoder"))
-    if decoder.get("rope_scaling") is not None:
-        decoder["rope_scaling"] = Llama3Scaling(**decoder["rope_scaling"])
-    return DecoderEncoderSpec(DecoderSpec(**decoder), **stored)
+def stored_spec(stored: Mapping[str, Any]) -> TextEncoderSpec:
+    """A spec from the dict that `save_encoder` wrote."""
+    return read_spec(DecoderEncoderSpec if "decoder" in stored else EncoderSpec, stored)
 
 
 def save_encoder(encoder: Encoder, directory: str) -> None:
-    """Write a folder that load_encoder reads, with the prefix and the length that it takes where none are asked for."""
+    """Write a folder for `load_encoder`, with the default prefix and length."""
     more = {"prefix": encoder.prefix, "max_length": encoder.max_length}
     save_model(directory, "encoder", encoder.spec, encoder.params, encoder.tokenizer, **more)

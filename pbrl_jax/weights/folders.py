@@ -1,50 +1,73 @@
-"""Model folders of our own: a spec in JSON, parameters in safetensors, and the tokenizer, together.
+"""Model folders of this package: a spec in JSON, parameters in safetensors, and the tokenizer.
 
-A folder holds `pbrl_policy.json` or `pbrl_encoder.json`, `model.safetensors` with one tensor per parameter path, and
-the tokenizer's own files. A work directory is accepted wherever a model folder is: its `policy/` or `encoder/` is used,
-of a quickstart's work directory that of the stage which trained it.
+A folder holds `pbrl_policy.json`, `pbrl_encoder.json` or `pbrl_comet.json`, `model.safetensors` with one tensor per
+parameter path, and the tokenizer's files. A work directory is accepted in place of a model folder: its `policy/` or
+`encoder/` is used, or, in a quickstart's work directory, that of the stage which trained it.
 """
 
 import dataclasses
 import json
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from pbrl_jax.config.older import FIRST_VERSION
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import sha256_file
-from pbrl_jax.core.trees import map_with_path
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.core.trees import flat_paths
+from pbrl_jax.core.version import __version__
+from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, pieces_beyond
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import Planned, located, open_safetensors, write_safetensors
 from pbrl_jax.weights.tensors import WEIGHTS, Weights, load_params
 
+#: Pieces without an embedding that no text or chat template produces: Gemma 3's text models share their tokenizer with
+#: the multimodal ones, whose embedding is larger.
+NEVER_MADE = frozenset({"<image_soft_token>"})
+
+#: Kind -> the stage of a quickstart whose work directory holds its model.
 QUICKSTART_STAGES = {"policy": "rl", "encoder": "encoder"}
-"""Kind -> the stage of a quickstart whose work directory holds its model."""
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
+    """Check that every id of a tokenizer has an embedding; embeddings without an id (padding) are allowed.
+
+    Raises:
+      CheckpointError: names the first pieces without an embedding.
+    """
+    beyond = {piece: i for piece, i in pieces_beyond(tokenizer, vocab_size).items() if piece not in NEVER_MADE}
+    outside = [i for i in (*tokenizer.eos_ids, tokenizer.pad_id, tokenizer.bos_id) if i is not None and i >= vocab_size]
+    if beyond or outside:
+        shown = ", ".join(f"{piece!r} ({i})" for piece, i in sorted(beyond.items(), key=lambda x: x[1])[:5])
+        raise CheckpointError(
+            f"The tokenizer of {source!r} has {tokenizer.vocab_size} ids, but the embedding has {vocab_size} rows; "
+            f"without one: {shown or outside}. Take the tokenizer that belongs to these weights."
+        )
 
 
 def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more) -> None:
-    """Write a model folder; `kind` is policy or encoder. The spec is written last, so a torn folder has none.
+    """Write a model folder; `kind` is policy, encoder or comet. The spec is written last and marks a complete folder.
 
     `more` goes into the record beside the spec. One parameter at a time is brought to the host.
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"pbrl_{kind}.json").unlink(missing_ok=True)
-    leaves: dict[str, Any] = {}
-    map_with_path(lambda path, leaf: leaves.__setitem__(path, leaf), params)
+    leaves = flat_paths(params)
     planned = [Planned(path, tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()]
     arrays = (np.asarray(jax.device_get(leaf)) for leaf in leaves.values())
     digest = write_safetensors(folder / WEIGHTS, planned, arrays)
     tokenizer.save(str(folder))
-    record = {"spec": dataclasses.asdict(spec), "weights_sha256": digest, **more}
+    record = {"version": __version__, "spec": dataclasses.asdict(spec), "weights_sha256": digest, **more}
     (folder / f"pbrl_{kind}.json").write_text(json.dumps(record, indent=1))
 
 
 def own_folder(source: str, kind: str) -> epath.Path | None:
-    """The folder itself, or the one inside a work directory; None where neither was written by this package."""
+    """The folder itself or the one inside a work directory, if this package wrote it, else None."""
     root = epath.Path(source)
     folders = [root, root / kind]
     if kind in QUICKSTART_STAGES:
@@ -53,10 +76,10 @@ def own_folder(source: str, kind: str) -> epath.Path | None:
 
 
 def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path:
-    """`own_folder`, which must be there; `source` is what the user called it.
+    """`own_folder`, which must exist; `source` is the user's name of it.
 
     Raises:
-      CheckpointError: no such model there; says what was looked for, or that a run has not ended.
+      CheckpointError: no such model there; the message lists the expected files, or says that a run has not ended.
     """
     folder = own_folder(place, kind)
     if folder is None and (epath.Path(place) / "checkpoints").exists():
@@ -73,37 +96,67 @@ def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path
     return folder
 
 
-def read_record(folder: epath.Path, kind: str, spec_class) -> tuple[Any, dict]:
-    """(spec, the whole record) of a model folder.
+def read_spec(kind: type, stored: Mapping[str, Any]) -> Any:
+    """A spec of this dataclass from its JSON form (`dataclasses.asdict`)."""
+    hints = typing.get_type_hints(kind)
+
+    def value_of(hint: Any, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(value_of(hint, item) for item in value)
+        nested = [part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)]
+        return read_spec(nested[0], value) if isinstance(value, Mapping) else value  # type: ignore[arg-type]
+
+    return kind(**{name: value_of(hints[name], value) for name, value in stored.items()})
+
+
+def abstract_tree(init: Callable[[jax.Array, Any], Any], spec: Any) -> Any:
+    """Shapes of the parameters of `init(key, spec)`."""
+    return jax.eval_shape(lambda: init(jax.random.key(0), spec))
+
+
+def read_model(
+    place: str, kind: str, spec_of: Callable[[Mapping], Any], init: Callable[[jax.Array, Any], Any], *,
+    source: str | None = None, shardings: Callable[[Any, Any], Any] | None = None, dtype: Any = None,
+) -> tuple[Any, Any, Tokenizer, dict[str, Any]]:  # fmt: skip
+    """(spec, parameters on the devices, tokenizer, content of its JSON file) of a local model folder.
+
+    Args:
+      place: the folder, or a work directory.
+      kind: policy, encoder or comet.
+      spec_of: from the stored dict to a spec.
+      init: `init(key, spec)` gives parameters of the expected shapes.
+      source: the user's name of it.
+      shardings: from (spec, shapes) to a tree of shardings; None: the default device.
+      dtype: type of the parameters; None: as they are stored.
 
     Raises:
-      CheckpointError: a file that this version does not write.
+      CheckpointError: a file that this version cannot read (the message names the version that wrote it), a damaged
+        file, or tensors that do not fit the spec: all of them are listed.
     """
+    folder, version = model_folder(place, kind, source), FIRST_VERSION
     file = folder / f"pbrl_{kind}.json"
     try:
         record = json.loads(file.read_text())
-        spec, _ = spec_class(record["spec"]), record["weights_sha256"]
-    except (ValueError, TypeError, KeyError) as error:
+        version = record.get("version", FIRST_VERSION)
+        spec, digest = spec_of(record["spec"]), record["weights_sha256"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{file} is not what this version writes ({type(error).__name__}: {error}). Write the folder again."
+            f"{file} is not what this version writes ({type(error).__name__}: {error}): pbrl_jax {version} wrote it, "
+            f"this is {__version__}. Write the folder again."
         ) from error
-    return spec, record
+    abstract = abstract_tree(init, spec)
+    params = _read_weights(folder, digest, abstract, shardings and shardings(spec, abstract), dtype)
+    return spec, params, load_tokenizer(str(folder)), record
 
 
-def read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any = None, dtype: Any = None) -> Any:
-    """Parameters of a model folder, on the devices; `abstract` is the tree of shapes they must have.
-
-    Raises:
-      CheckpointError: a missing or damaged file, or tensors that do not fit: all of them are listed.
-    """
+def _read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any, dtype: Any) -> Any:
     path = located(folder / WEIGHTS)
     if path is None:
         raise CheckpointError(f"{folder} holds no {WEIGHTS}. Copy the whole folder, or write it again.")
     if sha256_file(path) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum is not the recorded one. Write it again.")
     tensors = Weights([open_safetensors(path)], str(folder))
-    names: dict[str, Stored] = {}
-    map_with_path(lambda name, leaf: names.__setitem__(name, Stored(name, leaf.shape)), abstract)
+    names = {name: Stored(name, leaf.shape) for name, leaf in flat_paths(abstract).items()}
     wrong = []
     for name, stored in names.items():
         found = tensors[name].shape if name in tensors else None
@@ -113,19 +166,3 @@ def read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any 
     if wrong:
         raise CheckpointError(f"{folder} does not fit its spec: " + "; ".join(wrong))
     return load_params(tensors, names, shardings, dtype)
-
-
-def read_model(place: str, kind: str, spec_class, abstract_params) -> tuple[Any, Any, Tokenizer, str]:
-    """(spec, parameters, tokenizer, weights' sha256) of a local model folder.
-
-    Args:
-      spec_class: function from the stored dict to a spec.
-      abstract_params: function from a spec to the tree of shapes its parameters must have.
-
-    Raises:
-      CheckpointError: a missing or damaged file, or tensors that do not fit the spec: all of them are listed.
-    """
-    folder = model_folder(place, kind)
-    spec, record = read_record(folder, kind, spec_class)
-    params = read_weights(folder, record["weights_sha256"], abstract_params(spec))
-    return spec, params, load_tokenizer(str(folder)), record["weights_sha256"]

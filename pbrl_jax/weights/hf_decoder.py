@@ -1,7 +1,7 @@
-"""Decoders of Hugging Face folders: `config.json` to our spec and back, and what their tensors are called.
+"""Decoders of Hugging Face folders: `config.json` to our spec and back, and the names of their tensors.
 
-A field of `config.json` is understood, known to be harmless, or an error that names it: a model is never loaded with
-a part of its forward pass left out. Where a folder leaves a field out, it has the value that transformers gives it.
+Each field of `config.json` is read, known to be irrelevant, or refused by name, so that no part of a forward pass is
+ignored. A missing field has the default of transformers.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from pbrl_jax.weights.hf_names import Stored
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
-#: Context that an exported config names for a policy that was born here: RoPE itself has no limit.
+#: `max_position_embeddings` in the exported config of a policy that was not loaded from one: RoPE has no limit.
 DEFAULT_CONTEXT = 32_768
 
 GEMMA_SWITCHES = {
@@ -24,15 +24,15 @@ GEMMA_SWITCHES = {
 
 
 class Family(NamedTuple):
-    """One `model_type`: what it always is, what it must say, and what a folder may leave out."""
+    """One `model_type`: its switches, the values that its config must have, and its defaults."""
 
     architecture: str
+    #: Fields of DecoderSpec in which the family differs from Llama.
     switches: dict[str, Any] = {}
-    """Fields of DecoderSpec in which the family differs from Llama."""
+    #: Config fields and the values of them that are supported; the first is written at export.
     required: dict[str, tuple] = {"hidden_act": ("silu",)}
-    """Config fields and the values of them that are supported; the first is written at export."""
+    #: Defaults of transformers for missing fields.
     defaults: dict[str, Any] = {}
-    """What transformers puts in for fields that are left out."""
     experts: bool = False
 
 
@@ -70,12 +70,12 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
-#: A multimodal config holds the decoder's under `text_config`: of these only the text is read.
+#: Multimodal `model_type` -> that of the decoder in its `text_config`; only the text model is read.
 MULTIMODAL = {"gemma3": "gemma3_text"}
 
 
 def _text_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
-    """(model_type, the decoder's own fields, what messages call them)."""
+    """(model_type, the decoder's fields, their name in messages)."""
     model_type = config.get("model_type")
     if model_type in MULTIMODAL:
         text = config.get("text_config")
@@ -95,12 +95,9 @@ def _text_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str
 
 
 def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[list[bool], int]:
-    """Which layers see only the last `window` tokens, and the window."""
-    if model_type == "llama":
-        window, local = None, [False] * layers
-    else:
-        window = fields.take("sliding_window", None)
-        local = [window is not None] * layers
+    """(whether each layer attends to the last `window` tokens only, the window)."""
+    window = None if model_type == "llama" else fields.take("sliding_window", None)
+    local = [window is not None] * layers
     if model_type.startswith("qwen"):
         start = fields.size("max_window_layers", 28, least=0)
         if not fields.flag("use_sliding_window", False):
@@ -134,7 +131,7 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
 
 
 def _shortest_pattern(local: list[bool]) -> str:
-    """The shortest string of l and g that, repeated, names every layer."""
+    """The shortest string of l and g whose repetition gives the kind of every layer."""
     letters = "".join("l" if one else "g" for one in local)
     for period in range(1, len(letters) + 1):
         if all(letter == letters[layer % period] for layer, letter in enumerate(letters)):
@@ -143,10 +140,10 @@ def _shortest_pattern(local: list[bool]) -> str:
 
 
 def _feed_forward(fields: ConfigFields, family: Family) -> dict[str, Any]:
-    """Width of the feed-forward, and the experts where the family has them."""
+    """Fields of the spec for the feed-forward, or for the experts where the family has them."""
     if not family.experts:
         return {"ffn": fields.size("intermediate_size")}
-    fields.take("intermediate_size", None)  # of layers without experts, of which there are none
+    fields.take("intermediate_size", None)  # used only by layers without experts, which are refused
     experts = fields.size("num_experts", fields.take("num_local_experts", 128))
     chosen = fields.size("num_experts_per_tok")
     if chosen > experts:
@@ -160,11 +157,11 @@ def _feed_forward(fields: ConfigFields, family: Family) -> dict[str, Any]:
 
 
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """The spec of the decoder that a folder's `config.json` describes.
+    """The spec of the decoder that a `config.json` describes.
 
     Raises:
-      CheckpointError: an unknown `model_type`, a missing field, or one that changes the forward pass in a way that
-        this package does not know; the message names field, value and what is supported.
+      CheckpointError: an unknown `model_type`, a missing field, or one that changes the forward pass in a way that is
+        not supported; the message names the field, its value and the supported values.
     """
     model_type, values, where = _text_config(config)
     family = FAMILIES[model_type]
@@ -207,9 +204,9 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def family_of(spec: DecoderSpec) -> str:
-    """The `model_type` whose forward pass these switches describe.
+    """The `model_type` with the forward pass of this spec.
 
-    A Mistral without a window computes what a Llama computes, and is called so.
+    A Mistral without a window computes what a Llama computes, and is exported as Llama.
 
     Raises:
       CheckpointError: no family has this combination.
@@ -237,7 +234,7 @@ def family_of(spec: DecoderSpec) -> str:
 
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `config.json` that no forward pass reads but an export should repeat (token ids, context)."""
+    """The fields of a `config.json` that an export repeats although no forward pass reads them (token ids, context)."""
     _, values, _ = _text_config(config)
     return {name: values[name] for name in KEPT if name in values}
 
@@ -246,8 +243,8 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
     """The `config.json` that transformers and vLLM load: `decoder_spec(hf_config(spec)) == spec`.
 
     Args:
-      spec: the policy's; dtype, remat and kernel are this machine's business and are not written.
-      kept: what `kept_fields` gave of the config that the policy came from; None for one that was born here.
+      spec: the policy's; dtype, remat and attention kernel are settings of this machine and are not written.
+      kept: `kept_fields` of the config that the policy was loaded from; None if it was not loaded from one.
       dtype: type of the stored weights.
 
     Raises:
@@ -291,7 +288,7 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
 
 
 def _window_fields(spec: DecoderSpec, model_type: str) -> dict[str, Any]:
-    """Which layers are local, as the family says it."""
+    """The config fields by which the family marks local layers."""
     local = spec.local_layers()
     if model_type == "llama":
         return {}
@@ -301,7 +298,7 @@ def _window_fields(spec: DecoderSpec, model_type: str) -> dict[str, Any]:
         return {"use_sliding_window": any(local), "sliding_window": spec.window or None}
     listed = {"layer_types": [LOCAL if one else GLOBAL for one in local]}
     if model_type == "gemma3_text":
-        # Versions of transformers that know no layer_types count to the global layer.
+        # Older versions of transformers read no layer_types but the period of global layers.
         counted = spec.layer_pattern.strip("l") == "g" and spec.layer_pattern[-1] == "g"
         pattern = {"sliding_window_pattern": len(spec.layer_pattern)} if counted else {}
         return {**listed, **pattern, "sliding_window": spec.window or None}
@@ -310,7 +307,7 @@ def _window_fields(spec: DecoderSpec, model_type: str) -> dict[str, Any]:
 
 
 def decoder_names(spec: DecoderSpec) -> dict[str, Stored]:
-    """Our parameter path (`layers/query/kernel`) -> where it lies in a checkpoint, for every parameter of `spec`.
+    """Our parameter path (`layers/query/kernel`) -> tensors of a checkpoint, for every parameter of `spec`.
 
     Names are those of the `...ForCausalLM` classes (`model.embed_tokens.weight`, `lm_head.weight`); a tied output
     matrix is not among them.
@@ -328,7 +325,7 @@ def decoder_names(spec: DecoderSpec) -> dict[str, Stored]:
             names[f"layers/{ours}/bias"] = of_layer(f"{theirs}.bias", (heads, C))
         if spec.qk_norm and ours != "value":
             names[f"layers/{ours}_norm/scale"] = of_layer(f"self_attn.{ours[0]}_norm.weight", (C,))
-    names["layers/out/kernel"] = of_layer("self_attn.o_proj.weight", (spec.heads, C, D), True)
+    names["layers/out/kernel"] = of_layer("self_attn.o_proj.weight", (spec.heads, C, D), True)._replace(inputs=2)
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     if spec.sandwich_norms:
         norms |= {

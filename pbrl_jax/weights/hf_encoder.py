@@ -1,6 +1,6 @@
-"""Encoders of Hugging Face folders: `config.json` to our spec, and what their tensors are called.
+"""Encoders of Hugging Face folders: `config.json` to our spec, and the names of their tensors.
 
-A field of `config.json` is understood, known to be harmless, or an error that names it, as for decoders.
+Each field of `config.json` is read, known to be irrelevant, or refused by name, as for decoders.
 """
 
 import re
@@ -8,14 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from pbrl_jax.core.errors import CheckpointError, did_you_mean
-from pbrl_jax.models.specs import DenseSpec, EncoderSpec
+from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
+from pbrl_jax.weights.hf_decoder import decoder_names
 from pbrl_jax.weights.hf_fields import ConfigFields
-from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
-#: `model_type` -> whether its layers are pre-norm. BERT counts positions from 0, the others from their padding id.
+#: `model_type` -> whether its layers are pre-norm. Positions of BERT start at 0, those of the others after the padding
+#: id.
 FAMILIES = {"bert": False, "xlm-roberta": False, "xlm-roberta-xl": True}
 
-#: Fields that would change the forward pass -> the values with which they do not.
+#: Sizes of our spec -> fields of config.json.
+SIZES = {
+    "vocab_size": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "ffn": "intermediate_size", "max_positions": "max_position_embeddings", "type_vocab": "type_vocab_size",
+}  # fmt: skip
+#: Fields that can change the forward pass -> the supported values.
 SUPPORTED = {
     "hidden_act": ("gelu",),
     "position_embedding_type": ("absolute", None),
@@ -30,7 +37,7 @@ HARMLESS = re.compile(
     r"_.*|.*dropout.*|initializer_factor|gradient_checkpointing|output_past|return_dict_in_generate"
     r"|tie_(word_embeddings|encoder_decoder)|pooler_.*|directionality|num_labels|tf_legacy_loss|name"
 )
-#: What transformers gives a field that a folder leaves out.
+#: Defaults of transformers for missing fields.
 DEFAULTS = {
     "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
     "xlm-roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
@@ -46,8 +53,8 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
       **changes: fields of the spec that are not in it (pooling, special tokens, ...).
 
     Raises:
-      CheckpointError: another architecture (the known ones are listed), or a field that is missing, not understood, or
-        has a value that is not computed here.
+      CheckpointError: another architecture (the known ones are listed), or a field that is missing, unknown, or has an
+        unsupported value.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -58,15 +65,10 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
     for name in filter(HARMLESS.fullmatch, config):
         fields.take(name)
     offset = 0 if family == "bert" else fields.take("pad_token_id", 1) + 1
+    sizes: dict[str, Any] = {ours: fields.size(theirs) for ours, theirs in SIZES.items()}
     spec = EncoderSpec(
-        vocab_size=fields.size("vocab_size"),
-        width=fields.size("hidden_size"),
-        layers=fields.size("num_hidden_layers"),
-        heads=fields.size("num_attention_heads"),
-        ffn=fields.size("intermediate_size"),
-        max_positions=fields.size("max_position_embeddings"),
+        **sizes,
         position_offset=offset,
-        type_vocab=fields.size("type_vocab_size"),
         norm_eps=fields.number("layer_norm_eps"),
         pre_norm=FAMILIES[family],
         **changes,
@@ -89,31 +91,28 @@ def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
         "type_embed": Stored("embeddings.token_type_embeddings.weight", (spec.type_vocab, width)),
     }
 
-    def linear(path: str, name: str, fan_in: tuple[int, ...], fan_out: tuple[int, ...]):
-        names[f"{path}/kernel"] = Stored(f"{layer}{name}.weight", fan_in + fan_out, True, spec.layers)
-        names[f"{path}/bias"] = Stored(f"{layer}{name}.bias", fan_out, layers=spec.layers)
-
-    def norm(path: str, name: str, layers: int = 0):
-        names[f"{path}/scale"] = Stored(f"{name}.weight", (width,), layers=layers)
-        names[f"{path}/bias"] = Stored(f"{name}.bias", (width,), layers=layers)
-
     for part in ("query", "key", "value"):
-        linear(f"layers/{part}", f"attention.self.{part}", (width,), head)
-    linear("layers/out", "attention.output.dense", head, (width,))
-    linear("layers/up", "intermediate.dense", (width,), (spec.ffn,))
-    linear("layers/down", "output.dense", (spec.ffn,), (width,))
-    if spec.pre_norm:
-        norm("layers/attention_norm", f"{layer}attention.self_attn_layer_norm", spec.layers)
-        norm("layers/mlp_norm", f"{layer}LayerNorm", spec.layers)
-        norm("final_norm", "encoder.LayerNorm")
-    else:
-        norm("layers/attention_norm", f"{layer}attention.output.LayerNorm", spec.layers)
-        norm("layers/mlp_norm", f"{layer}output.LayerNorm", spec.layers)
-        norm("embed_norm", "embeddings.LayerNorm")
-    return names
+        names |= linear_names(f"layers/{part}", f"{layer}attention.self.{part}", (width,), head, spec.layers)
+    names |= linear_names("layers/out", f"{layer}attention.output.dense", head, (width,), spec.layers)
+    names |= linear_names("layers/up", f"{layer}intermediate.dense", (width,), (spec.ffn,), spec.layers)
+    names |= linear_names("layers/down", f"{layer}output.dense", (spec.ffn,), (width,), spec.layers)
+    attention, mlp = ("attention.self_attn_layer_norm", "LayerNorm") if spec.pre_norm else (
+        "attention.output.LayerNorm", "output.LayerNorm"
+    )  # fmt: skip
+    names |= norm_names("layers/attention_norm", layer + attention, width, spec.layers)
+    names |= norm_names("layers/mlp_norm", layer + mlp, width, spec.layers)
+    whole = ("final_norm", "encoder.LayerNorm") if spec.pre_norm else ("embed_norm", "embeddings.LayerNorm")
+    return names | norm_names(*whole, width)
 
 
 def dense_names(spec: DenseSpec, width: int) -> dict[str, Stored]:
-    """`kernel` and `bias` of one Dense module, in the file of its own folder."""
-    names = {"kernel": Stored("linear.weight", (width, spec.width), True)}
-    return names | ({"bias": Stored("linear.bias", (spec.width,))} if spec.bias else {})
+    """`kernel` and `bias` of one Dense module, in the file of its folder."""
+    names = linear_names("", "linear", (width,), (spec.width,), bias=spec.bias)
+    return {path.removeprefix("/"): stored for path, stored in names.items()}
+
+
+def transformer_names(spec: EncoderSpec | DecoderEncoderSpec) -> dict[str, Stored]:
+    """Our parameter path -> tensor, for the transformer of either kind of encoder."""
+    if isinstance(spec, DecoderEncoderSpec):
+        return {f"decoder/{path}": stored for path, stored in decoder_names(spec.decoder).items()}
+    return encoder_names(spec)

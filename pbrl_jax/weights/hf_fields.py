@@ -1,15 +1,19 @@
-"""Reading a decoder's `config.json` so that no field is passed over: each is taken, harmless, or an error."""
+"""Reading a `config.json` so that no field is ignored: each is read, known to be irrelevant, or refused."""
 
-from collections.abc import Mapping
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.models.specs import Llama3Scaling
+from pbrl_jax.weights.tensors import CONFIG
 
 #: Fields that no forward pass reads and that an export repeats.
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
 
-#: Fields that change nothing that is computed here: bookkeeping, dropout, output options, training losses.
+#: Fields without influence on the forward pass: bookkeeping, dropout, output options, training losses.
 HARMLESS = frozenset(KEPT) | {
     "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "attn_implementation",
     "auto_map", "cache_implementation", "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id", "dtype",
@@ -20,7 +24,7 @@ HARMLESS = frozenset(KEPT) | {
     "use_cache",
 }  # fmt: skip
 
-#: Fields of every RoPE type that is understood.
+#: Supported RoPE types and their fields.
 ROPE_TYPES = {
     "default": (),
     "linear": ("factor",),
@@ -30,13 +34,37 @@ ROPE_TYPES = {
 MISSING = object()
 
 
+def read_config(folder: str, source: str) -> dict[str, Any] | None:
+    """`config.json` of a model; None where there is none, or where it is that of a run.
+
+    Raises:
+      CheckpointError: it is not JSON.
+    """
+    path = os.path.join(folder, CONFIG)
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} in {source!r} is not JSON: {error}. Download the file again.") from error
+    return config if isinstance(config, dict) and {"model_type", "architectures"} & config.keys() else None
+
+
+def stored_compute_type(config: dict[str, Any]) -> str:
+    """bfloat16 where the config has it, else float32: models trained in bfloat16 can exceed the range of float16."""
+    places = (config, config.get("text_config") or {})
+    named = [str(place.get(name)) for place in places for name in ("dtype", "torch_dtype") if place.get(name)]
+    return "bfloat16" if named and named[0].endswith("bfloat16") else "float32"
+
+
 class ConfigFields:
-    """The fields of one config; each is taken by name, and `finish` refuses those that nobody took.
+    """The fields of one config; each is taken by name, and `finish` refuses those that were not taken.
 
     Args:
       values: the config.
-      defaults: what transformers puts in for a field that is left out.
-      where: what the messages call it.
+      defaults: values of missing fields.
+      where: name of the config in messages.
     """
 
     def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "config.json"):
@@ -44,43 +72,40 @@ class ConfigFields:
         self.taken: set[str] = set()
 
     def take(self, name: str, default: Any = MISSING) -> Any:
-        """The field's value; without one the family's default, or the given one, or a CheckpointError."""
+        """The field's value, else the family's default, else the given one, else a CheckpointError."""
         self.taken.add(name)
         value = self.values.get(name, self.defaults.get(name, default))
         if value is MISSING:
             raise CheckpointError(f"{self.where} has no {name!r}. Add it as the model's authors published it.")
         return value
 
+    def _checked(self, name: str, default: Any, valid: Callable[[Any], bool], expected: str) -> Any:
+        value = self.take(name, default)
+        if not valid(value):
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected {expected}.")
+        return value
+
     def size(self, name: str, default: Any = MISSING, least: int = 1) -> int:
         """An integer of at least `least`."""
-        value = self.take(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected an integer of at least {least}.")
-        return value
+        return self._checked(name, default, lambda x: type(x) is int and x >= least, f"an integer of at least {least}")
 
     def number(self, name: str, default: Any = MISSING) -> float:
         """A positive number."""
-        value = self.take(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected a positive number.")
-        return float(value)
+        return float(self._checked(name, default, lambda x: type(x) in (int, float) and x > 0, "a positive number"))
 
     def flag(self, name: str, default: Any = MISSING) -> bool:
         """True or false; null is false."""
-        value = self.take(name, default)
-        if value not in (True, False, None):
-            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected true or false.")
-        return bool(value)
+        return bool(self._checked(name, default, lambda x: x in (True, False, None), "true or false"))
 
     def expect(self, name: str, *supported: Any) -> None:
-        """Refuse any value but these; a field that is left out has the first."""
+        """Refuse any value but the supported ones; a missing field has the first of them."""
         value = self.take(name, supported[0])
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported):
             known = " or ".join(repr(one) for one in supported)
             raise CheckpointError(f"{self.where}: {name} is {value!r}, which changes the model; supported is {known}.")
 
     def finish(self) -> None:
-        """Refuse fields that were neither taken nor are harmless."""
+        """Refuse fields that were neither taken nor are known to be irrelevant."""
         unknown = sorted(set(self.values) - self.taken - HARMLESS)
         if unknown:
             found = ", ".join(f"{name}={self.values[name]!r}" for name in unknown)
@@ -99,7 +124,7 @@ class Rope(NamedTuple):
 
 
 def parse_rope(values: Mapping[str, Any] | None, theta: float, where: str) -> Rope:
-    """One RoPE dictionary of either spelling; `theta` is the base where the dictionary names none."""
+    """RoPE from a dictionary in old or new format; `theta` is the base where the dictionary has none."""
     values = dict(values or {})
     kind = values.pop("rope_type", None) or values.get("type") or "default"
     values.pop("type", None)
@@ -115,21 +140,21 @@ def parse_rope(values: Mapping[str, Any] | None, theta: float, where: str) -> Ro
     if kind == "llama3":
         original = int(numbers.pop("original_max_position_embeddings"))
         return Rope(theta, scaling=Llama3Scaling(original_max_position=original, **numbers))
-    return Rope(theta, **numbers)
+    return Rope(theta, numbers.get("factor", 1.0))
 
 
 def read_rope(fields: ConfigFields, by_layer: bool) -> tuple[Rope, Rope]:
-    """RoPE of global and of local layers, in old or new spelling.
+    """RoPE of global and of local layers, from the old or new format.
 
     Old: `rope_theta`, `rope_scaling`, and `rope_local_base_freq` for local layers. New: `rope_parameters`, flat, or one
     dictionary per kind of layer.
 
     Args:
       fields: the config.
-      by_layer: local layers have a RoPE of their own, which is never scaled.
+      by_layer: local layers have a separate RoPE, which is never scaled.
     """
     theta = fields.number("rope_theta", 10_000.0)
-    local = Rope(fields.number("rope_local_base_freq")) if by_layer else None
+    local_theta = fields.number("rope_local_base_freq") if by_layer else theta
     fields.expect("partial_rotary_factor", 1.0, 1, None)
     scaling, parameters = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
@@ -137,18 +162,18 @@ def read_rope(fields: ConfigFields, by_layer: bool) -> tuple[Rope, Rope]:
             raise CheckpointError(f"{fields.where}: {name} is {value!r}; expected an object.")
     old = parse_rope(scaling, theta, f"{fields.where}, rope_scaling")
     if not parameters:
-        return old, local or old
+        return old, Rope(local_theta) if by_layer else old
     place = f"{fields.where}, rope_parameters"
     if by_layer:
-        new, local = _rope_by_layer(parameters, theta, local.theta, place)
+        new, local = _rope_by_layer(parameters, theta, local_theta, place)
     else:
-        new = parse_rope(parameters, theta, place)
+        new = local = parse_rope(parameters, theta, place)
     if scaling and old != new:
         raise CheckpointError(
-            f"{fields.where}: rope_scaling {scaling!r} and rope_parameters {parameters!r} say different things. "
+            f"{fields.where}: rope_scaling {scaling!r} and rope_parameters {parameters!r} differ. "
             "Remove the one that is wrong."
         )
-    return new, local or new
+    return new, local
 
 
 def _rope_by_layer(parameters: Mapping[str, Any], theta: float, local_theta: float, place: str) -> tuple[Rope, Rope]:
@@ -168,16 +193,9 @@ def _rope_by_layer(parameters: Mapping[str, Any], theta: float, local_theta: flo
 
 
 def rope_fields(rope: Rope) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`: the old spelling, which old and new versions of transformers and vLLM read."""
-    scaling = None
+    """`rope_theta` and `rope_scaling`: the old format, which all versions of transformers and vLLM read."""
+    scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": rope.factor} if rope.factor != 1.0 else None
     if rope.scaling is not None:
-        scaling = {
-            "rope_type": "llama3",
-            "factor": rope.scaling.factor,
-            "low_freq_factor": rope.scaling.low_freq_factor,
-            "high_freq_factor": rope.scaling.high_freq_factor,
-            "original_max_position_embeddings": rope.scaling.original_max_position,
-        }
-    elif rope.factor != 1.0:
-        scaling = {"rope_type": "linear", "factor": rope.factor}
+        scaling = {"rope_type": "llama3", **dataclasses.asdict(rope.scaling)}
+        scaling["original_max_position_embeddings"] = scaling.pop("original_max_position")
     return {"rope_theta": rope.theta, "rope_scaling": scaling}

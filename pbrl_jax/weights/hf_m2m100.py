@@ -1,4 +1,4 @@
-"""M2M100 and NLLB folders of Hugging Face: `config.json` to our spec, and what their tensors are called."""
+"""M2M100 and NLLB folders of Hugging Face: `config.json` to our spec, and the names of their tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.models.m2m100 import M2M100Spec
 from pbrl_jax.weights.hf_fields import ConfigFields
-from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
+#: `model_type` of M2M100 and of the dense models of NLLB-200.
 MODEL_TYPE = "m2m_100"
-"""`model_type` of M2M100 and of NLLB-200's dense models alike."""
 
-#: What transformers puts in for a field that config.json leaves out.
+#: Defaults of transformers for missing fields.
 DEFAULTS = {
     "vocab_size": 128112, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16,
     "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "max_position_embeddings": 1024,
@@ -24,7 +24,7 @@ TRAINING_ONLY = (
     "max_length", "num_beams", "early_stopping", "length_penalty", "forced_bos_token_id",
 )  # fmt: skip
 
-#: Regular expression of tensors that no parameter takes: copies of the shared embedding, and computed positions.
+#: Regular expression of tensors that are not read: copies of the shared embedding, and computed positions.
 IGNORED = r"^(encoder|decoder)\.(embed_tokens\.weight|embed_positions\.weights?)$"
 
 
@@ -32,7 +32,7 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
     """The spec that a `config.json` describes.
 
     Raises:
-      CheckpointError: another kind of model, a field that is not understood, or sizes that do not fit one another.
+      CheckpointError: another kind of model, an unknown field, or inconsistent sizes.
     """
     if config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f"config.json: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}.")
@@ -69,7 +69,7 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
 
 
 def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
-    """Our parameter path -> where it lies in the checkpoint."""
+    """Our parameter path -> tensors of the checkpoint."""
     names = {"embed": Stored("model.shared.weight", (spec.vocab_size, spec.width))}
     encoder = (spec.encoder_layers, spec.width, spec.encoder_heads, spec.encoder_ffn)
     decoder = (spec.decoder_layers, spec.width, spec.decoder_heads, spec.decoder_ffn)
@@ -77,38 +77,25 @@ def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
     names |= _attention("decoder", "decoder", "self_attn", *decoder[:3]) | _feed_forward("decoder", *decoder)
     cross = _attention("decoder", "decoder", "encoder_attn", *decoder[:3])
     for path, stored in cross.items():
-        # The source's keys and values are made once per sentence, by a module of their own.
+        # The source's keys and values are computed once per sentence, by a separate module.
         part = path.removeprefix("decoder/")
         own = part.startswith(("key/", "value/"))
         names["cross/" + part if own else "decoder/cross_" + part.removeprefix("attention_")] = stored
     for side in ("encoder", "decoder"):
-        names |= _norm(f"{side}_norm", f"model.{side}.layer_norm", spec.width)
+        names |= norm_names(f"{side}_norm", f"model.{side}.layer_norm", spec.width)
     return names
-
-
-def _norm(path: str, name: str, width: int, layers: int = 0) -> dict[str, Stored]:
-    return {
-        f"{path}/scale": Stored(f"{name}.weight", (width,), layers=layers),
-        f"{path}/bias": Stored(f"{name}.bias", (width,), layers=layers),
-    }
 
 
 def _attention(path: str, side: str, block: str, layers: int, width: int, heads: int) -> dict[str, Stored]:
     prefix, head = f"model.{side}.layers.{{layer}}.{block}", (heads, width // heads)
-    names = _norm(f"{path}/attention_norm", f"{prefix}_layer_norm", width, layers)
-    for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-        names[f"{path}/{ours}/kernel"] = Stored(f"{prefix}.{theirs}.weight", (width, *head), True, layers)
-        names[f"{path}/{ours}/bias"] = Stored(f"{prefix}.{theirs}.bias", head, layers=layers)
-    names[f"{path}/out/kernel"] = Stored(f"{prefix}.out_proj.weight", (*head, width), True, layers)
-    names[f"{path}/out/bias"] = Stored(f"{prefix}.out_proj.bias", (width,), layers=layers)
-    return names
+    names = norm_names(f"{path}/attention_norm", f"{prefix}_layer_norm", width, layers)
+    for part in ("query", "key", "value"):
+        names |= linear_names(f"{path}/{part}", f"{prefix}.{part[0]}_proj", (width,), head, layers)
+    return names | linear_names(f"{path}/out", f"{prefix}.out_proj", head, (width,), layers)
 
 
 def _feed_forward(path: str, layers: int, width: int, _heads: int, ffn: int) -> dict[str, Stored]:
     prefix = f"model.{path}.layers.{{layer}}"
-    return _norm(f"{path}/mlp_norm", f"{prefix}.final_layer_norm", width, layers) | {
-        f"{path}/up/kernel": Stored(f"{prefix}.fc1.weight", (width, ffn), True, layers),
-        f"{path}/up/bias": Stored(f"{prefix}.fc1.bias", (ffn,), layers=layers),
-        f"{path}/down/kernel": Stored(f"{prefix}.fc2.weight", (ffn, width), True, layers),
-        f"{path}/down/bias": Stored(f"{prefix}.fc2.bias", (width,), layers=layers),
-    }
+    up = linear_names(f"{path}/up", f"{prefix}.fc1", (width,), (ffn,), layers)
+    down = linear_names(f"{path}/down", f"{prefix}.fc2", (ffn,), (width,), layers)
+    return norm_names(f"{path}/mlp_norm", f"{prefix}.final_layer_norm", width, layers) | up | down

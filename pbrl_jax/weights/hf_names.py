@@ -1,34 +1,57 @@
-"""Where our parameters lie in a checkpoint of someone else's: the shape of the tables that name them.
+"""Tables from our parameters to the tensors of released checkpoints.
 
-Every model family has a table, our parameter path -> Stored. Loading, conversion and export are one code over it.
+Every model family has a table, our parameter path -> Stored, which loading, conversion and export use.
 """
 
+import math
 from typing import NamedTuple
 
 
 class Stored(NamedTuple):
-    """One parameter of ours in a Hugging Face checkpoint.
+    """The tensors of one of our parameters in a Hugging Face checkpoint.
 
-    With `view = tensor.T if transpose else tensor`, one entry of ours is `view.reshape(shape)`: a torch Linear holds
-    [out, in], ours [in, out] with heads and head channels on axes of their own. Both steps are views of the file, so
-    any slice of ours is read without reading the rest.
+    With `view = tensor.T if transpose else tensor`, one entry of ours is `view.reshape(shape)`: a torch Linear is
+    [out, in], ours [in, out] with separate axes for heads and head channels. Both steps are views of the file, so any
+    slice of ours is read without reading the rest.
     """
 
+    #: Tensor name; with {layer} where layers are stacked, and {expert} where experts are.
     template: str
-    """Tensor name; with {layer} where layers are stacked, and {expert} where experts are."""
+    #: Shape of one entry in our layout, without the stacked axes.
     shape: tuple[int, ...]
-    """Shape of one entry in our layout, without the stacked axes."""
     transpose: bool = False
+    #: Entries stacked on axis 0; 0: not stacked.
     layers: int = 0
-    """Entries stacked on axis 0; 0: not stacked."""
+    #: Entries stacked on the axis after the layers'; 0: not stacked.
     experts: int = 0
-    """Entries stacked on the axis after the layers'; 0: not stacked."""
+    #: Of a transposed one, the leading axes of `shape` that are inputs.
+    inputs: int = 1
 
     def full_shape(self) -> tuple[int, ...]:
         """Our parameter's shape, stacked axes included."""
         return (self.layers,) * bool(self.layers) + (self.experts,) * bool(self.experts) + self.shape
 
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape of each tensor: [outputs, inputs] of a transposed one, one axis for a bias."""
+        if self.transpose:
+            return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
+        return (math.prod(self.shape),) if self.template.endswith(".bias") else self.shape
+
     def names(self) -> list[str]:
-        """Every tensor that the parameter is made of, experts varying fastest."""
+        """Names of all its tensors, experts varying fastest."""
         layers, experts = range(max(self.layers, 1)), range(max(self.experts, 1))
         return [self.template.format(layer=layer, expert=expert) for layer in layers for expert in experts]
+
+
+def linear_names(path: str, name: str, fan_in: tuple[int, ...], fan_out: tuple[int, ...], layers: int = 0, *,
+                 bias: bool = True) -> dict[str, Stored]:  # fmt: skip
+    """`kernel` and `bias` at our `path` of the torch Linear called `name`."""
+    kernel = Stored(f"{name}.weight", fan_in + fan_out, True, layers, inputs=len(fan_in))
+    names = {f"{path}/kernel": kernel, f"{path}/bias": Stored(f"{name}.bias", fan_out, layers=layers)}
+    return names if bias else {f"{path}/kernel": kernel}
+
+
+def norm_names(path: str, name: str, width: int, layers: int = 0) -> dict[str, Stored]:
+    """`scale` and `bias` at our `path` of the torch LayerNorm called `name`."""
+    parts = {"scale": "weight", "bias": "bias"}
+    return {f"{path}/{ours}": Stored(f"{name}.{theirs}", (width,), layers=layers) for ours, theirs in parts.items()}

@@ -1,8 +1,8 @@
-"""From where a user says a model is to a folder of this machine, whose files can be mapped.
+"""From the name of a model to a local folder, whose files can be memory-mapped.
 
 A model is named by a folder, by a path of an object store (`gs://bucket/model`), or by a hub id (`Qwen/Qwen3-0.6B`,
-with `@revision` for one that stays the same). Files of the hub are downloaded once. Of a store the small files are
-copied once, and so is what torch wrote; safetensors stay there, and are read by range where numbers are needed.
+with `@revision` for a fixed version). Files of the hub are downloaded once. From a store, small files and torch files
+are copied once; safetensors files stay there, and ranges of them are read as needed.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pbrl_jax.core.paths import CHUNK_BYTES, is_remote, write_atomic
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.weights.safetensors_file import POINTER
 
-#: What a model needs: configuration, tokenizer, chat template and weights.
+#: Files of a model: configuration, tokenizer, chat template and weights.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml")
 WEIGHT_FILES = ("*.safetensors",)
 TORCH_FILES = ("*pytorch_model*.bin", "*.ckpt")
@@ -26,17 +26,16 @@ TORCH_FILES = ("*pytorch_model*.bin", "*.ckpt")
 LEFT_OUT = ("original/*", "onnx/*", "openvino/*", "consolidated*", "*.onnx")
 
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-CACHE_VARIABLE = "PBRL_MODEL_CACHE"
 RECORD = "copied_from.json"
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` reads as `owner/name` and is no path into a folder that is here."""
+    """Whether `source` has the form `owner/name` and is no path into an existing folder."""
     return HUB_ID.fullmatch(source) is not None and not os.path.isdir(source.split("/")[0])
 
 
 def local_copy(source: str | os.PathLike) -> str:
-    """The folder of a model on this machine; whatever is neither remote nor a hub id is given back as it is.
+    """The local folder of a model; a name that is neither remote nor a hub id is returned unchanged.
 
     Raises:
       CheckpointError: the hub or the store cannot be reached, knows no such model, or does not give it to this user.
@@ -50,15 +49,15 @@ def local_copy(source: str | os.PathLike) -> str:
 
 
 def download(source: str) -> str:
-    """The snapshot of a hub id in the hub's own cache (`HF_HOME`), downloaded where it is not there yet.
+    """The snapshot of a hub id in the hub's cache (`HF_HOME`), downloaded if it is not there.
 
     Raises:
-      CheckpointError: gated, private, unknown, or not reachable; says what to do.
+      CheckpointError: gated, private, unknown or unreachable; the message says what to do.
     """
     from huggingface_hub import errors, snapshot_download
 
-    named = HUB_ID.fullmatch(source)
-    name, revision = named["name"], named["revision"]
+    name, _, after = source.partition("@")
+    revision = after or None
 
     def fetch(*patterns: str) -> str:
         return snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(LEFT_OUT))
@@ -92,21 +91,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def cache_folder() -> str:
-    """Where models of object stores are copied to: PBRL_MODEL_CACHE, or ~/.cache/pbrl_jax/models."""
-    return os.path.expanduser(os.environ.get(CACHE_VARIABLE) or "~/.cache/pbrl_jax/models")
-
-
 def copy_remote(source: str) -> str:
-    """A folder of an object store, copied file by file, with a pointer in the place of every safetensors file.
+    """Copy a folder of an object store, with a pointer file in place of every safetensors file.
 
-    Files whose size and time are as before are not copied again; where the store's client tells no time, all are.
+    Files with unchanged size and modification time are not copied again; without times from the store, all are.
 
     Raises:
-      CheckpointError: no such folder, or the store refuses.
+      CheckpointError: no such folder, or the store cannot be read.
     """
     remote = epath.Path(source)
-    target = os.path.join(cache_folder(), hashlib.sha256(source.rstrip("/").encode()).hexdigest()[:24])
+    cache = os.path.expanduser(os.environ.get("PBRL_MODEL_CACHE") or "~/.cache/pbrl_jax/models")
+    target = os.path.join(cache, hashlib.sha256(source.rstrip("/").encode()).hexdigest()[:24])
     try:
         found = _remote_files(remote)
     except Exception as error:  # the store's client decides what it raises
@@ -132,17 +127,17 @@ def copy_remote(source: str) -> str:
 
 
 def _wanted(name: str) -> bool:
-    """The files that are copied; of a work directory also those of the model folders in it."""
+    """Whether a file is copied; those of model folders inside a work directory are too."""
     path = epath.Path(name)
     return any(path.match(pattern) for pattern in (*SMALL_FILES, *TORCH_FILES))
 
 
 def _remote_files(folder: epath.Path, below: str = "") -> dict[str, tuple[epath.Path, list[int]]]:
-    """Name here -> (file, [size, modification time]); one level of folders deep, as sentence encoders are laid.
+    """Local name -> (file, [size, modification time]), one level of folders deep, as in sentence-transformers.
 
-    Of safetensors there will be a pointer, which is the same whatever the file holds.
+    A safetensors file is represented by its pointer, which does not depend on its content.
     """
-    found = {}
+    found: dict[str, tuple[epath.Path, list[int]]] = {}
     for child in folder.iterdir():
         name = f"{below}{child.name}"
         if child.is_dir():

@@ -1,8 +1,9 @@
-"""A pickle read as data: an interpreter of the opcodes that imports nothing and calls nothing the file names.
+"""Pickles read as data: an interpreter of the opcodes that never imports or calls anything that a file names.
 
-A pickle is a program. Python's own reader runs it; this one knows a closed list of constructors (given by the caller)
-and puts an inert `Foreign` in the place of every other object, so that a Lightning checkpoint with callbacks, optimizer
-state and a Namespace can be read for its tensors.
+A pickle is a program, which Python's own reader runs. This one calls only a closed list of constructors (given by the
+caller) and replaces every other object by an inert `Foreign`, so that the tensors of a Lightning checkpoint with
+callbacks, optimizer state and a Namespace can be read. A restricted `pickle.Unpickler` would not be as safe: a deeply
+nested tuple as a dict key overflows the C stack in its hash, and one large memo index allocates gigabytes.
 """
 
 import pickle
@@ -10,14 +11,14 @@ import pickletools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
+#: Largest nesting depth of the result, so that callers may walk it recursively.
 MAX_DEPTH = 100
-"""Deepest nesting of the result, so that whoever walks it may recurse."""
+#: Largest number of items of the result as a tree; with shared lists, a small file can be exponentially large.
 MAX_ITEMS = 10_000_000
-"""Largest size of the result written out as a tree; shared lists can make a small file exponentially large."""
 
 
 class PickleDataError(ValueError):
-    """A pickle that is damaged, or that does what no checkpoint needs."""
+    """A pickle that is damaged, or that uses features that no checkpoint needs."""
 
 
 class Name(NamedTuple):
@@ -31,7 +32,7 @@ class Name(NamedTuple):
 
 
 class Foreign:
-    """The place of an object of a class we do not read. It remembers its class's name and nothing else."""
+    """A placeholder for an object of a class that is not read; it holds the name of the class."""
 
     __slots__ = ("name",)
 
@@ -43,7 +44,7 @@ class Foreign:
 
 
 class Record(dict):
-    """A plain object read as a dict of its attributes (argparse.Namespace)."""
+    """An object read as a dict of its attributes (argparse.Namespace)."""
 
 
 Constructors = Mapping[Name, Callable[..., Any]]
@@ -110,23 +111,16 @@ class _Machine:
         items, self.stack = self.stack, self.outer.pop()
         return items
 
-    def collect(self, _argument=None, kind: Callable[[list[Any]], Any] = list) -> None:
-        items = self.marked()
-        self.stack.append(kind(items))
+    def pop(self, _argument) -> Any:
+        return self.stack.pop() if self.stack else self.marked()
 
-    def pop(self, _argument=None) -> Any:
-        if not self.stack:
-            return self.marked()
-        return self.stack.pop()
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
-    def push_name(self, argument: str | None) -> None:
-        if argument is None:
-            name, module = self.stack.pop(), self.stack.pop()
-        else:
-            module, name = argument.split(" ", 1)
+    def named(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleDataError("a class whose name is no text")
-        self.stack.append(Name(module, name))
+        return Name(module, name)
 
     def build(self, callee: Any, arguments: Any) -> None:
         """What `callee(*arguments)` stands for; only listed constructors are ever called."""
@@ -134,80 +128,60 @@ class _Machine:
             raise PickleDataError("a call without a tuple of arguments")
         constructor = self.constructors.get(callee) if isinstance(callee, Name) else None
         if constructor is not None:
-            self.stack.append(constructor(*arguments))
+            self.push(constructor(*arguments))
         else:
-            self.stack.append(Foreign(str(callee) if isinstance(callee, Name) else type(callee).__name__))
+            self.push(Foreign(str(callee) if isinstance(callee, Name) else type(callee).__name__))
 
     def reduce(self, _argument) -> None:
         arguments, callee = self.stack.pop(), self.stack.pop()
         self.build(callee, arguments)
 
-    def new_object_with_keywords(self, _argument) -> None:
+    def reduce_with_keywords(self, _argument) -> None:
         self.stack.pop()
         self.reduce(None)
 
-    def instance(self, argument: str) -> None:
-        arguments = tuple(self.marked())
-        self.push_name(argument)
-        self.build(self.stack.pop(), arguments)
-
-    def marked_object(self, _argument) -> None:
-        callee, *arguments = self.marked()
-        self.build(callee, tuple(arguments))
-
     def set_state(self, _argument) -> None:
-        """Attributes of an object: read for a Record; a dict's own (a state dict's versions) say nothing of values."""
+        """Attributes of an object: read for a Record, ignored for others (the versions of a state dict)."""
         state = self.stack.pop()
-        target = self.stack[-1]
-        if isinstance(target, Record):
-            self.put_items(target, list(state.items()))
+        if isinstance(self.stack[-1], Record):
+            self.put([part for item in state.items() for part in item])
 
-    def add_to_list(self, items: list[Any]) -> None:
+    def extend(self, items: list[Any]) -> None:
+        """Append to the list on top of the stack."""
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Foreign):
             raise PickleDataError(f"items appended to a {type(target).__name__}")
 
-    def add_to_dict(self, items: list[Any]) -> None:
+    def put(self, items: list[Any]) -> None:
+        """Put keys and values, in turn, into the dict on top of the stack."""
         if len(items) % 2:
             raise PickleDataError("a dict with a key and no value")
         target = self.stack[-1]
         if isinstance(target, dict):
-            self.put_items(target, list(zip(items[::2], items[1::2], strict=True)))
+            target.update((_checked_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
         elif not isinstance(target, Foreign):
             raise PickleDataError(f"entries put into a {type(target).__name__}")
 
-    def put_items(self, target: dict, items: list[tuple[Any, Any]]) -> None:
-        for key, value in items:
-            target[_checked_key(key)] = value
-
     def make_dict(self, _argument) -> None:
         items = self.marked()
-        self.stack.append({})
-        self.add_to_dict(items)
+        self.push({})
+        self.put(items)
 
-    def make_tuple(self, count: int) -> None:
+    def take(self, count: int) -> list[Any]:
         if len(self.stack) < count:
             raise PickleDataError("the stack is too short")
-        items = tuple(self.stack[-count:])
+        items = self.stack[-count:]
         del self.stack[-count:]
-        self.stack.append(items)
-
-    def set_item(self, _argument) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.add_to_dict([key, value])
-
-    def append(self, _argument) -> None:
-        item = self.stack.pop()
-        self.add_to_list([item])
+        return items
 
 
 _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
 def _checked_key(key: Any) -> Hashable:
-    """A dict key: a scalar or a tuple of scalars (hashing deep tuples recurses without a limit)."""
+    """A dict key: a scalar or a tuple of scalars (hashing a deep tuple recurses without a limit)."""
     if isinstance(key, _SCALARS):
         return key
     if isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key):
@@ -224,7 +198,7 @@ def _children(value: Any) -> list[Any]:
 
 
 def _check_size(root: Any) -> None:
-    """Depth and size of the tree, shared parts counted as often as they appear; without recursion."""
+    """Check depth and size of the tree, counting shared parts each time they appear; without recursion."""
     measured: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
     todo = [(root, False)]
@@ -246,6 +220,10 @@ def _check_size(root: Any) -> None:
             open_nodes.add(id(node))
             todo.append((node, True))
             todo.extend((child, False) for child in children)
+
+
+def _callee_first(items: list[Any]) -> tuple[Any, tuple[Any, ...]]:
+    return items[0], tuple(items[1:])
 
 
 _PUSH_ARGUMENT = frozenset(
@@ -270,27 +248,27 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], Any]] = {
     "MARK": _Machine.mark,
     "POP": _Machine.pop,
     "POP_MARK": lambda machine, _: machine.marked(),
-    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
-    "LIST": _Machine.collect,
-    "FROZENSET": _Machine.collect,
-    "TUPLE": lambda machine, _: machine.collect(kind=tuple),
-    "TUPLE1": lambda machine, _: machine.make_tuple(1),
-    "TUPLE2": lambda machine, _: machine.make_tuple(2),
-    "TUPLE3": lambda machine, _: machine.make_tuple(3),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    "LIST": lambda machine, _: machine.push(machine.marked()),
+    "FROZENSET": lambda machine, _: machine.push(machine.marked()),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.marked())),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.take(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.take(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.take(3))),
     "DICT": _Machine.make_dict,
-    "APPEND": _Machine.append,
-    "APPENDS": lambda machine, _: machine.add_to_list(machine.marked()),
-    "ADDITEMS": lambda machine, _: machine.add_to_list(machine.marked()),
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": lambda machine, _: machine.add_to_dict(machine.marked()),
-    "GLOBAL": _Machine.push_name,
-    "STACK_GLOBAL": _Machine.push_name,
+    "APPEND": lambda machine, _: machine.extend(machine.take(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.marked()),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.marked()),
+    "SETITEM": lambda machine, _: machine.put(machine.take(2)),
+    "SETITEMS": lambda machine, _: machine.put(machine.marked()),
+    "GLOBAL": lambda machine, argument: machine.push(machine.named(*argument.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: machine.push(machine.named(*machine.take(2))),
     "REDUCE": _Machine.reduce,
     "NEWOBJ": _Machine.reduce,
-    "NEWOBJ_EX": _Machine.new_object_with_keywords,
-    "INST": _Machine.instance,
-    "OBJ": _Machine.marked_object,
+    "NEWOBJ_EX": _Machine.reduce_with_keywords,
+    "INST": lambda machine, argument: machine.build(machine.named(*argument.split(" ", 1)), tuple(machine.marked())),
+    "OBJ": lambda machine, _: machine.build(*_callee_first(machine.marked())),
     "BUILD": _Machine.set_state,
-    "PERSID": lambda machine, argument: machine.stack.append(machine.load_persistent(argument)),
-    "BINPERSID": lambda machine, _: machine.stack.append(machine.load_persistent(machine.stack.pop())),
+    "PERSID": lambda machine, argument: machine.push(machine.load_persistent(argument)),
+    "BINPERSID": lambda machine, _: machine.push(machine.load_persistent(machine.stack.pop())),
 }

@@ -1,50 +1,57 @@
-"""A policy: spec, parameters and tokenizer together."""
+"""Policies: spec, parameters and tokenizer."""
 
 import dataclasses
+import functools
+import hashlib
+import json
+import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.decoder import causal_logits, decoder_axes, init_decoder
-from pbrl_jax.models.specs import DecoderSpec, Llama3Scaling
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
-from pbrl_jax.weights.folders import model_folder, own_folder, read_record, read_weights, save_model
-from pbrl_jax.weights.hf_load import read_config, read_hf_policy
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.text.tokenizers import MissingTokenizer, Tokenizer, folder_tokenizer
+from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
+from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, kept_fields
+from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
 from pbrl_jax.weights.hub import local_copy
+from pbrl_jax.weights.tensors import (
+    LONG_LOAD,
+    abstract_params,
+    load_params,
+    open_weights,
+    resolve_names,
+    weights_digest,
+)
 
 PARAM_TYPES = ("float32", "bfloat16", "stored")
 COMPUTE_TYPES = ("float32", "bfloat16", "float64")
 
 
+#: Fields of config.json that are not part of a model's identity.
+NOT_IDENTITY = ("_name_or_path", "transformers_version", "use_cache", "architectures")
+
+
 class Policy(NamedTuple):
-    """`logits(params, tokens_BT, mask_BT)` is pure and can be jitted; `params` are passed, not remembered."""
+    """A policy; `logits(params, tokens_BT, mask_BT)` is a pure function of its arguments and can be jitted."""
 
     spec: DecoderSpec
     params: Any
     tokenizer: Tokenizer
+    #: Identifies the model: sha256 of the weights file of a folder of this package; of a Hugging Face folder, of its
+    #: config.json and every tensor's name, type, shape and three samples of its bytes.
     fingerprint: str
-    """Tells models apart: sha256 of the weights of our own folders; of a Hugging Face folder, of its config.json and
-    of every tensor's name, type, shape and three samples of its bytes."""
+    #: Fields of the original config.json that an export repeats.
     kept: dict[str, Any] | None = None
-    """What an export repeats of the config.json that the policy came from."""
 
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
         """Float32 logits at every position of a batch; `mask_BT` marks real tokens."""
         return causal_logits(params, self.spec, tokens_BT, mask_BT)
-
-
-def _spec(stored: dict) -> DecoderSpec:
-    scaling = stored.get("rope_scaling")
-    return DecoderSpec(**{**stored, "rope_scaling": None if scaling is None else Llama3Scaling(**scaling)})
-
-
-def abstract_decoder(spec: DecoderSpec):
-    """Shapes of a decoder's parameters."""
-    return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
 
 
 def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype: str = "float32") -> Policy:
@@ -52,14 +59,14 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
 
     Args:
       directory: the folder, a hub id (`Qwen/Qwen3-0.6B`, HF_TOKEN for gated ones), or `gs://...`.
-      mesh: lay the parameters on this mesh, each device reading its own part; default: the default device.
-      dtype: compute type, float32 or bfloat16; default: what the folder says.
-      param_dtype: type of the parameters: float32 (what training wants), bfloat16, or `stored` as in the files.
+      mesh: shard the parameters over this mesh, each device reading its part; default: the default device.
+      dtype: compute type, float32 or bfloat16; default: that of the folder.
+      param_dtype: type of the parameters: float32 (for training), bfloat16, or `stored` as in the files.
 
     Raises:
-      CheckpointError: no policy there, a damaged one, a model that is not understood, weights that do not fit, a
+      CheckpointError: no policy there, a damaged one, a model that is not supported, weights that do not fit, a
         tokenizer with more ids than the embedding has rows, a hub that cannot be reached.
-      ConfigError: an unknown type, or a mesh that the parameters do not divide over.
+      ConfigError: an unknown type, or a mesh over which the parameters do not divide.
     """
     if param_dtype not in PARAM_TYPES:
         raise ConfigError(f"param_dtype is {param_dtype!r}; expected {', '.join(PARAM_TYPES)}.")
@@ -69,21 +76,45 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
     place = local_copy(directory)
     config = None if own_folder(place, "policy") else read_config(place, directory)
     if config is not None:
-        return Policy(*read_hf_policy(place, config, directory, mesh, dtype, param_dtype))
-    folder = model_folder(place, "policy", directory)
-    spec, record = read_record(folder, "policy", _spec)
+        return read_hf_policy(place, config, directory, mesh, dtype, param_dtype)
+    spec, params, tokenizer, record = read_model(
+        place, "policy", functools.partial(read_spec, DecoderSpec), init_decoder, source=directory,
+        shardings=None if mesh is None else lambda spec, abstract: tree_shardings(abstract, decoder_axes(spec), mesh),
+        dtype=None if param_dtype == "stored" else jnp.dtype(param_dtype),
+    )  # fmt: skip
     if dtype is not None:
         spec = dataclasses.replace(spec, dtype=dtype)
-    abstract = abstract_decoder(spec)
-    shardings = None if mesh is None else tree_shardings(abstract, decoder_axes(spec), mesh)
-    kind = None if param_dtype == "stored" else jnp.dtype(param_dtype)
-    params = read_weights(folder, record["weights_sha256"], abstract, shardings, kind)
-    tokenizer = load_tokenizer(str(folder))
     return Policy(spec, params, tokenizer, record["weights_sha256"], record.get("kept"))
 
 
+def read_hf_policy(
+    folder: str, config: dict[str, Any], source: str, mesh=None, dtype: str | None = None, param_dtype: str = "float32"
+) -> Policy:
+    """A policy from a local folder; see load_policy for the arguments.
+
+    Raises:
+      CheckpointError: a model that is not supported, weights that do not fit it, a tokenizer that is too large.
+    """
+    spec = dataclasses.replace(decoder_spec(config), dtype=dtype or stored_compute_type(config))
+    names = decoder_names(spec)
+    tensors = open_weights(folder)
+    resolve_names(tensors, names)
+    tokenizer = folder_tokenizer(folder, source)
+    if not isinstance(tokenizer, MissingTokenizer):
+        check_vocabulary(tokenizer, spec.vocab_size, source)
+    shardings = None if mesh is None else tree_shardings(abstract_params(names), decoder_axes(spec), mesh)
+    kind = None if param_dtype == "stored" else jnp.dtype(param_dtype)
+    total = sum(math.prod(stored.full_shape()) for stored in names.values()) * (kind.itemsize if kind else 2)
+    with Progress(f"loading {source}", max(1, total >> 20), unit="MiB", active=total >= LONG_LOAD) as progress:
+        params = load_params(tensors, names, shardings, kind, tick=lambda size: progress.advance(size >> 20))
+    described = {name: value for name, value in config.items() if name not in NOT_IDENTITY}
+    text = json.dumps(described, sort_keys=True) + weights_digest(tensors)
+    tensors.release()
+    return Policy(spec, params, tokenizer, hashlib.sha256(text.encode()).hexdigest(), kept_fields(config))
+
+
 def save_policy(policy: Policy, directory: str) -> None:
-    """Write a folder that load_policy reads; what only this machine cares for (remat, kernel) is not kept."""
+    """Write a folder for `load_policy`; settings of this machine (remat, attention kernel) are not kept."""
     spec = dataclasses.replace(policy.spec, remat="none", attention="auto")
     more = {} if policy.kept is None else {"kept": policy.kept}
     save_model(directory, "policy", spec, policy.params, policy.tokenizer, **more)

@@ -1,8 +1,8 @@
-"""Safetensors files of our own reading and writing: mapped, or read by range from a store; checked, and streamed.
+"""Reading and writing of safetensors files: memory-mapped, or by range from an object store; checked and streamed.
 
 A file is eight bytes of header length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, and the
-tensors' bytes one after another (format of huggingface/safetensors). Nothing in it is ever run, and nothing in its
-header is believed before it has been compared with the file.
+tensors' bytes one after another (format of huggingface/safetensors). Its header is
+checked against the file before it is used.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
@@ -29,16 +29,16 @@ DTYPES = {
     "U64": np.dtype(np.uint64), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+#: In bytes; the limit of the safetensors library.
 LONGEST_HEADER = 100_000_000
-"""Bytes; the limit of the format's own library."""
 METADATA = "__metadata__"
+#: Suffix of a small file that replaces a large one: it holds the path of an object in a store.
 POINTER = ".at"
-"""Ending of a small file that stands for a large one: it holds the path of the object in a store."""
 _REPAIR = "Download or write the file again."
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: where its bytes lie in the map."""
+    """One tensor of a file: type, shape and range of bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -46,62 +46,53 @@ class Entry(NamedTuple):
     end: int
 
 
-class SafetensorsFile(Mapping[str, np.ndarray]):
-    """name -> read-only array that lies in the file: only the slices that are looked at are read.
+class SafetensorsFile(dict[str, np.ndarray]):
+    """Name -> read-only view of the mapped file: only the slices that are used are read from the disk.
 
     Raises:
       CheckpointError: the file is no whole safetensors file, or its header describes another one.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-        size = os.path.getsize(self.path)
-        with open(self.path, "rb") as file:
-            self.header = _header_bytes(file, size, self.path)
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            entries = read_entries(file, size, os.fspath(path))
             self.map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        self.entries = _entries(self.header, size, self.path)
+        super().__init__((name, self._view(entry)) for name, entry in entries.items())
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
-        count = math.prod(entry.shape)
-        if count == 0:
-            return np.zeros(entry.shape, entry.dtype)
-        return np.frombuffer(self.map, entry.dtype, count, entry.begin).reshape(entry.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    def _view(self, entry: Entry) -> np.ndarray:
+        count = math.prod(entry.shape)  # NumPy refuses an empty view
+        flat = np.frombuffer(self.map, entry.dtype, count, entry.begin) if count else np.zeros(0, entry.dtype)
+        return flat.reshape(entry.shape)
 
     def release(self) -> None:
-        """Lets the system drop the pages that were read; they are read again when looked at again."""
+        """Let the system drop the pages that were read; they are read again when they are used again."""
         self.map.madvise(mmap.MADV_DONTNEED)
 
 
 class RemoteTensor:
-    """A tensor in an object store: shape and type are known, numbers are read when they are asked for."""
+    """A tensor in an object store: shape and type are known, values are read on demand."""
 
     def __init__(self, path: epath.Path, entry: Entry):
         self.path, self.entry = path, entry
         self.dtype, self.shape, self.size = entry.dtype, entry.shape, math.prod(entry.shape)
 
     def elements(self, start: int, stop: int) -> np.ndarray:
-        """The numbers from `start` to `stop` in the order of the file."""
+        """The elements from `start` to `stop` in the order of the file."""
         found = np.empty(max(0, min(stop, self.size) - start), self.dtype)
         self._read(found, start)
         return found
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """An array of the tensor's shape in which these rows are read; the others are never touched, and so take no
-        memory of the machine."""
+        """An array of the tensor's shape in which these rows are read; the others are uninitialised and, never being
+        written, take no physical memory."""
         found = np.empty(self.shape, self.dtype)
         if self.size:
             self._read(found[start:stop].reshape(-1), start * (self.size // self.shape[0]))
         return found
 
     def _read(self, out: np.ndarray, start: int) -> None:
-        todo = memoryview(out.view(np.uint8))
+        todo = memoryview(out.view(np.uint8).data)
         try:
             with self.path.open("rb") as file:
                 file.seek(self.entry.begin + start * self.dtype.itemsize)
@@ -114,40 +105,28 @@ class RemoteTensor:
             raise CheckpointError(f"{self.path} has become shorter while it was read. Run the command again.")
 
 
+#: A tensor of a checkpoint.
 Tensor = np.ndarray | RemoteTensor
-"""What a checkpoint holds by name."""
 
 
-class RemoteSafetensors(Mapping[str, RemoteTensor]):
-    """name -> tensor of a file in an object store; only the header is read here.
+def read_remote(path: epath.Path) -> dict[str, RemoteTensor]:
+    """Name -> tensor of a file in an object store; only the header is read here.
 
     Raises:
-      CheckpointError: as SafetensorsFile, or the store does not give it.
+      CheckpointError: as SafetensorsFile, or the store cannot be read.
     """
-
-    def __init__(self, path: epath.Path):
-        self.path = path
-        try:
-            size = int(path.stat().length)
-            with path.open("rb") as file:
-                self.entries = read_entries(file, size, str(path))
-        except CheckpointError:
-            raise
-        except Exception as error:  # the store's client decides what it raises
-            raise CheckpointError(f"{path} cannot be read ({error}). Check the path and your access to it.") from error
-
-    def __getitem__(self, name: str) -> RemoteTensor:
-        return RemoteTensor(self.path, self.entries[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    try:
+        with path.open("rb") as file:
+            entries = read_entries(file, int(path.stat().length), str(path))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the store's client decides what it raises
+        raise CheckpointError(f"{path} cannot be read ({error}). Check the path and your access to it.") from error
+    return {name: RemoteTensor(path, entry) for name, entry in entries.items()}
 
 
 def located(path: str | os.PathLike) -> epath.Path | None:
-    """Where the file of this name is: here, or in a store that a pointer beside it names; None: nowhere."""
+    """The path of a file, or of the object in a store that a pointer file names; None where neither exists."""
     here, pointer = epath.Path(path), epath.Path(f"{os.fspath(path)}{POINTER}")
     if here.exists():
         return here
@@ -157,16 +136,7 @@ def located(path: str | os.PathLike) -> epath.Path | None:
 def open_safetensors(path: str | os.PathLike) -> Mapping[str, Tensor]:
     """The tensors of a file that is `located`."""
     place = located(path)
-    return RemoteSafetensors(place) if place is not None and is_remote(place) else SafetensorsFile(place or path)
-
-
-def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
-    """Where the tensors of an open file of `size` bytes lie; for files that cannot be mapped, such as remote ones.
-
-    Raises:
-      CheckpointError: as SafetensorsFile.
-    """
-    return _entries(_header_bytes(file, size, path), size, path)
+    return read_remote(place) if place is not None and is_remote(place) else SafetensorsFile(place or path)
 
 
 def _header_bytes(file, size: int, path: str) -> bytes:
@@ -190,8 +160,14 @@ def _no_doubles(pairs: Sequence[tuple[str, object]]) -> dict:
     return found
 
 
-def _entries(header: bytes, size: int, path: str) -> dict[str, Entry]:
-    """The checked header: known types, sizes that are those of the shapes, every byte of the file in one tensor."""
+def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
+    """The entries of an open file of `size` bytes, checked: known types, sizes equal to those of the shapes, every byte
+    in one tensor.
+
+    Raises:
+      CheckpointError: as SafetensorsFile.
+    """
+    header = _header_bytes(file, size, path)
     try:
         listed = json.loads(header, object_pairs_hook=_no_doubles)
         listed.pop(METADATA, None)
@@ -226,7 +202,7 @@ def _entry(name: str, record: Any, start: int) -> Entry:
 
 
 class Planned(NamedTuple):
-    """A tensor that is still to be written."""
+    """A tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -234,14 +210,14 @@ class Planned(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_safetensors(
     path: str | os.PathLike, planned: Sequence[Planned], arrays: Iterable[np.ndarray], metadata: dict | None = None
 ) -> str:
-    """Write a file tensor by tensor, so that no more than one is ever held; the hex SHA-256 of the file.
+    """Write a file tensor by tensor, so that at most one is in memory; returns the hex SHA-256 of the file.
 
     Args:
       path: local or remote file; an older one is replaced.
@@ -261,13 +237,13 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     digest = hashlib.sha256()
     with epath.Path(path).open("wb") as file:
-        for block in (struct.pack("<Q", len(text)), text):
-            digest.update(block)
-            file.write(block)
+        for start in (struct.pack("<Q", len(text)), text):
+            digest.update(start)
+            file.write(start)
         for tensor, array in zip(planned, arrays, strict=True):
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor} was planned, found {array.dtype} of shape {array.shape}")
-            block = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b""
-            digest.update(block)
-            file.write(block)
+            content = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b""
+            digest.update(content)
+            file.write(content)
     return digest.hexdigest()

@@ -1,47 +1,48 @@
-"""The module chain of a sentence-transformers folder, in its old and its new dialect.
+"""The module chain of a sentence-transformers folder, in its old and its new format.
 
-`modules.json` lists the modules; each has a folder of its own. Only the last part of a module's `type` names it: the
-paths before it have changed over the years. Whatever is listed and not understood is an error that names it.
+`modules.json` lists the modules, each with its own folder. A module is known by the last part of its `type`, since the
+paths before it differ between versions. An unknown module or setting is an error that names it.
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import CheckpointError, did_you_mean
-from pbrl_jax.models.chain import ACTIVATIONS
+from pbrl_jax.models.pooling import ACTIVATIONS
 from pbrl_jax.models.specs import DenseSpec
 from pbrl_jax.weights.hf_fields import ConfigFields
 
 MODULES = "modules.json"
 
-#: Our pooling -> its name in the new dialect, and the flag that stood for it in the old one.
+#: Our pooling -> its name in the new format, and its flag in the old one.
 POOLINGS = {
     "cls": ("cls", "pooling_mode_cls_token"),
     "mean": ("mean", "pooling_mode_mean_tokens"),
     "last": ("lasttoken", "pooling_mode_lasttoken"),
 }
-#: File of the Transformer module, in the order in which sentence-transformers looks for it.
+#: Config files of the Transformer module, in the order in which sentence-transformers tries them.
 TRANSFORMER_CONFIGS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
-#: A tokenizer without a limit of its own says so with a number far beyond any.
+#: Tokenizers without a length limit have a `model_max_length` of at least this.
 NO_LIMIT = 1_000_000_000
 
 
 class Chain(NamedTuple):
-    """What a folder says beside the transformer itself."""
+    """The settings of a folder besides those of its transformer."""
 
+    #: Folder of config.json, weights and tokenizer.
     transformer: str
-    """Folder of config.json, weights and tokenizer."""
     pooling: str = "mean"
     dense: tuple[DenseSpec, ...] = ()
     dense_folders: tuple[str, ...] = ()
+    #: Limit of tokens of a text, special ones included; None: the number of positions.
     max_length: int | None = None
-    """Tokens of a text, special ones included; None: as many as there are positions."""
+    #: Name -> text before an input; the empty name is the default.
     prompts: Mapping[str, str] = {}
-    """Named texts to put before an input, and the empty one that is the default where none is named."""
+    #: Whether a prompt's tokens are pooled.
     include_prompt: bool = True
-    """Whether a prompt's tokens are pooled."""
 
     def prompt(self, name: str) -> str:
         """The prompt called `name` (CheckpointError for an unknown one)."""
@@ -76,15 +77,12 @@ def read_chain(folder: str) -> Chain:
     """
     modules = _modules(os.path.join(folder, MODULES))
     kinds = [kind for kind, _ in modules]
-    order = [kind for kind in kinds if kind not in ("Dense", "Dropout")]
-    if order not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    order = " ".join(kind for kind in kinds if kind != "Dropout")
+    if not re.fullmatch("Transformer Pooling( Dense)*( Normalize)?", order):
         raise CheckpointError(
             f"{folder}/{MODULES} lists {', '.join(kinds) or 'nothing'}; expected Transformer, Pooling, any number of "
             "Dense, and Normalize at the end or not at all."
         )
-    if "Dense" in kinds[:2] or ("Normalize" in kinds and kinds[-1] != "Normalize"):
-        found = f"{folder}/{MODULES} lists {', '.join(kinds)}"
-        raise CheckpointError(f"{found}; expected Dense behind Pooling, and Normalize last.")
     paths = {kind: os.path.join(folder, path) for kind, path in modules}
     pooling, include_prompt = _pooling(os.path.join(paths["Pooling"], "config.json"))
     dense_folders = tuple(os.path.join(folder, path) for kind, path in modules if kind == "Dense")
@@ -119,7 +117,7 @@ def _modules(path: str) -> list[tuple[str, str]]:
 
 
 def _pooling(path: str) -> tuple[str, bool]:
-    """(our pooling, whether prompts are pooled) of either dialect."""
+    """(our pooling, whether prompts are pooled) from either format."""
     config = read_json(path)
     fields = ConfigFields(config, {}, path)
     for width in ("embedding_dimension", "word_embedding_dimension"):
@@ -141,7 +139,7 @@ def _dense(path: str) -> DenseSpec:
     fields = ConfigFields(read_json(path), {}, path)
     fields.size("in_features")
     width, bias = fields.size("out_features"), fields.flag("bias", True)
-    # sentence-transformers' own default, which its old folders leave out.
+    # The default of sentence-transformers, which is missing in old folders.
     activation = str(fields.take("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2].lower()
     if activation not in ACTIVATIONS:
         raise CheckpointError(f"{path}: activation_function {activation!r}. {did_you_mean(activation, ACTIVATIONS)}")
@@ -163,10 +161,10 @@ def _prompts(folder: str) -> tuple[dict[str, str], str]:
 
 
 def read_max_length(transformer: str) -> int | None:
-    """Tokens of a text by the Transformer module's own file, else by its tokenizer; None: neither says.
+    """Limit of tokens of a text, from the Transformer module's config file or its tokenizer; None where neither has it.
 
     Raises:
-      CheckpointError: a setting of that file that changes the vectors and is not known.
+      CheckpointError: an unknown setting of that file that changes the vectors.
     """
     path = next((file for name in TRANSFORMER_CONFIGS if os.path.exists(file := os.path.join(transformer, name))), None)
     config = read_json(path) if path else {}

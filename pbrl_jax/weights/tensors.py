@@ -1,9 +1,8 @@
-"""Released weights, read by slice straight into (sharded) arrays.
+"""Released weights, read by slice into (sharded) arrays.
 
-A checkpoint is a mapping from tensor names to arrays that lie in mapped files, or in a store. A model's table of
-`Stored` says where each of our parameters lies; a parameter is assembled slice by slice, for the devices of this host
-alone, one parameter at a time, so that a host never holds more than its share of one stacked parameter beside the
-result.
+A checkpoint is a mapping from tensor names to arrays in memory-mapped files or in an object store. A model's table of
+`Stored` gives the tensors of each of our parameters. Parameters are assembled one at a time and slice by slice, for the
+devices of this host alone, so that besides the result a host holds at most its share of one stacked parameter.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,64 +20,57 @@ import ml_dtypes
 import numpy as np
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.trees import map_with_path, nested
+from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import RemoteTensor, Tensor, located, open_safetensors
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"
 
-#: What stands before a tensor's name, depending on the class that saved it: whole models, the text part of a
-#: multimodal one in both spellings, encoders within a classifier, and COMET's encoder.
+#: Prefixes of tensor names, depending on the class that saved them: complete models, the text part of a multimodal one
+#: (two variants), encoders within a classifier, and COMET's encoder.
 PREFIXES = (
     "language_model.model.", "model.language_model.", "language_model.", "encoder.model.", "model.", "bert.",
     "roberta.",
 )  # fmt: skip
 
-#: Tensors that a checkpoint may hold and no parameter takes: heads that are tied or unused, the other parts of a
-#: multimodal model, and tables that are computed anew.
+#: Tensors that are ignored: tied or unused heads, the other parts of a multimodal model, and tables that are computed.
 HARMLESS = re.compile(
     r"^(lm_head|pooler|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
     r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
 )
 SHOWN_PROBLEMS = 40
+#: Bytes of parameters above which loading and writing show a progress bar.
+LONG_LOAD = 1 << 30
+#: Elements copied at a time where a matrix is transposed, so that source and target stay in the CPU's cache.
 BLOCK_ELEMENTS = 1 << 18
-"""Elements copied at a time where a matrix is transposed: both sides of a block stay in the cache."""
 SAMPLE_BYTES = 1024
+#: Threads that copy.
 READERS = min(16, os.cpu_count() or 1)
-"""Threads that copy; the rows of a transposed matrix come from all over the file."""
 
 
-class Weights(Mapping[str, Tensor]):
-    """The tensors of all files of a checkpoint."""
+class Weights(dict[str, Tensor]):
+    """Name -> tensor, over all files of a checkpoint."""
 
     def __init__(self, files: Sequence[Mapping[str, Tensor]], source: str):
+        super().__init__()
         self.files, self.source = tuple(files), source
-        self.place: dict[str, Mapping[str, Tensor]] = {}
         for file in self.files:
-            doubles = sorted(self.place.keys() & file.keys())
+            doubles = sorted(self.keys() & file.keys())
             if doubles:
-                raise CheckpointError(f"{source}: {doubles[0]} lies in two files. Remove the file that is left over.")
-            self.place |= dict.fromkeys(file, file)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.place[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.place)
-
-    def __len__(self) -> int:
-        return len(self.place)
+                raise CheckpointError(f"{source}: {doubles[0]} is in two files. Remove the file that is left over.")
+            self.update(file)
 
     def release(self) -> None:
-        """Lets the system drop what was read."""
+        """Let the system drop the pages that were read."""
         for file in self.files:
             if hasattr(file, "release"):
                 file.release()
 
 
 def open_weights(folder: str | os.PathLike) -> Weights:
-    """The checkpoint in a local folder: safetensors, else PyTorch's own format; one file, or an index of several.
+    """The checkpoint in a local folder: safetensors, else a torch file; one file, or an index of several.
 
     Raises:
       CheckpointError: no weights, a file of the index that is missing, a damaged file.
@@ -123,7 +115,7 @@ def _indexed_files(index: str) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without what stands before it in one class and not in another."""
+    """A tensor's name without its prefix."""
     return name[len(next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")) :]
 
 
@@ -140,12 +132,12 @@ def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ignore: str = "") -> dict[str, list[str]]:
-    """Our parameter path -> the names, in this checkpoint, of the tensors that it is made of.
+    """Our parameter path -> the names of its tensors in this checkpoint.
 
     Args:
       tensors: the checkpoint.
-      names: our parameter path -> where it lies.
-      ignore: regular expression of further tensors, by plain name, that no parameter takes.
+      names: our parameter path -> its tensors.
+      ignore: regular expression of further tensors, by plain name, that are ignored.
 
     Raises:
       CheckpointError: every tensor that is missing, unexpected, of another shape, or not of floating type, at once.
@@ -160,10 +152,11 @@ def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ig
     for path, stored in names.items():
         found[path] = []
         for wanted in stored.names():
-            name = by_plain.pop(plain_name(wanted), None)
-            if name is None:
+            plain = plain_name(wanted)
+            if plain not in by_plain:
                 problems.append(f"{wanted} is missing")
                 continue
+            name = by_plain.pop(plain)
             found[path].append(name)
             problems += _misfit(name, tensors[name], stored)
     for plain, name in by_plain.items():
@@ -189,7 +182,7 @@ def _misfit(name: str, tensor: Tensor, stored: Stored) -> list[str]:
 
 
 def copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
-    """`out[...] = source` in blocks that fit the cache, which a transposed source wants (it halves the time)."""
+    """`out[...] = source` in blocks that fit the CPU's cache, which halves the time for a transposed source."""
     if out.size <= BLOCK_ELEMENTS or source.flags.c_contiguous:
         out[...] = source
         return
@@ -201,16 +194,16 @@ def copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
 
 
 def rows_behind(shape: tuple[int, ...], stored: Stored, inner: tuple[slice, ...]) -> tuple[int, int]:
-    """(first, behind the last) row of a checkpoint's tensor that a slice of our parameter needs."""
+    """(first row, last row + 1) of a checkpoint's tensor that a slice of our parameter needs."""
     numbers = np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
-    every = np.broadcast_to(numbers, shape)  # no copy: an array of row numbers without their memory
+    every = np.broadcast_to(numbers, shape)  # a view: row numbers without memory for each element
     needed = (every.T if stored.transpose else every).reshape(stored.shape)[inner]
     corners = needed[tuple(slice(None, None, max(1, size - 1)) for size in needed.shape)]
     return (int(corners.min()), int(corners.max()) + 1) if corners.size else (0, 0)
 
 
 class _Leaf:
-    """One parameter's slices, each read once however many devices hold it."""
+    """The slices of one parameter, each read once even if several devices hold it."""
 
     def __init__(self, tensors, names: list[str], stored: Stored, dtype, pool: ThreadPoolExecutor):
         self.tensors, self.names, self.stored, self.dtype, self.pool = tensors, names, stored, dtype, pool
@@ -218,7 +211,8 @@ class _Leaf:
         self.read: dict[tuple, np.ndarray] = {}
         self.rows: dict[tuple, np.ndarray] = {}
 
-    def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, index: tuple[slice, ...] | None) -> np.ndarray:
+        index = (slice(None),) * len(self.shape) if index is None else index
         ranges = tuple(range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True))
         key = tuple((part.start, part.stop) for part in ranges)
         if key not in self.read:
@@ -226,7 +220,7 @@ class _Leaf:
         return self.read[key]
 
     def _tensor(self, name: str, inner: tuple[slice, ...]) -> np.ndarray:
-        """An array of the tensor's shape that holds what `inner` needs of it."""
+        """An array of the tensor's shape with at least the values that `inner` needs."""
         tensor = self.tensors[name]
         if not isinstance(tensor, RemoteTensor):
             return tensor
@@ -237,7 +231,7 @@ class _Leaf:
         if found is None:
             found = tensor.rows(*rows)
             needed = math.prod(part.stop - part.start for part in inner)
-            if needed < found[slice(*rows)].size:  # the rest of these rows is another device's
+            if needed < found[slice(*rows)].size:  # another device needs the rest of these rows
                 self.rows[name, *rows] = found
         return found
 
@@ -273,23 +267,21 @@ def load_params(
     """The parameters of a model, from a checkpoint.
 
     Args:
-      tensors: name -> array, lying in files (see open_weights).
-      names: our parameter path (`layers/query/kernel`) -> where it lies.
+      tensors: name -> array (see open_weights).
+      names: our parameter path (`layers/query/kernel`) -> its tensors.
       shardings: tree of shardings with these paths; None: the default device.
-      dtype: type of the parameters; None: of each, the one it is stored in.
-      ignore: regular expression of further tensors that no parameter takes.
-      tick: called with the bytes of each parameter that is done.
+      dtype: type of the parameters; None: the stored type of each.
+      ignore: regular expression of further tensors that are ignored.
+      tick: called with the size in bytes of each loaded parameter.
 
     Returns:
       Nested dict of arrays: `{"layers": {"query": {"kernel": [N, D, H, C]}}, ...}`.
 
     Raises:
-      CheckpointError: see resolve_names; or tensors of one parameter in different types where none was asked for.
+      CheckpointError: see resolve_names; or tensors of one parameter have different types and no type was given.
     """
     resolved = resolve_names(tensors, names, ignore)
-    places: dict[str, Any] = {}
-    if shardings is not None:
-        map_with_path(lambda path, sharding: places.__setitem__(path, sharding), shardings)
+    places = {} if shardings is None else flat_paths(shardings)
     params: dict[str, jax.Array] = {}
     with ThreadPoolExecutor(READERS) as pool:
         for path, stored in names.items():
@@ -312,24 +304,24 @@ def _stored_type(tensors, names: list[str]) -> np.dtype:
 
 
 def _place(leaf: _Leaf, sharding) -> jax.Array:
-    """On the devices, and waited for: the host's copy goes before the next parameter is read."""
+    """The parameter on its devices; blocks, so that the host's copy is freed before the next parameter is read."""
     if sharding is None:
-        array = jax.device_put(leaf((slice(None),) * len(leaf.shape)))
+        array = jax.device_put(leaf(None))
     else:
         array = jax.make_array_from_callback(leaf.shape, sharding, leaf, dtype=leaf.dtype)
     return jax.block_until_ready(array)
 
 
 def abstract_params(names: Mapping[str, Stored], dtype: Any = np.float32) -> dict:
-    """Shapes of the parameters that a table names, as a tree."""
+    """Shapes of the parameters of a table, as a tree."""
     return nested({path: jax.ShapeDtypeStruct(stored.full_shape(), dtype) for path, stored in names.items()})
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hex digest that tells checkpoints apart without reading them whole.
+    """Hex digest that distinguishes checkpoints without reading them completely.
 
-    Of every tensor: name, type, shape, and its first, middle and last kibibyte. Another training step changes it; a
-    single flipped bit need not. How tensors are spread over files does not matter.
+    It covers every tensor's name, type, shape, and its first, middle and last kibibyte, but not how tensors are divided
+    into files. Another training step changes it; a single flipped bit may not.
     """
 
     def described(name: str) -> bytes:

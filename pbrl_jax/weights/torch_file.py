@@ -1,8 +1,8 @@
-"""torch files (`pytorch_model.bin`, Lightning's `.ckpt`) read without torch, and without running what they contain.
+"""torch files (`pytorch_model.bin`, Lightning's `.ckpt`) read without torch, and without executing their contents.
 
 The format: a zip archive of uncompressed entries; `<root>/data.pkl` is a pickle whose tensors name a storage by key,
-and `<root>/data/<key>` is that storage's bytes. Tensors come back as read-only numpy views of the mapped file: nothing
-is read from the disk before it is looked at, and any slice can be read alone. Every offset, size and stride is checked
+and `<root>/data/<key>` is that storage's bytes. Tensors are returned as read-only NumPy views of the mapped file: data
+is read from the disk only when it is used, and any slice can be read alone. Every offset, size and stride is checked
 against the length of the storage.
 """
 
@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import zipfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -20,45 +21,40 @@ from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import is_remote
 from pbrl_jax.weights.pickle_data import Foreign, Name, PickleDataError, Record, read_pickle
 
-#: torch's name of an element type -> ours. Storage classes are named after the same table.
-DTYPES: dict[str, np.dtype] = {
-    name: np.dtype(dtype)
-    for name, dtype in {
-        "float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16,
-        "int64": np.int64, "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
-        "uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64, "complex64": np.complex64,
-        "complex128": np.complex128, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
-    }.items()
-}  # fmt: skip
-STORAGES: dict[str, np.dtype] = {
-    storage: DTYPES[dtype]
+#: torch's name of an element type -> ours.
+DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, name))
+    for name in "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex64 complex128 bool "
+    "int64 int32 int16 int8 uint8 uint16 uint32 uint64".split()
+}
+STORAGES = {
+    f"{storage}Storage": DTYPES[dtype]
     for storage, dtype in {
-        "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-        "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-        "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-        "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
+        "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+        "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
+        "ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8",
     }.items()
 }  # fmt: skip
 
-#: First bytes of the files that torch wrote before 1.6: a pickled magic number.
+#: First bytes of files written by torch before 1.6: a pickled magic number.
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
-#: What the standard library raises for archives that are cut short or overwritten.
+#: Exceptions of the standard library for truncated or overwritten archives.
 DAMAGED = (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError, struct.error)
 RESAVE = "Write it again where torch is installed: torch.save(torch.load(PATH, weights_only=True), PATH)."
 
 
 class Storage(NamedTuple):
-    """One storage of the archive: its bytes, and the element type that the file gives it."""
+    """One storage of the archive: its bytes and its element type."""
 
     raw: np.ndarray
     dtype: np.dtype
 
 
 def read_torch(path: str | os.PathLike) -> Any:
-    """Everything in a torch zip file: dicts, lists and scalars, with numpy arrays in the place of tensors.
+    """The contents of a torch zip file: dicts, lists and scalars, with NumPy arrays in place of tensors.
 
-    Arrays are read-only views of the file (bfloat16 and float8 in ml_dtypes' types). Classes that are not understood
-    are `Foreign` objects, which hold nothing; a Namespace is a dict of its attributes, a set a list.
+    Arrays are read-only views of the file (bfloat16 and float8 in ml_dtypes' types). Objects of unknown classes are
+    `Foreign` placeholders; a Namespace is a dict of its attributes, a set a list.
 
     Raises:
       CheckpointError: not a torch zip file (a text file, one from before torch 1.6, a truncated one), or tensors that
@@ -92,21 +88,18 @@ def state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"{os.fspath(path)} holds a {type(tree).__name__}; expected a state dict, or a dict with a 'state_dict'."
         )
-    wrong = [f"{name} is {_kind(value)}" for name, value in tree.items() if not isinstance(value, np.ndarray)]
+    wrong = {name: value for name, value in tree.items() if not isinstance(value, np.ndarray)}
     if wrong or not tree:
-        found = "; ".join(wrong[:3]) + (f"; {len(wrong) - 3} more" if len(wrong) > 3 else "") if wrong else "nothing"
+        kinds = [repr(v) if isinstance(v, Foreign) else f"a {type(v).__name__}" for v in wrong.values()]
+        found = "; ".join(f"{name} is {kind}" for name, kind in list(zip(wrong, kinds, strict=True))[:3]) or "nothing"
         raise CheckpointError(
             f"{os.fspath(path)} is no state dict: expected tensors by name, found {found}. Save model.state_dict()."
         )
     return tree
 
 
-def _kind(value: Any) -> str:
-    return repr(value) if isinstance(value, Foreign) else f"a {type(value).__name__}"
-
-
 def _check_start(path: str) -> None:
-    """Name what a file is that is no zip archive."""
+    """Raise CheckpointError for a file that is no zip archive, and say what it is."""
     try:
         with open(path, "rb") as file:
             start = file.read(32)
@@ -128,7 +121,7 @@ def _read_archive(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo],
     order = entries.get(f"{root}byteorder")
     if order is not None and bytes(_entry_bytes(mapped, order)) != b"little":
         raise PickleDataError("written on a big-endian machine")
-    # One read checks the pickle's checksum; its length is bounded by the file's, as nothing is compressed.
+    # `read` verifies the checksum of the pickle, whose length is at most that of the file: it is not compressed.
     _entry_bytes(mapped, entries[pickles[0]])
     data = archive.read(entries[pickles[0]])
 
@@ -175,14 +168,14 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: A
 def _rebuild_tensor_of(
     storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_rest: Any
 ) -> np.ndarray:
-    """Tensors whose storage has no element type of its own."""
+    """Tensors with an element type other than that of their storage."""
     if not isinstance(dtype, Name) or dtype.name not in DTYPES:
         raise PickleDataError(f"a tensor of unknown type {dtype}")
     return _view(storage, DTYPES[dtype.name], offset, size, stride)
 
 
 def _view(storage: Any, dtype: np.dtype, offset: Any, size: Any, stride: Any) -> np.ndarray:
-    """The strided view that the file asks for, if it lies within the storage."""
+    """The strided view described by the file, if it is within the storage."""
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise PickleDataError("a tensor without a storage, size or stride")
     if len(size) != len(stride) or len(size) > 32:
@@ -192,7 +185,7 @@ def _view(storage: Any, dtype: np.dtype, offset: Any, size: Any, stride: Any) ->
     if 0 in size:
         return np.zeros(size, dtype)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    # Views whose elements overlap are bounded too: repeated a million times, a small file fills the memory.
+    # The size of overlapping views is bounded too: repeated a million times, a small file could fill the memory.
     if last >= held or math.prod(size) > held:
         raise PickleDataError(f"a tensor of shape {size}, stride {stride}, offset {offset} in {held} elements")
     elements = storage.raw[: held * dtype.itemsize].view(dtype)[offset:]
@@ -201,10 +194,9 @@ def _view(storage: Any, dtype: np.dtype, offset: Any, size: Any, stride: Any) ->
 
 
 def _dict(pairs: Any = ()) -> dict:
-    if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
-        raise PickleDataError("an OrderedDict of something other than pairs")
-    if not all(isinstance(key, str | int) for key, _ in pairs):
-        raise PickleDataError("an OrderedDict with keys that are neither text nor numbers")
+    usable = isinstance(pairs, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs)
+    if not usable or not all(isinstance(key, str | int) for key, _ in pairs):
+        raise PickleDataError("an OrderedDict of something other than pairs with text or numbers as keys")
     return dict(pairs)
 
 
@@ -215,14 +207,14 @@ def _list(items: Any = ()) -> list:
 
 
 def _encoded(text: Any, codec: Any = "latin1") -> bytes:
-    """How protocol 2 writes bytes: as the text whose characters they are."""
+    """Bytes as protocol 2 writes them: as latin1 text."""
     if not isinstance(text, str) or codec != "latin1":
         raise PickleDataError("bytes that are not written as latin1 text")
     return text.encode("latin1")
 
 
-#: All that a file can build, besides dicts, lists, tuples and scalars.
-CONSTRUCTORS = {
+#: All objects that a file can build besides dicts, lists, tuples and scalars.
+CONSTRUCTORS: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): _dict,
     Name("collections", "defaultdict"): lambda *_factory: {},
     Name("argparse", "Namespace"): lambda: Record(),

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from algos.oracle_checks import EXACT, FLOAT32, Case
 
+from pbrl_jax import AlgoConfig
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.advantages import group_advantages, normalize_then_sum, reward_metrics
+from pbrl_jax.algos.advantages import ScoredGroups, group_advantages, group_metrics, normalize_then_sum
 from pbrl_jax.algos.correction import sampler_weights
 from pbrl_jax.algos.objectives import kl_estimate
 from pbrl_jax.algos.ppo import value_loss
@@ -21,10 +22,9 @@ from pbrl_jax.algos.returns import (
     token_rewards,
     whiten,
 )
-from pbrl_jax.config.tree import AlgoConfig
 from pbrl_jax.core.masking import masked_mean, masked_std, masked_variance
+from pbrl_jax.models.logprobs import chunked_logprobs
 from pbrl_jax.models.specs import tiny_decoder
-from pbrl_jax.rollout.logprobs import chunked_logprobs
 
 # Advantages
 
@@ -39,12 +39,12 @@ def check_trl_advantages(case: Case):
     if case.config["multi_objective_aggregation"] == "normalize_then_sum":
         parts = rewards.T.reshape(-1, *valid.shape)
         adv = normalize_then_sum(parts, ~jnp.isnan(parts), weights, epsilon=1e-4).reshape(-1)
-        metrics = {name: value for name, value in reward_metrics(reward, valid).items() if name.startswith("reward")}
+        metrics = {name: value for name, value in group_metrics(reward, valid).items() if name.startswith("reward")}
     else:
         config = AlgoConfig(scale_rewards=case.config["scale_rewards"])
         mask = jnp.ones((rewards.shape[0], 1), bool)
-        adv = ALGORITHMS["grpo"].advantages(reward, valid, mask, config=config)
-        metrics = reward_metrics(reward, valid)
+        adv, _ = ALGORITHMS["grpo"].estimate(ScoredGroups(reward, valid, mask), None, config=config)
+        metrics = group_metrics(reward, valid)
     case.expect("advantages", adv)
     for name, value in metrics.items():
         case.expect(f"metric:{name}", value)
@@ -89,7 +89,8 @@ def check_verl_estimator(case: Case):
     assert valid.all() and (rows.ravel() == np.arange(len(reward))).all()
     _, _, gamma = kind.partition("_g")
     config = AlgoConfig(gamma=float(gamma) if gamma[:1] == "0" else 1.0)
-    adv = ALGORITHMS[VERL_ESTIMATORS[kind]].advantages(reward[rows], jnp.asarray(valid), mask, config=config)
+    groups = ScoredGroups(reward[rows], jnp.asarray(valid), mask)
+    adv, _ = ALGORITHMS[VERL_ESTIMATORS[kind]].estimate(groups, None, config=config)
     case.expect("advantages", adv if adv.ndim == 2 else adv[:, None] * mask)
 
 

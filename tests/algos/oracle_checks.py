@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax import AlgoConfig
 from pbrl_jax.algos import grpo
 from pbrl_jax.algos.correction import sampler_weights
-from pbrl_jax.algos.objectives import aggregate
-from pbrl_jax.config.tree import AlgoConfig
+from pbrl_jax.algos.losses import aggregate
 from pbrl_jax.core.masking import masked_mean
 
 FOLDER = Path(os.environ.get("PBRL_ORACLES") or Path(__file__).parents[1] / "fixtures" / "oracles")

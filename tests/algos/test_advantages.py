@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbrl_jax.algos.advantages import SCALES, group_advantages, reward_metrics, zero_std_share
+from pbrl_jax.algos.advantages import SCALES, group_advantages, group_metrics, zero_std_share
 from pbrl_jax.core.errors import ConfigError
 
 REWARD = np.array([[1.0, 2.0, 6.0], [0.5, 0.5, 9.0]], np.float32)
@@ -122,7 +122,7 @@ def test_any_batch_equals_the_loop(reward, valid, scale, leave_one_out):
 
 
 def test_metrics_by_hand():
-    metrics = reward_metrics(jnp.asarray(REWARD), jnp.asarray(VALID))
+    metrics = group_metrics(jnp.asarray(REWARD), jnp.asarray(VALID))
     assert metrics["reward"] == 2.0
     np.testing.assert_allclose(metrics["reward_std"], np.sqrt(21.5 / 4), rtol=1e-6)
     assert metrics["frac_reward_zero_std"] == 0.5
@@ -133,6 +133,13 @@ def test_zero_std_share_leaves_out_groups_that_cannot_be_compared():
     valid = np.array([[True] * 3, [True] * 3, [True, False, False], [False] * 3])
     assert zero_std_share(jnp.asarray(reward), jnp.asarray(valid)) == 0.5
     assert zero_std_share(jnp.asarray(reward[2:]), jnp.asarray(valid[2:])) == 0
+
+
+def test_groups_of_one_response_are_without_signal():
+    """They are never above their own mean, whatever they earn."""
+    reward, valid = jnp.asarray([[1.0], [2.0], [3.0]]), jnp.asarray([[True], [True], [False]])
+    assert zero_std_share(reward, valid) == 1.0
+    assert group_metrics(reward, valid)["frac_reward_zero_std"] == 1.0
 
 
 def test_unknown_scale_names_the_known_ones():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pbrl_jax import AlgoConfig
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.advantages import group_advantages, normalize_then_sum
-from pbrl_jax.config.tree import AlgoConfig
+from pbrl_jax.algos.advantages import ScoredGroups, group_advantages, normalize_then_sum
 
 REWARD = np.array([[1.0, 2.0, 6.0], [0.5, 0.5, 0.5]])
 VALID = np.array([[True, True, True], [True, True, False]])
@@ -23,11 +23,8 @@ def float64():
 
 def advantages(name, reward=REWARD, valid=VALID, mask=MASK, penalty=None, **settings):
     penalty = None if penalty is None else jnp.asarray(penalty)
-    estimate = ALGORITHMS[name].advantages
-    return np.asarray(
-        estimate(jnp.asarray(reward), jnp.asarray(valid), jnp.asarray(mask), config=AlgoConfig(**settings),
-                 penalty_BR=penalty)
-    )  # fmt: skip
+    groups = ScoredGroups(jnp.asarray(reward), jnp.asarray(valid), jnp.asarray(mask), penalty)
+    return np.asarray(ALGORITHMS[name].estimate(groups, None, config=AlgoConfig(**settings))[0])
 
 
 def whitened(values):

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pbrl_jax import AlgoConfig
 from pbrl_jax.algos import ALGORITHMS, grpo
-from pbrl_jax.algos.objectives import AGGREGATIONS
-from pbrl_jax.config.tree import AlgoConfig
+from pbrl_jax.algos.advantages import ScoredGroups
+from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.core.errors import ConfigError
 
 OLD = np.log(np.array([[0.5, 0.2, 0.4], [0.3, 0.6, 0.5]]))
@@ -25,7 +26,7 @@ MASK = np.array([[True, True, True], [True, True, False]])
 CONFIG = AlgoConfig(beta=0.1, epsilon=0.2, epsilon_high=0.28)
 #: Every loss type and level, with what each needs.
 OBJECTIVES = {
-    **{loss_type: {"loss_type": loss_type} for loss_type in AGGREGATIONS},
+    **{loss_type: {"loss_type": loss_type} for loss_type in LOSSES},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.05},
     "delta": {"delta": 1.5},
     "gspo": {"importance_sampling_level": "sequence"},
@@ -101,7 +102,7 @@ def loop(config, length):
     return total, count, {name: (value, tokens) for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("loss_type", AGGREGATIONS)
+@pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("corrected", [False, True])
 def test_equals_the_loop(loss_type, estimator, corrected):
@@ -354,12 +355,14 @@ def test_bad_input_is_refused_with_what_to_do():
 
 def test_the_table_holds_grpo_and_its_advantages_read_the_config():
     algorithm = ALGORITHMS[AlgoConfig().name]
-    assert algorithm.loss is grpo.policy_loss
+    assert algorithm.estimate is grpo.estimate
     reward, valid, mask = jnp.asarray([[1.0, 2.0, 6.0]]), jnp.ones((1, 3), bool), jnp.ones((3, 2), bool)
     found = {
-        (scale, loo): algorithm.advantages(
-            reward, valid, mask, config=AlgoConfig(scale_rewards=scale, leave_one_out=loo, advantage_epsilon=0.5)
-        )
+        (scale, loo): algorithm.estimate(
+            ScoredGroups(reward, valid, mask),
+            None,
+            config=AlgoConfig(scale_rewards=scale, leave_one_out=loo, advantage_epsilon=0.5),
+        )[0]
         for scale in ("group", "none")
         for loo in (False, True)
     }

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pbrl_jax.algos.losses import LOSSES, aggregate
 from pbrl_jax.algos.objectives import (
-    AGGREGATIONS,
     KL_ESTIMATORS,
-    aggregate,
     clipped_surrogate,
     importance_ratio,
     kl_estimate,
@@ -154,7 +153,7 @@ BY_HAND = {  # rows (1, 2, 3) and (10): R = 3, constant length 8
 
 
 def test_every_aggregation_is_worked_by_hand():
-    assert set(BY_HAND) == set(AGGREGATIONS)
+    assert set(BY_HAND) == set(LOSSES)
 
 
 @pytest.mark.parametrize("loss_type", BY_HAND)
@@ -177,7 +176,7 @@ def test_a_masked_row_leaves_the_count_unless_it_is_asked_to_stay(loss_type):
 
 
 def test_nothing_at_all_counts_zero():
-    for loss_type in AGGREGATIONS:
+    for loss_type in LOSSES:
         found = aggregate(
             jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool), loss_type=loss_type, max_completion_length=8
         )

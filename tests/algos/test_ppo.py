@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pbrl_jax.algos.ppo import critic_advantages, value_loss
+from pbrl_jax.algos.advantages import ScoredGroups
+from pbrl_jax.algos.ppo import PpoConfig, estimate, value_loss
 from pbrl_jax.algos.returns import whiten
 
 MASK = np.array([[True, True, True], [True, True, False]])
@@ -22,10 +23,12 @@ def test_advantages_are_whitened_and_returns_are_not():
     value = np.array([[0.5, 1.0, -1.0], [0.25, 0.75, 0.0]])
     penalty = np.array([[0.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
     for garbage in (1e3, np.nan):
-        adv, returns = critic_advantages(
-            jnp.asarray([2.0, 1.0]), jnp.asarray(np.where(MASK, value, garbage)), jnp.asarray(MASK),
-            gamma=1.0, lam=1.0, penalty_BR=jnp.asarray(np.where(MASK, penalty, garbage)),
+        groups = ScoredGroups(
+            jnp.asarray([[2.0], [1.0]]), jnp.ones((2, 1), bool), jnp.asarray(MASK),
+            jnp.asarray(np.where(MASK, penalty, garbage)),
         )  # fmt: skip
+        values = jnp.asarray(np.where(MASK, value, garbage))
+        adv, returns = estimate(groups, values, config=PpoConfig(gamma=1.0, lam=1.0))
         np.testing.assert_allclose(returns, [[1.5, 1.5, 2.0], [1.0, 1.0, 0.0]], rtol=1e-12)
         raw = jnp.asarray([[1.0, 0.5, 3.0], [0.75, 0.25, 0.0]])
         np.testing.assert_allclose(adv, whiten(raw, jnp.asarray(MASK)), rtol=1e-12)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pbrl_jax import DpoConfig
 from pbrl_jax.algos.preference import preference_loss, preferred_pairs
-from pbrl_jax.config.tree import DpoConfig
 
 CHOSEN, REJECTED = np.array([-3.0, -2.0]), np.array([-4.0, -1.5])
 REF_CHOSEN, REF_REJECTED = np.array([-3.5, -1.0]), np.array([-3.0, -1.5])

@@ -31,9 +31,11 @@ def test_memory_of_a_load(tmp_path, monkeypatch):
 
 def test_sizes_of_the_written_model_are_those_of_the_spec(tmp_path):
     from pbrl_jax.core.trees import count_parameters
-    from pbrl_jax.weights.policies import abstract_decoder, load_policy
+    from pbrl_jax.models.decoder import init_decoder
+    from pbrl_jax.weights.folders import abstract_tree
+    from pbrl_jax.weights.policies import load_policy
 
     flags = load_memory.parse(["--layers", "2", "--width", "256", "--ffn", "64", "--vocab", "96"])
     size = load_memory.write_model(tmp_path, load_memory.spec_of(flags))
-    assert size == 2 * count_parameters(abstract_decoder(load_memory.spec_of(flags)))
+    assert size == 2 * count_parameters(abstract_tree(init_decoder, load_memory.spec_of(flags)))
     assert load_policy(str(tmp_path)).spec.width == 256

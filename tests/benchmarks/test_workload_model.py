@@ -14,8 +14,8 @@ import grpo_step
 from peers import bench_workload as workload
 from peers.bench_protocol import parse_flags
 
-from pbrl_jax.models.decoder import causal_logits
-from pbrl_jax.weights.policies import abstract_decoder
+from pbrl_jax.models.decoder import causal_logits, init_decoder
+from pbrl_jax.weights.folders import abstract_tree
 
 TINY = ["--vocab", "64", "--d", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--head-dim", "8",
         "--ffn", "32", "--prompt-len", "8", "--response-len", "8", "--seed", "3"]  # fmt: skip
@@ -28,7 +28,7 @@ def tiny(*more: str) -> argparse.Namespace:
 def end_probabilities(flags) -> np.ndarray:
     spec, params = grpo_step.policy_spec(flags), grpo_step.policy_params(flags)
     shapes = jax.tree.map(jnp.shape, params)
-    assert shapes == jax.tree.map(lambda leaf: leaf.shape, abstract_decoder(spec))
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, abstract_tree(init_decoder, spec))
     tokens = jnp.asarray(workload.prompt_ids(flags)[0], jnp.int32)
     probabilities = jax.nn.softmax(causal_logits(params, spec, tokens, jnp.ones(tokens.shape, bool)), axis=-1)
     # Nothing is sampled behind BOS alone; it has another stop channel than words have.

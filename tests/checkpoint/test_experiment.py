@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pbrl_jax import Config, with_values
 from pbrl_jax.checkpoint import check_same_experiment, params_sha256
-from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import CheckpointError
 
 PARAMS = {"params": {"head": {"kernel": jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), "bias": jnp.int32(-2)}}}

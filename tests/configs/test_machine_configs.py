@@ -35,7 +35,7 @@ def test_the_plan_in_the_docstring(name):
     """By hand: the numbers that the plan gives now. Compiled: products as by hand within 10 %, and all of it fits."""
     config, where = load_config(str(FILES[name])), parse_topology(MACHINES[name])
     check_start(config, where.chips)
-    assert from_json(to_json(config)) == config
+    assert from_json(to_json(config), type(config)) == config
     doc = FILES[name].read_text("utf-8").split('"""')[1]
     assert f"pbrl plan configs/machines/{name}.py --topology {MACHINES[name]}" in doc
     by_hand = estimate(config, run_models(config), where)

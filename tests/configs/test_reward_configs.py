@@ -8,7 +8,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.cli import main
 from pbrl_jax.core.paths import read_json_lines
-from pbrl_jax.train import steps
+from pbrl_jax.train import hosted, programs
 
 HF = ROOT / "tests" / "fixtures" / "hf"
 TRANSLATOR = ("--reward.translator", str(HF / "m2m100"))
@@ -43,8 +43,13 @@ def shared_programs():
         return first
 
     patch = pytest.MonkeyPatch()
-    for name in ("make_generate", "make_update", "make_values", "compiled_ahead"):
-        patch.setattr(steps, name, once(getattr(steps, name)))
+    for module, name in (
+        (hosted, "make_generate"),
+        (hosted, "make_advantages"),
+        (hosted, "make_parameter_update"),
+        (programs, "compiled_ahead"),
+    ):
+        patch.setattr(module, name, once(getattr(module, name)))
     yield
     patch.undo()
 

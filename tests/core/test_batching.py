@@ -1,6 +1,10 @@
-"""Rows in batches of one size."""
+"""Rows in batches of one size, and their padding."""
 
-from pbrl_jax.core.batching import by_length, few_rows, fill
+import numpy as np
+import pytest
+
+from pbrl_jax.core.batching import by_length, few_rows, fill, length_bucket, pad_prompts, padded_length
+from pbrl_jax.core.errors import DataError
 
 
 def test_batches_by_hand():
@@ -12,3 +16,43 @@ def test_batches_by_hand():
 
 def test_few_sizes():
     assert [few_rows(count, 32) for count in (0, 1, 2, 3, 5, 32, 33, 900)] == [1, 1, 2, 4, 8, 32, 32, 32]
+
+
+def plan(lengths, size):
+    """Row numbers in batches, as an engine makes them."""
+    return [rows for rows, _ in by_length(lengths, size, padded_length)]
+
+
+def test_plan_keeps_lengths_apart_and_every_row_once():
+    lengths = [5, 40, 17, 16, 3, 33, 100, 18]
+    batches = plan(lengths, 2)
+    assert sorted(row for rows in batches for row in rows) == list(range(8))
+    assert [[lengths[row] for row in rows] for rows in batches] == [[3, 5], [16], [17, 18], [33, 40], [100]]
+    assert plan([3000], 4) == [[0]]
+
+
+def test_few_rows_of_a_bucket_join_the_next_one():
+    """Of seven rows of the bucket of 16 in batches of four three are no fewer than half a batch, of five rows one is;
+    it is padded with the first of the bucket of 32, and the last bucket keeps what is left."""
+    assert [len(rows) for rows in plan([9] * 7 + [20] * 4, 4)] == [4, 3, 4]
+    assert plan([9] * 5 + [20] * 4, 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert plan([9, 20, 40, 70], 16) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    "longest, limit, size", [(1, 64, 16), (16, 64, 16), (17, 64, 32), (64, 64, 64), (40, 48, 48), (9, 12, 12)]
+)
+def test_length_buckets(longest, limit, size):
+    assert length_bucket(longest, limit) == size
+
+
+def test_pad_prompts():
+    batch = pad_prompts([[5, 6, 7], [8]], 4, [11, 12], pad_id=9)
+    np.testing.assert_array_equal(batch.tokens_PT, [[5, 6, 7, 9], [8, 9, 9, 9]])
+    np.testing.assert_array_equal(batch.lengths_P, [3, 1])
+    np.testing.assert_array_equal(batch.row_ids_P, [11, 12])
+    assert {array.dtype for array in (batch.tokens_PT, batch.lengths_P, batch.row_ids_P)} == {np.dtype("int32")}
+    with pytest.raises(DataError, match="Prompt 1 has 3 tokens, expected 1 to 2"):
+        pad_prompts([[1], [1, 2, 3]], 2, [0, 1])
+    with pytest.raises(DataError, match="Prompt 0 has 0 tokens"):
+        pad_prompts([[]], 2, [0])

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from pbrl_jax.core.errors import ConfigError, DataError
@@ -12,7 +11,6 @@ from pbrl_jax.data.batches import (
     batch_at,
     make_sampler,
     next_batch,
-    pad_prompts,
     start_cursor,
 )
 from pbrl_jax.data.sources.common import prompt_id
@@ -88,15 +86,3 @@ def test_batches_that_cannot_be():
         make_sampler(prompts_of("sw"), 0, 0.0, 0)
     with pytest.raises(ConfigError, match="english_share is 1.5"):
         make_sampler(prompts_of("sw"), 4, 1.5, 0)
-
-
-def test_pad_prompts():
-    batch = pad_prompts([[5, 6, 7], [8]], 4, [11, 12], pad_id=9)
-    np.testing.assert_array_equal(batch.tokens_PT, [[5, 6, 7, 9], [8, 9, 9, 9]])
-    np.testing.assert_array_equal(batch.lengths_P, [3, 1])
-    np.testing.assert_array_equal(batch.row_ids_P, [11, 12])
-    assert {array.dtype for array in (batch.tokens_PT, batch.lengths_P, batch.row_ids_P)} == {np.dtype("int32")}
-    with pytest.raises(DataError, match="Prompt 1 has 3 tokens, expected 1 to 2"):
-        pad_prompts([[1], [1, 2, 3]], 2, [0, 1])
-    with pytest.raises(DataError, match="Prompt 0 has 0 tokens"):
-        pad_prompts([[]], 2, [0])

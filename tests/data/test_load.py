@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pbrl_jax.config.tree import DataConfig
+from pbrl_jax import DataConfig
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
@@ -24,14 +24,16 @@ def prompts_of(*languages, count=3):
 
 
 def test_every_language_has_a_number_and_ids_lead_back():
-    assert set(ID_ORDER) == set(LANGUAGES) and len(ID_ORDER) == len(set(ID_ORDER)) <= 64
+    assert set(ID_ORDER) == set(LANGUAGES) and len(ID_ORDER) == len(set(ID_ORDER)) <= 256
+    assert ID_ORDER[:20] == tuple("en ar bn de es fr hi id it ja ko ms pt ru sw te th tr vi zh".split()), "append only"
+    assert prompt_id(3, "sw") == 3 * 64 + 14 and len({prompt_id(7, code) for code in LANGUAGES}) == len(LANGUAGES)
     for code in LANGUAGES:
-        for row in (0, 1, 2**25 - 1):
+        for row in (0, 1, 2**23 - 1):
             identifier = prompt_id(row, code)
             assert 0 <= identifier < 2**31
             assert (row_of(identifier), language_of(identifier)) == (row, code)
     with pytest.raises(DataError, match="no 32-bit id"):
-        prompt_id(2**25, "en")
+        prompt_id(2**23, "en")
 
 
 def test_load_prompts_follows_the_config_and_its_overrides():

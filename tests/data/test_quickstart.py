@@ -145,7 +145,7 @@ def test_ids_do_not_depend_on_the_request():
     few = SOURCES["quickstart"]("", "train", ("sw",), 20, 0)
     many = {row.question: row.id for row in SOURCES["quickstart"]("", "train", ("en", "sw"), 400, 0)}
     assert all(many[row.question] == row.id for row in few)
-    by_index = {problem.index: problem for problem in quickstart.problems("train", 0, 0)}
+    by_index = {problem.number: problem for problem in quickstart.problems("train", 0, 0)}
     for row in SOURCES["quickstart"]("small", "train", ("sw",), 50, 5):
         assert quickstart.question(by_index[row_of(row.id)], "sw") == row.question
 

@@ -11,8 +11,8 @@ from source_tree import ROOT
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import encoder, problem_prompts
 
+from pbrl_jax import RewardConfig
 from pbrl_jax.cli import main
-from pbrl_jax.config.tree import RewardConfig
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.eval.calibrate import SHRINKAGE, calibrate, pairs_from_file, pairs_from_prompts, premium_warnings
 from pbrl_jax.rewards.similarity import load_baselines

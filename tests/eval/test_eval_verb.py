@@ -11,9 +11,8 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy
 
-from pbrl_jax import cli
+from pbrl_jax import Config, cli, with_values
 from pbrl_jax.config.serialize import to_json
-from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.weights.policies import save_policy
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

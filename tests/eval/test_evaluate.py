@@ -14,7 +14,6 @@ from pbrl_jax.eval import evaluate as evaluation
 from pbrl_jax.eval.evaluate import (
     Decoder,
     answer_texts,
-    compiled_sampler,
     eval_metrics,
     evaluate,
     grade,
@@ -22,6 +21,7 @@ from pbrl_jax.eval.evaluate import (
     summarise,
 )
 from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.rollout.engine import SEGMENT_LENGTH, compiled_programs
 from pbrl_jax.text.prompts import format_prompts
 
 ENGLISH, SWAHILI, CHINESE = (prompt._replace(answer="20") for prompt in problem_prompts(1))
@@ -117,7 +117,7 @@ def test_greedy_answers_are_those_of_the_causal_model(greedy):
 
 def test_ten_prompts_in_batches_of_four_keep_their_order_and_compile_once(greedy):
     decoder, ticks = small_decoder(), []
-    compiled = compiled_sampler(decoder.spec, decoder.max_completion_length)
+    compiled = compiled_programs(decoder.spec, 1, decoder.max_completion_length, SEGMENT_LENGTH).segment
     before = compiled._cache_size()
     backwards = answer_texts(decoder, policy().params, QUESTIONS[::-1], CODES[::-1], tick=ticks.append)
     assert backwards == greedy[::-1]

@@ -73,8 +73,8 @@ def test_letters():
     first_wins = graded("sw", "Jibu ni (A). Hapana, Jibu ni **(C)**.", "C", **prox)
     assert first_wins["correct"] and not first_wins["published"]["lm_eval_strict"]
     czech = graded("cs", "Odpověď je **(C)**.", "C", **prox)
-    assert czech["correct"] and not czech["published"]["lm_eval_strict"], "a language without phrases of our own"
-    assert czech["right_language"] is None
+    assert czech["correct"] and not czech["published"]["lm_eval_strict"], "the harness takes no bold"
+    assert czech["right_language"] is True, "too short to tell, as in training"
     assert not graded("cs", "Odpověď je (J).", "C", **(prox | {"options": 4}))["extracted"]
 
 
@@ -131,9 +131,12 @@ def test_lines_and_words():
     assert fidelity(CHINESE, "zh", codes) == (True, True, True)
     word = fidelity(CHINESE * 3 + "所以 answer 是二十。" + CHINESE, "zh", codes)
     assert word.right and word.words is False and word.switched
-    assert fidelity(CHINESE + r"共 $x = 20 \text{bottles}$", "zh", codes).words, "formulas are no words"
+    assert fidelity(CHINESE + r"共 $x = 20 \text{km}$", "zh", codes).words, "units and variables are no words"
+    assert fidelity(CHINESE + r"共 $x = 20 \text{bottles}$", "zh", codes).words is False, "a word in a formula is one"
     assert fidelity("", "sw", codes) == fidelity("12", "sw", codes) == (None, None, None)
-    assert fidelity(SWAHILI, "ha", codes) == (None, None, None), "no language of ours"
+    assert fidelity(SWAHILI, "qq", codes) == (None, None, None), "no language of ours"
+    assert fidelity(SWAHILI, "ee", codes) == (None, None, None), "one that no identifier knows"
+    assert fidelity(SWAHILI, "ha", codes).right is False
     assert fidelity("", "sw", codes).switched is None
 
 

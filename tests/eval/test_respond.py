@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy, problem_prompts, tokenizer
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
+from pbrl_jax.core.batching import by_length
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.eval import respond
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.evaluate import Decoder, answer_texts
 from pbrl_jax.eval.respond import (
@@ -23,12 +24,12 @@ from pbrl_jax.eval.respond import (
     cut_at_stop,
     encode_prompts,
     generate_responses,
-    plan,
     problem_id,
     score_choices,
 )
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.rollout import engine
 
 PROMPTS = problem_prompts(4)[:10]
 PROBLEMS = [
@@ -76,28 +77,20 @@ def test_samples_depend_on_the_problem_and_the_seed_only():
 def test_what_is_done_is_not_done_again(monkeypatch):
     whole, _ = generated()
     calls = []
-    compiled = respond.compiled_sampler
+    compiled = engine.compiled_programs
 
     def counted(*arguments):
         def run(*inner):
             calls.append(1)
-            return compiled(*arguments)(*inner)
+            return compiled(*arguments).rollout(*inner)
 
-        return run
+        return SimpleNamespace(rollout=run)
 
-    monkeypatch.setattr(respond, "compiled_sampler", counted)
+    monkeypatch.setattr(engine, "compiled_programs", counted)
     done = {(row["key"], row["sample"]) for row in whole[:6]}
     rest, ticks = generated(done=done)
-    assert rest == whole[6:] and sum(ticks) == 4 and len(calls) < len(plan([1] * 10, 4)) + 1
+    assert rest == whole[6:] and sum(ticks) == 4 and len(calls) < len([*by_length([1] * 10, 4)]) + 1
     assert generated(done={(row["key"], 0) for row in whole}) == ([], []) and len(calls) <= 3
-
-
-def test_plan_keeps_lengths_apart_and_every_row_once():
-    lengths = [5, 40, 17, 16, 3, 33, 100, 18]
-    batches = plan(lengths, 2)
-    assert sorted(row for rows in batches for row in rows) == list(range(8))
-    assert [[lengths[row] for row in rows] for rows in batches] == [[3, 5], [16], [17, 18], [33, 40], [100]]
-    assert plan([3000], 4) == [[0]]
 
 
 def test_stops():

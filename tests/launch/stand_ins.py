@@ -18,6 +18,7 @@ case "$*" in
     printf 'export VIRTUAL_ENV=%q PATH=%q:$PATH\\n' "$folder" "$folder/bin" >"$folder/bin/activate" ;;
   "-m pytest"*"-m not serial"*) exit "${{PARALLEL_STATUS:-0}}" ;;
   "-m pytest"*) echo "devices=$PBRL_TEST_DEVICES" >>"$CALLS"; exit "${{SERIAL_STATUS:-0}}" ;;
+  "-m mypy"*) exit "${{TYPES_STATUS:-0}}" ;;
   "-m pip"*) exit "${{PIP_STATUS:-0}}" ;;
   "- "*) exec {sys.executable} "$@" ;;
   --version) echo "Python 3.12.9" ;;

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.offload import check_host_memory
 from pbrl_jax.run.check import validate

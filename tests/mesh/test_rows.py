@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.mesh import rows
 from pbrl_jax.mesh.rows import fetch_rows, held_rows, own_devices, owned_rows, row_owners, rows_on_mesh
 from pbrl_jax.mesh.sharding import make_mesh

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import (
     DECODING_AXES,

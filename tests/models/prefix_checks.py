@@ -9,9 +9,9 @@ import numpy as np
 from tiny_policy import full_rows, tiny_prompts, tiny_rollout
 
 from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.models.packing import pack_streams, unpack
 from pbrl_jax.models.specs import TINY_FAMILIES
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
-from pbrl_jax.rollout.packing import pack_streams, unpack
 
 G, R, T, BUCKET = 3, 8, 7, 16
 #: A prompt that is longer than the window of 4 and one that is shorter, each with a padded end.

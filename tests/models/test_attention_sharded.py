@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.fused_attention import splash_attention
 

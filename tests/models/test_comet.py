@@ -19,7 +19,7 @@ from pbrl_jax.models.comet import (
 )
 from pbrl_jax.models.pooling import mean_pooling
 from pbrl_jax.models.specs import EncoderSpec
-from pbrl_jax.weights.hf_comet import comet_names
+from pbrl_jax.weights.comet_checkpoint import comet_names
 
 LARGE = EncoderSpec(
     vocab_size=250_002, width=1024, layers=24, heads=16, ffn=4096, max_positions=514, position_offset=2, norm_eps=1e-5

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference, quick_compiles, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax.config.tree import LoraConfig
+from pbrl_jax import LoraConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import map_with_path, match_rules
 from pbrl_jax.models.decoder import causal_logits
-from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, joined, merged
+from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, join_adapters, merge_adapters
 from pbrl_jax.models.quantized import dequantized, quantized
 
 SPEC = tiny_spec()
@@ -38,14 +38,14 @@ def adapters_of(params, lora=LORA, seed=0):
 def test_new_adapters_change_nothing(logits):
     params = tiny_params(SPEC)
     fresh = init_adapters(jax.random.key(0), params, SPEC, LORA)
-    np.testing.assert_array_equal(logits(joined(params, fresh, LORA)), logits(params))
+    np.testing.assert_array_equal(logits(join_adapters(params, fresh, LORA)), logits(params))
     assert all(float(jnp.abs(part["lora_a"]).max()) > 0 for part in fresh["layers"]["mlp"].values())
 
 
 def test_merged_computes_what_joined_computes(logits):
     params = tiny_params(SPEC)
     adapters = adapters_of(params)
-    both, one = logits(joined(params, adapters, LORA)), merged(params, adapters, LORA)
+    both, one = logits(join_adapters(params, adapters, LORA)), merge_adapters(params, adapters, LORA)
     assert jax.tree.structure(one) == jax.tree.structure(params)
     np.testing.assert_allclose(logits(one), both, atol=1e-5)
     assert np.abs(both - logits(params)).max() > 0.1
@@ -56,7 +56,7 @@ def test_a_merged_kernel_by_hand():
     params = tiny_params(SPEC)
     adapters = adapters_of(params)
     query = adapters["layers"]["query"]
-    found = merged(params, adapters, LORA)["layers"]["query"]["kernel"][1]
+    found = merge_adapters(params, adapters, LORA)["layers"]["query"]["kernel"][1]
     low, high = np.asarray(query["lora_a"])[1], np.asarray(query["lora_b"])[1]
     expected = np.asarray(params["layers"]["query"]["kernel"])[1] + 1.5 * np.einsum("dr,rhc->dhc", low, high)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -88,8 +88,8 @@ def test_quantised_forward_pass_and_merge(logits):
     lora = LoraConfig(rank=2, quantization="nf4", tile_size=8)
     frozen, adapters = frozen_params(params, SPEC, lora), adapters_of(params, lora)
     assert frozen["embed"] is params["embed"] and frozen["layers"]["mlp"]["down"]["kernel"].qvalue.dtype == jnp.uint4
-    both = logits(joined(frozen, adapters, lora))
-    one = merged(frozen, adapters, lora)
+    both = logits(join_adapters(frozen, adapters, lora))
+    one = merge_adapters(frozen, adapters, lora)
     np.testing.assert_allclose(logits(one), both, atol=ROUNDED * np.abs(both).max())
     assert jax.tree.structure(one) == jax.tree.structure(params) and np.abs(both - logits(params)).max() > 0.01
     assert largest_difference(frozen_params(params, SPEC, LORA), params) == 0

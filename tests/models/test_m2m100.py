@@ -46,8 +46,8 @@ def oracle():
     return case, spec, load_params(tensors, m2m100_names(spec), ignore=IGNORED)
 
 
-def final_states(model, tokens_BS, mask_BS, target_BT):
-    """Final states of a right-padded target in one pass without a cache."""
+def target_states(model, tokens_BS, mask_BS, target_BT):
+    """Final states of a complete right-padded target."""
     source = model.source_keys(model.encode(tokens_BS, mask_BS), mask_BS)
     valid = target_BT != model.spec.pad_id
     position = jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)
@@ -55,12 +55,15 @@ def final_states(model, tokens_BS, mask_BS, target_BT):
 
 
 def init_m2m100(key, spec):
+    """Random float32 parameters."""
     tokens = jnp.full((1, 2), spec.start_id, jnp.int32)
-    return M2M100(spec).init(key, tokens, jnp.ones((1, 2), bool), tokens, method=final_states)["params"]
+    return M2M100(spec).init(key, tokens, jnp.ones((1, 2), bool), tokens, method=target_states)["params"]
 
 
-def target_logits(params, spec, *inputs):
-    return logits_of(params, M2M100(spec).apply({"params": params}, *inputs, method=final_states))
+def target_logits(params, spec, tokens_BS, mask_BS, target_BT):
+    """Logits [B, T, V] at every position of a right-padded target."""
+    states = M2M100(spec).apply({"params": params}, tokens_BS, mask_BS, target_BT, method=target_states)
+    return logits_of(params, states)
 
 
 def sources(case):

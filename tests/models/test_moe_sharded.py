@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference, tiny_params
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, hidden_states
 from pbrl_jax.models.layouts import Causal

@@ -6,7 +6,7 @@ import pytest
 from tiny_endpoint import TinyEndpoint
 from tiny_policy import tiny_spec
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.pivots.agreement import choose

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from pbrl_jax.config.tree import PivotConfig
+from pbrl_jax import PivotConfig
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Reference
@@ -204,11 +204,16 @@ def test_a_bucket_keeps_its_name():
 
 
 @pytest.mark.parametrize(
-    "source, path, folder",
-    [("policy", "", "w/pivots"), ("policy", "shared", "shared"), ("file", "r.jsonl", "w/pivots")],
+    "source, field, path, folder",
+    [
+        ("policy", "store", "", "w/pivots"),
+        ("policy", "store", "shared", "shared"),
+        ("file", "file", "r.jsonl", "w/pivots"),
+        ("file", "store", "shared", "shared"),
+    ],
 )
-def test_where_the_store_of_a_run_is(tmp_path, source, path, folder):
-    settings = PivotConfig(source=source, path=str(tmp_path / path) if path else "")
+def test_where_the_store_of_a_run_is(tmp_path, source, field, path, folder):
+    settings = PivotConfig(source=source, **{field: str(tmp_path / path)} if path else {})
     store = open_store(settings, tmp_path / "w", writes=False)
     assert str(store.directory) == str(tmp_path / folder) and not store.writes
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.logs.progress import Progress
@@ -277,7 +277,7 @@ def references_file(tmp_path, *rows) -> str:
 
 
 def from_file(tmp_path, rows, *lines, **pivot):
-    settings = config("file", path=references_file(tmp_path, *lines), **pivot)
+    settings = config("file", file=references_file(tmp_path, *lines), **pivot)
     return attach_references(rows, settings, PivotStore(tmp_path / "pivots"))
 
 
@@ -353,9 +353,9 @@ def test_bad_file_rows_are_named(tmp_path, line, what):
 
 def test_where_the_file_must_be(tmp_path):
     store = PivotStore(tmp_path / "pivots")
-    with pytest.raises(ConfigError, match="pivot.path is empty"):
+    with pytest.raises(ConfigError, match="pivot.file is empty"):
         attach_references(prompts(1), config("file"), store)
     with pytest.raises(DataError, match="is nothing, expected a JSON lines file"):
-        attach_references(prompts(1), config("file", path=str(tmp_path / "none")), store)
+        attach_references(prompts(1), config("file", file=str(tmp_path / "none")), store)
     with pytest.raises(DataError, match="is a folder"):
-        attach_references(prompts(1), config("file", path=str(tmp_path)), store)
+        attach_references(prompts(1), config("file", file=str(tmp_path)), store)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from tiny_policy import quick_compiles, tiny_batch, tiny_config, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax.config.tree import with_values
+from pbrl_jax import with_values
 from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.specs import tiny_decoder
 from pbrl_jax.plan.holds import update_faults
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
 
 #: 8 layers of [512, 1024]: 4 M scalars stacked; the embedding has 2 M.
 SPEC = tiny_decoder(vocab_size=4000, width=512, layers=8, ffn=1024, tied_embeddings=True)
@@ -39,9 +39,9 @@ ENTRY %main (a: {argument}) -> f32[] {{
     [
         ("f32[8,128,512]", "bf16[512,1024]", None),
         ("f32[8,128,512]", "f32[1,4000,512]", None),
-        ("f32[8,512,1024]", "f32[4]", "a replicated parameter: f32[8, 512, 1024] (parameter a)"),
-        ("f32[4]", "bf16[8,1024,512]", "a replicated parameter: bf16[8, 1024, 512] (broadcast t)"),
-        ("f32[4000,512]", "f32[4]", "a replicated parameter: f32[4000, 512] (parameter a)"),
+        ("f32[8,512,1024]", "f32[4]", "a whole parameter: f32[8, 512, 1024] (parameter a)"),
+        ("f32[4]", "bf16[8,1024,512]", "a whole parameter: bf16[8, 1024, 512] (broadcast t)"),
+        ("f32[4000,512]", "f32[4]", "a whole parameter: f32[4000, 512] (parameter a)"),
         ("f32[4]", "f32[4,63,2000]", "logits: f32[4, 63, 2000] (broadcast t)"),
         ("f32[4]", "f32[63,4000]", "logits: f32[63, 4000] (broadcast t)"),
         ("f32[4]", "f32[63,2000]", None),

@@ -7,8 +7,7 @@ import jax
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 
-from pbrl_jax import cli
-from pbrl_jax.config.tree import Config, MeshConfig, with_values
+from pbrl_jax import Config, MeshConfig, cli, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import (
@@ -180,8 +179,8 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     for wrong, said in (
         (["--topology", "v5p:9x9x9"], "2x2x4"),
         (["--topology", "h100:8", "--mesh.fsdp", "3"], "does not fit 8 devices"),
-        (["--topology", "h100:8", "--policy.source", "who/knows"], "sizes are unknown"),
-        (["--topology", "h100:8", "--encoder.source", "who/knows"], "sizes are unknown"),
+        (["--topology", "h100:8", "--policy.source", "who/knows"], "sizes are not known"),
+        (["--topology", "h100:8", "--encoder.source", "who/knows"], "sizes are not known"),
     ):
         assert cli.main([*command, *wrong]) == 1
         assert said in capsys.readouterr().err

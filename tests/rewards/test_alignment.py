@@ -6,7 +6,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.records import Reference
 from pbrl_jax.rewards.alignment import CHUNK_BUCKETS, LONGEST_CHUNK, chunks_of, make_alignment, soft_f1
 

@@ -9,10 +9,10 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
-from pbrl_jax.rewards.combine import REWARDS, RewardAssets, make_reward
+from pbrl_jax.rewards.combine import REWARDS, Reward, RewardAssets, make_reward
 from pbrl_jax.rewards.cosine import make_cosine
 
 SWAHILI = problem_prompts(1, ("sw",))[0]._replace(answer="20")
@@ -69,11 +69,11 @@ def test_a_reward_that_raises_makes_its_rows_invalid_and_says_so(monkeypatch, ca
 
         return lambda config, assets: broken
 
-    monkeypatch.setitem(REWARDS, "answer", make(ZeroDivisionError("at the third row")))
+    monkeypatch.setitem(REWARDS, "answer", Reward(make(ZeroDivisionError("at the third row"))))
     result = combined([RIGHT, ""], functions=("cosine", "answer"), reward_weights=(1.0, 1.0))
     assert result.total.valid_B.tolist() == [False, False] and result.each["cosine"].valid_B.all()
     assert "Reward answer raised; its 2 rows are invalid" in (said := capsys.readouterr().err) and "third row" in said
-    monkeypatch.setitem(REWARDS, "answer", make(ConfigError("not like this")))
+    monkeypatch.setitem(REWARDS, "answer", Reward(make(ConfigError("not like this"))))
     with pytest.raises(ConfigError, match="not like this"):
         combined([RIGHT], functions=("answer",))
 
@@ -147,7 +147,7 @@ def test_every_reward_of_the_table_scores_a_batch():
 
 def test_scores_of_the_wrong_shape_stop_the_run(monkeypatch):
     short = lambda config, assets: lambda inputs: Scores(jnp.zeros(1), jnp.ones(1, bool), {})  # noqa: E731
-    monkeypatch.setitem(REWARDS, "short", short)
+    monkeypatch.setitem(REWARDS, "short", Reward(short))
     with pytest.raises(RewardError, match="for 2 completions"):
         combined([RIGHT, WRONG], functions=("short",))
 
@@ -158,7 +158,7 @@ def test_what_is_not_finite_is_invalid_in_every_reward(monkeypatch):
     def bad(config, assets):
         return lambda inputs: scores
 
-    monkeypatch.setitem(REWARDS, "bad", bad)
+    monkeypatch.setitem(REWARDS, "bad", Reward(bad))
     result = combined([RIGHT] * 3, functions=("bad",))
     assert result.total.valid_B.tolist() == [True, False, False]
     assert result.total.value_B.tolist() == [0.5, 0, 0]

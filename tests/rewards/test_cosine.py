@@ -9,7 +9,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import canonical_responses, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.records import Reference
 from pbrl_jax.rewards.cosine import compiled_hybrid, cosine_reward, make_cosine
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_world import problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import Config, RewardConfig, with_values
+from pbrl_jax import Config, RewardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.combine import RewardAssets, check_reward, make_reward, weights_at
 from pbrl_jax.run.check import validate

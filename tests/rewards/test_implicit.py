@@ -7,14 +7,14 @@ import pytest
 from tiny_policy import quick_compiles, tiny_params  # noqa: F401
 from tiny_world import LANGUAGES, encoder, policy, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import Config, RewardConfig, with_values
+from pbrl_jax import Config, RewardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.rewards import implicit
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.text.prompts import format_prompt, format_prompts
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.steps import reward_assets
+from pbrl_jax.train.hosted import reward_assets
 from pbrl_jax.weights.policies import Policy
 
 SWAHILI = problem_prompts(1, ("sw",))[0]

@@ -6,7 +6,7 @@ import pytest
 from tiny_endpoint import TinyEndpoint
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import RewardError
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.judge import pairs_of, verdict

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_world import LANGUAGES, canonical_responses, problem_prompts, reward_inputs, tokenizer
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.rewards.language import Verdict, apply_gate, identified_gate, make_gate, response_share
@@ -47,6 +47,7 @@ def test_english_is_an_alternative_also_where_a_run_trains_one_language():
         REASONING * 10 + "Jibu ni the number of eggs that she can sell, 20.",  # an English answer
         "First she eats three of the eggs and sells the rest at the market. Jibu ni mayai ishirini, yaani 20.",
         REASONING + "Then the rest of the eggs are sold at the market for two dollars each. Jibu ni 20.",
+        REASONING + "$\\text{the total of all of the eggs}$ ```print('the answer is here')``` Jibu ni 20.",
     ],
 )
 def test_what_the_gate_must_see(text):
@@ -57,7 +58,7 @@ def test_what_the_gate_must_see(text):
     "text",
     [
         REASONING * 3 + "Jibu ni 20.",
-        REASONING + "$\\text{the total of all of the eggs}$ ```print('the answer is here')``` Jibu ni 20.",
+        REASONING + "$\\text{ jumla ya mayai } x = 4 \\times 5 \\text{ km}$ ```jibu = mayai * 2``` Jibu ni 20.",
         REASONING + "\\boxed{20}",
         "Jibu ni 20.",
         "<think>" + REASONING + "</think><answer>20</answer>",

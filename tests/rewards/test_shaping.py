@@ -6,17 +6,19 @@ import pytest
 from algos.oracle_checks import CASES, EXACT
 from tiny_world import problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
+from pbrl_jax.config.checks import check_section
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.rewards.combine import REWARDS
 from pbrl_jax.rewards.shaping import (
-    TOKEN_TERMS,
-    check_shaping,
+    check_overlong,
     make_overlong,
     make_repetition,
     overlong_penalty,
     repeated_share,
     repetition_penalty,
 )
+from pbrl_jax.rewards.tokens import TokenInputs
 
 PROMPTS = problem_prompts(1, ("sw",)) * 3
 
@@ -53,8 +55,11 @@ def test_the_twins_on_the_device():
         np.testing.assert_allclose(own, repetition_penalty(tokens, lengths, ngram, -1.0), atol=1e-6)
     config = RewardConfig(repetition_penalty=-0.5, overlong_length=9, overlong_cache=4)
     inputs = reward_inputs(PROMPTS, ["x"] * 3)._replace(tokens_BR=tokens, lengths_B=lengths)
+    on_device = TokenInputs(*device, None, None, None)
     for name, make in (("repetition", make_repetition), ("overlong", make_overlong)):
-        np.testing.assert_allclose(TOKEN_TERMS[name](*device, config), make(config)(inputs).value_B, atol=1e-6)
+        found = REWARDS[name].of_tokens(config, None)(on_device)
+        np.testing.assert_allclose(found.value_B, make(config)(inputs).value_B, atol=1e-6)
+        assert found.valid_B.all()
 
 
 def test_overlong_by_hand():
@@ -86,4 +91,5 @@ def test_as_rewards():
 )
 def test_what_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        check_shaping(RewardConfig(**settings))
+        check_section("reward", RewardConfig(**settings))
+        check_overlong(RewardConfig(**settings))

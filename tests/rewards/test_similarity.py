@@ -8,11 +8,11 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, canonical_responses, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
+from pbrl_jax.config.checks import check_section
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rewards.cosine import make_cosine
 from pbrl_jax.rewards.similarity import (
-    check_similarity,
     combine_parts,
     load_baselines,
     reference_cosine,
@@ -129,5 +129,5 @@ def test_what_a_calibration_must_be(calibration, tmp_path):
 
 @pytest.mark.parametrize("field", ["similarity", "references", "hybrid_form"])
 def test_unknown_names_are_refused(field):
-    with pytest.raises(ConfigError, match=f"reward.{field} 'best'"):
-        check_similarity(RewardConfig(**{field: "best"}))
+    with pytest.raises(ConfigError, match=f"reward.{field} is 'best'"):
+        check_section("reward", RewardConfig(**{field: "best"}))

@@ -5,7 +5,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs, vectors_of
 
-from pbrl_jax.config.tree import RewardConfig
+from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Reference
 from pbrl_jax.rewards import translation

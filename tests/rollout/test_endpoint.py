@@ -6,7 +6,7 @@ import threading
 import pytest
 from tiny_endpoint import TinyEndpoint
 
-from pbrl_jax.config.tree import EndpointConfig
+from pbrl_jax import EndpointConfig
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.rollout.endpoint import Endpoint
 

@@ -17,9 +17,9 @@ from tiny_policy import (
     tiny_spec,
 )
 
+from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.rollout import generate as module
 from pbrl_jax.rollout.generate import Interrupted, decode, generate, generate_samples, make_generate, prefill, windows
-from pbrl_jax.rollout.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
 
 SPEC = tiny_spec()

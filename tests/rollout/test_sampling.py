@@ -15,12 +15,12 @@ from pbrl_jax.rollout.sampling import (
     row_keys,
     sample,
     sampling_params,
+    smallest_kept,
     step_key,
-    truncate,
 )
 
 jitted_sample = jax.jit(sample)
-jitted_truncate = jax.jit(truncate)
+jitted_smallest_kept = jax.jit(smallest_kept)
 jitted_inverse_cdf = jax.jit(inverse_cdf)
 
 #: Uniform numbers at the ends of what a generator gives: 0, the smallest steps, and 1 - 2^-24.
@@ -109,7 +109,7 @@ def naive_kept(logits, top_p, top_k):
 )
 def test_truncation_equals_naive(top_p, top_k):
     logits = np.random.default_rng(0).normal(size=(20, 31)).astype(np.float32) * 2
-    kept = np.asarray(jitted_truncate(jnp.asarray(logits), sampling_params(1.0, top_p, top_k, ()))) > -1e29
+    kept = logits >= np.asarray(jitted_smallest_kept(jnp.asarray(logits), sampling_params(1.0, top_p, top_k, ())))
     for row, keeps in zip(logits, kept, strict=True):
         assert set(np.flatnonzero(keeps)) == (naive_kept(row, top_p, top_k) or {int(row.argmax())})
     assert top_p == 1.0 and top_k in (0, 99) or not kept.all()

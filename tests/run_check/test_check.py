@@ -2,9 +2,10 @@
 
 import pytest
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
+from pbrl_jax.algos.losses import LOSSES, ClipConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.run.check import CLIPPED, validate
+from pbrl_jax.run.check import validate
 
 TWO_REWARDS = {"functions": ("cosine", "answer"), "reward_weights": (1.0, 0.5)}
 
@@ -25,8 +26,28 @@ REFUSED = {
     "a baseline nobody reads": ({"name": "opo", "leave_one_out": True}, "leave_one_out=True mean nothing to.*opo"),
     "a floor nobody reads": ({"name": "gpg", "min_reward_std": 0.1}, "min_reward_std=0.1 mean nothing"),
     "a discount nobody reads": ({"gamma": 0.9}, "gives every token of a response the same advantage"),
+    "lambda of another": (
+        {"lam": 0.5},
+        "algo.lam=0.5 mean nothing to algo.name grpo. Use --algo.lam 0.95, or --algo.name",
+    ),
+    "a clip nobody reads": (
+        {"loss_type": "sapo", "epsilon": 0.1},
+        "algo.epsilon=0.1 mean nothing here: .*sapo does not",
+    ),
+    "a lower clip of CISPO": (
+        {"loss_type": "cispo", "epsilon_high": 5.0, "epsilon": 0.1},
+        "algo.epsilon=0.1 mean noth",
+    ),
+    "a gate nobody reads": ({"sapo_temperature_pos": 2.0}, "algo.sapo_temperature_pos=2.0 mean nothing to.*sapo"),
+    "a scale of PPO": ({"name": "ppo", "scale_rewards": "none"}, "algo.scale_rewards=none mean nothing to.*ppo"),
+    "a scale of OPO": ({"name": "opo", "scale_rewards": "batch"}, "algo.scale_rewards=batch mean nothing to.*opo"),
+    "an epsilon nobody adds": (
+        {"name": "reinforce_plus_plus", "advantage_epsilon": 0.1},
+        "algo.advantage_epsilon=0.1 mean nothing to",
+    ),
     "one sample": ({"num_generations": 1}, "a group needs two samples"),
     "one sample of OPO": ({"num_generations": 1, "name": "opo", "scale_rewards": "none"}, "a group needs two samples"),
+    "one sample and no scale": ({"num_generations": 1, "scale_rewards": "none"}, "a group needs two samples"),
     "one reward": ({"multi_objective_aggregation": "normalize_then_sum"}, "needs two reward functions.*there is 1"),
     "not a number": ({"entropy_coef": float("nan")}, "algo.entropy_coef is nan"),
 }
@@ -46,23 +67,77 @@ def test_separate_rewards_exclude_what_they_do_themselves():
             validate(with_values(Config(), algo=algo, reward=TWO_REWARDS), 1)
 
 
+def test_separate_rewards_are_those_of_grpo():
+    algo = {"name": "gpg", "multi_objective_aggregation": "normalize_then_sum"}
+    with pytest.raises(ConfigError, match="normalize_then_sum mean nothing to algo.name gpg"):
+        validate(with_values(Config(), algo=algo, reward=TWO_REWARDS), 1)
+
+
 ACCEPTED = (
     {},
     {"loss_type": "cispo", "epsilon_high": 5.0},
     {"loss_type": "gpg", "name": "gpg"},
     {"delta": 4.0, "num_iterations": 4},
     {"name": "reinforce_plus_plus", "num_generations": 1, "gamma": 0.99, "kl_in": "reward"},
-    {"scale_rewards": "none", "num_generations": 1},
     {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     {"importance_sampling_mode": "sequence_mask", "importance_sampling_clip_max": None},
     {"kl_target": 0.05},
-    *({"loss_type": name, "epsilon_high": 0.28} for name in CLIPPED),
+    *({"loss_type": name, "epsilon_high": 0.28} for name, loss in LOSSES.items() if loss.settings is ClipConfig),
 )
 
 
 @pytest.mark.parametrize("algo", ACCEPTED, ids=str)
 def test_accepted(algo):
     validate(with_values(Config(), algo=algo), 1)
+
+
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        (
+            {"reward": {"repetition_penalty": -2.0}},
+            "reward.repetition_penalty=-2.0 mean nothing to reward.functions cos",
+        ),
+        (
+            {"reward": {"functions": ("answer",), "similarity": "floor"}},
+            "reward.similarity=floor mean nothing to.*cosine",
+        ),
+        (
+            {"reward": {"functions": ("my.rewards:f",), "answer_weight": 0.7}},
+            "reward.answer_weight=0.7 mean nothing to",
+        ),
+        (
+            {"reward": {"hybrid_answer": "comet"}},
+            "reward.hybrid_answer=comet mean nothing to.*--reward.functions hybrid",
+        ),
+        ({"lora": {"rank": 4}, "optim": {"optimizer": "muon"}}, "optim.optimizer muon .*lora.rank=4.*optimizer adamw"),
+        (
+            {"policy": {"source": "runs/sft", "tokenizer": "x.model"}},
+            "policy.tokenizer is 'x.model', but policy.source",
+        ),
+        (
+            {"optim": {"schedule": "linear", "schedule_steps": 60}, "train": {"max_steps": 100}},
+            "ends at learning rate 0 after optim.schedule_steps=60.*Use --train.max-steps 60",
+        ),
+    ],
+)
+def test_settings_that_do_not_do_what_they_promise(sections, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(with_values(Config(), **sections), 1)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"reward": {"functions": ("hybrid",), "similarity": "affine", "hybrid_form": "gated"}},
+        {"reward": {"functions": ("cosine", "repetition"), "reward_weights": (1.0, 0.0), "repetition_penalty": -2.0}},
+        {"reward": {"functions": ("my.rewards:f", "overlong"), "reward_weights": (1.0, 1.0), "overlong_length": 9}},
+        {"optim": {"schedule": "cosine", "schedule_steps": 60, "min_learning_rate_share": 0.1}},
+        {"policy": {"source": "runs/sft", "preset": "quickstart"}},
+    ],
+)
+def test_settings_that_are_read(sections):
+    validate(with_values(Config(), **sections), 1)
 
 
 def test_separate_rewards_are_accepted():

@@ -7,7 +7,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, SPACE, encoder, problem_prompts, tokenizer
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.data.contrastive import Pair, quickstart_pairs
 from pbrl_jax.run.encoder import EncodedSteps, all_pairs
 from pbrl_jax.train.contrastive import info_nce

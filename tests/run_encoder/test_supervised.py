@@ -3,7 +3,7 @@
 import pytest
 from tiny_world import LANGUAGES, SPACE, policy, tokenizer
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.run.sft import quickstart_pools, reference_pool, supervised
 

@@ -1,6 +1,7 @@
 """`pbrl generate` on a Hugging Face folder: its chat template, a batch, and an answer that is shown as it grows."""
 
 import argparse
+import copy
 import sys
 
 import jax
@@ -12,7 +13,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy as own_policy
 
 from pbrl_jax import cli
-from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.run import generate
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.weights.hf_export import export_policy
@@ -82,16 +83,16 @@ def test_a_streamed_answer_is_the_batched_one_in_pieces(answer, monkeypatch):
     assert len(written) > 2, "it came in pieces"
 
 
-def test_states_stop_where_every_row_is_done(monkeypatch):
+def test_states_stop_where_every_row_is_done():
     """Segments of 3 of 12 tokens: all of them, and only the first where the first token already ends the response."""
-    monkeypatch.setattr(generate, "STREAMED_TOKENS", 3)
     policy, tokenizer = hf_policy(), hf_policy().tokenizer
-    prompts = generate.prompt_batch(format_prompts(QUESTIONS[:1], ["en"], tokenizer), tokenizer.pad_id)
+    prompt = format_prompts(QUESTIONS[:1], ["en"], tokenizer)[0]
 
     def lengths(ends):
-        sampling = sampling_params(0.0, 1.0, 0, ends)
-        states = generate.stream_states(policy, prompts, step_key(0, 0), sampling, 12)
-        return [(int(state.lengths_B[0]), int(state.tokens_BR[0, 0])) for state in states]
+        other = copy.copy(tokenizer)
+        other.eos_ids = ends
+        engine = Engine.of(policy._replace(tokenizer=other))
+        return [(len(answer.tokens), answer.tokens[0]) for answer in engine.stream(prompt, Sampling(12), 3)]
 
     long = lengths((9999,))
     assert [length for length, _ in long] == [1, 4, 7, 10, 12]

@@ -7,7 +7,7 @@ from tiny_policy import quick_compiles  # noqa: F401  a fixture
 from tiny_world import policy
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.config.tree import with_values
+from pbrl_jax import with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.run import dpo, sft

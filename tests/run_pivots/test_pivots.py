@@ -62,7 +62,7 @@ def test_a_file_of_references(workdir, tmp_path, capsys):
     rows = [{"question": question, "response": response} for question, response in list(KNOWN.items())[1:]]
     rows[0]["response"] = "It slips. The answer is 800."
     write_json_lines(tmp_path / "own.jsonl", rows)
-    assert pivots(workdir, "--pivot.source", "file", "--pivot.path", str(tmp_path / "own.jsonl")) == 0
+    assert pivots(workdir, "--pivot.source", "file", "--pivot.file", str(tmp_path / "own.jsonl")) == 0
     said = capsys.readouterr().out
     assert (
         "2 of 3 kept (2 right" in said
@@ -70,5 +70,5 @@ def test_a_file_of_references(workdir, tmp_path, capsys):
         and "dropped: en 1, sw 1; not in the file: en 1, sw 1" in said
     )
     write_json_lines(tmp_path / "own.jsonl", [{"question": HARD}])
-    assert pivots(workdir, "--pivot.source", "file", "--pivot.path", str(tmp_path / "own.jsonl")) == 1
+    assert pivots(workdir, "--pivot.source", "file", "--pivot.file", str(tmp_path / "own.jsonl")) == 1
     assert "expected response, or reasoning and answer" in capsys.readouterr().err

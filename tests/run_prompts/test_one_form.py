@@ -1,18 +1,19 @@
 """`data.prompt_style` and `data.thinking` reach every place that puts a question to the policy."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import pytest
 from tiny_hf import TEMPLATE, hf_policy, hf_tokenizer
 from tiny_world import SPACE
 
-from pbrl_jax import cli
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, cli, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Rollout
-from pbrl_jax.eval import evaluate
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.respond import encode_prompts
+from pbrl_jax.rollout import engine
 from pbrl_jax.run import assemble, generate
 from pbrl_jax.run import eval as run_eval
 from pbrl_jax.run.check import validate
@@ -42,17 +43,17 @@ def asked(monkeypatch):
     """The prompts that reach the evaluation's sampler, which answers nothing."""
     found = []
 
-    def sampler(spec, max_length):
-        def run(params, batch, key, sampling):
+    def programs(spec, samples, max_length, segment_length):
+        def run(params, batch, key, sampling, should_stop):
             rows = zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True)
             found.extend(tuple(tokens[:length]) for tokens, length in rows)
             count = len(batch.lengths_P)
             empty, none = jnp.zeros((count, max_length), jnp.int32), jnp.zeros(count, jnp.int32)
             return Rollout(empty, none, jnp.zeros(empty.shape), none > 0)
 
-        return run
+        return SimpleNamespace(rollout=run)
 
-    monkeypatch.setattr(evaluate, "compiled_sampler", sampler)
+    monkeypatch.setattr(engine, "compiled_programs", programs)
     return found
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Prompt, Reference

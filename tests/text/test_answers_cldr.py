@@ -16,6 +16,8 @@ from pbrl_jax.data.sources import mgsm
 from pbrl_jax.text.answers import extract_answer
 from pbrl_jax.text.languages import LANGUAGES, answer_sentence
 
+WRITTEN = sorted(code for code, entry in LANGUAGES.items() if entry.lead and len(code) == 2)
+
 ZEROS = {
     "latn": "DIGIT ZERO", "arab": "ARABIC-INDIC DIGIT ZERO", "arabext": "EXTENDED ARABIC-INDIC DIGIT ZERO",
     "beng": "BENGALI DIGIT ZERO", "deva": "DEVANAGARI DIGIT ZERO", "telu": "TELUGU DIGIT ZERO",
@@ -63,7 +65,9 @@ def test_the_renderer_writes_native_digits():
     assert "١١٤٬٢٠٠" in renderings("114200", "ar")
 
 
-@pytest.mark.parametrize("code", sorted(LANGUAGES))
+@pytest.mark.parametrize(
+    "code", [*WRITTEN, "af", "cs", "el", "fa", "hu", "mr", "ne", "nl", "pl", "sr", "uk", "ur", "zu"]
+)
 def test_whole_numbers_signs_and_decimals(code):
     """Three decimals are left out: 1,125 in German is also how 1125 is written by those who think in English."""
     numbers = ["0", "7", "-7", "18.5", "-0.25", "0.125", "1234", "-98765", "114200", "1234567", "12345678.75"]

@@ -21,7 +21,7 @@ def test_all_benchmark_languages_are_there():
     assert set(NEEDED) <= set(LANGUAGES)
 
 
-@pytest.mark.parametrize("code", sorted(LANGUAGES))
+@pytest.mark.parametrize("code", sorted(code for code in LANGUAGES if LANGUAGES[code].phrased))
 def test_every_answer_sentence_is_in_its_own_script_and_has_its_marker(code):
     sentence = answer_sentence("12", code)
     assert "12" in sentence

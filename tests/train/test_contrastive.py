@@ -9,7 +9,7 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, SPACE, tokenizer
 
-from pbrl_jax.config.tree import ContrastiveConfig
+from pbrl_jax import ContrastiveConfig
 from pbrl_jax.data.contrastive import quickstart_pairs
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.models.encoder import init_encoder

@@ -6,18 +6,19 @@ import pytest
 from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.config.tree import with_values
+from pbrl_jax import with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Scores
-from pbrl_jax.data.batches import batch_at
-from pbrl_jax.logs.metrics import PhaseTimer
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check import validate
-from pbrl_jax.train import steps
-from pbrl_jax.train.dynamic import alike, make_rounds, replacements, without_signal
+from pbrl_jax.train.dynamic import alike, replacements, without_signal
 from pbrl_jax.train.fused import check_fusable
+from pbrl_jax.train.hosted import hosted_functions
+from pbrl_jax.train.metrics import describe
+from pbrl_jax.train.step import draw, sample_batch
+from pbrl_jax.train.trained import Frozen
 
 FLAT_UNTIL = [0]
 """Prompts with an id below it get the same reward for every response."""
@@ -45,14 +46,20 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(experiment):
-    """(collect of one round, collect with further rounds)."""
+    """(one round, all rounds) of sampling with the start policy: functions of the step and the data cursor."""
+    params = experiment.policy.params
     with jax.set_mesh(experiment.mesh):
-        collect = steps.make_collect(experiment)
-        shapes = steps.batch_shapes(experiment)
-        rounds = make_rounds(experiment, collect, shapes)
+        functions = hosted_functions(experiment)._replace(params=lambda state, frozen: params)
+
+        def one_round(step, cursor):
+            return sample_batch(functions, None, Frozen(), draw(experiment, step, cursor))
+
+        def all_rounds(step, cursor):
+            return functions.sample(functions, None, Frozen(), draw(experiment, step, cursor))
+
         FLAT_UNTIL[0] = 0
-        rounds(0, {"batch": 0}, experiment.policy.params, PhaseTimer())
-        yield collect, rounds
+        all_rounds(0, {"batch": 0})
+        yield one_round, all_rounds
 
 
 def test_replacements_by_hand():
@@ -66,15 +73,16 @@ def test_replacements_by_hand():
 def test_flat_groups_give_way_and_nothing_is_compiled(experiment, made, caplog):
     """Half of the prompts are flat: rounds are added until none is left, or three are used up. The first time that a
     second round is needed comes after the warm-up, and compiles nothing."""
-    collect, rounds = made
+    _, rounds = made
     ids = sorted(p.id for p in experiment.sampler.target)
     FLAT_UNTIL[0] = ids[len(ids) // 2]
-    params, used = experiment.policy.params, []
+    used = []
     with compilations(caplog) as found:
         cursor = {"batch": 0}
         for step in range(4):
             before = cursor["batch"]
-            result, cursor = rounds(step, cursor, params, PhaseTimer())
+            result = rounds(step, cursor)
+            cursor = result.cursor
             used.append(cursor["batch"] - before)
             assert result.extra["sampling/rounds"] == used[-1] <= 3
             assert not without_signal(result, 4).any() or used[-1] == 3
@@ -91,24 +99,23 @@ def test_a_round_in_which_a_reward_raised_joins_one_in_which_it_did_not():
 
 def test_what_is_kept_is_what_was_sampled(experiment, made):
     """Device batch and host rows agree; a group that stayed is that of the first round, bit by bit."""
-    collect, rounds = made
-    params = experiment.policy.params
+    one_round, rounds = made
     FLAT_UNTIL[0] = 0
-    first = collect(0, batch_at(experiment.sampler, 0), params, PhaseTimer())
+    first = one_round(0, {"batch": 0})
     ids_P = np.asarray(first.batch.prompts.row_ids_P)
     FLAT_UNTIL[0] = int(np.sort(ids_P)[1]) + 1
-    result, _ = rounds(0, {"batch": 0}, params, PhaseTimer())
-    assert [p.id for p in result.prompts_B[::4]] == np.asarray(result.batch.prompts.row_ids_P).tolist()
-    np.testing.assert_array_equal(result.batch.rollout.tokens_BR, result.rollout.tokens_BR)
+    result = rounds(0, {"batch": 0})
+    assert [p.id for p in result.prompts_P] == np.asarray(result.batch.prompts.row_ids_P).tolist()
+    np.testing.assert_array_equal(result.batch.rollout.tokens_BR, result.host_rollout.tokens_BR)
     np.testing.assert_array_equal(result.batch.reward_B, result.rewards.total.value_B)
-    stayed = [n for n, number in enumerate(ids_P) if result.prompts_B[4 * n].id == number]
+    stayed = [n for n, number in enumerate(ids_P) if result.prompts_P[n].id == number]
     assert 0 < len(stayed) < 4
     for n in stayed:
         rows = slice(4 * n, 4 * n + 4)
-        np.testing.assert_array_equal(result.rollout.tokens_BR[rows], first.rollout.tokens_BR[rows])
+        np.testing.assert_array_equal(result.host_rollout.tokens_BR[rows], first.host_rollout.tokens_BR[rows])
         assert result.texts_B[rows] == first.texts_B[rows]
-    metrics, _ = result.describe(1)
-    assert metrics["num_tokens"] > int(result.rollout.lengths_B.sum()) and 0 < metrics["sampling/flat_share"] < 1
+    metrics, _ = describe(result, 1, experiment.policy.tokenizer)
+    assert metrics["num_tokens"] > int(result.host_rollout.lengths_B.sum()) and 0 < metrics["sampling/flat_share"] < 1
 
 
 def test_a_step_is_a_function_of_its_cursor(experiment, made):
@@ -116,8 +123,8 @@ def test_a_step_is_a_function_of_its_cursor(experiment, made):
     _, rounds = made
     ids = sorted(p.id for p in experiment.sampler.target)
     FLAT_UNTIL[0] = ids[len(ids) // 2]
-    (one, behind), (two, again) = (rounds(3, {"batch": 5}, experiment.policy.params, PhaseTimer()) for _ in range(2))
-    assert behind == again and behind["batch"] > 6 and one.texts_B == two.texts_B
+    one, two = (rounds(3, {"batch": 5}) for _ in range(2))
+    assert one.cursor == two.cursor and one.cursor["batch"] > 6 and one.texts_B == two.texts_B
     jax.tree.map(np.testing.assert_array_equal, one.batch, two.batch)
 
 

@@ -18,13 +18,14 @@ from tiny_world import (
     tokenizer,
 )
 
-from pbrl_jax.config.tree import Config, OptimConfig, RewardConfig, with_values
+from pbrl_jax import Config, OptimConfig, RewardConfig, with_values
+from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Rollout, TrainBatch
-from pbrl_jax.data.batches import pad_prompts
 from pbrl_jax.data.sources import quickstart
-from pbrl_jax.rewards.combine import RewardAssets, make_reward
+from pbrl_jax.rewards.combine import RewardAssets, make_reward, make_token_reward
 from pbrl_jax.rewards.language import token_gate
+from pbrl_jax.rewards.tokens import PivotBatch, TokenInputs, TokenTables, answer_start, token_parts
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params, step_key
@@ -32,18 +33,10 @@ from pbrl_jax.text.answers import split_response
 from pbrl_jax.text.languages import LANGUAGES as KNOWN
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.token_languages import marker_tokens, token_language_table
-from pbrl_jax.train.fused import (
-    PivotBatch,
-    TokenTables,
-    answer_start,
-    check_fusable,
-    make_fused_step,
-    response_parts,
-    token_scores,
-)
+from pbrl_jax.train.fused import check_fusable, make_fused_step
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import make_update
 
 PHRASES = {code: KNOWN[code].answer_phrase.split("{")[0].strip() for code in LANGUAGES}
 P, G, R, LENGTH, TOLERANCE = 4, 3, 40, 12, 1e-5
@@ -88,6 +81,12 @@ def test_answer_start(tokens, length, marker, start):
     assert answer_start(jnp.asarray([tokens]), jnp.asarray([length]), jnp.asarray([marker])).tolist() == [start]
 
 
+def no_pivots(language) -> PivotBatch:
+    """Rows in these languages, without references."""
+    none = jnp.zeros((len(language), 0))
+    return PivotBatch(none, none, none, jnp.zeros(len(language), bool), language)
+
+
 def masked(part) -> list[list[int]]:
     tokens, mask = (np.asarray(x) for x in part)
     return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
@@ -98,11 +97,12 @@ def test_response_parts_split_before_the_phrase_and_leave_the_end_out():
     rollout = rows_of([[4, 6, 7, 8, 11, 2], [4, 7, 8, 9, 11, 3], [4, 6, 2], [4, 9, 11, 12, 13, 14], [3]], width=6)
     language = jnp.asarray([0, 1, 0, 1, 0])
     tables = hand_tables([[7, 8], [9, -1]])
-    reasoning, answer = response_parts(rollout, tables, language, RewardConfig())
+    inputs = TokenInputs(rollout.tokens_BR, rollout.lengths_B, no_pivots(language), tables, None)
+    reasoning, answer = token_parts(inputs, "split")
     assert masked(reasoning) == [[4, 6], [4, 7, 8], [4, 6], [4], []]
     assert masked(answer) == [[7, 8, 11], [9, 11], [], [9, 11, 12, 13, 14], []]
     assert np.asarray(answer[1])[0].tolist() == [True, True, True, False, False, False], "moved to the front"
-    (whole,) = response_parts(rollout, tables, language, RewardConfig(parts="whole"))
+    (whole,) = token_parts(inputs, "whole")
     assert masked(whole) == [[4, 6, 7, 8, 11], [4, 7, 8, 9, 11], [4, 6], [4, 9, 11, 12, 13, 14], []]
 
 
@@ -132,10 +132,20 @@ def device_pivots(prompts) -> PivotBatch:
     return PivotBatch(*(jnp.asarray(v, jnp.float32) for v in vectors[:3]), jnp.asarray(vectors.has_B), language)
 
 
+def token_rewards(config: RewardConfig, encoder_params, rollout: Rollout, pivots: PivotBatch, tables):
+    """The reward on the device, of rows with as many samples per prompt as there are."""
+    score = make_token_reward(config, encoder().spec)
+
+    def run(encoder_params, rollout, pivots, tables):
+        rows = jax.tree.map(lambda x: jnp.repeat(x, len(rollout.lengths_B) // len(pivots.has_P), axis=0), pivots)
+        return score(TokenInputs(rollout.tokens_BR, rollout.lengths_B, rows, tables, encoder_params))
+
+    return jax.jit(run)(encoder_params, rollout, pivots, tables)
+
+
 def both_paths(config: RewardConfig, prompts, rollout: Rollout, tables, allowed):
-    """(Scores on the device, Combined on the host, texts) of rows with one sample per prompt."""
-    program = jax.jit(functools.partial(token_scores, spec=encoder().spec, config=config))
-    fused = program(encoder().params, rollout, device_pivots(prompts), tables)
+    """(Combined on the device, Combined on the host, texts) of rows with one sample per prompt."""
+    fused = token_rewards(config, encoder().params, rollout, device_pivots(prompts), tables)
     texts = completions(rollout, tokenizer())
     inputs = reward_inputs(prompts, texts, encoder())._replace(
         tokens_BR=np.asarray(rollout.tokens_BR), lengths_B=np.asarray(rollout.lengths_B)
@@ -147,12 +157,15 @@ def expect_parity(fused, host):
     np.testing.assert_allclose(fused.value_B, host.total.value_B, atol=TOLERANCE)
     np.testing.assert_array_equal(fused.valid_B, host.total.valid_B)
     cosine = host.each["cosine"]
-    np.testing.assert_allclose(fused.parts["value"], cosine.value_B, atol=TOLERANCE)
+    assert fused.each.keys() == host.each.keys()
+    np.testing.assert_allclose(fused.each["cosine"].value_B, cosine.value_B, atol=TOLERANCE)
     for name in host.each.keys() - {"cosine"}:
-        np.testing.assert_allclose(fused.parts[f"value/{name}"], host.each[name].value_B, atol=TOLERANCE)
+        np.testing.assert_allclose(fused.each[name].value_B, host.each[name].value_B, atol=TOLERANCE)
         assert np.unique(host.each[name].value_B).size > 3
-    for name in fused.parts.keys() & cosine.parts.keys():
-        np.testing.assert_allclose(fused.parts[name], cosine.parts[name], atol=TOLERANCE)
+    parts = fused.each["cosine"].parts
+    assert parts.keys() <= cosine.parts.keys()
+    for name in parts:
+        np.testing.assert_allclose(parts[name], cosine.parts[name], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +194,10 @@ def test_canonical_responses_have_the_same_reward_on_both_paths(config, tables, 
     assert decoded == texts
     expect_parity(fused, host)
     if config.language_gate == "tokens":
-        np.testing.assert_array_equal(fused.parts["right_language"] > 0, host.right_language_B)
+        np.testing.assert_array_equal(fused.right_language_B, host.right_language_B)
     assert host.total.valid_B.tolist() == [row != 13 for row in range(30)]
     assert host.total.value_B[10] == 0
-    assert (np.asarray(fused.parts["right_language"]) > 0).tolist() == [row != 3 for row in range(30)]
+    assert np.asarray(fused.right_language_B).tolist() == [row != 3 for row in range(30)]
     assert np.unique(np.round(fused.value_B, 4)).size > 15
 
 
@@ -213,7 +226,7 @@ def differing_share(name, prompts, rollout, tables, allowed) -> float:
     inputs = reward_inputs(prompts, texts)._replace(
         tokens_BR=np.asarray(rollout.tokens_BR), lengths_B=np.asarray(rollout.lengths_B)
     )
-    np.testing.assert_array_equal(fused.parts["right_language"] > 0, token_gate(inputs, allowed))
+    np.testing.assert_array_equal(fused.right_language_B, token_gate(inputs, allowed))
     return float(differs.mean())
 
 
@@ -296,8 +309,7 @@ def test_the_fused_step_equals_its_parts(fused_outcome, step_inputs, sampler):
     apart = sampler(prompts, key)
     np.testing.assert_array_equal(apart.tokens_BR, rollout.tokens_BR)
     assert largest_difference(apart, rollout) <= TOLERANCE
-    score = jax.jit(functools.partial(token_scores, spec=encoder().spec, config=CONFIG.reward))
-    apart_scores = score(encoder_params, apart, pivots, tables)
+    apart_scores = token_rewards(CONFIG.reward, encoder_params, apart, pivots, tables)
     assert largest_difference(apart_scores, scores) <= TOLERANCE
     batch = TrainBatch(prompts, apart, apart_scores.value_B, apart_scores.valid_B)
     copy = jax.tree.map(jnp.copy, before)

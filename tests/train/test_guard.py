@@ -11,8 +11,8 @@ from shared_programs import programs_made_once
 from tiny_policy import largest_difference, quick_compiles  # noqa: F401  the second is a fixture
 
 from configs.tiny_cpu import get_config
+from pbrl_jax import GuardConfig, with_values
 from pbrl_jax.checkpoint import list_checkpoints, read_meta, restore_checkpoint
-from pbrl_jax.config.tree import GuardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.metrics import MetricWriter
@@ -21,6 +21,7 @@ from pbrl_jax.run.check import validate
 from pbrl_jax.train import loop
 from pbrl_jax.train.guard import CollapseError, bounds, broken_bounds, watch
 from pbrl_jax.train.recovery import recover
+from pbrl_jax.train.restart import new_position, restore, save
 from pbrl_jax.train.state import abstract_state
 
 ALL = GuardConfig(
@@ -152,28 +153,28 @@ def test_beta_is_raised_up_to_its_bound_and_stays(rolled_back, tmp_path):
     """By a factor of 2 each time, to max_beta; a run whose guard only warns keeps what it has."""
     experiment, position, _ = rolled_back
     raising = experiment._replace(config=collapsing("raise_beta", max_beta=0.1), work=work_dir(tmp_path / "run"))
-    position, streaks = position._replace(state=loop.new_position(raising).state), {"kl": 2}
+    position, streaks = position._replace(state=new_position(raising).state), {"kl": 2}
     for beta in (0.02, 0.04, 0.08, 0.1, 0.1):
-        position, told = recover(raising, position, lambda: None, streaks)
+        position, told = recover(raising, position, streaks)
         assert float(position.state.beta) == pytest.approx(beta) and f"{beta:g}" in told and streaks == {"kl": 0}
     writer = MetricWriter(tmp_path / "log", max_steps=10, quiet=True)
-    loop.save(raising, position, writer)
+    save(raising, position, writer)
     warned = raising._replace(config=with_values(raising.config, guard={"action": "warn"}))
-    assert float(loop.restore(warned).state.beta) == pytest.approx(0.1)
-    assert loop.new_position(warned).state.beta is None
+    assert float(restore(warned).state.beta) == pytest.approx(0.1)
+    assert new_position(warned).state.beta is None
 
 
 def test_the_rollbacks_come_to_an_end(rolled_back):
     """After max_rollbacks the run stops; without any checkpoint the start's state comes back."""
     experiment, position, _ = rolled_back
     nothing = experiment._replace(work=work_dir(experiment.work.root / "empty"))
-    start = loop.new_position(experiment).state
+    start = new_position(experiment).state
     streaks = {"kl": 2}
     for count in (1, 2, 3):
-        found, told = recover(nothing, position, lambda: start, streaks)
+        found, told = recover(nothing, position, streaks)
         assert largest_difference(found.state.params, start.params) == 0 and f"rollback {count} of 3" in told
     with pytest.raises(CollapseError, match="after 3 rollbacks"):
-        recover(nothing, position, lambda: start, streaks)
+        recover(nothing, position, streaks)
 
 
 @pytest.mark.parametrize(

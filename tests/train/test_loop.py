@@ -11,16 +11,20 @@ from shared_programs import programs_made_once
 from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture: half the compile time
 
 from configs.tiny_cpu import get_config
+from pbrl_jax import Config, with_values
 from pbrl_jax.checkpoint import list_checkpoints, params_sha256
 from pbrl_jax.config.serialize import from_json
-from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import RewardError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.samples import SAMPLE_FIELDS
 from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.config_file import load_config
-from pbrl_jax.train import loop, steps
+from pbrl_jax.train import hosted, loop, programs
+from pbrl_jax.train.metrics import read_record
+from pbrl_jax.train.restart import new_position
+from pbrl_jax.train.start import frozen_of
+from pbrl_jax.train.step import Record, Run
 
 STEPS = 5
 EVERY_ROW = (
@@ -91,18 +95,22 @@ def test_evaluations(trained):
     assert len({final["metrics"]["eval/first"], *(row["eval/first"] for row in rows if "eval/first" in row)}) == 3
 
 
-def counted_steps(experiment, position, _ref_params):
+def counted_run(experiment, frozen) -> Run:
     """Steps that change nothing and log their number."""
-    for step in range(position.step + 1, STEPS + 1):
+
+    def take(run, position):
+        step = position.step + 1
         metrics = {"loss": step / 8, "reward": 0.1 * step}
-        outcome = steps.Outcome(step, lambda metrics=metrics: (metrics, []))
-        yield steps.Position(step, position.state, {"batch": step}, None), outcome
+        following = position._replace(step=step, cursor={"batch": step}, unevaluated=False)
+        return following, Record(step, metrics, None, {})
+
+    return Run(experiment, frozen, None, None, take)
 
 
 def test_a_stop_in_an_evaluation(trained, tmp_path, monkeypatch):
     """Before the first step, after the second (twice) and after the last: what it cut short is made first, and the
     log, the evaluations and final.json are those of a run that nobody stopped."""
-    monkeypatch.setattr(loop, "hosted_steps", counted_steps)
+    monkeypatch.setattr(loop, "make_run", counted_run)
     calls = []
 
     def evaluate(params):
@@ -144,7 +152,7 @@ def test_config_and_final_files(trained):
     """config.json is the configuration, and can be given as CONFIG; final.json names what was trained."""
     experiment, position = trained
     file = experiment.work.config
-    assert from_json(file.read_text()) == load_config(str(file)) == experiment.config
+    assert from_json(file.read_text(), Config) == load_config(str(file)) == experiment.config
     final = json.loads(experiment.work.final.read_text())
     assert final.keys() == {"step", "params_sha256", "metrics"}
     assert final["step"] == STEPS == position.step == int(position.state.step)
@@ -154,22 +162,24 @@ def test_config_and_final_files(trained):
 def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
     """After the first two steps a run compiles no program, whatever its prompts and lengths are."""
     experiment = trained[0]._replace(work=work_dir(tmp_path))
-    position = loop.new_position(experiment)
+    position = new_position(experiment)
     with jax.set_mesh(experiment.mesh):
-        made = steps.hosted_steps(experiment, position, loop.reference_params(experiment))
-        with compilations(caplog) as warm_up:
-            for _ in range(2):
-                next(made)[1].read()
-        with compilations(caplog) as found:
-            for _ in range(3):
-                next(made)[1].read()
+        run = loop.make_run(experiment, frozen_of(experiment.policy, experiment.config, experiment.mesh))
+        counts = []
+        for steps in (2, 3):
+            with compilations(caplog) as found:
+                for _ in range(steps):
+                    position, record = run.take(run, position)
+                    read_record(record, experiment.policy.tokenizer)
+            counts.append(found)
+    warm_up, found = counts
     assert len(warm_up) > 3 and not found
 
 
 def test_stream_lengths_are_compiled_ahead(caplog):
     """The first batch compiles the update for the lengths of all later ones; each length has a program of its own."""
     program = jax.jit(lambda x, bucket: x + bucket, static_argnames="bucket")
-    ahead = steps.compiled_ahead(program, tiny(train={"packed": True}))
+    ahead = programs.compiled_ahead(program, tiny(train={"packed": True}))
     with compilations(caplog) as warm_up:
         assert ahead(jnp.arange(3), bucket=0).tolist() == [0, 1, 2]
     with compilations(caplog) as found:
@@ -197,19 +207,19 @@ def test_cadence_and_restart(trained, its_programs, tmp_path):
 
 def test_failing_reward_loses_no_row(trained, its_programs, tmp_path, monkeypatch):
     """The rows up to the failure are written and its state is saved, although no save was due."""
-    make, count = steps.make_collect, iter(range(9))
+    make, count = hosted.make_scoring, iter(range(9))
 
     def make_failing(experiment):
-        collect = make(experiment)
+        score = make(experiment)
 
         def failing(*arguments):
             if next(count) == 2:
                 raise RewardError("the third batch")
-            return collect(*arguments)
+            return score(*arguments)
 
         return failing
 
-    monkeypatch.setattr(steps, "make_collect", make_failing)
+    monkeypatch.setattr(hosted, "make_scoring", make_failing)
     config = tiny(train={"save_steps": 50})
     experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
     with pytest.raises(RewardError, match="the third batch"):

@@ -17,17 +17,20 @@ from tiny_policy import (
 )
 
 from configs.tiny_cpu import get_config
+from pbrl_jax import LoraConfig, with_values
 from pbrl_jax.checkpoint import list_checkpoints, params_sha256, restore_checkpoint
-from pbrl_jax.config.tree import LoraConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.models.lora import init_adapters, joined, merged
+from pbrl_jax.models.lora import init_adapters, join_adapters, merge_adapters
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check import validate
 from pbrl_jax.train import loop
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import update_context
+from pbrl_jax.train.start import frozen_of
 from pbrl_jax.train.state import abstract_state, new_state
-from pbrl_jax.train.update import gradient_sums, loss_mask
+from pbrl_jax.train.trained import Frozen, Trained
+from pbrl_jax.train.update import Targets, gradient_sums, loss_mask
 
 SPEC = tiny_spec()
 LORA = {"rank": 2, "alpha": 4.0}
@@ -44,11 +47,14 @@ def test_the_gradient_is_that_of_the_adapters_alone():
         fresh = init_adapters(jax.random.key(0), base, spec, config.lora)
         rng = np.random.default_rng(0)
         adapters = jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape)), fresh)
-        adv, mask = jnp.asarray(rng.normal(size=6)), loss_mask(batch, config)
-        of = functools.partial(gradient_sums, spec=spec, bucket=0, entropy=False)
-        found, _ = jax.jit(functools.partial(of, config=config))(adapters, base, batch, adv, mask, frozen=base)
-        plain = merged(base, adapters, config.lora)
-        grads, _ = jax.jit(functools.partial(of, config=full))(plain, base, batch, adv, mask)
+        rows = batch, Targets(jnp.asarray(rng.normal(size=6)), loss_mask(batch, config))
+
+        def gradient(trained, frozen, config):
+            of = functools.partial(gradient_sums, context=update_context(spec, config))
+            return jax.jit(of)(Trained(trained), frozen, None, rows)[0].policy
+
+        found = gradient(adapters, Frozen(base, base), config)
+        grads = gradient(merge_adapters(base, adapters, config.lora), Frozen(base), full)
         assert jax.tree.structure(found) == jax.tree.structure(adapters)
         for name in ("query", "key", "value"):
             outer, part = grads["layers"][name]["kernel"], adapters["layers"][name]
@@ -58,6 +64,11 @@ def test_the_gradient_is_that_of_the_adapters_alone():
             np.testing.assert_allclose(
                 found["layers"][name]["lora_b"], 2 * jnp.einsum("ndhc,ndr->nrhc", outer, part["lora_a"]), atol=1e-10
             )
+
+
+def base_of(experiment):
+    """The frozen weights beside a run's adapters."""
+    return frozen_of(experiment.policy, experiment.config, experiment.mesh).base
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +97,13 @@ def test_the_state_holds_adapters_and_the_reference_is_the_same_weights(trained)
 def test_the_policy_that_is_left_has_no_adapters(trained):
     """Merged into the kernels as they were trained beside: those in four bits made wide."""
     experiment, position, _ = trained
-    policy, frozen = loop.trained_policy(experiment, position), loop.reference_params(experiment)
+    policy, base = loop.trained_policy(experiment, position), base_of(experiment)
     assert jax.tree.structure(policy.params) == jax.tree.structure(experiment.policy.params)
     final = json.loads(experiment.work.final.read_text())
     assert final["params_sha256"] == params_sha256(policy.params)
     tokens = jnp.arange(8)[None] + 5
     logits = jax.jit(lambda params: experiment.policy.logits(params, tokens, jnp.ones(tokens.shape, bool)))
-    both = joined(frozen, position.state.params, experiment.config.lora)
+    both = join_adapters(base, position.state.params, experiment.config.lora)
     np.testing.assert_allclose(logits(policy.params), logits(both), atol=1e-4)
     assert np.array_equal(policy.params["embed"], experiment.policy.params["embed"])
 

@@ -4,14 +4,14 @@ import jax
 import pytest
 from tiny_policy import largest_difference, quick_compiles, tiny_batch, tiny_config, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax.config.tree import MeshConfig, with_values
+from pbrl_jax import MeshConfig, with_values
 from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.mesh.sharding import make_mesh, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.train.hosted import with_fetched_moments
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import place_state
-from pbrl_jax.train.steps import with_fetched_moments
-from pbrl_jax.train.update import make_update
 
 SPEC = tiny_spec(layers=1)
 G, R = 2, 5
@@ -31,7 +31,7 @@ def updated(offload: tuple[str, ...]):
     update = make_update(SPEC, config)
     with jax.set_mesh(mesh):
         for run in (update, with_fetched_moments(update)):
-            state, metrics = run(state, reference, tiny_batch(SPEC, (4, 3), 4, (5, 2, 3, 5), R), bucket=0)
+            state, metrics = run(state, reference, tiny_batch(SPEC, (4, 3), 4, (5, 2, 3, 5), R))
     return state, metrics["kl"]
 
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 from tiny_policy import tiny_params, tiny_spec
 
+from pbrl_jax import MeshConfig, OptimConfig
 from pbrl_jax.checkpoint import restore_latest, save_checkpoint
-from pbrl_jax.config.tree import MeshConfig, OptimConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.mesh.sharding import make_mesh

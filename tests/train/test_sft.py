@@ -18,7 +18,7 @@ from tiny_policy import (
     tiny_spec,
 )
 
-from pbrl_jax.config.tree import SftConfig
+from pbrl_jax import SftConfig
 from pbrl_jax.models.decoder import causal_logits
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import (

@@ -21,22 +21,22 @@ from tiny_policy import (
 )
 from tiny_world import canonical_responses, encoder
 
-from pbrl_jax.config.tree import MeshConfig, OptimConfig, with_values
+from pbrl_jax import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.models.logprobs import chunked_logprobs
+from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.plan.hlo import program_cost
 from pbrl_jax.plan.shapes import placed
 from pbrl_jax.rollout.generate import generate_samples, prefill
-from pbrl_jax.rollout.logprobs import chunked_logprobs
-from pbrl_jax.rollout.packing import choose_bucket
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
-from pbrl_jax.train.update import make_update
 from pbrl_jax.weights.encoders import embed_block, over_devices, row_sharding
 
 pytestmark = pytest.mark.serial

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_policy import quick_compiles, tiny_spec  # noqa: F401  the first is a fixture
-from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradient, table, table_logprobs
+from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradient, table, table_outputs
 
-from pbrl_jax.algos.objectives import AGGREGATIONS
-from pbrl_jax.config.tree import MeshConfig, with_values
+from pbrl_jax import MeshConfig, with_values
+from pbrl_jax.algos import losses
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import update_step
 from pbrl_jax.train.state import new_state
 
 pytestmark = pytest.mark.serial
 COPIES = 8
-LOSSES = {name: {"loss_type": name, **({"epsilon_high": 1.02} if name == "cispo" else {})} for name in AGGREGATIONS}
+LOSSES = {name: {"loss_type": name, **({"epsilon_high": 1.02} if name == "cispo" else {})} for name in losses.LOSSES}
 #: Mesh (data, fsdp, tensor), and settings of its microbatches of 32 groups of three: 1, 2 and 4 of them, one per prompt
 #: group, and single samples.
 CASES = {
@@ -33,8 +34,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def table_policy(monkeypatch):
-    monkeypatch.setattr(update, "row_logprobs", table_logprobs)
-    monkeypatch.setattr(update, "apply_update", keep_gradient)
+    monkeypatch.setattr(update, "row_outputs", table_outputs)
+    monkeypatch.setattr(update, "optimizer_step", keep_gradient)
     with jax.enable_x64(True):
         yield
 
@@ -44,7 +45,7 @@ def gradients(state, ref_params, batch, train):
     found = {}
     for name, algo in LOSSES.items():
         config = with_values(CONFIG, algo=algo, train=train)
-        new, _ = update.update_step(state, ref_params, batch, spec=tiny_spec(), config=config)
+        new, _ = update_step(state, ref_params, batch, spec=tiny_spec(), config=config)
         found[name] = new.params["table"]
     return found
 

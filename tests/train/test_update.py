@@ -17,12 +17,13 @@ from tiny_policy import (
     tiny_spec,
 )
 
-from pbrl_jax.config.tree import OptimConfig, with_values
+from pbrl_jax import OptimConfig, with_values
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.rollout.packing import choose_bucket
+from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update, update_step
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import loss_mask, make_update, reward_metrics, split_microbatches, update_step
+from pbrl_jax.train.update import batch_metrics, loss_mask, split_microbatches
 
 SPEC = tiny_spec()
 P, G, R = 4, 3, 6
@@ -134,7 +135,7 @@ def test_a_batch_without_a_valid_row_moves_nothing(update, ref_params, batch):
     assert (metrics["loss"], metrics["grad_norm"], metrics["reward"], state.skipped) == (0, 0, 0, 0)
 
 
-def test_reward_metrics_by_hand():
+def test_batch_metrics_by_hand():
     """Groups (1, 3, invalid), (2, 2, 2) and one without a valid reward."""
     batch = tiny_batch(SPEC, (2, 2, 2), 2, [1] * 9, 3)
     batch = dataclasses.replace(
@@ -142,7 +143,7 @@ def test_reward_metrics_by_hand():
         reward_B=jnp.array([1.0, 3.0, jnp.nan, 2.0, 2.0, 2.0, 5.0, 5.0, jnp.inf]),
         valid_B=jnp.array([True, True, False, True, True, True, False, False, False]),
     )
-    metrics = reward_metrics(batch, jnp.zeros(9), tiny_config(3, 3))
+    metrics = batch_metrics(batch, jnp.zeros(9), tiny_config(3, 3))
     assert metrics["reward"] == 2.0
     assert metrics["reward_std"] == pytest.approx(np.std([1, 3, 2, 2, 2], ddof=1))
     assert metrics["frac_reward_zero_std"] == 0.5

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from tiny_policy import largest_difference, quick_compiles, tiny_batch, tiny_config, tiny_spec  # noqa: F401
 
+from pbrl_jax import with_values
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.objectives import AGGREGATIONS
+from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.returns import kl_penalty
-from pbrl_jax.config.tree import with_values
 from pbrl_jax.train import update
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
 
 SPEC = tiny_spec()
@@ -27,7 +28,7 @@ LENGTHS = (6, 1, 4, 2, 2, 3, 5, 6, 1, 3, 3, 3)
 CONFIG = tiny_config(G, R, algo={"beta": 0.1})
 BELOW_A_GROUP = {"microbatch_prompts": 4, "microbatch_samples": 1}
 OBJECTIVES = {
-    **{loss_type: {"loss_type": loss_type} for loss_type in AGGREGATIONS},
+    **{loss_type: {"loss_type": loss_type} for loss_type in LOSSES},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.02},
     "gspo": {"importance_sampling_level": "sequence"},
     "gspo_token": {"importance_sampling_level": "sequence_token"},
@@ -42,10 +43,10 @@ OBJECTIVES = {
 }
 
 
-def table_logprobs(params, batch, config, spec, bucket, entropy):
-    """Log-probs and entropies of a policy that is a table of logits [V, R]."""
+def table_outputs(params, value_head, batch, context, entropy):
+    """Log-probs, entropies and no values of a policy that is a table of logits [V, R]."""
     logits_BR = params["table"][batch.rollout.tokens_BR, jnp.arange(R)[None]]
-    return -jnp.logaddexp(0.0, -logits_BR) - 1.0, jnp.square(logits_BR) + 1.0 if entropy else None
+    return -jnp.logaddexp(0.0, -logits_BR) - 1.0, jnp.square(logits_BR) + 1.0 if entropy else None, None
 
 
 def keep_gradient(state, grads, config):
@@ -55,8 +56,8 @@ def keep_gradient(state, grads, config):
 
 @pytest.fixture(autouse=True)
 def table_policy(monkeypatch):
-    monkeypatch.setattr(update, "row_logprobs", table_logprobs)
-    monkeypatch.setattr(update, "apply_update", keep_gradient)
+    monkeypatch.setattr(update, "row_outputs", table_outputs)
+    monkeypatch.setattr(update, "optimizer_step", keep_gradient)
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         yield
 
@@ -68,7 +69,7 @@ def table(seed: int):
 def batch_of():
     """Rows of different lengths and sampler log-probs near the policy's; an invalid row, and a group without signal."""
     batch = tiny_batch(SPEC, (5, 2, 4, 3), 5, LENGTHS, R)
-    logp, _ = table_logprobs(table(0), batch, CONFIG, SPEC, 0, False)
+    logp, *_ = table_outputs(table(0), None, batch, None, False)
     noise = 0.2 * np.random.default_rng(5).normal(size=logp.shape)
     used = jnp.arange(R)[None] < batch.rollout.lengths_B[:, None]
     rollout = dataclasses.replace(batch.rollout, logp_BR=jnp.where(used, logp + noise, 1e3))
@@ -78,7 +79,7 @@ def batch_of():
 
 @functools.cache
 def compiled(config):
-    return update.make_update(SPEC, config)
+    return make_update(SPEC, config)
 
 
 def gradient(config, batch=None, beta=None):
@@ -121,8 +122,8 @@ def test_the_kl_in_the_reward_moves_the_advantages_and_not_the_loss():
     """The gradient is that of rewards from which beta times the rows' KL was taken by hand, with no KL anywhere."""
     config = with_values(CONFIG, algo=OBJECTIVES["kl_in_reward"])
     batch = batch_of()
-    ref, _ = table_logprobs(table(1), batch, CONFIG, SPEC, 0, False)
-    penalty = kl_penalty(batch.rollout.logp_BR, ref, update.sampled_mask(batch), beta=0.1, estimator="k1")
+    ref, *_ = table_outputs(table(1), None, batch, None, False)
+    penalty = kl_penalty(batch.rollout.logp_BR, ref, batch.sampled_BR, beta=0.1, estimator="k1")
     found, metrics, _ = gradient(config, batch)
     less = dataclasses.replace(batch, reward_B=batch.reward_B - penalty.sum(axis=1))
     expected, plain, _ = gradient(with_values(CONFIG, algo={"beta": 0.0}), less)
@@ -153,8 +154,8 @@ def test_the_correction_weighs_tokens_by_trainer_over_sampler():
     _, metrics, _ = gradient(config)
     assert metrics["clip_ratio/region_mean"] == 0
     batch = batch_of()
-    logp, _ = table_logprobs(table(0), batch, CONFIG, SPEC, 0, False)
-    used = update.sampled_mask(batch)
+    logp, *_ = table_outputs(table(0), None, batch, None, False)
+    used = batch.sampled_BR
     expected = np.minimum(np.exp(np.asarray(logp - batch.rollout.logp_BR))[used], 3.0).mean()
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(expected, rel=1e-12)
     _, without, _ = gradient(with_values(config, algo={"importance_sampling_mode": "off"}))
@@ -184,14 +185,14 @@ def test_rewards_apart_are_scaled_before_they_are_summed():
     algo = {"multi_objective_aggregation": "normalize_then_sum", "beta": 0.0}
     config = with_values(CONFIG, algo=algo, reward={"functions": ("a", "b", "c"), "reward_weights": (1.0, 1.0, 0.0)})
     mask = update.loss_mask(batch, config)
-    apart = update.batch_advantages(batch, mask, None, config)
-    together = update.batch_advantages(batch, mask, None, with_values(CONFIG, algo={"scale_rewards": "none"}))
+    apart = update.estimate_advantages(batch, mask, None, config)[0]
+    together = update.estimate_advantages(batch, mask, None, with_values(CONFIG, algo={"scale_rewards": "none"}))[0]
     valid = np.asarray(batch.valid_B)
     assert apart[1] == 0 and np.isfinite(apart).all()
     turned = dataclasses.replace(batch, rewards_BF=columns.at[:, 0].multiply(-1), reward_B=jnp.asarray(wide - narrow))
-    assert np.abs(update.batch_advantages(turned, mask, None, config) - apart)[valid].max() > 0.5
+    assert np.abs(update.estimate_advantages(turned, mask, None, config)[0] - apart)[valid].max() > 0.5
     plain = with_values(CONFIG, algo={"scale_rewards": "none"})
-    assert np.abs(update.batch_advantages(turned, mask, None, plain) - together)[valid].max() < 0.1
+    assert np.abs(update.estimate_advantages(turned, mask, None, plain)[0] - together)[valid].max() < 0.1
     assert np.abs(together)[valid].max() > 50
     for size in (0, 1):
         found, _, _ = gradient(with_values(config, train={"microbatch_prompts": size}), batch)

@@ -1,6 +1,6 @@
 """Three GRPO steps with AdamW on a tiny Qwen3, as TRL, transformers and torch computed them.
 
-The reference's log-probs are given as numbers there, and so here: `row_logprobs` hands them out in the reference's
+The reference's log-probs are given as numbers there, and so here: `row_outputs` hands them out in the reference's
 place. Everything else is the update as it runs: policy forward over the shared prompt, objective, exact sums, clip,
 AdamW.
 """
@@ -15,7 +15,9 @@ from tiny_policy import largest_difference, quick_compiles, tiny_config  # noqa:
 
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
 from pbrl_jax.train import optimizer, update
+from pbrl_jax.train.programs import run_optimizer, update_context
 from pbrl_jax.train.state import new_state
+from pbrl_jax.train.trained import Frozen, Trained
 
 SAMPLES = 4
 TOLERANCE = 1e-4
@@ -66,21 +68,21 @@ def test_three_steps(loss_type, monkeypatch):
     everything = {**{k: np.asarray(case.input(k)) for k in case.inputs}, **{k: case.output(k) for k in case.outputs}}
     params = jax.tree.map(jnp.asarray, decoder_params(Weights(everything), spec))
     given_reference = {"logp": case.input("ref_logps")}
-    of_model = update.row_logprobs
+    of_model = update.row_outputs
 
-    def row_logprobs(params, *args):
-        return (params["logp"], None) if "logp" in params else of_model(params, *args)
+    def row_outputs(params, *args):
+        return (params["logp"], None, None) if "logp" in params else of_model(params, *args)
 
-    monkeypatch.setattr(update, "row_logprobs", row_logprobs)
+    monkeypatch.setattr(update, "row_outputs", row_outputs)
     monkeypatch.setattr(optimizer, "decays", lambda path: True)
 
     @jax.jit
     def step(state):
+        targets = update.Targets(batch.reward_B, update.loss_mask(batch, config))
         grads, metrics = update.gradient_sums(
-            state.params, given_reference, batch, batch.reward_B, update.loss_mask(batch, config),
-            config=config, spec=spec, bucket=0, entropy=config.log.entropy,
-        )  # fmt: skip
-        state, more = update.apply_update(state, grads, config)
+            Trained(state.params), Frozen(given_reference), None, (batch, targets), update_context(spec, config)
+        )
+        state, more = update.optimizer_step(state, grads.policy, run_optimizer(config))
         return state, metrics | more
 
     state = new_state(params, optimizer.make_optimizer(config.optim))

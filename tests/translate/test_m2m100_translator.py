@@ -14,7 +14,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.translate.m2m100_translator import NLLB_CODES, load_m2m100
 from pbrl_jax.translate.translator import Segment, Translator, Written
-from pbrl_jax.weights.hf_load import read_config
+from pbrl_jax.weights.hf_fields import read_config
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "hf" / "m2m100"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))

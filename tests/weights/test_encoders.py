@@ -15,7 +15,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import tiny_encoder
 from pbrl_jax.weights import folders
-from pbrl_jax.weights.encoders import EMBED_BATCH, Encoder, length_bucket, load_encoder, save_encoder
+from pbrl_jax.weights.encoders import EMBED_BATCH, Encoder, load_encoder, save_encoder
 
 TEXTS = canonical_responses(3)
 
@@ -29,8 +29,9 @@ def folder(tmp_path):
 def test_round_trip_bit_for_bit(folder):
     loaded = load_encoder(str(folder), 64)
     assert loaded.spec == encoder().spec
-    bits = lambda params: jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), params)  # noqa: E731
-    assert bits(loaded.params) == bits(encoder().params)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(encoder().params)
+    pairs = zip(jax.tree.leaves(loaded.params), jax.tree.leaves(encoder().params), strict=True)
+    assert all(np.asarray(found).tobytes() == np.asarray(wanted).tobytes() for found, wanted in pairs)
     assert loaded.tokenizer.fingerprint == tokenizer().fingerprint
     np.testing.assert_array_equal(load_encoder(str(folder.parent), 64).embed(TEXTS[:2]), encoder().embed(TEXTS[:2]))
 
@@ -131,13 +132,6 @@ def test_long_texts_are_embedded_in_chunks(prefix):
 def test_a_prefix_that_fills_the_encoder_is_refused():
     with pytest.raises(ConfigError, match="max_length=2 holds no text beside the"):
         encoder(max_length=2, prefix="1 + 1 + ").embed([TEXTS[0]])
-
-
-@pytest.mark.parametrize(
-    "longest, limit, size", [(1, 64, 16), (16, 64, 16), (17, 64, 32), (64, 64, 64), (40, 48, 48), (9, 12, 12)]
-)
-def test_length_buckets(longest, limit, size):
-    assert length_bucket(longest, limit) == size
 
 
 def test_the_key_tells_apart_all_that_changes_vectors():

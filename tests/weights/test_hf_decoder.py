@@ -152,7 +152,7 @@ REFUSED = {
     "rope_partial": ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "rope_twice": (
         {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 5.0}},
-        "say different things",
+        "rope_parameters .* differ",
     ),
     "rope_shape": ({**LLAMA, "rope_scaling": "llama3"}, "rope_scaling is 'llama3'; expected an object"),
     "heads": ({**LLAMA, "num_key_value_heads": 3}, "4 attention heads over 3 key/value heads"),

@@ -16,19 +16,20 @@ from tiny_world import policy as own_policy
 from transformers import AutoTokenizer
 
 from configs.tiny_cpu import get_config
-from pbrl_jax.config.tree import MeshConfig, with_values
+from pbrl_jax import MeshConfig, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.specs import Llama3Scaling
 from pbrl_jax.run.assemble import run_policy
 from pbrl_jax.text.tokenizers import load_tokenizer
-from pbrl_jax.train.adapters import placed_frozen
-from pbrl_jax.weights import hf_export
-from pbrl_jax.weights.hf_export import export_policy, file_plan
-from pbrl_jax.weights.hf_load import check_vocabulary
+from pbrl_jax.train.start import start_params
+from pbrl_jax.weights import hf_export, writing
+from pbrl_jax.weights.folders import check_vocabulary
+from pbrl_jax.weights.hf_export import export_policy
 from pbrl_jax.weights.policies import Policy, load_policy, save_policy
 from pbrl_jax.weights.safetensors_file import Planned
+from pbrl_jax.weights.writing import file_plan
 
 
 def same_bits(left, right) -> bool:
@@ -140,7 +141,7 @@ def test_types_are_those_asked_for(folder, tmp_path):
 
 
 def test_several_files_and_an_index(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_export, "LARGEST_FILE", 9000)
+    monkeypatch.setattr(writing, "LARGEST_FILE", 9000)
     several = tmp_path / "several"
     several.mkdir()
     (several / "model.safetensors").write_bytes(b"of an earlier export")
@@ -206,7 +207,7 @@ def test_an_export_that_reads_back_differently_is_no_model(tmp_path, monkeypatch
         export_policy(hf_policy(), str(tmp_path / "a"))
     assert not (tmp_path / "a" / "config.json").exists()
     monkeypatch.undo()
-    write = hf_export.write_safetensors
+    write = writing.write_safetensors
 
     def one_bit(path, *arguments):
         write(path, *arguments)
@@ -214,7 +215,7 @@ def test_an_export_that_reads_back_differently_is_no_model(tmp_path, monkeypatch
         data[-1] ^= 1
         path.write_bytes(bytes(data))
 
-    monkeypatch.setattr(hf_export, "write_safetensors", one_bit)
+    monkeypatch.setattr(writing, "write_safetensors", one_bit)
     with pytest.raises(CheckpointError, match="reads back differently: final_norm/scale differs|[a-z/_]+ differs"):
         export_policy(hf_policy(), str(tmp_path / "b"))
     with pytest.raises(CheckpointError, match="No policy in"):
@@ -227,7 +228,7 @@ def test_a_torn_export_is_no_model(folder, monkeypatch):
     def full_disk(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(hf_export, "write_safetensors", full_disk)
+    monkeypatch.setattr(writing, "write_safetensors", full_disk)
     with pytest.raises(OSError, match="disk full"):
         export_policy(hf_policy(), str(folder))
     with pytest.raises(CheckpointError, match="No policy in"):
@@ -347,7 +348,7 @@ def test_a_run_loads_its_policy_over_its_mesh():
     for path in ("query", "out"):
         kernel = policy.params["layers"][path]["kernel"]
         assert kernel.sharding.mesh == mesh and kernel.addressable_shards[0].data.size * 4 == kernel.size
-    frozen = placed_frozen(policy, config, mesh)
+    frozen = start_params(policy, config, mesh)
     shards = [leaf.addressable_shards for leaf in jax.tree.leaves((policy.params, frozen))]
     places = [[shard.data.unsafe_buffer_pointer() for shard in one] for one in shards]
     assert places[: len(places) // 2] == places[len(places) // 2 :]

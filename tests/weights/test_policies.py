@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 from tiny_policy import quick_compiles, tiny_params, tiny_spec  # noqa: F401
 from tiny_world import policy, tokenizer
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax import MeshConfig
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import causal_logits

@@ -210,7 +210,7 @@ def test_no_weights_and_one_tensor_in_two_files(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="found config.json"):
         open_weights(tmp_path)
-    with pytest.raises(CheckpointError, match="a lies in two files"):
+    with pytest.raises(CheckpointError, match="a is in two files"):
         Weights([{"a": np.zeros(1)}, {"a": np.zeros(1)}], "x")
 
 
@@ -350,7 +350,7 @@ def test_eight_devices_hold_what_one_does_and_read_only_their_share(tmp_path, mo
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as Spec
 
-    from pbrl_jax.config.tree import MeshConfig
+    from pbrl_jax import MeshConfig
     from pbrl_jax.mesh.sharding import make_mesh
 
     tensors = checkpoint()

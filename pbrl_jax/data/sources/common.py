@@ -1,7 +1,7 @@
 """What every data source needs: stable ids, the benchmark's folder, errors that name rows, parallel files."""
 
 import os
-import unicodedata
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,38 +10,35 @@ from etils import epath
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.text.answers import canonical_number
-from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.languages import LANGUAGES, check_languages, nfc
 
-ID_ORDER = (
-    "en", "ar", "bn", "de", "es", "fr", "hi", "id", "it", "ja", "ko", "ms", "pt", "ru", "sw", "te", "th", "tr", "vi",
-    "zh",
-)  # fmt: skip
+ID_ORDER = tuple(LANGUAGES)
 """Languages by their number in a prompt id. Append only: ids are part of sampling keys and of cached references."""
 
-LANGUAGES_PER_ROW = 64
-MAX_ROWS = 2**31 // LANGUAGES_PER_ROW
+LANGUAGES_PER_ROW, BLOCK = 64, 2**29
+MAX_ROWS = BLOCK // LANGUAGES_PER_ROW
 SHOWN_ERRORS = 5
 
 
 def prompt_id(row: int, language: str) -> int:
-    """`row * 64 + language number`: a problem has one id in each language, from which its row can be computed."""
+    """`row * 64 + language number`: a problem has one id in each language, from which its row can be computed.
+
+    Languages from the 64th on are numbered from 0 again, in a block of ids of their own.
+    """
     if not 0 <= row < MAX_ROWS:
         raise DataError(f"Row {row} has no 32-bit id: at most {MAX_ROWS} rows per source. Split the file.")
-    return row * LANGUAGES_PER_ROW + ID_ORDER.index(language)
+    block, number = divmod(ID_ORDER.index(language), LANGUAGES_PER_ROW)
+    return block * BLOCK + row * LANGUAGES_PER_ROW + number
 
 
 def row_of(identifier: int) -> int:
     """The row of a prompt id."""
-    return identifier // LANGUAGES_PER_ROW
+    return identifier % BLOCK // LANGUAGES_PER_ROW
 
 
 def language_of(identifier: int) -> str:
     """The language of a prompt id."""
-    return ID_ORDER[identifier % LANGUAGES_PER_ROW]
-
-
-def nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
+    return ID_ORDER[identifier // BLOCK * LANGUAGES_PER_ROW + identifier % LANGUAGES_PER_ROW]
 
 
 def check_split(split: str, known: Sequence[str], source: str) -> None:
@@ -89,11 +86,16 @@ class RowErrors:
 
     def __init__(self, place: str):
         self.place = place
-        self.found: list[str] = []
+        self.found: list[tuple[int, str]] = []
+        self.left_out: list[tuple[int, str]] = []
 
     def add(self, row: int, what: str) -> None:
         """Add the error of a row; `row` counts from 1, as editors do."""
-        self.found.append(f"row {row}: {what}")
+        self.found.append((row, what))
+
+    def leave_out(self, row: int, why: str) -> None:
+        """Count a row that is left out and is no error by itself; `check` reports the number on stderr."""
+        self.left_out.append((row, why))
 
     def text(self, row: int, field: str, value: Any) -> str:
         """`value` as NFC text; "" and an error where it is None, empty or no string."""
@@ -113,9 +115,13 @@ class RowErrors:
     def check(self) -> None:
         """Raise DataError with the first few errors, if there are any."""
         if not self.found:
+            if self.left_out:
+                row, why = self.left_out[0]
+                print(f"{self.place}: {len(self.left_out)} rows left out, the first row {row}: {why}.", file=sys.stderr)
             return
-        shown = "; ".join(self.found[:SHOWN_ERRORS])
-        more = f"; and {len(self.found) - SHOWN_ERRORS} more" if len(self.found) > SHOWN_ERRORS else ""
+        found = sorted(self.found + self.left_out, key=lambda error: error[0])
+        shown = "; ".join(f"row {row}: {what}" for row, what in found[:SHOWN_ERRORS])
+        more = f"; and {len(found) - SHOWN_ERRORS} more" if len(found) > SHOWN_ERRORS else ""
         raise DataError(f"{self.place}: {shown}{more}. Correct or remove these rows.")
 
 

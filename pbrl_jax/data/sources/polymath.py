@@ -36,7 +36,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
 def _read(file: epath.Path) -> list[tuple[str, str]]:
     errors = RowErrors(str(file))
     found = [
-        tuple(errors.text(number, field, row.get(field)) for field in ("question", "answer"))
+        (errors.text(number, "question", row.get("question")), errors.text(number, "answer", row.get("answer")))
         for number, row in read_rows(file, errors)
     ]
     errors.check()

@@ -41,7 +41,7 @@ _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 class WordProblem(NamedTuple):
     """One problem in no language yet: `name` and `item` are indices, `c` is 0 in families of two operands."""
 
-    index: int
+    number: int
     family: str
     name: int
     item: int
@@ -86,7 +86,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
 def prompt(problem: WordProblem, language: str) -> Prompt:
     """The row of one problem in one language."""
     return Prompt(
-        id=prompt_id(problem.index, language),
+        id=prompt_id(problem.number, language),
         language=language,
         question=question(problem, language),
         question_en=question(problem, "en"),
@@ -131,8 +131,8 @@ def split_of(problem: WordProblem) -> str:
 
 
 @functools.cache
-def _space(name: str) -> tuple[WordProblem, ...]:
-    """Every problem of a space; `index` counts in the full space, so that ids agree between spaces."""
+def _space(name: str) -> tuple[Problem, ...]:
+    """Every problem of a space; `number` counts in the full space, so ids agree between spaces."""
     full = _enumerate(SPACES[""])
     if name == "":
         return full
@@ -140,8 +140,8 @@ def _space(name: str) -> tuple[WordProblem, ...]:
     return tuple(known[problem[1:]] for problem in _enumerate(SPACES[name]))
 
 
-def _enumerate(space: Space) -> tuple[WordProblem, ...]:
-    found = []
+def _enumerate(space: Space) -> tuple[Problem, ...]:
+    found: list[Problem] = []
     for family in space.families:
         for a, b, c, result in _operands(family, space.largest):
             if _BAD_COUNTS & {a, b, c}:

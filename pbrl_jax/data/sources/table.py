@@ -15,8 +15,8 @@ from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.sources.common import RowErrors, nfc, prompt_id
 from pbrl_jax.data.tables import ENDINGS, read_hub, read_rows
-from pbrl_jax.text.answers import split_response
-from pbrl_jax.text.languages import LANGUAGES, check_languages
+from pbrl_jax.text.answers import read_gold, split_response
+from pbrl_jax.text.languages import LANGUAGES, check_languages, known_code
 
 FIELDS = ("question", "language", "question_en", "answer", "reference", "reference_reasoning", "reference_answer")
 
@@ -38,7 +38,8 @@ def rows(
       Prompts whose id is 64 * row in the table + language number.
 
     Raises:
-      DataError: no such table, an unknown column, or rows that are empty, not text, or in an unknown language.
+      DataError: no such table, an unknown column, or rows that are empty or not text. Rows in a language that this
+        package does not know are left out and counted.
     """
     languages = check_languages(languages)
     if not path:
@@ -123,7 +124,9 @@ def _prompt(
         return None
     english = question if code == "en" else _optional(values, mapping, "question_en", number, errors) or ""
     reference = _reference(values, mapping, number, errors)
-    return Prompt(prompt_id(row, code), code, question, english, _answer(values, mapping, number, errors), reference)
+    return Prompt(
+        prompt_id(row, code), code, question, english, _answer(values, mapping, code, number, errors), reference
+    )
 
 
 def _language(values, mapping, languages, number: int, errors: RowErrors) -> str | None:
@@ -135,10 +138,10 @@ def _language(values, mapping, languages, number: int, errors: RowErrors) -> str
             "(--data.columns language=<column>) or give one language."
         )
     code = errors.text(number, mapping["language"], values.get(mapping["language"]))
-    if code and code not in LANGUAGES:
-        errors.add(number, f"unknown language {code!r} ({did_you_mean(code, LANGUAGES)})")
+    if code and known_code(code) is None:
+        errors.leave_out(number, f"unknown language {code!r} ({did_you_mean(code, LANGUAGES)})")
         return None
-    return code or None
+    return known_code(code) if code else None
 
 
 def _optional(values, mapping, field: str, number: int, errors: RowErrors) -> str | None:
@@ -147,14 +150,15 @@ def _optional(values, mapping, field: str, number: int, errors: RowErrors) -> st
     return None if value is None else errors.text(number, mapping[field], value) or None
 
 
-def _answer(values, mapping, number: int, errors: RowErrors) -> str | None:
+def _answer(values, mapping, code: str, number: int, errors: RowErrors) -> str | None:
+    """The gold answer as a response's is read; what cannot be read stays as it is, for `check_golds` to count."""
     value = values.get(mapping["answer"]) if "answer" in mapping else None
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool) or value != value:
         return None
     if isinstance(value, int | float):
         return str(int(value)) if float(value).is_integer() else repr(value)
     text = errors.text(number, mapping["answer"], value)
-    return text or None
+    return (read_gold(text, code) or text) if text else None
 
 
 def _reference(values, mapping, number: int, errors: RowErrors) -> Reference | None:

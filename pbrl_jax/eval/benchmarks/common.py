@@ -9,7 +9,7 @@ from etils import epath
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.data.sources.common import RowErrors, take
 from pbrl_jax.data.tables import read_hub, read_rows
-from pbrl_jax.text.languages import LANGUAGES, named_like
+from pbrl_jax.text.languages import known_code, named_like
 
 LOGLIKELIHOOD = "loglikelihood"
 """The protocol that generates nothing: the choice with the highest log-probability is the answer."""
@@ -108,8 +108,8 @@ def check_request(benchmark: Benchmark, request: Request) -> Request:
 
 
 def known_language(code: str) -> str:
-    """`code` where this package knows its answer phrases and its script, else English."""
-    return code if code in LANGUAGES else "en"
+    """Our code of a language, whatever a data set calls it (`afr_Latn`); English where we have no entry."""
+    return known_code(code) or "en"
 
 
 def limited(rows: Sequence, limit: int) -> list[tuple[int, Any]]:
@@ -185,7 +185,8 @@ def solved_examples(dataset: Dataset, request: Request, config: tuple[str, str],
     if not request.shots:
         return {}
     rows, place = benchmark_rows(dataset, *config, split, request.data)
-    errors, groups = RowErrors(place), {}
+    errors = RowErrors(place)
+    groups: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=1):
         shown = groups.setdefault(str(row.get(column)) if column else "", [])
         if len(shown) < request.shots:

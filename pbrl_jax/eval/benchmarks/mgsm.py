@@ -127,7 +127,7 @@ def questions(request: Request, code: str) -> list[tuple[str, str]]:
     folder = local_folder(DATASET, request.data)
     if folder is not None:
         prompts = mgsm.rows(str(folder), "test", (code,), 0, 0)
-        return [(p.question, p.answer) for p in sorted(prompts, key=lambda p: row_of(p.id))]
+        return [(p.question, p.answer or "") for p in sorted(prompts, key=lambda p: row_of(p.id))]
     rows, place = benchmark_rows(DATASET, code, code, "test", request.data)
     errors = RowErrors(place)
     found = [

@@ -32,8 +32,8 @@ SHOTS = 5
 
 def options_of(row: dict[str, Any], number: int, errors: RowErrors) -> list[str]:
     """The options that a row has, at least two."""
-    found = [row.get(f"option_{index}") for index in range(len(LETTERS))]
-    found = [str(option) for option in found if option is not None and str(option).strip()]
+    values = [row.get(f"option_{index}") for index in range(len(LETTERS))]
+    found = [str(option) for option in values if option is not None and str(option).strip()]
     if len(found) < 2:
         errors.add(number, f"option_0 to option_9 hold {len(found)} options, expected at least two")
     return found

@@ -66,7 +66,7 @@ def first_box(text: str) -> str | None:
 def _rows(request: Request, code: str, level: str) -> list[tuple[str, str]]:
     if local_folder(DATASET, request.data) is not None:
         prompts = polymath.rows(str(local_folder(DATASET, request.data)), level, (code,), 0, 0)
-        return [(p.question, p.answer) for p in sorted(prompts, key=lambda p: row_of(p.id))]
+        return [(p.question, p.answer or "") for p in sorted(prompts, key=lambda p: row_of(p.id))]
     rows, place = benchmark_rows(DATASET, code, code, level, request.data)
     errors = RowErrors(place)
     found = [

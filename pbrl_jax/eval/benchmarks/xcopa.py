@@ -63,12 +63,12 @@ def shots_text(request: Request, code: str) -> str:
 def _fields(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str, list[str], int]:
     premise = errors.text(number, "premise", row.get("premise"))
     choices = [errors.text(number, column, row.get(column)) for column in ("choice1", "choice2")]
-    question, label = row.get("question"), row.get("label")
+    question, label = str(row.get("question")), row.get("label")
     if question not in ("cause", "effect"):
         errors.add(number, f"question is {question!r}, expected cause or effect")
     if label not in (0, 1):
         errors.add(number, f"label is {label!r}, expected 0 or 1")
-    return premise, question, choices, label if label in (0, 1) else 0
+    return premise, question, choices, 1 if label == 1 else 0
 
 
 def load(request: Request) -> list[Problem]:

@@ -1,0 +1,61 @@
+"""Advantage estimators beside GRPO's and PPO's: OPO and GPG within groups, REINFORCE++ over a batch.
+
+REINFORCE++ (Hu, 2025, arXiv 2501.03262) has neither critic nor group: advantages are whitened over the tokens of a
+batch. Its KL belongs into the reward (`kl_in: reward`), where the return to go carries it.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_advantages
+from pbrl_jax.algos.returns import DiscountConfig, returns_to_go, token_rewards, whiten
+from pbrl_jax.config.algo import AlgoConfig
+from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_mean, masked_sum, where_valid
+
+
+def estimate_opo(
+    groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: AlgoConfig
+) -> tuple[Float[Array, "B"], None]:
+    """Reward minus the group's mean weighted by length: the baseline of least gradient variance if every token's
+    gradient is as long as any other's (OPO, Hao et al., 2025, arXiv 2505.23585). Nothing is scaled.
+    """
+    reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
+    length_PG = masked_count(groups.mask_BR, axis=1).reshape(reward_PG.shape).astype(reward_PG.dtype)
+    weighted_P1 = masked_sum(length_PG * where_valid(reward_PG, valid_PG), valid_PG, axis=1, keepdims=True)
+    baseline_P1 = divide_or_zero(weighted_P1, masked_sum(length_PG, valid_PG, axis=1, keepdims=True))
+    keep_PG = valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None]
+    return where_valid(where_valid(reward_PG, valid_PG) - baseline_P1, keep_PG).reshape(-1), None
+
+
+def estimate_gpg(
+    groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: AlgoConfig
+) -> tuple[Float[Array, "B"], None]:
+    """Reward minus the group's mean, times (rows / rows of groups with signal), so that groups whose rewards are all
+    the same do not shrink the gradient of the others (GPG, Chu et al., 2025, arXiv 2504.02546).
+    """
+    reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
+    adv_PG = group_advantages(reward_PG, valid_PG, scale="none", epsilon=0.0)
+    signal_PG = valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None]
+    rows, signal = (masked_count(rows, dtype=adv_PG.dtype) for rows in (valid_PG, signal_PG))
+    return (adv_PG * rows / jnp.maximum(signal, 1)).reshape(-1), None
+
+
+def estimate_reinforce_pp(
+    groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: DiscountConfig
+) -> tuple[Float[Array, "B R"], None]:
+    """Discounted return to go of each token (`gamma`), whitened over all tokens of the batch; 0 outside the mask."""
+    reward_B = where_valid(groups.reward_PG, groups.valid_PG).reshape(-1)
+    token_BR = token_rewards(reward_B, groups.mask_BR, groups.penalty_BR)
+    return whiten(returns_to_go(token_BR, groups.mask_BR, gamma=config.gamma), groups.mask_BR), None
+
+
+def estimate_reinforce_pp_baseline(
+    groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: AlgoConfig
+) -> tuple[Float[Array, "B R"], None]:
+    """REINFORCE++-baseline: reward minus the group's mean on every token, whitened over the tokens of the batch.
+
+    A penalty is taken off the reward, in sum over the row.
+    """
+    reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
+    centred_PG = where_valid(where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, 1, True), valid_PG)
+    return whiten(jnp.broadcast_to(centred_PG.reshape(-1, 1), groups.mask_BR.shape), groups.mask_BR), None

@@ -1,0 +1,194 @@
+"""The losses that `loss_type` names: what a token loses, and how tokens are added up.
+
+A surrogate is a function `(logp_BR, ratio_BR, adv_BR, config) -> (loss_BR, indicators)`; the indicators are the
+per-token facts behind the clip metrics. An aggregation is a function `(loss_BR, mask_BR, rows, length) -> (sum,
+count)`. Another loss is one function and one line in LOSSES; settings of its own are a frozen dataclass beside it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pbrl_jax.algos.objectives import clipped_surrogate
+from pbrl_jax.config.algo import AlgoConfig
+from pbrl_jax.config.fields import identity
+from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_sum, where_valid
+
+
+@dataclass(frozen=True)
+class UpperClipConfig(AlgoConfig):
+    """The upper bound of the importance ratio."""
+
+    epsilon_high: float | None = identity(None, at_least=0)
+    """Upper clip, 1 + epsilon_high; None: the same as epsilon. For loss_type cispo the largest ratio itself."""
+
+
+@dataclass(frozen=True)
+class ClipConfig(UpperClipConfig):
+    """PPO's clip."""
+
+    absent = "does not clip on both sides"
+    epsilon: float = identity(0.2, at_least=0, at_most=1)
+    """Lower clip of the importance ratio: 1 - epsilon."""
+    delta: float | None = identity(None, at_least=1)
+    """Largest ratio that counts where the advantage is negative (two-sided clip, dual clip); None is off."""
+
+
+@dataclass(frozen=True)
+class SapoConfig(AlgoConfig):
+    """SAPO's gate."""
+
+    sapo_temperature_pos: float = identity(1.0, at_least=1e-6)
+    """loss_type sapo: sharpness of the gate where the advantage is positive."""
+    sapo_temperature_neg: float = identity(1.05, at_least=1e-6)
+    """loss_type sapo: sharpness of the gate elsewhere."""
+
+
+def clipped(logp_BR, ratio_BR, adv_BR, config: ClipConfig):
+    """PPO's clip with clip-higher; `delta` also bounds the ratio where the advantage is negative.
+
+    Without `delta` a ratio that has grown large on a bad token weighs as much as it has grown: two-sided clipping
+    (INTELLECT-2, arXiv 2505.07291) and dual clip (Ye et al., 2020, arXiv 1912.09729) are the same bound under two
+    names, since `delta` lies above 1 + epsilon_high.
+    """
+    if config.delta is not None:
+        ratio_BR = jnp.where(ratio_BR > config.delta, config.delta, ratio_BR)
+    tokens = clipped_surrogate(ratio_BR, adv_BR, epsilon=config.epsilon, epsilon_high=config.epsilon_high)
+    return tokens.loss, {
+        "clip_ratio/low_mean": tokens.low_clipped,
+        "clip_ratio/high_mean": tokens.high_clipped,
+        "clip_ratio/region_mean": tokens.low_clipped | tokens.high_clipped,
+    }
+
+
+def check_clip(config: ClipConfig) -> None:
+    """Refuse a `delta` inside the clip."""
+    upper = 1 + (config.epsilon if config.epsilon_high is None else config.epsilon_high)
+    if config.delta is not None and config.delta <= upper:
+        raise ConfigError(
+            f"algo.delta is {config.delta}; expected more than 1 + epsilon_high = {upper:g}, or it would cut what the "
+            f"clip allows. Use --algo.delta {2 * upper:g}."
+        )
+
+
+def cispo(logp_BR, ratio_BR, adv_BR, config: UpperClipConfig):
+    """Log-prob times advantage times the ratio, bounded by `epsilon_high` itself and without gradient.
+
+    CISPO (MiniMax-M1, arXiv 2506.13585): no token loses its gradient. As in TRL `epsilon_high` is the
+    bound, not its distance from 1, and there is no lower one.
+    """
+    if config.epsilon_high is None:
+        raise ConfigError(
+            "algo.loss_type cispo needs algo.epsilon_high, the largest ratio itself (not 1 + it), and it is None. "
+            "Use --algo.epsilon-high 5.0."
+        )
+    weight_BR = jax.lax.stop_gradient(jnp.minimum(ratio_BR, config.epsilon_high))
+    indicators = {"cispo_clip_ratio": (ratio_BR > config.epsilon_high) & (adv_BR > 0)}
+    return -weight_BR * adv_BR * logp_BR, indicators
+
+
+def check_cispo(config: UpperClipConfig) -> None:
+    """Refuse a bound that is missing, or that is a distance from 1."""
+    if config.epsilon_high is None or config.epsilon_high < 1:
+        raise ConfigError(
+            f"algo.loss_type cispo bounds the ratio by algo.epsilon_high itself, and it is {config.epsilon_high}; "
+            "expected at least 1. Use --algo.epsilon-high 5.0."
+        )
+
+
+def sapo(logp_BR, ratio_BR, adv_BR, config: SapoConfig):
+    """A sigmoid gate in place of the clip: gradients fade as the ratio leaves 1 (SAPO, arXiv 2511.20347).
+
+    The gate is 4 / t * sigmoid(t * (ratio - 1)), whose slope at ratio 1 is 1; t is `sapo_temperature_pos` where the
+    advantage is positive and `sapo_temperature_neg` elsewhere.
+    """
+    t_BR = jnp.where(adv_BR > 0, config.sapo_temperature_pos, config.sapo_temperature_neg).astype(ratio_BR.dtype)
+    return -4 / t_BR * jax.nn.sigmoid(t_BR * (ratio_BR - 1)) * adv_BR, {}
+
+
+def policy_gradient(logp_BR, ratio_BR, adv_BR, config: AlgoConfig):
+    """-log-prob times advantage, without any ratio (GPG, arXiv 2504.02546, and plain REINFORCE)."""
+    return -adv_BR * logp_BR, {}
+
+
+def check_no_ratio(config: AlgoConfig) -> None:
+    """Refuse what only a loss with an importance ratio can do."""
+    if config.num_iterations > 1 or config.importance_sampling_level != "token":
+        raise ConfigError(
+            f"algo.loss_type {config.loss_type} has no importance ratio, but algo.num_iterations is "
+            f"{config.num_iterations} and algo.importance_sampling_level {config.importance_sampling_level}. Use "
+            "--algo.num-iterations 1 and token, or another loss_type."
+        )
+
+
+def row_means(loss_BR, mask_BR, rows, length):
+    """Sum of row means / rows: every response weighs the same, so a token of a long one weighs less."""
+    count_B = masked_count(mask_BR, axis=1, dtype=loss_BR.dtype)
+    return divide_or_zero(masked_sum(loss_BR, mask_BR, axis=1), count_B).sum(), rows
+
+
+def token_mean(loss_BR, mask_BR, rows, length):
+    """Token sum / tokens."""
+    return masked_sum(loss_BR, mask_BR), masked_count(mask_BR, dtype=loss_BR.dtype)
+
+
+def constant_length(loss_BR, mask_BR, rows, length):
+    """Token sum / (rows * max_completion_length): a constant, so length changes no weight."""
+    return masked_sum(loss_BR, mask_BR), rows * length
+
+
+class Loss(NamedTuple):
+    """A loss: its surrogate, its aggregation, the class of settings that the surrogate reads, and what refuses settings
+    that do not go together (`check(config)` raises ConfigError)."""
+
+    surrogate: Callable
+    aggregation: Callable
+    settings: type[AlgoConfig] = AlgoConfig
+    check: Callable | None = None
+
+
+#: loss_type -> loss. In TRL bnpo divides each microbatch by its own tokens and averages the quotients, and dapo divides
+#: by the tokens of the whole generation batch; with one division of exact sums they coincide.
+LOSSES = {
+    "grpo": Loss(clipped, row_means, ClipConfig, check_clip),
+    "bnpo": Loss(clipped, token_mean, ClipConfig, check_clip),
+    "dr_grpo": Loss(clipped, constant_length, ClipConfig, check_clip),
+    "dapo": Loss(clipped, token_mean, ClipConfig, check_clip),
+    "cispo": Loss(cispo, token_mean, UpperClipConfig, check_cispo),
+    "sapo": Loss(sapo, row_means, SapoConfig),
+    "gpg": Loss(policy_gradient, token_mean, check=check_no_ratio),
+}
+
+
+def aggregate(
+    loss_BR: Float[Array, "B R"],
+    mask_BR: Bool[Array, "B R"],
+    *,
+    loss_type: str,
+    max_completion_length: int,
+    count_masked_rows: bool = False,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Per-token losses as (sum, count) by the loss's aggregation: add both over microbatches and hosts, then divide
+    once.
+
+    Args:
+      loss_BR: per-token losses; anything under the mask.
+      mask_BR: tokens that count. Rows that are invalid or left out arrive all False.
+      loss_type: a name in LOSSES.
+      max_completion_length: the constant of `constant_length`, in tokens.
+      count_masked_rows: whether a row without any token still counts as a row in `row_means` and `constant_length`.
+        False: it has left the loss, and the other rows weigh what they would weigh without it (verl's sequence mean).
+        True: it counts with loss 0, which shrinks the others (TRL).
+
+    Raises:
+      ConfigError: `loss_type` is not a name in LOSSES.
+    """
+    reduce = lookup(LOSSES, loss_type, "value of algo.loss_type").aggregation
+    loss_BR = where_valid(loss_BR, mask_BR)
+    counted_B = jnp.ones(mask_BR.shape[:1], bool) if count_masked_rows else mask_BR.any(axis=1)
+    return reduce(loss_BR, mask_BR, masked_count(counted_B, dtype=loss_BR.dtype), max_completion_length)

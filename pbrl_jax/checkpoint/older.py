@@ -1,0 +1,66 @@
+"""Checkpoints of older versions: arrays that they lack, and versions after which a run is no longer bit-equal."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from pbrl_jax.config.older import FIRST_VERSION
+from pbrl_jax.core.version import __version__
+
+
+class Added(NamedTuple):
+    """Arrays that checkpoints have since `version`.
+
+    `paths` is a regular expression that whole leaf paths match (`batch/weight_B`). An older checkpoint is restored with
+    `value` in their place: None where the record's field may be None, or a number that fills the array.
+    """
+
+    version: str
+    paths: str
+    value: float | None
+
+
+#: One line for each optional field that TrainState, TrainBatch or another saved record gains.
+ADDED: tuple[Added, ...] = ()
+
+#: (version, what it computes otherwise than the versions before, in a few words).
+NUMERICS: tuple[tuple[str, str], ...] = ()
+
+
+def number(version: str) -> tuple[int, ...]:
+    """`0.10.1` as (0, 10, 1), so that versions compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def written_by(record: dict[str, Any]) -> str:
+    """The version that wrote a meta.json."""
+    return record.get("version", FIRST_VERSION)
+
+
+def fill_in(saved: dict[str, Any], version: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Path -> value of the wanted leaves that a checkpoint does not have because it is too old to.
+
+    Args:
+      saved: path -> anything, of the checkpoint's arrays.
+      version: that wrote it.
+      wanted: path -> jax.ShapeDtypeStruct or array, of the expected tree.
+    """
+    values: dict[str, Any] = {}
+    for name, leaf in wanted.items():
+        added = next((one for one in ADDED if re.fullmatch(one.paths, name)), None)
+        if name in saved or added is None or number(version) >= number(added.version):
+            continue
+        values[name] = None
+        if added.value is not None:
+            values[name] = jnp.full(leaf.shape, added.value, leaf.dtype, device=getattr(leaf, "sharding", None))
+    return values
+
+
+def describe(version: str, filled: dict[str, Any]) -> str:
+    """One line about what an older version's checkpoint means for this one; empty where it means nothing."""
+    told = [f"without {', '.join(sorted(filled))}, which start afresh"] if filled else []
+    told += [f"{since} {what}" for since, what in NUMERICS if number(version) < number(since) <= number(__version__)]
+    if not told:
+        return ""
+    return f"The checkpoint is of pbrl_jax {version}: {'; '.join(told)}. What follows is not bit-equal to that version."

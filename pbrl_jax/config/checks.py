@@ -1,0 +1,107 @@
+"""Checks that the fields' own declarations ask for: types, closed sets, ranges, names of tables, and who reads them."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pbrl_jax.config.fields import Rules
+from pbrl_jax.config.tree import Config
+from pbrl_jax.core.errors import ConfigError, nearest
+
+#: Values of a sibling with which a field that depends on it is not read; see `Rules.only_with`.
+OFF = (0, None, "", (), "off", "none")
+
+
+def check_fields(config: Config) -> None:
+    """Refuse a value that its field's type, range or table does not allow.
+
+    Raises:
+      ConfigError: names the field, what it holds, and what is expected.
+    """
+    for field in dataclasses.fields(config):
+        check_section(field.name, getattr(config, field.name))
+
+
+def check_section(name: str, section: Any) -> None:
+    """`check_fields` of one section."""
+    hints = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+        path, value = f"{name}.{field.name}", getattr(section, field.name)
+        for item in _values(path, value, hints[field.name]):
+            _check_range(path, item, field.metadata["rules"])
+
+
+def _values(path: str, value: Any, hint: Any) -> Iterator[Any]:
+    """The single values of a field, each of the type that `hint` says; nothing for a None that is allowed."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return
+        (hint,) = (argument for argument in arguments if argument is not type(None))
+        yield from _values(path, value, hint)
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise ConfigError(f"{path} is {value!r}; expected a tuple of {arguments[0].__name__}.")
+        for item in value:
+            yield from _values(path, item, arguments[0])
+    elif origin is typing.Literal:
+        _check_name(path, value, arguments)
+        yield value
+    elif type(value) is hint or (hint is float and type(value) is int):
+        yield value
+    else:
+        raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); expected {hint.__name__}.")
+
+
+def _check_name(path: str, value: Any, names: tuple[str, ...]) -> None:
+    if value not in names:
+        known = ", ".join(name or "''" for name in names)
+        raise ConfigError(f"{path} is {value!r}. Known: {known}.{nearest(str(value), names)}")
+
+
+def _check_range(path: str, value: Any, rules: Rules) -> None:
+    if rules.names:
+        _check_name(path, value, tuple(rules.names))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    # Written so that a NaN, which compares with nothing, is refused.
+    inside = (
+        (rules.at_least is None or value >= rules.at_least)
+        and (rules.above is None or value > rules.above)
+        and (rules.at_most is None or value <= rules.at_most)
+        and (rules.below is None or value < rules.below)
+    )
+    if not (inside and math.isfinite(value)):
+        reason = f": {rules.note}" if rules.note else ""
+        raise ConfigError(f"{path} is {value}; expected {range_words(rules) or 'a finite number'}{reason}.")
+
+
+def range_words(rules: Rules) -> str:
+    """`from 0 to 1`, `at least 0`, `above 0 and below 1`; empty where there is no bound."""
+    if rules.at_least is not None and rules.at_most is not None:
+        return f"from {rules.at_least} to {rules.at_most}"
+    words = ("at least", rules.at_least), ("above", rules.above), ("at most", rules.at_most), ("below", rules.below)
+    return " and ".join(f"{word} {bound}" for word, bound in words if bound is not None)
+
+
+def unread_fields(config: Config) -> list[str]:
+    """Fields that were set and that a switch beside them turns off, one sentence each."""
+    found = []
+    for part in dataclasses.fields(config):
+        section = getattr(config, part.name)
+        for field in dataclasses.fields(section):
+            needs, value = field.metadata["rules"].only_with, getattr(section, field.name)
+            if not needs or value == field.default:
+                continue
+            sibling, *values = needs
+            state = getattr(section, sibling)
+            if state not in values if values else state in OFF:
+                wanted = f" {' or '.join(map(str, values))}" if values else ""
+                found.append(
+                    f"{part.name}.{field.name}={value} is not read: it belongs to {part.name}.{sibling}{wanted}, and "
+                    f"that is {state!r}."
+                )
+    return found

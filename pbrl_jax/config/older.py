@@ -1,0 +1,123 @@
+"""What older versions wrote: fields that are called otherwise now, and identities that new fields must not change."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+_LOGGER = logging.getLogger(__name__)
+
+FIRST_VERSION = "0.1.0"
+"""The version of files that name none."""
+
+
+def _pivot_path(section: Mapping[str, Any]) -> str:
+    return "file" if section.get("source") == "file" else "store"
+
+
+#: Old name -> function of its section's values that gives the new name. In 0.1.0 pivot.path was the folder of the
+#: store, or, with source file, the file of references.
+RENAMED: dict[str, Callable[[Mapping[str, Any]], str]] = {"pivot.path": _pivot_path}
+
+#: Section class -> its fields in version 0.1.0, in order: `stable_repr` puts them into identities of saved work.
+FIRST_FIELDS = {
+    "OptimConfig": "optimizer learning_rate schedule warmup_steps schedule_steps min_learning_rate_share weight_decay "
+    "b1 b2 eps max_grad_norm",
+    "ContrastiveConfig": "steps batch_size learning_rate temperature hard_negatives",
+    "LoraConfig": "rank alpha targets quantization tile_size",
+    "DpoConfig": "path steps batch_size learning_rate warmup_steps beta loss_type label_smoothing pairs min_margin "
+    "prompts",
+    "RewardConfig": "functions reward_weights answer_weight parts language_gate rejected_value gate_share gate_penalty "
+    "gate_schedule_steps similarity similarity_floor calibration references hybrid_form hybrid_gate "
+    "hybrid_answer hybrid_reasoning repetition_ngram repetition_penalty overlong_length overlong_cache "
+    "translator translation_similarity comet comet_wiring implicit_form implicit_policy judge_opponents "
+    "final_weights curriculum_start curriculum_steps curriculum_shape timeout",
+    "RolloutConfig": "max_prompt_length max_completion_length temperature top_p top_k weights segment_length",
+}
+
+
+def current_names(section: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the values of a section under the names of this version, a sentence for each name that has changed).
+
+    Where both an old name and its new one have a value, that of the old name is taken.
+    """
+    found, said = dict(values), []
+    for name in values:
+        if rename := RENAMED.get(f"{section}.{name}"):
+            new = rename(values)
+            found[new] = found.pop(name)
+            said.append(f"{section}.{name} is now {section}.{new}")
+    return found, said
+
+
+def takes_old_names(section: str) -> Callable[[type], type]:
+    """Class decorator: the section's constructor (and `dataclasses.replace`) takes old names too, and says the new."""
+
+    def decorate(cls: Any) -> Any:
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def __init__(self, *arguments, **values):
+            values, said = current_names(section, values)
+            for sentence in said:
+                _LOGGER.warning("%s; the old name still works.", sentence)
+            construct(self, *arguments, **values)
+
+        cls.__init__ = __init__
+        return cls
+
+    return decorate
+
+
+def with_current_names(
+    arguments: Sequence[str], values: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """(`--section.field value` words under the names of this version, a sentence for each name that has changed).
+
+    Args:
+      arguments: what a user typed.
+      values: section -> values of the configuration that the words override.
+    """
+    typed = dict(_pairs(arguments))
+    found, said = [], []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        old = name.removeprefix("--").replace("-", "_")
+        if name.startswith("--") and old in RENAMED:
+            section, _, _ = old.partition(".")
+            given = {key.rpartition(".")[2]: item for key, item in typed.items() if key.startswith(f"{section}.")}
+            new = f"{section}.{RENAMED[old]({**values.get(section, {}), **given})}"
+            said.append(f"--{old} is now --{new}")
+            word = f"--{new}{equals}{value}"
+        found.append(word)
+    return found, said
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, value) of every `--name value` and `--name=value`."""
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            yield name[2:].replace("-", "_"), value if equals else following
+
+
+def stable_values(section: Any, kind: str) -> dict[str, Any]:
+    """The fields that a section had in version 0.1.0, in their order, and later ones that are not at their default.
+
+    What is hashed and saved as the identity of work (a stage's checkpoint, scored responses) is made of these, so that
+    it stays the same when a section gets a field.
+
+    Args:
+      kind: a name in FIRST_FIELDS; the section may be of a subclass.
+    """
+    first = FIRST_FIELDS[kind].split()
+    later = [field for field in dataclasses.fields(section) if field.name not in first]
+    changed = [field.name for field in later if getattr(section, field.name) != field.default]
+    return {name: getattr(section, name) for name in (*first, *changed)}
+
+
+def stable_repr(section: Any, kind: str) -> str:
+    """`repr(section)` as version 0.1.0 gave it, of the values of `stable_values`."""
+    values = stable_values(section, kind)
+    return f"{kind}({', '.join(f'{name}={value!r}' for name, value in values.items())})"

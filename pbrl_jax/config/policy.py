@@ -1,0 +1,25 @@
+"""Settings of the policy; `config.tree` holds the whole tree."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pbrl_jax.config.fields import identity, operational
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy that is trained."""
+
+    source: str = identity("random")
+    """`random` (a new model of `preset`), or a folder: an exported policy or a finished work directory."""
+    preset: str = identity("tiny", only_with=("source", "random"))
+    """Size and switches of a random policy: a name in pbrl_jax.models.specs.DECODERS."""
+    tokenizer: str = identity("")
+    """A SentencePiece file, a tokenizer folder or hub id; empty: train SentencePiece on the run's own text."""
+    dtype: Literal["float32", "bfloat16"] = identity("float32")
+    """Compute type: float32 or bfloat16. Parameters and optimizer state stay float32."""
+    remat: Literal["none", "full", "dots"] = operational("dots")
+    """What a layer recomputes in the backward pass: none, full, or dots (keep matrix products: the fastest on CPU,
+    where writing activations costs more than making them again)."""
+    attention: str = operational("auto")
+    """Attention kernel: a name in pbrl_jax.models.attention.KERNELS, or auto."""

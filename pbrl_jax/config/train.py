@@ -1,0 +1,41 @@
+"""Settings of the training run: batches, cadence, memory; `config.tree` holds the whole tree."""
+
+from dataclasses import dataclass
+
+from pbrl_jax.config.fields import identity, operational
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Batches, cadence and memory of the training."""
+
+    max_steps: int = operational(100, at_least=1)
+    """Stop after this many optimizer steps."""
+    prompts_per_step: int = identity(32, at_least=1)
+    """Prompts of a rollout batch, P, over all devices."""
+    microbatch_prompts: int = operational(0, at_least=0)
+    """Prompt groups whose gradients are computed at a time; 0: all. Sums are exact."""
+    microbatch_samples: int = operational(0, at_least=0)
+    """Below a group: samples of a group whose gradients are computed at a time, the prompt anew for each part;
+    microbatch_prompts then counts such parts. 0: whole groups, whose prompt is computed once."""
+    logprob_chunk: int = operational(128, at_least=1)
+    """Response positions, over all rows of a microbatch, in units of which logits are made."""
+    fused: bool = identity(False)
+    """Rollout, reward and update as one compiled program; needs a shared tokenizer."""
+    offload: tuple[str, ...] = operational(())
+    """What lies in the host's memory between its uses, where the platform has such a memory: optimizer (its moments),
+    reference (the start policy of the KL term; it is then read before the gradient, microbatch by microbatch)."""
+    packed: bool = operational(True)
+    """Update on packed responses where that saves work: cost follows the tokens produced."""
+    save_steps: int = operational(50, at_least=1)
+    """Checkpoint every so many steps; the last step is always saved."""
+    save_total_limit: int = operational(3, at_least=1)
+    """Checkpoints kept."""
+    eval_steps: int = operational(0, at_least=0)
+    """Evaluate every so many steps; 0: only at the end."""
+    eval_on_start: bool = operational(True)
+    """With eval_steps, evaluate before the first step too: what the report calls before."""
+    logging_steps: int = operational(1, at_least=1)
+    """Metrics are written every so many steps."""
+    seed: int = identity(0, at_least=0, at_most=2**31 - 1)
+    """Seed of everything."""

@@ -1,0 +1,62 @@
+"""Option letters as languages write them: (B), B., **B**, option B, В, খ, 乙."""
+
+import functools
+import re
+import unicodedata
+
+from pbrl_jax.text.languages import LETTERS, language
+
+_OPTION_WORDS = (
+    "opci[oó]n opção opzione antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন "
+    "विकल्प ऑप्शन ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn pilihan opsi seçenek chaguo optie možnost"
+).split()
+_OPTION_WORD = rf"(?:(?:the )?(?:correct )?(?:option|choice|letter)|{'|'.join(_OPTION_WORDS)})?"
+_BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]*{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]*"
+_OPTION = re.compile(
+    rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9'’+*/=^_-]|\.\d|\s*[+*/=^-]|\s+\d))",
+    re.IGNORECASE,
+)
+_OR = "and|or|und|oder|y|o|ou|et|e|i|и|или|أو|و|या|বা|หรือ|hoặc|或|和|atau|au"
+_SECOND_OPTION = re.compile(rf"\s*(?:,|،|、)?\s*(?:,|{_OR})\s*[(\[]?[A-Ja-j][)\]]?(?!\w)", re.IGNORECASE)
+_STOP = r"(?=\s*(?:$|[.,;:!?)\]*।。、，：」』\"'”’»|<\\]|है|हो|आहे|です|입니다|이다|ہے|است))"
+_REASON = re.compile(
+    r"\s+(?:because|since|as|which|with|not|is|for|porque|weil|denn|da|car|parce|perché|karena|ponieważ)\b",
+    re.IGNORECASE,
+)
+
+
+def option_letter(line: str, code: str) -> str | None:
+    """The option letter that a line opens with; "" where it names two or may be none; None without one."""
+    found = unicodedata.normalize("NFKC", line).replace("**", "")
+    match = _OPTION.match(found)
+    if match is not None and (match[1] or match[2].isupper()):
+        letter, rest = (match[1] or match[2]).upper(), found[match.end() :]
+        if _SECOND_OPTION.match(rest):
+            return ""
+        word = re.match(r"\s+[^\W\d_]", rest)
+        # A, E and I are words of many languages.
+        if match[2] and letter in "AEI" and word and "Latn" in language(code).scripts and not _REASON.match(rest):
+            return None
+        return letter
+    if code == "en" and re.match(rf"{_BEFORE_OPTION}[A-J]\s+\d", found):
+        return ""
+    native = native_option(code)
+    match = native.match(found) if native else None
+    if match is None:
+        return None
+    if _SECOND_OPTION.match(found[match.end() :]):
+        return ""
+    index = next(int(name[1:]) for name, value in match.groupdict().items() if value)
+    return LETTERS[index % 10]
+
+
+@functools.cache
+def native_option(code: str) -> re.Pattern | None:
+    options = language(code).options
+    if not options:
+        return None
+    groups = "|".join(f"(?P<o{i}>{letter})" for i, letter in enumerate(options))
+    bare = groups.replace("<o", "<o1")  # the same letters, numbered from 10: option_letter takes the last digit
+    return re.compile(
+        rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|(?:{bare})(?![^\W\d_]){_STOP})", re.IGNORECASE
+    )

@@ -1,0 +1,139 @@
+r"""The words of a text wherever they stand: in prose, formulas, code, tags and links.
+
+What carries no language is left out: numbers, operators, LaTeX commands, known tags, single consonants (variables,
+options), units behind a number, and in other scripts units, names of functions and a few names. A word in `\text{}`,
+between dollars, in a tag or in code is a word: an encoder reads it, so the language gate judges it.
+"""
+
+import functools
+import re
+
+from pbrl_jax.text.languages import letters_of, script_pattern
+from pbrl_jax.text.normalise import fold_letters
+from pbrl_jax.text.values import UNITS
+
+COMMANDS = frozenset(
+    "frac dfrac tfrac cfrac sqrt times cdot cdots ldots dots div pm mp le leq leqslant ge geq geqslant ne neq "
+    "approx to equiv sim infty text textbf textit textrm textup mathrm mathbf mathit mathsf mathbb mathcal "
+    "boldsymbol mbox operatorname boxed fbox left right big Big bigg Bigg quad qquad displaystyle sum prod int "
+    "iint oiint oint lim sup inf sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min "
+    "gcd lcm mod pmod bmod binom choose circ degree angle triangle perp parallel partial nabla ell odot lvert "
+    "rvert lVert rVert pi theta alpha beta gamma delta epsilon varepsilon zeta eta iota kappa lambda mu nu xi rho "
+    "sigma tau phi upsilon varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega in notin "
+    "subset subseteq cup cap emptyset setminus forall exists land lor neg implies iff Rightarrow Leftarrow "
+    "rightarrow leftarrow mapsto cancel therefore because overline overrightarrow underline underbrace overbrace "
+    "hat widehat bar vec tilde hline tag label lfloor rfloor lceil rceil mid vert Vert color textcolor overset "
+    "underset substack allowbreak prime star ast hspace vspace newline limits not begin end".split()
+)
+"""LaTeX commands that stand for signs. A few others may stand for signs, too; where there are more, they are words."""
+TELLING_ENGLISH = frozenset(
+    "the and were with from that this there then they their she you have each which when how answer because therefore "
+    "since sold bought eats eggs dollars gives makes number where these would should question problem equals".split()
+)
+"""Frequent words of English worked solutions that hardly any other language in Latin letters has."""
+ENGLISH = TELLING_ENGLISH | frozenset(
+    "them her your many much buys who what why those into out our we it its of is be been are was after before first "
+    "next finally step solution so thus hence let find total left remaining more less than per day every by for in on "
+    "at to has had he his can will equal two three four five six seven eight nine ten".split()
+)
+"""Frequent words of English: none of them is a name."""
+_TAGS = re.compile(r"</?(?:think|answer|b|i|u|em|strong|br|p|sub|sup|ul|ol|li)\s*/?>|<\|[a-z_]{2,20}\|>", re.IGNORECASE)
+_MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
+_SHORT = re.compile(r"(?<![^\W\d_\\])(?:[A-Za-z]{1,3}|[α-ωΑ-Ω]+)(?![^\W\d_])")
+_CAPITALS = re.compile(r"(?<![^\W\d_])[A-Z]{2,4}(?![^\W\d_])")
+_FENCE, _LINK = re.compile(r"```[a-z]{0,10}(?=\s)|```"), re.compile(r"https?://(?:www\.)?|www\.")
+_COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\([A-Za-z]+)\*?")
+_UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
+_UNITS = re.compile(rf"(?<=\d)[\s{{(]*(?:{_UNIT})(?:\s?[/·]\s?(?:{_UNIT}))?(?:\^?[23²³])?(?![A-Za-z])")
+_VARIABLE = re.compile(r"(?<![^\W\d_])(?:[b-hj-np-tv-xzB-HJ-NP-TV-XZ]|[α-ωΑ-Ω])(?![^\W_'’])")
+_FUNCTIONS = frozenset("sin cos tan log ln exp mod max min lim gcd lcm arctan".split())
+_FUNCTION = re.compile(rf"(?<![^\W_])(?:{'|'.join(_FUNCTIONS)})(?![^\W_])")
+_NOT_WORDS = re.compile(r"[\d²³¹⁰-₉¼-¾=+*/<>^_#{}\[\]|~%&@$\\`()-]+")
+_FOREIGN = re.compile(r"[^\W\d_]+(?:[ '’.-]{1,2}[^\W\d_]+)*")
+_WORD = re.compile(r"[^\W\d_]+")
+MOST_UNKNOWN = 3
+"""Different commands outside COMMANDS that still count as signs."""
+MOST_NAMES, LONGEST_NAME = 3, 3
+"""Different names in another script that do not count, and the words that one may have."""
+FREE_LETTERS = 12
+"""Letters of names that do not count in a text with letters of its own; in a longer one, as many as those."""
+
+
+def plain_words(text: str) -> str:
+    """The words of `text`, without what carries no language; spaces collapsed."""
+    return " ".join(word_lines(text))
+
+
+@functools.lru_cache(maxsize=4096)
+def word_lines(text: str) -> tuple[str, ...]:
+    """The lines of `text` that hold words, as plain words."""
+    text = fold_letters(text)
+    for pattern in (_FENCE, _TAGS, _LINK):
+        text = pattern.sub(" ", text)
+    text = _MATHS.sub(lambda match: _SHORT.sub(_unless_english, match.group()), _without_commands(text))
+    if not text.isupper():
+        text = _CAPITALS.sub(_unless_english, text)
+    for pattern in (_UNITS, _FUNCTION, _VARIABLE, _NOT_WORDS):
+        text = pattern.sub(" ", text)
+    return tuple(" ".join(line.split()) for line in text.splitlines() if line.strip())
+
+
+def _without_commands(text: str) -> str:
+    names = {name for name in _COMMAND.findall(text) if name and name not in COMMANDS}
+    signs = len(names) <= MOST_UNKNOWN and not names & ENGLISH
+    return _COMMAND.sub(lambda match: f" {match[1]} " if not signs and match[1] in names else " ", text)
+
+
+def _unless_english(match: re.Match) -> str:
+    """A symbol or product of letters (AB, dx) is no word; "the" is one, also between dollars."""
+    return match.group() if match.group().lower() in ENGLISH and len(match.group()) > 1 else " "
+
+
+@functools.lru_cache(maxsize=4096)
+def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
+    """`word_lines` for a language in `scripts`: units, functions, letters and names in another script left out."""
+    lines = word_lines(text)
+    if "Latn" in scripts:
+        return lines
+    own = script_pattern(scripts)
+    names: set[str] = set()
+    letters = len(own.findall(" ".join(lines)))
+    most = max(FREE_LETTERS, letters) if letters else 0
+
+    def kept(match: re.Match) -> str:
+        run = match.group()
+        if own.search(run):
+            return _WORD.sub(lambda word: word.group() if own.search(word.group()) else kept(word), run)
+        words = [w for w in _WORD.findall(run) if len(w) > 1 and w not in UNITS and w.lower() not in _FUNCTIONS]
+        if not words:
+            return " "
+        name = " ".join(words)
+        if len(words) <= LONGEST_NAME and all(is_name(word) for word in words):
+            if name in names or (len(names) < MOST_NAMES and sum(len(one) for one in names) + len(name) <= most):
+                names.add(name)
+                return " "
+        return name
+
+    found = [" ".join(_FOREIGN.sub(kept, line).split()) for line in lines]
+    return tuple(line for line in found if letters_of(line))
+
+
+def is_name(word: str) -> bool:
+    """Whether a word is written as a name: with a capital, and no frequent word of English."""
+    return word[0].isupper() and word.lower() not in ENGLISH
+
+
+def without_names(words: str) -> str:
+    """`words` without the capitalised ones inside sentences."""
+    kept, inside = [], False
+    for word in words.split():
+        bare = word.strip(".,;:!?\"'’")
+        if not (inside and bare and is_name(bare)):
+            kept.append(word)
+        inside = not word.endswith((".", "!", "?", ":"))
+    return " ".join(kept)
+
+
+def has_english(words: str) -> bool:
+    """Whether a text too short to identify holds a word that only English has."""
+    return any(word.lower() in TELLING_ENGLISH for word in _WORD.findall(words))

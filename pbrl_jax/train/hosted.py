@@ -1,0 +1,234 @@
+"""The parts of a step as programs with the host between them: compiled rollout, rewards on decoded text, compiled
+update. Every reward can be used, and dynamic sampling, critics, packing and offload."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.algos.grpo import scales_rewards_separately
+from pbrl_jax.config.tree import Config
+from pbrl_jax.core.errors import RewardError, lookup
+from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
+from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.offload import fetched, sent_back
+from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
+from pbrl_jax.mesh.sharding import batch_sharding
+from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, run_assets, weights_at
+from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
+from pbrl_jax.rollout.decode import completions
+from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.sampling import sampling_params
+from pbrl_jax.train.dynamic import with_dynamic_sampling
+from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
+from pbrl_jax.train.programs import make_advantages, make_parameter_update, make_values, packed
+from pbrl_jax.train.signals import stop_agreed
+from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
+from pbrl_jax.train.trained import Frozen, forward_params
+from pbrl_jax.train.update import reference_first
+
+
+def hosted_functions(experiment: Experiment) -> StepFunctions:
+    """The functions of a run's steps.
+
+    Raises:
+      ConfigError: a reward that cannot be made.
+    """
+    config, spec = experiment.config, experiment.policy.spec
+    sample = sample_batch
+    if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
+        sample = with_critic_values(sample, packed(make_values(spec, config), config))
+    if config.algo.max_sampling_rounds > 1:
+        shapes = batch_shapes(experiment)
+        sample = with_dynamic_sampling(sample, experiment, shapes)
+    advantages = make_advantages(spec, config)
+    update = packed(make_parameter_update(spec, config), config)
+    update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
+    return StepFunctions(
+        params=functools.partial(decoding_policy, config=config),
+        rollout=make_rollout(experiment),
+        reward=make_scoring(experiment),
+        advantages=packed(advantages, config) if reference_first(config) else advantages,
+        update=waiting(update),
+        sample=sample,
+    )
+
+
+def decoding_policy(state: TrainState, frozen: Frozen, config: Config) -> Any:
+    """The parameters that the policy decodes with."""
+    return forward_params(state.params, frozen.base, config.lora)
+
+
+# Rollout.
+
+
+def run_sampling(experiment: Experiment) -> SamplingParams:
+    """The run's sampling settings."""
+    rollout = experiment.config.rollout
+    return sampling_params(rollout.temperature, rollout.top_p, rollout.top_k, experiment.policy.tokenizer.eos_ids)
+
+
+def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
+    """The compiled rollout; it raises Interrupted when a stop was requested while it decodes."""
+    config, settings = experiment.config, experiment.config.rollout
+    G, R = config.algo.num_generations, settings.max_completion_length
+    generate = make_generate(experiment.policy.spec, G, R, settings.segment_length, settings.weights)
+    sampling = run_sampling(experiment)
+    return lambda params, drawn: generate(params, drawn.prompts, drawn.key, sampling, stop_agreed)
+
+
+# Reward.
+
+
+def reward_assets(experiment: Experiment) -> RewardAssets:
+    """What the rewards of a run may need; of several hosts the first alone keeps files."""
+    folder = str(experiment.work.root) if is_first() else ""
+    return run_assets(experiment.config, experiment.encoder, experiment.token_table, experiment.policy, folder)
+
+
+def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
+    """Rewards on decoded text; each host decodes and scores the rows that it owns.
+
+    Raises (when called):
+      RewardError: too many rewards are invalid, or a reward returned no scores.
+    """
+    config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
+    separate = scales_rewards_separately(config.algo)
+    with own_devices(mesh):
+        reward = make_reward(config.reward, reward_assets(experiment))
+
+    def score_own(drawn: Drawn, rows_P: np.ndarray, host: Rollout) -> HostRows:
+        texts = completions(host, experiment.policy.tokenizer)
+        prompts = [drawn.prompts_P[p] for p in rows_P for _ in range(G)]
+        if not isinstance(drawn.pivots, PivotVectors):
+            raise TypeError("Rewards on decoded text need the pivots' vectors on the host.")
+        pivots = drawn.pivots.rows(np.repeat(rows_P, G))
+        with own_devices(mesh):
+            tokens_BR, lengths_B = np.asarray(host.tokens_BR), np.asarray(host.lengths_B)
+            found = reward(RewardInputs(prompts, texts, tokens_BR, lengths_B, pivots, drawn.step))
+            total, each = jax.device_get((found.total, found.each))
+        found = found._replace(total=total, each=each, right_language_B=np.asarray(found.right_language_B))
+        return HostRows(texts, host, found, separate_rewards(config, found, texts) if separate else None)
+
+    def score(rollout: Rollout, drawn: Drawn) -> Scored:
+        own_P, rows = owned_rows(mesh, len(drawn.prompts_P)), G * len(drawn.prompts_P)
+        own_B = (own_P[:, None] * G + np.arange(G)).reshape(-1)
+        host = own_rollout(rollout, own_B)
+        found = on_all_hosts(lambda: score_own(drawn, own_P, host), own_B, rows, logged_rows(config, drawn, rows))
+        check_rewards(config, drawn.step + 1, found.rewards.valid_B)
+        batch = scored_batch(drawn.prompts, rollout, found, mesh)
+        extra = curriculum_weights(config, drawn.step)
+        return Scored(batch, found.rewards, drawn.prompts_P, drawn.cursor, found.rollout, found.texts_B, extra)
+
+    return score
+
+
+def check_rewards(config: Config, step: int, valid_B) -> None:
+    """Stop a run whose rewards mostly fail (RewardError)."""
+    valid = np.asarray(valid_B)
+    invalid = 1 - float(valid.mean())
+    if invalid > config.guard.max_invalid_share:
+        raise RewardError(
+            f"Step {step}: {invalid:.0%} of the rewards are invalid (first in row {int(np.argmin(valid))}: NaN, "
+            f"infinite, None, an exception, or no reference), more than guard.max_invalid_share = "
+            f"{config.guard.max_invalid_share:.0%}. Rewards of this run: {', '.join(config.reward.functions)}. Mend "
+            "them and run the same command: it goes on from the last step that was saved."
+        )
+
+
+def scored_batch(prompts: PromptBatch, rollout: Rollout, found: HostRows, mesh: Mesh) -> TrainBatch:
+    """The rollout with its rewards, on the mesh."""
+    total = found.rewards.total
+    rows = len(total.valid_B)
+    held_B = held_rows(mesh, rows)
+    value_B = np.where(total.valid_B, total.value_B, 0.0).astype(np.float32)
+    columns = [value_B, np.asarray(total.valid_B), found.rewards_BF]
+    return TrainBatch(prompts, rollout, *rows_on_mesh([None if x is None else x[held_B] for x in columns], mesh, rows))
+
+
+def separate_rewards(config: Config, combined: Combined, completions: Sequence[str]) -> np.ndarray:
+    """The rewards of every function with a weight, [B, F], gated as their sum is; NaN where one could not score."""
+    empty_B = np.array([not text.strip() for text in completions])
+    columns = []
+    for weight, scores in zip(config.reward.reward_weights, combined.each.values(), strict=True):
+        if weight:
+            value_B = np.where(combined.right_language_B, np.asarray(scores.value_B), config.reward.rejected_value)
+            columns.append(np.where(scores.valid_B, np.where(empty_B, 0.0, value_B), np.nan))
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def curriculum_weights(config: Config, step: int) -> dict[str, float]:
+    """The weights of the reward functions as metrics, where a curriculum moves them."""
+    if not config.reward.final_weights:
+        return {}
+    weights = zip(config.reward.functions, weights_at(config.reward, step), strict=True)
+    return {f"rewards/{name}/weight": weight for name, weight in weights}
+
+
+# Advantages and update.
+
+
+def waiting(update: Callable) -> Callable:
+    """The update, waited for, so that its time can be told."""
+
+    def call(*args):
+        return jax.block_until_ready(update(*args))
+
+    return call
+
+
+def with_critic_values(sample: Callable, values: Callable) -> Callable:
+    """Sampling that ends with the critic's values of the batch, before any update."""
+
+    def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
+        scored = sample(functions, state, frozen, drawn)
+        value_BR = values(functions.params(state, frozen), state.critic, scored.batch)
+        return scored._replace(batch=dataclasses.replace(scored.batch, value_BR=value_BR))
+
+    return call
+
+
+def with_fetched_moments(update: Callable) -> Callable:
+    """The update of a state whose moments are in the host's memory between updates."""
+
+    def call(state: TrainState, *args):
+        moments = state.opt_state
+        state, metrics = update(dataclasses.replace(state, opt_state=fetched(moments)), *args)
+        return dataclasses.replace(state, opt_state=sent_back(state.opt_state, moments)), metrics
+
+    return call
+
+
+def batch_shapes(experiment: Experiment) -> TrainBatch:
+    """Shapes and shardings of a TrainBatch as it is sampled, without a critic's values."""
+    config = experiment.config
+    P, T = config.train.prompts_per_step, config.rollout.max_prompt_length
+    B, R = P * config.algo.num_generations, config.rollout.max_completion_length
+    sharding = batch_sharding(experiment.mesh)
+    separate = scales_rewards_separately(config.algo)
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return TrainBatch(
+        PromptBatch(array(jnp.int32, P, T), array(jnp.int32, P), array(jnp.int32, P)),
+        Rollout(array(jnp.int32, B, R), array(jnp.int32, B), array(jnp.float32, B, R), array(jnp.bool_, B)),
+        array(jnp.float32, B),
+        array(jnp.bool_, B),
+        array(jnp.float32, B, sum(map(bool, config.reward.reward_weights))) if separate else None,
+    )
+
+
+def cycle_batch_shapes(experiment: Experiment) -> TrainBatch:
+    """Shapes and shardings of the batch in a checkpoint taken inside a cycle of several updates."""
+    shapes = batch_shapes(experiment)
+    if not lookup(ALGORITHMS, experiment.config.algo.name, "algorithm").critic:
+        return shapes
+    return dataclasses.replace(shapes, value_BR=shapes.rollout.logp_BR)

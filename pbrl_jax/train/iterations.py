@@ -1,0 +1,26 @@
+"""Several updates on each rollout batch (algo.num_iterations)."""
+
+from pbrl_jax.core.records import TrainBatch
+from pbrl_jax.logs.metrics import PhaseTimer
+from pbrl_jax.train.step import Position, Record, Run, train_step, update_policy
+
+
+def step_in_cycle(run: Run, position: Position) -> tuple[Position, Record]:
+    """A whole step where a cycle begins; then updates on the same batch until it has had num_iterations of them."""
+    batch = position.batch
+    if batch is None:
+        following, record = train_step(run, position)
+        batch = record.scored and record.scored.batch
+    else:
+        following, record = update_again(run, position, batch)
+    ended = following.step % run.experiment.config.algo.num_iterations == 0
+    return following._replace(batch=None if ended else batch), record
+
+
+def update_again(run: Run, position: Position, batch: TrainBatch) -> tuple[Position, Record]:
+    """A further update on the batch of the cycle under way."""
+    if run.functions is None:
+        raise ValueError("A fused step makes one update on each rollout batch.")
+    timer, step = PhaseTimer(), position.step + 1
+    state, metrics = update_policy(run.functions, position.state, run.frozen, batch, timer)
+    return position._replace(step=step, state=state, unevaluated=False), Record(step, metrics, None, timer.metrics())

@@ -1,0 +1,58 @@
+"""What a run starts from: parameters to train, frozen ones, and a critic, on the mesh."""
+
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from pbrl_jax.config.tree import Config, LoraConfig
+from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
+from pbrl_jax.mesh.sharding import place, tree_shardings
+from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.models.logprobs import init_value_head
+from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, merge_adapters
+from pbrl_jax.train.optimizer import make_critic_optimizer
+from pbrl_jax.train.trained import Frozen
+from pbrl_jax.weights.policies import Policy
+
+
+def trainable(policy: Policy, config: Config) -> tuple[Any, tuple]:
+    """(parameters to train, their axes table): the policy's, or new adapters drawn from train.seed."""
+    if not config.lora.rank:
+        return policy.params, decoder_axes(policy.spec)
+    make = functools.partial(init_adapters, spec=policy.spec, lora=config.lora)
+    return jax.jit(make)(jax.random.key(config.train.seed), policy.params), adapter_axes(policy.spec, config.lora)
+
+
+def merged_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
+    """The parameters of a policy without adapters, for export and for the next stage."""
+    return jax.jit(functools.partial(merge_adapters, lora=lora))(base, trained) if lora.rank else trained
+
+
+def start_params(policy: Policy, config: Config, mesh: Mesh) -> Any:
+    """The start policy's parameters on the mesh, without a copy where they are there already; quantised where
+    lora.quantization says so."""
+    placed = place(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), mesh))
+    if not config.lora.rank or config.lora.quantization == "none":
+        return placed
+    return jax.jit(functools.partial(frozen_params, spec=policy.spec, lora=config.lora))(placed)
+
+
+def frozen_of(policy: Policy, config: Config, mesh: Mesh) -> Frozen:
+    """The reference and the base of a run, on the mesh; the reference in the host's memory where it is offloaded."""
+    keeps_reference, adapters = config.algo.beta > 0, bool(config.lora.rank)
+    if not keeps_reference and not adapters:
+        return Frozen()
+    params = start_params(policy, config, mesh)
+    base = params if adapters else None
+    if "reference" in config.train.offload:
+        check_host_memory(mesh.devices.flat[0])
+        params = jax.device_put(params, in_host_memory(jax.tree.map(lambda x: x.sharding, params)))
+    return Frozen(params if keeps_reference else None, base)
+
+
+def new_critic(width: int, config: Config) -> dict[str, Any]:
+    """{"params", "opt_state"} of a value head before its first update."""
+    params = init_value_head(width)
+    return {"params": params, "opt_state": make_critic_optimizer(config).init(params)}

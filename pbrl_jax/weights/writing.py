@@ -1,0 +1,124 @@
+"""Parameters as the tensors of a checkpoint, and the comparison of an export with what it was written from."""
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.trees import flat_paths
+from pbrl_jax.logs.progress import Progress
+from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.safetensors_file import Planned, write_safetensors
+from pbrl_jax.weights.tensors import CONFIG, LONG_LOAD, WEIGHTS
+
+#: Bytes of tensors in one file; a larger model gets several files and an index.
+LARGEST_FILE = 5_000_000_000
+INDEX = f"{WEIGHTS}.index.json"
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _slice_layer(leaf, layer, dtype):
+    return jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False).astype(dtype)
+
+
+def _host_layer(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    if leaf.is_fully_replicated and next(iter(leaf.devices())).platform == "cpu":
+        host = np.asarray(leaf)  # a view of the device's memory, which here is the host's
+        return (host if layer is None else host[layer]).astype(dtype, copy=False)
+    return np.asarray(leaf.astype(dtype) if layer is None else _slice_layer(leaf, layer, dtype))
+
+
+def stored_arrays(leaf: Any, stored: Stored, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The tensors of a parameter in the order of `stored.names()`; one layer at a time is copied to the host."""
+    leaf, shape = jnp.asarray(leaf), stored.file_shape()
+    for layer in range(stored.layers) if stored.layers else (None,):
+        block = _host_layer(leaf, layer, dtype)
+        for entry in block if stored.experts else (block,):
+            yield entry.reshape(shape[::-1]).T if stored.transpose else entry.reshape(shape)
+
+
+def file_plan(planned: list[Planned], largest: int) -> list[list[Planned]]:
+    """The tensors in their order, divided into files of at most `largest` bytes (a larger tensor has its own file)."""
+    files: list[list[Planned]] = [[]]
+    size = 0
+    for tensor in planned:
+        if files[-1] and size + tensor.size > largest:
+            files.append([])
+            size = 0
+        files[-1].append(tensor)
+        size += tensor.size
+    return files
+
+
+def write_tensors(folder: epath.Path, params: Any, names: Mapping[str, Stored], dtype: Any = None) -> None:
+    """Write parameters as safetensors; above LARGEST_FILE bytes, several files and an index.
+
+    Args:
+      folder: where to write; it exists.
+      params: tree of arrays; those that `names` does not list are left out.
+      names: our parameter path -> tensors of the file.
+      dtype: type of the tensors; default: of each parameter its own.
+    """
+    leaves = flat_paths(params)
+    kinds = {path: np.dtype(dtype or leaves[path].dtype) for path in names}
+    planned = [
+        Planned(name, stored.file_shape(), kinds[path]) for path, stored in names.items() for name in stored.names()
+    ]
+    files, total = file_plan(planned, LARGEST_FILE), sum(tensor.size for tensor in planned)
+    numbered = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    file_names = numbered if len(files) > 1 else [WEIGHTS]
+    with Progress(f"writing {folder}", max(1, total >> 20), unit="MiB", active=total >= LONG_LOAD) as progress:
+
+        def arrays() -> Iterator[np.ndarray]:
+            for path, stored in names.items():
+                for array in stored_arrays(leaves[path], stored, kinds[path]):
+                    yield array
+                    progress.advance(array.nbytes >> 20)
+
+        following = arrays()
+        for name, tensors in zip(file_names, files, strict=True):
+            write_safetensors(folder / name, tensors, itertools.islice(following, len(tensors)), {"format": "pt"})
+    if len(files) > 1:
+        where = {tensor.name: name for name, tensors in zip(file_names, files, strict=True) for tensor in tensors}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+
+
+def write_module(folder: epath.Path, config: Any, params: Any, names: dict[str, Stored]) -> None:
+    """config.json and model.safetensors of one module."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder, params, names)
+    write_json(folder / CONFIG, config)
+
+
+def write_json(path: epath.Path, content: Any) -> None:
+    """Write an indented JSON file; folders above it are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def differing_parameters(written: Any, found: Any) -> list[str]:
+    """`PATH differs` for every parameter that is not bit for bit the same in two trees of one structure."""
+
+    def same(left, right) -> Any:
+        return jax.tree.map(lambda a, b: jnp.array_equal(a, b, equal_nan=True), left, right)
+
+    equal = jax.device_get(jax.jit(same)(written, found))
+    return [f"{path} differs" for path, alike in flat_paths(equal).items() if not alike]
+
+
+def refuse_differences(directory: str, problems: list[str], mark: str) -> None:
+    """Raise CheckpointError where an export reads back differently, after removing `mark`, the file that makes it a
+    model."""
+    if problems:
+        (epath.Path(directory) / mark).unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as a "
+            f"model ({mark} is removed). Check the disk and export again; if that does not help, report it."
+        )
