@@ -100,7 +100,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 
     from pbrl_jax.mesh.sharding import make_mesh
     from pbrl_jax.plan.programs import compile_ahead
-    from pbrl_jax.plan.shapes import placed_batch, placed_policy, placed_state
+    from pbrl_jax.plan.shapes import sharded_batch, sharded_policy, sharded_state
     from pbrl_jax.train.programs import make_update
 
     config, spec = run_config(flags), model_spec(flags)

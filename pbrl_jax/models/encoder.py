@@ -149,7 +149,7 @@ def token_states(
         positions = jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)
         layout = Bidirectional(mask_BS) if spec.bidirectional else Causal(mask_BS)
         return hidden_states(params["decoder"], spec.decoder, tokens_BS, positions, layout)[0]
-    return apply(Encoder(spec), params, tokens_BS, mask_BS)
+    return apply(TextEncoder(spec), params, tokens_BS, mask_BS)
 
 
 def encode(
@@ -194,6 +194,6 @@ def encode_segments(
 ) -> Float[Array, "rows E"]:  # fmt: skip
     """Unit vectors of the `count` segments of each row, [count * B, E], segment by segment: `encode` of several texts
     at the price of one row, for a spec of which `encodes_segments` is true."""
-    hidden_BSD = apply(Encoder(spec), params, tokens_BS, mask_BS, segment_BS=segment_BS)
+    hidden_BSD = apply(TextEncoder(spec), params, tokens_BS, mask_BS, segment_BS=segment_BS)
     pooled = [pool(spec.pooling, hidden_BSD, mask_BS & (segment_BS == number)) for number in range(count)]
     return _vectors(params, spec, jnp.concatenate(pooled))

@@ -140,7 +140,7 @@ class SourceKeys(nn.Module):
 
 
 @pytree
-class Source:
+class SourceState:
     """The encoded source for the decoder: keys and values of every layer."""
 
     cache: KVCache

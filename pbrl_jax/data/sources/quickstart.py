@@ -131,7 +131,7 @@ def split_of(problem: WordProblem) -> str:
 
 
 @functools.cache
-def _space(name: str) -> tuple[Problem, ...]:
+def _space(name: str) -> tuple[WordProblem, ...]:
     """Every problem of a space; `number` counts in the full space, so ids agree between spaces."""
     full = _enumerate(SPACES[""])
     if name == "":
@@ -140,8 +140,8 @@ def _space(name: str) -> tuple[Problem, ...]:
     return tuple(known[problem[1:]] for problem in _enumerate(SPACES[name]))
 
 
-def _enumerate(space: Space) -> tuple[Problem, ...]:
-    found: list[Problem] = []
+def _enumerate(space: Space) -> tuple[WordProblem, ...]:
+    found: list[WordProblem] = []
     for family in space.families:
         for a, b, c, result in _operands(family, space.largest):
             if _BAD_COUNTS & {a, b, c}:
