@@ -6,7 +6,7 @@ Traceable functions, which `train.programs` compiles. Nothing that is not finite
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -165,7 +165,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     if frozen.reference is not None and ref_logp_BR is None:
         ref_logp_BR = jax.lax.stop_gradient(row_outputs(frozen.reference, None, batch, context, False)[0])
     sampler_BR = batch.rollout.logp_BR
-    old_BR, extra = sampler_BR, dict[str, jax.Array]()
+    old_BR, extra = sampler_BR, dict[str, Any]()
     if algo.importance_sampling_mode != "off":
         old_BR = jax.lax.stop_gradient(logp_BR)
         extra["weight_BR"] = sampler_weights(
