@@ -108,10 +108,10 @@ def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, seg
     """
     calls = -(-tokens // segment)
 
-    def whole(part: Compiled) -> Cost:
+    def all_segments(part: Compiled) -> Cost:
         return Cost().plus(part.cost, calls).plus(part.token, tokens - calls)
 
-    return Cost().plus(whole(small), 1 - share).plus(whole(large), share)
+    return Cost().plus(all_segments(small), 1 - share).plus(all_segments(large), share)
 
 
 def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
