@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from pbrl_jax.core.version import __version__
@@ -39,7 +40,9 @@ from pbrl_jax.report.html import (
 )
 from pbrl_jax.report.plots import accuracy_bars, sparkline
 from pbrl_jax.report.samples import samples_section
-from pbrl_jax.report.style import SCRIPT, STYLE
+
+STYLE, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+"""Style sheet and script: light and dark by the reader's system, phone and desktop, nothing from the network."""
 
 SHORT = {
     "language/consistency": "right language",
