@@ -125,7 +125,9 @@ class TrainBatch:
     """One rollout batch, ready for the update.
 
     `rewards_BF` are the rewards of each of F functions, NaN where one could not score a row; given only where they are
-    scaled before they are summed. `value_BR` are a critic's values of each state at sampling time, where there is one.
+    scaled before they are summed. `value_BR` are a critic's values at sampling time, where there is one.
+    `old_logp_BR` are the trainer's log-probs for the parameters that sampled, kept where a batch gets several updates;
+    None: those of the update's own forward pass.
     """
 
     prompts: PromptBatch
@@ -134,6 +136,7 @@ class TrainBatch:
     valid_B: Bool[Array, "B"]
     rewards_BF: Float[Array, "B F"] | None = None
     value_BR: Float[Array, "B R"] | None = None
+    old_logp_BR: Float[Array, "B R"] | None = None
 
     @property
     def sampled_BR(self) -> Bool[Array, "B R"]:
@@ -146,8 +149,9 @@ class TrainBatch:
 class TrainState:
     """All that an update changes.
 
-    `step` counts attempted optimizer steps; `skipped` those skipped because a gradient was not finite. `beta` is the
-    KL weight of the next step where it adapts, None where it is constant. `critic` holds parameters and moments of a
+    `step` counts attempted optimizer steps; `skipped` those skipped because a gradient was not finite, `empty`
+    those of batches in which nothing counted. `beta` is the KL weight of the next step where it adapts, None where it
+    is constant. `critic` holds parameters and moments of a
     value head, None for algorithms without one.
     """
 
@@ -157,3 +161,4 @@ class TrainState:
     skipped: Int[Array, ""]
     beta: Float[Array, ""] | None = None
     critic: Any = None
+    empty: Int[Array, ""] | int = 0

@@ -16,7 +16,15 @@ from pbrl_jax.train.step import Record, Scored
 def read_record(record: Record, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
     """(metrics, rows for the sample file) of a step; waits for the device."""
     described, rows = ({}, []) if record.scored is None else describe(record.scored, record.step, tokenizer)
-    return described | jax.device_get(dict(record.metrics)) | dict(record.times), rows
+    return described | read_metrics(record.metrics) | dict(record.times), rows
+
+
+def read_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An update's metrics on the host. Where no token is in the loss, means over tokens are absent, not 0."""
+    found = jax.device_get(dict(metrics))
+    if found.get("loss/count", 1) == 0:
+        found = {name: value for name, value in found.items() if not np.isnan(value)}
+    return found
 
 
 def describe(scored: Scored, step: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
