@@ -106,8 +106,10 @@ def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
     """Hex digest of every field of every row, in order; identifies the data set."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        # Rows without further references keep the digest of versions that had none.
-        digest.update(json.dumps(prompt if prompt.more_references else prompt[:-1], ensure_ascii=False).encode())
+        fields = list(prompt)
+        while fields[-1] == ():  # rows without further references or columns keep the digest of versions without
+            fields.pop()
+        digest.update(json.dumps(fields, ensure_ascii=False, default=str).encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
