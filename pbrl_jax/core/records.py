@@ -49,6 +49,8 @@ class Prompt(NamedTuple):
     reference: Reference | None = None
     #: Further references, where an expert wrote several.
     more_references: tuple[Reference, ...] = ()
+    #: Further columns of the data, (name, value), for reward functions that ask for them by name.
+    columns: tuple[tuple[str, Any], ...] = ()
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -111,13 +113,20 @@ class Rollout:
 class Scores:
     """Rewards of B responses.
 
-    A row that is not valid could not be scored: it is excluded from every statistic and from the loss. `parts` are the
-    named components, for the logs.
+    A row that is not valid has no score: it is excluded from every statistic and from the loss. It failed, unless
+    `applies_B` is false there: the reward then says nothing of this row. None: the reward applies to every row.
+    `parts` are the named components, for the logs.
     """
 
     value_B: Float[Array, "B"]
     valid_B: Bool[Array, "B"]
     parts: dict[str, Float[Array, "B"]]
+    applies_B: Bool[Array, "B"] | None = None
+
+    @property
+    def failed_B(self) -> AnyArray:
+        """Rows that the reward should have scored and could not."""
+        return ~self.valid_B if self.applies_B is None else ~self.valid_B & self.applies_B
 
 
 @pytree

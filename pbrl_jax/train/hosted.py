@@ -110,7 +110,8 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
     separate = scales_rewards_separately(config.algo)
     with own_devices(mesh):
-        reward = make_reward(config.reward, reward_assets(experiment))
+        # Scaled apart, each function compares its own rows; summed, only rows of the same functions can be compared.
+        reward = make_reward(config.reward, reward_assets(experiment), 1 if separate else G)
 
     def score_own(drawn: Drawn, rows_P: np.ndarray, host: Rollout) -> HostRows:
         texts = completions(host, experiment.policy.tokenizer)
@@ -145,9 +146,10 @@ def check_rewards(config: Config, step: int, valid_B) -> None:
     if invalid > config.guard.max_invalid_share:
         raise RewardError(
             f"Step {step}: {invalid:.0%} of the rewards are invalid (first in row {int(np.argmin(valid))}: NaN, "
-            f"infinite, None, an exception, or no reference), more than guard.max_invalid_share = "
-            f"{config.guard.max_invalid_share:.0%}. Rewards of this run: {', '.join(config.reward.functions)}. Mend "
-            "them and run the same command: it goes on from the last step that was saved."
+            f"infinite, an exception, no reference, or scored by other rewards than its group), more than "
+            f"guard.max_invalid_share = {config.guard.max_invalid_share:.0%}. Rewards of this run: "
+            f"{', '.join(config.reward.functions)}. Mend them and run the same command: it goes on from the last step "
+            "that was saved."
         )
 
 

@@ -60,7 +60,8 @@ def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prom
     metrics |= by_language("language/consistency", right_B, everything, languages)
     for name, scores in each.items():
         values, valid = np.asarray(scores.value_B), np.asarray(scores.valid_B)
-        metrics[f"rewards/{name}/valid_share"] = float(valid.mean())
+        failed, scored = np.asarray(scores.failed_B), max(1, int((valid | scores.failed_B).sum()))
+        metrics[f"rewards/{name}/valid_share"] = 1 - float(failed.sum()) / scored
         if not valid.any():
             continue  # no mean of nothing: invalid is not zero
         metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
@@ -88,7 +89,7 @@ def sample_rows(step: int, prompts_B: Sequence[Prompt], texts_B: Sequence[str], 
     parts = {
         f"{name}/{part}": np.asarray(column)
         for name, scores in each.items()
-        for part, column in {"value": scores.value_B, **scores.parts}.items()
+        for part, column in {"value": np.where(scores.valid_B, scores.value_B, np.nan), **scores.parts}.items()
     }
     return [
         {
@@ -99,7 +100,7 @@ def sample_rows(step: int, prompts_B: Sequence[Prompt], texts_B: Sequence[str], 
             "completion": texts_B[row],
             "reference": None if prompt.reference is None else prompt.reference.text,
             "reward": float(values[row]),
-            "parts": {name: float(column[row]) for name, column in parts.items()},
+            "parts": {name: float(column[row]) for name, column in parts.items() if not np.isnan(column[row])},
             "valid": bool(valid[row]),
         }
         | ({} if translation_B is None else {"translation": translation_B[row]})
