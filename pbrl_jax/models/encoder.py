@@ -14,6 +14,7 @@ from pbrl_jax.models.decoder import hidden_states, init_decoder
 from pbrl_jax.models.layers import Projection, along_last, apply, gelu
 from pbrl_jax.models.layouts import Causal, Reach
 from pbrl_jax.models.pooling import add_special_ids, apply_dense, init_dense, pool, unit_vectors
+from pbrl_jax.models.precision import widened
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
 
 
@@ -32,7 +33,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = widened(x)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
         scale, bias = along_last(scale, x.ndim).astype(wide.dtype), along_last(bias, x.ndim).astype(wide.dtype)

@@ -21,6 +21,7 @@ from pbrl_jax.models.beam import Rules, beam_search, greedy_search
 from pbrl_jax.models.encoder import LayerNorm
 from pbrl_jax.models.layers import Projection, along_last
 from pbrl_jax.models.layouts import KVCache
+from pbrl_jax.models.precision import wide_type
 
 #: torch's default, which no model of this architecture changes.
 NORM_EPS = 1e-5
@@ -211,8 +212,8 @@ class M2M100(nn.Module):
 
 def logits_of(params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Next-token logits, float32 or wider: the embedding is the output matrix too."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    return jnp.einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype), preferred_element_type=wide)
+    matrix = params["embed"].astype(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
 
 
 def translate_tokens(

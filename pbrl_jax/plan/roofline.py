@@ -118,7 +118,7 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
         add(f"--train.microbatch-prompts {size}", train={"microbatch_prompts": size})
     if config.policy.remat != "full":
         add("--policy.remat full", policy={"remat": "full"})
-    if config.train.logprob_chunk > 128:
+    if not 0 < config.train.logprob_chunk <= 128:
         add("--train.logprob-chunk 128", train={"logprob_chunk": 128})
     if config.rollout.weights == "whole":
         add("--rollout.weights as_trained", rollout={"weights": "as_trained"})
