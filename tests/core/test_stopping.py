@@ -1,5 +1,6 @@
 """Work that ends early for a stop request, and output that survives its reader."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -8,12 +9,6 @@ import time
 import pytest
 
 from pbrl_jax.core import stopping
-
-
-@pytest.fixture(autouse=True)
-def no_request():
-    yield
-    stopping.clear_request(alone=True)
 
 
 def test_threads_give_all_results_in_order_and_raise_errors():
@@ -50,6 +45,6 @@ def test_a_closed_pipe_does_not_end_the_process(tmp_path, unbuffered):
         "sys.stdout.flush()\nopen(sys.argv[1], 'w').write('done')\n"
     )
     line = f'{sys.executable} -c "$CODE" {tmp_path / "end"} 2>&1 | head -n 1; exit ${{PIPESTATUS[0]}}'
-    environment = {**__import__("os").environ, "CODE": code, "PYTHONUNBUFFERED": unbuffered}
+    environment = {**os.environ, "CODE": code, "PYTHONUNBUFFERED": unbuffered}
     result = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and (tmp_path / "end").read_text() == "done", result.stderr
