@@ -18,8 +18,9 @@ class TrainConfig:
     microbatch_samples: int = operational(0, at_least=0)
     """Below a group: samples of a group whose gradients are computed at a time, the prompt anew for each part;
     microbatch_prompts then counts such parts. 0: whole groups, whose prompt is computed once."""
-    logprob_chunk: int = operational(128, at_least=1)
-    """Response positions, over all rows of a microbatch, in units of which logits are made."""
+    logprob_chunk: int = operational(0, at_least=0)
+    """Response positions, over all rows of a microbatch, in units of which logits are made; 0: 1024 on each device,
+    fewer where their float32 logits would take more than half a GiB there."""
     fused: bool = identity(False)
     """Rollout, reward and update as one compiled program; needs a shared tokenizer."""
     offload: tuple[str, ...] = operational(())

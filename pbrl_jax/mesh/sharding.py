@@ -174,3 +174,9 @@ def row_shards(mesh: Mesh | None = None) -> int:
     """Devices that hold different rows, on this mesh or the one that is set (`jax.set_mesh`); 1 without one."""
     used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])
+
+
+def vocab_shards() -> int:
+    """Parts of the vocabulary on different devices, on the mesh that is set (`jax.set_mesh`); 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[LOGICAL_AXES["vocab"]]

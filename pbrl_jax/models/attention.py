@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
+from pbrl_jax.models.precision import gradient_to, wide_type, widened
 
 #: Score of a masked key. Finite, so that a query whose keys are all masked gives numbers and not NaN.
 HIDDEN = -1e30
@@ -62,8 +63,7 @@ def xla_attention(
     X, Q, H, C = query_XQHC.shape
     K = key_XSKC.shape[2]
     query = query_XQHC.reshape(X, Q, K, H // K, C)
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("xqkgc,xskc->xkgqs", query, key_XSKC, preferred_element_type=wide) * C**-0.5
+    scores = jnp.einsum("xqkgc,xskc->xkgqs", query, key_XSKC, preferred_element_type=wide_type(query.dtype)) * C**-0.5
     mask = visibility.mask()
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, HIDDEN)
@@ -90,11 +90,14 @@ def chunked_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, 
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2), mode="edge")
         return jnp.moveaxis(x.reshape(X, count, chunk, *x.shape[2:]), 1, 0)
 
+    wide_key, wide_value = widened(key_XSKC), widened(value_XSKC)
+
     @jax.checkpoint
     def one_chunk(queries):
         query, position, segment = queries
         seen = visibility._replace(query_position_XQ=position, query_segment_XQ=segment)
-        return xla_attention(query, key_XSKC, value_XSKC, seen)
+        key, value = gradient_to(key_XSKC, wide_key), gradient_to(value_XSKC, wide_value)
+        return xla_attention(query, key, value, seen)
 
     queries = (split(query_XQHC), split(visibility.query_position_XQ), split(visibility.query_segment_XQ))
     out, lse = jax.lax.map(one_chunk, queries)

@@ -19,6 +19,7 @@ from pbrl_jax.models.fused_attention import FUSED
 from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply, apply_rope, rope_tables
 from pbrl_jax.models.layouts import Causal, KVCache, Reach
 from pbrl_jax.models.moe import RoutedMLP
+from pbrl_jax.models.precision import gradient_to, wide_type
 from pbrl_jax.models.specs import DecoderSpec
 
 #: Models with at most this many layers are decoded without a scan over layers.
@@ -152,8 +153,11 @@ class DecoderLayer(nn.Module):
 
 
 def embed_tokens(embed, spec: DecoderSpec, tokens_XL) -> Float[Array, "X L D"]:
-    """Embeddings in the compute type; Gemma's scale is rounded to it too."""
-    x = embed.astype(spec.dtype)[tokens_XL]
+    """Embeddings in the compute type; Gemma's scale is rounded to it too.
+
+    Cast after the lookup: the gradient of the lookup adds the terms of each token in the type of the table.
+    """
+    x = embed[tokens_XL].astype(spec.dtype)
     return x * jnp.asarray(spec.width**0.5, x.dtype) if spec.scaled_embeddings else x
 
 
@@ -221,26 +225,45 @@ def unstack_layers(params, spec: DecoderSpec):
     return {**params, "layers": layers}
 
 
-def output_matrix(params, spec: DecoderSpec, copies: int = 1) -> dict[str, jax.Array]:
-    """The part of the parameters that `logits_of` reads.
+class OutputMatrix(NamedTuple):
+    """The output matrix for a loop over positions: in the compute type, made once, and as it is trained. The latter is
+    not read and is in no memory; it takes the gradient (see `precision.gradient_to`)."""
 
-    With `copies`, each matrix is repeated along a new leading axis, sharded over the devices that hold different rows:
-    each device has a copy (sharded over `tensor` alone) and accumulates its own gradient, and the gradients are summed
-    over the mesh once, where the copies were made, and not at every use.
+    cast: jax.Array
+    trained: jax.Array
+
+    def params(self, spec: DecoderSpec) -> dict[str, jax.Array]:
+        """The parameters that `logits_of` reads; called inside the loop."""
+        return {output_name(spec): gradient_to(self.cast, self.trained)}
+
+
+def output_name(spec: DecoderSpec) -> str:
+    """Name of the output matrix among the parameters."""
+    return "embed" if spec.tied_embeddings else "lm_head"
+
+
+def output_matrix(params, spec: DecoderSpec, dtype, copies: int = 1) -> OutputMatrix:
+    """The output matrix for a loop that computes in `dtype`.
+
+    With `copies`, it is repeated along a new leading axis, sharded over the devices that hold different rows: each
+    device has a copy (sharded over `tensor` alone) and accumulates its own gradient, and the gradients are summed over
+    the mesh once, where the copies were made, and not at every use.
     """
-    name, axes = ("embed", ("vocab", "none")) if spec.tied_embeddings else ("lm_head", ("none", "vocab"))
-    matrix = params[name]
-    if copies > 1:
-        matrix = constrain(jnp.broadcast_to(matrix[None], (copies, *matrix.shape)), "batch", *axes)
-    return {name: matrix}
+    trained, axes = params[output_name(spec)], ("vocab", "none") if spec.tied_embeddings else ("none", "vocab")
+
+    def copied(matrix):
+        if copies == 1:
+            return matrix
+        return constrain(jnp.broadcast_to(matrix[None], (copies, *matrix.shape)), "batch", *axes)
+
+    return OutputMatrix(copied(jax.lax.stop_gradient(trained).astype(dtype)), copied(trained))
 
 
 def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Next-token logits of hidden states, in float32 or wider."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    if spec.tied_embeddings:
-        return jnp.einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype), preferred_element_type=wide)
-    return jnp.einsum("...d,dv->...v", hidden, params["lm_head"].astype(hidden.dtype), preferred_element_type=wide)
+    product = "...d,vd->...v" if spec.tied_embeddings else "...d,dv->...v"
+    matrix = params[output_name(spec)].astype(hidden.dtype)
+    return jnp.einsum(product, hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
 
 
 def causal_logits(params, spec: DecoderSpec, tokens_BT: Int[Array, "B T"], mask_BT) -> Float[Array, "B T V"]:

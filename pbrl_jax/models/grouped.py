@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pbrl_jax.models.precision import wide_type
+
 #: Bounds of the rows per block, which is about the average size of a group.
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
 
@@ -74,7 +76,7 @@ def _backward(saved, tangent_nbF):
     """Written by hand: JAX's own derivative adds an array of all matrices for every block."""
     rows_nbD, matrices_EDF, group_n = saved
     rows = jax.lax.map(lambda block: block[0] @ matrices_EDF[block[1]].T, (tangent_nbF, group_n))
-    wide = jnp.promote_types(matrices_EDF.dtype, jnp.float32)
+    wide = wide_type(matrices_EDF.dtype)
 
     def add(total, block):
         row, tangent, group = block

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
+from pbrl_jax.models.precision import widened
 from pbrl_jax.models.quantized import dequantized, is_quantized
 from pbrl_jax.models.specs import DecoderSpec
 
@@ -37,7 +38,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x):
         init = nn.initializers.zeros_init() if self.offset else nn.initializers.ones_init()
         scale = self.param("scale", init, (x.shape[-1],))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = widened(x)
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         factor = scale.astype(normed.dtype)
         if self.offset:
@@ -75,7 +76,7 @@ class Projection(nn.Module):
             y = y + (x_rows @ low.astype(x.dtype).reshape(fan_in, -1)) @ high.astype(x.dtype).reshape(-1, fan_out)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), self.features)
-            y = y + bias.astype(x.dtype).reshape(1, fan_out)
+            y = (y + widened(bias).reshape(1, fan_out)).astype(x.dtype)  # its gradient is a sum over all rows
         return y.reshape(*x.shape[: x.ndim - self.in_axes], *self.features)
 
 
@@ -85,7 +86,7 @@ def gelu(x: jax.Array) -> jax.Array:
     By erf, as in PyTorch: flax's form by erfc is more exact in the far negative tail, but took two fifths of the
     reward's time on CPU.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widened(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
@@ -145,7 +146,7 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array], scale: float =
     The result is multiplied by `scale` before it is rounded to the type of `x`.
     """
     cos, sin = tables
-    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+    first, second = jnp.split(widened(x), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     if scale != 1.0:
         rotated = rotated * scale

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import PromptBatch, pytree
-from pbrl_jax.mesh.sharding import constrain, row_shards
+from pbrl_jax.mesh.sharding import constrain, row_shards, vocab_shards
 from pbrl_jax.models.decoder import hidden_states, logits_of, output_matrix
 from pbrl_jax.models.layouts import SharedPrefix
+from pbrl_jax.models.precision import states_at, widened
 from pbrl_jax.models.specs import DecoderSpec
 
 
@@ -24,8 +25,7 @@ def init_value_head(width: int) -> dict[str, Float[Array, "..."]]:
 
 def state_values(head, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:
     """The value of each state from its (normalised) hidden state, in float32 or wider."""
-    wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-    return wide @ head["kernel"] + head["bias"]
+    return widened(hidden) @ head["kernel"] + head["bias"]
 
 
 @pytree
@@ -69,11 +69,30 @@ def predicting_hidden(params, spec: DecoderSpec, prompts: PromptBatch, streams: 
     positions = jnp.concatenate([prompt_position, response_position], axis=1)
     layout = SharedPrefix(valid_PT, streams.row_PSL if packed else None, S)
     hidden, _ = hidden_states(params, spec, tokens, positions, layout)
-    last_P1D = jnp.take_along_axis(hidden, (prompts.lengths_P - 1)[:, None, None], axis=1)
+    last_PD = states_at(hidden, prompts.lengths_P - 1)
     own = hidden[:, T:].reshape(P, S, L, -1)
     before = jnp.pad(own[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
     first = (streams.offset_PSL == 0)[..., None]
-    return jnp.where(first, last_P1D[:, :, None], before).reshape(P, S * L, -1)
+    # Wide, since the gradient of the prompt's state is a sum over all slots.
+    chosen = jnp.where(first, widened(last_PD)[:, None, None], widened(before))
+    return chosen.astype(hidden.dtype).reshape(P, S * L, -1)
+
+
+#: Positions of a chunk on each device where none are asked for. At that many, a chunk's matrix products take longer
+#: than reading the output matrix and adding to its gradient, on every accelerator that plan.chips knows.
+CHUNK_POSITIONS = 1024
+#: Float32 logits of a chunk on each device, at most, in bytes: fewer positions where the vocabulary is large.
+CHUNK_BYTES = 2**29
+
+
+def chunk_positions(chunk: int, vocab_size: int, row_shards: int = 1, vocab_shards: int = 1) -> int:
+    """Positions, over all rows and devices, whose logits exist at a time: `chunk`, where it is not 0.
+
+    Else CHUNK_POSITIONS on each of the `row_shards` devices that hold different rows, or as many as have CHUNK_BYTES of
+    logits there where each device has one of `vocab_shards` parts of the vocabulary.
+    """
+    fitting = CHUNK_BYTES // (4 * -(-vocab_size // vocab_shards))
+    return chunk or max(1, min(CHUNK_POSITIONS, fitting)) * row_shards
 
 
 def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"], tokens_PM: Int[Array, "P M"],
@@ -82,7 +101,7 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 
     Args:
       hidden_PMD: states that predict the tokens.
-      chunk: positions, over all P rows, whose logits exist at a time.
+      chunk: positions, over all P rows, whose logits exist at a time; 0: see `chunk_positions`.
       entropy: also return the entropy of each distribution.
       entropy_gradient: let the gradient flow through the entropy, at the cost of one more softmax.
 
@@ -90,10 +109,10 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
       (logp [P, M], entropy [P, M] or None), in float32 or wider.
     """
     P, M, D = hidden_PMD.shape
-    size = min(M, max(1, chunk // P))
+    shards = row_shards() if P % row_shards() == 0 else 1
+    size = min(M, max(1, chunk_positions(chunk, spec.vocab_size, shards, vocab_shards()) // P))
     count = -(-M // size)
     padding = count * size - M
-    shards = row_shards() if P % row_shards() == 0 else 1
 
     def chunks(x):
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
@@ -101,10 +120,10 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
         x = jnp.moveaxis(x.reshape(*rows, count, size, *x.shape[2:]), len(rows), 0)
         return x if shards == 1 else constrain(x, "none", "batch", *["none"] * (x.ndim - 2))
 
-    head = output_matrix(params, spec, shards)
+    head = output_matrix(params, spec, hidden_PMD.dtype, shards)
 
     def one(head, hidden, tokens):
-        logits = logits_of(head, spec, hidden) / temperature
+        logits = logits_of(head.params(spec), spec, hidden) / temperature
         lse = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
         spread = None
@@ -125,9 +144,9 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 
 
 class OutputOptions(NamedTuple):
-    """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time;
-    `packed`: streams hold several responses; `entropy_gradient`: the gradient flows through the entropies, which costs
-    that of one more softmax."""
+    """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time, 0:
+    chosen by `chunk_positions`; `packed`: streams hold several responses; `entropy_gradient`: the gradient flows through
+    the entropies, which costs that of one more softmax."""
 
     spec: DecoderSpec
     chunk: int

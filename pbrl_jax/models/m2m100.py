@@ -21,6 +21,7 @@ from pbrl_jax.models.beam import Rules, beam_search, greedy_search
 from pbrl_jax.models.encoder import LayerNorm
 from pbrl_jax.models.layers import Projection, along_last
 from pbrl_jax.models.layouts import KVCache
+from pbrl_jax.models.precision import wide_type
 
 #: torch's default, which no model of this architecture changes.
 NORM_EPS = 1e-5
@@ -140,7 +141,7 @@ class SourceKeys(nn.Module):
 
 
 @pytree
-class Source:
+class SourceState:
     """The encoded source for the decoder: keys and values of every layer."""
 
     cache: KVCache
@@ -197,12 +198,12 @@ class M2M100(nn.Module):
         x, _ = self.encoder(self.embedded(tokens_BS, position, mask_BS), mask_BS)
         return self.encoder_norm(x)
 
-    def source_keys(self, hidden_BSD, mask_BS) -> Source:
+    def source_keys(self, hidden_BSD, mask_BS) -> SourceState:
         """The source's keys and values of all decoder layers."""
         _, (key, value) = self.cross(None, hidden_BSD)
-        return Source(KVCache(key, value), mask_BS)
+        return SourceState(KVCache(key, value), mask_BS)
 
-    def decode(self, tokens_XL, position_XL, layout, source: Source, cache: KVCache | None = None):
+    def decode(self, tokens_XL, position_XL, layout, source: SourceState, cache: KVCache | None = None):
         """Final states of the target [X, L, D] and the cache; positions count from 0 at the start token."""
         x = self.embedded(tokens_XL, position_XL + self.spec.pad_id + 1, tokens_XL != self.spec.pad_id)
         (x, cache), _ = self.decoder((x, cache), jnp.arange(self.spec.decoder_layers), layout, source)
@@ -211,8 +212,8 @@ class M2M100(nn.Module):
 
 def logits_of(params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Next-token logits, float32 or wider: the embedding is the output matrix too."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    return jnp.einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype), preferred_element_type=wide)
+    matrix = params["embed"].astype(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
 
 
 def translate_tokens(

@@ -8,21 +8,20 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.mesh.sharding import LOGICAL_AXES, partition_spec
 from pbrl_jax.models.grouped import group_items, grouped_dot
 from pbrl_jax.models.layers import ACTIVATIONS, Projection
+from pbrl_jax.models.precision import widened
 
 
 def choose_experts(
     logits: Float[Array, "*rows experts"], count: int, normalized: bool
 ) -> tuple[Float[Array, "*rows chosen"], Int[Array, "*rows chosen"]]:
     """Weights and numbers of each token's `count` most probable experts (Qwen3-MoE's rule, in float32 or wider)."""
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    weight, expert = jax.lax.top_k(jax.nn.softmax(wide, axis=-1), count)
+    weight, expert = jax.lax.top_k(jax.nn.softmax(widened(logits), axis=-1), count)
     return weight / weight.sum(axis=-1, keepdims=True) if normalized else weight, expert
 
 
@@ -31,11 +30,12 @@ def expert_sum(x_XLD, weight_XLk, expert_XLk, gate_EDF, up_EDF, down_EFD, *, act
     X, L, D = x_XLD.shape
     count = expert_XLk.shape[-1]
     groups = group_items(expert_XLk.reshape(-1), gate_EDF.shape[0])  # item = token * count + choice
-    rows = x_XLD.reshape(X * L, D).at[groups.item_of_slot // count].get(mode="fill", fill_value=0)
+    rows = widened(x_XLD).reshape(X * L, D).at[groups.item_of_slot // count].get(mode="fill", fill_value=0)
+    rows = rows.astype(x_XLD.dtype)
     gate = lookup(ACTIVATIONS, activation, "activation")(grouped_dot(rows, gate_EDF, groups))
     down = grouped_dot(gate * grouped_dot(rows, up_EDF, groups), down_EFD, groups)
-    by_choice = down[groups.slot_of_item].reshape(X, L, count, D)
-    return (by_choice * weight_XLk[..., None].astype(x_XLD.dtype)).sum(axis=2)
+    by_choice = down.at[groups.slot_of_item].get(unique_indices=True).reshape(X, L, count, D)
+    return (widened(by_choice) * weight_XLk[..., None]).sum(axis=2).astype(x_XLD.dtype)
 
 
 def on_each_shard(function, x, weight, expert, gate, up, down):

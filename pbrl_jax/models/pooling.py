@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.models.layers import Projection, apply, gelu
+from pbrl_jax.models.precision import states_at, widened
 from pbrl_jax.models.specs import DenseSpec
 
 #: Name in a DenseSpec -> function; the names are those of torch's modules in small letters.
@@ -62,21 +63,19 @@ def apply_dense(params, maps: tuple[DenseSpec, ...], pooled: Float[Array, "B D"]
 
 def mean_pooling(hidden_BSD: Float[Array, "B S D"], mask_BS: Bool[Array, "B S"]) -> Float[Array, "B D"]:
     """Mean of the real tokens; a row without any gives zeros."""
-    wide = hidden_BSD.astype(jnp.promote_types(hidden_BSD.dtype, jnp.float32))
+    wide = widened(hidden_BSD)
     total = jnp.where(mask_BS[..., None], wide, 0.0).sum(axis=1)
     return total / jnp.maximum(mask_BS.sum(axis=1, keepdims=True), 1)
 
 
 def cls_pooling(hidden_BSD, mask_BS) -> Float[Array, "B D"]:
     """The first real token."""
-    first = jnp.argmax(mask_BS, axis=1)
-    return jnp.take_along_axis(hidden_BSD, first[:, None, None], axis=1)[:, 0]
+    return states_at(hidden_BSD, jnp.argmax(mask_BS, axis=1))
 
 
 def last_pooling(hidden_BSD, mask_BS) -> Float[Array, "B D"]:
     """The last real token."""
-    last = mask_BS.shape[1] - 1 - jnp.argmax(mask_BS[:, ::-1], axis=1)
-    return jnp.take_along_axis(hidden_BSD, last[:, None, None], axis=1)[:, 0]
+    return states_at(hidden_BSD, mask_BS.shape[1] - 1 - jnp.argmax(mask_BS[:, ::-1], axis=1))
 
 
 POOLINGS = {"mean": mean_pooling, "cls": cls_pooling, "last": last_pooling}
@@ -89,6 +88,6 @@ def pool(name: str, hidden_BSD, mask_BS) -> Float[Array, "B D"]:
 
 def unit_vectors(x: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
     """x / max(|x|, 1e-12), in float32 or wider; zero vectors stay zero, with finite gradients."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widened(x)
     squared = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return wide * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))

@@ -10,6 +10,7 @@ from pbrl_jax.core.records import pytree
 from pbrl_jax.models.decoder import hidden_states
 from pbrl_jax.models.layouts import Packed
 from pbrl_jax.models.logprobs import chunked_logprobs
+from pbrl_jax.models.precision import widened
 from pbrl_jax.models.specs import DecoderSpec
 
 #: Streams of a batch come in multiples of it, so that few programs are compiled; it is shared by up to 8 devices.
@@ -74,6 +75,7 @@ def packed_logprobs(params, rows: PackedRows, *, spec: DecoderSpec, chunk: int):
     """
     hidden, _ = hidden_states(params, spec, rows.tokens_XL, rows.position_XL, Packed(rows.segment_XL))
     before_XM = jnp.maximum(rows.slot_XM - 1, 0)
-    hidden_XMD = jnp.take_along_axis(hidden, before_XM[..., None], axis=1)
+    # Wide, since slots that are not used all point to one place, where their gradients are added.
+    hidden_XMD = jnp.take_along_axis(widened(hidden), before_XM[..., None], axis=1).astype(hidden.dtype)
     tokens_XM = jnp.take_along_axis(rows.tokens_XL, rows.slot_XM, axis=1)
     return chunked_logprobs(params, spec, hidden_XMD, tokens_XM, 1.0, chunk)[0]

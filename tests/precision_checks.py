@@ -1,0 +1,74 @@
+"""Finds sums of many half-precision terms that are kept in half precision; shared by tests of training steps."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+#: A sum of at most so many terms may be kept in half precision.
+MOST_TERMS = 256
+NARROW = (jnp.bfloat16, jnp.float16)
+
+
+def inner_jaxprs(eqn) -> list:
+    """The programs inside an equation: bodies of loops, branches, checkpointed or compiled functions."""
+    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    found = [getattr(leaf, "jaxpr", leaf) for leaf in leaves]
+    return [jaxpr for jaxpr in found if hasattr(jaxpr, "eqns")]
+
+
+def place_of(eqn, outer: str) -> str:
+    """`file:line` of the innermost frame of this package behind an equation; `outer` where none is known."""
+    trace = eqn.source_info.traceback
+    frames = [] if trace is None else trace.frames
+    own = (f"{frame.file_name}:{frame.line_num}" for frame in frames if "/pbrl_jax/" in frame.file_name)
+    return next(own, outer)
+
+
+def carried_sums(eqn, outer: str) -> list[str]:
+    """Half-precision carries of a scan that its body only adds to."""
+    body, first = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
+    count, producers = eqn.params["num_carry"], {var: one for one in body.eqns for var in one.outvars}
+    found = []
+    for before, after in zip(body.invars[first : first + count], body.outvars[:count], strict=True):
+        made = None if hasattr(after, "val") else producers.get(after)
+        adds = made is not None and made.primitive.name in ("add", "add_any") and before in made.invars
+        if adds and before.aval.dtype in NARROW and eqn.params["length"] > MOST_TERMS:
+            found.append(
+                f"sum over {eqn.params['length']} turns of a scan, {before.aval.str_short()}: {place_of(made, outer)}"
+            )
+    return found
+
+
+def faults_of(eqn, outer: str) -> list[str]:
+    """What an equation itself sums in half precision, with its place in the source."""
+    name, operand = eqn.primitive.name, eqn.invars[0].aval if eqn.invars else None
+    if name == "scan":
+        return carried_sums(eqn, outer)
+    if getattr(operand, "dtype", None) not in NARROW:
+        return []
+    if name in ("scatter-add", "scatter_add") and not eqn.params["unique_indices"]:
+        return [f"{name} into {operand.str_short()}: {place_of(eqn, outer)}"]
+    if name == "reduce_sum" and math.prod(operand.shape[axis] for axis in eqn.params["axes"]) > MOST_TERMS:
+        return [f"{name} of {operand.str_short()} over {eqn.params['axes']}: {place_of(eqn, outer)}"]
+    if name in ("cumsum", "cumlogsumexp", "cumprod") and operand.shape[eqn.params["axis"]] > MOST_TERMS:
+        return [f"{name} of {operand.str_short()}: {place_of(eqn, outer)}"]
+    return []
+
+
+def narrow_sums(function, *args) -> list[str]:
+    """Sums of more than MOST_TERMS half-precision terms in half precision that `function(*args)` makes; nothing is run.
+
+    Matrix products are left out: hardware adds their terms in float32 and rounds the result once. Scatters count at any
+    number of terms, since that depends on the indices, unless these are promised to be unique.
+    """
+
+    def walk(jaxpr, outer: str) -> list[str]:
+        found = []
+        for eqn in jaxpr.eqns:
+            place = place_of(eqn, outer)
+            found += faults_of(eqn, place)
+            found += [text for inner in inner_jaxprs(eqn) for text in walk(inner, place)]
+        return found
+
+    return sorted(set(walk(jax.make_jaxpr(function)(*args).jaxpr, "unknown place")))
