@@ -15,6 +15,7 @@ from pbrl_jax.config.tree import Config, LogConfig
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.stopping import ends_early
 from pbrl_jax.data.batches import make_sampler
 from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, refuse_trained, with_english
 from pbrl_jax.data.sources import quickstart
@@ -171,7 +172,8 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
                 "W` on it first; this run then finds them."
             )
         languages, seed = ["en"] * len(questions), config.train.seed + sample
-        return answer_texts(decoder, policy.params, questions, languages, config.pivot.temperature, seed)
+        return answer_texts(decoder, policy.params, questions, languages, config.pivot.temperature, seed,
+                            should_stop=ends_early)  # fmt: skip
 
     return answer
 
