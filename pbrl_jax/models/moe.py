@@ -8,7 +8,6 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
