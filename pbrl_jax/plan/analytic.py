@@ -231,7 +231,7 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     gradients = own * (2 if size < P else 1)
     shared = mesh.tensor if (T + G * R) % mesh.tensor == 0 else 1  # hidden states between layers
     temporary = tokens * (kept / shared * spec.layers + 3 * inside) + scores + chunk + layer
-    head = (4.0 + item + 4 * (config.lora.rank == 0)) if mesh.row_shards > 1 else 8.0  # a copy and its gradient
+    head = item + 4.0 * (config.lora.rank == 0)  # a copy in the compute type, and its gradient
     temporary += head * spec.vocab_size * spec.width / mesh.tensor
     offload = config.train.offload
     fetched = moments * ("optimizer" in offload)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from precision_checks import narrow_sums
+from precision_checks import casts_in_loops, narrow_sums
 from tiny_policy import tiny_batch, tiny_config, tiny_params, tiny_spec
 
 from pbrl_jax import ContrastiveConfig, DpoConfig, OptimConfig
@@ -112,6 +112,25 @@ def test_contrastive_training_adds_many_terms_in_float32(name):
     assert narrow_sums(make_contrastive_step(spec, config), state, batch) == []
 
 
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_the_output_matrix_is_cast_outside_of_the_loop_over_chunks(name):
+    """Once for the forward and the backward pass."""
+    spec = LONG(**UPDATES[name][0])
+    shape = (spec.width, spec.vocab_size) if name == "untied" else (spec.vocab_size, spec.width)
+    optim = OptimConfig()
+    step = make_sft_step(spec, optim, 64)
+    rows = SftBatch(prompts_of(4), integers(4, R), integers(4))
+    assert casts_in_loops(step, state_of(init_decoder, spec, optim), rows, shape=shape) == []
+
+
+def test_the_check_finds_a_cast_at_every_turn():
+    def cast_at_every_turn(weights, rows):
+        return jax.lax.map(lambda row: row @ weights.astype(jnp.bfloat16), rows)
+
+    args = floats(8, 4), floats(512, 8, dtype=jnp.bfloat16)
+    assert len(casts_in_loops(cast_at_every_turn, *args, shape=(8, 4))) == 1
+
+
 def cast_then_looked_up(table, tokens):
     return table.astype(jnp.bfloat16)[tokens].astype(jnp.float32).sum()
 
@@ -184,8 +203,6 @@ def test_a_bfloat16_gradient_is_near_that_of_float64():
     pairs = {path: (exact[path], found[path]) for path in exact if np.linalg.norm(exact[path]) > 1e-3 * size}
     pairs |= {f"token {n}, {counts[n]} times": (exact["embed"][n], found["embed"][n]) for n in frequent}
     assert len(frequent) == 3 and pairs.keys() >= {"embed", "lm_head", "layers/value/bias", "final_norm/scale"}
-    for name, (right, near) in pairs.items():
-        print(name, np.linalg.norm(right)/size, np.linalg.norm(near)/np.linalg.norm(right), 1 - (right * near).sum() / (np.linalg.norm(near)*np.linalg.norm(right)))
     for name, (right, near) in pairs.items():
         norms = np.linalg.norm(right), np.linalg.norm(near)
         assert 0.98 < norms[1] / norms[0] < 1.02, (name, norms)
