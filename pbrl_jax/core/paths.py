@@ -97,8 +97,8 @@ def work_dir(path: str | os.PathLike) -> WorkDir:
     root = as_path(path)
     if marks := sorted(set(os.fspath(root)) & set(PATTERN_MARKS)):
         raise ConfigError(
-            f"The work directory {os.fspath(root)!r} has {' '.join(marks)} in its path, which the checkpoint library reads "
-            "as a pattern of names. Name another folder with --workdir."
+            f"The work directory {os.fspath(root)!r} has {' '.join(marks)} in its path, which the checkpoint library "
+            "reads as a pattern of names. Name another folder with --workdir."
         )
     return WorkDir(root)
 
