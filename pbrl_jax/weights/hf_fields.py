@@ -36,7 +36,7 @@ IGNORED = re.compile(
     r"|max_new_tokens|.*suppress_tokens|.*no_repeat_ngram_size|output_(past|scores)|.*return_dict.*|.*invalid_values"
 )
 #: Values that switch a field off.
-OFF = (None, False, 0, "", [], {})
+OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 #: Parts of the names of fields that can change what a model computes.
 MUST_KNOW = re.compile(
     r"act|alibi|attention|attn|bias|bidirection|block|cap|chunk|clip|conv|cross|decoder|depth|dim|embed|expert|factor|ffn"
