@@ -138,10 +138,11 @@ def convert(arguments: Sequence[str]) -> None:
     parser.add_argument("target", metavar="OUT", help="another folder")
     parser.add_argument("--dtype", help="float32 or bfloat16; default: as IN is stored")
     parser.add_argument("--to", default="hf", help="hf (transformers, vLLM, sentence-transformers) or pbrl (our own)")
+    parser.add_argument("--pooling", choices=("mean", "cls", "last"), help="of an encoder whose folder does not say it")
     known = parser.parse_args(arguments[1:] if len(arguments) > 2 and arguments[0] == "comet" else arguments)
     from pbrl_jax.run.convert import main
 
-    main(known.source, known.target, known.dtype, known.to)
+    main(known.source, known.target, known.dtype, known.to, known.pooling)
 
 
 def translate(arguments: Sequence[str]) -> None:

@@ -148,10 +148,16 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
     """The reward's encoder: loaded, or new from the seed with the policy's tokenizer."""
     settings = config.encoder
     if settings.source != "random":
-        return load_encoder(settings.source, settings.max_length, settings.prefix, dtype=settings.dtype or None)
+        return load_encoder(
+            settings.source, settings.max_length, settings.prefix, pooling=settings.pooling or None,
+            dtype=settings.dtype or None,
+        )  # fmt: skip
     spec = lookup(ENCODERS, settings.preset, "encoder preset")
     spec = dataclasses.replace(
-        spec, vocab_size=tokenizer.vocab_size, max_positions=max(spec.max_positions, settings.max_length)
+        spec,
+        vocab_size=tokenizer.vocab_size,
+        max_positions=max(spec.max_positions, settings.max_length),
+        pooling=settings.pooling or spec.pooling,
     )
     params = jax.jit(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
