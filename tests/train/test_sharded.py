@@ -29,7 +29,7 @@ from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import chunked_logprobs
 from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.plan.hlo import program_cost
-from pbrl_jax.plan.shapes import placed
+from pbrl_jax.plan.shapes import add_shardings
 from pbrl_jax.rollout.generate import generate_samples, prefill
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
@@ -190,7 +190,7 @@ def test_muon_on_a_mesh_equals_one_device():
 def test_the_output_matrix_gets_its_gradient_once():
     """However many chunks of logits are made, the mesh adds up one gradient; each chunk's would be 16 of them."""
     mesh, shapes = make_mesh(MeshConfig(1, 4, 2)), jax.eval_shape(lambda: tiny_params(SPEC))
-    params = placed(shapes, tree_shardings(shapes, decoder_axes(SPEC), mesh))
+    params = add_shardings(shapes, tree_shardings(shapes, decoder_axes(SPEC), mesh))
     hidden = jax.ShapeDtypeStruct((P, 16, SPEC.width), jnp.float32, sharding=batch_sharding(mesh))
     tokens = jax.ShapeDtypeStruct((P, 16), jnp.int32, sharding=batch_sharding(mesh))
 
