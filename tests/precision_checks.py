@@ -56,6 +56,25 @@ def faults_of(eqn, outer: str) -> list[str]:
     return []
 
 
+def casts_in_loops(function, *args, shape: tuple[int, ...]) -> list[str]:
+    """Casts to half precision, at each turn of a loop, of an array of this shape that the loop is given.
+
+    The gradient of a matrix, which a turn makes and then adds to the sum, is none.
+    """
+
+    def walk(jaxpr, loop: bool) -> list[str]:
+        found, given = [], {*jaxpr.invars, *jaxpr.constvars}
+        for eqn in jaxpr.eqns:
+            name = eqn.primitive.name
+            if loop and name == "convert_element_type" and eqn.params["new_dtype"] in NARROW:
+                (operand,) = eqn.invars
+                found += [place_of(eqn, "unknown place")] * (operand in given and operand.aval.shape == shape)
+            found += [text for inner in inner_jaxprs(eqn) for text in walk(inner, loop or name in ("scan", "while"))]
+        return found
+
+    return walk(jax.make_jaxpr(function)(*args).jaxpr, False)
+
+
 def narrow_sums(function, *args) -> list[str]:
     """Sums of more than MOST_TERMS half-precision terms in half precision that `function(*args)` makes; nothing is run.
 

@@ -1,15 +1,15 @@
 """The paper's run with Llama-3.1-8B on one H200 of 141 GB, by adapters.
 
 Command:   pbrl train configs/machines/llama31_8b_h200.py --workdir runs/llama   (docs/guide_one_gpu.md)
-Hardware:  one H200. Adapters of rank 16 are trained beside the frozen float32 weights.
+Hardware:  one H200. Adapters of rank 16 are trained beside the frozen bfloat16 weights.
 Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 
 Plan:      pbrl plan configs/machines/llama31_8b_h200.py --topology h200:1
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate   121.8       71.9    4330   17.860  memory   hand
-    reward      41.8        8.1     257    0.480  memory   hand
-    update      52.9       19.1   18409   18.610  compute  hand
+    generate   105.7       71.9    4330   17.860  memory   hand
+    reward      25.8        8.1     257    0.480  memory   hand
+    update      33.6       15.9   18409   18.610  compute  hand
 
 Per device, of 141.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 37 s.
 """

@@ -1,16 +1,16 @@
 """The paper's larger run, Qwen3-32B, on one box of eight H100 of 80 GB, by adapters.
 
 Command:   pbrl train configs/machines/qwen3_32b_8xh100.py --workdir runs/qwen3   (launch/gpu_node.sh)
-Hardware:  eight H100 with NVLink. Adapters of rank 16 are trained beside the frozen float32 weights, which are cut
+Hardware:  eight H100 with NVLink. Adapters of rank 16 are trained beside the frozen bfloat16 weights, which are cut
            over all eight.
 Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 
 Plan:      pbrl plan configs/machines/qwen3_32b_8xh100.py --topology h100:8
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    61.6       35.7    4597   12.890  memory   hand
-    reward      18.7        1.0      54    0.146  memory   hand
-    update      30.9       13.1   19474   19.690  compute  hand
+    generate    53.5       35.7    4597   12.890  memory   hand
+    reward      10.5        1.0      54    0.146  memory   hand
+    update      22.1       12.6   19474   19.690  compute  hand
 
 Per device, of 80.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 33 s.
 """

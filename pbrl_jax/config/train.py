@@ -1,6 +1,7 @@
 """Settings of the training run: batches, cadence, memory; `config.tree` holds the whole tree."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pbrl_jax.config.fields import identity, operational
 
@@ -26,6 +27,10 @@ class TrainConfig:
     offload: tuple[str, ...] = operational(())
     """What lies in the host's memory between its uses, where the platform has such a memory: optimizer (its moments),
     reference (the start policy of the KL term; it is then read before the gradient, microbatch by microbatch)."""
+    frozen_dtype: Literal["compute", "float32"] = identity("compute")
+    """Type that the reference's matrices, and those beside adapters, are held in where lora.quantization does not say:
+    compute (that of policy.dtype, which every forward pass makes of them anyway; merged adapters are added to it), or
+    float32. What is trained is float32 in any case."""
     packed: bool = operational(True)
     """Update on packed responses where that saves work: cost follows the tokens produced."""
     save_steps: int = operational(50, at_least=1)

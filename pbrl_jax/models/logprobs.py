@@ -78,8 +78,8 @@ def predicting_hidden(params, spec: DecoderSpec, prompts: PromptBatch, streams: 
     return chosen.astype(hidden.dtype).reshape(P, S * L, -1)
 
 
-#: Positions of a chunk on each device where none are asked for. At that many, a chunk's matrix products take longer
-#: than reading the output matrix and adding to its gradient, on every accelerator that plan.chips knows.
+#: Positions of a chunk on each device where none are asked for: 8 n V D operations against 12 V D bytes for the output
+#: matrix and its gradient are 680 operations a byte, more than the ratio of speed to bandwidth in plan.chips.
 CHUNK_POSITIONS = 1024
 #: Float32 logits of a chunk on each device, at most, in bytes: fewer positions where the vocabulary is large.
 CHUNK_BYTES = 2**29
@@ -144,9 +144,9 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 
 
 class OutputOptions(NamedTuple):
-    """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time (0:
-    chosen by `chunk_positions`); `packed`: streams hold several responses; `entropy_gradient`: the gradient flows
-    through the entropies, at the cost of one more softmax."""
+    """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time, 0:
+    chosen by `chunk_positions`; `packed`: streams hold several responses; `entropy_gradient`: the gradient flows
+    through the entropies, which costs that of one more softmax."""
 
     spec: DecoderSpec
     chunk: int

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import flat_paths, nested
+from pbrl_jax.models.precision import widened
 from pbrl_jax.models.quantized import dequantized, is_quantized, quantized
 from pbrl_jax.models.specs import DecoderSpec
 
@@ -89,21 +90,23 @@ def merge_adapters(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
     """Parameters without adapters that compute the same: kernel + alpha / rank * a @ b.
 
     A quantised kernel is dequantised first: the result equals what was trained, not the weights before quantisation.
+    All parameters are float32 or wider, also where the frozen ones are not.
     """
 
     def merge(branch: Any) -> Any:
         if not isinstance(branch, dict):
-            return branch
+            return widened(branch)
         if "kernel" not in branch:
             return {name: merge(part) for name, part in branch.items()}
         kernel = branch["kernel"]
-        kernel = dequantized(kernel) if is_quantized(kernel) else kernel
+        kernel = widened(dequantized(kernel) if is_quantized(kernel) else kernel)
         if "lora_a" in branch:
             low, high = branch["lora_a"], branch["lora_b"]
             low, high = low.reshape(len(low), -1, low.shape[-1]), high.reshape(*high.shape[:2], -1)
             product = jnp.einsum("nir,nro->nio", low, high)
             kernel = (kernel + product.reshape(kernel.shape)).astype(kernel.dtype)
-        return {**{name: part for name, part in branch.items() if not name.startswith("lora_")}, "kernel": kernel}
+        rest = {name: widened(part) for name, part in branch.items() if not name.startswith(("kernel", "lora_"))}
+        return {**rest, "kernel": kernel}
 
     return merge(join_adapters(frozen, adapters, lora))
 

@@ -11,6 +11,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pbrl_jax.core.trees import map_with_path
+
+#: Last names of the parameters that every forward pass casts to the compute type first, so that casting them once
+#: computes the same; norms and biases, which stay wide, adapters and quantised kernels have other names.
+MATRICES = ("kernel", "embed", "lm_head")
+
+
+def cast_matrices(params: Any, dtype: Any) -> Any:
+    """Parameters with their matrices in the compute type: the same responses and log-probs from less memory."""
+
+    def cast(path: str, leaf):
+        plain = path.split("/")[-1] in MATRICES and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if plain else leaf
+
+    return map_with_path(cast, params)
+
 
 def wide_type(dtype: Any) -> jnp.dtype:
     """float32, or `dtype` where it is wider."""
@@ -43,6 +59,6 @@ def _backward(kind, gradient):
 gradient_to.defvjp(_forward, _backward)
 
 
-def states_at(states_XLD: Float[Array, "X L D"], position_X: Int[Array, "X"]) -> Float[Array, "X D"]:
+def states_at(states_XLD: Float[Array, "X L D"], position_X: Int[Array, " X"]) -> Float[Array, "X D"]:
     """One position of each row. The indices are promised to be unique, so no sum is made in the gradient."""
     return states_XLD.at[jnp.arange(states_XLD.shape[0]), position_X].get(unique_indices=True)

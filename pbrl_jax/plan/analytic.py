@@ -7,14 +7,18 @@ counts twice. Memory and traffic are rougher estimates.
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from pbrl_jax.config.tree import Config
 from pbrl_jax.models.attention import AUTO_CHUNK_PAIRS, QUERY_CHUNK
+from pbrl_jax.models.logprobs import chunk_positions
 from pbrl_jax.models.lora import projections
 from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import Need, reward_calls
 from pbrl_jax.plan.shapes import Models
 from pbrl_jax.rollout.generate import windows
+from pbrl_jax.train.start import narrows_frozen
 
 
 class Sizes(NamedTuple):
@@ -141,12 +145,13 @@ def _tables(spec: DecoderSpec) -> int:
 
 
 def start_bytes(config: Config, spec: DecoderSpec) -> float:
-    """Bytes of the start policy's parameters: float32, or with quantised kernels."""
+    """Bytes of the start policy's parameters as they are kept frozen."""
+    item = jnp.dtype(spec.dtype).itemsize if narrows_frozen(spec, config) else 4.0
     everything = parameter_count(spec)
     kernels = everything - _tables(spec)
-    per_weight = {"none": 4.0, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
+    per_weight = {"none": item, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
     scale = 0.0 if config.lora.quantization == "none" else 4.0 / config.lora.tile_size
-    return 4.0 * (everything - kernels) + kernels * (per_weight + scale)
+    return item * (everything - kernels) + kernels * (per_weight + scale)
 
 
 def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, float, float]:
@@ -218,14 +223,15 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     inside = (2.0 * spec.ffn / mesh.tensor + 6 * spec.width) * item
     kept = {"full": spec.width * item, "dots": inside / 1.5, "none": inside * 1.5}[config.policy.remat]
     scores = groups * spec.heads / mesh.tensor * min(G * R, QUERY_CHUNK * G) * max(R, T) * 4.0 * 2
-    chunk = max(1.0, config.train.logprob_chunk / size) * groups * spec.vocab_size / mesh.tensor * 4.0 * 3
+    positions = chunk_positions(config.train.logprob_chunk, spec.vocab_size, mesh.row_shards, mesh.tensor)
+    chunk = max(1.0, positions / size) * groups * spec.vocab_size / mesh.tensor * 4.0 * 3
     weights = parameter_count(spec)
     own, moments, start = state_bytes(config, models, mesh)
     layer = layer_weights(spec) * (4.0 + item) / mesh.tensor * 2
     gradients = own * (2 if size < P else 1)
     shared = mesh.tensor if (T + G * R) % mesh.tensor == 0 else 1  # hidden states between layers
     temporary = tokens * (kept / shared * spec.layers + 3 * inside) + scores + chunk + layer
-    head = (4.0 + item + 4 * (config.lora.rank == 0)) if mesh.row_shards > 1 else 8.0  # a copy and its gradient
+    head = item + 4.0 * (config.lora.rank == 0)  # a copy in the compute type, and its gradient
     temporary += head * spec.vocab_size * spec.width / mesh.tensor
     offload = config.train.offload
     fetched = moments * ("optimizer" in offload)

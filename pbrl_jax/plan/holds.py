@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from pbrl_jax.config.tree import Config
+from pbrl_jax.models.logprobs import chunk_positions
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.plan.hlo_text import Instruction, Shape, parse_module
 from pbrl_jax.plan.shapes import policy_shapes
@@ -62,7 +63,8 @@ def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict
     P, G = config.train.prompts_per_step, config.algo.num_generations
     groups = config.train.microbatch_prompts or P
     rows = groups * (config.train.microbatch_samples or G) / shards
-    chunk = max(1, config.train.logprob_chunk // groups) * groups / shards
+    asked = chunk_positions(config.train.logprob_chunk, spec.vocab_size, shards, tensor)
+    chunk = max(1, asked // groups) * groups / shards
     words = {spec.vocab_size, spec.vocab_size // tensor}
     positions = max(LOGITS_SHARE * rows * config.rollout.max_completion_length, chunk + 1)
     limit = positions * spec.vocab_size / tensor

@@ -19,11 +19,12 @@ from pbrl_jax.mesh.sharding import replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.lora import adapter_axes, init_adapters
+from pbrl_jax.models.precision import cast_matrices
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.start import new_critic
+from pbrl_jax.train.start import narrows_frozen, new_critic
 from pbrl_jax.train.state import new_state, state_shardings
 from pbrl_jax.train.trained import forward_params
 from pbrl_jax.weights.folders import abstract_tree
@@ -131,9 +132,12 @@ def policy_shapes(spec: DecoderSpec) -> Any:
     return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
 
 
-def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False) -> Any:
-    """The policy's parameters on the mesh, or sharded the same way in host memory."""
+def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: bool = False) -> Any:
+    """The policy's parameters on the mesh, or sharded the same way in host memory; matrices in the compute type where
+    `narrow`."""
     shapes = policy_shapes(spec)
+    if narrow:
+        shapes = jax.eval_shape(functools.partial(cast_matrices, dtype=spec.dtype), shapes)
     shardings = tree_shardings(shapes, decoder_axes(spec), mesh)
     return add_shardings(shapes, in_host_memory(shardings) if hosted else shardings)
 
@@ -142,14 +146,14 @@ def sharded_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
     """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
     if config.algo.beta == 0 and not config.lora.rank:
         return None
-    return sharded_policy(spec, mesh, "reference" in config.train.offload)
+    return sharded_policy(spec, mesh, "reference" in config.train.offload, narrows_frozen(spec, config))
 
 
 def sharded_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
     """The parameters of the rollout: the policy's, with adapters where these are trained."""
     if not config.lora.rank:
         return sharded_policy(spec, mesh)
-    policy = policy_shapes(spec)
+    policy = sharded_policy(spec, mesh, narrow=narrows_frozen(spec, config))
     shapes = jax.eval_shape(
         lambda frozen, trained: forward_params(trained, frozen, config.lora), policy, adapters(config, spec)
     )

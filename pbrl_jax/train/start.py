@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pbrl_jax.config.tree import Config, LoraConfig
@@ -12,6 +13,8 @@ from pbrl_jax.mesh.sharding import place, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import init_value_head
 from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, merge_adapters
+from pbrl_jax.models.precision import cast_matrices
+from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.optimizer import make_critic_optimizer
 from pbrl_jax.train.trained import Frozen
 from pbrl_jax.weights.policies import Policy
@@ -31,12 +34,23 @@ def merged_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
 
 
 def start_params(policy: Policy, config: Config, mesh: Mesh) -> Any:
-    """The start policy's parameters on the mesh, without a copy where they are there already; quantised where
-    lora.quantization says so."""
+    """The start policy's parameters on the mesh, as they are kept frozen: quantised where lora.quantization says so,
+    other matrices in the type that train.frozen_dtype names; without a copy where neither changes them."""
     placed = place(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), mesh))
-    if not config.lora.rank or config.lora.quantization == "none":
+    quantizes = config.lora.rank and config.lora.quantization != "none"
+    if not quantizes and not narrows_frozen(policy.spec, config):
         return placed
-    return jax.jit(functools.partial(frozen_params, spec=policy.spec, lora=config.lora))(placed)
+
+    def frozen(params):
+        params = frozen_params(params, policy.spec, config.lora) if quantizes else params
+        return cast_matrices(params, policy.spec.dtype) if narrows_frozen(policy.spec, config) else params
+
+    return jax.jit(frozen)(placed)
+
+
+def narrows_frozen(spec: DecoderSpec, config: Config) -> bool:
+    """Whether frozen matrices are held in a compute type narrower than float32."""
+    return config.train.frozen_dtype == "compute" and jnp.dtype(spec.dtype).itemsize < 4
 
 
 def frozen_of(policy: Policy, config: Config, mesh: Mesh) -> Frozen:

@@ -22,7 +22,7 @@ from tiny_policy import (
 )
 
 from pbrl_jax.models.decoder import causal_logits
-from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.models.logprobs import chunk_positions, response_logprobs, unpacked_streams
 from pbrl_jax.models.packing import choose_bucket, pack_streams, packed_buckets, unpack
 
 SPEC = tiny_spec(dtype="float64", tied_embeddings=False)
@@ -97,6 +97,7 @@ PROGRAMS = {
     "shared_prefix": {"chunk": 1000},
     "chunks": {"chunk": 7, "attention": "chunked"},
     "packed": {"chunk": 10, "bucket": BUCKET},
+    "chosen": {"chunk": 0},
 }
 
 
@@ -173,3 +174,19 @@ def test_no_array_of_all_logits():
 
     assert max(array_sizes(jax.grad(naive), params)) >= whole
     assert max(array_sizes(jax.grad(chunked), params)) <= 16 * 4096
+
+
+@pytest.mark.parametrize(
+    "chunk, vocabulary, row_shards, vocab_shards, positions",
+    [
+        (128, 128_256, 8, 1, 128),
+        (0, 32_000, 1, 1, 1024),
+        (0, 128_256, 8, 1, 8192),
+        (0, 262_144, 1, 1, 512),
+        (0, 262_144, 4, 2, 4096),
+        (0, 10**9, 1, 1, 1),
+    ],
+)
+def test_a_chunk_follows_the_shape(chunk, vocabulary, row_shards, vocab_shards, positions):
+    """1024 positions a device, or what has half a GiB of float32 logits there; a number that is given stays."""
+    assert chunk_positions(chunk, vocabulary, row_shards, vocab_shards) == positions

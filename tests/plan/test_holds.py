@@ -15,7 +15,7 @@ from pbrl_jax.plan.holds import update_faults
 
 #: 8 layers of [512, 1024]: 4 M scalars stacked; the embedding has 2 M.
 SPEC = tiny_decoder(vocab_size=4000, width=512, layers=8, ffn=1024, tied_embeddings=True)
-CONFIG = with_values(tiny_config(2, 64), train={"prompts_per_step": 8, "microbatch_prompts": 8})
+CONFIG = with_values(tiny_config(2, 64), train={"prompts_per_step": 8, "microbatch_prompts": 8, "logprob_chunk": 128})
 MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 
 PROGRAM = """HloModule m

@@ -6,8 +6,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from precision_checks import narrow_sums
+from precision_checks import casts_in_loops, narrow_sums
 from tiny_policy import tiny_batch, tiny_config, tiny_params, tiny_spec
 
 from pbrl_jax import ContrastiveConfig, DpoConfig, OptimConfig
@@ -19,12 +20,10 @@ from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec
 from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
-from pbrl_jax.train.programs import update_context, update_step
+from pbrl_jax.train.programs import update_step
 from pbrl_jax.train.sft import SftBatch, make_sft_step
 from pbrl_jax.train.sft_packing import PackedRows
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.trained import Frozen, Trained
-from pbrl_jax.train.update import advantage_targets, gradient_sums
 
 #: Long enough that chunks of queries are more than 256; programs of these shapes are traced and never run.
 P, G, T, R = 2, 8, 512, 8192
@@ -113,12 +112,31 @@ def test_contrastive_training_adds_many_terms_in_float32(name):
     assert narrow_sums(make_contrastive_step(spec, config), state, batch) == []
 
 
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_the_output_matrix_is_cast_outside_of_the_loop_over_chunks(name):
+    """Once for the forward and the backward pass."""
+    spec = LONG(**UPDATES[name][0])
+    shape = (spec.width, spec.vocab_size) if name == "untied" else (spec.vocab_size, spec.width)
+    optim = OptimConfig()
+    step = make_sft_step(spec, optim, 64)
+    rows = SftBatch(prompts_of(4), integers(4, R), integers(4))
+    assert casts_in_loops(step, state_of(init_decoder, spec, optim), rows, shape=shape) == []
+
+
+def test_the_check_finds_a_cast_at_every_turn():
+    def cast_at_every_turn(weights, rows):
+        return jax.lax.map(lambda row: row @ weights.astype(jnp.bfloat16), rows)
+
+    args = floats(8, 4), floats(512, 8, dtype=jnp.bfloat16)
+    assert len(casts_in_loops(cast_at_every_turn, *args, shape=(8, 4))) == 1
+
+
 def cast_then_looked_up(table, tokens):
     return table.astype(jnp.bfloat16)[tokens].astype(jnp.float32).sum()
 
 
 def added_to_rows(bias, rows):
-    return (rows + bias.astype(jnp.bfloat16)).astype(jnp.float32).sum()
+    return (rows + bias.astype(jnp.bfloat16)[None]).astype(jnp.float32).sum()
 
 
 def read_at_every_turn(weights, rows):
@@ -145,23 +163,27 @@ FREQUENT = 1024
 
 
 def zipf_batch(spec) -> TrainBatch:
-    """Responses whose n-th most frequent token occurs 1/n times as often as the first, as words of a text do."""
+    """Responses whose n-th most frequent token occurs 1/n times as often as the first, as words of a text do; the
+    reward counts one of them, so that the gradient is not mere noise."""
     shares = 1 / np.arange(1, spec.vocab_size)
     tokens = np.random.default_rng(0).choice(spec.vocab_size - 1, (ROWS, TOKENS), p=shares / shares.sum()) + 1
     prompts = ROWS // SAMPLES
     batch = tiny_batch(spec, [PROMPT] * prompts, PROMPT, [TOKENS] * ROWS, TOKENS)
-    return dataclasses.replace(batch, rollout=dataclasses.replace(batch.rollout, tokens_BR=jnp.asarray(tokens)))
+    rollout = dataclasses.replace(batch.rollout, tokens_BR=jnp.asarray(tokens, jnp.int32))
+    return dataclasses.replace(batch, rollout=rollout, reward_B=jnp.asarray((tokens == 1).mean(axis=1), jnp.float32))
 
 
 def gradient_in(dtype: str, params, spec) -> dict[str, np.ndarray]:
-    """The gradient of an update, by path; the weights are float32 ones, or in float64 the same numbers."""
+    """A tenth of an update's gradient, by path; the weights are float32, or the same numbers in float64."""
     spec = dataclasses.replace(spec, dtype=dtype)
-    config = tiny_config(SAMPLES, TOKENS, algo={"beta": 0.0}, log={"entropy": False}, train={"packed": False})
+    optim = {"max_grad_norm": 1e9, "b1": 0.9}
+    config = tiny_config(SAMPLES, TOKENS, algo={"beta": 0.0, "loss_type": "gpg"}, log={"entropy": False}, optim=optim)
 
     def gradient(params, batch):
-        context = update_context(spec, config)
-        targets = advantage_targets(None, Frozen(), batch, context=context)
-        return gradient_sums(Trained(params), Frozen(), None, (batch, targets), context)[0].policy
+        """From Adam's first moment, a tenth of the gradient after one update."""
+        state = new_state(params, make_optimizer(config.optim))
+        state, _ = update_step(state, None, batch, spec=spec, config=config)
+        return optax.tree.get(state.opt_state, "mu")
 
     with jax.enable_x64(dtype == "float64"):
         wide = np.float64 if dtype == "float64" else np.float32
@@ -172,7 +194,7 @@ def gradient_in(dtype: str, params, spec) -> dict[str, np.ndarray]:
 
 def test_a_bfloat16_gradient_is_near_that_of_float64():
     """Of 16,384 tokens in a microbatch; the weights are numbers of bfloat16, so both compute with the same."""
-    spec = tiny_spec(tied_embeddings=False, qkv_bias=True)
+    spec = tiny_spec(tied_embeddings=False, qkv_bias=True, width=32, head_dim=8)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), tiny_params(spec))
     exact, found = gradient_in("float64", params, spec), gradient_in("bfloat16", params, spec)
     size = np.sqrt(sum(np.square(leaf).sum() for leaf in exact.values()))
