@@ -57,6 +57,7 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
     )
     fields.expect("activation_function", "relu")
     fields.expect("tie_word_embeddings", True)
+    fields.expect("normalize_before", True)
     fields.expect("is_encoder_decoder", True)
     fields.expect("num_hidden_layers", spec.encoder_layers)
     for name in TRAINING_ONLY:
