@@ -67,7 +67,14 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
     package_data={
-        "pbrl_jax": ["py.typed", "data/sources/*.json", "eval/*.json", "eval/benchmarks/*.json", "text/*.json"]
+        "pbrl_jax": [
+            "py.typed",
+            "data/sources/*.json",
+            "eval/*.json",
+            "eval/benchmarks/*.json",
+            "report/page.*",
+            "text/*.json",
+        ]
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

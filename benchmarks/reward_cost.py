@@ -114,9 +114,10 @@ def host_and_device(experiment, flags: argparse.Namespace) -> dict[str, float]:
 
 def _unremembered(run: Callable[[], Any]) -> Any:
     """Without what earlier rounds identified: a step's texts are new."""
-    from pbrl_jax.text import langid
+    from pbrl_jax.text import answers, langid, words
 
-    langid._scores.cache_clear()
+    for cached in (langid._scores, words.word_lines, words.judged_lines, answers._find):
+        cached.cache_clear()
     return run()
 
 

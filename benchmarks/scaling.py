@@ -94,7 +94,7 @@ def run_times(config, models, mesh, steps: int) -> dict[str, dict[str, float]]:
     from pbrl_jax.core.records import PromptBatch, TrainBatch
     from pbrl_jax.mesh.sharding import batch_sharding, tree_shardings
     from pbrl_jax.models.decoder import decoder_axes, init_decoder
-    from pbrl_jax.plan.shapes import placed_batch
+    from pbrl_jax.plan.shapes import sharded_batch
     from pbrl_jax.rollout.generate import make_generate
     from pbrl_jax.rollout.sampling import sampling_params
     from pbrl_jax.train.optimizer import make_optimizer
@@ -103,7 +103,7 @@ def run_times(config, models, mesh, steps: int) -> dict[str, dict[str, float]]:
 
     spec, R = models.policy, config.rollout.max_completion_length
     axes, rows = decoder_axes(spec), batch_sharding(mesh)
-    shapes: TrainBatch = placed_batch(config, mesh)
+    shapes: TrainBatch = sharded_batch(config, mesh)
     lengths = jax.numpy.full(shapes.prompts.lengths_P.shape, config.rollout.max_prompt_length)
     tokens = jax.random.randint(jax.random.key(1), shapes.prompts.tokens_PT.shape, 2, spec.vocab_size)
     prompts = jax.device_put(PromptBatch(tokens, lengths, jax.numpy.arange(lengths.size)), rows)

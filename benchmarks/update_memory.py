@@ -100,12 +100,12 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 
     from pbrl_jax.mesh.sharding import make_mesh
     from pbrl_jax.plan.programs import compile_ahead
-    from pbrl_jax.plan.shapes import placed_batch, placed_policy, placed_state
+    from pbrl_jax.plan.shapes import sharded_batch, sharded_policy, sharded_state
     from pbrl_jax.train.programs import make_update
 
     config, spec = run_config(flags), model_spec(flags)
     mesh = make_mesh(dataclasses.replace(config.mesh, data=1), jax.devices()[:1])
-    shapes = placed_state(config, spec, mesh), placed_policy(spec, mesh), placed_batch(config, mesh)
+    shapes = sharded_state(config, spec, mesh), sharded_policy(spec, mesh), sharded_batch(config, mesh)
     plain = jax.jit(functools.partial(plain_update, spec=spec, config=config), donate_argnums=0)
     ours = compile_ahead(mesh, make_update(spec, config), *shapes).memory.temporary
     theirs = compile_ahead(mesh, plain, *shapes).memory.temporary

@@ -48,20 +48,40 @@ find_python() {
   return 1
 }
 
-install_python() {
-  local sudo=()
+# as_root COMMAND...: runs it again while another program, such as the updater of a machine that has just started, holds
+# apt's locks. apt waits by itself for the lock of its packages, but not for that of its lists.
+APT_LOCK_SECONDS="${APT_LOCK_SECONDS:-600}"
+as_root() {
+  local sudo=() said status deadline=$((SECONDS + APT_LOCK_SECONDS))
   [ "$(id -u)" = 0 ] || sudo=(sudo)
+  said="$(mktemp)"
+  while true; do
+    status=0
+    "${sudo[@]}" env LC_ALL=C "$@" 2>"$said" || status=$?
+    cat "$said" >&2
+    if [ "$status" = 0 ] || [ "$SECONDS" -ge "$deadline" ] || ! grep -qiE "(get|unable to|is another).*lock" "$said"; then
+      rm -f "$said"
+      return "$status"
+    fi
+    say "another program holds apt's lock; trying again for $((deadline - SECONDS)) s"
+    sleep 5
+  done
+}
+
+apt() { as_root apt-get -o "DPkg::Lock::Timeout=$APT_LOCK_SECONDS" -qq "$@"; }
+
+install_python() {
   command -v apt-get >/dev/null ||
     fail "no Python 3.11 or newer found, and no apt-get to install one; install Python 3.12, or set PYTHON"
   say "installing Python 3.12"
-  "${sudo[@]}" apt-get update -qq
+  apt update
   # Ubuntu 22.04, the image of most TPU VMs, has no final Python newer than 3.10 of its own.
   if ! apt-cache show python3.12-venv >/dev/null 2>&1; then
-    "${sudo[@]}" apt-get install -y -qq software-properties-common
-    "${sudo[@]}" add-apt-repository -y ppa:deadsnakes/ppa
-    "${sudo[@]}" apt-get update -qq
+    apt install -y software-properties-common
+    as_root add-apt-repository -y ppa:deadsnakes/ppa
+    apt update
   fi
-  "${sudo[@]}" apt-get install -y -qq python3.12 python3.12-venv
+  apt install -y python3.12 python3.12-venv
 }
 
 # Activates the environment; `set +u` because some activate scripts read unset variables.
@@ -144,12 +164,78 @@ accelerator_extra() {
   fi
 }
 
-# This checkout as an archive that can be sent elsewhere, without environments, results and history.
+# The files of this checkout that other machines get, each ended by a zero byte: what git tracks, or the project's own
+# folders where there is no git, and what PBRL_PACK names (files and folders, separated by spaces). A file that git does
+# not track, such as .env, may be secret.
+packed_files() {
+  local name extra
+  if git -C "$REPOSITORY" rev-parse --git-dir >/dev/null 2>&1; then
+    while IFS= read -r -d '' name; do
+      if [ -e "$REPOSITORY/$name" ] || [ -L "$REPOSITORY/$name" ]; then printf './%s\0' "$name"; fi
+    done < <(git -C "$REPOSITORY" ls-files -z)
+  else
+    for name in setup.py pyproject.toml README.md LICENSE pbrl_jax configs launch docs tests benchmarks; do
+      [ ! -e "$REPOSITORY/$name" ] || printf './%s\0' "$name"
+    done
+  fi
+  read -ra extra <<<"${PBRL_PACK:-}"
+  for name in ${extra[@]+"${extra[@]}"}; do
+    [ -e "$REPOSITORY/$name" ] || fail "PBRL_PACK names $name, which is not in $REPOSITORY"
+    printf './%s\0' "$name"
+  done
+}
+
+# Names the untracked files that stay here.
+say_unpacked() {
+  local left
+  left="$(git -C "$REPOSITORY" ls-files --others --exclude-standard 2>/dev/null | head -n 6 || true)"
+  [ -z "$left" ] || [ -n "${PBRL_PACK:-}" ] ||
+    say "not copied, as git does not track them: ${left//$'\n'/, }; PBRL_PACK='NAME NAME' takes files along"
+}
+
+# This checkout as an archive that can be sent elsewhere.
 CHECKOUT_ARCHIVE="$REPOSITORY/runs/checkout.tar.gz"
 pack_checkout() {
-  run mkdir -p "$REPOSITORY/runs" &&
-    run tar -czf "$CHECKOUT_ARCHIVE" -C "$REPOSITORY" --exclude=./.git --exclude=./.venv --exclude=./runs \
-      --exclude=__pycache__ .
+  local list="$REPOSITORY/runs/checkout.list"
+  run mkdir -p "$REPOSITORY/runs" || return
+  if [ "${DRY_RUN:-0}" != 1 ]; then
+    packed_files >"$list" || return
+    say_unpacked
+  fi
+  run tar -czf "$CHECKOUT_ARCHIVE" -C "$REPOSITORY" --exclude=__pycache__ --null --files-from="$list"
+}
+
+# The variables that a run on another machine needs: names of HF_TOKEN, W&B's, PBRL_* but for those that the launch
+# scripts set themselves, and of what PASS names (separated by spaces).
+passed_names() {
+  local name also
+  read -ra also <<<"${PASS:-}"
+  for name in ${also[@]+"${also[@]}"}; do
+    [ -n "${!name+set}" ] || fail "PASS names $name, which is not set"
+  done
+  while IFS= read -r name; do
+    case "$name" in
+      PBRL_COORDINATOR | PBRL_PROCESS | PBRL_PROCESSES | PBRL_HOSTS | PBRL_EXTRAS | PBRL_PORT | PBRL_PACK) continue ;;
+      PBRL_INSTALL_PYTHON) continue ;;
+      HF_TOKEN | HUGGING_FACE_HUB_TOKEN | WANDB_* | PBRL_*) printf '%s\n' "$name" ;;
+      *) [[ " ${also[*]-} " != *" $name "* ]] || printf '%s\n' "$name" ;;
+    esac
+  done < <(compgen -e)
+}
+
+# secrets_file: writes them as a file that bash can read, with mode 600, and prints its path; nothing where there are none.
+# Values never stand on a command line, where other users could see them.
+secrets_file() {
+  local names file name
+  names="$(passed_names)" || return
+  [ -n "$names" ] || return 0
+  mkdir -p "$REPOSITORY/runs"
+  file="$REPOSITORY/runs/environment.$$"
+  if [ "${DRY_RUN:-0}" != 1 ]; then
+    rm -f "$file"
+    (umask 077 && while IFS= read -r name; do printf 'export %s=%q\n' "$name" "${!name}"; done <<<"$names" >"$file")
+  fi
+  printf '%s\n' "$file"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

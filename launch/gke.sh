@@ -20,6 +20,10 @@
 #   SPOT           1: the node pool is of spot machines       (default: 0)
 #   RESTARTS       how often a run that was lost comes back   (default: 1000)
 #   SERVICE_ACCOUNT  the Kubernetes account that may use the bucket            (default: default)
+#   SECRET         a Kubernetes Secret whose keys become variables of the run. Empty: where HF_TOKEN, WANDB_* or PBRL_*
+#                  are set here, or variables that PASS names, `run` writes them as the Secret NAME-environment
+#   PASS           variables to hand to the run beside these, separated by spaces
+#   BASE_IMAGE     what `build` starts from, for example an image by its digest   (default: launch/Dockerfile's)
 #   CLUSTER, LOCATION, PROJECT     for credentials
 #
 # The cluster needs the JobSet controller (jobset.sigs.k8s.io) once. XPK writes manifests of the same kind.
@@ -40,6 +44,8 @@ SLICES="${SLICES:-1}"
 SPOT="${SPOT:-0}"
 RESTARTS="${RESTARTS:-1000}"
 SERVICE_ACCOUNT="${SERVICE_ACCOUNT:-default}"
+SECRET="${SECRET:-}"
+BASE_IMAGE="${BASE_IMAGE:-}"
 EXAMPLE="IMAGE=us-docker.pkg.dev/me/repo/pbrl NAME=my-run bash launch/gke.sh $command"
 
 # variable NAME EXAMPLE: a named error where it is empty.
@@ -62,16 +68,53 @@ hosts() {
   echo $((chips / CHIPS_PER_HOST))
 }
 
-# A word as a YAML string: JSON's quoting, which YAML reads too.
+# count NAME: a named error where the variable is no number.
+count() { [[ "${!1}" =~ ^[0-9]+$ ]] || fail "$1=${!1} is not a number"; }
+
+# A word as a YAML string in double quotes: what would end it, break its line, or may not stand in YAML is escaped.
 quoted() {
-  local word="$1"
+  local word="$1" code escape character
   word="${word//\\/\\\\}"
   word="${word//\"/\\\"}"
+  for code in {1..31} {127..159}; do
+    printf -v escape '\\x%02x' "$code"
+    if [ "$code" -lt 128 ]; then
+      printf -v character '%b' "$escape"
+    else
+      printf -v character '\xc2%b' "$escape" # UTF-8
+    fi
+    word="${word//"$character"/"$escape"}"
+  done
+  word="${word//$'\xe2\x80\xa8'/\\u2028}"
+  word="${word//$'\xe2\x80\xa9'/\\u2029}"
+  word="${word//$'\xef\xbb\xbf'/\\ufeff}"
   printf '"%s"' "$word"
 }
 
+# The name of the Secret that the pods read; nothing where there is none.
+secret_name() {
+  local names
+  names="$(passed_names)" || exit 1
+  if [ -n "$SECRET" ]; then
+    printf '%s' "$SECRET"
+  elif [ -n "$names" ]; then
+    printf '%s-environment' "$NAME"
+  fi
+}
+
+# The Secret itself; it goes to kubectl through a pipe, and `hidden` in place of its values to a terminal.
+secret_manifest() {
+  local name value
+  printf 'apiVersion: v1\nkind: Secret\nmetadata:\n  name: %s\ntype: Opaque\nstringData:\n' "$(quoted "$(secret_name)")"
+  while IFS= read -r name; do
+    value="${!name}"
+    [ "$DRY_RUN" != 1 ] || value=hidden
+    printf '  %s: %s\n' "$name" "$(quoted "$value")"
+  done < <(passed_names)
+}
+
 manifest() {
-  local word arguments="" spot="" number
+  local word arguments="" spot="" number secret environment=""
   named
   variable IMAGE "$EXAMPLE"
   [ "${1:-}" != pbrl ] || shift
@@ -81,6 +124,12 @@ manifest() {
     *" --workdir gs://"* | *" --workdir=gs://"*) ;;
     *) fail "$command needs --workdir gs://BUCKET/...: the disk of a pod is gone with it" ;;
   esac
+  for word in CHIPS_PER_HOST SLICES RESTARTS; do count "$word"; done
+  secret="$(secret_name)" || exit 1
+  [ -z "$secret" ] || environment="
+                  envFrom:
+                    - secretRef:
+                        name: $(quoted "$secret")"
   number="$(hosts)" || exit 1 # `set -e` is off in a command substitution
   for word in "$@"; do arguments+="${arguments:+, }$(quoted "$word")"; done
   [ "$SPOT" != 1 ] || spot='
@@ -106,15 +155,15 @@ spec:
           template:
             spec:
               restartPolicy: Never
-              serviceAccountName: $SERVICE_ACCOUNT
+              serviceAccountName: $(quoted "$SERVICE_ACCOUNT")
               terminationGracePeriodSeconds: 300
               nodeSelector:
-                cloud.google.com/gke-tpu-accelerator: $ACCELERATOR
-                cloud.google.com/gke-tpu-topology: $TOPOLOGY$spot
+                cloud.google.com/gke-tpu-accelerator: $(quoted "$ACCELERATOR")
+                cloud.google.com/gke-tpu-topology: $(quoted "$TOPOLOGY")$spot
               containers:
                 - name: pbrl
                   image: $(quoted "$IMAGE")
-                  args: [$arguments]
+                  args: [$arguments]$environment
                   ports:
                     - containerPort: 8471
                     - containerPort: 8482
@@ -124,16 +173,23 @@ spec:
 YAML
 }
 
-start() {
-  local file
-  file="$(manifest "$@")"
-  needs kubectl
+# apply MANIFEST: hands it to kubectl, or prints it.
+apply() {
   if [ "$DRY_RUN" = 1 ]; then
     run kubectl apply --filename=-
-    printf '%s\n' "$file"
+    printf '%s\n' "$1"
   else
-    printf '%s\n' "$file" | run kubectl apply --filename=-
+    printf '%s\n' "$1" | run kubectl apply --filename=-
   fi
+}
+
+start() {
+  local file secret
+  file="$(manifest "$@")"
+  secret="$(secret_name)"
+  needs kubectl
+  if [ -n "$secret" ] && [ -z "$SECRET" ]; then apply "$(secret_manifest)"; fi
+  apply "$file"
 }
 
 case "$command" in
@@ -146,7 +202,8 @@ case "$command" in
   build)
     variable IMAGE "IMAGE=us-docker.pkg.dev/me/repo/pbrl bash launch/gke.sh build"
     needs docker
-    run docker build --file "$REPOSITORY/launch/Dockerfile" --build-arg EXTRA=tpu --tag "$IMAGE" "$REPOSITORY"
+    run docker build --file "$REPOSITORY/launch/Dockerfile" --build-arg EXTRA=tpu \
+      ${BASE_IMAGE:+--build-arg "BASE=$BASE_IMAGE"} --tag "$IMAGE" "$REPOSITORY"
     run docker push "$IMAGE"
     ;;
   run) start "$@" ;;
@@ -161,6 +218,7 @@ case "$command" in
     named
     needs kubectl
     run kubectl delete jobset "$NAME" --ignore-not-found
+    [ -n "$SECRET" ] || run kubectl delete secret "$NAME-environment" --ignore-not-found
     ;;
   *) fail "unknown command '$command'; known: credentials, build, run, manifest, logs, stop" ;;
 esac

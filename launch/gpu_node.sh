@@ -10,9 +10,11 @@
 #   shell COMMAND...         any other command there, in the checkout
 #
 #   HOST          ssh destination                            (default: empty, this machine)
-#   REMOTE_DIR    the checkout on the box, from the home     (default: pbrl_jax)
+#   REMOTE_DIR    the checkout on the box, from the home; ~/ at its beginning is the home there   (default: pbrl_jax)
 #   PBRL_EXTRAS   extras to install there                    (default: cuda)
 #   SSH_OPTIONS   more options for ssh, separated by spaces  (default: empty)
+#   PASS          variables to hand to the run beside HF_TOKEN, WANDB_* and PBRL_*; they go by a file of mode 600
+#   PBRL_PACK     files that git does not track, to be copied as well
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
@@ -21,14 +23,25 @@ HOST="${HOST:-}"
 REMOTE_DIR="${REMOTE_DIR:-pbrl_jax}"
 PBRL_EXTRAS="${PBRL_EXTRAS-cuda}"
 SSH_OPTIONS="${SSH_OPTIONS:-}"
-if [ -n "$HOST" ]; then checkout="$REMOTE_DIR"; else checkout="$REPOSITORY"; fi
+[ "${HOST#-}" = "$HOST" ] || fail "HOST=$HOST begins with -; expected an ssh destination such as me@box"
 
 read -ra ssh_options <<<"$SSH_OPTIONS"
+IFS=, read -ra extras <<<"$PBRL_EXTRAS"
+
+# The checkout as a word of the shell there. Only a leading ~ is expanded, and only by that shell.
+# shellcheck disable=SC2016
+checkout_word() {
+  case "$REMOTE_DIR" in
+    \~) printf '"$HOME"' ;;
+    \~/*) printf '"$HOME"/%q' "${REMOTE_DIR#\~/}" ;;
+    *) printf '%q' "$REMOTE_DIR" ;;
+  esac
+}
+if [ -n "$HOST" ]; then checkout="$(checkout_word)"; else printf -v checkout '%q' "$REPOSITORY"; fi
 
 # Runs one shell command in the checkout, there or here.
 there() {
-  local line
-  printf -v line 'cd %q && { %s; }' "$checkout" "$1"
+  local line="cd $checkout && { $1; }"
   if [ -n "$HOST" ]; then
     run ssh ${ssh_options[@]+"${ssh_options[@]}"} "$HOST" "$line"
   else
@@ -36,27 +49,44 @@ there() {
   fi
 }
 
-setup() {
+# send FILE COMMAND: a shell command there that reads the file.
+send() {
   local line
+  printf -v line '%q ' ssh ${ssh_options[@]+"${ssh_options[@]}"} "$HOST" "$2"
+  run bash -c "$line<${1@Q}"
+}
+
+setup() {
+  local words=""
   if [ -n "$HOST" ]; then
     pack_checkout
-    printf -v line '%q ' ssh ${ssh_options[@]+"${ssh_options[@]}"} "$HOST" \
-      "mkdir -p $REMOTE_DIR && tar -xzf - -C $REMOTE_DIR"
-    run bash -c "$line<${CHECKOUT_ARCHIVE@Q}"
+    send "$CHECKOUT_ARCHIVE" "mkdir -p $checkout && tar -xzf - -C $checkout"
   fi
-  there "PBRL_INSTALL_PYTHON=1 bash launch/environment.sh ${PBRL_EXTRAS//,/ }"
+  [ "${#extras[@]}" = 0 ] || printf -v words ' %q' "${extras[@]}"
+  there "PBRL_INSTALL_PYTHON=1 bash launch/environment.sh$words"
+}
+
+send_secrets() {
+  local file
+  [ -n "$HOST" ] || return 0 # here the run has this shell's variables
+  file="$(secrets_file)"
+  [ -n "$file" ] || return 0
+  # shellcheck disable=SC2064
+  trap "rm -f ${file@Q}" EXIT
+  send "$file" "cd $checkout && umask 077 && rm -f .pbrl.env && cat >.pbrl.env"
 }
 
 start() {
-  local words
+  local words settings
   [ "${1:-}" != pbrl ] || shift
   [ "$#" -gt 0 ] || fail "run needs a verb; for example:" \
     "bash launch/gpu_node.sh run train configs/tiny_cpu.py --workdir runs/tiny"
   printf -v words '%q ' "$@"
+  printf -v settings 'PBRL_EXTRAS=%q' "$PBRL_EXTRAS"
+  send_secrets
   # A second run in the same checkout would write into the first one's log and process file.
-  there "if [ -s pbrl.pid ] && kill -0 \$(cat pbrl.pid) 2>/dev/null; then \
-echo 'error: a run is already going on (bash launch/gpu_node.sh logs, or stop)' >&2; exit 1; fi; \
-PBRL_EXTRAS=$PBRL_EXTRAS setsid nohup bash launch/local.sh $words>pbrl.log 2>&1 </dev/null & echo \$! >pbrl.pid"
+  there "bash launch/detached.sh free && { rm -f pbrl.id pbrl.words; $settings setsid nohup bash launch/detached.sh run \
+bash launch/local.sh $words>pbrl.log 2>&1 </dev/null & echo \$! >pbrl.pid; }"
 }
 
 command="${1:-}"

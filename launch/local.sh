@@ -6,7 +6,8 @@
 #   bash launch/local.sh -n 2 train configs/tiny_cpu.py --workdir runs/two
 #
 #   -n N             N processes that work as one run through jax.distributed; each line of output begins with the
-#                    number of its process, and when one of them fails the others are ended
+#                    number of its process, and when one of them fails the others are ended. Ctrl-C, SIGTERM, SIGHUP and
+#                    SIGUSR1 reach each process once, which then saves
 #
 #   PBRL_EXTRAS      extras to install: cuda, tpu, or empty   (default: what this machine has)
 #   PBRL_PORT        port that the N processes meet at        (default: a free one)
@@ -48,10 +49,12 @@ signal_all() {
   for child in ${children[@]+"${children[@]}"}; do kill "-$1" "$child" 2>/dev/null || true; done
 }
 
-# Ends what is left after PBRL_GRACE seconds; a run that hangs must not hold the machine.
+# Tells the others to end, and ends what is left after PBRL_GRACE seconds: a run that hangs must not hold the machine.
 end_the_rest() {
   signal_all TERM
+  [ -z "$killer" ] || return 0
   (
+    trap - TERM
     exec >/dev/null 2>&1
     for ((second = 0; second < ${PBRL_GRACE:-180}; second++)); do sleep 1; done
     signal_all KILL
@@ -60,16 +63,19 @@ end_the_rest() {
 }
 
 run_processes() {
-  local process status=0 ended killer="" variables output left
+  local process status=0 ended variables output left
+  killer=""
+  # Each process in a group of its own, which the terminal's Ctrl-C does not reach: it would be a second signal.
+  set -m
+  trap 'say "stopping all processes; each saves at its next safe point"; end_the_rest' TERM INT HUP USR1
   for ((process = 0; process < processes; process++)); do
     mapfile -t variables < <(settings "$process")
     # A file descriptor of its own, so that $! is the run and not the pipe behind it.
-    exec {output}> >(sed -u "s/^/[$process] /")
-    env "${variables[@]}" pbrl "$@" >&"$output" 2>&1 &
+    exec {output}> >(trap '' TERM INT HUP USR1; exec sed -u "s/^/[$process] /")
+    env "${variables[@]}" pbrl "$@" >&"$output" 2>&1 </dev/null &
     children+=("$!")
     exec {output}>&-
   done
-  trap 'say "stopping all processes"; end_the_rest' TERM INT
   left="$processes"
   while [ "$left" -gt 0 ]; do
     ended=0
@@ -86,7 +92,7 @@ run_processes() {
       fi
     fi
   done
-  [ -z "$killer" ] || kill "$killer" 2>/dev/null || true
+  [ -z "$killer" ] || kill -- "-$killer" 2>/dev/null || true
   exit "$status"
 }
 

@@ -19,7 +19,8 @@
 #   PBRL_EXTRAS      extras to install                         (default: cuda)
 #
 # The checkout, its environment and the work directory lie on a disk that all nodes share. A job that is preempted or
-# reaches its limit gets SIGTERM, saves, and is queued again by Slurm after a preemption (--requeue).
+# reaches its limit gets SIGTERM and saves. At its limit it queues itself again (launch/requeue.sh), and so does a job that
+# is told to stop within SIGNAL_SECONDS of it; after a preemption Slurm queues it again (--requeue).
 # Written after the manual of sbatch; it has never run on a real cluster.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -47,6 +48,8 @@ submit() {
     "NODES=2 bash launch/slurm.sh run train configs/llama31_8b_pbrlsvr.py --workdir /shared/run"
   [ -n "$NODES" ] || fail "NODES is not set; for example: NODES=2 bash launch/slurm.sh run $*"
   [[ "$NODES" =~ ^[1-9][0-9]*$ ]] || fail "NODES=$NODES is not a number of nodes"
+  [[ "$CPUS_PER_GPU" =~ ^[1-9][0-9]*$ ]] || fail "CPUS_PER_GPU=$CPUS_PER_GPU is not a number of cores"
+  [[ "$SIGNAL_SECONDS" =~ ^[1-9][0-9]*$ ]] || fail "SIGNAL_SECONDS=$SIGNAL_SECONDS is not a number of seconds"
   [[ "$GPUS_PER_NODE" =~ ^[1-9][0-9]*$ ]] || fail "GPUS_PER_NODE=$GPUS_PER_NODE is not a number of GPUs"
   slurm sbatch
   flags=(--job-name=pbrl --nodes="$NODES" --ntasks-per-node="$GPUS_PER_NODE" --gres="gpu:$GPUS_PER_NODE"
@@ -56,10 +59,11 @@ submit() {
   [ -z "$ACCOUNT" ] || flags+=(--account="$ACCOUNT")
   printf -v words ' %q' "$@"
   run mkdir -p "$LOGS"
-  # srun starts one process for each task; --kill-on-bad-exit ends the others where one fails. sbatch wraps its
-  # command in sh, which knows neither `source` nor arrays.
-  printf -v line 'cd %q && source launch/environment.sh && enter_environment && exec srun' "$REPOSITORY"
-  line+=" --kill-on-bad-exit=1 --label pbrl$words"
+  # srun starts one process for each task; --kill-on-bad-exit ends the others where one fails, and since Slurm 22.05 it
+  # does not take the cores of a task from sbatch. sbatch wraps its command in sh, which knows neither `source` nor arrays.
+  printf -v line 'cd %q && source launch/environment.sh && enter_environment && exec bash launch/requeue.sh %q srun' \
+    "$REPOSITORY" "$SIGNAL_SECONDS"
+  line+=" --kill-on-bad-exit=1 --label --cpus-per-task=$CPUS_PER_GPU pbrl$words"
   run sbatch "${flags[@]}" --wrap="exec bash -c ${line@Q}"
 }
 

@@ -7,8 +7,9 @@
 #   wait                     until a queued machine is there
 #   setup                    copy this checkout to all workers and install it there
 #   run VERB [ARGUMENT...]   start `pbrl VERB ...` on all workers, detached; the same work directory resumes
-#   loop VERB [ARGUMENT...]  the same, attached, until it ends well: a preempted machine is made anew and the run
-#                            goes on from its last checkpoint, so that the work directory must be on gs://
+#   loop VERB [ARGUMENT...]  the same, and follow it until it ends well: a connection that breaks is made again, the run
+#                            going on meanwhile; a machine under repair is waited for; a preempted machine is made
+#                            anew. The run goes on from its last checkpoint, so the work directory must be on gs://
 #   logs [WORKER [SLICE]]    follow the output of one worker (default: 0 0)
 #   stop                     SIGTERM on all workers: the run saves its state and ends
 #   ssh [WORKER [SLICE]]     a shell on one worker
@@ -24,6 +25,14 @@
 #   SLICES             slices of ACCELERATOR_TYPE each, in one run over the data-centre network; more than one are
 #                      a queued resource                         (default: 1)
 #   NETWORK            network of the machine                    (default: the project's)
+#   RESERVED           1: in the project's reserved capacity     (default: 0)
+#   SERVICE_ACCOUNT    account that the machine acts as          (default: the project's for Compute Engine)
+#   INTERNAL_IPS       1: the machine has no address outside     (default: 0)
+#   IAP                1: ssh through Identity-Aware Proxy, as machines without such an address need    (default: 0)
+#   PBRL_EXTRAS        extras to install there                   (default: tpu)
+#   PASS               variables to hand to the run beside HF_TOKEN, WANDB_* and PBRL_*, separated by spaces; they
+#                      go by a file of mode 600, never on a command line
+#   PBRL_PACK          files that git does not track, to be copied as well
 #   RETRY_SECONDS      pause of `loop` and `wait` before they ask again    (default: 60)
 #
 # On a pod every host reads and writes the same places: work directory (--workdir), weights (--policy.source),
@@ -45,6 +54,11 @@ SPOT="${SPOT:-0}"
 QUEUED="${QUEUED:-0}"
 SLICES="${SLICES:-1}"
 NETWORK="${NETWORK:-}"
+RESERVED="${RESERVED:-0}"
+SERVICE_ACCOUNT="${SERVICE_ACCOUNT:-}"
+INTERNAL_IPS="${INTERNAL_IPS:-0}"
+IAP="${IAP:-0}"
+PBRL_EXTRAS="${PBRL_EXTRAS-tpu}"
 RETRY_SECONDS="${RETRY_SECONDS:-60}"
 REMOTE_DIR=pbrl_jax
 [ -n "$TPU_NAME" ] || fail "TPU_NAME is not set; for example:" \
@@ -53,6 +67,8 @@ REMOTE_DIR=pbrl_jax
 needs gcloud "is not installed; see cloud.google.com/sdk/docs/install"
 [[ "$SLICES" =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES is not a number of slices; for example: SLICES=2"
 [ "$SLICES" = 1 ] || QUEUED=1
+[ "$SPOT" != 1 ] || [ "$RESERVED" != 1 ] || fail "SPOT=1 and RESERVED=1 exclude each other; set one of them to 0"
+IFS=, read -ra extras <<<"$PBRL_EXTRAS"
 place=(--zone="$ZONE")
 [ -z "$PROJECT" ] || place+=(--project="$PROJECT")
 
@@ -87,6 +103,14 @@ fi
 
 tpu() { run gcloud compute tpus "$group" "$@"; }
 
+# shell ssh|scp ...: ssh to the machine; of a machine that is no queued resource only gcloud's alpha commands go through IAP.
+shell() {
+  local release=() tunnel=()
+  [ "$IAP" != 1 ] || tunnel=(--tunnel-through-iap)
+  [ "$IAP" != 1 ] || [ "$QUEUED" = 1 ] || release=(alpha)
+  run gcloud ${release[@]+"${release[@]}"} compute tpus "$group" "$@" ${tunnel[@]+"${tunnel[@]}"}
+}
+
 # slice N: the flag that names one slice; a machine that is no queued resource has only one.
 slice() {
   [ "$1" -lt "$SLICES" ] || fail "there is no slice $1: SLICES=$SLICES, numbered from 0"
@@ -95,13 +119,21 @@ slice() {
 }
 
 # on WORKER COMMAND [SLICE FLAG]: one shell command in the checkout on a worker, or on all of them.
-on() { tpu ssh "$TPU_NAME" "${place[@]}" "${@:3}" --worker="$1" --command="cd $REMOTE_DIR && $2"; }
+on() { shell ssh "$TPU_NAME" "${place[@]}" "${@:3}" --worker="$1" --command="cd $REMOTE_DIR && $2"; }
 
 everywhere() { on all "$1" ${all_slices[@]+"${all_slices[@]}"}; }
+
+# to_all FILE NAME: copies a file to all workers.
+to_all() {
+  shell scp "$1" "$TPU_NAME:$2" "${place[@]}" ${all_slices[@]+"${all_slices[@]}"} --worker=all
+}
 
 create() {
   local flags=()
   [ "$SPOT" != 1 ] || flags+=(--spot)
+  [ "$RESERVED" != 1 ] || flags+=(--reserved)
+  [ "$INTERNAL_IPS" != 1 ] || flags+=(--internal-ips)
+  [ -z "$SERVICE_ACCOUNT" ] || flags+=(--service-account="$SERVICE_ACCOUNT")
   [ -z "$NETWORK" ] || flags+=(--network="$NETWORK")
   if [ "$QUEUED" != 1 ]; then
     flags=(--version="$RUNTIME_VERSION" ${flags[@]+"${flags[@]}"})
@@ -121,102 +153,179 @@ delete() {
 }
 
 setup() {
+  local words=""
+  [ "${#extras[@]}" = 0 ] || printf -v words ' %q' "${extras[@]}"
   pack_checkout &&
-    tpu scp "$CHECKOUT_ARCHIVE" "$TPU_NAME:pbrl_jax.tar.gz" "${place[@]}" ${all_slices[@]+"${all_slices[@]}"} \
-      --worker=all &&
-    tpu ssh "$TPU_NAME" "${place[@]}" ${all_slices[@]+"${all_slices[@]}"} --worker=all \
+    to_all "$CHECKOUT_ARCHIVE" pbrl_jax.tar.gz &&
+    shell ssh "$TPU_NAME" "${place[@]}" ${all_slices[@]+"${all_slices[@]}"} --worker=all \
       --command="mkdir -p $REMOTE_DIR && \
-tar -xzf pbrl_jax.tar.gz -C $REMOTE_DIR && cd $REMOTE_DIR && PBRL_INSTALL_PYTHON=1 bash launch/environment.sh tpu"
+tar -xzf pbrl_jax.tar.gz -C $REMOTE_DIR && cd $REMOTE_DIR && PBRL_INSTALL_PYTHON=1 bash launch/environment.sh$words"
 }
 
-# The shell command that runs a verb on a worker.
+# The file is there with mode 600 before anything is written to it.
+send_secrets() {
+  local file
+  file="$(secrets_file)" || exit 1
+  [ -n "$file" ] || return 0
+  # shellcheck disable=SC2064
+  trap "rm -f ${file@Q}" EXIT
+  everywhere "umask 077 && rm -f .pbrl.env && : >.pbrl.env" && to_all "$file" "$REMOTE_DIR/.pbrl.env"
+}
+
+# The shell command that runs a verb on a worker; behind `env`.
 verb_command() {
-  local words
+  local words settings
   [ "${1:-}" != pbrl ] || shift
   [ "$#" -gt 0 ] || fail "$command needs a verb; for example:" \
     "bash launch/tpu_vm.sh $command train configs/llama31_8b_pbrlsvr.py --workdir gs://bucket/run"
   printf -v words ' %q' "$@"
-  printf 'PBRL_EXTRAS=tpu PBRL_HOSTS=auto bash launch/local.sh%s' "$words"
+  printf -v settings 'PBRL_EXTRAS=%q PBRL_HOSTS=auto' "$PBRL_EXTRAS"
+  printf '%s' "$settings bash launch/detached.sh %s bash launch/local.sh$words"
 }
 
 start() {
   local line
   line="$(verb_command "$@")"
-  everywhere "(setsid nohup env $line >pbrl.log 2>&1 </dev/null & echo \$! >pbrl.pid)"
+  send_secrets
+  everywhere "bash launch/detached.sh free && rm -f pbrl.id pbrl.words && \
+(setsid nohup env ${line/\%s/run} >pbrl.log 2>&1 </dev/null & echo \$! >pbrl.pid)"
 }
 
-# READY, WAITING, PREEMPTED, ... or ABSENT; a queued resource is ready when all its slices are.
-state() {
-  local found
-  found="$(gcloud compute tpus "$group" describe "$TPU_NAME" "${place[@]}" --format="value($state_field)" 2>/dev/null)" ||
-    found=ABSENT
-  case "$found" in
-    ACTIVE) echo READY ;;
-    ACCEPTED | PROVISIONING | CREATING | WAITING_FOR_RESOURCES) echo WAITING ;;
-    *) echo "$found" ;;
-  esac
+# Sets `now` to READY, WAITING (it will come by itself), LEAVING, GONE (it will not come back), ABSENT, or UNKNOWN where
+# gcloud could not tell; `found` is gcloud's own word or message. A queued resource is ready when all its slices are.
+look_up() {
+  local said
+  said="$(mktemp)"
+  now=UNKNOWN
+  if found="$(gcloud compute tpus "$group" describe "$TPU_NAME" "${place[@]}" --format="value($state_field)" 2>"$said")"; then
+    case "$found" in
+      READY | ACTIVE) now=READY ;;
+      ACCEPTED | PROVISIONING | CREATING | WAITING_FOR_RESOURCES) now=WAITING ;;
+      STARTING | RESTARTING | REIMAGING | REPAIRING | UNHIDING) now=WAITING ;;
+      DELETING | STOPPING | SUSPENDING | HIDING) now=LEAVING ;;
+      PREEMPTED | TERMINATED | STOPPED | FAILED | SUSPENDED | HIDDEN) now=GONE ;;
+      *) found="gcloud names a state that this script does not know: '$found'" ;;
+    esac
+  else
+    found="$(cat "$said")"
+    # Only this answer, which names the machine, says that it is not there; an expired login or a broken network does not.
+    if [[ "$found" == *NOT_FOUND*"$TPU_NAME"* ]]; then now=ABSENT; fi
+  fi
+  rm -f "$said"
 }
+
+cannot_tell() { fail "gcloud could not tell whether $TPU_NAME is there: ${found//$'\n'/ }"; }
 
 # Until it is ready; fails where it has been taken away or refused.
 wait_for_it() {
-  local now
+  local asked=0
   if [ "$DRY_RUN" = 1 ]; then
     run gcloud compute tpus "$group" describe "$TPU_NAME" "${place[@]}" --format="value($state_field)"
     return
   fi
   while true; do
-    now="$(state)"
+    look_up
     case "$now" in
       READY) return 0 ;;
-      WAITING) say "$TPU_NAME stands in line; looking again in $RETRY_SECONDS s" ;;
+      WAITING | LEAVING) say "$TPU_NAME stands in line ($found); looking again in $RETRY_SECONDS s" ;;
+      UNKNOWN)
+        [ "$asked" = 1 ] || cannot_tell
+        say "gcloud could not tell the state of $TPU_NAME: $found; looking again in $RETRY_SECONDS s"
+        ;;
       *)
-        say "$TPU_NAME is $now"
+        say "$TPU_NAME is ${found:-$now}"
         return 1
         ;;
     esac
+    asked=1
     sleep "$RETRY_SECONDS"
   done
 }
 
-# Makes the machine ready to run; fails where there is no capacity at the moment.
+# Makes the machine ready to run; fails where that cannot be done at the moment.
 bring_up() {
-  case "$1" in
-    READY) return 0 ;;
+  case "$now" in
+    READY) [ "$prepared" = 0 ] || return 0 ;;
     ABSENT) create || return 1 ;;
-    WAITING) ;;
-    *)
+    GONE)
       delete || return 1
       create || return 1
       ;;
+    *) return 1 ;;
   esac
-  if [ "$QUEUED" = 1 ]; then wait_for_it || return 1; fi
-  setup
+  if [ "$now" != READY ] && [ "$QUEUED" = 1 ]; then wait_for_it || return 1; fi
+  setup && prepared=1
+}
+
+# Asks all workers how the run is, after following it ended with status $1. Sets `workers` to
+#   running   it goes on somewhere
+#   finished  it has ended well everywhere
+#   failed    it has ended everywhere, with an error
+#   lost      a worker was restarted, or made anew, and does not run it any more
+#   unknown   they could not be asked
+ask_workers() {
+  local answer line
+  line="if cd $REMOTE_DIR 2>/dev/null; then bash launch/detached.sh state; else echo pbrl-run: none; fi"
+  workers=unknown
+  answer="$(DRY_RUN=0 shell ssh "$TPU_NAME" "${place[@]}" ${all_slices[@]+"${all_slices[@]}"} --worker=all \
+    --command="$line")"$'\n' || return 0
+  case "${answer#*$'\n'}" in # behind the command itself, which `run` prints
+    *"pbrl-run: lost"* | *"pbrl-run: none"*) workers=lost ;;
+    *"pbrl-run: running"*) workers=running ;;
+    *"pbrl-run: ended "[1-9]*) workers=failed ;;
+    *"pbrl-run: ended 0"*) workers=finished ;;
+    *) [ "$1" = 255 ] || workers=failed ;;
+  esac
+}
+
+# follow_run LINE: starts the run on all workers, or joins it, and shows it. Returns 0 where it ended well, 1 where the
+# machine has to be looked at again, and ends the script where the run itself has failed.
+follow_run() {
+  local status=0
+  everywhere "env ${1/\%s/$how $id.$attempt}" || status=$?
+  [ "$status" != 0 ] || return 0
+  ask_workers "$status"
+  [ "$workers" != finished ] || return 0
+  if [ "$workers" = lost ]; then # all start together again
+    attempt=$((attempt + 1)) how=restart prepared=0
+  fi
+  look_up
+  if [ "$now" = READY ] && [ "$workers" = failed ]; then
+    fail "the run failed on a machine that is in order, see its messages above; not tried again"
+  elif [ "$now" = READY ]; then
+    say "the connection to $TPU_NAME is lost; joining the run again in $RETRY_SECONDS s"
+  else
+    say "$TPU_NAME is ${found:-$now}; asking again in $RETRY_SECONDS s"
+  fi
+  return 1
 }
 
 loop() {
-  local line now
+  local line id attempt=1 how=follow prepared=1 asked=0
   line="$(verb_command "$@")"
   case " $* " in
     *" --workdir gs://"* | *" --workdir=gs://"*) ;;
     *) fail "loop needs --workdir gs://BUCKET/...: the disk of a preempted TPU VM is gone with it" ;;
   esac
+  printf -v id '%(%s)T-%s' -1 "$$"
   if [ "$DRY_RUN" = 1 ]; then
-    bring_up ABSENT
-    everywhere "$line"
+    now=ABSENT
+    bring_up
+    send_secrets
+    everywhere "env ${line/\%s/follow $id.1}"
     return
   fi
   while true; do
-    now="$(state)"
-    if bring_up "$now"; then
-      if everywhere "$line"; then
-        say "the run ended well; bash launch/tpu_vm.sh delete gives the machine back"
-        return
-      fi
-      now="$(state)"
-      [ "$now" != READY ] || fail "the run failed on a machine that is in order, see its messages above; not tried again"
-      say "$TPU_NAME is $now; asking again in $RETRY_SECONDS s"
-    else
-      say "$TPU_NAME could not be made ready; asking again in $RETRY_SECONDS s"
+    look_up
+    [ "$now" != UNKNOWN ] || [ "$asked" = 1 ] || cannot_tell
+    asked=1
+    if ! bring_up; then
+      say "$TPU_NAME could not be made ready (${found:-$now}); asking again in $RETRY_SECONDS s"
+    elif ! send_secrets; then
+      say "$TPU_NAME could not be reached; asking again in $RETRY_SECONDS s"
+    elif follow_run "$line"; then
+      say "the run ended well; bash launch/tpu_vm.sh delete gives the machine back"
+      return
     fi
     sleep "$RETRY_SECONDS"
   done
@@ -224,10 +333,13 @@ loop() {
 
 # A second `create` or `delete` finds its work done and says so.
 unless() {
-  local unwanted="$1"
-  if [ "$DRY_RUN" != 1 ] && [[ " $unwanted " == *" $(state) "* ]]; then
-    say "nothing to do: $TPU_NAME is ${unwanted%% *} already"
-    return
+  if [ "$DRY_RUN" != 1 ]; then
+    look_up
+    [ "$now" != UNKNOWN ] || cannot_tell
+    if [[ " $1 " == *" $now "* ]]; then
+      say "nothing to do: $TPU_NAME is $now already"
+      return
+    fi
   fi
   "$2"
 }
@@ -245,7 +357,7 @@ case "$command" in
   stop) everywhere "kill -TERM \$(cat pbrl.pid)" ;;
   ssh)
     slice "${2:-0}"
-    tpu ssh "$TPU_NAME" "${place[@]}" ${one_slice[@]+"${one_slice[@]}"} --worker="${1:-0}"
+    shell ssh "$TPU_NAME" "${place[@]}" ${one_slice[@]+"${one_slice[@]}"} --worker="${1:-0}"
     ;;
   delete) unless ABSENT delete ;;
   *) fail "unknown command '$command'; known: create, wait, setup, run, loop, logs, stop, ssh, delete" ;;

@@ -40,7 +40,7 @@ Rollout:
 Rewards:
 
   cosine_reward(encoder_params, tokens_BS, mask_BS, pivot_BE, *, spec) -> reward_B
-  make_reward(config, assets) -> function(RewardInputs) -> Combined(total, each, right_language_B,
+  make_reward(config, assets, group=1) -> function(RewardInputs) -> Combined(total, each, right_language_B,
     translation_B)
   PivotStore(directory, writes=True): English references and their vectors on disk
 

@@ -118,6 +118,14 @@ def test_help_of_settings(pbrl):
     assert status == 0 and "--algo.beta" in output and "(default: 0.01)" in output
 
 
+def test_settings_that_a_switch_turns_off_are_named_at_the_start(pbrl, tmp_path):
+    dry = ("--workdir", tmp_path / "run", "--dry-run")
+    status, _, errors = pbrl("train", TINY, *dry, "--policy.source", "elsewhere", "--policy.preset", "small")
+    assert status == 0 and errors.count("Note: ") == 1
+    assert "Note: policy.preset=small is not read: it belongs to policy.source random, and that is 'else" in errors
+    assert "Note: " not in pbrl("train", TINY, *dry)[2]
+
+
 def test_unknown_and_wrong_settings(pbrl, tmp_path):
     status, output, errors = pbrl("train", TINY, "--workdir", tmp_path / "run", "--algo.betta", "0.1")
     assert status == 2 and "--algo.betta" in output + errors and "--algo.beta FLOAT" in output + errors

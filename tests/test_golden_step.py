@@ -4,6 +4,7 @@ Oracles hold the parts to other people's numbers; this table holds the whole to 
 derivation, of what a mask covers shows here first. `python tests/test_golden_step.py` writes the table anew.
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -18,8 +19,9 @@ from pbrl_jax.models.specs import tiny_decoder
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.programs import make_update
+from pbrl_jax.train.programs import make_logprobs, make_update
 from pbrl_jax.train.state import new_state
+from pbrl_jax.train.trained import Frozen
 
 TABLE = Path(__file__).parent / "fixtures" / "golden_step.json"
 EOS = (1, 33, 65, 97, 129, 161, 193, 225)
@@ -44,8 +46,9 @@ def measured() -> dict[str, list[float]]:
     batch = TrainBatch(prompts, rollout, reward, rollout.lengths_B > 5)
     update, ref_params = make_update(spec, config), tiny_params(spec)
     state, steps = new_state(params, make_optimizer(config.optim)), []
-    for _ in range(2):
-        state, metrics = update(state, ref_params, batch)
+    old_logp_BR = make_logprobs(spec, config)(state, Frozen(), batch)
+    for rows in (batch, dataclasses.replace(batch, old_logp_BR=old_logp_BR)):
+        state, metrics = update(state, ref_params, rows)
         steps.append(metrics)
     return {name: [float(metrics[name]) for metrics in steps] for name in sorted(steps[0])}
 

@@ -26,6 +26,13 @@ MODES = {
 }
 
 
+def correction_mode(mode: str, sampler_differs: bool) -> str:
+    """The mode that `auto` stands for: `token_truncate` where sampler and trainer compute different log-probs."""
+    if mode != "auto":
+        return mode
+    return "token_truncate" if sampler_differs else "off"
+
+
 def sampler_weights(
     trainer_logp_BR: Float[Array, "B R"],
     sampler_logp_BR: Float[Array, "B R"],

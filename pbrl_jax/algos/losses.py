@@ -118,7 +118,7 @@ def policy_gradient(logp_BR, ratio_BR, adv_BR, config: AlgoConfig):
 
 def check_no_ratio(config: AlgoConfig) -> None:
     """Refuse what only a loss with an importance ratio can do."""
-    if config.num_iterations > 1 or config.importance_sampling_level != "token":
+    if config.num_iterations > 1 or config.minibatch_prompts or config.importance_sampling_level != "token":
         raise ConfigError(
             f"algo.loss_type {config.loss_type} has no importance ratio, but algo.num_iterations is "
             f"{config.num_iterations} and algo.importance_sampling_level {config.importance_sampling_level}. Use "

@@ -22,10 +22,15 @@ class Added(NamedTuple):
 
 
 #: One line for each optional field that TrainState, TrainBatch or another saved record gains.
-ADDED: tuple[Added, ...] = ()
+ADDED: tuple[Added, ...] = (
+    Added("0.2.0", r"(.*/)?empty", 0),
+    Added("0.2.0", "batch/old_logp_BR", None),
+)
 
 #: (version, what it computes otherwise than the versions before, in a few words).
-NUMERICS: tuple[tuple[str, str], ...] = ()
+NUMERICS: tuple[tuple[str, str], ...] = (
+    ("0.2.0", "compares new log-probs with the trainer's old ones, not with the sampler's"),
+)
 
 
 def number(version: str) -> tuple[int, ...]:

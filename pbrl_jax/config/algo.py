@@ -15,7 +15,10 @@ class AlgoConfig:
     num_generations: int = identity(8, at_least=1)
     """Samples per prompt, G."""
     num_iterations: int = identity(1, at_least=1)
-    """Optimizer steps on each rollout batch (mu)."""
+    """Passes over each rollout batch (mu): optimizer steps on it, times the number of its minibatches."""
+    minibatch_prompts: int = identity(0, at_least=0)
+    """Prompts of a minibatch: each pass over a rollout batch goes through disjoint parts of it in a seeded order, one
+    optimizer step each (verl's ppo_mini_batch_size, TRL's steps_per_generation). 0: the whole batch."""
     beta: float = identity(0.001, at_least=0)
     """Weight of the KL to the reference policy; 0 keeps no reference at all."""  # ASSUMED: not stated
     kl_estimator: str = identity("k3", only_with=("beta",))
@@ -31,8 +34,9 @@ class AlgoConfig:
     importance_sampling_level: str = identity("token")
     """What has one importance ratio: token, sequence (GSPO) or sequence_token (GSPO-token). See
     pbrl_jax.algos.objectives.ratio_at_level."""
-    importance_sampling_mode: str = identity("off")
-    """Correction for a sampler whose log-probs differ from the trainer's; see pbrl_jax.algos.correction."""
+    importance_sampling_mode: str = identity("auto")
+    """Correction for a sampler whose log-probs differ from the trainer's; see pbrl_jax.algos.correction. auto:
+    token_truncate where they differ (a compute type below float32), off elsewhere."""
     importance_sampling_clip_min: float | None = identity(None, at_least=0, only_with=("importance_sampling_mode",))
     """Smallest weight of that correction; None is no bound."""
     importance_sampling_clip_max: float | None = identity(3.0, at_least=0, only_with=("importance_sampling_mode",))

@@ -15,6 +15,8 @@ class EvalConfig:
     """As data.path."""
     split: str = operational("test")
     """Split of the evaluation source."""
+    training_rows: bool = operational(False)
+    """Evaluate on problems that are trained on, too; otherwise they are an error."""
     languages: tuple[str, ...] = operational(())
     """Languages evaluated; empty: those of data.languages."""
     limit: int = operational(0, at_least=0)

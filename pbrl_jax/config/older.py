@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,10 @@ def _pivot_path(section: Mapping[str, Any]) -> str:
 #: Old name -> function of its section's values that gives the new name. In 0.1.0 pivot.path was the folder of the
 #: store, or, with source file, the file of references.
 RENAMED: dict[str, Callable[[Mapping[str, Any]], str]] = {"pivot.path": _pivot_path}
+
+#: Field -> (version that changed its default, the default before, the default since). An older file that holds the old
+#: default is read with the new one: whether it was chosen is not known.
+CHANGED_DEFAULTS = {"algo.importance_sampling_mode": ("0.2.0", "off", "auto")}
 
 #: Section class -> its fields in version 0.1.0, in order: `stable_repr` puts them into identities of saved work.
 FIRST_FIELDS = {
@@ -49,6 +54,21 @@ def current_names(section: str, values: Mapping[str, Any]) -> tuple[dict[str, An
             found[new] = found.pop(name)
             said.append(f"{section}.{name} is now {section}.{new}")
     return found, said
+
+
+def current_defaults(section: str, values: Mapping[str, Any], version: str) -> tuple[dict[str, Any], list[str]]:
+    """(the values of a section with defaults that have changed since `version`, a sentence for each of them)."""
+    found, said = dict(values), []
+    for name, value in values.items():
+        since, before, now = CHANGED_DEFAULTS.get(f"{section}.{name}", ("0", None, None))
+        if before is not None and value == before and _number(version) < _number(since):
+            found[name] = now
+            said.append(f"{section}.{name}={before} is now {now}")
+    return found, said
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def takes_old_names(section: str) -> Callable[[type], type]:

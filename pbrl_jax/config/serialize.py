@@ -12,7 +12,7 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-from pbrl_jax.config.older import FIRST_VERSION, current_names
+from pbrl_jax.config.older import FIRST_VERSION, current_defaults, current_names
 from pbrl_jax.config.tree import AnyConfig, Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 from pbrl_jax.core.version import __version__
@@ -142,7 +142,8 @@ class _Reader(NamedTuple):
             raise ConfigError(f"Found {_found(value)} for {where}, expected a JSON object with its fields.")
         hints, prefix = typing.get_type_hints(cls), f"{path}." if path else ""
         value, renamed = current_names(path, value)
-        self.renamed.extend(renamed)
+        value, changed = current_defaults(path, value, self.version)
+        self.renamed.extend(renamed + changed)
         for name in value:
             if name not in hints:
                 raise ConfigError(

@@ -32,6 +32,18 @@ def few_rows(count: int, largest: int) -> int:
     return min(largest, 1 << max(count - 1, 0).bit_length())
 
 
+def split_rows(count: int, sizes: Sequence[int]) -> list[int]:
+    """Sizes of batches, out of `sizes` (ascending), that together hold `count` rows. At most a fifth of a batch is
+    padding, save where `count` is less than the smallest size."""
+    batches: list[int] = []
+    while count > sum(batches):
+        left = count - sum(batches)
+        nearly_full = [size for size in sizes if 4 * size <= 5 * left and size >= left]
+        smaller = [size for size in sizes if size <= left]
+        batches.append(nearly_full[0] if nearly_full else smaller[-1] if smaller else sizes[0])
+    return batches
+
+
 def by_length(
     lengths: Sequence[Any], size: int, bucket: Callable[[Any], Any] | None = None
 ) -> Iterator[tuple[list[int], list[int]]]:

@@ -16,6 +16,9 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
 
+#: Characters that stand for others in the patterns by which orbax looks for a checkpoint's parts: what it saves in a
+#: folder with one in its path cannot be read again.
+PATTERN_MARKS = "*?["
 #: Bytes read at a time where a file is streamed.
 CHUNK_BYTES = 1 << 20
 
@@ -86,8 +89,18 @@ class WorkDir:
 
 
 def work_dir(path: str | os.PathLike) -> WorkDir:
-    """The layout of the work directory at `path`."""
-    return WorkDir(as_path(path))
+    """The layout of the work directory at `path`.
+
+    Raises:
+      ConfigError: its path holds one of PATTERN_MARKS.
+    """
+    root = as_path(path)
+    if marks := sorted(set(os.fspath(root)) & set(PATTERN_MARKS)):
+        raise ConfigError(
+            f"The work directory {os.fspath(root)!r} has {' '.join(marks)} in its path, which the checkpoint library "
+            "reads as a pattern of names. Name another folder with --workdir."
+        )
+    return WorkDir(root)
 
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:

@@ -49,6 +49,8 @@ class Prompt(NamedTuple):
     reference: Reference | None = None
     #: Further references, where an expert wrote several.
     more_references: tuple[Reference, ...] = ()
+    #: Further columns of the data, (name, value), for reward functions that ask for them by name.
+    columns: tuple[tuple[str, Any], ...] = ()
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -111,13 +113,20 @@ class Rollout:
 class Scores:
     """Rewards of B responses.
 
-    A row that is not valid could not be scored: it is excluded from every statistic and from the loss. `parts` are the
-    named components, for the logs.
+    A row that is not valid has no score: it is excluded from every statistic and from the loss. It failed, unless
+    `applies_B` is false there: the reward then says nothing of this row. None: the reward applies to every row.
+    `parts` are the named components, for the logs.
     """
 
     value_B: Float[Array, "B"]
     valid_B: Bool[Array, "B"]
     parts: dict[str, Float[Array, "B"]]
+    applies_B: Bool[Array, "B"] | None = None
+
+    @property
+    def failed_B(self) -> AnyArray:
+        """Rows that the reward should have scored and could not."""
+        return ~self.valid_B if self.applies_B is None else ~self.valid_B & self.applies_B
 
 
 @pytree
@@ -125,7 +134,9 @@ class TrainBatch:
     """One rollout batch, ready for the update.
 
     `rewards_BF` are the rewards of each of F functions, NaN where one could not score a row; given only where they are
-    scaled before they are summed. `value_BR` are a critic's values of each state at sampling time, where there is one.
+    scaled before they are summed. `value_BR` are a critic's values at sampling time, where there is one.
+    `old_logp_BR` are the trainer's log-probs for the parameters that sampled, kept where a batch gets several updates;
+    None: those of the update's own forward pass.
     """
 
     prompts: PromptBatch
@@ -134,6 +145,7 @@ class TrainBatch:
     valid_B: Bool[Array, "B"]
     rewards_BF: Float[Array, "B F"] | None = None
     value_BR: Float[Array, "B R"] | None = None
+    old_logp_BR: Float[Array, "B R"] | None = None
 
     @property
     def sampled_BR(self) -> Bool[Array, "B R"]:
@@ -146,8 +158,9 @@ class TrainBatch:
 class TrainState:
     """All that an update changes.
 
-    `step` counts attempted optimizer steps; `skipped` those skipped because a gradient was not finite. `beta` is the
-    KL weight of the next step where it adapts, None where it is constant. `critic` holds parameters and moments of a
+    `step` counts attempted optimizer steps; `skipped` those skipped because a gradient was not finite, `empty`
+    those of batches in which nothing counted. `beta` is the KL weight of the next step where it adapts, None where it
+    is constant. `critic` holds parameters and moments of a
     value head, None for algorithms without one.
     """
 
@@ -157,3 +170,4 @@ class TrainState:
     skipped: Int[Array, ""]
     beta: Float[Array, ""] | None = None
     critic: Any = None
+    empty: Int[Array, ""] | int = 0

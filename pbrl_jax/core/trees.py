@@ -110,3 +110,12 @@ def map_microbatches(function: Callable[[Any], jax.Array], tree: Any, groups: in
     pieces = jax.lax.map(function, split_microbatches(tree, groups, count))
     rows = pieces.reshape(count, size, -1, *pieces.shape[2:])
     return jnp.moveaxis(rows, 0, 1).reshape(-1, *pieces.shape[2:])
+
+
+def take_groups(tree: Any, index: jax.Array, groups: int) -> Any:
+    """The groups `index` of arrays whose leading axis is [groups * k]."""
+
+    def take(x):
+        return x.reshape(groups, -1, *x.shape[1:])[index].reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(take, tree)

@@ -14,6 +14,7 @@ from pbrl_jax.core.errors import ConfigError, DataError, lookup
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import check_offered, row_of
+from pbrl_jax.data.sources.quickstart import WordProblem
 from pbrl_jax.text.languages import answer_sentence
 
 KINDS = ("whole", "reasoning", "answer")
@@ -77,9 +78,9 @@ def quickstart_pairs(
     ]
 
 
-def distinct_problems(pool: Sequence[quickstart.Problem], count: int, rng: random.Random) -> list[quickstart.Problem]:
+def distinct_problems(pool: Sequence[WordProblem], count: int, rng: random.Random) -> list[WordProblem]:
     """`count` problems of `pool` with different English reasoning (two-step responses name neither person nor item)."""
-    found: dict[str, quickstart.Problem] = {}
+    found: dict[str, WordProblem] = {}
     # The draws suffice for batches much smaller than the pool; going through the pool ends every search.
     for problem in (*rng.choices(pool, k=4 * count), *pool):
         found.setdefault(quickstart.reference(problem, "en").reasoning, problem)
@@ -92,14 +93,14 @@ def _problem_pair(problem, kind: str, languages: Sequence[str], negatives: int, 
     code, target = _two_languages(languages, rng)
     return Pair(
         code,
-        problem_text(problem, code, kind),
+        response_part(problem, code, kind),
         target,
-        problem_text(problem, target, kind),
+        response_part(problem, target, kind),
         tuple(_wrong(problem, target, kind, rng) for _ in range(negatives)),
     )
 
 
-def problem_text(problem: quickstart.Problem, language: str, kind: str) -> str:
+def response_part(problem: WordProblem, language: str, kind: str) -> str:
     """The response, its reasoning or its answer sentence."""
     reference = quickstart.reference(problem, language)
     return lookup({"whole": reference.text, "reasoning": reference.reasoning, "answer": reference.answer}, kind, "kind")
@@ -107,12 +108,12 @@ def problem_text(problem: quickstart.Problem, language: str, kind: str) -> str:
 
 def _wrong(problem, language: str, kind: str, rng: random.Random) -> str:
     """The response with a wrong number; drawn again if the part of this kind has not changed."""
-    right = problem_text(problem, language, kind)
+    right = response_part(problem, language, kind)
     for _ in range(20):
-        wrong = problem_text(quickstart.corrupt(problem, rng), language, kind)
+        wrong = response_part(quickstart.corrupt(problem, rng), language, kind)
         if wrong != right:
             return wrong
-    return problem_text(quickstart.corrupt(problem, rng, part="answer"), language, kind)
+    return response_part(quickstart.corrupt(problem, rng, part="answer"), language, kind)
 
 
 def _answer_pairs(languages: Sequence[str], batch_size: int, negatives: int, rng: random.Random) -> list[Pair]:

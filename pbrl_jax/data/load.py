@@ -86,6 +86,18 @@ def check_golds(prompts: Sequence[Prompt]) -> str:
     return said
 
 
+def refuse_trained(prompts: Sequence[Prompt], trained: Sequence[Prompt]) -> None:
+    """Refuse evaluation prompts whose questions are trained on, too, in the same language (DataError)."""
+    known = {(prompt.language, prompt.question) for prompt in trained}
+    same = [prompt for prompt in prompts if (prompt.language, prompt.question) in known]
+    if same:
+        raise DataError(
+            f"{len(same)} of {len(prompts)} evaluation problems are also training rows, the first at {_places(same)} "
+            f"of the evaluation: {same[0].question[:60]!r}. Name other problems (eval.source, eval.path), or "
+            "set eval.training_rows true to evaluate on these."
+        )
+
+
 def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:
     """`prompts`; if none of them is English, also an English row of each problem that has English text.
 
@@ -106,8 +118,10 @@ def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
     """Hex digest of every field of every row, in order; identifies the data set."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        # Rows without further references keep the digest of versions that had none.
-        digest.update(json.dumps(prompt if prompt.more_references else prompt[:-1], ensure_ascii=False).encode())
+        fields = list(prompt)
+        while fields[-1] == ():  # rows without further references or columns keep the digest of versions without
+            fields.pop()
+        digest.update(json.dumps(fields, ensure_ascii=False, default=str).encode())
         digest.update(b"\n")
     return digest.hexdigest()
 

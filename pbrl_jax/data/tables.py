@@ -1,10 +1,11 @@
 """The reader of tables: JSONL, JSON, parquet, CSV or TSV files (also gzipped text), and data sets of the hub."""
 
-import csv
 import gzip
 import io
 import json
 import logging
+import re
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.data.sources.common import RowErrors
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
 Row = tuple[int, dict[str, Any]]
 """(number, counting from 1 as editors do; values by column)."""
 
@@ -27,19 +29,23 @@ def read_rows(file: epath.Path, errors: RowErrors, header: Sequence[str] = (), s
       skip_blank: ignore blank lines in the middle; otherwise they are errors.
 
     Raises:
-      DataError: no such file, an unknown ending, or content that is not UTF-8 or not parquet.
+      DataError: no such file, an unknown ending, a Git LFS pointer, a damaged file, or text that is not UTF-8.
     """
     if not file.exists():
         raise DataError(f"No file {str(file)!r}. Check the path, the split and the language.")
-    if file.name.endswith(".parquet"):
-        return list(enumerate(_parquet_rows(file), start=1))
     if not file.name.endswith(ENDINGS):
         raise DataError(f"{str(file)!r}: unknown kind of table. Expected one of {', '.join(ENDINGS)}.")
     raw, bare = file.read_bytes(), file.name.removesuffix(".gz")
+    if raw.startswith(LFS_POINTER):
+        raise DataError(f"{str(file)!r} is a Git LFS pointer and not the data. Run `git lfs pull` in its folder.")
+    if file.name.endswith(".parquet"):
+        return list(enumerate(_parquet_rows(raw, str(file)), start=1))
     try:
         text = (gzip.decompress(raw) if bare != file.name else raw).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{str(file)!r} is not UTF-8: {error}.") from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{str(file)!r} is damaged or was cut off: {error}. Download it again.") from error
     if bare.endswith((".csv", ".tsv")) and not header:
         return _separated_rows(text, "\t" if bare.endswith(".tsv") else ",", errors)
     if bare.endswith(".json"):
@@ -53,23 +59,53 @@ def read_rows(file: epath.Path, errors: RowErrors, header: Sequence[str] = (), s
     return _headless_rows(lines, header, errors) if header else _json_rows(lines, errors)
 
 
-def _parquet_rows(file: epath.Path) -> list[dict[str, Any]]:
+def _parquet_rows(raw: bytes, place: str) -> list[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(io.BytesIO(file.read_bytes())).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file} is no parquet file: {error}. Download it again.") from error
+        return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{place} is damaged, or no parquet file: {error}. Download it again.") from error
 
 
 def _separated_rows(text: str, mark: str, errors: RowErrors) -> list[Row]:
     """Rows of a file with a header line; an empty cell is None, as there is no other way to leave one out."""
-    rows = list(enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=mark), start=1))
-    for number, row in rows:
-        if None in row:
-            errors.add(number, f"has {len(row.pop(None))} fields more than the header")
-    return [(number, {column: cell or None for column, cell in row.items()}) for number, row in rows]
+    header, *lines = _cells(text, mark, errors) or [[]]
+    rows = []
+    for number, cells in enumerate(lines, start=1):
+        if len(cells) > len(header):
+            errors.add(number, f"has {len(cells) - len(header)} fields more than the header")
+        cells += [""] * (len(header) - len(cells))
+        rows.append((number, {column: cell or None for column, cell in zip(header, cells, strict=False)}))
+    return rows
+
+
+def _cells(text: str, mark: str, errors: RowErrors) -> list[list[str]]:
+    """The cells of each line that is not blank. A cell in quotation marks may hold the mark, line ends, and quotation
+    marks written twice. Any other cell that begins with a quotation mark is taken as it is between tabs, where quoting
+    is rare, and is an error between commas."""
+    cell = re.compile(rf'"([^"]*+(?:""[^"]*+)*+)"(?=[{mark}\r\n]|\Z)|([^{mark}\r\n]*)')
+    lines: list[list[str]] = [[]]
+    at = 0
+    while found := cell.match(text, at):
+        quoted, plain = found.groups()
+        lines[-1].append(plain if quoted is None else quoted.replace('""', '"'))
+        if quoted is None and plain.startswith('"') and mark == ",":
+            errors.add(
+                len(lines) - 1, f"has a cell with a quotation mark that is not closed at its end: {plain[:40]!r}"
+            )
+        if quoted is not None and mark == "\t" and mark in quoted and "\n" in quoted:
+            errors.add(len(lines) - 1, f"has a cell in quotation marks over columns and lines: {quoted[:40]!r}")
+        at = found.end()
+        if at == len(text):
+            break
+        if text[at] != mark:
+            if lines[-1] == [""]:
+                lines.pop()  # a blank line
+            lines.append([])
+        at += 2 if text.startswith("\r\n", at) else 1
+    return lines if lines[-1] != [""] else lines[:-1]
 
 
 def _headless_rows(lines: Sequence[tuple[int, str]], header: Sequence[str], errors: RowErrors) -> list[Row]:
@@ -88,16 +124,30 @@ def _json_rows(lines: Sequence[tuple[int, str]], errors: RowErrors) -> list[Row]
     for number, line in lines:
         try:
             values.append((number, json.loads(line)))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             errors.add(number, f"is no JSON ({error})")
     return _objects(values, errors)
 
 
 def _objects(values: Sequence[tuple[int, Any]], errors: RowErrors) -> list[Row]:
+    rows = []
     for number, value in values:
         if not isinstance(value, dict):
             errors.add(number, f"is {type(value).__name__}, expected an object with named columns")
-    return [(number, value) for number, value in values if isinstance(value, dict)]
+        elif half := next((name for name, cell in value.items() if not _encodes((name, cell))), None):
+            errors.add(number, f"{half} holds half of a character (an escape \\ud800 to \\udfff alone), expected text")
+        else:
+            rows.append((number, value))
+    return rows
+
+
+def _encodes(value: Any) -> bool:
+    """Whether the text in a value can be written as UTF-8."""
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_hub(repository: str, configuration: str | None, split: str) -> list[dict[str, Any]]:

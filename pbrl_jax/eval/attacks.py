@@ -6,10 +6,10 @@ held out: nothing may be trained on it, so that the audit measures generalisatio
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.contrastive import change_numbers
 from pbrl_jax.eval.attack_text import PHRASES, Phrases
@@ -38,6 +38,11 @@ class Case(NamedTuple):
 
     @property
     def phrases(self) -> Phrases:
+        if self.prompt.language not in PHRASES:
+            raise DataError(
+                f"There are no attack phrases in {self.prompt.language}, only in {', '.join(PHRASES)}. Leave the "
+                "language out, or add its phrases to pbrl_jax/eval/attack_text.py."
+            )
         return PHRASES[self.prompt.language]
 
     @property
@@ -48,6 +53,15 @@ class Case(NamedTuple):
     @property
     def english_parts(self) -> tuple[str, str]:
         return split_response(self.english, "en")
+
+
+def check_phrases(languages: Sequence[str]) -> None:
+    """Raise ConfigError for languages that the attacks have no sentences in."""
+    if missing := [code for code in languages if code not in PHRASES]:
+        raise ConfigError(
+            f"The audit has no sentences in {', '.join(missing)}; it has them in {', '.join(PHRASES)}. Leave the "
+            "others out: --data.languages."
+        )
 
 
 def steps_of(text: str) -> list[str]:

@@ -17,6 +17,7 @@ from pbrl_jax.core.paths import read_json_lines
 from pbrl_jax.core.records import Prompt, Scores, on_host
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import row_of
+from pbrl_jax.data.sources.quickstart import WordProblem
 from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.text.answers import extract_answer, same_answer, split_response
@@ -138,7 +139,7 @@ def held_out_families(space: str) -> tuple[str, ...]:
     return tuple(family for family in families if family in HELD_OUT_FAMILIES) or families[-1:]
 
 
-def _neighbours(place: int, pool: Sequence[quickstart.Problem]) -> tuple[quickstart.Problem, quickstart.Problem]:
+def _neighbours(place: int, pool: Sequence[WordProblem]) -> tuple[WordProblem, WordProblem]:
     """(the problem of the same family with the nearest other result, another problem with another result)."""
     own = pool[place]
     others = [problem for problem in (*pool[place + 1 :], *pool[:place]) if problem.result != own.result]

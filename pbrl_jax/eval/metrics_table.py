@@ -27,7 +27,7 @@ FIDELITY = {"right_language": "right_language", "line_pass_rate": "line_pass", "
 """Name in the table -> name in a row."""
 
 
-def by_problem(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+def rows_by_problem(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """Key -> the samples of the problem, in order."""
     table: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -35,7 +35,7 @@ def by_problem(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     return table
 
 
-def by_language(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+def rows_by_language(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """Language -> its rows."""
     table: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -45,7 +45,7 @@ def by_language(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 def accuracies(rows: Rows) -> dict[str, float]:
     """Key -> share of the problem's samples that are right."""
-    return {key: float(np.mean([row["correct"] for row in samples])) for key, samples in by_problem(rows).items()}
+    return {key: float(np.mean([row["correct"] for row in samples])) for key, samples in rows_by_problem(rows).items()}
 
 
 def votes(samples: Rows) -> list[int]:
@@ -65,7 +65,7 @@ def votes(samples: Rows) -> list[int]:
 
 def sample_metrics(rows: Rows) -> dict[str, float]:
     """pass@k, mean@k and maj@k for k = 1, 2, 4 ... and all samples; {} where each problem has one sample."""
-    problems = list(by_problem(rows).values())
+    problems = list(rows_by_problem(rows).values())
     count = min(len(samples) for samples in problems)
     if count == 1:
         return {}
@@ -86,7 +86,7 @@ def language_row(rows: Rows, seed: int) -> dict[str, Any]:
         "accuracy": interval.mean,
         "low": interval.low,
         "high": interval.high,
-        "n": len(by_problem(rows)),
+        "n": len(rows_by_problem(rows)),
         "extraction_failures": float(np.mean([row["extracted"] is None for row in rows])),
     }
     for name, field in FIDELITY.items():
@@ -118,8 +118,8 @@ def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, An
       seen: languages the policy was trained in; () omits the division.
       seed: of the bootstrap.
     """
-    tables = {code: language_row(part, seed) for code, part in by_language(rows).items()}
-    columns = {code: list(accuracies(part).values()) for code, part in by_language(rows).items()}
+    tables = {code: language_row(part, seed) for code, part in rows_by_language(rows).items()}
+    columns = {code: list(accuracies(part).values()) for code, part in rows_by_language(rows).items()}
     others = [code for code in columns if code != "en"]
     mean, everywhere = mean_of(others, columns, seed), mean_of(columns, columns, seed)
     found: dict[str, Any] = {
@@ -167,7 +167,7 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
             f"({', '.join(lacking[:3])}), {len(more)} only here ({', '.join(more[:3])}). Run both with the same "
             "--benchmark, --languages and --limit."
         )
-    keys = {code: [row["key"] for row in part] for code, part in by_language(rows).items()}
+    keys = {code: [row["key"] for row in part] for code, part in rows_by_language(rows).items()}
     keys = {code: list(dict.fromkeys(found)) for code, found in keys.items()}
     tests = {code: _comparison([before[k] for k in own], [after[k] for k in own], seed) for code, own in keys.items()}
     others = [code for code in keys if code != "en"]

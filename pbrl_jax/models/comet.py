@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.models.encoder import Encoder, init_encoder
+from pbrl_jax.models.encoder import TextEncoder, init_encoder
 from pbrl_jax.models.layers import Projection, apply
 from pbrl_jax.models.pooling import ACTIVATIONS, pool
 from pbrl_jax.models.precision import widened
@@ -112,7 +112,7 @@ def estimate(params, features_BF: Float[Array, "B F"], spec: CometSpec) -> Float
 
 def mixed_states(params, tokens_BS, mask_BS, spec: CometSpec) -> tuple[jax.Array, jax.Array]:
     """(all states [N + 1, B, S, D], their mix [B, S, D])."""
-    states = widened(apply(Encoder(spec.encoder), params["encoder"], tokens_BS, mask_BS, all_states=True))
+    states = widened(apply(TextEncoder(spec.encoder), params["encoder"], tokens_BS, mask_BS, all_states=True))
     weights, gamma = params["layer_weights"][:, 0], params["gamma"][0]
     mixed = mix_layers(states, mask_BS, weights, gamma, transform=spec.transform, layer_norm=spec.layer_norm)
     return states, mixed

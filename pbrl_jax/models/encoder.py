@@ -69,7 +69,7 @@ class EncoderLayer(nn.Module):
         return x, x if self.keep_states else None
 
 
-class Encoder(nn.Module):
+class TextEncoder(nn.Module):
     """Token ids to token states: (tokens [B, S], mask [B, S]) -> hidden [B, S, D].
 
     With `all_states` the result is [N + 1, B, S, D]: the embeddings, then every layer's states, the last of them
@@ -138,7 +138,7 @@ def init_encoder(key: jax.Array, spec: TextEncoderSpec):
         dense = init_dense(jax.random.fold_in(key, 1), spec.dense, spec.decoder.width)
         return {"decoder": init_decoder(key, spec.decoder), **dense}
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = Encoder(spec).init(key, tokens, jnp.ones((1, 2), bool))["params"]
+    params = TextEncoder(spec).init(key, tokens, jnp.ones((1, 2), bool))["params"]
     return {**params, **init_dense(jax.random.fold_in(key, 1), spec.dense, spec.projection or spec.width)}
 
 
@@ -150,7 +150,7 @@ def token_states(
         positions = jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)
         layout = Bidirectional(mask_BS) if spec.bidirectional else Causal(mask_BS)
         return hidden_states(params["decoder"], spec.decoder, tokens_BS, positions, layout)[0]
-    return apply(Encoder(spec), params, tokens_BS, mask_BS)
+    return apply(TextEncoder(spec), params, tokens_BS, mask_BS)
 
 
 def encode(
@@ -195,6 +195,6 @@ def encode_segments(
 ) -> Float[Array, "rows E"]:  # fmt: skip
     """Unit vectors of the `count` segments of each row, [count * B, E], segment by segment: `encode` of several texts
     at the price of one row, for a spec of which `encodes_segments` is true."""
-    hidden_BSD = apply(Encoder(spec), params, tokens_BS, mask_BS, segment_BS=segment_BS)
+    hidden_BSD = apply(TextEncoder(spec), params, tokens_BS, mask_BS, segment_BS=segment_BS)
     pooled = [pool(spec.pooling, hidden_BSD, mask_BS & (segment_BS == number)) for number in range(count)]
     return _vectors(params, spec, jnp.concatenate(pooled))

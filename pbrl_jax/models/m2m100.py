@@ -141,7 +141,7 @@ class SourceKeys(nn.Module):
 
 
 @pytree
-class Source:
+class SourceState:
     """The encoded source for the decoder: keys and values of every layer."""
 
     cache: KVCache
@@ -198,12 +198,12 @@ class M2M100(nn.Module):
         x, _ = self.encoder(self.embedded(tokens_BS, position, mask_BS), mask_BS)
         return self.encoder_norm(x)
 
-    def source_keys(self, hidden_BSD, mask_BS) -> Source:
+    def source_keys(self, hidden_BSD, mask_BS) -> SourceState:
         """The source's keys and values of all decoder layers."""
         _, (key, value) = self.cross(None, hidden_BSD)
-        return Source(KVCache(key, value), mask_BS)
+        return SourceState(KVCache(key, value), mask_BS)
 
-    def decode(self, tokens_XL, position_XL, layout, source: Source, cache: KVCache | None = None):
+    def decode(self, tokens_XL, position_XL, layout, source: SourceState, cache: KVCache | None = None):
         """Final states of the target [X, L, D] and the cache; positions count from 0 at the start token."""
         x = self.embedded(tokens_XL, position_XL + self.spec.pad_id + 1, tokens_XL != self.spec.pad_id)
         (x, cache), _ = self.decoder((x, cache), jnp.arange(self.spec.decoder_layers), layout, source)

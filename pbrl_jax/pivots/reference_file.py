@@ -86,12 +86,12 @@ def _row_reference(row: dict[str, Any]) -> Reference:
 
 
 def _announced(answer: str) -> str:
-    """A bare answer in the English answer sentence; in a box where the sentence would be read otherwise."""
+    """A bare answer in the English answer sentence; in a box where it is LaTeX, or would be read otherwise."""
     if not answer or split_response(answer, "en")[1]:
         return answer
     sentence = answer_sentence(answer.removesuffix("."), "en")
     boxed = answer_sentence(f"\\boxed{{{answer}}}", "en")
-    plain = answer_value(sentence, "en") == answer_value(answer, "en")
+    plain = "\\" not in answer and answer_value(sentence, "en") == answer_value(answer, "en")
     return sentence if plain else boxed
 
 

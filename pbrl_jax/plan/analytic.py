@@ -181,22 +181,22 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
     # Compiled programs hold the cache twice: as an argument and as the carry of their loop.
     temporary = 2 * cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
-    whole = parameter_count(spec) / mesh.tensor
+    total = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
     attended = position * (P / mesh.row_shards * T * G + rows * R / 2)
     laid = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
     if laid or mesh.fsdp == 1:
-        plain = whole if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
+        plain = total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
         copy = plain * _item(spec)
-        moved = R * (whole * _item(spec) + attended) + laid * (copy + 4.0 * whole / mesh.fsdp)
+        moved = R * (total * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
         sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": R * sums}
         cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
         return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
     # For few rows the compiler keeps weights sharded and communicates activations instead.
     widths = 2 * spec.width + (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.ffn
     exchanged = P * G / mesh.data * spec.layers * widths * _item(spec) / mesh.tensor
-    gathered = min(4.0 * whole, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
-    read = whole * (4 + 2 * _item(spec)) if 4.0 * whole < exchanged else 4.0 * whole / mesh.fsdp
+    gathered = min(4.0 * total, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
+    read = total * (4 + 2 * _item(spec)) if 4.0 * total < exchanged else 4.0 * total / mesh.fsdp
     moved = R * (read + attended)
     cost = Cost(generate_flops(config, spec) / mesh.chips, moved, {"all-gather": R * gathered, "all-reduce": R * sums})
     return Need(resident(config, models, mesh) + temporary, temporary, cost)

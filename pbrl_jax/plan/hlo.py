@@ -69,9 +69,9 @@ def _numbers(attributes: str, name: str) -> list[int]:
     return [int(number) for number in found[1].split(",") if number] if found else []
 
 
-def dot_flops(instruction: Instruction, known: Computation) -> float:
+def dot_flops(instruction: Instruction, computation: Computation) -> float:
     """FLOPs of a dot: two per product."""
-    left = known[instruction.operands[0]].shapes[0].sizes
+    left = computation[instruction.operands[0]].shapes[0].sizes
     contracted = math.prod(left[axis] for axis in _numbers(instruction.attributes, "lhs_contracting_dims"))
     return 2.0 * math.prod(instruction.shapes[0].sizes) * contracted
 
@@ -92,10 +92,10 @@ def _window_field(window: dict[str, str], name: str, axis: int, default: int) ->
     return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
 
 
-def convolution_flops(instruction: Instruction, known: Computation) -> float:
+def convolution_flops(instruction: Instruction, computation: Computation) -> float:
     """FLOPs of a convolution, as which the TPU compiler writes every matrix product: two per product."""
     lhs, rhs, result = re.split("_|->", attribute(instruction, r"dim_labels=(\w+_\w+->\w+)"))
-    left, right = (known[name].shapes[0].sizes for name in instruction.operands[:2])
+    left, right = (computation[name].shapes[0].sizes for name in instruction.operands[:2])
     out = instruction.shapes[0].sizes
     found = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     window = dict(part.split("=") for part in found[1].split()) if found else {}
@@ -141,36 +141,36 @@ class Walker:
         if key not in self.done:
             total = Cost()
             for instruction in self.computations.get(name, {}).values():
-                total = total.plus(self.of(instruction, self.computations[name], fused))
+                total = total.plus(self.instruction_cost(instruction, self.computations[name], fused))
             self.done[key] = total
         return self.done[key]
 
-    def of(self, instruction: Instruction, known: Computation, fused: bool) -> Cost:
+    def instruction_cost(self, instruction: Instruction, computation: Computation, fused: bool) -> Cost:
         opcode = instruction.opcode
         called = instruction.called
         if opcode == "while":
-            return self.loop(instruction, known)
+            return self.loop_cost(instruction, computation)
         if opcode == "conditional":
-            return self.branches(instruction)
+            return self.branch_cost(instruction)
         if opcode == "dot":
-            cost = Cost(dot_flops(instruction, known))
+            cost = Cost(dot_flops(instruction, computation))
         elif opcode == "convolution":
-            cost = Cost(convolution_flops(instruction, known))
+            cost = Cost(convolution_flops(instruction, computation))
         elif opcode == "fusion":
             cost = self.cost(called[0], True)
-            return cost if fused else cost.plus(Cost(0.0, self.fusion_bytes(instruction, known, called[0])))
+            return cost if fused else cost.plus(Cost(0.0, self.fusion_bytes(instruction, computation, called[0])))
         elif opcode in ("call", "async-start") and called:
             return self.cost(called[0], fused)
-        elif opcode in COPIES and is_host_copy(instruction, known):
-            size = known[instruction.operands[0]].bytes
+        elif opcode in COPIES and is_host_copy(instruction, computation):
+            size = computation[instruction.operands[0]].bytes
             return Cost(0.0, size, host_bytes=size)
         else:
-            cost = Cost(0.0, 0.0, self.sent(instruction, known))
-        return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, known)))
+            cost = Cost(0.0, 0.0, self.sent_bytes(instruction, computation))
+        return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, computation)))
 
-    def loop(self, instruction: Instruction, known: Computation) -> Cost:
+    def loop_cost(self, instruction: Instruction, computation: Computation) -> Cost:
         body, condition = (attribute(instruction, name + r"=%?([\w.\-]+)") for name in ("body", "condition"))
-        trips = self.trips(instruction, condition, known)
+        trips = self.trip_count(instruction, condition, computation)
         outermost = trips is None and not self.inside_unknown
         self.inside_unknown |= outermost
         cost = self.cost(body, False).plus(self.cost(condition, False))
@@ -178,7 +178,7 @@ class Walker:
         times = trips if trips is not None else self.unknown_trips if outermost else 1
         return Cost(0.0, 0.0, {}, int(trips is None)).plus(cost, times)
 
-    def trips(self, instruction: Instruction, condition: str, known: Computation) -> int | None:
+    def trip_count(self, instruction: Instruction, condition: str, computation: Computation) -> int | None:
         """Iterations of a loop: the compiler's note, or by its condition; None where they depend on data."""
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):
             return int(found[1])
@@ -196,37 +196,37 @@ class Walker:
         start, step = 0, 1
         if len(counters) == 1:
             index = int(attribute(counters[0], r"index=(\d+)"))
-            start = self.constant_of(self.element(known, instruction.operands[0], index), known, 0)
+            start = self.constant_of(self.element(computation, instruction.operands[0], index), computation, 0)
             step = self.step_of(attribute(instruction, r"body=%?([\w.\-]+)"), index)
         return max(0, -(-(int(limits[0].inner) - start) // step))
 
-    def element(self, known: Computation, name: str, index: int) -> Instruction | None:
+    def element(self, computation: Computation, name: str, index: int) -> Instruction | None:
         """The instruction that computes an element of a tuple, or None where the tuple is not built here."""
-        made = known.get(name)
+        made = computation.get(name)
         if made is None or made.opcode != "tuple":
             return None
-        found = known.get(made.operands[index])
+        found = computation.get(made.operands[index])
         while found is not None and found.opcode in ("copy", "bitcast") and found.operands:
-            found = known.get(found.operands[0])
+            found = computation.get(found.operands[0])
         return found
 
-    def constant_of(self, found: Instruction | None, known: Computation, default: int) -> int:
+    def constant_of(self, found: Instruction | None, computation: Computation, default: int) -> int:
         return int(found.inner) if found is not None and found.opcode == "constant" else default
 
     def step_of(self, body: str, index: int) -> int:
         """Increment of a loop's counter; the windowed products of the TPU compiler add two."""
-        known = self.computations[body]
-        root = next((line for line in known.values() if line.root), None)
-        found = None if root is None else self.element(known, root.name, index)
+        computation = self.computations[body]
+        root = next((line for line in computation.values() if line.root), None)
+        found = None if root is None else self.element(computation, root.name, index)
         if found is not None and found.opcode == "fusion":
-            known = self.computations[found.called[0]]
-            found = next(line for line in known.values() if line.root)
+            computation = self.computations[found.called[0]]
+            found = next(line for line in computation.values() if line.root)
         if found is None or found.opcode != "add":
             return 1
-        added = (known.get(name) for name in found.operands)
+        added = (computation.get(name) for name in found.operands)
         return next((int(line.inner) for line in added if line is not None and line.opcode == "constant"), 1)
 
-    def branches(self, instruction: Instruction) -> Cost:
+    def branch_cost(self, instruction: Instruction) -> Cost:
         names = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
         found = NAME.findall(names[1]) if names else re.findall(
             r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes
@@ -235,22 +235,22 @@ class Walker:
             (self.cost(name, False) for name in found), key=lambda cost: (cost.flops, cost.bytes), default=Cost()
         )
 
-    def sent(self, instruction: Instruction, known: Computation) -> dict[str, float]:
+    def sent_bytes(self, instruction: Instruction, computation: Computation) -> dict[str, float]:
         opcode = instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             return {}
         chips = group_size(instruction.attributes)
-        given = sum(known[name].bytes for name in instruction.operands if name in known)
-        whole = given * chips if opcode == "all-gather" else given
-        return {opcode: whole * COLLECTIVES[opcode](chips)}
+        given = sum(computation[name].bytes for name in instruction.operands if name in computation)
+        full = given * chips if opcode == "all-gather" else given
+        return {opcode: full * COLLECTIVES[opcode](chips)}
 
-    def fusion_bytes(self, instruction: Instruction, known: Computation, called: str) -> float:
+    def fusion_bytes(self, instruction: Instruction, computation: Computation, called: str) -> float:
         """Bytes of operands and results of a fusion; of an operand that is only sliced, or a result that is written
         into an operand, those of the slice."""
         total = sum(
-            operand_bytes(self.computations, called, number, known[operand])
+            operand_bytes(self.computations, called, number, computation[operand])
             for number, operand in enumerate(instruction.operands)
-            if operand in known
+            if operand in computation
         )
         inside = self.computations[called]
         root = next((line for line in inside.values() if line.root), None)
@@ -296,9 +296,9 @@ def result_bytes(inside: Computation, line: Instruction) -> float:
     return inside[line.operands[1]].bytes if line.opcode == "dynamic-update-slice" else line.bytes
 
 
-def is_host_copy(instruction: Instruction, known: Computation) -> bool:
+def is_host_copy(instruction: Instruction, computation: Computation) -> bool:
     """Whether a copy is between host memory and device memory."""
-    source = known.get(instruction.operands[0])
+    source = computation.get(instruction.operands[0])
     return source is not None and (instruction.hosted or source.hosted)
 
 
@@ -308,13 +308,13 @@ def is_sliced(user: Instruction, name: str) -> bool:
     return user.opcode in slices and user.operands[0] == name and user.operands.count(name) == 1
 
 
-def moved_bytes(instruction: Instruction, known: Computation) -> float:
+def moved_bytes(instruction: Instruction, computation: Computation) -> float:
     """Memory traffic of an instruction outside a fusion."""
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * instruction.bytes
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * sum(known[name].bytes for name in instruction.operands[1:] if name in known)
-    return instruction.bytes + sum(known[name].bytes for name in instruction.operands if name in known)
+        return 2 * sum(computation[name].bytes for name in instruction.operands[1:] if name in computation)
+    return instruction.bytes + sum(computation[name].bytes for name in instruction.operands if name in computation)
 
 
 def program_cost(text: str, unknown_trips: float = 1.0) -> Cost:

@@ -18,12 +18,12 @@ from pbrl_jax.plan.hlo import Cost, program_cost
 from pbrl_jax.plan.holds import update_faults
 from pbrl_jax.plan.shapes import (
     Models,
-    placed,
-    placed_batch,
-    placed_encoder,
-    placed_frozen,
-    placed_sampler,
-    placed_state,
+    add_shardings,
+    sharded_batch,
+    sharded_encoder,
+    sharded_frozen,
+    sharded_sampler,
+    sharded_state,
     tree_bytes,
 )
 from pbrl_jax.rollout.generate import make_programs, windows
@@ -95,10 +95,10 @@ def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
     return Compiled(memory, once, twice.plus(once, -1), time.perf_counter() - start, compiled.output_shardings, text)
 
 
-def placed_as(mesh: Mesh, program, compiled: Compiled, *shapes):
+def result_shapes(mesh: Mesh, program, compiled: Compiled, *shapes):
     """Shapes of the results of a compiled program, with their shardings."""
     with jax.set_mesh(mesh):
-        return placed(jax.eval_shape(program, *shapes), compiled.shardings)
+        return add_shardings(jax.eval_shape(program, *shapes), compiled.shardings)
 
 
 def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, segment: int) -> Cost:
@@ -108,10 +108,10 @@ def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, seg
     """
     calls = -(-tokens // segment)
 
-    def whole(part: Compiled) -> Cost:
+    def all_segments(part: Compiled) -> Cost:
         return Cost().plus(part.cost, calls).plus(part.token, tokens - calls)
 
-    return Cost().plus(whole(small), 1 - share).plus(whole(large), share)
+    return Cost().plus(all_segments(small), 1 - share).plus(all_segments(large), share)
 
 
 def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
@@ -121,19 +121,19 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     the window, and linearly.
     """
     spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
-    params, prompts = placed_sampler(config, spec, mesh), placed_batch(config, mesh).prompts
+    params, prompts = sharded_sampler(config, spec, mesh), sharded_batch(config, mesh).prompts
     laid: tuple[Compiled, ...] = ()
     held = other_bytes - tree_bytes(params)
     if config.rollout.weights == "whole":
         lay = jax.jit(functools.partial(decoding_params, spec=spec))
         laid = (compile_ahead(mesh, lay, params),)
-        params, held = placed_as(mesh, lay, laid[0], params), other_bytes
-    sampling = placed(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
+        params, held = result_shapes(mesh, lay, laid[0], params), other_bytes
+    sampling = add_shardings(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
     keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, G), prompts.row_ids_P)
-    keys = placed(keys, batch_sharding(mesh))
+    keys = add_shardings(keys, batch_sharding(mesh))
     programs = make_programs(spec, G, R, config.rollout.segment_length)
     first = compile_ahead(mesh, programs.start, params, prompts, keys, sampling)
-    state = placed_as(mesh, programs.start, first, params, prompts, keys, sampling)
+    state = result_shapes(mesh, programs.start, first, params, prompts, keys, sampling)
     stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
 
     def with_window(window: int) -> Compiled:
@@ -173,7 +173,7 @@ def reward_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
     rows = config.train.prompts_per_step * config.algo.num_generations
     calls, block, size = reward_calls(config, rows, mesh.size)
     found = compile_encoder(models.encoder, block, size, mesh)
-    held = other_bytes - tree_bytes(placed_encoder(models.encoder, mesh))
+    held = other_bytes - tree_bytes(sharded_encoder(models.encoder, mesh))
     return Need(held + found.memory.total, found.memory.temporary, Cost().plus(found.cost, calls), found.seconds)
 
 
@@ -182,14 +182,14 @@ def compile_encoder(spec: TextEncoderSpec, texts: int, tokens: int, mesh: Mesh) 
     rows = Mesh(mesh.devices.reshape(-1, 1, 1), MESH_AXES, axis_types=mesh.axis_types)
     shared = batch_sharding(rows)
     inputs = [jax.ShapeDtypeStruct((texts, tokens), kind, sharding=shared) for kind in (jnp.int32, jnp.bool_)]
-    return compile_ahead(rows, embed_tokens(spec), placed_encoder(spec, rows), *inputs)
+    return compile_ahead(rows, embed_tokens(spec), sharded_encoder(spec, rows), *inputs)
 
 
 def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
     """The update of a full-length batch, unpacked, which is its worst case."""
-    between = placed_state(config, models.policy, mesh)
-    state = placed_state(with_values(config, train={"offload": ()}), models.policy, mesh)
-    start, batch = placed_frozen(config, models.policy, mesh), placed_batch(config, mesh)
+    between = sharded_state(config, models.policy, mesh)
+    state = sharded_state(with_values(config, train={"offload": ()}), models.policy, mesh)
+    start, batch = sharded_frozen(config, models.policy, mesh), sharded_batch(config, mesh)
     reference, base = start if config.algo.beta > 0 else None, start if config.lora.rank else None
     found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=0)
     held = other_bytes - tree_bytes((between, reference, base))
@@ -201,9 +201,9 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
 
 def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
     """Bytes that stay in a chip's memory: state, reference, encoder."""
-    reference = placed_frozen(config, models.policy, mesh)
-    state = placed_state(config, models.policy, mesh)
-    return tree_bytes((state, reference, placed_encoder(models.encoder, mesh)))
+    reference = sharded_frozen(config, models.policy, mesh)
+    state = sharded_state(config, models.policy, mesh)
+    return tree_bytes((state, reference, sharded_encoder(models.encoder, mesh)))
 
 
 PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {

@@ -92,7 +92,7 @@ def mesh_sizes(config: Config, chips: int) -> Sizes:
     return Sizes(*mesh_shape(config.mesh, chips))
 
 
-def estimate(config: Config, models: Models, topology: Topology) -> Plan:
+def estimate_plan(config: Config, models: Models, topology: Topology) -> Plan:
     """The estimated plan on a topology."""
     sizes = mesh_sizes(config, topology.chips)
     return make_plan(config, estimate_step(config, models, sizes), topology.chip)
@@ -138,7 +138,7 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
 
     def fits(candidate: Config, where: Topology) -> bool:
         try:
-            plan = estimate(candidate, models, where)
+            plan = estimate_plan(candidate, models, where)
         except ConfigError:
             return False
         share = topology.chips / where.chips
@@ -150,7 +150,7 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
     changes = single_changes(config, models, topology)
     found = [(flags, changed) for flags, changed in changes if fits(changed, topology)]
     if found:
-        return min(found, key=lambda change: estimate(change[1], models, topology).step_seconds)[0]
+        return min(found, key=lambda change: estimate_plan(change[1], models, topology).step_seconds)[0]
     for flags, changed in changes:
         for more, both in single_changes(changed, models, topology):
             if fits(both, topology):
@@ -203,7 +203,7 @@ def sweep(config: Config, models: Models, kinds: tuple[str, ...], say: Callable[
             best = None
             for sizes in meshes(config, models, topology.chips):
                 changed = with_values(config, mesh=sizes._asdict())
-                offer = Offer(topology, sizes, estimate(changed, models, topology))
+                offer = Offer(topology, sizes, estimate_plan(changed, models, topology))
                 if offer.plan.fits and (best is None or offer.plan.step_seconds < best.plan.step_seconds):
                     best = offer
             if best is None:

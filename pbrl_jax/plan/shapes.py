@@ -120,7 +120,7 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
     return dataclasses.replace(spec, vocab_size=vocab_size, max_positions=positions)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def add_shardings(shapes: Any, shardings: Any) -> Any:
     """Shapes with shardings; one sharding may be given for the entire tree."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _leaf: shardings, shapes)
@@ -132,32 +132,32 @@ def policy_shapes(spec: DecoderSpec) -> Any:
     return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
 
 
-def placed_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: bool = False) -> Any:
+def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: bool = False) -> Any:
     """The policy's parameters on the mesh, or sharded the same way in host memory; matrices in the compute type where
     `narrow`."""
     shapes = policy_shapes(spec)
     if narrow:
         shapes = jax.eval_shape(functools.partial(cast_matrices, dtype=spec.dtype), shapes)
     shardings = tree_shardings(shapes, decoder_axes(spec), mesh)
-    return placed(shapes, in_host_memory(shardings) if hosted else shardings)
+    return add_shardings(shapes, in_host_memory(shardings) if hosted else shardings)
 
 
-def placed_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
+def sharded_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
     """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
     if config.algo.beta == 0 and not config.lora.rank:
         return None
-    return placed_policy(spec, mesh, "reference" in config.train.offload, narrows_frozen(spec, config))
+    return sharded_policy(spec, mesh, "reference" in config.train.offload, narrows_frozen(spec, config))
 
 
-def placed_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
+def sharded_sampler(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
     """The parameters of the rollout: the policy's, with adapters where these are trained."""
     if not config.lora.rank:
-        return placed_policy(spec, mesh)
-    policy = placed_policy(spec, mesh, narrow=narrows_frozen(spec, config))
+        return sharded_policy(spec, mesh)
+    policy = sharded_policy(spec, mesh, narrow=narrows_frozen(spec, config))
     shapes = jax.eval_shape(
         lambda frozen, trained: forward_params(trained, frozen, config.lora), policy, adapters(config, spec)
     )
-    return placed(shapes, tree_shardings(shapes, decoder_axes(spec) + adapter_axes(spec, config.lora), mesh))
+    return add_shardings(shapes, tree_shardings(shapes, decoder_axes(spec) + adapter_axes(spec, config.lora), mesh))
 
 
 def adapters(config: Config, spec: DecoderSpec) -> Any:
@@ -166,7 +166,7 @@ def adapters(config: Config, spec: DecoderSpec) -> Any:
     return jax.eval_shape(make, jax.random.key(0), policy_shapes(spec))
 
 
-def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
+def sharded_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
     """The train state on the mesh, as `train.state.place_state` lays it."""
     optimizer = make_optimizer(config.optim)
     beta = None if config.algo.kl_target is None else config.algo.beta
@@ -178,21 +178,21 @@ def placed_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
         params, axes = adapters(config, spec), adapter_axes(spec, config.lora)
     shapes = jax.eval_shape(lambda given, head: new_state(given, optimizer, beta, head), params, critic)
     offload = "optimizer" in config.train.offload
-    return placed(shapes, state_shardings(params, optimizer, axes, mesh, beta, critic, offload))
+    return add_shardings(shapes, state_shardings(params, optimizer, axes, mesh, beta, critic, offload))
 
 
-def placed_batch(config: Config, mesh: Mesh) -> TrainBatch:
+def sharded_batch(config: Config, mesh: Mesh) -> TrainBatch:
     """A rollout batch of full-length responses on the mesh."""
     nothing: dict[str, Any] = dict.fromkeys(set(Experiment._fields) - {"config", "mesh"})
     return cycle_batch_shapes(Experiment(config=config, mesh=mesh, **nothing))
 
 
-def placed_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
+def sharded_encoder(spec: TextEncoderSpec, mesh: Mesh) -> Any:
     """The encoder's parameters, replicated."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.dtype)), abstract_tree(init_encoder, spec)
     )
-    return placed(shapes, replicated(mesh))
+    return add_shardings(shapes, replicated(mesh))
 
 
 def tree_bytes(tree: Any) -> float:

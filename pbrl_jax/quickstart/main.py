@@ -34,7 +34,7 @@ from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stopped
 
 
-def summarise(stages: Stages, before: dict, after: dict, controls: dict) -> dict[str, Any]:
+def make_summary(stages: Stages, before: dict, after: dict, controls: dict) -> dict[str, Any]:
     """The record of summary.json."""
 
     def pair(function):
@@ -121,7 +121,7 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
         for index, (name, control) in enumerate(CONTROLS.items()):
             params = control(stages, name, 6 + 2 * index, config, policy)
             tables[name] = accuracy(stages, f"evaluate_{name}", 7 + 2 * index, policy, params)
-    return summarise(stages, before, after, tables)
+    return make_summary(stages, before, after, tables)
 
 
 def _check_workdir(work: WorkDir, config: Config) -> None:

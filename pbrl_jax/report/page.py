@@ -1,8 +1,9 @@
 """The report's sections as HTML, in the order in which a reader meets them. Every foreign string is escaped."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from pbrl_jax.core.version import __version__
@@ -39,7 +40,9 @@ from pbrl_jax.report.html import (
 )
 from pbrl_jax.report.plots import accuracy_bars, sparkline
 from pbrl_jax.report.samples import samples_section
-from pbrl_jax.report.style import SCRIPT, STYLE
+
+STYLE, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+"""Style sheet and script: light and dark by the reader's system, phone and desktop, nothing from the network."""
 
 SHORT = {
     "language/consistency": "right language",
@@ -97,14 +100,20 @@ def result_sentence(data: ReportData) -> str:
         gap = pair(data.summary, "gap_to_english")[1]
         text = f"Mean accuracy outside English is {percent(after)}"
         return text + ("." if gap is None else f", {100 * gap:.1f} points behind English.")
-    verb = "rose" if after > before else "fell" if after < before else "stayed"
-    text = f"Mean accuracy outside English {verb} from {percent(before)} to {percent(after)}"
+    text = f"Mean accuracy outside English {_movement(before, after, ('rose', 'fell'), percent)}"
     text += f" ({points(after - before)} points)"
     gap_before, gap_after = pair(data.summary, "gap_to_english")
     if gap_before is not None and gap_after is not None:
-        verb = "narrowed" if gap_after < gap_before else "widened" if gap_after > gap_before else "stayed"
-        text += f", and the gap to English {verb} from {100 * gap_before:.1f} to {100 * gap_after:.1f} points"
+        moved = _movement(gap_before, gap_after, ("widened", "narrowed"), lambda gap: f"{100 * gap:.1f}")
+        text += f", and the gap to English {moved} points"
     return text + "."
+
+
+def _movement(before: float, after: float, verbs: tuple[str, str], show: Callable[[float], str]) -> str:
+    """`rose from 30.0 % to 50.0 %`, by the verbs for up and down; `stayed at 30.0 %`."""
+    if before == after:
+        return f"stayed at {show(after)}"
+    return f"{verbs[after < before]} from {show(before)} to {show(after)}"
 
 
 def _tile(label: str, value: str, note: str) -> str:

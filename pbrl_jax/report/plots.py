@@ -217,7 +217,7 @@ def accuracy_png(summary: Mapping[str, Any]) -> bytes:
     """
     pyplot = _pyplot()
     languages, order = summary["languages"], order_languages(summary)
-    figure, axes = pyplot.subplots(figsize=(max(4.5, 1.0 * len(order) + 1), 3.4), dpi=100)
+    figure, axes = pyplot.subplots(figsize=(max(6.5, 1.0 * len(order) + 1), 3.4), dpi=100)
     for place, code in enumerate(order):
         bounds = getattr(accuracy_intervals(summary, code), "bounds", {})
         for side, shift in (("before", -0.2), ("after", 0.2)):
@@ -240,7 +240,7 @@ def accuracy_png(summary: Mapping[str, Any]) -> bytes:
     axes.spines[:].set_visible(False)
     if any("before" in row for row in languages.values()):
         handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in SIDES.values()]
-        figure.legend(handles, list(SIDES), loc="upper right", ncols=2, frameon=False, fontsize=9)
+        figure.legend(handles, list(SIDES), loc="lower left", ncols=2, frameon=False, fontsize=9)
     figure.tight_layout()
     return _png(figure, metadata={"Software": None}, pil_kwargs={"optimize": True})
 

@@ -145,23 +145,44 @@ class Combined(NamedTuple):
         return self.total.valid_B
 
 
-def combine(config: RewardConfig, each: dict[str, Scores], verdict: Verdict, empty_B, step: int) -> Combined:
+def combine(
+    config: RewardConfig, each: dict[str, Scores], verdict: Verdict, empty_B, step: int, group: int = 1
+) -> Combined:
     """The weighted and gated sum of the functions' scores; traceable.
 
-    A row is valid when every function with a weight could score it. A response in the wrong language gets
-    `rejected_value`, whatever the functions say; an empty response is a valid 0.
+    A function that does not apply to a row is left out of the row's sum. A row is valid when some function with a
+    weight scored it and none failed. A response in the wrong language gets `rejected_value`, whatever the functions
+    say; an empty response is a valid 0.
+
+    Args:
+      group: rows that are compared with each other, next to each other; sums over different functions cannot be, so
+        that only the rows stay valid to which the same functions apply as to most of their group (`alike_in_group`).
     """
     value_B, valid_B = jnp.zeros(empty_B.shape), jnp.ones(empty_B.shape, bool)
+    scored = []
     for weight, scores in zip(weights_at(config, step), each.values(), strict=True):
         if weight:
             value_B = value_B + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
-            valid_B = valid_B & scores.valid_B
+            valid_B = valid_B & ~scores.failed_B
+            scored.append(scores.valid_B)
+    valid_B = alike_in_group(jnp.stack(scored, axis=1), valid_B, group) if scored else jnp.zeros_like(valid_B)
     value_B = jnp.where(empty_B, 0.0, apply_gate(config, value_B, verdict, step))
     return Combined(Scores(value_B, valid_B, {}), each, verdict.right_B)
 
 
-def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Combined]:
-    """All functions of `config` on decoded responses; see `combine`.
+def alike_in_group(scored_BF, valid_B, group: int):
+    """`valid_B` for the rows that the same functions scored as most valid rows of their group (of equally many, as the
+    first); rows that no function scored are not valid. `scored_BF`: which of F functions scored a row."""
+    scored_PGF = scored_BF.reshape(-1, group, scored_BF.shape[1])
+    valid_PG = valid_B.reshape(-1, group) & scored_PGF.any(axis=2)
+    same_PGG = (scored_PGF[:, :, None] == scored_PGF[:, None]).all(axis=-1) & valid_PG[:, None]
+    most_P1 = jnp.where(valid_PG, same_PGG.sum(axis=-1), -1).argmax(axis=1)[:, None]
+    same_PG = jnp.take_along_axis(same_PGG, most_P1[..., None], axis=1)[:, 0]
+    return (same_PG & valid_PG).reshape(-1)
+
+
+def make_reward(config: RewardConfig, assets: RewardAssets, group: int = 1) -> Callable[[RewardInputs], Combined]:
+    """All functions of `config` on decoded responses; `group`: see `combine`.
 
     Raises:
       ConfigError: an unknown function, or weights that do not match the functions.
@@ -176,7 +197,7 @@ def make_reward(config: RewardConfig, assets: RewardAssets) -> Callable[[RewardI
         inputs = inputs._replace(right_B=verdict.right_B, translations=translations)
         each = {name: function(inputs) for name, function in functions.items()}
         empty_B = jnp.asarray([not text.strip() for text in inputs.completions])
-        found = combine(config, each, verdict, empty_B, inputs.step)
+        found = combine(config, each, verdict, empty_B, inputs.step, group)
         return found._replace(translation_B=_whole_translations(translations))
 
     return score
@@ -230,14 +251,15 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
             raise  # an answer to the user's input, or a device without memory: the next call would end like this one
         except Exception:
             print(f"Reward {name} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
-            return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
+            return Scores(jnp.zeros(count), jnp.zeros(count, bool), {}, jnp.ones(count, bool))
         if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
             raise RewardError(
                 f"Reward {name} returned scores of shapes {found.value_B.shape} and {found.valid_B.shape} for {count} "
                 "completions. A reward returns one value and one validity per completion."
             )
         finite = jnp.isfinite(found.value_B)
-        return Scores(jnp.where(finite, found.value_B, 0.0), found.valid_B & finite, found.parts)
+        applies_B = jnp.ones(count, bool) if found.applies_B is None else found.applies_B
+        return Scores(jnp.where(finite, found.value_B, 0.0), found.valid_B & finite, found.parts, applies_B)
 
     return score
 
@@ -245,7 +267,7 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
 def make_hybrid(config: HybridConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
     """The paper's recipe with parts named by config: alpha * answer part + (1 - alpha) * reasoning part, or another
     form (similarity.combine_parts). With `config.parts` split each function sees its own part only. A row is valid
-    where both parts are."""
+    where both parts are; it has no hybrid where one part does not apply."""
     own = {part: dataclasses.replace(config, parts=part) for part in ("answer", "reasoning")}
     if config.parts != "split":
         own = dict.fromkeys(own, config)
@@ -255,7 +277,8 @@ def make_hybrid(config: HybridConfig, assets: RewardAssets) -> Callable[[RewardI
     def score(inputs: RewardInputs) -> Scores:
         a, r = answer(inputs), reasoning(inputs)
         value = combine_parts(r.value_B, a.value_B, config)
-        return Scores(value, a.valid_B & r.valid_B, {"answer": a.value_B, "reasoning": r.value_B})
+        valid_B, parts = a.valid_B & r.valid_B, {"answer": a.value_B, "reasoning": r.value_B}
+        return Scores(value, valid_B, parts, valid_B | a.failed_B | r.failed_B)
 
     return score
 

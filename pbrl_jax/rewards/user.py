@@ -1,4 +1,4 @@
-"""A user's reward function, by import path, with TRL's signature: `f(prompts, completions, **columns)`."""
+"""A user's reward function, by import path, called as TRL calls it: `f(prompts=, completions=, **columns)`."""
 
 import asyncio
 import importlib
@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,12 @@ from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.equality import let_threads_verify
+
+
+class TrainerState(NamedTuple):
+    """What reward functions may ask of the trainer: the step, under the name that TRL's state has for it."""
+
+    global_step: int
 
 
 def load_function(path: str) -> Callable:
@@ -40,34 +47,38 @@ def load_function(path: str) -> Callable:
 def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs], Scores]:
     """The function, plain or async, as a reward.
 
-    It receives `prompts`, `completions` (strings) and the columns `language, answer, reference, question_en,
-    prompt_id, step`. It returns one number per completion; None, NaN and infinities are invalid rows. An exception,
-    and a call that takes more than `timeout` seconds (0: no limit), make the whole call invalid and are printed; the
-    guard stops a run in which that goes on.
+    It receives what `arguments` makes of the rows, by keyword; a function without `**` receives only what it names.
+    It returns one number per completion; None means that the reward does not apply to the row, NaN and infinities that
+    it failed. An exception, and a call that takes more than `timeout` seconds (0: no limit), make the whole call
+    invalid and are printed; the guard stops a run in which that goes on.
 
     Raises:
       RewardError: (when called) the wrong number of values, or something that is no number.
     """
     function = load_function(path)
+    named = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values())
     if timeout:
         let_threads_verify()
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
         try:
-            questions = [p.question for p in inputs.prompts]
-            found = call(function, timeout, questions, list(inputs.completions), **columns(inputs))
+            given = arguments(inputs)
+            found = call(
+                function, timeout, given if takes_all else {name: given[name] for name in named.keys() & given.keys()}
+            )
         except Exception:  # a user's code may raise anything; the rows are invalid, never zero
             print(f"Reward {path} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
-        values = as_numbers(path, found, count)
+        values, applies = as_numbers(path, found, count)
         finite = np.isfinite(values)
-        return Scores(jnp.asarray(np.where(finite, values, 0.0)), jnp.asarray(finite), {})
+        return Scores(jnp.asarray(np.where(finite, values, 0.0)), jnp.asarray(finite), {}, jnp.asarray(applies))
 
     return score
 
 
-def call(function: Callable, timeout: float, *arguments, **named):
+def call(function: Callable, timeout: float, given: dict[str, Any]):
     """What `function` returns, awaited where it is async.
 
     Raises:
@@ -75,7 +86,7 @@ def call(function: Callable, timeout: float, *arguments, **named):
     """
 
     def run():
-        found = function(*arguments, **named)
+        found = function(**given)
         return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
 
     if not timeout:
@@ -102,22 +113,33 @@ async def _awaited(found):
     return await found
 
 
-def columns(inputs: RewardInputs) -> dict[str, list]:
-    """The further keyword arguments of a user's function, one value per row."""
+def arguments(inputs: RewardInputs) -> dict[str, Any]:
+    """The keyword arguments of a user's function: one value per row, and `trainer_state`.
+
+    `prompts` and `completions` are strings, `completion_ids` the sampled tokens; then what the package knows of a row
+    (`language` to `step`), and the further columns of the data under their own names.
+    """
     rows = inputs.prompts
-    return {
+    further = [dict(prompt.columns) for prompt in rows]
+    return {name: [row.get(name) for row in further] for name in {name: None for row in further for name in row}} | {
+        "prompts": [p.question for p in rows],
+        "completions": list(inputs.completions),
+        "completion_ids": [ids[: int(n)].tolist() for ids, n in zip(inputs.tokens_BR, inputs.lengths_B, strict=True)],
         "language": [p.language for p in rows],
         "answer": [p.answer for p in rows],
         "reference": [None if p.reference is None else p.reference.text for p in rows],
         "question_en": [p.question_en for p in rows],
         "prompt_id": [p.id for p in rows],
         "step": [inputs.step] * len(rows),
+        "trainer_state": TrainerState(inputs.step),
     }
 
 
-def as_numbers(path: str, found, count: int) -> np.ndarray:
-    """What a function returned, as float32 with NaN for None; what is too large for float32 is infinite."""
+def as_numbers(path: str, found, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a function returned: float32 with NaN for None, infinite where float32 cannot hold it; and where it is not
+    None."""
     try:
+        found = list(found)
         values = [np.nan if value is None else _number(value) for value in found]
     except (TypeError, ValueError, OverflowError) as error:
         raise RewardError(
@@ -130,7 +152,8 @@ def as_numbers(path: str, found, count: int) -> np.ndarray:
             "Return one number (or None) per completion, in their order."
         )
     with np.errstate(over="ignore"):
-        return np.array(values, np.float64).astype(np.float32)
+        values_B = np.array(values, np.float64).astype(np.float32)
+    return values_B, np.array([value is not None for value in found], bool)
 
 
 def _number(value) -> float:

@@ -16,7 +16,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.batches import make_sampler
-from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, with_english
+from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, refuse_trained, with_english
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
 from pbrl_jax.logs.progress import Progress
@@ -273,20 +273,31 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     )
 
 
-def evaluation_prompts(config: Config) -> list[Prompt]:
-    """The problems that the run is evaluated on, with gold answers."""
+def evaluation_prompts(config: Config, trained: Sequence[Prompt] | None = None) -> list[Prompt]:
+    """The problems that the run is evaluated on, with gold answers; `trained`: the training prompts, where they are
+    loaded already.
+
+    Raises:
+      DataError: bad data, or problems that are trained on, too, without eval.training_rows.
+    """
     settings = config.eval
     data = config.data
     if settings.source:
         data = dataclasses.replace(data, source=settings.source, path=settings.path, columns=())
-    return load_prompts(
+    found = load_prompts(
         data, config.train.seed, split=settings.split, languages=settings.languages or config.data.languages,
         limit=settings.limit, require=("answer",),
     )  # fmt: skip
+    if not settings.training_rows:
+        refuse_trained(
+            found, with_english(load_prompts(config.data, config.train.seed)) if trained is None else trained
+        )
+    return found
 
 
-def make_evaluate(config: Config, policy: Policy):
-    """params -> metrics, on prompts that are loaded once; those that are too long are dropped and counted.
+def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | None = None):
+    """params -> metrics, on prompts that are loaded once (`evaluation_prompts`); those that are too long are dropped
+    and counted.
 
     The function raises Interrupted between two segments of tokens when a stop is requested.
 
@@ -298,7 +309,7 @@ def make_evaluate(config: Config, policy: Policy):
     """
     length = config.eval.max_prompt_length or config.rollout.max_prompt_length
     try:
-        loaded = evaluation_prompts(config)
+        loaded = evaluation_prompts(config, trained)
     except (ConfigError, DataError) as error:
         if config.eval.source or config.train.eval_steps:
             raise

@@ -12,7 +12,7 @@ from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
-from pbrl_jax.eval.attacks import ATTACKS, Case
+from pbrl_jax.eval.attacks import ATTACKS, Case, check_phrases
 from pbrl_jax.eval.audit import HELD_OUT, Table, audit_table, failed_attacks, file_cases, make_scorer, quickstart_cases
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
@@ -51,6 +51,7 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
         raise ConfigError(f"--min-auc is {min_auc}; expected a share in [0, 1], for example 0.95.")
     use_compilation_cache(config)
     check_languages(config.data.languages)
+    check_phrases(config.data.languages)
     check_reward(config.reward)
     work = work_dir(workdir)
     policy, encoder = audited_policy(config), audited_encoder(config, work)

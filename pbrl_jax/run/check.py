@@ -44,7 +44,7 @@ TABLES = {
     "algo.loss_type": Names(LOSSES),
     "algo.kl_estimator": Names(KL_ESTIMATORS),
     "algo.importance_sampling_level": Names(LEVELS),
-    "algo.importance_sampling_mode": Names(MODES, more=("off",)),
+    "algo.importance_sampling_mode": Names(MODES, more=("auto", "off")),
     "data.source": Names(SOURCES, "data source"),
     "data.prompt_style": Names(STYLES, "prompt style"),
     "eval.source": Names(SOURCES, "data source", ("",)),
@@ -165,10 +165,6 @@ def _check_objective(config: Config) -> None:
             owner.check(algo)
     low, high = algo.importance_sampling_clip_min, algo.importance_sampling_clip_max
     _refuse_first((
-        (algo.importance_sampling_mode != "off" and algo.num_iterations > 1,
-         f"algo.importance_sampling_mode {algo.importance_sampling_mode} compares the sampler with the trainer at the "
-         f"moment of sampling, which algo.num_iterations={algo.num_iterations} has left behind from its second step "
-         "on. Use --algo.num-iterations 1."),
         (low is not None and high is not None and low > high,
          f"algo.importance_sampling_clip_min is {low}, above algo.importance_sampling_clip_max {high}. Swap them."),
         (algo.kl_target is not None and algo.beta == 0,
@@ -237,12 +233,18 @@ def _refuse_first(rules) -> None:
 
 def _check_batch(config: Config, device_count: int) -> None:
     data, fsdp, _ = mesh_shape(config.mesh, device_count)
-    prompts, micro = config.train.prompts_per_step, config.train.microbatch_prompts or config.train.prompts_per_step
-    row_shards = data * fsdp
-    if prompts % micro or micro > prompts:
+    prompts, mini = config.train.prompts_per_step, config.algo.minibatch_prompts or config.train.prompts_per_step
+    micro, row_shards = config.train.microbatch_prompts or mini, data * fsdp
+    if prompts % mini:
         raise ConfigError(
-            f"train.microbatch_prompts={micro} does not divide train.prompts_per_step={prompts}. "
-            f"Use one of {[n for n in range(1, prompts + 1) if prompts % n == 0]}."
+            f"algo.minibatch_prompts={mini} does not divide train.prompts_per_step={prompts}. "
+            f"Use one of {[n for n in range(1, prompts + 1) if prompts % n == 0]}, or 0 for the whole batch."
+        )
+    if mini % micro or micro > mini:
+        whose = "train.prompts_per_step" if mini == prompts else "algo.minibatch_prompts"
+        raise ConfigError(
+            f"train.microbatch_prompts={micro} does not divide {whose}={mini}. "
+            f"Use one of {[n for n in range(1, mini + 1) if mini % n == 0]}."
         )
     samples, part = config.algo.num_generations, config.train.microbatch_samples
     if part and (samples % part or not config.train.microbatch_prompts):

@@ -29,7 +29,7 @@ def supervised_rows(config: Config, work: WorkDir) -> Rows:
       PbrlError: whatever is wrong with the data, the models or the settings.
       Stopped: a stop was requested while responses were sampled.
     """
-    return lookup(SOURCES, config.sft.source, "value of sft.source")(config, work)
+    return lookup(SFT_SOURCES, config.sft.source, "value of sft.source")(config, work)
 
 
 def pivots(config: Config, work: WorkDir) -> Rows:
@@ -41,10 +41,10 @@ def from_file(config: Config, work: WorkDir) -> Rows:
     """JSON lines {"language", "question", "response"}."""
     if not config.sft.path or not as_path(config.sft.path).exists():
         raise ConfigError(f"sft.source file reads sft.path, which is {config.sft.path!r}. Name a JSON lines file.")
-    return run_policy(config, work, training_prompts(config)), read_rows(config.sft.path)
+    return run_policy(config, work, training_prompts(config)), read_examples(config.sft.path)
 
 
-def read_rows(path: str) -> list[Example]:
+def read_examples(path: str) -> list[Example]:
     """The rows of such a file (DataError for another)."""
     rows = []
     for number, row in enumerate(read_json_lines(path), start=1):
@@ -68,7 +68,7 @@ def translated(config: Config, work: WorkDir) -> Rows:
     policy = run_policy(config, work, prompts)
     file = work.root / TRANSLATED
     if file.exists():
-        return policy, read_rows(str(file))
+        return policy, read_examples(str(file))
     prompts, report = attach_references(
         prompts, config, open_store(config.pivot, work.root), progress=Progress, **reference_expert(policy, config)
     )
@@ -85,7 +85,7 @@ def translated(config: Config, work: WorkDir) -> Rows:
         for p, response in zip(prompts, responses, strict=True)
     ]
     write_json_lines(file, rows)
-    return policy, read_rows(str(file))
+    return policy, read_examples(str(file))
 
 
 def samples(config: Config, work: WorkDir) -> Rows:
@@ -114,7 +114,7 @@ def best_of(group: ScoredGroup, least: float) -> Example | None:
 
 
 #: sft.source -> (config, work) -> (start policy, rows).
-SOURCES: dict[str, Callable[[Config, WorkDir], Rows]] = {
+SFT_SOURCES: dict[str, Callable[[Config, WorkDir], Rows]] = {
     "pivot": pivots,
     "translated": translated,
     "samples": samples,

@@ -21,7 +21,7 @@ def main(config: Config, workdir: str) -> None:
     prompts = (*experiment.sampler.target, *experiment.sampler.english)
     prints = {name: experiment.fingerprints[name] for name in ("dataset", "pivots")}
     in_turn("contamination", lambda: check_training(config, work, prompts, prints))
-    position = train(experiment, make_evaluate(config, experiment.policy))
+    position = train(experiment, make_evaluate(config, experiment.policy, prompts))
     if position is not None:
         save_from_first(trained_policy(experiment, position), str(work.root / "policy"))
         print(f"Finished step {position.step}. Parameters: {work.root / 'policy'}; numbers: {work.final}.")

@@ -74,7 +74,8 @@ def extract_answer(text: str, code: str, *, fallback: bool = False) -> str | Non
     found = _find(text, code)
     if found is not None:
         return found.answer
-    return last_number(_after_thought(text)[1], code) if fallback else None
+    end = _thought_end(text)
+    return last_number(text[end:], code) if fallback and end is not None else None
 
 
 def read_gold(written: str, code: str) -> str | None:
@@ -97,9 +98,13 @@ def read_gold(written: str, code: str) -> str | None:
     return whole_value(written, code) or read_box(written, code)
 
 
+@functools.lru_cache(maxsize=1024)
 def _find(text: str, code: str) -> _Found | None:
     """The answer of an NFC text, by structure, then by announcement."""
-    offset, visible = _after_thought(text)
+    offset = _thought_end(text)
+    if offset is None:
+        return None
+    visible = text[offset:]
     found = _in_visible(visible, code)
     if found is None and offset:
         bare = whole_value(visible, code)
@@ -109,12 +114,11 @@ def _find(text: str, code: str) -> _Found | None:
     return found and found._replace(start=found.start + offset)
 
 
-def _after_thought(text: str) -> tuple[int, str]:
-    """(offset, text) of what follows the thought: nothing where it is not closed."""
-    opened, closed = text.lower().rfind("<think>"), list(_THINK_END.finditer(text))
-    if closed and closed[-1].start() > opened:
-        return closed[-1].end(), text[closed[-1].end() :]
-    return (len(text), "") if opened >= 0 and not closed else (0, text) if opened < 0 else (opened, text[:0])
+def _thought_end(text: str) -> int | None:
+    """Where the text behind the thought begins: 0 without a thought, None where it is not closed."""
+    closed = [match.end() for match in _THINK_END.finditer(text)]
+    end = closed[-1] if closed else 0
+    return None if text.lower().rfind("<think>") >= end else end
 
 
 def _in_visible(text: str, code: str) -> _Found | None:
@@ -156,12 +160,10 @@ def _inside(text: str, start: int) -> str | None:
 
 
 def _last_tag(text: str, code: str) -> _Found | None:
-    found = list(_TAG.finditer(text))
-    opened = [match.start() for match in _OPEN_TAG.finditer(text)]
-    if opened and (not found or opened[-1] > found[-1].end()):
-        return _Found(opened[-1], None) if not found else None  # cut short: as an open \boxed{
+    found = list(_TAG.finditer(text)) if "</answer>" in text.lower() else []
     if not found:
-        return None
+        opened = _OPEN_TAG.search(text)
+        return _Found(opened.start(), None) if opened else None  # cut short
     inside = found[-1].group(1)
     announced = _announced(inside, code)
     if announced is not None and announced.answer is not None:
@@ -170,9 +172,9 @@ def _last_tag(text: str, code: str) -> _Found | None:
 
 
 def _last_hashes(text: str, code: str) -> _Found | None:
-    for match in reversed(list(_HASHES.finditer(text))):
+    for match in list(_HASHES.finditer(text))[: -MOST_BOXED - 1 : -1]:
         line = match.group(1)
-        if _HASH_ANSWER.match(ascii_digits(line)) or whole_value(line, code) is not None:
+        if _HASH_ANSWER.match(ascii_digits(line)):
             answer = read_line(line, code)
             if answer is not None:
                 return _Found(match.start(), answer)
@@ -190,25 +192,16 @@ def _announced(text: str, code: str) -> _Found | None:
     answers, results = _markers(code)
     found = [(match, True) for match in answers.finditer(text)][-MOST_BOXED:]
     found += [(match, False) for match in results.finditer(text)][-MOST_BOXED:]
-    loose: _Found | None = None
-    empty: _Found | None = None
+    others: list[_Found] = []
     for match, is_answer in sorted(found, key=lambda pair: -pair[0].start()):
         rest = text[match.end() :]
-        if _BOXED.match(rest.lstrip(" *_$:：(\\[\n")) or _open_box(rest):
-            empty = empty or (_Found(match.start(), None) if is_answer else None)
-            continue
-        at_once, answer = _following(rest, code)
+        # A box here is an open one: a complete one would have been found before.
+        cut = _BOXED.search(rest.lstrip("\n").split("\n", 1)[0]) or _BOXED.match(rest.lstrip(" *_$:：(\\[\n"))
+        at_once, answer = (False, None) if cut else _following(rest, code)
         if answer is not None and at_once:
             return _Found(match.start(), answer)
-        if is_answer and answer is not None:
-            loose = loose or _Found(match.start(), answer)
-        empty = empty or (_Found(match.start(), None) if is_answer else None)
-    return loose or empty
-
-
-def _open_box(rest: str) -> bool:
-    line = rest.lstrip("\n").split("\n", 1)[0]
-    return _BOXED.search(line) is not None
+        others += [_Found(match.start(), answer)] if is_answer else []
+    return next((other for other in others if other.answer is not None), others[0] if others else None)
 
 
 def _following(rest: str, code: str) -> tuple[bool, str | None]:
@@ -217,13 +210,13 @@ def _following(rest: str, code: str) -> tuple[bool, str | None]:
     Its own line counts; further lines only where that holds nothing but signs, or ends with a colon.
     """
     lines = rest.split("\n")
-    answer, at_once = read_line(lines[0], code), None
-    if answer is None and (not _HAS_TEXT.search(lines[0]) or lines[0].rstrip(" *_").endswith((":", "："))):
-        answer = _first_line_answer("\n".join(lines[1:]), code)
-        return True, answer
+    answer = read_line(lines[0], code, at_once=True)
     if answer is not None:
-        at_once = read_line(lines[0], code, at_once=True)
-    return at_once is not None, answer
+        return True, answer
+    answer = read_line(lines[0], code)
+    if answer is None and (not _HAS_TEXT.search(lines[0]) or lines[0].rstrip(" *_").endswith((":", "："))):
+        return True, _first_line_answer("\n".join(lines[1:]), code)
+    return False, answer
 
 
 def _first_line_answer(text: str, code: str) -> str | None:

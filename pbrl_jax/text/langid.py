@@ -120,14 +120,14 @@ def language_share(text: str, language: str, languages: Sequence[str]) -> float 
     a small lead, any other language in the world by a clear one. Han letters weigh three, kana and Hangul two: that is
     what they say in Latin letters. A text too short to identify that holds words of English has share 0.
     """
-    codes = check_languages(dict.fromkeys((language, *languages)))
+    codes = _checked((language, *languages))
     lines = judged_lines(text, LANGUAGES[language].scripts)
     words = " ".join(lines)
     letters = letters_of(words)
     if language != "en" and len(letters) < 2 * MIN_LETTERS and has_english(words):
         return 0.0
     if len(letters) < MIN_LETTERS_SCRIPT:
-        return None
+        return 0.0 if letters and not _own_script(letters, language) else None
     script = len(_own_script(letters, language)) / len(letters)
     if len(letters) < (_letters_needed(language, codes, letters) if script >= RIGHT_SHARE else MIN_LETTERS):
         # Too few for a classifier: only a foreign script counts against it.
@@ -147,18 +147,23 @@ def language_share(text: str, language: str, languages: Sequence[str]) -> float 
 
 
 def is_right_language(text: str, language: str, languages: Sequence[str], share: float = RIGHT_SHARE) -> bool | None:
-    """Whether `text` is written in `language`, to its end; None when it is too short to say.
+    """Whether `text` is written in `language`, to its end; None when it is too short, or no identifier knows that.
 
     At least `share` of its letters are in the language (see language_share), and its last sentence is in no other
     language of the run, nor in English.
     """
-    found = language_share(text, language, languages)
+    found = language_share(text, language, languages) if identifier_of(language) else None
     return None if found is None else found >= share and not foreign_tail(text, language, languages)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(codes: tuple[str, ...]) -> tuple[str, ...]:
+    return check_languages(dict.fromkeys(codes))
 
 
 def foreign_tail(text: str, language: str, languages: Sequence[str]) -> bool:
     """Whether the last sentence of `text` is in another language; False where it has too few letters to tell."""
-    codes = check_languages(dict.fromkeys((language, *languages, "en")))
+    codes = _checked((language, *languages, "en"))
     lines = judged_lines(text, LANGUAGES[language].scripts)
     sentences = [piece for piece in _SENTENCE_END.split(lines[-1]) if letters_of(piece)] if lines else []
     letters = letters_of(sentences[-1]) if sentences else ""
@@ -182,30 +187,30 @@ def _is_language(words: str, language: str, codes: tuple[str, ...]) -> bool:
     return len(rest) < len(words) and _size(rest) >= max(SMALL_WINDOW, size / 2) and judge(rest, language, codes)
 
 
-def _alike(language: str, codes: tuple[str, ...]) -> set[str]:
-    """Labels that count as `language`: its own, and of its sets those that the run does not use."""
+@functools.lru_cache(maxsize=256)
+def _alike(language: str, codes: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """(labels that count as `language`: its own, and of its sets those that the run does not use; the run's labels)"""
     own = LANGUAGES[language].label
-    run = {LANGUAGES[code].label for code in codes}
-    return {label for group in CONFUSABLE.values() if own in group for label in group} - run | {own}
+    run = frozenset(LANGUAGES[code].label for code in codes)
+    return frozenset(label for group in CONFUSABLE.values() if own in group for label in group) - run | {own}, run
 
 
 def _leads(words: str, language: str, codes: tuple[str, ...]) -> bool:
     known = _scores(words)
     margins = SURE_MARGINS if _size(words) >= SURE_WINDOW else SMALL_MARGINS
-    alike, run = _alike(language, codes), {LANGUAGES[code].label for code in codes}
+    alike, run = _alike(language, codes)
     own = max(known[label] for label in alike if label in known)
-    rivals = (
-        score - (margins.run if label in run else margins.outside)
-        for label, score in known.items()
-        if label not in alike
-    )
-    return own >= max(rivals)
+    # The best come first: the first outside the run is the strongest there.
+    outside = next(score for label, score in known.items() if label not in alike and label not in run)
+    inside = max((known[label] for label in run - alike if label in known), default=-float("inf"))
+    return own >= max(outside - margins.outside, inside - margins.run)
 
 
 def _cld2_agrees(words: str, language: str, codes: tuple[str, ...]) -> bool:
     """By CLD2; what it cannot name is the language where it is short and holds no English."""
     found = _cld2_label(words)
-    return found in _alike(language, codes) or (found == "" and _size(words) < SURE_WINDOW and not has_english(words))
+    unnamed = found == "" and _size(words) < SURE_WINDOW and not has_english(words)
+    return unnamed or found in _alike(language, codes)[0]
 
 
 def _foreign_words(words: str, language: str) -> set[str]:
@@ -269,16 +274,20 @@ def _letters_needed(code: str, languages: tuple[str, ...], letters: str) -> int:
 def _windows(lines: Sequence[str]) -> list[str]:
     """Sentences; long ones in even pieces of about WINDOW letters, short ones joined to their predecessor."""
     pieces = [piece for line in lines for sentence in _SENTENCE_END.split(line) for piece in _even_pieces(sentence)]
-    windows: list[str] = []
+    windows: list[list[str]] = []
+    sizes: list[int] = []
     for piece in pieces:
-        if windows and (_size(windows[-1]) < SMALL_WINDOW or _size(piece) < SMALL_WINDOW // 2):
-            windows[-1] += " " + piece
+        size = _size(piece)
+        if windows and (sizes[-1] < SMALL_WINDOW or size < SMALL_WINDOW // 2):
+            windows[-1].append(piece)
+            sizes[-1] += size
         else:
-            windows.append(piece)
-    if len(windows) > 1 and _size(windows[-1]) < SMALL_WINDOW:
+            windows.append([piece])
+            sizes.append(size)
+    if len(windows) > 1 and sizes[-1] < SMALL_WINDOW:
         last = windows.pop()
-        windows[-1] += " " + last
-    return windows
+        windows[-1] += last
+    return [" ".join(window) for window in windows]
 
 
 def _even_pieces(sentence: str) -> list[str]:
@@ -293,7 +302,7 @@ def _even_pieces(sentence: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _scores(words: str) -> dict[str, float]:
-    """Log-likelihood of `words`, up to a constant, in each language of the classifier."""
+    """Log-likelihood of `words`, up to a constant, in each language of the classifier, the best first."""
     return dict(_classifier().rank(words))
 
 

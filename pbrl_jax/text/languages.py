@@ -58,6 +58,11 @@ _BOX_PHRASE = r"\boxed{{{answer}}}"
 _COLON = r"[*_]*\s*[:\uff1aঃ][*_]*"
 _DIGIT_FOLLOWS, _LETTER_FOLLOWS = r"[*_]*\s*(?=[-\u2212\u2013+(*$\\%]*\d)", r"[*_]*\s+(?=[(*$\\A-J])"
 LETTERS = "ABCDEFGHIJ"
+VOWEL_SIGN = (
+    "[\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a3c-\u0a4d\u0abc-\u0acd\u0b3c-\u0b4d\u0bbe-\u0bcd"
+    "\u0c3e-\u0c4d\u0cbe-\u0ccd]"
+)
+"""Marks that go on with a word of India's scripts; regular expressions count them as no letters."""
 
 
 class Language(NamedTuple):
@@ -122,6 +127,7 @@ def _announcement(entry: Language, noun: str, verbs: str, bare: bool) -> str:
     follows = [_COLON, r"[*_]*\s*="]
     follows += [rf"{end}[*_]*\s*(?:{verbs}){'' if verbs.endswith(')') else end}"] if verbs else []
     follows += [_DIGIT_FOLLOWS, end + _LETTER_FOLLOWS] if bare else []
+    follows += [rf"\s+(?=(?:{'|'.join(entry.options)})[\s.।۔])"] if bare and entry.options else []
     heading = rf"(?m:^[ \t]*[#*_>][#*_> \t]*(?:{noun})[*_ \t]*$)"
     return rf"(?:{heading}|{start}(?:{noun})(?:{'|'.join(follows)}))"
 

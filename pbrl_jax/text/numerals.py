@@ -92,7 +92,7 @@ def korean_number(text: str) -> int | None:
 
 
 _HAN_ANSWER = re.compile(
-    rf"(?:第|约|約|一?共)?({HAN_NUMBER.pattern})(?:分之({HAN_NUMBER.pattern}))?(?![样樣般直些起共定切旦致番部緒])"
+    rf"(?:第|约|約|一?共)?({HAN_NUMBER.pattern})(?:分[之の]({HAN_NUMBER.pattern}))?(?![样樣般直些起共定切旦致番部緒])"
 )
 """A Han numeral that opens a text; behind 一 the last characters make another word (一样, 一共)."""
 _ONE_ALONE = re.compile(r"\s*(?:$|[.,;:!?)*。।])")

@@ -10,10 +10,15 @@ _OPTION_WORDS = (
     "opci[oó]n opção opzione antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন "
     "विकल्प ऑप्शन ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn pilihan opsi seçenek chaguo optie možnost"
 ).split()
-_OPTION_WORD = rf"(?:(?:the )?(?:correct )?(?:option|choice|letter)|{'|'.join(_OPTION_WORDS)})?"
+_FILLERS = "therefore|thus|hence|so|donc|also|entonces|por tanto|portanto|quindi"
+_ARTICLES = "the|la|le|el|il|a|die|der"
+_OPTION_WORD = (
+    rf"(?:(?:{_FILLERS})\s*[:,]?\s*)?(?:(?:{_ARTICLES})\s+)?"
+    rf"(?:(?:correct )?(?:option|choice|letter)|letra|lettre|lettera|{'|'.join(_OPTION_WORDS)})?"
+)
 _BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]*{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]*"
 _OPTION = re.compile(
-    rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9'’+*/=^_-]|\.\d|\s*[+*/=^-]|\s+\d))",
+    rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9_]|['’](?:s|m|re|ll|d|ve)\b|\.\d|\s*[+*/=^]|\s*-(?!\s+[^\W\d_]{{2}})|\s+\d))",
     re.IGNORECASE,
 )
 _OR = "and|or|und|oder|y|o|ou|et|e|i|и|или|أو|و|या|বা|หรือ|hoặc|或|和|atau|au"
@@ -57,6 +62,5 @@ def native_option(code: str) -> re.Pattern | None:
         return None
     groups = "|".join(f"(?P<o{i}>{letter})" for i, letter in enumerate(options))
     bare = groups.replace("<o", "<o1")  # the same letters, numbered from 10: option_letter takes the last digit
-    return re.compile(
-        rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|(?:{bare})(?![^\W\d_]){_STOP})", re.IGNORECASE
-    )
+    bare = rf"(?:{bare})(?:(?=です|입니다|이다)|(?![^\W\d_]){_STOP})"
+    return re.compile(rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|{bare})", re.IGNORECASE)

@@ -6,7 +6,7 @@ import unicodedata
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from pbrl_jax.text.languages import LANGUAGES, language
+from pbrl_jax.text.languages import LANGUAGES, VOWEL_SIGN, language
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.numerals import ascii_digits, number_word, without_myriads, without_powers
 from pbrl_jax.text.options import native_option, option_letter
@@ -32,7 +32,7 @@ _CIRCUMSTANCE = re.compile(r"\W*[AÀ]\s+\d[^,;]*,\s*(-?\d[\d.,]*)\W*$")
 """A phrase with a preposition before the value: "a 3 km, 5"."""
 _RANGE = re.compile(r"\s*(?:[-–~〜～]|to|bis|à|до)\s*\d")
 _SIDE = re.compile(r"=\s*(-?[\d.,]+)")
-_OPERATION = re.compile(r"\d[^=]*[-+*/×·÷x][^=]*=|\\(?:times|cdot|div)")
+_OPERATION = re.compile(r"\d[\s)]*(?:[-+*/×·÷x]|\\(?:times|cdot|div))|\d\s+[^\W\d_]+\s*[-+*/×·÷x]\s*\d")
 _MINUS = re.compile(
     r"(?<![\d)])(?<![\d)]\s)(?:\b(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|minusz|mínus|منفی|سالب|ناقص)\s+"
     r"|(?:ลบ|负|負|マイナス|마이너스|ऋण|माइनस|মাইনাস|ঋণাত্মক|మైనస్)\s*|[–—](?=\d))(?=\d)",
@@ -161,7 +161,8 @@ def _first_value(found: str, code: str) -> str | None:
     rest = found[start.start() :]
     end = _CLAUSE_END.search(rest, start.end() - start.start())
     clause = rest[: end.start()] if end else rest
-    if _OPERATION.search(clause):
+    left, equals, _ = clause.rpartition("=")
+    if equals and _OPERATION.search(left):
         sides = _SIDE.findall(clause)
         return canonical_number(sides[-1], code) if sides else None
     return _value_at(rest, start.group(), found[: start.start()], code)
@@ -205,7 +206,8 @@ def _scale_pattern(code: str) -> re.Pattern | None:
     if not scales:
         return None
     groups = "|".join(f"(?P<p{power}>{words})" for power, words in scales.items())
-    return re.compile(rf"\s*(?:{groups})(?![^\W\d_])", re.IGNORECASE)
+    end = rf"(?![^\W\d_]|{VOWEL_SIGN})" if language(code).spaced else ""
+    return re.compile(rf"\s*(?:{groups}){end}", re.IGNORECASE)
 
 
 def _scaled(number: str | None, before: str, after: str, code: str) -> str | None:
@@ -237,8 +239,11 @@ def whole_value(text: str, code: str) -> str | None:
 
 def read_box(inside: str, code: str) -> str | None:
     """A number where the whole of `inside` is one (units and currency aside), a letter, else LaTeX without spaces."""
+    if len(inside) > LONGEST_LINE:
+        return squeeze(inside)
     content = _TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
-    content = content.strip().strip("$").strip()
+    content = re.sub(r"^(?:\\approx|\\sim|[≈~\s])+", "", content.strip().strip("$").strip())
+    content = re.sub(r"^\{([^{},]*)\}$", r"\1", content).strip()
     letter = re.fullmatch(
         r"(?:option |choice )?(?:([A-J])|\(([A-Ja-j])\)|([a-j]))[).]?", unicodedata.normalize("NFKC", content)
     )

@@ -38,7 +38,7 @@ ENGLISH = TELLING_ENGLISH | frozenset(
 )
 """Frequent words of English: none of them is a name."""
 _TAGS = re.compile(r"</?(?:think|answer|b|i|u|em|strong|br|p|sub|sup|ul|ol|li)\s*/?>|<\|[a-z_]{2,20}\|>", re.IGNORECASE)
-_MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
+_MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.{1,1000}?\\\]|\\\(.{1,1000}?\\\)", re.DOTALL)
 _SHORT = re.compile(r"(?<![^\W\d_\\])(?:[A-Za-z]{1,3}|[α-ωΑ-Ω]+)(?![^\W\d_])")
 _CAPITALS = re.compile(r"(?<![^\W\d_])[A-Z]{2,4}(?![^\W\d_])")
 _FENCE, _LINK = re.compile(r"```[a-z]{0,10}(?=\s)|```"), re.compile(r"https?://(?:www\.)?|www\.")
@@ -64,7 +64,7 @@ def plain_words(text: str) -> str:
     return " ".join(word_lines(text))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def word_lines(text: str) -> tuple[str, ...]:
     """The lines of `text` that hold words, as plain words."""
     text = fold_letters(text)
@@ -89,7 +89,7 @@ def _unless_english(match: re.Match) -> str:
     return match.group() if match.group().lower() in ENGLISH and len(match.group()) > 1 else " "
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
     """`word_lines` for a language in `scripts`: units, functions, letters and names in another script left out."""
     lines = word_lines(text)

@@ -2,13 +2,14 @@
 section 3.2)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.algos.advantages import SAME_REWARD
-from pbrl_jax.core.records import Scores, TrainBatch, TrainState
+from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rollout.sampling import step_key
@@ -113,7 +114,7 @@ def make_merge(experiment: Experiment, shapes: TrainBatch) -> Callable:
 def alike(one: Combined, other: Combined) -> Combined:
     """`one` with those parts and translations only that `other` has, too: a reward that raised has none."""
     each = {
-        name: Scores(s.value_B, s.valid_B, {part: x for part, x in s.parts.items() if part in other.each[name].parts})
+        name: replace(s, parts={part: x for part, x in s.parts.items() if part in other.each[name].parts})
         for name, s in one.each.items()
     }
     return one._replace(each=each, translation_B=None if other.translation_B is None else one.translation_B)

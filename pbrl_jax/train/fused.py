@@ -24,10 +24,10 @@ from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.experiment import Experiment, token_tables
 from pbrl_jax.train.hosted import run_sampling
-from pbrl_jax.train.programs import update_context
+from pbrl_jax.train.programs import minibatches, update_context, update_minibatch
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, policy_step, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
-from pbrl_jax.train.update import advantage_targets, update_parameters
+from pbrl_jax.train.update import advantage_targets
 
 
 def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> None:
@@ -61,6 +61,8 @@ def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> N
         problems.append(f"algo.name {config.algo.name}")
     if config.algo.num_iterations != 1:
         problems.append("algo.num_iterations other than 1")
+    if minibatches(config) != 1:
+        problems.append("algo.minibatch_prompts")
     if config.reward.final_weights:
         problems.append("reward.final_weights")
     if config.algo.max_sampling_rounds != 1:
@@ -108,7 +110,7 @@ def device_functions(
         rollout=rollout,
         reward=reward,
         advantages=functools.partial(advantage_targets, context=context),
-        update=functools.partial(update_parameters, context=context),
+        update=functools.partial(update_minibatch, context=context),
         sample=sample_batch,
     )
 

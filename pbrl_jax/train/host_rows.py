@@ -97,6 +97,7 @@ def _packed(found: HostRows) -> dict[str, list[str]]:
     for name, scores in {"": rewards.total, **rewards.each}.items():
         columns |= {f"value\t{name}": scores.value_B, f"valid\t{name}": scores.valid_B}
         columns |= {f"part\t{name}\t{part}": column for part, column in scores.parts.items()}
+        columns |= {} if scores.applies_B is None else {f"applies\t{name}": scores.applies_B}
     if found.rewards_BF is not None:
         columns["apart"] = found.rewards_BF
     return {
@@ -116,7 +117,8 @@ def _unpacked(texts_B: Sequence[str], columns: dict[str, np.ndarray]) -> HostRow
         kind, _, name = key.partition("\t")
         if kind == "value":
             parts = {other.split("\t")[2]: x for other, x in columns.items() if other.startswith(f"part\t{name}\t")}
-            each[name] = on_host(Scores, columns[key], columns[f"valid\t{name}"], parts)
+            applies_B = columns.get(f"applies\t{name}")
+            each[name] = on_host(Scores, columns[key], columns[f"valid\t{name}"], parts, applies_B)
     none_BR = np.zeros((len(texts_B), 0))
     rollout = on_host(Rollout, none_BR.astype(np.int32), columns["length"], none_BR.astype(np.float32), columns["cut"])
     return HostRows(texts_B, rollout, Combined(each.pop(""), each, columns["right"]), columns.get("apart"))

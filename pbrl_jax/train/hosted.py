@@ -28,7 +28,14 @@ from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
-from pbrl_jax.train.programs import make_advantages, make_parameter_update, make_values, packed
+from pbrl_jax.train.programs import (
+    make_advantages,
+    make_logprobs,
+    make_parameter_update,
+    make_values,
+    packed,
+    updates_per_rollout,
+)
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
@@ -43,11 +50,12 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
     """
     config, spec = experiment.config, experiment.policy.spec
     sample = sample_batch
+    if config.algo.max_sampling_rounds > 1:
+        sample = with_dynamic_sampling(sample, experiment, batch_shapes(experiment))
+    if updates_per_rollout(config) > 1:
+        sample = with_old_logprobs(sample, packed(make_logprobs(spec, config), config))
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
         sample = with_critic_values(sample, packed(make_values(spec, config), config))
-    if config.algo.max_sampling_rounds > 1:
-        shapes = batch_shapes(experiment)
-        sample = with_dynamic_sampling(sample, experiment, shapes)
     advantages = make_advantages(spec, config)
     update = packed(make_parameter_update(spec, config), config)
     update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
@@ -102,7 +110,8 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
     separate = scales_rewards_separately(config.algo)
     with own_devices(mesh):
-        reward = make_reward(config.reward, reward_assets(experiment))
+        # Scaled apart, each function compares its own rows; summed, only rows of the same functions can be compared.
+        reward = make_reward(config.reward, reward_assets(experiment), 1 if separate else G)
 
     def score_own(drawn: Drawn, rows_P: np.ndarray, host: Rollout) -> HostRows:
         texts = completions(host, experiment.policy.tokenizer)
@@ -137,9 +146,10 @@ def check_rewards(config: Config, step: int, valid_B) -> None:
     if invalid > config.guard.max_invalid_share:
         raise RewardError(
             f"Step {step}: {invalid:.0%} of the rewards are invalid (first in row {int(np.argmin(valid))}: NaN, "
-            f"infinite, None, an exception, or no reference), more than guard.max_invalid_share = "
-            f"{config.guard.max_invalid_share:.0%}. Rewards of this run: {', '.join(config.reward.functions)}. Mend "
-            "them and run the same command: it goes on from the last step that was saved."
+            f"infinite, an exception, no reference, or scored by other rewards than its group), more than "
+            f"guard.max_invalid_share = {config.guard.max_invalid_share:.0%}. Rewards of this run: "
+            f"{', '.join(config.reward.functions)}. Mend them and run the same command: it goes on from the last step "
+            "that was saved."
         )
 
 
@@ -180,6 +190,17 @@ def waiting(update: Callable) -> Callable:
 
     def call(*args):
         return jax.block_until_ready(update(*args))
+
+    return call
+
+
+def with_old_logprobs(sample: Callable, logprobs: Callable) -> Callable:
+    """Sampling that ends with the trainer's log-probs of the batch, before any update."""
+
+    def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
+        scored = sample(functions, state, frozen, drawn)
+        old_logp_BR = logprobs(state, frozen, scored.batch)
+        return scored._replace(batch=dataclasses.replace(scored.batch, old_logp_BR=old_logp_BR))
 
     return call
 
@@ -228,7 +249,9 @@ def batch_shapes(experiment: Experiment) -> TrainBatch:
 
 def cycle_batch_shapes(experiment: Experiment) -> TrainBatch:
     """Shapes and shardings of the batch in a checkpoint taken inside a cycle of several updates."""
-    shapes = batch_shapes(experiment)
-    if not lookup(ALGORITHMS, experiment.config.algo.name, "algorithm").critic:
-        return shapes
-    return dataclasses.replace(shapes, value_BR=shapes.rollout.logp_BR)
+    shapes, config = batch_shapes(experiment), experiment.config
+    if updates_per_rollout(config) > 1:
+        shapes = dataclasses.replace(shapes, old_logp_BR=shapes.rollout.logp_BR)
+    if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
+        shapes = dataclasses.replace(shapes, value_BR=shapes.rollout.logp_BR)
+    return shapes

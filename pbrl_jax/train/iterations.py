@@ -1,19 +1,20 @@
-"""Several updates on each rollout batch (algo.num_iterations)."""
+"""Several updates on each rollout batch: algo.num_iterations passes over its minibatches."""
 
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.logs.metrics import PhaseTimer
+from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.step import Position, Record, Run, train_step, update_policy
 
 
 def step_in_cycle(run: Run, position: Position) -> tuple[Position, Record]:
-    """A whole step where a cycle begins; then updates on the same batch until it has had num_iterations of them."""
+    """A whole step where a cycle begins; then updates on the same batch until it has had all of its updates."""
     batch = position.batch
     if batch is None:
         following, record = train_step(run, position)
         batch = record.scored and record.scored.batch
     else:
         following, record = update_again(run, position, batch)
-    ended = following.step % run.experiment.config.algo.num_iterations == 0
+    ended = following.step % updates_per_rollout(run.experiment.config) == 0
     return following._replace(batch=None if ended else batch), record
 
 

@@ -28,6 +28,7 @@ from pbrl_jax.train.guard import acts, bounds, watch
 from pbrl_jax.train.hosted import check_rewards, hosted_functions
 from pbrl_jax.train.iterations import step_in_cycle
 from pbrl_jax.train.metrics import read_record
+from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
 from pbrl_jax.train.signals import stop_agreed
@@ -94,7 +95,7 @@ def make_run(experiment: Experiment, frozen: Frozen) -> Run:
     Raises:
       ConfigError: a reward that cannot be made, or a step that cannot be fused.
     """
-    take = train_step if experiment.config.algo.num_iterations == 1 else step_in_cycle
+    take = train_step if updates_per_rollout(experiment.config) == 1 else step_in_cycle
     if experiment.config.train.fused:
         return Run(experiment, frozen, None, make_fused_policy_step(experiment), take)
     functions = hosted_functions(experiment)

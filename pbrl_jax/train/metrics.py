@@ -16,7 +16,15 @@ from pbrl_jax.train.step import Record, Scored
 def read_record(record: Record, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
     """(metrics, rows for the sample file) of a step; waits for the device."""
     described, rows = ({}, []) if record.scored is None else describe(record.scored, record.step, tokenizer)
-    return described | jax.device_get(dict(record.metrics)) | dict(record.times), rows
+    return described | read_metrics(record.metrics) | dict(record.times), rows
+
+
+def read_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An update's metrics on the host. Where no token is in the loss, means over tokens are absent, not 0."""
+    found = jax.device_get(dict(metrics))
+    if found.get("loss/count", 1) == 0:
+        found = {name: value for name, value in found.items() if not np.isnan(value)}
+    return found
 
 
 def describe(scored: Scored, step: int, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
@@ -52,7 +60,8 @@ def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prom
     metrics |= by_language("language/consistency", right_B, everything, languages)
     for name, scores in each.items():
         values, valid = np.asarray(scores.value_B), np.asarray(scores.valid_B)
-        metrics[f"rewards/{name}/valid_share"] = float(valid.mean())
+        failed, scored = np.asarray(scores.failed_B), max(1, int((valid | scores.failed_B).sum()))
+        metrics[f"rewards/{name}/valid_share"] = 1 - float(failed.sum()) / scored
         if not valid.any():
             continue  # no mean of nothing: invalid is not zero
         metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
@@ -80,7 +89,7 @@ def sample_rows(step: int, prompts_B: Sequence[Prompt], texts_B: Sequence[str], 
     parts = {
         f"{name}/{part}": np.asarray(column)
         for name, scores in each.items()
-        for part, column in {"value": scores.value_B, **scores.parts}.items()
+        for part, column in {"value": np.where(scores.valid_B, scores.value_B, np.nan), **scores.parts}.items()
     }
     return [
         {
@@ -91,7 +100,7 @@ def sample_rows(step: int, prompts_B: Sequence[Prompt], texts_B: Sequence[str], 
             "completion": texts_B[row],
             "reference": None if prompt.reference is None else prompt.reference.text,
             "reward": float(values[row]),
-            "parts": {name: float(column[row]) for name, column in parts.items()},
+            "parts": {name: float(column[row]) for name, column in parts.items() if not np.isnan(column[row])},
             "valid": bool(valid[row]),
         }
         | ({} if translation_B is None else {"translation": translation_B[row]})

@@ -3,19 +3,24 @@
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.algos.advantages import group_metrics
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import lookup
+from pbrl_jax.core.masking import masked_mean
 from pbrl_jax.core.records import TrainBatch, TrainState
+from pbrl_jax.core.trees import take_groups
 from pbrl_jax.mesh.agree import host_array
+from pbrl_jax.mesh.sharding import constrain
 from pbrl_jax.models.packing import choose_bucket, packed_buckets
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.optimizer import make_critic_optimizer, make_optimizer, make_schedule
-from pbrl_jax.train.trained import Frozen
+from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.train.update import (
     Optimizer,
     Targets,
@@ -26,6 +31,9 @@ from pbrl_jax.train.update import (
     row_outputs,
     update_parameters,
 )
+
+#: Folded into the seed for the order of minibatches.
+ORDER = 0x6D62
 
 
 def run_optimizer(config: Config) -> Optimizer:
@@ -40,13 +48,66 @@ def update_context(spec: DecoderSpec, config: Config, bucket: int = 0) -> Update
     return UpdateContext(spec, config, run_optimizer(config), bucket)
 
 
+def minibatches(config: Config) -> int:
+    """Minibatches of a rollout batch."""
+    return config.train.prompts_per_step // (config.algo.minibatch_prompts or config.train.prompts_per_step)
+
+
+def updates_per_rollout(config: Config) -> int:
+    """Optimizer steps on each rollout batch."""
+    return config.algo.num_iterations * minibatches(config)
+
+
+def update_minibatch(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, context: UpdateContext):
+    """update_parameters on the minibatch whose turn it is; on the whole batch where there is one.
+
+    Passes and their minibatches follow from the number of the optimizer step, so that a run resumes in the middle: the
+    order of a pass is a permutation from (seed, number of the pass).
+    """
+    config, groups = context.config, batch.prompts.lengths_P.shape[0]
+    metrics, size = batch_metrics(batch, targets.adv, config), config.algo.minibatch_prompts
+    if 0 < size < groups:
+        count = groups // size
+        key = jax.random.fold_in(jax.random.key(config.train.seed), ORDER)
+        order = jax.random.permutation(jax.random.fold_in(key, state.step // count), groups)
+        index = jax.lax.dynamic_slice(order, (state.step % count * size,), (size,))
+        batch, targets = on_rows(take_groups((batch, targets), index, groups))
+    state, more = update_parameters(state, frozen, batch, targets, context=context)
+    return state, metrics | more
+
+
+def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array]:
+    """Statistics of rewards, lengths and advantages; rows without a valid reward are left out.
+
+    Those of rewards are NaN where no row has one.
+    """
+    G, R = config.algo.num_generations, config.rollout.max_completion_length
+    rollout, valid_B = batch.rollout, batch.valid_B
+    lengths = rollout.lengths_B.astype(jnp.float32)
+    rewards = group_metrics(batch.reward_B.reshape(-1, G), valid_B.reshape(-1, G))
+    rewards["advantages/std"] = jnp.sqrt(masked_mean(jnp.square(adv), valid_B if adv.ndim == 1 else batch.sampled_BR))
+    return {name: jnp.where(valid_B.any(), value, jnp.nan) for name, value in rewards.items()} | {
+        "reward/invalid_share": (~valid_B).astype(jnp.float32).mean(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": rollout.truncated_B.astype(jnp.float32).mean(),
+        "completions/fill": lengths.mean() / R,
+    }
+
+
+def on_rows(tree: Any) -> Any:
+    """Arrays laid out by their leading axis, as a batch is."""
+    return jax.tree.map(lambda x: constrain(x, "batch", *["none"] * (x.ndim - 1)), tree)
+
+
 def update_step(state: TrainState, ref_params, batch: TrainBatch, base=None, *, spec: DecoderSpec, config: Config,
                 bucket: int = 0) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """Advantages, gradient and optimizer step as one traceable function; arguments as of `make_update`."""
     context = update_context(spec, config, bucket)
     frozen = Frozen(ref_params if config.algo.beta > 0 else None, base)
     targets = advantage_targets(state, frozen, batch, context=context)
-    return update_parameters(state, frozen, batch, targets, context=context)
+    return update_minibatch(state, frozen, batch, targets, context)
 
 
 def make_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
@@ -76,6 +137,17 @@ def make_values(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     return jax.jit(values, static_argnames="bucket")
 
 
+def make_logprobs(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
+    """Compiled `(state, frozen, batch, bucket=0) -> logp_BR`: the trainer's log-probs of a rollout batch."""
+
+    def logprobs(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> jax.Array:
+        parts, part = in_parts(batch, update_context(spec, config, bucket))
+        params = forward_params(state.params, frozen.base, config.lora)
+        return by_microbatch(lambda piece: row_outputs(params, None, piece, part, False)[0], parts, part)
+
+    return jax.jit(logprobs, static_argnames="bucket")
+
+
 def make_advantages(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     """Compiled `(state, frozen, batch, bucket=0) -> Targets`."""
 
@@ -89,7 +161,7 @@ def make_parameter_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapp
     """Compiled `(state, frozen, batch, targets, bucket=0) -> (state, metrics)`; the state is donated."""
 
     def update(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, bucket: int = 0):
-        return update_parameters(state, frozen, batch, targets, context=update_context(spec, config, bucket))
+        return update_minibatch(state, frozen, batch, targets, update_context(spec, config, bucket))
 
     return jax.jit(update, static_argnames="bucket", donate_argnums=0)
 

@@ -17,6 +17,7 @@ from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.records import TrainState
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import CollapseError, bounds
+from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.restart import new_position
 from pbrl_jax.train.state import abstract_state
 from pbrl_jax.train.step import Position
@@ -66,7 +67,7 @@ def rolled_back(experiment: Experiment, position: Position, streaks: dict[str, i
             "samples/. Lower optim.learning_rate or raise algo.beta in another work directory."
         )
     longest = max(streaks.get(bound.metric, 0) for bound in bounds(guard))
-    last = position.step - longest * experiment.config.algo.num_iterations - 1
+    last = position.step - longest * updates_per_rollout(experiment.config) - 1
     step, good = last_good_state(experiment, state, last, streaks) or (0, new_position(experiment).state)
     left = [other for other, _ in list_checkpoints(experiment.work.checkpoints) if step < other < position.step]
     streaks |= {ROLLBACKS: done + 1} | dict.fromkeys(map(ABANDONED.format, left), 1)

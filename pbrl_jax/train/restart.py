@@ -85,8 +85,10 @@ def restore(experiment: Experiment) -> Position:
     tree, meta, state = found.tree, found.meta, found.tree["state"]
     if state.beta is None:  # a guard that raises it was switched on since
         state = dataclasses.replace(state, beta=fresh.state.beta)
-    unevaluated = meta.get("unevaluated", False)
-    return Position(found.step, state, meta["cursor"], tree["batch"], meta.get("streaks", {}), unevaluated)
+    unevaluated, batch = meta.get("unevaluated", False), tree["batch"]
+    if batch is not None and batch.old_logp_BR is None:  # of a version that compared with the sampler's
+        batch = dataclasses.replace(batch, old_logp_BR=batch.rollout.logp_BR)
+    return Position(found.step, state, meta["cursor"], batch, meta.get("streaks", {}), unevaluated)
 
 
 def place_beta(experiment: Experiment) -> jax.Array:

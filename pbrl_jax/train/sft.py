@@ -1,5 +1,6 @@
 """Supervised fine-tuning: cross-entropy on response tokens, the same forward pass and optimizer as the RL update."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -73,11 +74,12 @@ def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
     finite = all_finite(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
-    return TrainState(
-        select(finite, params, state.params),
-        select(finite, opt_state, state.opt_state),
-        state.step + 1,
-        state.skipped + (~finite).astype(jnp.int32),
+    return dataclasses.replace(
+        state,
+        params=select(finite, params, state.params),
+        opt_state=select(finite, opt_state, state.opt_state),
+        step=state.step + 1,
+        skipped=state.skipped + (~finite).astype(jnp.int32),
     )
 
 

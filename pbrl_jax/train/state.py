@@ -22,7 +22,7 @@ def new_state(
       critic: of an algorithm that has one, from `train.trained.new_critic`.
     """
     adapting = None if beta is None else jnp.float32(beta)
-    return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(0), adapting, critic)
+    return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.int32(0), adapting, critic, jnp.int32(0))
 
 
 def state_shardings(
@@ -53,7 +53,7 @@ def state_shardings(
         is_leaf=_is_masked,
     )
     adapting, head = jax.tree.map(lambda _leaf: everywhere, (beta, critic))
-    shardings: list[Any] = [param_shardings, opt_shardings, everywhere, everywhere, adapting, head]
+    shardings: list[Any] = [param_shardings, opt_shardings, everywhere, everywhere, adapting, head, everywhere]
     return TrainState(*shardings)
 
 

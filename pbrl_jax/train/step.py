@@ -36,8 +36,8 @@ from pbrl_jax.train.update import Frozen, Targets
 class Position(NamedTuple):
     """Where a run is between two steps; all of it goes into a checkpoint.
 
-    `batch` is the scored rollout batch of a cycle under way (num_iterations > 1), None between cycles; `streaks` are
-    the counters of the collapse guard, up to the last step whose metrics were read; `unevaluated`: a stop interrupted
+    `batch` is the scored rollout batch of a cycle of several updates, None between cycles; `streaks` are the counters
+    of the collapse guard, up to the last step whose metrics were read; `unevaluated`: a stop interrupted
     the evaluation after this step, which is then made first.
     """
 

@@ -13,15 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_metrics
-from pbrl_jax.algos.correction import sampler_weights
+from pbrl_jax.algos.advantages import ScoredGroups, flat_groups
+from pbrl_jax.algos.correction import correction_mode, sampler_weights
 from pbrl_jax.algos.grpo import policy_loss
 from pbrl_jax.algos.ppo import PpoConfig, value_loss
 from pbrl_jax.algos.returns import adapted_beta, kl_penalty
 from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.core.masking import masked_mean
 from pbrl_jax.core.records import TrainBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, map_microbatches, select, split_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
@@ -165,11 +164,12 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     if frozen.reference is not None and ref_logp_BR is None:
         ref_logp_BR = jax.lax.stop_gradient(row_outputs(frozen.reference, None, batch, context, False)[0])
     sampler_BR = batch.rollout.logp_BR
-    old_BR, extra = sampler_BR, dict[str, Any]()
-    if algo.importance_sampling_mode != "off":
-        old_BR = jax.lax.stop_gradient(logp_BR)
+    old_BR = jax.lax.stop_gradient(logp_BR) if batch.old_logp_BR is None else batch.old_logp_BR
+    old_BR = jnp.where(jnp.isfinite(sampler_BR), old_BR, jnp.nan)  # a rollout that went wrong is skipped and counted
+    extra, mode = dict[str, Any](), correction_mode(algo.importance_sampling_mode, context.spec.dtype != "float32")
+    if mode != "off":
         extra["weight_BR"] = sampler_weights(
-            old_BR, sampler_BR, mask_BR, mode=algo.importance_sampling_mode,
+            old_BR, sampler_BR, mask_BR, mode=mode,
             clip_min=algo.importance_sampling_clip_min, clip_max=algo.importance_sampling_clip_max,
         )  # fmt: skip
     if algo.entropy_coef != 0:
@@ -182,7 +182,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
         value_sum, value_pairs = critic_sums(value_BR, batch, targets, count, config)
         loss_sum, pairs = loss_sum + settings_of(algo, PpoConfig).vf_coef * value_sum, pairs | value_pairs
     tokens = mask_BR.sum()
-    gap_BR = jnp.where(mask_BR, jnp.abs(jax.lax.stop_gradient(logp_BR) - sampler_BR), 0.0)
+    gap_BR = jnp.where(mask_BR, jnp.abs(old_BR - sampler_BR), 0.0)
     pairs = dict(pairs, **{"sampling/logp_difference/mean": (gap_BR.sum(), tokens)})
     if "weight_BR" in extra:
         pairs["sampling/importance_sampling_ratio/mean"] = (extra["weight_BR"].sum(), tokens)
@@ -213,44 +213,42 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
 
         ((loss_sum, (count, pairs, gap)), grads), _ = jax.lax.scan(add, zeros, pieces)
     divisor = jnp.maximum(count, 1).astype(loss_sum.dtype)
-    metrics = {name: num / jnp.maximum(den, 1) for name, (num, den) in pairs.items()}
-    metrics |= {"loss": loss_sum / divisor, "sampling/logp_difference/max": gap}
+    metrics = {name: jnp.where(den > 0, num / jnp.maximum(den, 1), jnp.nan) for name, (num, den) in pairs.items()}
+    metrics |= {"loss": loss_sum / divisor, "sampling/logp_difference/max": gap, "loss/count": count}
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), metrics
 
 
-def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array]:
-    """Statistics of rewards, lengths and advantages; rows without a valid reward are left out."""
-    G, R = config.algo.num_generations, config.rollout.max_completion_length
-    rollout, valid_B = batch.rollout, batch.valid_B
-    lengths = rollout.lengths_B.astype(jnp.float32)
-    return group_metrics(batch.reward_B.reshape(-1, G), valid_B.reshape(-1, G)) | {
-        "reward/invalid_share": (~valid_B).astype(jnp.float32).mean(),
-        "advantages/std": jnp.sqrt(masked_mean(jnp.square(adv), valid_B if adv.ndim == 1 else batch.sampled_BR)),
-        "completions/mean_length": lengths.mean(),
-        "completions/min_length": lengths.min(),
-        "completions/max_length": lengths.max(),
-        "completions/clipped_ratio": rollout.truncated_B.astype(jnp.float32).mean(),
-        "completions/fill": lengths.mean() / R,
-    }
+def has_signal(state: TrainState, targets: Targets, config: Config) -> jax.Array:
+    """Whether a batch can move anything: a token in the loss, and an advantage, a KL, an entropy bonus or a critic."""
+    algo, counts = config.algo, targets.mask_BR.any()
+    if algo.entropy_coef or state.critic is not None or (algo.beta > 0 and algo.kl_in == "loss"):
+        return counts
+    adv = targets.adv if targets.adv.ndim == 2 else targets.adv[:, None]
+    return (targets.mask_BR & (adv != 0)).any()  # NaN is not 0
 
 
-def optimizer_step(state: TrainState, grads, optimizer: Optimizer) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step; a gradient that is not finite changes nothing but the two counters."""
-    finite = all_finite(grads)
-    before = on_device(state.opt_state)
+def optimizer_step(
+    state: TrainState, grads, optimizer: Optimizer, counts: jax.Array | bool = True, held: jax.Array | bool = False
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step. A gradient that is not finite, or of a batch in which nothing `counts`, changes nothing but
+    the counters; `held` parameters stay as they are."""
+    finite, before = all_finite(grads), on_device(state.opt_state)
+    moves = finite & counts & ~jnp.asarray(held)
     updates, opt_state = optimizer.policy.update(grads, before, state.params)
-    new_state = TrainState(
-        params=select(finite, optax.apply_updates(state.params, updates), state.params),
-        opt_state=as_before(select(finite, opt_state, before), state.opt_state),
+    new_state = dataclasses.replace(
+        state,
+        params=select(moves, optax.apply_updates(state.params, updates), state.params),
+        opt_state=as_before(select(moves, opt_state, before), state.opt_state),
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
-        beta=state.beta,
-        critic=state.critic,
+        empty=state.empty + (finite & ~jnp.asarray(counts)).astype(jnp.int32),
     )
+    (_, updates_made), *_ = optax.tree_utils.tree_get_all_with_path(before, "count")
     metrics = {
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(optimizer.schedule(state.step - state.skipped), jnp.float32),
+        "learning_rate": jnp.where(moves, optimizer.schedule(updates_made), 0.0).astype(jnp.float32),
         "skipped_updates": new_state.skipped,
+        "empty_updates": new_state.empty,
     }
     return new_state, metrics
 
@@ -259,18 +257,18 @@ def update_parameters(
     state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, *, context: UpdateContext
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradient and optimizer step towards the targets; traceable."""
-    config, critic = context.config, state.critic
+    config, critic, held = context.config, state.critic, jnp.bool_(False)
     parts, part = in_parts(batch, context)
     trained = Trained(state.params, None if critic is None else critic["params"])
     if targets.ref_logp_BR is not None:
         frozen = dataclasses.replace(frozen, reference=None)
     grads, metrics = gradient_sums(trained, frozen, state.beta, (parts, targets), part)
-    new_state, optimizer_metrics = optimizer_step(state, grads.policy, context.optimizer)
+    counts = has_signal(state, targets, config)
     if critic is not None:
-        critic = update_critic(critic, grads.value_head, context.optimizer.critic)
-        new_state = dataclasses.replace(new_state, critic=critic)
-        new_state = hold_policy(state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps, state, new_state)
-    metrics = metrics | batch_metrics(batch, targets.adv, config) | optimizer_metrics
+        held = state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps
+        critic = select(counts, update_critic(critic, grads.value_head, context.optimizer.critic), critic)
+    new_state, optimizer_metrics = optimizer_step(state, grads.policy, context.optimizer, counts, held)
+    new_state, metrics = dataclasses.replace(new_state, critic=critic), metrics | optimizer_metrics
     if state.beta is not None:
         metrics["beta"] = state.beta
         if config.algo.kl_target is not None:
@@ -278,13 +276,5 @@ def update_parameters(
                 state.beta, metrics["kl"], target=config.algo.kl_target, horizon=config.algo.kl_horizon,
                 responses=batch.valid_B.shape[0],
             )  # fmt: skip
-            new_state = dataclasses.replace(new_state, beta=beta)
+            new_state = dataclasses.replace(new_state, beta=select(counts, beta, state.beta))
     return new_state, metrics
-
-
-def hold_policy(held: jax.Array, state: TrainState, new_state: TrainState) -> TrainState:
-    """The new state with the policy's parameters and moments of the old one where `held`."""
-    opt_state = select(held, on_device(state.opt_state), on_device(new_state.opt_state))
-    return dataclasses.replace(
-        new_state, params=select(held, state.params, new_state.params), opt_state=as_before(opt_state, state.opt_state)
-    )

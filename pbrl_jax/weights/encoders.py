@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from pbrl_jax.core.batching import length_bucket, pad_tokens
+from pbrl_jax.core.batching import fill, length_bucket, pad_tokens, split_rows
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
@@ -29,7 +29,9 @@ from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
 from pbrl_jax.weights.tensors import CONFIG, load_params, open_weights, weights_digest
 
-#: Texts that `Encoder.embed` tokenises at a time, and the largest batch.
+#: Texts that `Encoder.embed` tokenises and sorts at a time.
+TEXTS_AT_A_TIME = 2048
+#: Largest batch of texts.
 EMBED_BATCH = 256
 #: Largest number of tokens in a batch, padding included: batches of long texts are smaller.
 EMBED_TOKENS = EMBED_BATCH * 512
@@ -84,8 +86,8 @@ class Encoder(NamedTuple):
         The vector of a text in several chunks is the normalised mean of theirs, weighted by their tokens.
         """
         vectors = np.zeros((len(texts), self.spec.embedding_width), np.float32)
-        for start in range(0, len(texts), EMBED_BATCH):
-            batch = [self.prefix + text for text in texts[start : start + EMBED_BATCH]]
+        for start in range(0, len(texts), TEXTS_AT_A_TIME):
+            batch = [self.prefix + text for text in texts[start : start + TEXTS_AT_A_TIME]]
             pieces = [self.chunks(ids) for ids in self.tokenizer.encode_batch(batch)]
             found = self.embed_ids(*self._padded([piece for text in pieces for piece in text]))
             first = 0
@@ -95,19 +97,36 @@ class Encoder(NamedTuple):
         return vectors
 
     def embed_ids(self, tokens_NS: np.ndarray, mask_NS: np.ndarray) -> np.ndarray:
-        """Unit vectors of N >= 1 tokenised texts, in batches of one size, so that one program is compiled."""
+        """Unit vectors of N right-padded texts, in batches of texts of about the same length (`length_bucket`) and of
+        few sizes (`batch_sizes`): little padding is computed and few programs are compiled."""
         program, mesh, rows_at = embed_tokens(self.spec), mesh_of(self.params), row_sharding(self.params)
-        count = len(tokens_NS)
-        size = embed_block(tokens_NS.shape[1], 1 if mesh is None else mesh.size)
-        rows = np.concatenate([np.arange(count), np.zeros(-count % size, int)])
-        blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        S, devices = tokens_NS.shape[1], 1 if mesh is None else mesh.size
+        longest_N = (mask_NS * np.arange(1, S + 1)).max(axis=1)
+        bucket_N = np.array([length_bucket(longest, S) for longest in longest_N.tolist()], int)
+        found = []
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            found = [program(self.params, *jax.device_put((tokens_NS[at], mask_NS[at]), rows_at)) for at in blocks]
-        return np.concatenate([np.asarray(vectors) for vectors in found])[:count]
+            for tokens in np.unique(bucket_N).tolist():
+                left = np.flatnonzero(bucket_N == tokens).tolist()
+                for size in split_rows(len(left), batch_sizes(tokens, devices)):
+                    rows, left = left[:size], left[size:]
+                    chosen = np.ix_(fill(rows, size), range(tokens))
+                    placed = jax.device_put((tokens_NS[chosen], mask_NS[chosen]), rows_at)
+                    found.append((rows, program(self.params, *placed)))
+        vectors_NE = np.zeros((len(tokens_NS), self.spec.embedding_width), np.float32)
+        for rows, vectors in found:
+            vectors_NE[rows] = np.asarray(vectors)[: len(rows)]
+        return vectors_NE
+
+
+def batch_sizes(tokens: int, devices: int) -> list[int]:
+    """Sizes of batches of texts of `tokens` tokens: powers of four up to `embed_block`, multiples of `devices`."""
+    largest = embed_block(tokens, devices)
+    sizes = {-(-(4**power) // devices) * devices for power in range(EMBED_BATCH.bit_length() // 2 + 1)}
+    return sorted(size for size in sizes | {largest} if size <= largest)
 
 
 def embed_block(tokens: int, devices: int) -> int:
-    """Batch size for texts of `tokens` tokens: a multiple of the number of devices."""
+    """Largest batch of texts of `tokens` tokens: a multiple of the number of devices."""
     return -(-max(1, min(EMBED_BATCH, EMBED_TOKENS // tokens)) // devices) * devices
 
 

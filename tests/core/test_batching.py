@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pbrl_jax.core.batching import by_length, few_rows, fill, length_bucket, pad_prompts, padded_length
+from pbrl_jax.core.batching import by_length, few_rows, fill, length_bucket, pad_prompts, padded_length, split_rows
 from pbrl_jax.core.errors import DataError
 
 
@@ -16,6 +16,17 @@ def test_batches_by_hand():
 
 def test_few_sizes():
     assert [few_rows(count, 32) for count in (0, 1, 2, 3, 5, 32, 33, 900)] == [1, 1, 2, 4, 8, 32, 32, 32]
+
+
+def test_rows_are_split_into_batches_of_few_sizes():
+    """13 of 16 rows are enough for a batch of 16, 12 are not; under the smallest size there is no choice."""
+    sizes = [1, 4, 16]
+    found = [split_rows(count, sizes) for count in (0, 1, 3, 5, 8, 12, 13, 30)]
+    assert found == [[], [1], [1, 1, 1], [4, 1], [4, 4], [4, 4, 4], [16], [16, 16]]
+    assert split_rows(9, [8, 32]) == [8, 8] and split_rows(26, [8, 32]) == [32]
+    for count in range(1, 600):
+        batches = split_rows(count, [1, 4, 16, 64, 256])
+        assert sum(batches) - batches[-1] < count <= sum(batches) <= 1.25 * count
 
 
 def plan(lengths, size):

@@ -155,3 +155,10 @@ def test_sha256_file(tmp_path, size):
     content = np.random.default_rng(size).bytes(size)
     (tmp_path / "f").write_bytes(content)
     assert paths.sha256_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["w[x]", "w*", "run?"])
+def test_a_work_directory_whose_checkpoints_could_not_be_read_is_refused(name):
+    with pytest.raises(ConfigError, match="--workdir"):
+        paths.work_dir(f"/data/{name}/more")
+    paths.work_dir("/data/lr=1e-3,{x}] a/")

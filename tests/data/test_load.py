@@ -7,7 +7,7 @@ import pytest
 from pbrl_jax import DataConfig
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, with_english
+from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, refuse_trained, with_english
 from pbrl_jax.data.sources.common import ID_ORDER, RowErrors, language_of, prompt_id, row_of, take
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.tokenizers import train_sentencepiece
@@ -150,3 +150,12 @@ def test_row_errors_are_silent_without_errors():
     errors = RowErrors("f")
     assert errors.text(1, "q", " a ") == "a"
     errors.check()
+
+
+def test_evaluation_problems_that_are_trained_on_are_refused():
+    """The same question in another language is another problem."""
+    trained = prompts_of("en", "sw")
+    refuse_trained([row._replace(language="de") for row in trained], trained)
+    others = [row._replace(question=row.question + "?") for row in trained]
+    with pytest.raises(DataError, match=r"1 of 7 .* at row 2 \(sw\).*'sw 1'.*eval.training_rows"):
+        refuse_trained([*others, trained[3]], trained)

@@ -49,7 +49,7 @@ def test_number_words_are_all_different_and_normalised():
 
 
 def test_one_problem_by_hand():
-    problem = quickstart.Problem(0, "muladd", 4, 1, 3, 6, 8, 26)
+    problem = quickstart.WordProblem(0, "muladd", 4, 1, 3, 6, 8, 26)
     assert quickstart.question(problem, "en") == (
         "Lina has three packets with six pencils each and eight more pencils. How many pencils are there in total?"
     )

@@ -4,11 +4,12 @@ import gzip
 import json
 
 import pytest
+from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.sources import table
-from pbrl_jax.data.sources.common import prompt_id
+from pbrl_jax.data.sources.common import RowErrors, prompt_id
 
 ROWS = [
     {
@@ -60,7 +61,9 @@ def write(kind, folder):
 def test_kinds_of_files(kind, as_folder, tmp_path):
     path = write(kind, tmp_path)
     source = tmp_path if as_folder else path
-    assert table.rows(str(source), "train", ("sw", "en"), 0, 0, COLUMNS) == EXPECTED
+    rows = table.rows(str(source), "train", ("sw", "en"), 0, 0, COLUMNS)
+    assert [row._replace(columns=()) for row in rows] == EXPECTED
+    assert [dict(row.columns)["so"] for row in rows] == ["The answer is 18.", None]
 
 
 @pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("tsv", "\t")])
@@ -183,3 +186,69 @@ def test_hub_ids_go_through_datasets(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fails)
     with pytest.raises(DataError, match="hub data set 'owner/data' with split 'test': offline. Give"):
         table.rows("owner/data", "test", ("sw",), 0, 0)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_quotation_marks_between_tabs_are_text(tmp_path, line_end):
+    """Unless a whole cell is in quotation marks, as spreadsheets write it; no cell swallows the next line."""
+    lines = ['"Lina ana 4', '"Asha" ana 6?', 'Juma "ana" 5"', '"said ""no"" to\ta"', '""', "", '"two\nlines"']
+    path = tmp_path / "x.tsv"
+    path.write_bytes(line_end.join(["question\tnote", *(f"{line}\tn" for line in lines if line), ""]).encode())
+    rows = table.read_rows(epath.Path(path), RowErrors("x"))
+    found = ['"Lina ana 4', '"Asha" ana 6?', 'Juma "ana" 5"', 'said "no" to\ta', None, "two\nlines"]
+    assert [(number, row["question"]) for number, row in rows] == list(enumerate(found, start=1))
+    assert all(row["note"] == "n" for _, row in rows)
+
+
+@pytest.mark.parametrize(
+    "ending, text, row",
+    [
+        ("csv", 'question,answer\na,1\n"b,2\nc,3\n', 2),
+        ("csv", 'question,answer\n"Asha" ana,1\n', 1),
+        ("tsv", 'question\tanswer\na\t1\n"b\t2\nc\t"\n', 2),
+    ],
+)
+def test_quotation_marks_that_close_nothing_are_an_error_with_the_row(tmp_path, ending, text, row):
+    path = tmp_path / f"x.{ending}"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"x.{ending}: row {row}: has a cell"):
+        table.rows(str(path), "train", ("sw",), 0, 0)
+
+
+def test_a_long_cell_and_blank_lines(tmp_path):
+    (tmp_path / "x.csv").write_text(f'question,answer\r\n\r\n"{"a " * 200_000}b",7')
+    (row,) = table.rows(str(tmp_path / "x.csv"), "train", ("sw",), 0, 0)
+    assert len(row.question) == 400_001 and row.answer == "7"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_half_of_a_character_is_an_error_with_its_row(tmp_path, kind):
+    """A whole one, written as two escapes, is text; in a further column it would stop the fingerprint later."""
+    rows = [{"question": "a \U0001f600"}, {"question": "b \ud83d"}, {"question": "c", "more": {"x": ["\udc00"]}}]
+    text = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
+    (tmp_path / f"x.{kind}").write_text(text)
+    with pytest.raises(DataError, match="row 2: question holds half.*row 3: more holds half"):
+        table.rows(str(tmp_path / f"x.{kind}"), "train", ("sw",), 0, 0)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
+WHOLE = gzip.compress(b'{"question": "q"}\n' * 500)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.parquet", POINTER, "Git LFS pointer.*git lfs pull"),
+        ("a.jsonl", POINTER, "Git LFS pointer"),
+        ("a.jsonl.gz", POINTER, "Git LFS pointer"),
+        ("a.parquet", b"PAR1xxxxPAR1", "no parquet file.*again"),
+        ("a.parquet", b"", "no parquet file"),
+        ("a.jsonl.gz", WHOLE[:-9], "cut off.*again"),
+        ("a.jsonl.gz", WHOLE[:12] + bytes(8) + WHOLE[20:], "damaged"),
+        ("a.tsv.gz", b"question\nq\n", "damaged"),
+    ],
+)
+def test_files_that_are_not_whole_say_so(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        table.rows(str(tmp_path / name), "train", ("sw",), 0, 0)

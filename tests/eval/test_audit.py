@@ -10,12 +10,12 @@ from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import encoder
 
 from pbrl_jax.cli import main
-from pbrl_jax.core.errors import DataError, RewardError
+from pbrl_jax.core.errors import ConfigError, DataError, RewardError
 from pbrl_jax.core.records import Prompt, Reference, Scores
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import prompt_id
 from pbrl_jax.eval.attack_text import PHRASES
-from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply, steps_of
+from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply, check_phrases, steps_of
 from pbrl_jax.eval.audit import (
     HELD_OUT,
     HELD_OUT_FAMILIES,
@@ -124,7 +124,13 @@ def test_a_text_without_full_stops_is_cut_at_its_equations(text, steps):
     assert steps_of(text) == steps
 
 
-@pytest.mark.parametrize("code", sorted(LANGUAGES))
+def test_languages_without_phrases_are_refused():
+    check_phrases(tuple(PHRASES))
+    with pytest.raises(ConfigError, match="no sentences in yo; it has them in ar, bn, .*--data.languages"):
+        check_phrases(("sw", "yo"))
+
+
+@pytest.mark.parametrize("code", sorted(PHRASES))
 def test_phrases_are_in_their_language_and_state_no_answer(code):
     own = PHRASES[code]
     for text in (*own.filler, *own.boilerplate, own.untrue):

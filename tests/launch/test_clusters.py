@@ -1,10 +1,15 @@
 """Slurm, Kubernetes, and several processes on one machine, with stand-ins for sbatch, kubectl, docker and pbrl."""
 
+import re
 import shlex
+import shutil
+import sys
+import time
 
 import pytest
 import yaml
 from launch.stand_ins import CHECKER, FAKE_PYTHON, Machine, assert_fails
+from source_tree import ROOT
 
 TRAIN = ("train", "configs/x.py", "--workdir", "gs://bucket/run")
 RUN = {"NAME": "my-run", "IMAGE": "host/me/pbrl"}
@@ -59,7 +64,7 @@ def test_the_wrapped_command_runs(machine):
     machine.add("job", f"#!/bin/sh\n{wrapped}\n")
     result = machine.call(["job"])
     assert result.returncode == 0, result.stderr
-    assert machine.calls[-1] == "srun --kill-on-bad-exit=1 --label pbrl train a b"
+    assert machine.calls[-1] == "srun --kill-on-bad-exit=1 --label --cpus-per-task=8 pbrl train a b"
 
 
 def test_kubernetes_manifest(machine):
@@ -82,6 +87,78 @@ def test_kubernetes_manifest(machine):
     assert yaml.safe_load(dry.partition("\n")[2]) == made
     assert machine.run("gke.sh", "run", *odd, **settings).returncode == 0
     assert machine.calls == ["kubectl apply --filename=-"]
+
+
+def requeue(machine, seconds_left: int, words=("true",), **settings):
+    """Runs a job's body that ends so long before the job's limit."""
+    machine.forget()
+    machine.add("scontrol", CHECKER)
+    job = {"SLURM_JOB_ID": "12", "SLURM_JOB_END_TIME": str(int(time.time()) + seconds_left)}
+    return machine.run("requeue.sh", "180", *words, **(job | settings))
+
+
+def test_a_job_at_its_time_limit_is_queued_again(machine):
+    assert requeue(machine, 170).returncode == 0 and machine.calls == ["scontrol requeue 12"]
+    assert requeue(machine, 230).returncode == 0 and machine.calls, "Slurm signals up to a minute early"
+    assert requeue(machine, 3000).returncode == 0 and machine.calls == [], "its work is done"
+    assert requeue(machine, 3000, ("bash", "-c", "exit 3")).returncode == 3 and machine.calls == []
+    machine.add("squeue", "#!/usr/bin/env bash\necho 2020-01-01T00:00:00\n")
+    (machine.tools / "date").symlink_to(shutil.which("date"))
+    assert requeue(machine, 0, SLURM_JOB_END_TIME="").returncode == 0
+    assert machine.calls == ["scontrol requeue 12"], "an older Slurm is asked for the end"
+
+
+def test_kubernetes_takes_secrets(machine):
+    """As a Secret that goes to kubectl through a pipe; neither a command line nor a terminal shows its values."""
+    kept = machine.checkout.parent / "applied"
+    machine.add("kept", '#!/usr/bin/env bash\ncat >>"$KEPT"; echo --- >>"$KEPT"\n')
+    secrets = {"HF_TOKEN": 'hf_"1\n2', "WANDB_API_KEY": "wb", "PBRL_LOST_SECONDS": "9", "KEY": "k"}
+    settings = RUN | secrets | {"PASS": "KEY", "ANSWER": "kept", "KEPT": str(kept)}
+    result = machine.run("gke.sh", "run", *TRAIN, **settings)
+    assert result.returncode == 0, result.stderr
+    secret, job = list(yaml.safe_load_all(kept.read_text()))[:2]
+    assert secret["kind"] == "Secret" and secret["stringData"] == secrets
+    (pods,) = job["spec"]["replicatedJobs"]
+    (container,) = pods["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
+    assert "hf_" not in result.stdout + "".join(machine.calls)
+    dry = machine.run("gke.sh", "--dry-run", "run", *TRAIN, **settings).stdout
+    assert "hf_" not in dry and "HF_TOKEN" in dry
+    own = machine.run("gke.sh", "manifest", *TRAIN, **RUN, SECRET="mine").stdout
+    assert 'name: "mine"' in own
+    assert "envFrom" not in machine.run("gke.sh", "manifest", *TRAIN, **RUN).stdout
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_every_word_survives_yaml(machine, locale):
+    odd = [
+        "a\nb",
+        "tab\t",
+        "cr\r",
+        "bell\a\x1b[0m\x7f",
+        "\x85\u2028\u2029\ufeff",
+        "# no",
+        "{a: [b]}",
+        "\\n",
+        "é 日本 😀",
+        "'",
+    ]
+    made = yaml.safe_load(machine.run("gke.sh", "manifest", *TRAIN, *odd, **RUN, LC_ALL=locale).stdout)
+    (job,) = made["spec"]["replicatedJobs"]
+    assert job["template"]["spec"]["template"]["spec"]["containers"][0]["args"] == [*TRAIN, *odd]
+    inject = RUN | {"SERVICE_ACCOUNT": "x\n  hostNetwork: true"}
+    made = yaml.safe_load(machine.run("gke.sh", "manifest", *TRAIN, **inject).stdout)
+    pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == inject["SERVICE_ACCOUNT"] and "hostNetwork" not in pod
+    assert_fails(machine.run("gke.sh", "manifest", *TRAIN, **RUN, RESTARTS="1 # x"), "RESTARTS=1 # x", "not a number")
+
+
+def test_images_are_pinned(machine):
+    """By a full version tag; a digest is an option of the build."""
+    base = re.search(r"^ARG BASE=(\S+)", (ROOT / "launch" / "Dockerfile").read_text(), re.MULTILINE)[1]
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-[a-z]+", base)
+    built = machine.run("gke.sh", "--dry-run", "build", **RUN, BASE_IMAGE="python@sha256:12").stdout
+    assert "--build-arg BASE=python@sha256:12" in built
 
 
 def test_named_errors(machine):
@@ -117,7 +194,8 @@ def test_named_errors(machine):
 
 
 PBRL = """#!/usr/bin/env bash
-trap 'echo told to stop; exit 0' TERM
+trap 'echo told to stop; echo told >>"$CALLS"; sleep 0.5; exit 0' TERM
+trap 'echo interrupted; exit 130' INT
 echo "$PBRL_PROCESS of $PBRL_PROCESSES: $*"
 echo "$PBRL_COORDINATOR" >>"$CALLS"
 if [ "$PBRL_PROCESS" = "${FAILS:-none}" ]; then # once the others listen
@@ -165,3 +243,22 @@ def test_sigterm_reaches_every_process(machine):
     result = machine.run("stopped.sh", PBRL_EXTRAS="", TENTHS="300")
     assert "status 0" in result.stdout, result.stderr
     assert result.stdout.count("told to stop") == 2 and "stopping all processes" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["INT", "HUP", "USR1"])
+def test_a_signal_to_the_whole_group_reaches_every_process_once(machine, name):
+    """As Ctrl-C does; twice, as a nervous user presses it."""
+    machine.add("python3.12", FAKE_PYTHON)
+    machine.add("pbrl", PBRL)
+    started = 'until [ "$(grep -c ^127 "$CALLS")" = 2 ]; do sleep 0.1; done; sleep 0.5'
+    begin = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.setsid(); "
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    run = f"{sys.executable} -c {shlex.quote(begin)} bash launch/local.sh -n 2 train &"
+    stop = f'{run}\n{started}; kill -{name} -- -$!; wait $!; echo "status $?"'
+    (machine.checkout / "launch" / "stopped.sh").write_text(f"cd {machine.checkout}\n{stop}\n")
+    result = machine.run("stopped.sh", PBRL_EXTRAS="", TENTHS="300")
+    assert "status 0" in result.stdout, result.stderr
+    assert result.stdout.count("told to stop") == 2 and "interrupted" not in result.stdout
+    assert machine.calls.count("told") == 2

@@ -11,7 +11,9 @@ case "$4" in
   describe)
     state="$(head -n 1 "$STATES")"
     sed -i 1d "$STATES"
-    [ "$state" != ABSENT ] || exit 1
+    [ "$state" != LOGIN ] || { echo "ERROR: Reauthentication failed." >&2; exit 1; }
+    [ "$state" != ABSENT ] ||
+      { echo "ERROR: NOT_FOUND: Resource 'projects/p/locations/z/nodes/$5' was not found" >&2; exit 1; }
     echo "$state" ;;
   create) exit "${CREATE_STATUS:-0}" ;;
   ssh)
@@ -41,7 +43,7 @@ def loop(machine, states: list[str], results: list[int], **environment):
     (folder / "states").write_text("".join(f"{state}\n" for state in states))
     (folder / "results").write_text("".join(f"{status}\n" for status in results))
     files = {"STATES": str(folder / "states"), "RESULTS": str(folder / "results"), "RETRY_SECONDS": "0"}
-    result = machine.run("tpu_vm.sh", "loop", *TRAIN, **TPU, **files, ANSWER="cloud", **environment)
+    result = machine.run("tpu_vm.sh", "loop", *TRAIN, **TPU, **files, **({"ANSWER": "cloud"} | environment))
     verbs = [shlex.split(call)[4] for call in machine.calls]
     runs = ["run" if "local.sh" in call else verb for verb, call in zip(verbs, machine.calls, strict=True)]
     return result, [verb for verb in runs if verb not in ("describe", "scp", "ssh")]

@@ -10,7 +10,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import match_rules
-from pbrl_jax.models.encoder import Encoder, encode, encoder_axes, init_encoder
+from pbrl_jax.models.encoder import TextEncoder, encode, encoder_axes, init_encoder
 from pbrl_jax.models.pooling import last_pooling, mean_pooling, pool, unit_vectors
 from pbrl_jax.models.specs import ENCODERS, tiny_encoder
 
@@ -31,7 +31,7 @@ def encoded():
 
 def test_encode_by_hand(params, encoded):
     """Mean of the real tokens' states, linear map, unit length."""
-    hidden = np.asarray(jax.jit(lambda p: Encoder(SPEC).apply({"params": p}, TOKENS, MASK))(params), np.float64)
+    hidden = np.asarray(jax.jit(lambda p: TextEncoder(SPEC).apply({"params": p}, TOKENS, MASK))(params), np.float64)
     pooled = np.stack([hidden[0, :3].mean(axis=0), hidden[1].mean(axis=0)])
     projected = pooled @ np.asarray(params["projection"]["kernel"]) + np.asarray(params["projection"]["bias"])
     expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)

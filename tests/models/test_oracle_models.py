@@ -16,7 +16,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.core.records import PromptBatch
 from pbrl_jax.models.decoder import causal_logits, decoder_axes, init_decoder
-from pbrl_jax.models.encoder import Encoder, encode, encoder_axes, init_encoder
+from pbrl_jax.models.encoder import TextEncoder, encode, encoder_axes, init_encoder
 from pbrl_jax.models.pooling import pool, unit_vectors
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params
@@ -88,7 +88,7 @@ def test_greedy_continuation(name):
 def test_token_states(name):
     case, spec, params = model(name)
     tokens, mask = case.input("input_ids").astype(jnp.int32), case.input("attention_mask") > 0
-    hidden = jax.jit(lambda params, *args: Encoder(spec).apply({"params": params}, *args))(params, tokens, mask)
+    hidden = jax.jit(lambda params, *args: TextEncoder(spec).apply({"params": params}, *args))(params, tokens, mask)
     expected = case.output("last_hidden_state")
     expect_close(hidden, expected, np.asarray(mask), case)
     mean = np.stack([row[keep].mean(axis=0) for row, keep in zip(expected, np.asarray(mask), strict=True)])

@@ -22,7 +22,7 @@ from pbrl_jax.plan.analytic import (
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import PROGRAMS, Need, compile_step
-from pbrl_jax.plan.roofline import USABLE, estimate, make_plan, nearest_change, sweep
+from pbrl_jax.plan.roofline import USABLE, estimate_plan, make_plan, nearest_change, sweep
 from pbrl_jax.plan.shapes import adapters, policy_shapes, run_models
 
 TINY = with_values(
@@ -96,10 +96,10 @@ def test_the_nearest_change_fits():
     """Llama-3.1-8B, all of it on every chip: 16 bytes a parameter are 128 GB."""
     models, topology = run_models(LARGE), Topology("v5p", "2x2x4")
     whole = with_values(LARGE, mesh={"data": 16, "fsdp": 1})
-    assert not estimate(whole, models, topology).fits and estimate(LARGE, models, topology).fits
+    assert not estimate_plan(whole, models, topology).fits and estimate_plan(LARGE, models, topology).fits
     words = nearest_change(whole, models, topology, {}).split()
     mesh = {flag.removeprefix("--mesh."): int(size) for flag, size in zip(words[::2], words[1::2], strict=True)}
-    assert estimate(with_values(whole, mesh=mesh), models, topology).fits
+    assert estimate_plan(with_values(whole, mesh=mesh), models, topology).fits
     assert "larger machine" in nearest_change(LARGE, models, Topology("v5e", "2x2"), {})
 
 

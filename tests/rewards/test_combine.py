@@ -3,17 +3,23 @@
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax import RewardConfig
+from pbrl_jax import Config, RewardConfig
+from pbrl_jax.algos.advantages import ScoredGroups
+from pbrl_jax.algos.grpo import GrpoConfig, estimate
+from pbrl_jax.config.tree import with_values
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
-from pbrl_jax.rewards.combine import REWARDS, Reward, RewardAssets, make_reward
+from pbrl_jax.rewards.combine import REWARDS, Reward, RewardAssets, alike_in_group, make_reward
 from pbrl_jax.rewards.cosine import make_cosine
+from pbrl_jax.train.hosted import separate_rewards
+from pbrl_jax.train.metrics import reward_metrics, sample_rows
 
 SWAHILI = problem_prompts(1, ("sw",))[0]._replace(answer="20")
 RIGHT = "Ali anaanza na chupa 10 na kununua chupa 10 zaidi. Jibu ni 20."
@@ -47,13 +53,76 @@ def test_weights_add_up_by_hand():
     assert {"reasoning", "answer", "encoder_cut"} == result.each["cosine"].parts.keys()
 
 
-def test_a_row_is_valid_where_every_weighted_reward_is(own):
-    """Row 0: all; row 1: `half` gives None; row 2: no gold answer; row 3: both."""
+def test_a_row_is_valid_where_a_weighted_reward_scored_it_and_none_failed(own):
+    """Row 0: all; row 1: `half` does not apply; row 2: no gold answer; row 3: both."""
     prompts = [SWAHILI, SWAHILI, SWAHILI._replace(answer=None), SWAHILI._replace(answer=None)]
     result = combined([RIGHT] * 4, prompts, functions=("answer", "own_rewards:half"), reward_weights=(1.0, 1.0))
-    assert result.total.valid_B.tolist() == [True, False, False, False]
-    assert result.total.value_B[0] == 1.5
+    assert result.total.valid_B.tolist() == [True, True, False, False]
+    assert result.total.value_B[:2].tolist() == [1.5, 1.0]
     assert np.isfinite(result.total.value_B).all()
+
+
+def test_two_task_rewards_train_together(monkeypatch):
+    """Weights 2 and 3 by hand; the function of the other task is left out, a failure is not, and a row of no task is
+    invalid."""
+    module = types.ModuleType("own_rewards")
+    module.sums = lambda completions, **_: [1.0, None, float("nan"), None, 0.5]
+    module.texts = lambda completions, **_: [None, 0.5, None, None, 0.25]
+    monkeypatch.setitem(sys.modules, "own_rewards", module)
+    names = ("own_rewards:sums", "own_rewards:texts")
+    result = combined([RIGHT] * 5, functions=names, reward_weights=(2.0, 3.0))
+    assert result.total.valid_B.tolist() == [True, True, False, False, True]
+    assert result.total.value_B.tolist() == [2.0, 1.5, 0.0, 0.0, 1.75]
+    assert result.each[names[0]].failed_B.tolist() == [False, False, True, False, False]
+    metrics = reward_metrics(result.each, result.right_language_B, [SWAHILI] * 5)
+    assert metrics[f"rewards/{names[0]}/valid_share"] == pytest.approx(2 / 3)
+    assert metrics[f"rewards/{names[1]}/valid_share"] == 1 and metrics[f"rewards/{names[1]}/mean"] == 0.375
+    row = sample_rows(1, [SWAHILI] * 5, [RIGHT] * 5, result)[1]
+    assert row["parts"] == {f"{names[1]}/value": 0.5}
+
+
+A, B, AB, NONE = [1, 0], [0, 1], [1, 1], [0, 0]
+
+
+@pytest.mark.parametrize(
+    "group, rows, kept",
+    [
+        (4, [A, A, A, AB], [1, 1, 1, 0]),
+        (4, [A, AB, AB, NONE], [0, 1, 1, 0]),
+        (4, [NONE, B, A, NONE], [0, 1, 0, 0]),
+        (2, [A, A, B, B], [1, 1, 1, 1]),
+        (1, [A, B, AB, NONE], [1, 1, 1, 0]),
+    ],
+)
+def test_only_rows_of_the_same_functions_are_compared(group, rows, kept):
+    """By hand: the most frequent set of its group, of equally frequent ones the first."""
+    scored_BF, valid_B = jnp.array(rows, bool), jnp.ones(4, bool)
+    assert alike_in_group(scored_BF, valid_B, group).tolist() == [bool(x) for x in kept]
+    assert jax.jit(alike_in_group, static_argnums=2)(scored_BF, valid_B, group).tolist() == [bool(x) for x in kept]
+
+
+def test_rows_that_failed_have_no_vote_on_their_group():
+    found = alike_in_group(jnp.array([A, A, A, AB], bool), jnp.array([False, False, False, True]), 4)
+    assert found.tolist() == [False, False, False, True]
+
+
+def test_scaled_apart_a_row_takes_part_with_the_functions_that_apply_to_it(monkeypatch):
+    """One group, two tasks: 2 and 0 of one, 1 and 0 of the other; each pair is +-1/sqrt(2) after its own scaling, and
+    of the batch's spread sqrt(2/3) that is +-sqrt(3)/2. Summed first, the second task's rows would be left out."""
+    module = types.ModuleType("own_rewards")
+    module.sums = lambda completions, **_: [2.0, 0.0, None, None]
+    module.texts = lambda completions, **_: [None, None, 1.0, 0.0]
+    monkeypatch.setitem(sys.modules, "own_rewards", module)
+    names = ("own_rewards:sums", "own_rewards:texts")
+    result = combined([RIGHT] * 4, functions=names, reward_weights=(1.0, 1.0))
+    config = with_values(Config(), reward={"functions": names, "reward_weights": (1.0, 1.0)})
+    rewards_BF = jnp.asarray(separate_rewards(config, result, [RIGHT] * 4))
+    groups = ScoredGroups(
+        result.value_B[None], result.valid_B[None], jnp.ones((4, 1), bool), None, rewards_BF[None], jnp.ones(2)
+    )
+    adv_B, _ = estimate(groups, config=GrpoConfig(multi_objective_aggregation="normalize_then_sum"))
+    half = np.sqrt(3) / 2
+    np.testing.assert_allclose(adv_B, [half, -half, half, -half], rtol=1e-3)
 
 
 def test_a_reward_of_weight_zero_is_only_logged(own):

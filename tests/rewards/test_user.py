@@ -1,6 +1,7 @@
 """A user's reward function: what it receives, and every way in which it can go wrong."""
 
 import asyncio
+import json
 import math
 import sys
 import time
@@ -8,10 +9,12 @@ import types
 
 import numpy as np
 import pytest
-from tiny_world import problem_prompts, reward_inputs
+from tiny_world import problem_prompts, reward_inputs, tokenizer
 
 from pbrl_jax.core.errors import ConfigError, RewardError
-from pbrl_jax.rewards.user import make_user_reward
+from pbrl_jax.data.load import dataset_fingerprint
+from pbrl_jax.data.sources import table
+from pbrl_jax.rewards.user import TrainerState, make_user_reward
 
 PROMPTS = problem_prompts(1, ("en", "sw"))
 TEXTS = ["The answer is 20.", "Jibu ni 20."]
@@ -21,11 +24,11 @@ TEXTS = ["The answer is 20.", "Jibu ni 20."]
 def call(monkeypatch):
     """call(function) -> Scores of TEXTS under the function, found by import path."""
 
-    def run(function, timeout=0.0):
+    def run(function, timeout=0.0, prompts=PROMPTS, texts=TEXTS):
         module = types.ModuleType("own_rewards")
         module.function = function
         monkeypatch.setitem(sys.modules, "own_rewards", module)
-        return make_user_reward("own_rewards:function", timeout)(reward_inputs(PROMPTS, TEXTS))
+        return make_user_reward("own_rewards:function", timeout)(reward_inputs(prompts, texts))
 
     return run
 
@@ -49,7 +52,52 @@ def test_it_receives_prompts_completions_and_columns(call):
         "question_en": [PROMPTS[0].question] * 2,
         "prompt_id": [p.id for p in PROMPTS],
         "step": [3, 3],
+        "completion_ids": [[*tokenizer().encode(text), *tokenizer().eos_ids] for text in TEXTS],
+        "trainer_state": TrainerState(3),
     }
+    assert seen["trainer_state"].global_step == 3
+
+
+@pytest.mark.parametrize("timeout", [0.0, 30.0])
+def test_arguments_come_by_name_in_whatever_order_and_number(call, timeout):
+    """17 and 11 characters; the lengths of the prompts would be others."""
+    assert call(lambda completions, prompts, **_: [len(text) for text in completions], timeout).value_B.tolist() == [
+        17,
+        11,
+    ]
+    assert call(lambda completions: [len(text) for text in completions], timeout).value_B.tolist() == [17, 11]
+    scores = call(lambda *, step, language: [len(code) + at for code, at in zip(language, step, strict=True)])
+    assert scores.value_B.tolist() == [5, 5]
+
+
+def test_further_columns_of_the_data_arrive_by_name(tmp_path, call):
+    """Those that mean something else to a reward stay behind; a row without the column has None."""
+    rows = [
+        {"question": "Uzito?", "question_en": "Weight?", "answer": "4", "unit": "kilo", "step": 7, "prompt": "x"},
+        {"question": "Urefu?", "question_en": "Length?", "answer": "5", "note": {"a": [1]}},
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prompts = table.rows(str(tmp_path / "data.jsonl"), "train", ("sw",), 0, 0)
+    seen = {}
+
+    def function(completions, unit, **columns):
+        seen.update(columns)
+        return [float(u is not None and u in text) for text, u in zip(completions, unit, strict=True)]
+
+    assert call(function, prompts=prompts, texts=["kilo 4", "mita 5"]).value_B.tolist() == [1, 0]
+    assert seen["note"] == [None, {"a": [1]}] and seen["step"] == [3, 3] and "prompt" not in seen
+    bare = [prompt._replace(columns=()) for prompt in prompts]
+    assert len({dataset_fingerprint(rows) for rows in (prompts, bare, [bare[0], prompts[1]])}) == 3
+
+
+def test_none_does_not_apply_and_is_no_failure(call):
+    """Three states: a value, no opinion, a failure."""
+    scores = call(lambda completions: [None, math.nan])
+    assert scores.applies_B.tolist() == [False, True] and scores.failed_B.tolist() == [False, True]
+    scores = call(lambda completions: iter([0.5, None]))
+    assert scores.valid_B.tolist() == [True, False] and not scores.failed_B.any()
+    scores = call(lambda completions: 1 / 0)
+    assert scores.failed_B.all()
 
 
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf, np.float32("nan"), 1e300])

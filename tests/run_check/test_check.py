@@ -5,7 +5,7 @@ import pytest
 from pbrl_jax import Config, with_values
 from pbrl_jax.algos.losses import LOSSES, ClipConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.run.check import validate
+from pbrl_jax.run.check import refuse_muon, validate
 
 TWO_REWARDS = {"functions": ("cosine", "answer"), "reward_weights": (1.0, 0.5)}
 
@@ -15,10 +15,7 @@ REFUSED = {
     "delta on a gate": ({"loss_type": "sapo", "delta": 2.0}, "sapo does not clip"),
     "delta below the clip": ({"epsilon_high": 0.5, "delta": 1.3}, "more than 1 \\+ epsilon_high = 1.5"),
     "gpg off-policy": ({"loss_type": "gpg", "num_iterations": 2}, "no importance ratio.*Use --algo.num-iterations 1"),
-    "correction off-policy": (
-        {"importance_sampling_mode": "token_mask", "num_iterations": 2},
-        "has left behind.*Use --algo.num-iterations 1",
-    ),
+    "minibatches that do not divide": ({"minibatch_prompts": 5}, "does not divide train.prompts_per_step=32"),
     "bounds crossed": ({"importance_sampling_clip_min": 4.0}, "above algo.importance_sampling_clip_max 3.0"),
     "a target without KL": ({"kl_target": 0.1, "beta": 0.0}, "keeps no reference. Use --algo.beta"),
     "two places of the KL": ({"kl_in": "reward", "use_bias_correction_kl": True}, "algo.kl_in is reward"),
@@ -124,6 +121,15 @@ def test_accepted(algo):
 def test_settings_that_do_not_do_what_they_promise(sections, message):
     with pytest.raises(ConfigError, match=message):
         validate(with_values(Config(), **sections), 1)
+
+
+def test_muon_is_refused_beside_adapters_where_it_is_used():
+    """`train` does not read sft.optimizer; `sft` asks for itself."""
+    config = with_values(Config(), lora={"rank": 4}, sft={"optimizer": "muon"})
+    validate(config, 1)
+    with pytest.raises(ConfigError, match="sft.optimizer muon .*lora.rank=4.*Use --sft.optimizer adamw"):
+        refuse_muon(config, "sft.optimizer", config.sft.optimizer)
+    refuse_muon(with_values(config, lora={"rank": 0}), "sft.optimizer", "muon")
 
 
 @pytest.mark.parametrize(

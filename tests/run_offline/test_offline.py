@@ -13,7 +13,7 @@ from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.run import dpo, sft
 from pbrl_jax.run.dpo import preference_pairs
 from pbrl_jax.run.scored import FILE, ScoredGroup, read_groups
-from pbrl_jax.run.sft_sources import best_of, read_rows, translated
+from pbrl_jax.run.sft_sources import best_of, read_examples, translated
 from pbrl_jax.weights.policies import load_policy
 
 GROUP = ScoredGroup(7, "sw", "2 + 2?", ["a", "b", "", "d"], [[5], [6, 7], [8], [9]], [0.2, 0.9, 1.5, None])
@@ -68,7 +68,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(DataError, match="line 1: lacks prompt_id, completions"):
         read_groups(str(file))
     with pytest.raises(DataError, match="line 1: lacks response"):
-        read_rows(str(file))
+        read_examples(str(file))
     with pytest.raises(ConfigError, match="--sft.translator"):
         translated(offline(), work_dir(tmp_path))
 

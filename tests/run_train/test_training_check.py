@@ -1,14 +1,16 @@
-"""The contamination check of a training run: found, reported, refused, and not done twice."""
+"""Checks before a training run: the test in its text is found, reported, refused, and not looked for twice."""
 
 import json
 
 import pytest
+from tiny_hf import hf_policy
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.run import contamination
+from pbrl_jax.run.assemble import evaluation_prompts, make_evaluate
 from pbrl_jax.run.check import validate
 from pbrl_jax.run.contamination import check_names, check_training
 
@@ -85,3 +87,20 @@ def test_bad_settings():
         validate(config("mgsm", bound=2.0), 1)
     with pytest.raises(ConfigError, match="eval.overlap_ngram is 0"):
         validate(config("mgsm", ngram=0), 1)
+
+
+def test_the_training_file_is_no_evaluation(tmp_path, capsys):
+    """One file has no test split: without eval.source its rows would be evaluated on as if they were new."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(4)))
+    config = with_values(Config(), data={"source": "table", "path": str(path), "languages": ("sw",)})
+    with pytest.raises(DataError, match=r"4 of 4 .*row 1 \(sw\)"):
+        evaluation_prompts(config)
+    assert make_evaluate(config, hf_policy()) is None and "No evaluation" in capsys.readouterr().out
+    with pytest.raises(DataError, match="training rows"):
+        make_evaluate(with_values(config, train={"eval_steps": 2}), hf_policy())
+    asked = with_values(config, eval={"training_rows": True})
+    assert [row.answer for row in evaluation_prompts(asked)] == ["1", "2", "3", "4"]
+    (tmp_path / "new.jsonl").write_text('{"question": "9 + 1?", "answer": "10"}\n')
+    other = with_values(config, eval={"source": "table", "path": str(tmp_path / "new.jsonl")})
+    assert [row.answer for row in evaluation_prompts(other)] == ["10"]

@@ -20,10 +20,13 @@ from tiny_policy import (
 from pbrl_jax import OptimConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.models.packing import choose_bucket
+from pbrl_jax.train import programs
+from pbrl_jax.train.metrics import read_metrics
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.programs import make_update, update_step
+from pbrl_jax.train.programs import batch_metrics, make_update, minibatches, update_step, updates_per_rollout
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import batch_metrics, loss_mask, split_microbatches
+from pbrl_jax.train.trained import Frozen
+from pbrl_jax.train.update import Targets, loss_mask, split_microbatches
 
 SPEC = tiny_spec()
 P, G, R = 4, 3, 6
@@ -124,15 +127,100 @@ def test_invalid_rows_leave_loss_and_statistics(update, whole, ref_params, batch
     assert without[1]["completions/mean_length"] == pytest.approx(np.mean(LENGTHS))
 
 
-def test_a_batch_without_a_valid_row_moves_nothing(update, ref_params, batch):
-    """But for the weight decay, which is lr * 0.1 of each parameter, or nothing of a norm."""
-    start = fresh_state().params
-    state, metrics = update(fresh_state(), ref_params, spoil(batch, range(12), jnp.nan))
-    share = {"final_norm": 0.0, "embed": 1e-2 * 0.1}
-    for name in share:
-        before, after = jax.tree.leaves((start[name], state.params[name]))
-        np.testing.assert_allclose(after, (1 - share[name]) * before, rtol=1e-6)
-    assert (metrics["loss"], metrics["grad_norm"], metrics["reward"], state.skipped) == (0, 0, 0, 0)
+def nothing_truncated_counts(batch):
+    """Every row reached the limit."""
+    return dataclasses.replace(
+        batch, rollout=dataclasses.replace(batch.rollout, truncated_B=jnp.ones_like(batch.rollout.truncated_B))
+    )
+
+
+EMPTY = {
+    "all invalid": ({"kl_target": 0.1}, lambda batch: spoil(batch, range(12), jnp.nan)),
+    "all truncated and masked": ({"mask_truncated_completions": True}, nothing_truncated_counts),
+    "no signal and no KL": ({"beta": 0.0}, lambda batch: dataclasses.replace(batch, reward_B=jnp.ones(12))),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_batch_in_which_nothing_counts_moves_nothing(name, ref_params, batch):
+    """After an ordinary update: no weight (by decay or momentum), no moment, no schedule, no KL weight; it is counted,
+    and statistics of nothing are absent from the log."""
+    algo, empty = EMPTY[name]
+    config = with_values(CONFIG, algo=algo)
+    update, beta = make_update(SPEC, config), config.algo.beta if config.algo.kl_target else None
+    state = new_state(tiny_params(SPEC), make_optimizer(config.optim), beta)
+    references = ref_params if config.algo.beta else None
+    state, _ = update(state, references, dataclasses.replace(batch, valid_B=batch.valid_B.at[0].set(False)))
+    before = jax.tree.map(np.array, state)
+    state, metrics = update(state, references, empty(batch))
+    moved = ("params", "opt_state", "beta", "skipped")
+    for field in moved:
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(before, field))
+    assert (state.step, state.empty, metrics["empty_updates"], metrics["learning_rate"]) == (2, 1, 1, 0)
+    assert np.isfinite(float(metrics["loss"])) and metrics["grad_norm"] == 0
+    found = read_metrics(metrics)
+    absent = {"kl", "entropy", "sampling/logp_difference/mean"} if name != "no signal and no KL" else {"kl"}
+    assert not absent & found.keys() and "completions/mean_length" in found
+    assert ("reward" in found) == (name != "all invalid")
+    state, metrics = update(state, references, batch)
+    assert metrics["learning_rate"] == pytest.approx(1e-2 * 0.9), "the second update that was made"
+    assert largest_difference(state.params, before.params) > 1e-4
+
+
+def test_the_first_update_has_a_ratio_of_one(batch, ref_params):
+    """Whatever the sampler's log-probs are: old are the trainer's own, so no clip acts on rounding."""
+    config = with_values(CONFIG, algo={"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4})
+    rollout = dataclasses.replace(batch.rollout, logp_BR=batch.rollout.logp_BR + 0.01)
+    _, metrics = make_update(SPEC, config)(fresh_state(), ref_params, dataclasses.replace(batch, rollout=rollout))
+    assert metrics["clip_ratio/region_mean"] == 0
+    kept = dataclasses.replace(batch, rollout=rollout, old_logp_BR=batch.rollout.logp_BR - 0.01)
+    _, metrics = make_update(SPEC, config)(fresh_state(), ref_params, kept)
+    assert metrics["clip_ratio/region_mean"] > 0
+    assert metrics["sampling/logp_difference/mean"] == pytest.approx(0.02, rel=1e-4)
+
+
+def test_the_correction_is_on_where_the_sampler_differs(batch, ref_params):
+    """In bfloat16; its weights are those of the kept log-probs over the sampler's, at the first update and later."""
+    for dtype, mode, corrected in (("float32", "auto", False), ("bfloat16", "auto", True), ("bfloat16", "off", False)):
+        spec = dataclasses.replace(SPEC, dtype=dtype)
+        config = with_values(CONFIG, algo={"importance_sampling_mode": mode})
+        step = functools.partial(update_step, spec=spec, config=config)
+        _, metrics = jax.eval_shape(step, fresh_state(), ref_params, batch)
+        assert ("sampling/importance_sampling_ratio/mean" in metrics) == corrected, (dtype, mode)
+    config = with_values(CONFIG, algo={"importance_sampling_mode": "token_truncate"})
+    kept = dataclasses.replace(batch, old_logp_BR=batch.rollout.logp_BR + float(np.log(2)))
+    _, metrics = make_update(SPEC, config)(fresh_state(), ref_params, kept)
+    assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(2, rel=1e-5)
+
+
+def test_minibatches_are_disjoint_parts_in_a_seeded_order(batch, ref_params):
+    """Two passes of two minibatches: each pass has every prompt once; a step is a function of its number alone."""
+    config = with_values(
+        CONFIG, algo={"minibatch_prompts": 2, "num_iterations": 2}, train={"prompts_per_step": P, "seed": 5}
+    )
+    assert (minibatches(config), updates_per_rollout(config)) == (2, 4)
+    seen = []
+
+    def noted(state, frozen, rows, targets, context):
+        seen.append((np.asarray(rows.prompts.row_ids_P), np.asarray(rows.rollout.lengths_B), np.asarray(targets.adv)))
+        return state, {}
+
+    ids = dataclasses.replace(batch, prompts=dataclasses.replace(batch.prompts, row_ids_P=jnp.arange(P)))
+    targets = Targets(jnp.repeat(jnp.arange(P), G), batch.sampled_BR)
+    for step in range(4):
+        state = dataclasses.replace(fresh_state(), step=jnp.int32(step))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(programs, "update_parameters", lambda *a, context: noted(*a, context))
+            programs.update_minibatch(state, Frozen(), ids, targets, programs.update_context(SPEC, config))
+    for first, second in (seen[:2], seen[2:]):
+        assert sorted([*first[0], *second[0]]) == list(range(P))
+    for prompts, lengths, adv in seen:
+        assert lengths.tolist() == np.asarray(LENGTHS).reshape(P, G)[prompts].reshape(-1).tolist()
+        assert adv.tolist() == np.repeat(prompts, G).tolist()
+    assert {tuple(row[0]) for row in seen} != {tuple(row[0]) for row in seen[:2]}, "another order in each pass"
+    whole, _ = make_update(SPEC, CONFIG)(fresh_state(), ref_params, batch)
+    part, _ = make_update(SPEC, config)(fresh_state(), ref_params, batch)
+    assert largest_difference(whole.params, part.params) > 1e-5
 
 
 def test_batch_metrics_by_hand():

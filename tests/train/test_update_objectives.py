@@ -49,7 +49,7 @@ def table_outputs(params, value_head, batch, context, entropy):
     return -jnp.logaddexp(0.0, -logits_BR) - 1.0, jnp.square(logits_BR) + 1.0 if entropy else None, None
 
 
-def keep_gradient(state, grads, config):
+def keep_gradient(state, grads, *_):
     """In the place of the optimizer."""
     return dataclasses.replace(state, params=grads), {}
 
@@ -73,6 +73,7 @@ def batch_of():
     noise = 0.2 * np.random.default_rng(5).normal(size=logp.shape)
     used = jnp.arange(R)[None] < batch.rollout.lengths_B[:, None]
     rollout = dataclasses.replace(batch.rollout, logp_BR=jnp.where(used, logp + noise, 1e3))
+    batch = dataclasses.replace(batch, old_logp_BR=rollout.logp_BR)
     reward = jnp.asarray(batch.reward_B, jnp.float64).at[9:].set(0.5)
     return dataclasses.replace(batch, rollout=rollout, reward_B=reward, valid_B=batch.valid_B.at[1].set(False))
 
@@ -149,17 +150,20 @@ def test_beta_adapts_as_part_of_the_state(kl_in):
 
 
 def test_the_correction_weighs_tokens_by_trainer_over_sampler():
-    """On-policy in the trainer's eyes: without it the clip sees the gap, with it the weight does."""
+    """On-policy in the trainer's eyes: the clip sees no gap, with the correction the weight does."""
     config = with_values(CONFIG, algo={"beta": 0.0, "importance_sampling_mode": "token_truncate"})
-    _, metrics, _ = gradient(config)
+    batch = dataclasses.replace(batch_of(), old_logp_BR=None)
+    _, metrics, _ = gradient(config, batch)
     assert metrics["clip_ratio/region_mean"] == 0
-    batch = batch_of()
     logp, *_ = table_outputs(table(0), None, batch, None, False)
     used = batch.sampled_BR
     expected = np.minimum(np.exp(np.asarray(logp - batch.rollout.logp_BR))[used], 3.0).mean()
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(expected, rel=1e-12)
-    _, without, _ = gradient(with_values(config, algo={"importance_sampling_mode": "off"}))
-    assert without["clip_ratio/region_mean"] > 0
+    off = with_values(config, algo={"importance_sampling_mode": "off"})
+    _, without, _ = gradient(off, batch)
+    assert without["clip_ratio/region_mean"] == 0 and "sampling/importance_sampling_ratio/mean" not in without
+    _, later, _ = gradient(off, batch_of())
+    assert later["clip_ratio/region_mean"] > 0, "the log-probs that were kept are other ones"
 
 
 def test_groups_without_signal_can_leave_the_loss():

@@ -58,7 +58,9 @@ def batch_of(case) -> TrainBatch:
     prompts = PromptBatch(
         jnp.asarray(tokens[::SAMPLES], jnp.int32), jnp.asarray(lengths, jnp.int32), jnp.arange(len(lengths))
     )
-    return TrainBatch(prompts, rollout, case.input("advantages"), jnp.ones(len(row_lengths), bool))
+    return TrainBatch(
+        prompts, rollout, case.input("advantages"), jnp.ones(len(row_lengths), bool), old_logp_BR=rollout.logp_BR
+    )
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])

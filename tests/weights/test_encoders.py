@@ -11,11 +11,12 @@ from safetensors.numpy import load, save
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import canonical_responses, encoder, encoder_params, tokenizer
 
+from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import tiny_encoder
-from pbrl_jax.weights import folders
-from pbrl_jax.weights.encoders import EMBED_BATCH, Encoder, load_encoder, save_encoder
+from pbrl_jax.weights import encoders, folders
+from pbrl_jax.weights.encoders import EMBED_BATCH, Encoder, embed_tokens, load_encoder, save_encoder
 
 TEXTS = canonical_responses(3)
 
@@ -99,6 +100,29 @@ def test_more_texts_than_a_batch_keep_their_order():
     np.testing.assert_allclose(vectors[-1], few[2], atol=1e-5)
     np.testing.assert_allclose(vectors[: len(TEXTS)], few[1:], atol=1e-5)
     assert encoder().embed([]).shape == (0, 16)
+
+
+@pytest.mark.parametrize("short, long, most", [(8, 0, 1.0), (7, 1, 1.0), (61, 3, 1.25), (300, 20, 1.25)])
+def test_embedding_computes_little_padding(monkeypatch, short, long, most):
+    """Slots that the encoder computes, of those of each text alone in its length bucket: no batch is filled up to its
+    largest size, and a long text does not lengthen the others. The vectors are those of each text alone."""
+    texts = [f"Jibu ni {n}." for n in range(short)] + [" ".join(TEXTS[n % 4 : n % 4 + 3]) for n in range(long)]
+    texts = [texts[row] for row in np.random.default_rng(0).permutation(len(texts))]
+    shapes, program = [], embed_tokens(encoder().spec)
+
+    def counted(params, tokens, mask):
+        shapes.append(tokens.shape)
+        return program(params, tokens, mask)
+
+    monkeypatch.setattr(encoders, "embed_tokens", lambda spec: counted)
+    found = encoder().embed(texts)
+    lengths = [len(ids) for ids in tokenizer().encode_batch(texts)]
+    least = sum(length_bucket(length, encoder().max_length) for length in lengths)
+    assert least <= sum(rows * tokens for rows, tokens in shapes) <= most * least
+    for row in range(0, len(texts), 7):
+        np.testing.assert_allclose(
+            found[row], program(encoder().params, *encoder().tokenize([texts[row]])[:2])[0], atol=1e-6
+        )
 
 
 def test_long_texts_are_cut_and_marked():

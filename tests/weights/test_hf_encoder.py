@@ -14,7 +14,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.trees import count_parameters, map_with_path, match_rules
-from pbrl_jax.models.encoder import Encoder, encoder_axes, init_encoder
+from pbrl_jax.models.encoder import TextEncoder, encoder_axes, init_encoder
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, tiny_decoder, tiny_encoder
 from pbrl_jax.weights.hf_encoder import dense_names, encoder_names, encoder_spec
 from pbrl_jax.weights.tensors import load_params, open_weights
@@ -117,12 +117,12 @@ def test_xlmr_xl_states_of_every_layer(start):
         places = (np.arange(tokens.shape[1]) + mask.sum(axis=1, keepdims=True)) % tokens.shape[1]
         tokens, mask = (np.take_along_axis(x, places, axis=1) for x in (tokens, mask))
         expected = np.take_along_axis(expected, places[None, :, :, None], axis=2)
-    states = jax.jit(lambda *args: Encoder(spec).apply({"params": params}, *args, all_states=True))(
+    states = jax.jit(lambda *args: TextEncoder(spec).apply({"params": params}, *args, all_states=True))(
         jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
     )
     assert states.shape == expected.shape and states.shape[0] == spec.layers + 1 and np.abs(expected).max() > 1
     np.testing.assert_allclose(states, expected, rtol=0, atol=1e-5)
-    alone = jax.jit(lambda *args: Encoder(spec).apply({"params": params}, *args))(
+    alone = jax.jit(lambda *args: TextEncoder(spec).apply({"params": params}, *args))(
         jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
     )
     np.testing.assert_allclose(alone, states[-1], atol=1e-6)
@@ -132,8 +132,8 @@ def test_all_states_of_post_norm_layers_end_in_the_result():
     spec = tiny_encoder(layers=2, projection=0)
     params = init_encoder(jax.random.key(0), spec)
     tokens, mask = jnp.array([[4, 9, 2]]), jnp.ones((1, 3), bool)
-    states = Encoder(spec).apply({"params": params}, tokens, mask, all_states=True)
-    np.testing.assert_allclose(states[-1], Encoder(spec).apply({"params": params}, tokens, mask), atol=1e-6)
+    states = TextEncoder(spec).apply({"params": params}, tokens, mask, all_states=True)
+    np.testing.assert_allclose(states[-1], TextEncoder(spec).apply({"params": params}, tokens, mask), atol=1e-6)
     assert all(np.abs(states[i] - states[i + 1]).max() > 1e-3 for i in range(2))
 
 

@@ -38,7 +38,7 @@ _BAD_COUNTS = frozenset(range(1, 100, 10)) - {11}
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 
-class Problem(NamedTuple):
+class WordProblem(NamedTuple):
     """One problem in no language yet: `name` and `item` are indices, `c` is 0 in families of two operands."""
 
     number: int
@@ -83,7 +83,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
     return [prompt(problem, code) for problem in chosen for code in languages]
 
 
-def prompt(problem: Problem, language: str) -> Prompt:
+def prompt(problem: WordProblem, language: str) -> Prompt:
     """The row of one problem in one language."""
     return Prompt(
         id=prompt_id(problem.number, language),
@@ -95,7 +95,7 @@ def prompt(problem: Problem, language: str) -> Prompt:
     )
 
 
-def problems(split: str, count: int, seed: int, space: str = "") -> list[Problem]:
+def problems(split: str, count: int, seed: int, space: str = "") -> list[WordProblem]:
     """`count` distinct problems of a split (0: all), in an order that depends on `seed` alone."""
     check_split(split, tuple(SPLIT_SHARES), "quickstart")
     lookup(SPACES, space, "quickstart space (data.path)")
@@ -109,7 +109,7 @@ def problems(split: str, count: int, seed: int, space: str = "") -> list[Problem
 
 
 @functools.lru_cache(maxsize=16)
-def _ordered(split: str, seed: int, space: str) -> tuple[Problem, ...]:
+def _ordered(split: str, seed: int, space: str) -> tuple[WordProblem, ...]:
     """All problems of a split, shuffled by the seed within each family, the families in turn."""
     pool = [problem for problem in _space(space) if split_of(problem) == split]
     random.Random(f"{seed}/{split}").shuffle(pool)
@@ -119,7 +119,7 @@ def _ordered(split: str, seed: int, space: str) -> tuple[Problem, ...]:
 
 
 @functools.cache
-def split_of(problem: Problem) -> str:
+def split_of(problem: WordProblem) -> str:
     """The split of a problem: by hash, independent of seed and limit."""
     digest = hashlib.sha256(repr(tuple(problem[1:7])).encode()).digest()
     place, edge = int.from_bytes(digest[:4], "big") / 2**32, 0.0
@@ -131,7 +131,7 @@ def split_of(problem: Problem) -> str:
 
 
 @functools.cache
-def _space(name: str) -> tuple[Problem, ...]:
+def _space(name: str) -> tuple[WordProblem, ...]:
     """Every problem of a space; `number` counts in the full space, so ids agree between spaces."""
     full = _enumerate(SPACES[""])
     if name == "":
@@ -140,15 +140,15 @@ def _space(name: str) -> tuple[Problem, ...]:
     return tuple(known[problem[1:]] for problem in _enumerate(SPACES[name]))
 
 
-def _enumerate(space: Space) -> tuple[Problem, ...]:
-    found: list[Problem] = []
+def _enumerate(space: Space) -> tuple[WordProblem, ...]:
+    found: list[WordProblem] = []
     for family in space.families:
         for a, b, c, result in _operands(family, space.largest):
             if _BAD_COUNTS & {a, b, c}:
                 continue
             for name in range(6):
                 for item in range(8):
-                    found.append(Problem(len(found), family, name, item, a, b, c, result))
+                    found.append(WordProblem(len(found), family, name, item, a, b, c, result))
     return tuple(found)
 
 
@@ -181,7 +181,7 @@ def number_word(language: str, number: int) -> str:
     return "两" if language == "zh" and number == 2 else number_words()[language][number]
 
 
-def _slots(problem: Problem, language: str, digits: bool) -> dict[str, str]:
+def _slots(problem: WordProblem, language: str, digits: bool) -> dict[str, str]:
     slots = {
         "N": text.NAMES[language][problem.name],
         "I": text.ITEMS[language][problem.item],
@@ -192,12 +192,12 @@ def _slots(problem: Problem, language: str, digits: bool) -> dict[str, str]:
     return slots | {key: str(n) if digits else number_word(language, n) for key, n in counts.items()}
 
 
-def question(problem: Problem, language: str) -> str:
+def question(problem: WordProblem, language: str) -> str:
     """The question, with numbers in words."""
     return nfc(text.QUESTIONS[problem.family][language].format(**_slots(problem, language, digits=False)))
 
 
-def equations(problem: Problem) -> tuple[str, ...]:
+def equations(problem: WordProblem) -> tuple[str, ...]:
     """The one or two equations of a problem ("3 + 4 = 7"); the last result is the problem's."""
     family, a, b, c, result = problem.family, problem.a, problem.b, problem.c, problem.result
     if family == "addsub":
@@ -207,7 +207,7 @@ def equations(problem: Problem) -> tuple[str, ...]:
     return (f"{a} {_OPERATORS[family]} {b} = {result}",)
 
 
-def reference(problem: Problem, language: str) -> Reference:
+def reference(problem: WordProblem, language: str) -> Reference:
     """The response's two parts: the steps, and the answer sentence."""
     steps = equations(problem)
     if len(steps) == 2:
@@ -218,12 +218,12 @@ def reference(problem: Problem, language: str) -> Reference:
     return Reference(nfc(reasoning), nfc(answer_sentence(str(problem.result), language)))
 
 
-def response(problem: Problem, language: str) -> str:
+def response(problem: WordProblem, language: str) -> str:
     """The whole response, in digits."""
     return reference(problem, language).text
 
 
-def corrupt(problem: Problem, rng: random.Random, *, part: str = "any") -> Problem:
+def corrupt(problem: WordProblem, rng: random.Random, *, part: str = "any") -> WordProblem:
     """The problem with one number changed: a hard negative for its responses.
 
     `part` "any" changes an operand (in seven of ten cases also the result accordingly) or the result; "answer" always
@@ -239,7 +239,7 @@ def corrupt(problem: Problem, rng: random.Random, *, part: str = "any") -> Probl
     return changed
 
 
-def _result(problem: Problem) -> int:
+def _result(problem: WordProblem) -> int:
     a, b, c = problem.a, problem.b, problem.c
     outcomes = {"add": a + b, "sub": a - b, "mul": a * b, "div": a // b, "addsub": a + b - c, "muladd": a * b + c}
     return max(1, outcomes[problem.family])
@@ -277,11 +277,11 @@ def sft_pools(
     return pools
 
 
-def _example(problem: Problem, language: str) -> Example:
+def _example(problem: WordProblem, language: str) -> Example:
     return Example(language, question(problem, language), response(problem, language))
 
 
-def equation_line(source: Sequence[Problem], rng: random.Random, count: int = 3) -> str:
+def equation_line(source: Sequence[WordProblem], rng: random.Random, count: int = 3) -> str:
     """`count` equations of random problems: "3 + 4 = 7. 12 / 3 = 4. 5 * 6 = 30."."""
     found: list[str] = []
     while len(found) < count:

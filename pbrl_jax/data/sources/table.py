@@ -2,7 +2,8 @@
 
 `data.columns` says which column holds which field, as `field=column` pairs: question (required), language,
 question_en, answer, reference_reasoning and reference_answer, or `reference` for an English response that is split at
-its answer sentence. A field that is not named is read from the column of its own name, if it exists.
+its answer sentence. A field that is not named is read from the column of its own name, if it exists. All other columns
+go to the user's reward functions as they are.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from pbrl_jax.text.answers import read_gold, split_response
 from pbrl_jax.text.languages import LANGUAGES, check_languages, known_code
 
 FIELDS = ("question", "language", "question_en", "answer", "reference", "reference_reasoning", "reference_answer")
+NOT_FURTHER = {*FIELDS, "prompt", "prompts", "completion", "completions", "completion_ids", "prompt_id", "step",
+               "trainer_state"}  # fmt: skip
+"""Names of columns that reward functions do not receive as they are: they mean something else there."""
 
 
 def rows(
@@ -47,12 +51,13 @@ def rows(
     place, table = read_table(path, split)
     present = dict.fromkeys(column for values in table for column in values)
     mapping = column_mapping(columns, list(present), place)
+    further = [column for column in present if column not in NOT_FURTHER]
     errors = RowErrors(place)
     prompts = []
     for row, values in enumerate(table):
         prompt = _prompt(row, values, mapping, languages, errors)
         if prompt is not None:
-            prompts.append(prompt)
+            prompts.append(prompt._replace(columns=tuple((name, values.get(name)) for name in further)))
     errors.check()
     if not prompts:
         raise DataError(f"{place} has {len(table)} rows, none of them in {', '.join(languages)}. Set data.languages.")

@@ -1,5 +1,6 @@
 """What every benchmark needs: its record, its problems, and rows from local files or from the hub."""
 
+import glob
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -139,11 +140,12 @@ def benchmark_rows(
       DataError: no such file, a damaged one, or a hub that cannot be reached; says which local file would serve.
     """
     folder = local_folder(dataset, data)
+    pattern = epath.Path(glob.escape(str(folder)))  # epath reads the folder's name as a pattern, too
     names = [name.format(code=code, config=config, split=split) for name in dataset.files]
     if folder is None:
         return _hub_rows(data or dataset.hub, config, split, f"{dataset.folder}/{names[0]}")
     for name in names:
-        files = sorted(folder.glob(name)) if "*" in name else [folder / name] * (folder / name).exists()
+        files = sorted(pattern.glob(name)) if "*" in name else [folder / name] * (folder / name).exists()
         if files:
             errors = RowErrors(" + ".join(map(str, files)))
             rows = [row for file in files for _, row in read_rows(file, errors, skip_blank=True)]

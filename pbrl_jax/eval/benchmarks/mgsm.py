@@ -29,7 +29,7 @@ MOST_SHOTS = 8
 PROTOCOLS = ("native-cot", "en-cot", "direct")
 
 
-class Words(NamedTuple):
+class PromptWords(NamedTuple):
     """The harness's words of one language; `strict` is its regular expression for native chains of thought."""
 
     question: str
@@ -42,17 +42,17 @@ _NUMBER = r"(\-?[0-9\.\,]+)"
 _ENGLISH = f"The answer is {_NUMBER}"
 ENGLISH_ANSWER = "Step-by-Step Answer:"
 WORDS = {
-    "en": Words("Question:", ENGLISH_ANSWER, "Answer:", _ENGLISH),
-    "bn": Words("প্রশ্ন:", "ধাপে ধাপে উত্তর:", "Answer:", _ENGLISH),
-    "de": Words("Frage:", "Schritt-für-Schritt-Antwort:", "Antwort:", f"Die Antwort lautet {_NUMBER}"),
-    "es": Words("Pregunta:", "Respuesta paso a paso:", "Respuesta:", f"La respuesta es {_NUMBER}"),
-    "fr": Words("Question :", "Réponse étape par étape :", "Réponse :", f"La réponse est {_NUMBER}"),
-    "ja": Words("問題：", "ステップごとの答え:", "Answer:", f"答えは{_NUMBER}です。"),
-    "ru": Words("Задача:", "Пошаговоерешение:", "Answer:", f"Ответ — {_NUMBER}"),
-    "sw": Words("Swali:", "Jibu la Hatua kwa Hatua:", "Answer:", f"Jibu ni {_NUMBER}"),
-    "te": Words("ప్రశ్న:", "దశలవారీగా సమాధానం:", "Answer:", f"సమాధానం {_NUMBER}"),
-    "th": Words("โจทย์:", "คำตอบทีละขั้นตอน:", "Answer:", f"คำตอบคือ {_NUMBER}"),
-    "zh": Words("问题：", "逐步解答:", "Answer:", f"答案是 {_NUMBER}。"),
+    "en": PromptWords("Question:", ENGLISH_ANSWER, "Answer:", _ENGLISH),
+    "bn": PromptWords("প্রশ্ন:", "ধাপে ধাপে উত্তর:", "Answer:", _ENGLISH),
+    "de": PromptWords("Frage:", "Schritt-für-Schritt-Antwort:", "Antwort:", f"Die Antwort lautet {_NUMBER}"),
+    "es": PromptWords("Pregunta:", "Respuesta paso a paso:", "Respuesta:", f"La respuesta es {_NUMBER}"),
+    "fr": PromptWords("Question :", "Réponse étape par étape :", "Réponse :", f"La réponse est {_NUMBER}"),
+    "ja": PromptWords("問題：", "ステップごとの答え:", "Answer:", f"答えは{_NUMBER}です。"),
+    "ru": PromptWords("Задача:", "Пошаговоерешение:", "Answer:", f"Ответ — {_NUMBER}"),
+    "sw": PromptWords("Swali:", "Jibu la Hatua kwa Hatua:", "Answer:", f"Jibu ni {_NUMBER}"),
+    "te": PromptWords("ప్రశ్న:", "దశలవారీగా సమాధానం:", "Answer:", f"సమాధానం {_NUMBER}"),
+    "th": PromptWords("โจทย์:", "คำตอบทีละขั้นตอน:", "Answer:", f"คำตอบคือ {_NUMBER}"),
+    "zh": PromptWords("问题：", "逐步解答:", "Answer:", f"答案是 {_NUMBER}。"),
 }
 """Russian has no space where one belongs, and Bengali the English expression: both are the harness's."""
 

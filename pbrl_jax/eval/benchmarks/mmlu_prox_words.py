@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Words(NamedTuple):
+class BenchmarkWords(NamedTuple):
     """What stands around a problem. `task` has slots {subject} and {ans_suffix}; `solved` opens the data set's worked
     solutions, where `answer` takes its place; `sentence` has one slot for the letter; `subjects` maps a category of
     the data to its name in the language."""
@@ -25,7 +25,7 @@ class Words(NamedTuple):
 
 
 @cache
-def benchmark_words() -> dict[str, Words]:
+def benchmark_words() -> dict[str, BenchmarkWords]:
     """Language -> its words."""
     text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
-    return {language: Words(**words) for language, words in json.loads(text).items()}
+    return {language: BenchmarkWords(**words) for language, words in json.loads(text).items()}

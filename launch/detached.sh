@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# A run that goes on when the connection that started it is gone. The other launch scripts call this on the machine of
+# the run, in the checkout, whose files pbrl.pid, pbrl.status and pbrl.log tell of the run.
+#
+#   free                     fails while a run is going on
+#   run WORD...              runs the command, passes SIGTERM on to it, and leaves its exit status in pbrl.status
+#   follow ID WORD...        starts the command in the background, or joins it where it runs; shows its log and ends as it
+#                            does. A command that this ID started, and that has ended since, is not started again.
+#   restart ID WORD...       the same, but a run of another ID that is going on is ended first
+#   state                    one line: running, ended STATUS, lost (the machine was restarted), none
+#
+# Variables of the run, such as HF_TOKEN, come from the file .pbrl.env where there is one.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+here=launch/detached.sh
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# Whether the process of pbrl.pid is a run; after a restart of the machine its number may be another program's.
+going_on() {
+  local pid
+  [ -s pbrl.pid ] && pid="$(cat pbrl.pid)" && kill -0 "$pid" 2>/dev/null || return 1
+  [ ! -r "/proc/$pid/cmdline" ] || grep -aq detached.sh "/proc/$pid/cmdline"
+}
+
+run_command() {
+  local child status told=0
+  rm -f pbrl.status
+  if [ -f .pbrl.env ]; then
+    # shellcheck disable=SC1091
+    source ./.pbrl.env
+  fi
+  "$@" &
+  child=$!
+  trap 'told=1; kill -TERM "$child" 2>/dev/null || true' TERM INT HUP USR1
+  while true; do
+    status=0
+    wait "$child" || status=$?
+    [ "$told" = 1 ] || break # otherwise it was the signal that ended `wait`
+    told=0
+  done
+  echo "$status" >pbrl.status
+  exit "$status"
+}
+
+start_command() {
+  rm -f pbrl.status
+  echo "$1" >pbrl.id
+  printf '%s\n' "${*:2}" >pbrl.words
+  [ ! -s pbrl.log ] || cp pbrl.log pbrl.before.log
+  setsid nohup bash "$here" run "${@:2}" >pbrl.log 2>&1 </dev/null &
+  echo "$!" >pbrl.pid
+}
+
+follow() {
+  local lines=20 pid
+  if going_on; then
+    [ ! -s pbrl.words ] || [ "$(cat pbrl.words)" = "${*:2}" ] ||
+      fail "another run is going on here: $(cat pbrl.words); stop it first"
+    echo "pbrl-run: joined the run that is going on"
+  elif [ ! -s pbrl.status ] || [ "$(cat pbrl.id 2>/dev/null)" != "$1" ]; then
+    start_command "$@"
+    lines=+1
+  fi
+  pid="$(cat pbrl.pid)"
+  ! going_on || tail -n "$lines" --pid="$pid" -F pbrl.log 2>/dev/null || true
+  [ -s pbrl.status ] || fail "the run has ended and left no status: the machine was restarted, or it was killed"
+  exit "$(cat pbrl.status)"
+}
+
+end_run() {
+  local second
+  going_on || return 0
+  kill -TERM "$(cat pbrl.pid)"
+  for ((second = 0; second < ${PBRL_GRACE:-180}; second++)); do
+    going_on || return 0
+    sleep 1
+  done
+  kill -KILL -- "-$(cat pbrl.pid)" || true # the group of setsid: the run and what it started
+}
+
+state() {
+  if going_on; then
+    echo "pbrl-run: running"
+  elif [ -s pbrl.status ]; then
+    echo "pbrl-run: ended $(cat pbrl.status)"
+  elif [ -s pbrl.pid ]; then
+    echo "pbrl-run: lost"
+  else
+    echo "pbrl-run: none"
+  fi
+}
+
+command="${1:-}"
+[ "$#" -eq 0 ] || shift
+case "$command" in
+  free) ! going_on || fail "a run is already going on; see its log, or stop it" ;;
+  run) run_command "$@" ;;
+  follow) follow "$@" ;;
+  restart)
+    [ "$(cat pbrl.id 2>/dev/null)" = "${1:-}" ] || end_run
+    follow "$@"
+    ;;
+  state) state ;;
+  *) fail "unknown command '$command'; known: free, run, follow, restart, state" ;;
+esac
