@@ -4,12 +4,15 @@ Imports stay inside the verbs, so that `--help` and bad input answer at once.
 """
 
 import argparse
+import contextlib
 import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.core.lock import held
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.core.version import __version__
 
 USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
@@ -32,6 +35,10 @@ USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
 
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
+
+
+LOCKING = ("train", "sft", "dpo", "encoder", "pivots")
+"""Verbs of the form below that write their work directory for a long time: one of them at a time."""
 
 
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
@@ -72,6 +79,7 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
         import importlib
 
+        from pbrl_jax.mesh.agree import is_first
         from pbrl_jax.mesh.hosts import join_hosts, refuse_several
         from pbrl_jax.mesh.watch import watched_run
 
@@ -79,7 +87,8 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
         if name != "train":
             refuse_several(name, hosts)
         values = {option: getattr(known, option) for option in options}
-        with watched_run(hosts, config.log.slow_phase_seconds):
+        lock = held(known.workdir) if name in LOCKING and is_first() else contextlib.nullcontext()
+        with watched_run(hosts, config.log.slow_phase_seconds), lock:
             importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
 
     return run
@@ -94,7 +103,8 @@ def quickstart(arguments: Sequence[str]) -> None:
     known = parser.parse_args(arguments)
     from pbrl_jax.quickstart.main import main
 
-    main(known.workdir, known.seed, known.controls, known.tiny)
+    with held(known.workdir):
+        main(known.workdir, known.seed, known.controls, known.tiny)
 
 
 def generate(arguments: Sequence[str]) -> None:
@@ -128,10 +138,11 @@ def convert(arguments: Sequence[str]) -> None:
     parser.add_argument("target", metavar="OUT", help="another folder")
     parser.add_argument("--dtype", help="float32 or bfloat16; default: as IN is stored")
     parser.add_argument("--to", default="hf", help="hf (transformers, vLLM, sentence-transformers) or pbrl (our own)")
+    parser.add_argument("--pooling", choices=("mean", "cls", "last"), help="of an encoder whose folder does not say it")
     known = parser.parse_args(arguments[1:] if len(arguments) > 2 and arguments[0] == "comet" else arguments)
     from pbrl_jax.run.convert import main
 
-    main(known.source, known.target, known.dtype, known.to)
+    main(known.source, known.target, known.dtype, known.to, known.pooling)
 
 
 def translate(arguments: Sequence[str]) -> None:
@@ -187,7 +198,8 @@ def evaluation(arguments: Sequence[str]) -> None:
     known = parser.parse_args(arguments)
     from pbrl_jax.run.eval import main
 
-    main(known)
+    with held(known.workdir):
+        main(known)
 
 
 def plan(arguments: Sequence[str]) -> None:
@@ -325,6 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"Error: {disk_problem(error)}", file=sys.stderr)
         return 1
+    except Interrupted:
+        print("Stopped. What was finished is kept; the same command goes on from here.")
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last step that was saved.", file=sys.stderr)
         return 130

@@ -59,3 +59,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("serial"):
             item.add_marker(pytest.mark.skip(reason="serial: run as PBRL_TEST_DEVICES=8 python -m pytest -m serial"))
+
+
+@pytest.fixture(autouse=True)
+def no_stop_request():
+    """A stop that one test requests ends no other."""
+    yield
+    from pbrl_jax.core.stopping import clear_request
+
+    clear_request(alone=True)

@@ -221,7 +221,7 @@ def _read_arrays(folder: epath.Path, wanted: dict[str, Any], partial: bool) -> d
         context = ocp.Context()
         context.pytree.loading.partial_load = partial
         with context:
-            loaded = ocp.load(folder, nested(stored), checkpointable_name=manifest.STATE)
+            loaded = ocp.load(paths.without_marks(folder), nested(stored), checkpointable_name=manifest.STATE)
         leaves = dict(manifest.named_leaves(loaded))
     for name, target in targets.items():
         if name not in leaves:

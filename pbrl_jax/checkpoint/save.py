@@ -155,7 +155,7 @@ def _write_arrays(working: epath.Path, leaves: dict[str, Any]) -> None:
     context.array.saving.use_compression = False
     if stored:
         with context, _without_tracebacks():
-            ocp.save(working, nested(stored), checkpointable_name=manifest.STATE)
+            ocp.save(paths.without_marks(working), nested(stored), checkpointable_name=manifest.STATE)
     elif jax.process_index() == 0:
         working.mkdir(parents=True)
 

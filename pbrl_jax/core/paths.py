@@ -4,10 +4,12 @@ A local file is written under a temporary name, synced and renamed, so that a re
 one. An object store has no rename, but shows an object only when its write has ended.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +18,7 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
 
-#: Characters that stand for others in the patterns by which orbax looks for a checkpoint's parts: what it saves in a
-#: folder with one in its path cannot be read again.
+#: Characters that stand for others where a path is searched as a pattern, as orbax does for a checkpoint's parts.
 PATTERN_MARKS = "*?["
 #: Bytes read at a time where a file is streamed.
 CHUNK_BYTES = 1 << 20
@@ -92,15 +93,26 @@ def work_dir(path: str | os.PathLike) -> WorkDir:
     """The layout of the work directory at `path`.
 
     Raises:
-      ConfigError: its path holds one of PATTERN_MARKS.
+      ConfigError: a remote path with one of PATTERN_MARKS, in which no checkpoint could be found again.
     """
     root = as_path(path)
-    if marks := sorted(set(os.fspath(root)) & set(PATTERN_MARKS)):
-        raise ConfigError(
-            f"The work directory {os.fspath(root)!r} has {' '.join(marks)} in its path, which the checkpoint library "
-            "reads as a pattern of names. Name another folder with --workdir."
-        )
+    if is_remote(root) and set(os.fspath(root)) & set(PATTERN_MARKS):
+        raise ConfigError(f"--workdir {os.fspath(root)!r} holds one of {' '.join(PATTERN_MARKS)}. Name another folder.")
     return WorkDir(root)
+
+
+def without_marks(path: epath.Path) -> epath.Path:
+    """The same file or folder under a path without PATTERN_MARKS above its own name: through a link to its parent in
+    the temporary folder, where it has some. The link has the same name on all hosts, and stays."""
+    parent = os.fspath(path.parent)
+    if is_remote(path) or not set(parent) & set(PATTERN_MARKS):
+        return path
+    link = os.path.join(tempfile.gettempdir(), f"pbrl-{hashlib.sha256(parent.encode()).hexdigest()[:16]}")
+    with contextlib.suppress(FileExistsError):
+        os.symlink(parent, link)
+    if os.path.realpath(link) != os.path.realpath(parent):
+        raise ConfigError(f"{link!r} is no link to {parent!r}. Remove it, or name another --workdir.")
+    return epath.Path(link) / path.name
 
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:

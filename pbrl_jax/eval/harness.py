@@ -14,6 +14,7 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.eval.respond import cut_at_stop, problem_id
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rollout.engine import Engine, Sampling
+from pbrl_jax.text.hf_tokenizer import dated
 from pbrl_jax.text.prompts import with_one_bos
 from pbrl_jax.text.tokenizers import has_chat_template
 from pbrl_jax.weights.policies import Policy
@@ -159,6 +160,7 @@ class PolicyRequests:
         return tokenizer.tokenizer.apply_chat_template(
             chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
+            chat_template=dated(tokenizer.tokenizer.get_chat_template()),
         )  # fmt: skip
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]], name: str, shown: bool) -> list[tuple[float, bool]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.stopping import check_stop, ends_early
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.engine import Continuations, Engine, Sampling
@@ -102,7 +103,7 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
     )  # fmt: skip
     ids, samples = [problem_id(problem.key) for problem in problems], range(settings.samples)
     wanted = {row for row, p in enumerate(problems) if any((p.key, sample) not in done for sample in samples)}
-    for rows, answers in answering.engine.answer_batches(encoded, sampling, ids, wanted):
+    for rows, answers in answering.engine.answer_batches(encoded, sampling, ids, wanted, ends_early):
         found = []
         for (row, sample), answer in zip(itertools.product(rows, samples), answers, strict=True):
             problem, text = problems[row], cut_at_stop(answer.text, problems[row].stops)
@@ -113,6 +114,7 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
                 })  # fmt: skip
         write(found)
         tick(len(wanted.intersection(rows)))
+        check_stop()
 
 
 # Choices by log-probability.
@@ -160,3 +162,4 @@ def score_choices(answering: Answering, problems: Sequence[Problem], done: Colle
             if row in wanted
         ])  # fmt: skip
         tick(len(wanted.intersection(rows)))
+        check_stop()

@@ -144,9 +144,9 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 
 
 class OutputOptions(NamedTuple):
-    """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time (0:
-    see `chunk_positions`); `packed`: streams hold several responses; `entropy_gradient`: the gradient flows through the
-    entropies, which costs that of one more softmax."""
+    """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time, 0:
+    chosen by `chunk_positions`; `packed`: streams hold several responses; `entropy_gradient`: the gradient flows
+    through the entropies, which costs that of one more softmax."""
 
     spec: DecoderSpec
     chunk: int

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError, EndpointError, lookup
 from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.agreement import choose
@@ -127,6 +128,7 @@ def write_references(
 
     Raises:
       EndpointError: responses that did not come; the others of their batch are stored.
+      Interrupted: a stop was requested; whole batches, and an endpoint's answers so far, are stored.
       ValueError: `sample_texts` gave another number of responses than it was asked for.
     """
     golds = _english_golds(prompts)
@@ -163,6 +165,7 @@ def _asked(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[
     pairs = list(zip(batch, responses, strict=True))
     new = [_stored(origin, text, golds) for origin, text in pairs if isinstance(text, str)]
     store.add_references(new)
+    check_stop()
     if failed := [error for _, error in pairs if not isinstance(error, str)]:
         raise EndpointError(
             f"{len(failed)} of {len(batch)} questions got no answer, and {len(new)} are stored; the same command goes "

@@ -16,6 +16,7 @@ from pbrl_jax.checkpoint import check_same_experiment
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.mesh.hosts import refuse_several
 from pbrl_jax.quickstart.controls import CONTROLS
 from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
@@ -98,7 +99,7 @@ def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
     stages = Stages(work, config, 5 + (2 * len(CONTROLS) if controls else 0))
     try:
         summary = run_all(stages, controls)
-    except Stopped:
+    except (Stopped, Interrupted):
         print("Stopped. The same command continues from here.")
         return
     write_atomic(work.root / "summary.json", json.dumps(summary, indent=1))

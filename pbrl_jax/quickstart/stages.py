@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.stopping import ends_early
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.evaluate import Decoder, evaluate
 from pbrl_jax.logs.progress import Progress
@@ -96,7 +97,7 @@ def accuracy(stages: Stages, name: str, number: int, policy: Policy, params) -> 
             config.eval.batch_size,
         )  # fmt: skip
         with Progress(name, len(prompts), unit="problem", part=(number, stages.total)) as progress:
-            table, _ = evaluate(decoder, params, prompts, tick=progress.advance)
+            table, _ = evaluate(decoder, params, prompts, tick=progress.advance, should_stop=ends_early)
         return table
 
     return cached(stages, name, make)

@@ -16,6 +16,7 @@ from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import AnyArray, Scores
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
@@ -247,7 +248,7 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
         count = len(inputs.completions)
         try:
             found = function(inputs)
-        except (PbrlError, jax.errors.JaxRuntimeError):
+        except (PbrlError, Interrupted, jax.errors.JaxRuntimeError):
             raise  # an answer to the user's input, or a device without memory: the next call would end like this one
         except Exception:
             print(f"Reward {name} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)

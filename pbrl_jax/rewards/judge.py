@@ -19,6 +19,7 @@ from pbrl_jax.config.fields import identity
 from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError, EndpointError, RewardError
 from pbrl_jax.core.records import Prompt, Scores
+from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.languages import LANGUAGES
 
@@ -79,6 +80,7 @@ def make_judge(config: JudgeConfig, assets: Any) -> Callable[[RewardInputs], Sco
                 wins[other].append(1 - known)
         requests = [_request(inputs.prompts[a], texts[a], texts[b]) for a, b in asked]
         answers = assets.endpoint.ask_all(requests, temperature=0.0, max_tokens=MAX_TOKENS)
+        check_stop()
         failed = [answer for answer in answers if isinstance(answer, EndpointError)]
         if failed:
             print(f"The judge did not answer {len(failed)} of {len(answers)} requests: {failed[0]}", file=sys.stderr)

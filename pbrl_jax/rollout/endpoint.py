@@ -8,11 +8,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pbrl_jax.config.endpoint import EndpointConfig
 from pbrl_jax.core.errors import ConfigError, EndpointError
+from pbrl_jax.core.stopping import map_until_stop
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the first retry, and at most before any."""
@@ -82,7 +82,7 @@ class Endpoint:
 
     def ask_all(self, many: Sequence[Messages], **sampling: Any) -> list[str | EndpointError]:
         """The answers to many requests, `config.parallel` at a time, in their order; an error in place of an answer
-        that did not come."""
+        that did not come. After a request to stop it does not wait for answers that are missing."""
 
         def one(messages: Messages) -> str | EndpointError:
             try:
@@ -90,10 +90,8 @@ class Endpoint:
             except EndpointError as error:
                 return error
 
-        if not many:
-            return []
-        with ThreadPoolExecutor(max_workers=min(self.config.parallel, len(many))) as pool:
-            return list(pool.map(one, many))
+        answers = map_until_stop(one, many, self.config.parallel)
+        return [EndpointError("A stop was requested.") if answer is None else answer for answer in answers]
 
     def _spend(self) -> None:
         config = self.config

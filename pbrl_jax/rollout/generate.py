@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.config.tree import AlgoConfig, RolloutConfig
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.mesh.sharding import constrain
 from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
 from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
@@ -152,10 +153,6 @@ def generate(policy_params, prompts: PromptBatch, key, sampling: SamplingParams,
         policy_params, prompts, key, sampling,
         spec=spec, samples=algo.num_generations, max_length=config.max_completion_length,
     )  # fmt: skip
-
-
-class Interrupted(Exception):
-    """A rollout was dropped between two segments because `should_stop` said so."""
 
 
 class Programs(NamedTuple):

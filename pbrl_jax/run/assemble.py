@@ -15,6 +15,7 @@ from pbrl_jax.config.tree import Config, LogConfig
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.stopping import ends_early
 from pbrl_jax.data.batches import make_sampler
 from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, refuse_trained, with_english
 from pbrl_jax.data.sources import quickstart
@@ -147,10 +148,16 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
     """The reward's encoder: loaded, or new from the seed with the policy's tokenizer."""
     settings = config.encoder
     if settings.source != "random":
-        return load_encoder(settings.source, settings.max_length, settings.prefix, dtype=settings.dtype or None)
+        return load_encoder(
+            settings.source, settings.max_length, settings.prefix, pooling=settings.pooling or None,
+            dtype=settings.dtype or None,
+        )  # fmt: skip
     spec = lookup(ENCODERS, settings.preset, "encoder preset")
     spec = dataclasses.replace(
-        spec, vocab_size=tokenizer.vocab_size, max_positions=max(spec.max_positions, settings.max_length)
+        spec,
+        vocab_size=tokenizer.vocab_size,
+        max_positions=max(spec.max_positions, settings.max_length),
+        pooling=settings.pooling or spec.pooling,
     )
     params = jax.jit(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
@@ -171,7 +178,8 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
                 "W` on it first; this run then finds them."
             )
         languages, seed = ["en"] * len(questions), config.train.seed + sample
-        return answer_texts(decoder, policy.params, questions, languages, config.pivot.temperature, seed)
+        return answer_texts(decoder, policy.params, questions, languages, config.pivot.temperature, seed,
+                            should_stop=ends_early)  # fmt: skip
 
     return answer
 

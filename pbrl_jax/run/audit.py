@@ -110,7 +110,7 @@ def audited_encoder(config: Config, work: WorkDir) -> Encoder:
     """
     settings = config.encoder
     if settings.source != "random":
-        return load_encoder(settings.source, settings.max_length, settings.prefix)
+        return load_encoder(settings.source, settings.max_length, settings.prefix, pooling=settings.pooling or None)
     for folder in (work.root, work.root / "encoder"):
         if (as_path(folder) / "encoder" / "pbrl_encoder.json").exists():
             return load_encoder(str(folder), settings.max_length, settings.prefix)

@@ -38,12 +38,14 @@ def is_encoder(place: str, source: str) -> bool:
     return (read_config(place, source) or {}).get("model_type") in FAMILIES
 
 
-def convert_encoder(source: str, target: str, place: str, dtype: str | None, form: str) -> None:
+def convert_encoder(
+    source: str, target: str, place: str, dtype: str | None, form: str, pooling: str | None = None
+) -> None:
     """Read an encoder and write it; arguments as `main`."""
     stored = dtype
     if dtype is None and not own_folder(place, "encoder") and os.path.exists(os.path.join(place, MODULES)):
         stored = stored_compute_type(read_json(os.path.join(read_chain(place).transformer, "config.json")))
-    encoder = load_encoder(source, dtype=stored)
+    encoder = load_encoder(source, dtype=stored, pooling=pooling)
     if dtype is not None:
         encoder = encoder._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), encoder.params))
     if form == "hf":
@@ -72,7 +74,7 @@ def convert_translator(source: str, target: str, place: str, dtype: str | None, 
     print(f"{target}: a {MODEL_TYPE} translator, {parameters:,} parameters in {kind}, read back and compared.")
 
 
-def main(source: str, target: str, dtype: str | None = None, form: str = "hf") -> None:
+def main(source: str, target: str, dtype: str | None = None, form: str = "hf", pooling: str | None = None) -> None:
     """Read a policy, an encoder or a translator and write it; a folder of unbabel-comet becomes one of ours.
 
     Args:
@@ -81,6 +83,7 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf") -
       target: another folder.
       dtype: type of the written parameters, float32 or bfloat16; default: as they are stored.
       form: a name in FORMS.
+      pooling: of an encoder whose folder does not say it: mean, cls or last.
 
     Raises:
       PbrlError: what cannot be read or written; the same folder twice.
@@ -103,8 +106,10 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf") -
         convert_translator(source, target, place, dtype, form)
         return
     if is_encoder(place, source):
-        convert_encoder(source, target, place, dtype, form)
+        convert_encoder(source, target, place, dtype, form, pooling)
         return
+    if pooling:
+        raise ConfigError(f"--pooling is for encoders, and {source!r} is none. Leave it out.")
     policy = load_policy(source, param_dtype=dtype or "stored")
     if form == "hf":
         export_policy(policy, target)

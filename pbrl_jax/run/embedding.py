@@ -6,6 +6,7 @@ import numpy as np
 
 from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.data.corpus import EncodedTexts, encode_corpus
 from pbrl_jax.pivots.store import PivotStore
 from pbrl_jax.rewards.inputs import PivotVectors
@@ -20,6 +21,7 @@ def bulk_embedder(encoder: Encoder, texts: Sequence[str]) -> Callable[[Sequence[
     encoded: list[EncodedTexts] = []
 
     def embed(batch: Sequence[str]) -> np.ndarray:
+        check_stop()
         if not encoded:
             corpus = [encoder.prefix + text for text in index]
             encoded.append(encode_corpus(corpus, encoder.tokenizer, encoder.max_length))

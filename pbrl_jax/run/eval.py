@@ -28,6 +28,7 @@ from pbrl_jax.run.config_file import load_config
 from pbrl_jax.run.contamination import overlap_record, refuse, training_texts
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import THINKING
+from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.weights.policies import Policy, load_policy
 
 
@@ -202,6 +203,7 @@ def main(options: argparse.Namespace) -> None:
     Raises:
       PbrlError: whatever is wrong with the options, the data, the policy or the work directory.
     """
+    watch_signals()
     check_options(options)
     benchmark, request = make_request(options)
     seen = seen_languages(options)

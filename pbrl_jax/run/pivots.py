@@ -14,10 +14,12 @@ from pbrl_jax.run.assemble import (
     use_compilation_cache,
 )
 from pbrl_jax.run.embedding import reference_vectors
+from pbrl_jax.train.signals import watch_signals
 
 
 def main(config: Config, workdir: str) -> None:
     """Fill the pivot store; a second call, and `pbrl train`, find everything there."""
+    watch_signals()
     use_compilation_cache(config)
     check_start(config)
     work = work_dir(workdir)

@@ -9,8 +9,8 @@ import numpy as np
 from pbrl_jax.config.older import stable_repr
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path, read_json_lines, write_json_lines
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.progress import Progress
-from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.staged import Stopped

@@ -10,6 +10,7 @@ from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rewards.text_similarity import chrf
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.text.languages import check_languages
+from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.translate.cache import CachedTranslator
 from pbrl_jax.translate.load import load_translator
 from pbrl_jax.translate.questions import Checks, Job, check_settings, output_files, read_questions, translate_rows
@@ -22,6 +23,7 @@ def main(arguments: Namespace) -> None:
     Raises:
       EndpointError: some rows got no answer; the same command repeats them.
     """
+    watch_signals()
     targets = check_languages([code for code in arguments.to.split(",") if code])
     if "en" in targets:
         raise ConfigError("--to names en; the prompts are English already. Leave it out.")

@@ -1,5 +1,6 @@
 """Tokenizers of Hugging Face models: `tokenizer.json`, the chat template, and what ends a response. No torch."""
 
+import datetime
 import functools
 import hashlib
 import json
@@ -15,6 +16,14 @@ from etils import epath
 from pbrl_jax.core.errors import ConfigError, DataError
 
 GENERATION_CONFIG = "generation_config.json"
+TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
+"""The day that a chat template is told where it asks for today's (Llama 3.1 and 3.2): the default that those templates
+name. A run asks the same prompts on every day."""
+TODAY = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
+TOKENIZER_FILE = re.compile(
+    r"(tokenizer(_config)?|special_tokens_map|added_tokens|vocab|chat_template)\.json|vocab\.txt|merges\.txt|.*\.model"
+    r"|chat_template\.jinja"
+)
 STAND_IN = "\ue000"
 """A character of private use, which no text holds."""
 
@@ -26,6 +35,8 @@ class HuggingFaceTokenizer:
         with _local_folder(source) as local:
             self.tokenizer = _auto_tokenizer(local, source)
             self.generation_config = _generation_config(local)
+            self.files = _tokenizer_files(local)
+        self._loaded_template = self.tokenizer.chat_template
         self.eos_ids = _stop_ids(self.tokenizer, self.generation_config)
         self.vocab_size = 1 + max(self.tokenizer.get_vocab().values())
         self.bos_id = self.tokenizer.bos_token_id
@@ -73,7 +84,11 @@ class HuggingFaceTokenizer:
         from jinja2.exceptions import TemplateError
 
         render = functools.partial(
-            self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, **switch
+            self.tokenizer.apply_chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+            chat_template=dated(self.tokenizer.get_chat_template()),
+            **switch,
         )
         try:
             return render(messages)
@@ -107,7 +122,11 @@ class HuggingFaceTokenizer:
         folder = epath.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as local:
-            self.tokenizer.save_pretrained(local)
+            if self.files and self.tokenizer.chat_template == self._loaded_template:
+                for name, content in self.files.items():  # what another version would write, older ones may not read
+                    epath.Path(local, name).write_bytes(content)
+            else:
+                self.tokenizer.save_pretrained(local)
             settings = {**self.generation_config, "eos_token_id": list(self.eos_ids)}
             with open(os.path.join(local, GENERATION_CONFIG), "w", encoding="utf-8") as file:
                 json.dump(settings, file, indent=2)
@@ -116,6 +135,17 @@ class HuggingFaceTokenizer:
                 if name == GENERATION_CONFIG and target.exists():
                     continue
                 target.write_bytes(epath.Path(local, name).read_bytes())
+
+
+def _tokenizer_files(folder: str) -> dict[str, bytes]:
+    """Name -> content of the files of a local folder from which a tokenizer was read; {} where it is a hub id."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return {name: epath.Path(folder, name).read_bytes() for name in names if TOKENIZER_FILE.fullmatch(name)}
+
+
+def dated(template: str) -> str:
+    """A chat template that writes TEMPLATE_DATE for today's date."""
+    return TODAY.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), template)
 
 
 class _local_folder:

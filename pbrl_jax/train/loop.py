@@ -16,12 +16,12 @@ from pbrl_jax.checkpoint import params_sha256
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError
 from pbrl_jax.core.paths import read_json_lines, write_atomic
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.watch import phase
-from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.fused import make_fused_policy_step
 from pbrl_jax.train.guard import acts, bounds, watch

@@ -8,6 +8,7 @@ from typing import Any
 
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import append_json_lines, as_path, read_json_lines
+from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.translate.translator import Translator
 
 BATCH = 256
@@ -66,6 +67,7 @@ class CachedTranslator:
             self._known |= new
             if self.path is not None:
                 append_json_lines(self.path, [{"key": key, "text": text} for key, text in new.items()])
+            check_stop()
         return [
             text if source == target or not text.strip() else self._known.get(key)
             for key, text, source in zip(keys, texts, sources, strict=True)

@@ -13,6 +13,7 @@ from etils import epath
 
 from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_tokens
 from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
@@ -85,6 +86,7 @@ class M2M100Translator(Translator):
         targets = [self.language_id(segment.target) for segment in segments]
         written: dict[int, Written] = {}
         for rows, filled in by_length(list(map(len, tokens)), few_rows(len(tokens), self.batch_size)):
+            check_stop()
             batch = [tokens[row] for row in filled], [targets[row] for row in filled]
             written |= dict(zip(rows, self._write_batch(*batch), strict=False))
         return [written[row] for row in range(len(segments))]

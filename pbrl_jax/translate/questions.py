@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import append_json_lines, as_path, read_json_lines, read_json_object, write_atomic
+from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.segments import FORMULA, numbers_agree
 
@@ -184,6 +185,7 @@ def translate_rows(rows: Sequence[dict[str, Any]], job: Job, tick: Callable[[int
         append_json_lines(job.files.rejected, bad)
         accepted, rejected = accepted + good, rejected + bad
         tick(len(batch))
+        check_stop()
     counts = Counter(re.split(r": | by ", reason)[0] for row in rejected for reason in row["reasons"])
     return Counts(len(accepted), len(rejected), unanswered, dict(counts))
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError, EndpointError
+from pbrl_jax.core.stopping import ends_early
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.text.languages import LANGUAGES, language
 from pbrl_jax.text.segments import (
@@ -176,6 +177,8 @@ class Translator(ABC):
                     best[index] = Written(text, written.complete)
                 if agree:
                     todo.remove(index)
+        if ends_early():  # attempts may be missing: these are translated again next time
+            best = [None if index in todo else written for index, written in enumerate(best)]
         return [Written("", False) if written is None else written for written in best]
 
     def _write_fitting(self, segments: list[Segment]) -> list[Written]:

@@ -179,7 +179,7 @@ def load_encoder(
     Args:
       directory: the folder, the work directory of `pbrl encoder`, a hub id, or a `gs://` path.
       max_length: tokens per chunk of a text, without special tokens; default: the folder's setting, at most the number
-        of positions.
+        of positions. The number of positions itself counts as in sentence-transformers, special tokens included.
       prefix: text before every text; default: the folder's default prompt, where it has one.
       prompt: name of one of the folder's prompts (config_sentence_transformers.json), instead of a prefix.
       pooling: mean, cls or last; required for a folder without modules.json, and refused for others.
@@ -200,6 +200,10 @@ def load_encoder(
     else:
         encoder = load_released(place, directory, prefix, prompt, pooling, dtype or "float32")
     limit = encoder.spec.text_tokens
+    special = len(encoder.spec.begin_ids) + len(encoder.spec.end_ids)
+    if max_length is not None and limit < max_length <= limit + special:
+        print(f"{directory}: encoder.max_length {max_length} counts special tokens; it reads {limit} tokens of text.")
+        max_length = limit
     if max_length is not None and max_length > limit:
         raise ConfigError(f"encoder.max_length={max_length} but this encoder has {limit} positions. Use {limit}.")
     return encoder if max_length is None else encoder._replace(max_length=max_length)
@@ -273,8 +277,9 @@ def _chain(folder: str, source: str, pooling: str | None) -> Chain:
         )
     if not pooling:
         raise CheckpointError(
-            f"{source!r} has no {MODULES}, which says how to pool token states. Say it: "
-            f"load_encoder({source!r}, pooling='mean'), or 'cls' or 'last'."
+            f"{source!r} has no {MODULES}, which says how to pool token states. Say it, as the model's authors "
+            f"do: --encoder.pooling mean (or cls, or last), `pbrl convert --pooling mean`, or load_encoder({source!r}, "
+            "pooling='mean')."
         )
     return Chain(folder, pooling, max_length=read_max_length(folder), prompts={"": ""})
 

@@ -1,8 +1,11 @@
-"""Reading a `config.json` so that no field is ignored: each is read, known to be irrelevant, or refused."""
+"""Reading a `config.json` so that no field that matters is ignored: each is read, irrelevant, or refused."""
 
 import dataclasses
+import functools
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +27,24 @@ HARMLESS = frozenset(KEPT) | {
     "use_cache",
 }  # fmt: skip
 
+#: Names of fields that no forward pass reads: private ones, ids, names, versions, hints for exports, training, and how
+#: older versions of transformers generated.
+IGNORED = re.compile(
+    r"_.*|.*_ids?|.*_?names?(_or_path)?|.*version|transformers[._]js.*|unsloth.*|.*dropout.*|.*_loss(_.*)?|.*initializer.*"
+    r"|gradient_checkpointing|use_cache|.*label.*|pooler_.*|summary_.*"
+    r"|temperature|top_[kp]|typical_p|num_beam.*|num_return_sequences|.*_penalty|do_sample|early_stopping|(min|max)_length"
+    r"|max_new_tokens|.*suppress_tokens|.*no_repeat_ngram_size|output_(past|scores)|.*return_dict.*|.*invalid_values"
+)
+#: Values that switch a field off.
+OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
+#: Parts of the names of fields that can change what a model computes.
+MUST_KNOW = re.compile(
+    r"act|alibi|attention|attn|bias|bidirection|block|cap|chunk|clip|conv|cross|decoder|depth|dim|embed|expert|factor|ffn"
+    r"|gate|group|head|hidden|intermediate|kv|latent|layer|length|lora|mask|mlp|moe|mrope|multiplier|mup|nope|norm|position|prefix"
+    r"|qk|quant|ratio|residual|rope|rotary|router|scal|share|sink|size|skip|sparse|state|temperature|tie|top_?k|type|vision"
+    r"|vocab|width|window"
+)
+
 #: Supported RoPE types and their fields.
 ROPE_TYPES = {
     "default": (),
@@ -32,6 +53,7 @@ ROPE_TYPES = {
 }
 
 MISSING = object()
+_LOGGER = logging.getLogger(__name__)
 
 
 def read_config(folder: str, source: str) -> dict[str, Any] | None:
@@ -105,14 +127,24 @@ class ConfigFields:
             raise CheckpointError(f"{self.where}: {name} is {value!r}, which changes the model; supported is {known}.")
 
     def finish(self) -> None:
-        """Refuse fields that were neither taken nor are known to be irrelevant."""
-        unknown = sorted(set(self.values) - self.taken - HARMLESS)
+        """Refuse fields that were not taken where they can change what the model computes (MUST_KNOW), and warn of the
+        others. Known to be irrelevant are HARMLESS fields, IGNORED names, and a value that switches a field off."""
+        left = set(self.values) - self.taken - HARMLESS
+        left = {name for name in left if not IGNORED.fullmatch(name) and self.values[name] not in OFF}
+        unknown = sorted(name for name in left if MUST_KNOW.search(name))
+        if others := sorted(left - set(unknown)):
+            _warn_once(f"{self.where}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} not read.")
         if unknown:
             found = ", ".join(f"{name}={self.values[name]!r}" for name in unknown)
             raise CheckpointError(
                 f"{self.where} has fields that are not understood: {found}. They may change what the model computes. "
                 "Remove those that surely do not, or load a model without them."
             )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _LOGGER.warning("%s", text)
 
 
 class Rope(NamedTuple):
@@ -134,7 +166,7 @@ def parse_rope(values: Mapping[str, Any] | None, theta: float, where: str) -> Ro
     theta = fields.number("rope_theta", theta)
     fields.expect("partial_rotary_factor", 1.0, 1, None)
     numbers = {name: fields.number(name) for name in ROPE_TYPES[kind]}
-    unknown = sorted(set(values) - fields.taken)
+    unknown = sorted(name for name in set(values) - fields.taken if values[name] not in OFF)
     if unknown:
         raise CheckpointError(f"{where}: {unknown[0]}={values[unknown[0]]!r} is not a field of rope_type {kind!r}.")
     if kind == "llama3":

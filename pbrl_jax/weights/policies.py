@@ -5,12 +5,14 @@ import functools
 import hashlib
 import json
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.paths import read_json_object
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.decoder import causal_logits, decoder_axes, init_decoder
@@ -23,6 +25,7 @@ from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.tensors import (
     LONG_LOAD,
     abstract_params,
+    has_own_head,
     load_params,
     open_weights,
     resolve_names,
@@ -35,6 +38,10 @@ COMPUTE_TYPES = ("float32", "bfloat16", "float64")
 
 #: Fields of config.json that are not part of a model's identity.
 NOT_IDENTITY = ("_name_or_path", "transformers_version", "use_cache", "architectures")
+
+
+#: The file that marks a folder of PEFT, and its field that names the model it belongs to.
+ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
 
 
 class Policy(NamedTuple):
@@ -75,6 +82,12 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
     directory = str(directory)
     place = local_copy(directory)
     config = None if own_folder(place, "policy") else read_config(place, directory)
+    if config is None and os.path.exists(os.path.join(place, ADAPTER)):
+        base = read_json_object(os.path.join(place, ADAPTER)).get(BASE)
+        raise CheckpointError(
+            f"{directory!r} is a LoRA adapter (of PEFT) for {base!r}, and no whole model. Merge it first: "
+            "merge_and_unload() and save_pretrained() of PEFT; then name that folder."
+        )
     if config is not None:
         return read_hf_policy(place, config, directory, mesh, dtype, param_dtype)
     spec, params, tokenizer, record = read_model(
@@ -96,8 +109,11 @@ def read_hf_policy(
       CheckpointError: a model that is not supported, weights that do not fit it, a tokenizer that is too large.
     """
     spec = dataclasses.replace(decoder_spec(config), dtype=dtype or stored_compute_type(config))
-    names = decoder_names(spec)
     tensors = open_weights(folder)
+    if spec.tied_embeddings and has_own_head(tensors):
+        print(f"{source}: its lm_head is another matrix than its embedding; it is used, whatever config.json says.")
+        spec = dataclasses.replace(spec, tied_embeddings=False)
+    names = decoder_names(spec)
     resolve_names(tensors, names)
     tokenizer = folder_tokenizer(folder, source)
     if not isinstance(tokenizer, MissingTokenizer):

@@ -46,6 +46,8 @@ LONG_LOAD = 1 << 30
 #: Elements copied at a time where a matrix is transposed, so that source and target stay in the CPU's cache.
 BLOCK_ELEMENTS = 1 << 18
 SAMPLE_BYTES = 1024
+#: Elements of two tensors compared at a time.
+COMPARED = 1 << 22
 #: Threads that copy.
 READERS = min(16, os.cpu_count() or 1)
 
@@ -315,6 +317,27 @@ def _place(leaf: _Leaf, sharding) -> jax.Array:
 def abstract_params(names: Mapping[str, Stored], dtype: Any = np.float32) -> dict:
     """Shapes of the parameters of a table, as a tree."""
     return nested({path: jax.ShapeDtypeStruct(stored.full_shape(), dtype) for path, stored in names.items()})
+
+
+def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint holds an `lm_head` of other values than its embedding: whatever its config says, the two are
+    then not tied (transformers 5 and vLLM load it so)."""
+    plain = {plain_name(name): tensors[name] for name in tensors}
+    head, embed = plain.get("lm_head.weight"), plain.get("embed_tokens.weight")
+    if head is None or embed is None:
+        return False
+    if head.shape != embed.shape:
+        return True
+    return any(
+        not np.array_equal(_elements(head, start), _elements(embed, start)) for start in range(0, head.size, COMPARED)
+    )
+
+
+def _elements(tensor: Tensor, start: int) -> np.ndarray:
+    """COMPARED elements of a tensor, or as many as there are."""
+    if isinstance(tensor, RemoteTensor):
+        return tensor.elements(start, min(start + COMPARED, tensor.size))
+    return tensor.reshape(-1)[start : start + COMPARED]
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -27,6 +27,16 @@ def steps(directory):
     return [step for step, _ in list_checkpoints(directory)]
 
 
+@pytest.mark.parametrize("name", ["w[x]", "lr=*,b?"])
+def test_a_folder_whose_name_reads_as_a_pattern(tmp_path, full_tree, abstract, same_bits, name):
+    """As Hydra and sweeps name them: orbax looks for a checkpoint's parts by pattern."""
+    folder = tmp_path / name / "checkpoints"
+    save_checkpoint(folder, 10, full_tree, META, keep=2)
+    restored = restore_latest(folder, abstract(full_tree))
+    same_bits(restored.tree, jax.tree.map(jnp.asarray, full_tree))
+    assert os.listdir(folder) == ["step_00000010"] and restored.skipped == []
+
+
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_round_trip_is_bit_exact(tmp_path, monkeypatch, full_tree, abstract, same_bits, is_remote):
     monkeypatch.setattr(paths, "is_remote", lambda path: is_remote)

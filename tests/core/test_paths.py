@@ -157,8 +157,24 @@ def test_sha256_file(tmp_path, size):
     assert paths.sha256_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["w[x]", "w*", "run?"])
-def test_a_work_directory_whose_checkpoints_could_not_be_read_is_refused(name):
-    with pytest.raises(ConfigError, match="--workdir"):
-        paths.work_dir(f"/data/{name}/more")
-    paths.work_dir("/data/lr=1e-3,{x}] a/")
+def test_a_remote_work_directory_that_reads_as_a_pattern_is_refused():
+    with pytest.raises(ConfigError, match="--workdir 'gs://b/w"):
+        paths.work_dir("gs://b/w[x]/more")
+    paths.work_dir("/data/w[x]")
+    paths.work_dir("gs://b/lr=1e-3,{x}] a/")
+
+
+def test_a_path_without_marks_leads_to_the_same_file(tmp_path):
+    folder = paths.as_path(tmp_path / "w[x]*?" / "in")
+    folder.mkdir(parents=True)
+    for _ in range(2):
+        found = paths.without_marks(folder / "file")
+        assert found.name == "file" and not set(os.fspath(found)) & set(paths.PATTERN_MARKS)
+    found.write_text("here")
+    assert (folder / "file").read_text() == "here"
+    assert paths.without_marks(paths.as_path(tmp_path / "w[x]")) == tmp_path / "w[x]", "its own name may hold some"
+    os.unlink(found.parent)
+    os.symlink(tmp_path, found.parent)
+    with pytest.raises(ConfigError, match="no link to"):
+        paths.without_marks(folder / "file")
+    os.unlink(found.parent)

@@ -116,6 +116,22 @@ def test_killed_and_continued(tmp_path, finished, data, policy_folder, lines):
     assert content(folder) == content(finished)
 
 
+def test_a_signal_keeps_the_responses(tmp_path, finished, data, policy_folder):
+    folder, file = tmp_path / "w", tmp_path / "w" / "responses.jsonl"
+    process = start(folder, data, policy_folder)
+    while not file.exists() or file.read_bytes().count(b"\n") < 1:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    assert "SIGTERM: stopping at the next safe point" in process.stderr.readline()
+    assert time.monotonic() - sent < 5
+    assert process.wait(timeout=60) == 0 and not (folder / "eval.json").exists(), "too late to show anything"
+    process = start(folder, data, policy_folder)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+    assert content(folder) == content(finished)
+
+
 def test_a_torn_batch_is_completed(tmp_path, pbrl_eval, finished):
     """A batch of which only some rows, and half of one, reached the disk."""
     folder = tmp_path / "w"

@@ -3,14 +3,17 @@
 import dataclasses
 
 import pytest
+from stop_requests import Stopping
 from tiny_endpoint import TinyEndpoint
 from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs
 
 from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import RewardError
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.judge import pairs_of, verdict
 from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.train.signals import watch_signals
 
 SWAHILI = problem_prompts(1, ("sw",))[0]
 OTHER = SWAHILI._replace(id=SWAHILI.id + 64)
@@ -71,3 +74,12 @@ def test_without_a_verdict_a_row_is_invalid(reply, changes):
 def test_verdicts():
     found = [verdict(text) for text in ("A", "**B**", "t", "Answer B.", "neither", "A or B")]
     assert found == [1, 0, 0.5, 0, None, None]
+
+
+def test_a_signal_while_the_judge_works_ends_the_step():
+    """The step is dropped, and its rollout drawn again; no row of it counts as invalid."""
+    watch_signals()
+    reply = Stopping(longest_wins, 1)
+    with pytest.raises(Interrupted):
+        judged({}, [SWAHILI] * 4, ["a", "bb", "ccc", "dddd"], reply, parallel=2)
+    assert reply.seconds() < 5

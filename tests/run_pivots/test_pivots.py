@@ -4,6 +4,7 @@ import json
 
 import pytest
 from source_tree import ROOT
+from stop_requests import Stopping
 from tiny_endpoint import TinyEndpoint
 from tiny_policy import quick_compiles  # noqa: F401
 
@@ -72,3 +73,16 @@ def test_a_file_of_references(workdir, tmp_path, capsys):
     write_json_lines(tmp_path / "own.jsonl", [{"question": HARD}])
     assert pivots(workdir, "--pivot.source", "file", "--pivot.file", str(tmp_path / "own.jsonl")) == 1
     assert "expected response, or reasoning and answer" in capsys.readouterr().err
+
+
+def test_a_signal_while_references_are_written_keeps_the_answers(tmp_path, capsys):
+    reply = Stopping(lambda body: expert(body | {"seed": 1}), 2)
+    with (endpoint := TinyEndpoint(reply)).served() as served:
+        settings = ("--pivot.source", "endpoint", "--endpoint.url", served.url, "--endpoint.model", "tiny",
+                    "--endpoint.parallel", "2")  # fmt: skip
+        assert pivots(tmp_path, *settings) == 0
+        assert reply.seconds() < 5 and "Stopped. What was finished is kept" in capsys.readouterr().out
+        assert len(read_json_lines(tmp_path / "pivots" / "references.jsonl")) == 2
+        asked, endpoint.reply = len(endpoint.seen), reply.reply
+        assert pivots(tmp_path, *settings) == 0
+    assert len(endpoint.seen) - asked == len(KNOWN) - 2, "only what was missing"

@@ -231,3 +231,14 @@ def test_bad_input():
         format_prompt("?", "xx", tokenizer, "base")
     with pytest.raises(ConfigError, match="no chat template"):
         format_prompt("?", "en", train_sentencepiece(["a b c"] * 9, 50), "chat")
+
+
+@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( format="%d %b %Y" )'])
+def test_a_template_that_writes_today_s_date_gives_the_same_prompt_every_day(templated, call):
+    """The date that Llama's templates have where they are told none."""
+    template = "{{ bos_token }}Today: {{ " + call + " }}\n{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer = templated(template, bos_token="<s>")
+    assert (
+        tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "Lina?"}])) == "Today: 26 Jul 2024\nLina?"
+    )
+    assert tokenizer.tokenizer.chat_template == template, "an export keeps it"

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from stop_requests import Stopping
 from tiny_endpoint import TinyEndpoint
 
 from pbrl_jax.cli import main
@@ -99,6 +100,24 @@ def test_an_endpoint_that_fails_leaves_rows_for_the_next_call(files, capsys):
     assert "4 rows got no answer" in capsys.readouterr().err
     assert results(files) == ([], [])
     assert run(files, TinyEndpoint(reply)) == 0 and len(results(files)[0]) == 2
+
+
+def test_a_signal_keeps_what_was_translated(files, capsys):
+    whole = files / "whole"
+    whole.mkdir()
+    write_json_lines(whole / "in.jsonl", QUESTIONS)
+    assert run(whole, TinyEndpoint(reply)) == 0
+    stopping = Stopping(reply, 3)
+    with (endpoint := TinyEndpoint(stopping)).served() as config:
+        words = ["translate", str(files / "in.jsonl"), str(files / "out.jsonl"), "--to", "sw,de", "--translator",
+                 "endpoint", "--endpoint-url", config.url, "--endpoint-model", "tiny"]  # fmt: skip
+        assert main(words) == 0
+        assert stopping.seconds() < 5 and "Stopped. What was finished is kept" in capsys.readouterr().out
+        assert 0 < len(read_json_lines(files / "out.cache.jsonl"))
+        endpoint.reply = reply
+        assert main(words) == 0
+    assert sorted(map(str, results(files)[0])) == sorted(map(str, results(whole)[0]))
+    assert sorted(map(str, results(files)[1])) == sorted(map(str, results(whole)[1]))
 
 
 @pytest.mark.parametrize(

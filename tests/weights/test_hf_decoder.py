@@ -193,6 +193,27 @@ def test_refused(name):
         decoder_spec(config)
 
 
+#: Fields of configs on the hub that change nothing in these families: SmolLM2, DeepSeek-R1-Distill-Qwen, older
+#: versions of transformers.
+WITHOUT_EFFECT = {
+    "rope_interleaved": False, "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}, "use_mrope": False,
+    "_flash_attn_2_enabled": True, "top_k": 50, "max_length": 20, "logit_scale": None, "num_nextn_predict_layers": 0,
+    "vision_token_id": 7, "length_penalty": 1.0,
+}  # fmt: skip
+
+
+def test_fields_that_cannot_change_the_result_are_no_obstacle(caplog):
+    """A switch that is off, private fields, ids, hints for exports; of others that no part of a forward pass has in its
+    name a line is logged, once."""
+    assert decoder_spec({**LLAMA, **WITHOUT_EFFECT}) == decoder_spec(LLAMA) and not caplog.records
+    for _ in range(2):
+        assert decoder_spec({**LLAMA, "is_llama_config": True, "my_note": "x"}) == decoder_spec(LLAMA)
+    assert [record.getMessage() for record in caplog.records] == ["config.json: is_llama_config, my_note are not read."]
+    for name, value in (("use_mrope", True), ("rope_interleaved", True), ("num_nextn_predict_layers", 1)):
+        with pytest.raises(CheckpointError, match=f"not understood: {name}={value}"):
+            decoder_spec({**LLAMA, name: value})
+
+
 def test_the_refused_are_one_change_away():
     for config in (LLAMA, GEMMA_TEXT, GEMMA_4B, MOE):
         decoder_spec(config)

@@ -352,3 +352,42 @@ def test_a_run_loads_its_policy_over_its_mesh():
     shards = [leaf.addressable_shards for leaf in jax.tree.leaves((policy.params, frozen))]
     places = [[shard.data.unsafe_buffer_pointer() for shard in one] for one in shards]
     assert places[: len(places) // 2] == places[len(places) // 2 :]
+
+
+@pytest.mark.parametrize("change", [0.0, 1.0])
+def test_a_head_of_its_own_is_not_tied_whatever_the_config_says(folder, change):
+    """As in transformers 5 and vLLM. A head that repeats the embedding is tied; exported again, each stays so."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + np.float32(change)
+    save_file(tensors, folder / "model.safetensors")
+    change_config(folder, tie_word_embeddings=True)
+    policy = load_policy(str(folder))
+    assert policy.spec.tied_embeddings == (change == 0)
+    tokens, mask = jnp.array([[1, 5, 9]]), jnp.ones((1, 3), bool)
+    untied = dataclasses.replace(policy.spec, tied_embeddings=False)
+    params = {**policy.params, "lm_head": jnp.asarray(tensors["lm_head.weight"]).T}
+    wanted = policy._replace(spec=untied).logits(params, tokens, mask)
+    np.testing.assert_allclose(policy.logits(policy.params, tokens, mask), wanted, atol=1e-5)
+    export_policy(policy, str(folder / "again"))
+    assert json.loads((folder / "again" / "config.json").read_text())["tie_word_embeddings"] == (change == 0)
+
+
+def test_a_folder_of_an_adapter_says_what_it_is(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
+    with pytest.raises(CheckpointError, match="LoRA adapter.*'owner/base'.*merge_and_unload"):
+        load_policy(str(tmp_path))
+
+
+def test_tokenizer_files_travel_unchanged(folder, tmp_path):
+    """What this version of transformers would write for them (another tokenizer_class, a list of
+    extra_special_tokens) older versions do not read."""
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|im_end|>"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=3))
+    (folder / "special_tokens_map.json").write_text('{"bos_token": "<s>"}')
+    policy = load_policy(str(folder))
+    export_policy(policy, str(tmp_path / "again"))
+    save_policy(policy, str(tmp_path / "own"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        for place in ("again", "own"):
+            assert (tmp_path / place / name).read_bytes() == (folder / name).read_bytes(), name

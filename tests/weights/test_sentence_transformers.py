@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 
+from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
+from pbrl_jax.run.assemble import run_encoder
 from pbrl_jax.text.tokenizers import load_tokenizer
 from pbrl_jax.weights.encoders import Encoder, load_encoder, save_encoder, special_ids
 from pbrl_jax.weights.sentence_transformers import read_chain
@@ -95,6 +97,25 @@ def test_a_plain_folder_is_told_how_to_pool():
     np.testing.assert_allclose(cut_vectors(encoder, texts), arrays["vectors"], atol=TOLERANCE)
     with pytest.raises(CheckpointError, match="no modules.json.*pooling='mean'"):
         load_encoder(str(FIXTURES / "xlmr_xl"))
+    with pytest.raises(CheckpointError, match="--encoder.pooling mean.*pbrl convert --pooling"):
+        load_encoder(str(FIXTURES / "xlmr_xl"))
+    config = with_values(Config(), encoder={"source": str(FIXTURES / "xlmr_xl"), "max_length": 8, "pooling": "cls"})
+    assert run_encoder(config, encoder.tokenizer).spec.pooling == "cls"
+    random = run_encoder(with_values(config, encoder={"source": "random"}), encoder.tokenizer)
+    assert random.spec.pooling == "cls"
+
+
+def test_the_number_of_positions_counts_special_tokens(capsys):
+    """512 means 510 tokens of text to an XLM-R encoder, as in sentence-transformers."""
+    room = load_encoder(str(FIXTURES / "bge_m3")).spec.text_tokens
+    assert load_encoder(str(FIXTURES / "bge_m3"), room).max_length == room and not capsys.readouterr().out
+    assert load_encoder(str(FIXTURES / "bge_m3"), room + 2).max_length == room
+    assert f"encoder.max_length {room + 2} counts special tokens; it reads {room}" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=f"max_length={room + 3} but this encoder has {room} positions"):
+        load_encoder(str(FIXTURES / "bge_m3"), room + 3)
+
+
+def test_pooling_refused_where_a_folder_says_it():
     with pytest.raises(ConfigError, match="says itself how it pools"):
         load_encoder(str(FIXTURES / "bge_m3"), pooling="mean")
 

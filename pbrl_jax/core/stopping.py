@@ -1,0 +1,78 @@
+"""The request to stop, which train.signals sets, and work that ends early for it.
+
+On several hosts all must stop at the same place (train.signals.stop_agreed), so there nothing here ends early.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LOOK_SECONDS = 0.2
+"""Seconds between two looks at the request while threads work."""
+
+_stop = threading.Event()
+_alone = True
+
+
+class Interrupted(Exception):
+    """A stop was requested; what was finished before is kept where the work writes it."""
+
+
+def request_stop() -> None:
+    """Ask this process to keep what it has and end."""
+    _stop.set()
+
+
+def clear_request(alone: bool) -> None:
+    """Forget an earlier request; `alone`: this process is the only one of its run."""
+    global _alone
+    _alone = alone
+    _stop.clear()
+
+
+def stop_requested() -> bool:
+    """Whether this process was asked to save and end."""
+    return _stop.is_set()
+
+
+def ends_early() -> bool:
+    """Whether work that belongs to this process alone shall end now."""
+    return _alone and _stop.is_set()
+
+
+def check_stop() -> None:
+    """Raise Interrupted if work that belongs to this process alone shall end now."""
+    if ends_early():
+        raise Interrupted
+
+
+def map_until_stop(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result | None]:
+    """`function(item)` of all items, in threads; None for those that were not finished when a stop was requested.
+
+    Threads that still wait for something then are left behind; they do not keep the process from ending.
+    """
+    results: list[Result | None] = [None] * len(items)
+    errors: list[BaseException] = []
+    numbers = iter(range(len(items)))
+
+    def work() -> None:
+        for number in numbers:
+            if errors or ends_early():
+                return
+            try:
+                results[number] = function(items[number])
+            except BaseException as error:  # raised in the calling thread
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive() and not ends_early():
+            thread.join(LOOK_SECONDS)
+    if errors:
+        raise errors[0]
+    return list(results)
