@@ -7,7 +7,7 @@ from source_tree import ROOT
 
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.plan.chips import parse_topology
-from pbrl_jax.plan.roofline import USABLE, estimate
+from pbrl_jax.plan.roofline import USABLE, estimate_plan
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.config_file import load_config
@@ -38,7 +38,7 @@ def test_the_plan_in_the_docstring(name):
     assert from_json(to_json(config), type(config)) == config
     doc = FILES[name].read_text("utf-8").split('"""')[1]
     assert f"pbrl plan configs/machines/{name}.py --topology {MACHINES[name]}" in doc
-    by_hand = estimate(config, run_models(config), where)
+    by_hand = estimate_plan(config, run_models(config), where)
     table = {program: (*map(float, numbers), source) for program, *numbers, source in LINE.findall(doc)}
     assert set(table) == {"generate", "reward", "update"} and by_hand.fits
     for program, (held, temporary, flops, seconds, source) in table.items():
