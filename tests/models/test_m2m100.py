@@ -194,7 +194,7 @@ def test_published_parameter_counts():
         ({"model_type": "marian"}, "model_type is 'marian'"),
         ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-        ({"normalize_before": False}, "normalize_before=False"),
+        ({"normalize_before": False}, "normalize_before is False"),
         ({"d_model": 1000}, "does not divide into 16 heads"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"num_hidden_layers": 6}, "num_hidden_layers is 6"),
