@@ -232,7 +232,7 @@ def test_half_of_a_character_is_an_error_with_its_row(tmp_path, kind):
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
-WHOLE = gzip.compress(b'{"question": "q"}\n' * 500)
+WHOLE = gzip.compress(b'{"question": "q"}\n' * 500, mtime=0)
 
 
 @pytest.mark.parametrize(
