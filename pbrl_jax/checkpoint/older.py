@@ -27,9 +27,18 @@ ADDED: tuple[Added, ...] = (
     Added("0.2.0", "batch/old_logp_BR", None),
 )
 
-#: (version, what it computes otherwise than the versions before, in a few words).
-NUMERICS: tuple[tuple[str, str], ...] = (
-    ("0.2.0", "compares new log-probs with the trainer's old ones, not with the sampler's"),
+
+class Changed(NamedTuple):
+    """What `version` computes otherwise than the versions before, in a few words; `stages`: in supervised stages too."""
+
+    version: str
+    what: str
+    stages: bool = False
+
+
+#: One line for each change after which a run is no longer bit-equal.
+NUMERICS: tuple[Changed, ...] = (
+    Changed("0.2.0", "compares new log-probs with the trainer's old ones, not with the sampler's"),
 )
 
 
@@ -62,10 +71,20 @@ def fill_in(saved: dict[str, Any], version: str, wanted: dict[str, Any]) -> dict
     return values
 
 
-def describe(version: str, filled: dict[str, Any]) -> str:
-    """One line about what an older version's checkpoint means for this one; empty where it means nothing."""
-    told = [f"without {', '.join(sorted(filled))}, which start afresh"] if filled else []
-    told += [f"{since} {what}" for since, what in NUMERICS if number(version) < number(since) <= number(__version__)]
+def describe(version: str, filled: dict[str, Any], meta: dict[str, Any]) -> str:
+    """One line about what an older version's checkpoint means for this one; empty where it means nothing.
+
+    Args:
+      filled: from `fill_in`.
+      meta: the checkpoint's; changes of reinforcement learning mean nothing to a supervised stage.
+    """
+    missing = sorted(name for name, value in filled.items() if value is None)
+    told = [f"without {', '.join(missing)}, made anew"] if missing else []
+    told += [
+        f"{change.version} {change.what}"
+        for change in NUMERICS
+        if number(version) < number(change.version) <= number(__version__) and (change.stages or "cursor" in meta)
+    ]
     if not told:
         return ""
     return f"The checkpoint is of pbrl_jax {version}: {'; '.join(told)}. What follows is not bit-equal to that version."

@@ -188,7 +188,7 @@ def _load(folder: epath.Path, abstract_tree: Any, partial: bool) -> Restored:
             "memory of the devices, and that orbax-checkpoint is no older than at the save."
         ) from error
     tree = jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
-    if (told := older.describe(version, filled)) and jax.process_index() == 0:
+    if (told := older.describe(version, filled, record["meta"])) and jax.process_index() == 0:
         _LOGGER.warning("%s", told)
     return Restored(record["step"], tree, record["meta"], folder, [], version)
 

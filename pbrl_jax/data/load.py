@@ -115,11 +115,11 @@ def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Hex digest of every field of every row, in order; identifies the data set."""
+    """Hex digest of every field of every row, in order, without a table's further columns; identifies the data set."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        fields = list(prompt)
-        while fields[-1] == ():  # rows without further references or columns keep the digest of versions without
+        fields = list(prompt._replace(columns={}))[:-1]
+        if fields[-1] == ():  # rows without further references keep the digest of versions without
             fields.pop()
         digest.update(json.dumps(fields, ensure_ascii=False, default=str).encode())
         digest.update(b"\n")
