@@ -29,7 +29,7 @@ ADDED: tuple[Added, ...] = (
 
 
 class Changed(NamedTuple):
-    """What `version` computes otherwise than the versions before, in a few words; `stages`: in supervised stages too."""
+    """What `version` computes otherwise than those before, in a few words; `stages`: in supervised stages too."""
 
     version: str
     what: str

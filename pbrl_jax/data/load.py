@@ -118,7 +118,7 @@ def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
     """Hex digest of every field of every row, in order, without a table's further columns; identifies the data set."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        fields = list(prompt._replace(columns={}))[:-1]
+        fields = list(prompt._replace(columns=()))[:-1]
         if fields[-1] == ():  # rows without further references keep the digest of versions without
             fields.pop()
         digest.update(json.dumps(fields, ensure_ascii=False, default=str).encode())
