@@ -20,7 +20,7 @@ from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.logs.samples import write_samples
-from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.agree import host_count, is_first
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.fused import make_fused_policy_step
@@ -159,12 +159,20 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
         loop.write(loop.unwritten)
     except (CheckpointError, HostLost):
         raise  # the disk does not take more, or a host is gone; the last good checkpoint stays
-    except PbrlError:
-        loop.write(loop.unwritten, check=False)
-        loop.save()
+    except Exception as error:
+        if isinstance(error, PbrlError) or can_save(loop.position):
+            loop.write(loop.unwritten, check=False)
+            loop.save()
         raise
     loop.save()
     return loop.position._replace(streaks=loop.streaks)
+
+
+def can_save(position: Position) -> bool:
+    """Whether a position can be saved after an error that only this host may know of: the host is alone, and the update
+    that failed has not taken the state's arrays."""
+    leaves = jax.tree.leaves((position.state, position.batch))
+    return host_count() == 1 and not any(leaf.is_deleted() for leaf in leaves)
 
 
 def pauses_after(loop: Loop) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared_programs import programs_made_once
-from tiny_policy import compilations, quick_compiles  # noqa: F401  the second is a fixture: half the compile time
+from tiny_policy import compilations, quick_compiles, tiny_batch, tiny_spec  # noqa: F401  the second is a fixture: half the compile time
 
 from configs.tiny_cpu import get_config
 from pbrl_jax import Config, with_values
@@ -233,6 +233,38 @@ def test_failing_reward_loses_no_row(trained, its_programs, tmp_path, monkeypatc
     count = iter(range(3, 9))
     loop.train(experiment)
     assert json.loads(experiment.work.final.read_text())["params_sha256"] == params_sha256(trained[1].state.params)
+
+
+def test_an_error_of_another_kind_loses_no_step(trained, its_programs, tmp_path, monkeypatch):
+    """A fault of the program itself in the third step: the two steps before it are saved and written."""
+    make = hosted.make_scoring
+
+    def make_failing(experiment):
+        score = make(experiment)
+
+        def failing(rollout, drawn):
+            return {}["no such key"] if drawn.step == 2 else score(rollout, drawn)
+
+        return failing
+
+    monkeypatch.setattr(hosted, "make_scoring", make_failing)
+    experiment = trained[0]._replace(config=tiny(train={"save_steps": 50}), work=work_dir(tmp_path))
+    with pytest.raises(KeyError, match="no such key"):
+        loop.train(experiment)
+    assert [row["step"] for row in rows_of(experiment.work)] == [1, 2]
+    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [2]
+
+
+@pytest.mark.parametrize("samples, part", [(6, 3), (10, 5), (12, 4), (16, 8), (24, 6), (32, 8)])
+def test_parts_of_groups_have_stream_lengths_of_their_own(samples, part):
+    """Groups taken apart are packed in streams of a part: short and long responses find their program."""
+    algo, train = {"num_generations": samples}, {"packed": True, "microbatch_samples": part, "microbatch_prompts": 1}
+    config = tiny(algo=algo, train=train, rollout={"max_completion_length": 16})
+    program = jax.jit(lambda state, frozen, batch, bucket: batch.rollout.lengths_B.sum(), static_argnames="bucket")
+    run = programs.packed(program, config)
+    for length in (1, 5, 8, 16):
+        batch = tiny_batch(tiny_spec(), (2,), 2, [length] * samples, 16)
+        assert run(0, 0, batch) == samples * length
 
 
 def test_fused_rows_and_guard(tmp_path):
