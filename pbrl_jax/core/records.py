@@ -9,7 +9,7 @@ Local arrays end in their letters; public signatures carry them as jaxtyping str
   C head channels      F feed-forward width      N layers
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
@@ -170,4 +170,4 @@ class TrainState:
     skipped: Int[Array, ""]
     beta: Float[Array, ""] | None = None
     critic: Any = None
-    empty: Int[Array, ""] | int = 0
+    empty: Int[Array, ""] = field(default_factory=lambda: jnp.int32(0))

@@ -71,7 +71,10 @@ def test_ranges_in_words():
         ({"policy": {"source": "runs/sft", "preset": "quickstart"}}, "policy.preset=quickstart is not read: it "
          "belongs to policy.source random, and that is 'runs/sft'"),
         ({"algo": {"beta": 0.0, "kl_estimator": "k1"}}, "algo.kl_estimator=k1 is not read: it belongs to algo.beta"),
-        ({"algo": {"importance_sampling_clip_max": 2.0}}, "importance_sampling_clip_max=2.0 is not read"),
+        (
+            {"algo": {"importance_sampling_mode": "off", "importance_sampling_clip_max": 2.0}},
+            "importance_sampling_clip_max=2.0 is not read",
+        ),
         ({"optim": {"schedule_steps": 50}}, "optim.schedule_steps=50 is not read: it belongs to optim.schedule"),
         ({"reward": {"gate_penalty": 0.7}}, "reward.gate_penalty=0.7 is not read"),
         ({"reward": {"similarity_floor": 0.3}}, "reward.similarity_floor=0.3 is not read"),
