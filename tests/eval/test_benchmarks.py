@@ -311,7 +311,7 @@ def test_malformed_files(folder):
     with pytest.raises(DataError, match="holds no rows of 'sw', split 'test'. Expected one of: sw/test-"):
         problems("global-mmlu", "sw")
     (file.parent / "test-00000-of-00001.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="is no parquet file"):
+    with pytest.raises(DataError, match="no parquet file"):
         problems("global-mmlu", "sw")
 
 
