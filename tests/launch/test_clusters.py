@@ -252,8 +252,8 @@ def test_a_signal_to_the_whole_group_reaches_every_process_once(machine, name):
     machine.add("pbrl", PBRL)
     started = 'until [ "$(grep -c ^127 "$CALLS")" = 2 ]; do sleep 0.1; done; sleep 0.5'
     begin = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.setsid(); "
-        "os.execvp(sys.argv[1], sys.argv[1:])"
+        "import os, signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; "
+        "os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])"
     )
     run = f"{sys.executable} -c {shlex.quote(begin)} bash launch/local.sh -n 2 train &"
     stop = f'{run}\n{started}; kill -{name} -- -$!; wait $!; echo "status $?"'
