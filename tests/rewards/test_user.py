@@ -86,8 +86,9 @@ def test_further_columns_of_the_data_arrive_by_name(tmp_path, call):
 
     assert call(function, prompts=prompts, texts=["kilo 4", "mita 5"]).value_B.tolist() == [1, 0]
     assert seen["note"] == [None, {"a": [1]}] and seen["step"] == [3, 3] and "prompt" not in seen
+    # Runs of versions without such columns resume on the same table.
     bare = [prompt._replace(columns=()) for prompt in prompts]
-    assert len({dataset_fingerprint(rows) for rows in (prompts, bare, [bare[0], prompts[1]])}) == 3
+    assert dataset_fingerprint(prompts) == dataset_fingerprint(bare) != dataset_fingerprint(bare[:1])
 
 
 def test_none_does_not_apply_and_is_no_failure(call):
