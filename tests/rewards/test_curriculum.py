@@ -44,13 +44,13 @@ def test_weights_by_hand(shape, step, weights):
 
 
 def test_the_total_follows_the_weights():
-    """A row to which the pivot's reward does not apply (None) has the others' sum alone, at every step."""
+    """A row to which the pivot's reward does not apply (None) is invalid until another reward has a weight."""
     score = make_reward(RewardConfig(**CURRICULUM), RewardAssets(None, ("en", "sw", "zh"), None))
     inputs = reward_inputs(problem_prompts(1), ["one", "two", "three"])
-    for step, value in ((0, 0.5), (15, 0.75 * 0.5 + 0.5 * 0.25), (30, 0.5)):
+    for step, value, valid in ((0, 0.5, False), (15, 0.75 * 0.5 + 0.5 * 0.25, True), (30, 0.5, True)):
         total = score(inputs._replace(step=step)).total
         np.testing.assert_allclose(total.value_B[1:], value, rtol=1e-6)
-        assert total.valid_B.tolist() == [True, True, True]
+        assert total.valid_B.tolist() == [valid, True, True]
 
 
 def test_settings_that_cannot_work():
