@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pbrl_jax.text.equality import same_answer
 from pbrl_jax.text.languages import language, nfc
-from pbrl_jax.text.numerals import ascii_digits
+from pbrl_jax.text.numerals import HAN_NUMBER, ascii_digits
 from pbrl_jax.text.values import canonical_number, last_number, read_box, read_line, whole_value
 
 __all__ = ["ascii_digits", "canonical_number", "extract_answer", "read_gold", "same_answer", "split_response"]
@@ -174,7 +174,7 @@ def _last_tag(text: str, code: str) -> _Found | None:
 def _last_hashes(text: str, code: str) -> _Found | None:
     for match in list(_HASHES.finditer(text))[: -MOST_BOXED - 1 : -1]:
         line = match.group(1)
-        if _HASH_ANSWER.match(ascii_digits(line)):
+        if _HASH_ANSWER.match(ascii_digits(line)) or HAN_NUMBER.fullmatch(line.strip(" \t*_$。")):
             answer = read_line(line, code)
             if answer is not None:
                 return _Found(match.start(), answer)
