@@ -24,9 +24,11 @@ def test_only_a_third_later_signal_ends_the_process():
 
 
 WORK = """
+import signal
 import sys, time
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.signals import stop_requested, watch_signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it, and a run then does, too
 watch_signals()
 with phase("generate"):
     print("ready", flush=True)
