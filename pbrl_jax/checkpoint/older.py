@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from pbrl_jax.config.older import FIRST_VERSION
+from pbrl_jax.config.older import FIRST_VERSION, number
 from pbrl_jax.core.version import __version__
 
 
@@ -40,11 +40,6 @@ class Changed(NamedTuple):
 NUMERICS: tuple[Changed, ...] = (
     Changed("0.2.0", "compares new log-probs with the trainer's old ones, not with the sampler's"),
 )
-
-
-def number(version: str) -> tuple[int, ...]:
-    """`0.10.1` as (0, 10, 1), so that versions compare."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def written_by(record: dict[str, Any]) -> str:

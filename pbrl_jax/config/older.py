@@ -61,13 +61,14 @@ def current_defaults(section: str, values: Mapping[str, Any], version: str) -> t
     found, said = dict(values), []
     for name, value in values.items():
         since, before, now = CHANGED_DEFAULTS.get(f"{section}.{name}", ("0", None, None))
-        if before is not None and value == before and _number(version) < _number(since):
+        if before is not None and value == before and number(version) < number(since):
             found[name] = now
             said.append(f"{section}.{name}={before} is now {now}")
     return found, said
 
 
-def _number(version: str) -> tuple[int, ...]:
+def number(version: str) -> tuple[int, ...]:
+    """`0.10.1` as (0, 10, 1), so that versions compare."""
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 

@@ -53,9 +53,9 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
     if config.algo.max_sampling_rounds > 1:
         sample = with_dynamic_sampling(sample, experiment, batch_shapes(experiment))
     if updates_per_rollout(config) > 1:
-        sample = with_old_logprobs(sample, packed(make_logprobs(spec, config), config))
+        sample = with_column(sample, "old_logp_BR", packed(make_logprobs(spec, config), config))
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
-        sample = with_critic_values(sample, packed(make_values(spec, config), config))
+        sample = with_column(sample, "value_BR", packed(make_values(spec, config), config))
     advantages = make_advantages(spec, config)
     update = packed(make_parameter_update(spec, config), config)
     update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
@@ -194,24 +194,13 @@ def waiting(update: Callable) -> Callable:
     return call
 
 
-def with_old_logprobs(sample: Callable, logprobs: Callable) -> Callable:
-    """Sampling that ends with the trainer's log-probs of the batch, before any update."""
+def with_column(sample: Callable, field: str, program: Callable) -> Callable:
+    """Sampling that ends with a column of the batch, `field`, that the trainer computes before any update."""
 
     def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
         scored = sample(functions, state, frozen, drawn)
-        old_logp_BR = logprobs(state, frozen, scored.batch)
-        return scored._replace(batch=dataclasses.replace(scored.batch, old_logp_BR=old_logp_BR))
-
-    return call
-
-
-def with_critic_values(sample: Callable, values: Callable) -> Callable:
-    """Sampling that ends with the critic's values of the batch, before any update."""
-
-    def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
-        scored = sample(functions, state, frozen, drawn)
-        value_BR = values(functions.params(state, frozen), state.critic, scored.batch)
-        return scored._replace(batch=dataclasses.replace(scored.batch, value_BR=value_BR))
+        column_BR = program(state, frozen, scored.batch)
+        return scored._replace(batch=dataclasses.replace(scored.batch, **{field: column_BR}))
 
     return call
 

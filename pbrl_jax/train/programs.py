@@ -125,13 +125,12 @@ def make_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
 
 
 def make_values(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
-    """Compiled `(params, critic, batch, bucket=0) -> value_BR`: a critic's values of a rollout batch."""
+    """Compiled `(state, frozen, batch, bucket=0) -> value_BR`: a critic's values of a rollout batch."""
 
-    def values(params, critic, batch: TrainBatch, bucket: int = 0) -> jax.Array:
+    def values(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> jax.Array:
         parts, part = in_parts(batch, update_context(spec, config, bucket))
-        value_BR = by_microbatch(
-            lambda piece: row_outputs(params, critic["params"], piece, part, False)[2], parts, part
-        )
+        params, head = forward_params(state.params, frozen.base, config.lora), state.critic["params"]
+        value_BR = by_microbatch(lambda piece: row_outputs(params, head, piece, part, False)[2], parts, part)
         return jnp.where(batch.sampled_BR, value_BR, 0.0)
 
     return jax.jit(values, static_argnames="bucket")
