@@ -114,6 +114,6 @@ def apply_gate(config: RewardConfig, value_B: Float[Array, "B"], verdict: Verdic
         closed = 1.0
         if config.language_gate == "scheduled" and config.gate_schedule_steps:
             closed = 0.5 - 0.5 * math.cos(math.pi * min(step / config.gate_schedule_steps, 1.0))
-        foreign_B = closed * (1 - share_B)
-        return value_B - foreign_B * jnp.maximum(value_B - config.rejected_value, 0.0)
+        foreign_B = closed * (1 - share_B)  # weighted so that a share of 0 is `rejected_value` to the last bit
+        return (1 - foreign_B) * value_B + foreign_B * jnp.minimum(value_B, config.rejected_value)
     return jnp.where(right_B, value_B, config.rejected_value)
