@@ -15,7 +15,7 @@ from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
-from pbrl_jax.core.records import AnyArray, Scores
+from pbrl_jax.core.records import AnyArray, Prompt, Scores
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
@@ -25,7 +25,7 @@ from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rewards.judge import JudgeConfig, make_judge
-from pbrl_jax.rewards.language import Verdict, apply_gate, make_gate
+from pbrl_jax.rewards.language import IDENTIFIED_GATES, Verdict, apply_gate, make_gate
 from pbrl_jax.rewards.shaping import (
     OverlongConfig,
     RepetitionConfig,
@@ -40,6 +40,7 @@ from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
 from pbrl_jax.rewards.translation import TranslationConfig, TranslatorConfig, check_translation, make_translation
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.text.alike import Related, related_languages
 from pbrl_jax.weights.encoders import Encoder
 from pbrl_jax.weights.policies import Policy
 
@@ -59,6 +60,8 @@ class RewardAssets(NamedTuple):
     endpoint: Endpoint | None = None
     folder: str = ""
     """Where rewards keep what they need not compute twice; "" keeps it in memory."""
+    pairs: Sequence[tuple[str, str]] = ()
+    """Languages that the gate takes for one (see pbrl_jax.text.alike)."""
 
 
 def run_assets(
@@ -75,6 +78,12 @@ def run_assets(
         endpoint=Endpoint(config.endpoint) if config.endpoint.url else None,
         folder=folder,
     )
+
+
+def gated_as_one(config: RewardConfig, prompts: Sequence[Prompt]) -> Related:
+    """The languages of these prompts that the gate cannot tell apart; none where it identifies no languages."""
+    questions = prompts if config.language_gate in IDENTIFIED_GATES else ()
+    return related_languages(((p.language, p.question) for p in questions), config.gate_share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +228,7 @@ def make_reward(config: RewardConfig, assets: RewardAssets, group: int = 1) -> C
     """
     check_reward(config)
     functions = {name: make_function(name, config, assets) for name in config.functions}
-    gate = make_gate(config, assets.languages, assets.token_table)
+    gate = make_gate(config, assets.languages, assets.token_table, assets.pairs)
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)

@@ -20,7 +20,16 @@ from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
-from pbrl_jax.rewards.combine import Combined, RewardAssets, gated, is_signed, make_reward, run_assets, weights_at
+from pbrl_jax.rewards.combine import (
+    Combined,
+    RewardAssets,
+    gated,
+    gated_as_one,
+    is_signed,
+    make_reward,
+    run_assets,
+    weights_at,
+)
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.rewards.language import Verdict
 from pbrl_jax.rollout.decode import completions
@@ -110,9 +119,10 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
     """
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
     separate = scales_rewards_separately(config.algo)
+    assets = reward_assets(experiment)._replace(pairs=gated_as_one(config.reward, experiment.sampler.target).pairs)
     with own_devices(mesh):
         # Scaled apart, each function compares its own rows; summed, only rows of the same functions can be compared.
-        reward = make_reward(config.reward, reward_assets(experiment), 1 if separate else G)
+        reward = make_reward(config.reward, assets, 1 if separate else G)
 
     def score_own(drawn: Drawn, rows_P: np.ndarray, host: Rollout) -> HostRows:
         texts = completions(host, experiment.policy.tokenizer)

@@ -22,7 +22,7 @@ HONEST, ENGLISH, EMPTY = slice(0, 4), 4, 5
 TEXTS = ["Jibu ni 20."] * 4 + ["The answer is 20.", ""]
 VERDICT = Verdict(np.array([1, 1, 1, 1, 0, 1], np.float32), np.array([True] * 4 + [False, True]))
 EMPTY_B = np.array([False] * 5 + [True])
-VALUES = st.floats(-100, 100, width=32)
+VALUES = st.floats(-100, 100, width=32, allow_subnormal=False)
 
 
 @st.composite
@@ -39,7 +39,7 @@ def scored_replies(draw):
         "reward_weights": tuple(weights),
         "language_gate": draw(st.sampled_from(FLOORED)),
         "gate_schedule_steps": 0,
-        "rejected_value": draw(st.floats(-5, 1)),
+        "rejected_value": draw(st.floats(-5, 1, width=16, allow_subnormal=False)),
     }
     return reward, each
 
