@@ -294,8 +294,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 #: Verb -> what to try when it needs more memory than the device has.
 MEMORY = {
     "train": "Lower --train.microbatch-prompts or --train.logprob-chunk, or use --policy.remat full.",
-    "sft": "Lower --sft.batch-size or --train.logprob-chunk, or use --policy.remat full.",
-    "encoder": "Lower --contrastive.batch-size or --encoder.max-length.",
+    "sft": "Lower --sft.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
+    "dpo": "Lower --dpo.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
+    "encoder": "Lower --contrastive.microbatch-size or --encoder.max-length.",
     "pivots": "Lower --eval.batch-size or --pivot.max-completion-length.",
     "generate": "Give fewer --prompt at a time or a lower --max-completion-length; --tensor N shares the model over N "
     "devices.",

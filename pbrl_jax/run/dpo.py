@@ -10,6 +10,7 @@ from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
 from pbrl_jax.text.prompts import THINKING, format_prompts
@@ -57,6 +58,7 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
     Raises:
       Stopped: a stop was requested; the state is saved.
     """
+    check_rows("dpo", config.dpo.batch_size, config.dpo.microbatch_size, mesh)
     sizes, counts = {"pairs": len(pairs)}, {"pairs": config.dpo.batch_size}
     lengths = config.rollout.max_prompt_length, config.rollout.max_completion_length
     params, axes = trainable(policy, config)
@@ -73,7 +75,7 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
     settings = f"{stable_repr(config.dpo, 'DpoConfig')}, {stable_repr(config.lora, 'LoraConfig')}"
     identity = f"({pairs!r}, {settings}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
     stage = Stage("dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
-    state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
+    state = run_stage(stage, work, mesh, state, step, batch_at, frozen)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 
 
