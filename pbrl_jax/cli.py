@@ -210,6 +210,7 @@ def plan(arguments: Sequence[str]) -> None:
     parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
     parser.add_argument("--topology", default="", help="v5p:2x2x4, v5litepod-16, h100:8, ...; default: this machine")
     parser.add_argument("--json", default="", help="also write the plan to this file")
+    parser.add_argument("--verb", default="train", choices=("train", "sft", "dpo", "encoder"), help="whose step")
     parser.add_argument("--sweep", action="store_true", help="compare all machines (of the kind --topology), by hand")
     known, rest = parser.parse_known_args(arguments)
     import os
@@ -220,7 +221,7 @@ def plan(arguments: Sequence[str]) -> None:
     from pbrl_jax.run.plan import main
 
     config = override(load_config(known.config), rest, f"pbrl plan {known.config}")
-    main(config, known.topology, known.json, known.sweep)
+    main(config, known.topology, known.json, known.sweep, known.verb)
 
 
 def harness(arguments: Sequence[str]) -> None:
