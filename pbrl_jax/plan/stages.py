@@ -4,7 +4,6 @@ A step on rows with one response, or pairs behind one prompt, has the arrays of 
 what is known of the update by hand serves here too.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -31,7 +30,6 @@ from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import Need, compile_ahead, generate_need, reward_need
 from pbrl_jax.plan.shapes import (
     Models,
-    add_shardings,
     sharded_batch,
     sharded_encoder,
     sharded_frozen,
@@ -43,7 +41,7 @@ from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_c
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, make_sft_step, sft_optimizer_config
-from pbrl_jax.train.state import new_state, state_shardings
+from pbrl_jax.train.state import state_shapes
 from pbrl_jax.weights.folders import abstract_tree
 
 #: Verb -> the section of its batches.
@@ -126,8 +124,7 @@ def encoder_state(spec: TextEncoderSpec, optim: OptimConfig, mesh: Mesh) -> Trai
     """Shapes of the train state of `pbrl encoder`."""
     kind, optimizer = jnp.dtype(spec.dtype), make_optimizer(optim)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, kind), abstract_tree(init_encoder, spec))
-    shapes = jax.eval_shape(functools.partial(new_state, optimizer=optimizer), params)
-    return add_shardings(shapes, state_shardings(params, optimizer, encoder_axes(spec), mesh))
+    return state_shapes(params, optimizer, encoder_axes(spec), mesh)
 
 
 def stage_program(config: Config, models: Models, mesh: Mesh, verb: str) -> tuple[Callable, tuple]:

@@ -38,9 +38,8 @@ def dpo_sums(params, frozen, batch: SftBatch, *, spec: DecoderSpec, chunk: int, 
     the chosen first."""
     logp_P2 = response_sums(params, batch, spec=spec, chunk=chunk)
     ref_P2 = jax.lax.stop_gradient(response_sums(frozen, batch, spec=spec, chunk=chunk))
-    loss_P, metrics = preference_loss(logp_P2[:, 0], logp_P2[:, 1], ref_P2[:, 0], ref_P2[:, 1], config=config)
-    pairs = len(loss_P)
-    return loss_P.sum(), (jnp.int32(pairs), {name: mean * pairs for name, mean in metrics.items()})
+    loss_P, metrics = preference_loss(logp_P2, ref_P2, batch.lengths_B.reshape(-1, 2), config=config)
+    return loss_P.sum(), (jnp.int32(len(loss_P)), {name: value_P.sum() for name, value_P in metrics.items()})
 
 
 def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS) -> Callable:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
 from pbrl_jax.mesh.sharding import place, tree_shardings
-from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.logprobs import init_value_head
 from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, merge_adapters
 from pbrl_jax.models.precision import cast_matrices
@@ -24,8 +24,14 @@ def trainable(policy: Policy, config: Config) -> tuple[Any, tuple]:
     """(parameters to train, their axes table): the policy's, or new adapters drawn from train.seed."""
     if not config.lora.rank:
         return policy.params, decoder_axes(policy.spec)
-    make = functools.partial(init_adapters, spec=policy.spec, lora=config.lora)
-    return jax.jit(make)(jax.random.key(config.train.seed), policy.params), adapter_axes(policy.spec, config.lora)
+    shapes = start_shapes(policy.spec)
+    make = functools.partial(init_adapters, params=shapes, spec=policy.spec, lora=config.lora)
+    return jax.jit(make)(jax.random.key(config.train.seed)), adapter_axes(policy.spec, config.lora)
+
+
+def start_shapes(spec: DecoderSpec) -> Any:
+    """Shapes of a policy's parameters."""
+    return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
 
 
 def merged_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
@@ -38,12 +44,13 @@ def start_params(policy: Policy, config: Config, mesh: Mesh) -> Any:
     other matrices in the type that train.frozen_dtype names; without a copy where neither changes them."""
     placed = place(policy.params, tree_shardings(policy.params, decoder_axes(policy.spec), mesh))
     quantizes = config.lora.rank and config.lora.quantization != "none"
-    if not quantizes and not narrows_frozen(policy.spec, config):
+    narrow = policy.spec.dtype if narrows_frozen(policy.spec, config) else None
+    if not quantizes and narrow is None:
         return placed
 
     def frozen(params):
-        params = frozen_params(params, policy.spec, config.lora) if quantizes else params
-        return cast_matrices(params, policy.spec.dtype) if narrows_frozen(policy.spec, config) else params
+        params = frozen_params(params, policy.spec, config.lora, narrow) if quantizes else params
+        return params if narrow is None else cast_matrices(params, narrow)
 
     return jax.jit(frozen)(placed)
 
