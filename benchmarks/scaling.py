@@ -5,8 +5,9 @@
 
 The step is the one that training runs: rollout, the reward's encoder, update; and those of `pbrl sft`, `pbrl dpo` and
 `pbrl encoder`. For each number of devices the programs are compiled as `pbrl plan` compiles them, and counted from the
-optimized HLO, every loop as often as it runs: what a device computes must fall as one over the devices. Rollout and update then run: virtual devices share this machine's
-processor, so the processor's seconds for all devices together stay what they are, but for what sharing costs.
+optimized HLO, every loop as often as it runs: what a device computes must fall as one over the devices. Rollout and
+update then run: virtual devices share this machine's processor, so the processor's seconds for all devices together
+stay what they are, but for what sharing costs.
 """
 
 import argparse

@@ -124,8 +124,8 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def stable_values(section: Any, kind: str) -> dict[str, Any]:
-    """The fields that a section had in version 0.1.0, in their order, and later ones that are of the experiment and not at
-    their default.
+    """The fields that a section had in version 0.1.0, in their order, and later ones that define the experiment and are
+    not at their default.
 
     What is hashed and saved as the identity of work (a stage's checkpoint, scored responses) is made of these, so that
     it stays the same when a section gets a field.

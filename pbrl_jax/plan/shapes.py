@@ -24,7 +24,7 @@ from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, En
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.start import narrows_frozen, new_critic
+from pbrl_jax.train.start import keeps_start, narrows_frozen, new_critic
 from pbrl_jax.train.state import state_shapes
 from pbrl_jax.train.trained import forward_params
 from pbrl_jax.weights.folders import abstract_tree
@@ -143,8 +143,8 @@ def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: 
 
 
 def sharded_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
-    if config.algo.beta == 0 and not config.lora.rank:
+    """The start policy beside the state, as `train.start.kept_start` lays it; None where nothing needs it."""
+    if not keeps_start(config):
         return None
     return sharded_policy(spec, mesh, "reference" in config.train.offload, narrows_frozen(spec, config))
 

@@ -37,8 +37,8 @@ def all_pairs(config: Config, prompts) -> list[list[Pair]]:
 
 
 class EncodedSteps:
-    """All steps' texts as one array, encoded in bulk (tensorflow-text) and sliced per step. `groups`: parts that a batch
-    is shared in, by devices and microbatches."""
+    """All steps' texts as one array, encoded in bulk (tensorflow-text) and sliced per step. `groups`: parts that the
+    devices and microbatches make of a batch."""
 
     def __init__(self, steps: list[list[Pair]], encoder: Encoder, groups: int = 1):
         texts: list[str] = []
@@ -68,7 +68,8 @@ class EncodedSteps:
 
 
 def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh: Mesh, part=None) -> Encoder:
-    """The encoder after contrastive.steps; resumes from the work directory.
+    """The encoder after contrastive.steps; resumes from the work directory. The training takes the parameters' arrays:
+    those of `encoder` are deleted.
 
     Raises:
       Stopped: a stop was requested; the state is saved.
@@ -78,7 +79,7 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
     groups = row_shards(mesh) * (settings.batch_size // (settings.microbatch_size or settings.batch_size))
     steps = EncodedSteps(all_pairs(config, prompts), encoder, groups)
     optimizer = make_optimizer(contrastive_optimizer_config(settings))
-    state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh)
+    state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh, donate=True)
     text = hashlib.sha256(steps.encoded.tokens_NS.tobytes()).hexdigest()
     identity = repr((stable_values(settings, "ContrastiveConfig"), encoder.key, config.train.seed, text))
     stage = Stage("encoder", settings.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)

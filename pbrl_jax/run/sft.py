@@ -23,9 +23,9 @@ from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, 
 from pbrl_jax.train.sft_packing import pack_rows
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
-from pbrl_jax.train.start import merged_params, start_params, trainable
+from pbrl_jax.train.start import merged_params, start_params, taken
 from pbrl_jax.train.state import place_state
-from pbrl_jax.weights.policies import Policy, save_policy
+from pbrl_jax.weights.policies import Policy, let_go, save_policy
 
 
 class Supervised(NamedTuple):
@@ -96,6 +96,7 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
     """The policy after sft.steps; resumes from the work directory.
 
     Args:
+      policy: a start policy lets its parameters go here; another's stay its owner's.
       rows: what it learns; default: the pivots (see `supervised`).
 
     Raises:
@@ -110,9 +111,11 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
     sizes = {name: len(rows) for name, rows in data.pools.items()}
     refuse_muon(config, "sft.optimizer", config.sft.optimizer)
     optim = sft_optimizer_config(config.sft)
-    params, axes = trainable(policy, config)
-    state = place_state(params, make_optimizer(optim), axes, mesh)
+    params, axes, gives = taken(policy, config, bool(config.lora.rank))
+    state = place_state(params, make_optimizer(optim), axes, mesh, donate=gives)
     frozen = start_params(policy, config, mesh) if config.lora.rank else None
+    del params
+    let_go(policy)
     step = make_sft_step(policy.spec, optim, config.train.logprob_chunk, config.lora, settings.microbatch_size)
     lengths = (config.rollout.max_prompt_length, config.rollout.max_completion_length)
 

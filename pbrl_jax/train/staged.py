@@ -58,7 +58,9 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
                 f"{work.root} holds a checkpoint of other data, settings or of another command, expected one of this "
                 f"{stage.name}. Use another --workdir, or remove it."
             )
-        return abstract_state(state)
+        shapes = abstract_state(state)
+        jax.tree.map(lambda x: x.delete(), state)  # what is restored takes its place
+        return shapes
 
     take, beside = shared_step(step_function, state), () if frozen is None else (frozen,)
     restored, start = restore_latest(work.checkpoints, abstract), 0

@@ -28,8 +28,8 @@ from pbrl_jax.train.sft import (
     mixed_rows,
     pad_sft,
     pool_counts,
-    sft_sums,
     sft_optimizer_config,
+    sft_sums,
 )
 from pbrl_jax.train.sft_packing import assign_streams, pack_rows
 from pbrl_jax.train.state import new_state
