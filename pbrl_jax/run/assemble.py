@@ -41,7 +41,7 @@ from pbrl_jax.train.fused import check_fusable
 from pbrl_jax.train.optimizer import make_schedule
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.weights.encoders import Encoder, load_encoder, over_devices
-from pbrl_jax.weights.policies import Policy, load_policy
+from pbrl_jax.weights.policies import Policy, StartPolicy, load_policy
 
 #: Sentences a vocabulary is trained on, at most; more changes little.
 VOCABULARY_SENTENCES = 60_000
@@ -127,21 +127,34 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
 
 
 def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
-    """The start policy: loaded, each device reading its own part, or new from the seed."""
+    """The start policy: loaded, each device reading its own part, or new from the seed. What holds it lets its
+    parameters go (`weights.policies.let_go`) when a run has taken what it keeps.
+
+    Raises:
+      CheckpointError: (where they are used again after that) the source holds another policy by now.
+    """
     settings = config.policy
     operational: dict[str, Any] = {
         "dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention
     }  # fmt: skip
     if settings.source != "random":
         policy = load_policy(settings.source, make_mesh(config.mesh))
-        return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
+        fingerprint = policy.fingerprint
+
+        def again() -> Any:
+            found = load_policy(settings.source, make_mesh(config.mesh))
+            if found.fingerprint != fingerprint:
+                raise CheckpointError(f"{settings.source} holds another policy than when this run began. Start anew.")
+            return found.params
+
+        return StartPolicy.of(policy._replace(spec=dataclasses.replace(policy.spec, **operational)), again)
     tokenizer = run_tokenizer(config, work, prompts)
     spec = dataclasses.replace(
         lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
     )
-    params = jax.jit(functools.partial(init_decoder, spec=spec))(jax.random.key(config.train.seed))
+    make = functools.partial(jax.jit(functools.partial(init_decoder, spec=spec)), jax.random.key(config.train.seed))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
-    return Policy(spec, params, tokenizer, name)
+    return StartPolicy.of(Policy(spec, make(), tokenizer, name), make)
 
 
 def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
