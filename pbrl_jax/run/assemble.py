@@ -28,6 +28,7 @@ from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
+from pbrl_jax.rewards.combine import gated_as_one
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.run.check import batch_arithmetic, repeatability, validate
@@ -271,23 +272,24 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         "policy": policy.fingerprint,
         "encoder": encoder.key,
     }
-    print(batch_arithmetic(config, jax.device_count()))
-    if note := repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", "")):
-        print(note)
+    sampler = make_sampler(
+        kept,
+        config.train.prompts_per_step,
+        config.data.english_share,
+        config.train.seed,
+        config.data.language_weights,
+        config.data.language_temperature,
+    )
+    notes = [repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))]
+    notes += gated_as_one(config.reward, sampler.target).notes
+    print(*filter(None, notes), batch_arithmetic(config, jax.device_count()), sep="\n")
     return Experiment(
         config=config,
         work=work,
         mesh=mesh,
         policy=policy,
         encoder=encoder,
-        sampler=make_sampler(
-            kept,
-            config.train.prompts_per_step,
-            config.data.english_share,
-            config.train.seed,
-            config.data.language_weights,
-            config.data.language_temperature,
-        ),  # fmt: skip
+        sampler=sampler,
         prompt_tokens={p.id: row for p, row in zip(kept, ids, strict=True)},
         pivot_rows={p.id: row for row, p in enumerate(kept)},
         pivots=pivots,
