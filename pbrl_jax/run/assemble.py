@@ -30,6 +30,7 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.rollout.engine import beyond_positions
 from pbrl_jax.run.check import batch_arithmetic, validate
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages, fallback_notes
@@ -134,6 +135,7 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     }  # fmt: skip
     if settings.source != "random":
         policy = load_policy(settings.source, make_mesh(config.mesh))
+        check_positions(config, policy)
         return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
     tokenizer = run_tokenizer(config, work, prompts)
     spec = dataclasses.replace(
@@ -142,6 +144,18 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     params = jax.jit(functools.partial(init_decoder, spec=spec))(jax.random.key(config.train.seed))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return Policy(spec, params, tokenizer, name)
+
+
+def check_positions(config: Config, policy: Policy) -> None:
+    """Refuse lengths of prompts and responses that are together more than the policy's positions (ConfigError)."""
+    prompt = max(config.rollout.max_prompt_length, config.eval.max_prompt_length)
+    written = config.pivot.max_completion_length if config.pivot.source == "policy" else 0
+    response = max(config.rollout.max_completion_length, written)
+    if policy.positions and prompt + response > policy.positions:
+        raise ConfigError(
+            f"{beyond_positions(prompt, response, policy.positions)} These are rollout.max_prompt_length (or "
+            "eval.max_prompt_length) and rollout.max_completion_length (or pivot.max_completion_length)."
+        )
 
 
 def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:

@@ -104,7 +104,7 @@ def respond(folder: EvaluationFolder, policy: Policy, settings: Settings, proble
     if finished:
         print(f"Going on: {finished} of {len(problems)} problems were answered before.")
     run = score_choices if protocol == LOGLIKELIHOOD else generate_responses
-    answering = Answering(policy.spec, policy.params, policy.tokenizer, settings)
+    answering = Answering(policy.spec, policy.params, policy.tokenizer, settings, policy.positions)
     with Progress("evaluate", len(problems), unit="problem", done=finished) as progress:
         try:
             run(answering, problems, done, folder.append, progress.advance)
