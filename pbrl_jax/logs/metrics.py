@@ -58,9 +58,9 @@ def kept_lines(text: str, resume_step: int) -> tuple[list[str], int]:
     for line in lines:
         try:
             step = json.loads(line)["step"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if step <= resume_step:
+        if type(step) is int and step <= resume_step:
             by_step[step] = line
     return [line + "\n" for line in by_step.values()], len(lines) - len(by_step)
 
