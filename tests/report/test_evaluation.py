@@ -11,7 +11,6 @@ from pbrl_jax.eval.metrics_table import compare, summary
 from pbrl_jax.report.evaluation import COLUMNS, LENGTHS, against_section, numbers_section
 from pbrl_jax.report.write import report_workdirs
 
-
 BEFORE, NOW = rows(en=8, sw=1, xx=4), rows(en=8, sw=9, xx=5)
 
 
