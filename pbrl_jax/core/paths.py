@@ -170,6 +170,14 @@ def sha256_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` of a file that may be anything; ValueError for all that is no JSON, nested too deeply included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """Appends one JSON object per line, in one write; parent folders are created.
 
@@ -219,8 +227,8 @@ def _numbered(file: epath.Path, content: bytes) -> list[tuple[int, dict[str, Any
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{file}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: found {type(row).__name__}, expected a JSON object.")
@@ -238,8 +246,8 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}. Delete it, or let the same command write it again.") from error
     if not isinstance(value, dict):
         raise DataError(f"{file} holds a {type(value).__name__}; expected a JSON object.")
@@ -264,7 +272,7 @@ def _complete_lines(content: bytes) -> bytes:
     """The content without an incomplete last line; one that is valid JSON gets its missing newline."""
     lines, newline, last = content.rpartition(b"\n")
     try:
-        json.loads(last)
+        parse_json(last)
     except ValueError:
         return lines + newline
     return content + b"\n"

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import parse_json
 from pbrl_jax.data.sources.common import RowErrors
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
@@ -50,9 +51,9 @@ def read_rows(file: epath.Path, errors: RowErrors, header: Sequence[str] = (), s
         return _separated_rows(text, "\t" if bare.endswith(".tsv") else ",", errors)
     if bare.endswith(".json"):
         try:
-            whole = json.loads(text)
+            whole = parse_json(text)
             return _objects(list(enumerate(whole if isinstance(whole, list) else [whole], start=1)), errors)
-        except json.JSONDecodeError:
+        except ValueError:
             pass  # one object a line
     lines = list(enumerate(text.removesuffix("\n").split("\n") if text else (), start=1))
     lines = [(number, line) for number, line in lines if line.strip() or not skip_blank]
@@ -123,8 +124,8 @@ def _json_rows(lines: Sequence[tuple[int, str]], errors: RowErrors) -> list[Row]
     values = []
     for number, line in lines:
         try:
-            values.append((number, json.loads(line)))
-        except (json.JSONDecodeError, RecursionError) as error:
+            values.append((number, parse_json(line)))
+        except ValueError as error:
             errors.add(number, f"is no JSON ({error})")
     return _objects(values, errors)
 

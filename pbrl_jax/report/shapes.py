@@ -1,7 +1,7 @@
 """What the files of a work directory hold, as far as a page reads them, and the check that they do.
 
-A shape is a name in KINDS, a dict of fields (`*`: every other field), a list of one shape, or a tuple of shapes of which
-one must fit; None among them is a value that may be absent.
+A shape is a name in KINDS, a dict of fields (`*`: every other field), a list of one shape, or a tuple of shapes of
+which one must fit; None among them is a value that may be absent.
 """
 
 import os

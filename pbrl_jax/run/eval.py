@@ -1,7 +1,6 @@
 """`pbrl eval --policy DIR --benchmark NAME --workdir W`: accuracy per language, with intervals; stops and goes on."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.paths import as_path, parse_json
 from pbrl_jax.eval.benchmarks import BENCHMARKS
 from pbrl_jax.eval.benchmarks.common import LOGLIKELIHOOD, Benchmark, Problem, Request, check_request
 from pbrl_jax.eval.contamination import find_overlap
@@ -129,7 +128,7 @@ def seen_languages(options: argparse.Namespace) -> tuple[str, ...]:
         return load_config(options.training_data).data.languages
     file = as_path(options.policy) / "config.json"
     try:
-        return tuple(json.loads(file.read_text())["data"]["languages"]) if file.exists() else ()
+        return tuple(parse_json(file.read_text())["data"]["languages"]) if file.exists() else ()
     except (ValueError, KeyError, TypeError):
         return ()  # a config.json of another kind, such as a Hugging Face model's
 

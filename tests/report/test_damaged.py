@@ -18,6 +18,7 @@ from pbrl_jax.report.write import report_workdirs
 EVIL = "<img src=x onerror=alert(1)>"
 HUGE = 10**400
 OVERLAP = {"n": 5, "overlapping": 1, "share": 0.2, "languages": {"sw": 0.2}, "examples": [{"shared": "a b"}]}
+COMPARED = compare(graded_rows(en=8, sw=1), graded_rows(en=8, sw=9))
 #: Files of a work directory -> what stands in them.
 FILES = {
     "summary.json": SUMMARY,
@@ -28,7 +29,7 @@ FILES = {
     "eval.json": summary(graded_rows(en=8, sw=9), seen=("en", "sw"))
     | {
         "benchmark": "mgsm",
-        "against": {"b": compare(graded_rows(en=8, sw=1), graded_rows(en=8, sw=9))},
+        "against": {"b": COMPARED},
         "contamination": OVERLAP,
     },
     "responses.jsonl": [{"key": "sw/0", "language": "sw", "correct": True, "completion": "12", "published": {"x": 1}}],
