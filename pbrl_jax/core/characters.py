@@ -2,10 +2,10 @@
 
 import re
 
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters except tab and line end, and halves of surrogate pairs, which UTF-8 cannot hold."""
-_UNSAFE = re.compile(f"{CONTROL.pattern[:-1]}\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
-"""CONTROL, and the marks that change the direction of a line of text or begin another one."""
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters except tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold."""
+_UNSAFE = re.compile(f"{CONTROL.pattern}|\r(?!\n)|[\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+"""CONTROL, the return that overwrites a line, and marks that change the direction of text or begin another line."""
 
 
 def visible(text: str) -> str:

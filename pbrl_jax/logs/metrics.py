@@ -19,6 +19,7 @@ from etils import epath
 from rich.console import Console
 from rich.text import Text
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import append_json_lines, is_remote, parse_json, work_dir, write_atomic
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line
@@ -222,7 +223,7 @@ class MetricWriter:
     def say(self, message: str) -> None:
         """Prints one line on the console."""
         if self.active:
-            self.console.print(Text(message), highlight=False, soft_wrap=True)
+            self.console.print(Text(visible(message)), highlight=False, soft_wrap=True)
 
     def flush(self) -> None:
         """Makes the rows written so far durable.

@@ -12,6 +12,7 @@ import jax
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config, LogConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
@@ -89,7 +90,7 @@ def training_prompts(config: Config, require: Sequence[str] = ()) -> list[Prompt
     """The prompts of a run, with the English side of each problem where English is replayed."""
     prompts = load_prompts(config.data, config.train.seed, require=require)
     for line in filter(None, (check_golds(prompts), *fallback_notes(config.data.languages))):
-        print(line)
+        print(visible(line))
     return with_english(prompts) if config.data.english_share > 0 else prompts
 
 
@@ -335,7 +336,7 @@ def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | No
     except (ConfigError, DataError) as error:
         if config.eval.source or config.train.eval_steps:
             raise
-        print(f"No evaluation (set eval.source for one): {error}")
+        print(f"No evaluation (set eval.source for one): {visible(str(error))}")
         return None
     prompts, _ = fit_prompts(
         loaded, policy.tokenizer, length, "drop", config.data.prompt_style, THINKING[config.data.thinking]

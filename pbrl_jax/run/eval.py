@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
-from pbrl_jax.core.errors import ConfigError, DataError, lookup
+from pbrl_jax.core.characters import visible
+from pbrl_jax.core.errors import ConfigError, DataError, is_out_of_memory, lookup
 from pbrl_jax.core.paths import as_path, parse_json
 from pbrl_jax.eval.benchmarks import BENCHMARKS
 from pbrl_jax.eval.benchmarks.common import LOGLIKELIHOOD, Benchmark, Problem, Request, check_request
@@ -107,11 +108,11 @@ def respond(folder: EvaluationFolder, policy: Policy, settings: Settings, proble
     with Progress("evaluate", len(problems), unit="problem", done=finished) as progress:
         try:
             run(answering, problems, done, folder.append, progress.advance)
-        except Exception as error:  # the device's own error type differs by backend
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
             raise ConfigError(
-                f"The device ran out of memory with --batch-size {settings.batch_size}. Run the same command with "
+                f"The memory is used up with --batch-size {settings.batch_size}. Run the same command with "
                 f"--batch-size {max(1, settings.batch_size // 2)}: it goes on from here."
             ) from error
     return folder.read()
@@ -228,5 +229,5 @@ def main(options: argparse.Namespace) -> None:
     folder.finish(graded, result)
     print_table(result)
     for line in gain_lines(result):
-        print(line)
+        print(visible(line))
     print(f"Numbers: {folder.result}; responses: {folder.responses}")
