@@ -14,6 +14,7 @@ import numpy as np
 from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import AnyArray, Prompt, Scores
 from pbrl_jax.core.stopping import Interrupted
@@ -289,7 +290,8 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
         except (PbrlError, Interrupted, jax.errors.JaxRuntimeError):
             raise  # an answer to the user's input, or a device without memory: the next call would end like this one
         except Exception:
-            print(f"Reward {name} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
+            said = visible(traceback.format_exc())
+            print(f"Reward {name} raised; its {count} rows are invalid:\n{said}", file=sys.stderr)
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {}, jnp.ones(count, bool))
         if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
             raise RewardError(

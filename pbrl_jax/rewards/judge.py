@@ -17,6 +17,7 @@ import numpy as np
 
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.reward import RewardConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, EndpointError, RewardError
 from pbrl_jax.core.records import Prompt, Scores
 from pbrl_jax.core.stopping import check_stop
@@ -83,7 +84,10 @@ def make_judge(config: JudgeConfig, assets: Any) -> Callable[[RewardInputs], Sco
         check_stop()
         failed = [answer for answer in answers if isinstance(answer, EndpointError)]
         if failed:
-            print(f"The judge did not answer {len(failed)} of {len(answers)} requests: {failed[0]}", file=sys.stderr)
+            print(
+                f"The judge did not answer {len(failed)} of {len(answers)} requests: {visible(str(failed[0]))}",
+                file=sys.stderr,
+            )
         for (a, b), answer in zip(asked, answers, strict=True):
             share = None if isinstance(answer, EndpointError) else verdict(answer)
             if share is not None:
