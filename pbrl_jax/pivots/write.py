@@ -21,7 +21,8 @@ from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.agreement import choose
 from pbrl_jax.pivots.filter import FilterReport, filter_report, keep_reference
 from pbrl_jax.pivots.reference_file import read_reference_file
-from pbrl_jax.pivots.store import Origin, PivotStore, StoredReference
+from pbrl_jax.pivots.references import Origin, StoredReference
+from pbrl_jax.pivots.store import PivotStore
 from pbrl_jax.text.answers import split_response
 
 TEMPLATE = "{question}"
@@ -361,4 +362,8 @@ def _rows(prompts: Sequence[Prompt]) -> str:
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
     """Hex digest of the distinct (English question, reference) pairs, whatever their order."""
     pairs = sorted({(p.question_en, *(text for reference in p.references for text in reference)) for p in prompts})
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    digest = hashlib.sha256(b"[")
+    for number, pair in enumerate(pairs):  # the JSON of the list, a pair at a time: a million references are a gigabyte
+        digest.update(b", " * bool(number) + json.dumps(pair).encode())
+    digest.update(b"]")
+    return digest.hexdigest()
