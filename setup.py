@@ -32,6 +32,7 @@ REQUIREMENTS = [
     "math-verify[antlr4_13_2]>=0.9",
     "sacrebleu>=2.5",
     "pyyaml>=6.0",
+    "httpx2>=2.0,<3",
 ]
 
 EXTRAS = {

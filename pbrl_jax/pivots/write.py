@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import DataError, EndpointError, lookup
+from pbrl_jax.core.errors import CutAnswer, DataError, EndpointError, lookup
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.data.sources.common import row_of
@@ -31,7 +31,7 @@ SHOWN = 5
 
 Sampler = Callable[..., list[str | EndpointError]]
 """English questions -> one response each, in their order. Where several samples are asked for, the second argument is
-the sample's number, from 1. An error stands for a response that did not come."""
+the sample's number, from 1. An error stands for a response that did not come; one that was cut has no answer."""
 
 
 class AttachReport(NamedTuple):
@@ -165,9 +165,10 @@ def _asked(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[
         raise ValueError(f"sample_texts gave {len(responses)} responses to {len(batch)} questions.")
     pairs = list(zip(batch, responses, strict=True))
     new = [_stored(origin, text, golds) for origin, text in pairs if isinstance(text, str)]
+    new += [StoredReference(origin, cut.text, "") for origin, cut in pairs if isinstance(cut, CutAnswer)]
     store.add_references(new)
     check_stop()
-    if failed := [error for _, error in pairs if not isinstance(error, str)]:
+    if failed := [error for _, error in pairs if not isinstance(error, str | CutAnswer)]:
         raise EndpointError(
             f"{len(failed)} of {len(batch)} questions got no answer, and {len(new)} are stored; the same command goes "
             f"on from there. The first: {failed[0]}"
