@@ -11,6 +11,7 @@ from pbrl_jax.algos.correction import MODES
 from pbrl_jax.algos.grpo import scales_rewards_separately
 from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.objectives import KL_ESTIMATORS, LEVELS
+from pbrl_jax.algos.preference import PREFERENCE_LOSSES
 from pbrl_jax.config.checks import check_fields
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
@@ -45,6 +46,7 @@ TABLES = {
     "algo.kl_estimator": Names(KL_ESTIMATORS),
     "algo.importance_sampling_level": Names(LEVELS),
     "algo.importance_sampling_mode": Names(MODES, more=("auto", "off")),
+    "dpo.loss_type": Names(PREFERENCE_LOSSES),
     "data.source": Names(SOURCES, "data source"),
     "data.prompt_style": Names(STYLES, "prompt style"),
     "eval.source": Names(SOURCES, "data source", ("",)),

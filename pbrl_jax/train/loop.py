@@ -20,11 +20,12 @@ from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.logs.samples import write_samples
+from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.fused import make_fused_policy_step
-from pbrl_jax.train.guard import acts, bounds, watch
+from pbrl_jax.train.guard import acts, watch
 from pbrl_jax.train.hosted import check_rewards, hosted_functions
 from pbrl_jax.train.iterations import step_in_cycle
 from pbrl_jax.train.metrics import read_record
@@ -107,8 +108,10 @@ class Loop:
 
     def __init__(self, run: Run, writer: MetricWriter, evaluate: Evaluate | None, position: Position):
         self.run, self.writer, self.evaluate, self.position = run, writer, evaluate, position
-        self.saved = position.step
+        self.saved = self.counted = position.step
+        """The last step that is saved, and the last whose metrics were read."""
         self.streaks = dict(position.streaks)
+        self.window = MetricWindow(position.unlogged)
         self.unwritten: tuple[Record, dict[str, float]] | None = None
         """The last step's record and further metrics of it; read after the next step was dispatched."""
 
@@ -122,16 +125,44 @@ class Loop:
         self.write(before)
 
     def write(self, row: tuple[Record, dict[str, float]] | None, always: bool = False, check: bool = True) -> bool:
-        """Write a step's row, once. Returns whether the guard is to act; see `write_record`."""
-        if row is None:
+        """Count a step's metrics in, once, and write the mean since the last row at the logging cadence (or always);
+        rewards and bounds are checked at every step.
+
+        Args:
+          row: the step's record and further metrics of it.
+          check: False where another error is already under way.
+
+        Returns:
+          Whether a metric has just been out of its range for long enough.
+
+        Raises:
+          RewardError: too many rewards are invalid.
+          CollapseError: guard.action is stop, and a metric has stayed past its bound.
+        """
+        if row is None or row[0].step <= self.counted:
             return False
-        record, more = row
-        return write_record(self.experiment, self.writer, record, more, self.streaks, always=always, check=check)
+        (record, more), config, message = row, self.experiment.config, None
+        self.counted = record.step
+        metrics, samples = read_record(record, self.experiment.policy.tokenizer)
+        metrics |= more
+        self.window.add(metrics)
+        if always or record.step % config.train.logging_steps == 0 or record.step == config.train.max_steps:
+            self.writer.write(record.step, self.window.take())
+            work, kept = self.experiment.work, config.log.samples_per_step
+            self.writer.later(write_samples, work.root, record.step, samples, kept)
+        if check:
+            if record.scored is not None and record.scored.host_rollout is None:
+                # A fused step's rewards are first seen here.
+                check_rewards(config, record.step, jax.device_get(record.scored.rewards.valid_B))
+            if message := watch(config.guard, self.streaks, record.step, metrics):
+                self.writer.say(message)
+        return message is not None
 
     def save(self) -> None:
         """Save the position, where it is not saved yet."""
         if self.position.step > self.saved:
-            save(self.experiment, self.position._replace(streaks=self.streaks), self.writer)
+            position = self.position._replace(streaks=self.streaks, unlogged=self.window.saved())
+            save(self.experiment, position, self.writer)
             self.saved = self.position.step
 
 
@@ -161,7 +192,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
         raise  # the disk does not take more, or a host is gone; the last good checkpoint stays
     except Exception as error:
         if isinstance(error, PbrlError) or can_save(loop.position):
-            loop.write(loop.unwritten, check=False)
+            loop.write(loop.unwritten, always=True, check=False)
             loop.save()
         raise
     loop.save()
@@ -199,6 +230,7 @@ def between_steps(loop: Loop) -> bool:
     if evaluating and loop.evaluate is not None:
         if (found := evaluated(loop.evaluate, loop.position)) is None:
             loop.position = loop.position._replace(unevaluated=True)
+            loop.write(loop.unwritten, always=True)
             return False
         loop.writer.write_evaluation(step, found)
         if loop.unwritten is not None:
@@ -236,44 +268,6 @@ def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter
         writer.reopen(position.step)
         writer.write(position.step, {name: value for name, value in (row | found).items() if name != "step"})
     return found is not None
-
-
-def write_record(experiment: Experiment, writer: MetricWriter, record: Record, more: dict[str, float],
-                 streaks: dict[str, int], *, always: bool = False, check: bool = True) -> bool:  # fmt: skip
-    """Metrics and samples of a step, at the logging cadence (or always); rewards and bounds are checked at every step.
-
-    A step that was written is not written again, so this may be called twice.
-
-    Args:
-      more: further metrics of the step.
-      streaks: the guard's counters, changed in place.
-      check: False where another error is already under way.
-
-    Returns:
-      Whether a metric has just been out of its range for long enough.
-
-    Raises:
-      RewardError: too many rewards are invalid.
-      CollapseError: guard.action is stop, and a metric has stayed past its bound.
-    """
-    if record.step <= writer.last_step:
-        return False
-    config, message = experiment.config, None
-    due = always or record.step % config.train.logging_steps == 0 or record.step == config.train.max_steps
-    metrics: dict[str, Any] = {}
-    if due or (check and bounds(config.guard)):
-        metrics, rows = read_record(record, experiment.policy.tokenizer)
-        metrics |= more
-    if due:
-        writer.write(record.step, metrics)
-        writer.later(write_samples, experiment.work.root, record.step, rows, config.log.samples_per_step)
-    if check:
-        if record.scored is not None and record.scored.host_rollout is None:
-            # A fused step's rewards are first seen here.
-            check_rewards(config, record.step, jax.device_get(record.scored.rewards.valid_B))
-        if metrics and (message := watch(config.guard, streaks, record.step, metrics)):
-            writer.say(message)
-    return message is not None
 
 
 def on_forward_params(evaluate: Evaluate | None, frozen: Frozen, config) -> Evaluate | None:

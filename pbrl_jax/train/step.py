@@ -38,7 +38,8 @@ class Position(NamedTuple):
 
     `batch` is the scored rollout batch of a cycle of several updates, None between cycles; `streaks` are the counters
     of the collapse guard, up to the last step whose metrics were read; `unevaluated`: a stop interrupted
-    the evaluation after this step, which is then made first.
+    the evaluation after this step, which is then made first; `unlogged`: metrics since the last row of the log
+    (logs.window).
     """
 
     step: int
@@ -47,6 +48,7 @@ class Position(NamedTuple):
     batch: TrainBatch | None
     streaks: Mapping[str, int] = MappingProxyType({})
     unevaluated: bool = False
+    unlogged: Mapping[str, list] = MappingProxyType({})
 
 
 class Drawn(NamedTuple):
