@@ -9,7 +9,7 @@ from damaged_shards import flip_text
 from rich.console import Console
 
 from pbrl_jax import Config, with_values
-from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.errors import ConfigError, CutAnswer, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.filter import FilterReport
@@ -217,6 +217,16 @@ def test_a_damaged_store_asks_nobody(tmp_path):
     ):
         attach(prompts(), store, expert)
     assert expert.calls == []
+
+
+def test_a_response_that_was_cut_is_stored_without_an_answer(tmp_path):
+    """It is dropped, and not asked for again."""
+    cut = CutAnswer("An answer ends at its token limit.", "3 and one more. The answer is 1")
+    answers = {"3 + 1?": cut}
+    store, rows = PivotStore(tmp_path), prompts()
+    kept, report = attach(rows, store, lambda questions: [answers.get(q, right(int(q[0])).text) for q in questions])
+    assert report.problems.no_answer == 1 and len(kept) == len(rows) - 2
+    assert attach(rows, store, Expert(stop_at=0))[0] == kept
 
 
 def test_progress_starts_where_the_store_ends(tmp_path):
