@@ -28,8 +28,8 @@ from pbrl_jax.rewards.translation import TranslatorConfig
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.start import narrows_frozen, new_critic
-from pbrl_jax.train.state import new_state, state_shardings
+from pbrl_jax.train.start import keeps_start, narrows_frozen, new_critic
+from pbrl_jax.train.state import state_shapes
 from pbrl_jax.train.trained import forward_params
 from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
@@ -183,8 +183,8 @@ def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: 
 
 
 def sharded_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
-    if config.algo.beta == 0 and not config.lora.rank:
+    """The start policy beside the state, as `train.start.kept_start` lays it; None where nothing needs it."""
+    if not keeps_start(config):
         return None
     return sharded_policy(spec, mesh, "reference" in config.train.offload, narrows_frozen(spec, config))
 
@@ -216,9 +216,7 @@ def sharded_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
     params, axes = policy_shapes(spec), decoder_axes(spec)
     if config.lora.rank:
         params, axes = adapters(config, spec), adapter_axes(spec, config.lora)
-    shapes = jax.eval_shape(lambda given, head: new_state(given, optimizer, beta, head), params, critic)
-    offload = "optimizer" in config.train.offload
-    return add_shardings(shapes, state_shardings(params, optimizer, axes, mesh, beta, critic, offload))
+    return state_shapes(params, optimizer, axes, mesh, beta, critic, "optimizer" in config.train.offload)
 
 
 def sharded_batch(config: Config, mesh: Mesh) -> TrainBatch:

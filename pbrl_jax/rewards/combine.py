@@ -14,6 +14,7 @@ import numpy as np
 from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import AnyArray, Prompt, Scores
 from pbrl_jax.core.stopping import Interrupted
@@ -24,8 +25,10 @@ from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
 from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rewards.judge import JudgeConfig, make_judge
+from pbrl_jax.rewards.intermediate import make_intermediate
+from pbrl_jax.rewards.judge import AskingConfig, JudgeConfig, make_judge
 from pbrl_jax.rewards.language import IDENTIFIED_GATES, Verdict, apply_gate, make_gate
+from pbrl_jax.rewards.likelihood import LikelihoodConfig, make_likelihood
 from pbrl_jax.rewards.shaping import (
     OverlongConfig,
     RepetitionConfig,
@@ -37,7 +40,13 @@ from pbrl_jax.rewards.shaping import (
 )
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts
 from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
-from pbrl_jax.rewards.translation import TranslationConfig, TranslatorConfig, check_translation, make_translation
+from pbrl_jax.rewards.translation import (
+    TranslationConfig,
+    TranslatorConfig,
+    check_translation,
+    check_translator,
+    make_translation,
+)
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.text.alike import Related, related_languages
@@ -125,6 +134,8 @@ REWARDS: dict[str, Reward] = {
     "comet": Reward(make_comet, CometConfig, check_comet, signed=False),
     "implicit": Reward(make_implicit, ImplicitConfig),
     "judge": Reward(make_judge, JudgeConfig, signed=False),
+    "intermediate": Reward(make_intermediate, AskingConfig, signed=False),
+    "likelihood": Reward(make_likelihood, LikelihoodConfig, check_translator, signed=False),
     "alignment": Reward(
         lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig, signed=False
     ),
@@ -289,7 +300,8 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
         except (PbrlError, Interrupted, jax.errors.JaxRuntimeError):
             raise  # an answer to the user's input, or a device without memory: the next call would end like this one
         except Exception:
-            print(f"Reward {name} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
+            said = visible(traceback.format_exc())
+            print(f"Reward {name} raised; its {count} rows are invalid:\n{said}", file=sys.stderr)
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {}, jnp.ones(count, bool))
         if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
             raise RewardError(
