@@ -54,4 +54,4 @@ def normalised(question: str) -> str:
 def sha256(value: Any) -> str:
     """Hex digest of a JSON value, whatever the order of its names."""
     content = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()

@@ -125,8 +125,13 @@ class PivotStore:
         path = self.directory / "references.jsonl"
         if not path.exists() or self._shards.notes.get("converted") == (size := path.stat().length):
             return {}
-        if not self.writes:
-            return {stored.key: stored for stored in reversed(list(read_older(path)))}
+        if self.writes:
+            with contextlib.suppress(PermissionError):  # a store of somebody else's is read as it is
+                self._convert(path, size)
+                return {}
+        return {stored.key: stored for stored in reversed(list(read_older(path)))}
+
+    def _convert(self, path: epath.Path, size: int) -> None:
         with locked(self.directory):
             self._shards.refresh()
             rows, before = read_older(path), len(self._shards)
@@ -135,7 +140,6 @@ class PivotStore:
             self._shards.append((), converted=size)
         count = len(self._shards) - before
         print(f"Converted {path} of an earlier version: {count} references are now in {self.path} as well.")
-        return {}
 
     def vectors(self, encoder_key: str, texts: Sequence[str], embed: Callable[[list[str]], Any]) -> np.ndarray:
         """Unit vectors of texts, float32 [N, E]. Equal texts are embedded once, and those in the cache not at all.

@@ -28,7 +28,7 @@ from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rewards.intermediate import make_intermediate
 from pbrl_jax.rewards.judge import AskingConfig, JudgeConfig, make_judge
 from pbrl_jax.rewards.language import IDENTIFIED_GATES, Verdict, apply_gate, make_gate
-from pbrl_jax.rewards.likelihood import LikelihoodConfig, make_likelihood
+from pbrl_jax.rewards.likelihood import LikelihoodConfig, check_likelihood, make_likelihood
 from pbrl_jax.rewards.shaping import (
     OverlongConfig,
     RepetitionConfig,
@@ -44,7 +44,6 @@ from pbrl_jax.rewards.translation import (
     TranslationConfig,
     TranslatorConfig,
     check_translation,
-    check_translator,
     make_translation,
 )
 from pbrl_jax.rewards.user import make_user_reward
@@ -135,7 +134,7 @@ REWARDS: dict[str, Reward] = {
     "implicit": Reward(make_implicit, ImplicitConfig),
     "judge": Reward(make_judge, JudgeConfig, signed=False),
     "intermediate": Reward(make_intermediate, AskingConfig, signed=False),
-    "likelihood": Reward(make_likelihood, LikelihoodConfig, check_translator, signed=False),
+    "likelihood": Reward(make_likelihood, LikelihoodConfig, check_likelihood, signed=False),
     "alignment": Reward(
         lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig, signed=False
     ),

@@ -29,6 +29,20 @@ class LikelihoodConfig(TranslatorConfig):
     probability (exp(l), in [0, 1])."""
 
 
+def check_likelihood(config: LikelihoodConfig) -> None:
+    """Refuse what cannot be an M2M100 or NLLB model (ConfigError)."""
+    check_translator(config)
+    if config.translator in ("policy", "endpoint"):
+        raise _other_model(config)
+
+
+def _other_model(config: LikelihoodConfig) -> ConfigError:
+    return ConfigError(
+        f"Reward likelihood asks an M2M100 or NLLB model, and reward.translator is {config.translator!r}. Use "
+        "--reward.translator facebook/nllb-200-distilled-600M."
+    )
+
+
 def make_likelihood(config: LikelihoodConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `likelihood`: of the reasoning, or of what `config.parts` names (whole, answer); the max or the mean
     over several references, as `config.references` says.
@@ -39,14 +53,10 @@ def make_likelihood(config: LikelihoodConfig, assets: Any) -> Callable[[RewardIn
     Raises:
       ConfigError: no M2M100 or NLLB model is named.
     """
-    check_translator(config)
-    named = config.translator not in ("policy", "endpoint")
-    model = loaded_translator(config.translator) if named else None
+    check_likelihood(config)
+    model = loaded_translator(config.translator)
     if not isinstance(model, M2M100Translator):
-        raise ConfigError(
-            f"Reward likelihood asks an M2M100 or NLLB model, and reward.translator is {config.translator!r}. Use "
-            "--reward.translator facebook/nllb-200-distilled-600M."
-        )
+        raise _other_model(config)
     part = "reasoning" if config.parts == "split" else config.parts
 
     def score(inputs: RewardInputs) -> Scores:

@@ -92,6 +92,14 @@ def test_an_integer_temperature_is_the_same_temperature(tmp_path):
     assert store.references([stored(1, temperature=1.0).key]) == {row.key: row}
 
 
+def test_half_a_character_is_refused_and_nothing_is_lost(tmp_path):
+    store, rows = filled(tmp_path)
+    for bad in (rows[0]._replace(origin=ORIGIN._replace(question="\ud800")), stored(7)._replace(reasoning="\ud800")):
+        with pytest.raises(DataError, match="One of 2 references is not text and numbers as expected: .*surrogates"):
+            store.add_references([stored(9), bad])
+    assert store.references() == {row.key: row for row in rows}
+
+
 def test_the_first_reference_of_a_key_stays(tmp_path):
     store, rows = filled(tmp_path, 1)
     store.add_references([rows[0]._replace(reasoning="later")])
@@ -253,6 +261,16 @@ def test_a_file_of_an_earlier_version_is_converted_once_and_stays(tmp_path, caps
     file.write_bytes(content + (older_line(stored(7)) + "\n").encode())  # by that version, gone back to
     assert PivotStore(file.parent).missing(keys([*rows, stored(7)])) == []
     assert "1 references are now in" in capsys.readouterr().out
+
+
+def test_an_old_store_that_cannot_be_written_is_read(tmp_path, monkeypatch, capsys):
+    file, rows = older(tmp_path)
+
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("pbrl_jax.pivots.store.locked", refused)
+    assert PivotStore(file.parent).references() == {row.key: row for row in rows} and not capsys.readouterr().out
 
 
 def test_the_stores_of_released_versions_convert(tmp_path):
