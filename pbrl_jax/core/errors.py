@@ -48,6 +48,11 @@ class HostLost(PbrlError):
     """One of several hosts has ended or stopped responding: no collective operation is possible any more."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had too little memory: the devices' own error types differ by backend."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "bad_alloc" in str(error)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`Known: a, b. Did you mean 'a'?` for an unknown `name`; the question only where a near name exists."""
     known = sorted(known)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pbrl_jax.core.batching import by_length, pad_tokens
 from pbrl_jax.core.errors import DataError, RewardError
-from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax.core.paths import numbered_json_lines
 from pbrl_jax.core.records import Prompt, Scores, on_host
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import row_of
@@ -169,7 +169,7 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
     """
     known: dict[tuple[Any, Any], Prompt] = {(prompt.id, prompt.language): prompt for prompt in prompts}
     replies: dict[int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
-    for number, row in enumerate(read_json_lines(path), start=1):
+    for number, row in numbered_json_lines(path):
         prompt = known.get((row.get("id"), row.get("language")))
         if prompt is None or not str(row.get("response", "")).strip():
             raise DataError(

@@ -18,6 +18,7 @@ import numpy as np
 
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.reward import RewardConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, EndpointError, RewardError
 from pbrl_jax.core.records import Prompt, Scores
 from pbrl_jax.core.stopping import check_stop
@@ -119,7 +120,8 @@ def asking(config: AskingConfig, assets: Any, reward: str) -> Callable[[Sequence
         answers = assets.endpoint.ask_all(requests, temperature=0.0, max_tokens=config.judge_max_tokens)
         check_stop()
         if failed := [answer for answer in answers if isinstance(answer, EndpointError)]:
-            print(f"The judge did not answer {len(failed)} of {len(answers)} requests: {failed[0]}", file=sys.stderr)
+            reason = visible(str(failed[0]))
+            print(f"The judge did not answer {len(failed)} of {len(answers)} requests: {reason}", file=sys.stderr)
         return ["" if isinstance(answer, EndpointError) else without_thoughts(answer) for answer in answers]
 
     return ask

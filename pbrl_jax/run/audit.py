@@ -19,7 +19,7 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.report.data import AUDITS
 from pbrl_jax.report.plots import audit_png
-from pbrl_jax.rewards.combine import check_reward, make_reward, policy_users, run_assets
+from pbrl_jax.rewards.combine import check_reward, gated_as_one, make_reward, policy_users, run_assets
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.token_languages import token_language_table
@@ -59,7 +59,8 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     texts = language_texts(config)
     tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
     table = None if texts is None else token_language_table(tokenizer, texts)
-    assets = run_assets(config, encoder, table, policy, str(work.root))
+    pairs = gated_as_one(config.reward, [case.prompt for case in cases]).pairs
+    assets = run_assets(config, encoder, table, policy, str(work.root))._replace(pairs=pairs)
     rewards = config.reward, type(config.reward)(**PLAIN_COSINE)
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)

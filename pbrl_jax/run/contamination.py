@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pbrl_jax.config.tree import Config
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import DataError, PbrlError, lookup
-from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, write_atomic
+from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, read_json_object, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.benchmarks import BENCHMARKS
@@ -117,13 +118,12 @@ def check_training(config: Config, work: WorkDir, prompts: Sequence[Prompt], fin
         return
     file, settings = work.root / "contamination.json", config.eval
     of = {"ngram": settings.overlap_ngram, "asked": list(settings.contamination), **fingerprints}
-    if file.exists():
-        saved = json.loads(file.read_text())
-        if saved.get("of") == of:
-            for name, record in saved["benchmarks"].items():
-                if "share" in record:
-                    refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
-            return
+    saved = read_json_object(file)
+    if saved.get("of") == of:
+        for name, record in saved["benchmarks"].items():
+            if "share" in record:
+                refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
+        return
     loaded = benchmark_problems(config)
     everything = [problem for problems in loaded.values() if not isinstance(problems, str) for problem in problems]
     # One pass over the training text for all benchmarks.
@@ -137,7 +137,7 @@ def check_training(config: Config, work: WorkDir, prompts: Sequence[Prompt], fin
     write_atomic(file, json.dumps({"of": of, "benchmarks": records}, indent=1, ensure_ascii=False))
     for name, record in records.items():
         said = f"{100 * record['share']:.1f} % of its problems" if "share" in record else "not checked"
-        print(f"Contamination: {name}: {said}")
+        print(visible(f"Contamination: {name}: {said}"))
     for name, record in records.items():
         if "share" in record:
             refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
