@@ -32,7 +32,8 @@ class EndpointConfig:
     """Requests under way at a time."""
 
     def __post_init__(self):
-        shown = hide_credentials(self.url)
+        # Another type is refused with the other fields, in `config.checks`.
+        shown = hide_credentials(self.url) if isinstance(self.url, str) else self.url
         if shown != self.url:
             _given[shown] = self.url
             object.__setattr__(self, "url", shown)

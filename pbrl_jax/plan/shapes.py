@@ -183,7 +183,7 @@ def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: 
 
 
 def sharded_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.start.kept_start` lays it; None where nothing needs it."""
+    """The start policy beside the state, as `train.start.frozen_of` lays it; None where nothing needs it."""
     if not keeps_start(config):
         return None
     return sharded_policy(spec, mesh, "reference" in config.train.offload, narrows_frozen(spec, config))

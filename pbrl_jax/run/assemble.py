@@ -308,7 +308,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         prompt_tokens={p.id: row for p, row in zip(kept, ids, strict=True)},
         pivot_rows={p.id: row for row, p in enumerate(kept)},
         pivots=pivots,
-        token_table=None if texts is None else token_language_table(policy.tokenizer, texts),
+        token_table=None if texts is None else token_language_table(policy.tokenizer, texts, textless=False),
         fingerprints=fingerprints,
     )
 

@@ -50,14 +50,10 @@ from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.train.update import reference_first
-from pbrl_jax.weights.policies import Policy
 
 
-def hosted_functions(experiment: Experiment, asked: Policy | None = None) -> StepFunctions:
+def hosted_functions(experiment: Experiment) -> StepFunctions:
     """The functions of a run's steps.
-
-    Args:
-      asked: the start policy as rewards read it; default: as it is loaded.
 
     Raises:
       ConfigError: a reward that cannot be made.
@@ -76,7 +72,7 @@ def hosted_functions(experiment: Experiment, asked: Policy | None = None) -> Ste
     return StepFunctions(
         params=functools.partial(decoding_policy, config=config),
         rollout=make_rollout(experiment),
-        reward=make_scoring(experiment, asked),
+        reward=make_scoring(experiment),
         advantages=packed(advantages, config) if reference_first(config) else advantages,
         update=waiting(update),
         sample=sample,
@@ -109,14 +105,13 @@ def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
 # Reward.
 
 
-def reward_assets(experiment: Experiment, asked: Policy | None = None) -> RewardAssets:
+def reward_assets(experiment: Experiment) -> RewardAssets:
     """What the rewards of a run may need; of several hosts the first alone keeps files."""
     folder = str(experiment.work.root) if is_first() else ""
-    policy = experiment.policy if asked is None else asked
-    return run_assets(experiment.config, experiment.encoder, experiment.token_table, policy, folder)
+    return run_assets(experiment.config, experiment.encoder, experiment.token_table, experiment.policy, folder)
 
 
-def make_scoring(experiment: Experiment, asked: Policy | None = None) -> Callable[[Rollout, Drawn], Scored]:
+def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
     """Rewards on decoded text; each host decodes and scores the rows that it owns.
 
     Raises (when called):
@@ -125,7 +120,7 @@ def make_scoring(experiment: Experiment, asked: Policy | None = None) -> Callabl
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
     separate = scales_rewards_separately(config.algo)
     pairs = gated_as_one(config.reward, experiment.sampler.target).pairs
-    assets = reward_assets(experiment, asked)._replace(pairs=pairs)
+    assets = reward_assets(experiment)._replace(pairs=pairs)
     with own_devices(mesh):
         # Scaled apart, each function compares its own rows; summed, only rows of the same functions can be compared.
         reward = make_reward(config.reward, assets, 1 if separate else G)

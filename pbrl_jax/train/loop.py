@@ -33,7 +33,7 @@ from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
 from pbrl_jax.train.signals import stop_agreed
-from pbrl_jax.train.start import frozen_of, kept_start, merged_params
+from pbrl_jax.train.start import as_rewards_read, frozen_of, kept_start, merged_params
 from pbrl_jax.train.step import Position, Record, Run, policy_step, train_step
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.weights.policies import Policy
@@ -61,7 +61,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         position = restore(experiment)
         if is_first():
             write_atomic(work.config, to_json(config))
-        frozen, asked = kept_start(experiment.policy, config, experiment.mesh)
+        frozen = kept_start(experiment)
         evaluate = on_forward_params(evaluate, frozen, config)
         row = unfinished_row(experiment, position) if position.unevaluated and evaluate else None
         writer = MetricWriter(
@@ -81,7 +81,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
                     if finished := (found := evaluated(evaluate, position)) is not None:
                         writer.write_evaluation(0, found)
                 if finished:
-                    loop = Loop(make_run(experiment, frozen, asked), writer, evaluate, position)
+                    loop = Loop(make_run(experiment, frozen), writer, evaluate, position)
                     del position  # the first step replaces its arrays
                     position = run_steps(loop, bar)
             finished = position.step >= config.train.max_steps and finish(experiment, position, frozen, evaluate)
@@ -91,8 +91,8 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         return position if finished else None
 
 
-def make_run(experiment: Experiment, frozen: Frozen, asked: Policy | None = None) -> Run:
-    """The functions of an experiment's steps; `asked`: the start policy as rewards read it (default: as loaded).
+def make_run(experiment: Experiment, frozen: Frozen) -> Run:
+    """The functions of an experiment's steps.
 
     Raises:
       ConfigError: a reward that cannot be made, or a step that cannot be fused.
@@ -100,7 +100,7 @@ def make_run(experiment: Experiment, frozen: Frozen, asked: Policy | None = None
     take = train_step if updates_per_rollout(experiment.config) == 1 else step_in_cycle
     if experiment.config.train.fused:
         return Run(experiment, frozen, None, make_fused_policy_step(experiment), take)
-    functions = hosted_functions(experiment, asked)
+    functions = hosted_functions(as_rewards_read(experiment, frozen))
     return Run(experiment, frozen, functions, functools.partial(policy_step, functions), take)
 
 

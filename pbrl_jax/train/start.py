@@ -16,6 +16,7 @@ from pbrl_jax.models.lora import adapter_axes, frozen_params, init_adapters, mer
 from pbrl_jax.models.precision import cast_matrices
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rewards.combine import policy_users
+from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.optimizer import make_critic_optimizer
 from pbrl_jax.train.trained import Frozen
 from pbrl_jax.weights.policies import Policy, StartPolicy, let_go
@@ -100,18 +101,27 @@ def frozen_of(policy: Policy, config: Config, mesh: Mesh) -> Frozen:
     return Frozen(params if keeps_reference else None, base)
 
 
-def kept_start(policy: Policy, config: Config, mesh: Mesh) -> tuple[Frozen, Policy]:
-    """(frozen_of the policy, the policy as the run's rewards read it, which holds what they ask for and no more).
+def kept_start(experiment: Experiment) -> Frozen:
+    """`frozen_of` the start policy, whose parameters as they were loaded are then let go; where rewards ask it,
+    `as_rewards_read` does so."""
+    config, policy = experiment.config, experiment.policy
+    frozen = frozen_of(policy, config, experiment.mesh)
+    if not policy_users(config.reward):
+        let_go(policy)
+    return frozen
 
-    The parameters as they were loaded are let go: on the devices stay those that the run trains, and these.
-    """
-    frozen, asked = frozen_of(policy, config, mesh), policy
-    if policy_users(config.reward):
-        hosted = "reference" in config.train.offload
-        shared = frozen.reference if frozen.base is None and not hosted else frozen.base
-        asked = policy._replace(params=start_params(policy, config, mesh) if shared is None else shared)
+
+def as_rewards_read(experiment: Experiment, frozen: Frozen) -> Experiment:
+    """The experiment with the start policy that its rewards ask, in the arrays of the reference or of the base where
+    these are on the devices. The parameters as they were loaded are let go."""
+    config, policy = experiment.config, experiment.policy
+    if not policy_users(config.reward):
+        return experiment
+    shared = None if "reference" in config.train.offload else frozen.reference
+    shared = shared if frozen.base is None else frozen.base
+    asked = policy._replace(params=start_params(policy, config, experiment.mesh) if shared is None else shared)
     let_go(policy)
-    return frozen, asked
+    return experiment._replace(policy=asked)
 
 
 def new_critic(width: int, config: Config) -> dict[str, Any]:
