@@ -10,7 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.core.characters import visible
+from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean, is_out_of_memory
 from pbrl_jax.core.lock import held
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.core.version import __version__
@@ -332,22 +333,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PbrlError as error:
         if debug:
             traceback.print_exc()
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {visible(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a missing file, a folder that may not be written to
         if debug:
             traceback.print_exc()
-        print(f"Error: {disk_problem(error)}", file=sys.stderr)
+        print(f"Error: {visible(disk_problem(error))}", file=sys.stderr)
         return 1
     except Interrupted:
         print("Stopped. What was finished is kept; the same command goes on from here.")
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last step that was saved.", file=sys.stderr)
         return 130
-    except Exception as error:  # an exhausted device is the user's to solve; all else is ours and shows itself
-        if debug or "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:  # exhausted memory is the user's to solve; all else is ours and shows itself
+        if debug or not is_out_of_memory(error):
             raise
-        print(f"Error: the device ran out of memory. {MEMORY.get(arguments[0], MEMORY['train'])}", file=sys.stderr)
+        where = "this host" if isinstance(error, MemoryError) else "the device"
+        print(f"Error: {where} ran out of memory. {MEMORY.get(arguments[0], MEMORY['train'])}", file=sys.stderr)
         return 1
     return 0
 

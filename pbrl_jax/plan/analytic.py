@@ -162,11 +162,12 @@ def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, flo
 
 
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
-    """Bytes of state, start policy and encoder in the memory of one chip."""
+    """Bytes of state, start policy and the reward's models in the memory of one chip."""
     trained, moments, start = state_bytes(config, models, mesh)
     moments = 0.0 if "optimizer" in config.train.offload else moments
     start = 0.0 if "reference" in config.train.offload else start
-    return trained + moments + start + _item(models.encoder) * encoder_weights(models.encoder)[1]
+    own = _item(models.encoder) * encoder_weights(models.encoder)[1] + models.reward_bytes
+    return trained + moments + start + own
 
 
 def _item(spec) -> int:

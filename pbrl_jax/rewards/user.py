@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
@@ -69,7 +70,8 @@ def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs]
                 function, timeout, given if takes_all else {name: given[name] for name in named.keys() & given.keys()}
             )
         except Exception:  # a user's code may raise anything; the rows are invalid, never zero
-            print(f"Reward {path} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
+            said = visible(traceback.format_exc())
+            print(f"Reward {path} raised; its {count} rows are invalid:\n{said}", file=sys.stderr)
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
         values, applies = as_numbers(path, found, count)
         finite = np.isfinite(values)

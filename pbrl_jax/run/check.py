@@ -277,3 +277,18 @@ def batch_arithmetic(config: Config, device_count: int) -> str:
         f"in {count} microbatch(es) of {groups}; mesh data {data} x fsdp {fsdp} x tensor {tensor} "
         f"on {device_count} device(s)."
     )
+
+
+def repeatability(backend: str, flags: str) -> str:
+    """One line where a resumed run will not be bit-equal to one that was not stopped; empty elsewhere.
+
+    Args:
+      backend: JAX's name of it.
+      flags: XLA_FLAGS.
+    """
+    if backend != "gpu" or "--xla_gpu_deterministic_ops=true" in flags:
+        return ""
+    return (
+        "A GPU may add in another order each time: a resumed run will not be bit-equal to an uninterrupted one. "
+        "XLA_FLAGS=--xla_gpu_deterministic_ops=true makes it so, at some cost (no autotuning, no atomic sums)."
+    )

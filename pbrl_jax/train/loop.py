@@ -258,7 +258,7 @@ def evaluated(evaluate: Evaluate, position: Position) -> dict[str, float] | None
 def unfinished_row(experiment: Experiment, position: Position) -> dict[str, Any]:
     """The log's row of the last step, whose evaluation was cut short; empty on hosts that write no log."""
     rows = read_json_lines(experiment.work.metrics) if is_first() else []
-    return next((row for row in reversed(rows) if row["step"] == position.step), {})
+    return next((row for row in reversed(rows) if row.get("step") == position.step), {})
 
 
 def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter, evaluate: Evaluate) -> bool:

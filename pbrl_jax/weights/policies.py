@@ -57,6 +57,13 @@ class Policy(NamedTuple):
     #: Fields of the original config.json that an export repeats.
     kept: dict[str, Any] | None = None
 
+    @property
+    def positions(self) -> int:
+        """Tokens of a prompt and its response together that the model was made for: `max_position_embeddings`, times
+        the factor of a linear RoPE scaling, which Gemma 3 counts in already; 0 where none is known."""
+        found = (self.kept or {}).get("max_position_embeddings") or 0
+        return int(found * (1 if self.spec.local_rope_theta else self.spec.rope_factor))
+
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
         """Float32 logits at every position of a batch; `mask_BT` marks real tokens."""
         return causal_logits(params, self.spec, tokens_BT, mask_BT)
