@@ -211,6 +211,7 @@ def plan(arguments: Sequence[str]) -> None:
     parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
     parser.add_argument("--topology", default="", help="v5p:2x2x4, v5litepod-16, h100:8, ...; default: this machine")
     parser.add_argument("--json", default="", help="also write the plan to this file")
+    parser.add_argument("--verb", default="train", choices=("train", "sft", "dpo", "encoder"), help="whose step")
     parser.add_argument("--sweep", action="store_true", help="compare all machines (of the kind --topology), by hand")
     known, rest = parser.parse_known_args(arguments)
     import os
@@ -221,7 +222,7 @@ def plan(arguments: Sequence[str]) -> None:
     from pbrl_jax.run.plan import main
 
     config = override(load_config(known.config), rest, f"pbrl plan {known.config}")
-    main(config, known.topology, known.json, known.sweep)
+    main(config, known.topology, known.json, known.sweep, known.verb)
 
 
 def harness(arguments: Sequence[str]) -> None:
@@ -295,8 +296,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 #: Verb -> what to try when it needs more memory than the device has.
 MEMORY = {
     "train": "Lower --train.microbatch-prompts or --train.logprob-chunk, or use --policy.remat full.",
-    "sft": "Lower --sft.batch-size or --train.logprob-chunk, or use --policy.remat full.",
-    "encoder": "Lower --contrastive.batch-size or --encoder.max-length.",
+    "sft": "Lower --sft.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
+    "dpo": "Lower --dpo.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
+    "encoder": "Lower --contrastive.microbatch-size or --encoder.max-length.",
     "pivots": "Lower --eval.batch-size or --pivot.max-completion-length.",
     "generate": "Give fewer --prompt at a time or a lower --max-completion-length; --tensor N shares the model over N "
     "devices.",

@@ -32,6 +32,14 @@ class EndpointError(PbrlError):
     """An endpoint without a usable answer, or a request budget that is used up."""
 
 
+class CutAnswer(EndpointError):
+    """An endpoint's answer that ends at the token limit; `text` is what there is of it."""
+
+    def __init__(self, message: str, text: str):
+        super().__init__(message)
+        self.text = text
+
+
 class HostError(PbrlError):
     """One of several hosts failed, and all hosts have been notified: they stop at the same point and can still save."""
 

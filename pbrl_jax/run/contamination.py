@@ -19,7 +19,7 @@ from pbrl_jax.run.config_file import load_config
 EVERY = "all"
 """Stands for every benchmark whose problems can be loaded."""
 PIVOT_FIELDS = ("question", "reasoning", "answer", "reference", "pivot")
-"""Fields of a stored reference that hold text."""
+"""Fields of a line of pivot.file that hold text."""
 SHOWN = 10
 """Overlapping problems that are listed."""
 
@@ -40,11 +40,10 @@ def training_texts(path: str) -> Iterator[str]:
     config: Config = load_config(path)
     yield from prompt_texts(load_prompts(config.data, config.train.seed))
     folder = as_path(path).parent
-    files = [open_store(config.pivot, folder).path]
-    files += [as_path(config.pivot.file)] if config.pivot.source == "file" and config.pivot.file else []
-    for file in files:
-        for row in read_json_lines(file):
-            yield " ".join(value for name, value in row.items() if name in PIVOT_FIELDS and isinstance(value, str))
+    for stored in open_store(config.pivot, folder, writes=False).references().values():
+        yield " ".join((stored.origin.question, stored.reasoning, stored.answer))
+    for row in read_json_lines(config.pivot.file) if config.pivot.source == "file" and config.pivot.file else ():
+        yield " ".join(value for name, value in row.items() if name in PIVOT_FIELDS and isinstance(value, str))
 
 
 def overlap_record(problems: Sequence[Problem], shared: Sequence[str | None], ngram: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.stopping import ends_early
-from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.rollout.endpoint import Endpoint, without_thoughts
 from pbrl_jax.text.languages import LANGUAGES, language
 from pbrl_jax.text.segments import (
     FORMULA,
@@ -257,4 +257,5 @@ class EndpointTranslator(Translator):
             print(
                 f"{len(failed)} of {len(answers)} texts were not translated: {visible(str(failed[0]))}", file=sys.stderr
             )
-        return [Written("", False) if isinstance(a, EndpointError) else Written(a.strip(), True) for a in answers]
+        texts = ["" if isinstance(answer, EndpointError) else without_thoughts(answer) for answer in answers]
+        return [Written(text, bool(text)) for text in texts]
