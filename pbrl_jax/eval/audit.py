@@ -29,7 +29,7 @@ HELD_OUT_FAMILIES = ("div", "muladd")
 """Quickstart families without hard negatives: one of one step, one of two."""
 HELD_OUT = "/held_out"
 """Suffix of an attack's name: its held-out template, on held-out problems."""
-BATCH = 512
+BATCH = 128
 MIN_PROBLEMS = 3
 """Replies in a language that the audit needs: a problem and two others to make attacks of."""
 
@@ -122,15 +122,14 @@ def make_scorer(
             encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts
         )
         table = PivotVectors(whole, reasoning, answer, np.ones(len(unique), bool))
-        found = []
-        for _, rows in by_length([0] * len(prompts), min(BATCH, len(prompts))):
+        value, valid = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), bool)
+        for own, rows in by_length([len(reply) for reply in replies], min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
             pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
             ids = tokenizer.encode_batch(texts)
             tokens, lengths = pad_tokens(ids, max(1, *map(len, ids)))
             total = reward(RewardInputs(chosen, texts, tokens, lengths, pivots, 0)).total
-            found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
-        value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
+            value[own], valid[own] = np.asarray(total.value_B)[: len(own)], np.asarray(total.valid_B)[: len(own)]
         return on_host(Scores, value, valid, {})
 
     return score

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -122,17 +123,16 @@ def run_models(config: Config) -> Models:
 
 
 def reward_bytes(config: Config) -> float:
-    """Bytes of the COMET model and the translator that rewards load, in float32 and on one device of each host. A
+    """Bytes of the COMET models and the translator that rewards load, in float32 and on one device of each host. A
     translator that is the policy itself or an endpoint takes none.
 
     Raises:
       ConfigError: a model whose sizes are not known here.
     """
     settings, total = settings_of(config.reward, TranslatorConfig), 0.0
-    for name, source, known in (
-        ("comet", settings.comet, RELEASED_COMETS),
-        ("translator", settings.translator, RELEASED_TRANSLATORS),
-    ):
+    named = [("comet", source) for source in (settings.comet, *settings.comet_more)]
+    for name, source in (*named, ("translator", settings.translator)):
+        known: Mapping[str, Any] = RELEASED_COMETS if name == "comet" else RELEASED_TRANSLATORS
         if source in ("", "policy", "endpoint"):
             continue
         if source not in known:

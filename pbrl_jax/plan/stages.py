@@ -5,6 +5,7 @@ what is known of the update by hand serves here too.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,8 @@ def stage_program(config: Config, models: Models, mesh: Mesh, verb: str) -> tupl
     """(the compiled step of a stage, shapes of its arguments) for full-length, unpacked rows."""
     optim, shared = stage_optimizer(config, verb), batch_sharding(mesh)
     if verb == "encoder":
-        settings, S, columns = config.contrastive, config.encoder.max_length, []
+        settings, S = config.contrastive, config.encoder.max_length
+        columns: list[Any] = []
         for rows in (1, 1, settings.hard_negatives):
             shape = (rows * settings.batch_size, S)
             columns += [jax.ShapeDtypeStruct(shape, kind, sharding=shared) for kind in (jnp.int32, jnp.bool_)]

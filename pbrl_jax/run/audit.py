@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, DataError, RewardError
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic, write_json_lines
@@ -33,6 +34,7 @@ from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.report.data import AUDITS
 from pbrl_jax.report.plots import audit_png
 from pbrl_jax.rewards.combine import check_reward, gated_as_one, make_reward, policy_users, run_assets
+from pbrl_jax.rewards.shaping import OverlongConfig
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.languages import check_languages
@@ -77,7 +79,9 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     table = None if texts is None else token_language_table(tokenizer, texts, textless=False)
     pairs = gated_as_one(config.reward, [case.prompt for case in cases]).pairs
     assets = run_assets(config, encoder, table, policy, str(work.root))._replace(pairs=pairs)
-    rewards = config.reward, type(config.reward)(**PLAIN_COSINE)
+    # In training a response is too long at the rollout's length; here there is none but the longest reply's.
+    length = settings_of(config.reward, OverlongConfig).overlong_length or config.rollout.max_completion_length
+    rewards = dataclasses.replace(config.reward, overlong_length=length), type(config.reward)(**PLAIN_COSINE)
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
         for title, reward in zip(AUDITS, rewards, strict=True)

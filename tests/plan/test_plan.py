@@ -76,6 +76,8 @@ def test_models_that_rewards_load_are_counted_and_unknown_ones_refused():
     config = with_values(TINY, reward={"functions": ("comet",), **models})
     assert run_models(config).reward_bytes == pytest.approx(4 * (581e6 + 615e6), rel=0.001)
     assert run_models(with_values(config, reward={"translator": "policy"})).reward_bytes < 4 * 582e6
+    twice = with_values(config, reward={"comet_more": ("Unbabel/wmt22-cometkiwi-da",)})
+    assert run_models(twice).reward_bytes > run_models(config).reward_bytes + 4 * 560e6
     assert run_models(TINY).reward_bytes == 0
     topology = parse_topology("h100:1")
     more, plain = (estimate_plan(c, run_models(c), topology).rows["update"].need.hbm_bytes for c in (config, TINY))
