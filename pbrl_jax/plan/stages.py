@@ -5,6 +5,7 @@ what is known of the update by hand serves here too.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,12 +107,12 @@ def estimate_stage(config: Config, models: Models, mesh: Sizes, verb: str) -> di
     if samples_first(config, verb):
         sampling = as_sampling(config)
         start = 4.0 * parameter_count(models.policy) + start_bytes(sampling, models.policy)
-        reward = encoder_bytes(models.encoder)
+        reward = encoder_bytes(models.encoder) + models.reward_bytes
         other = start / mesh.weight_shards + reward - resident(sampling, models, mesh)
         for name, estimate in (("generate", generate_estimate), ("reward", reward_estimate)):
             need = estimate(sampling, models, mesh)
             needs[name] = need._replace(hbm_bytes=need.hbm_bytes + other)
-    need = update_estimate(update, models, mesh)
+    need = update_estimate(update, models._replace(reward_bytes=0.0), mesh)
     return needs | {"train": need._replace(hbm_bytes=need.hbm_bytes - encoder_bytes(models.encoder))}
 
 
@@ -131,7 +132,8 @@ def stage_program(config: Config, models: Models, mesh: Mesh, verb: str) -> tupl
     """(the compiled step of a stage, shapes of its arguments) for full-length, unpacked rows."""
     optim, shared = stage_optimizer(config, verb), batch_sharding(mesh)
     if verb == "encoder":
-        settings, S, columns = config.contrastive, config.encoder.max_length, []
+        settings, S = config.contrastive, config.encoder.max_length
+        columns: list[Any] = []
         for rows in (1, 1, settings.hard_negatives):
             shape = (rows * settings.batch_size, S)
             columns += [jax.ShapeDtypeStruct(shape, kind, sharding=shared) for kind in (jnp.int32, jnp.bool_)]
@@ -158,7 +160,7 @@ def compile_stage(
     if samples_first(config, verb):
         sampling = as_sampling(config)
         start = sharded_policy(models.policy, mesh), sharded_frozen(sampling, models.policy, mesh)
-        held = tree_bytes((start, sharded_encoder(models.encoder, mesh)))
+        held = tree_bytes((start, sharded_encoder(models.encoder, mesh))) + models.reward_bytes
         for name, need in (("generate", generate_need), ("reward", reward_need)):
             say(f"compiling {name} ...")
             needs[name] = need(sampling, models, mesh, held)

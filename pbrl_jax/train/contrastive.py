@@ -86,11 +86,12 @@ def side_by_side(batch: ContrastiveBatch, groups: int) -> tuple[jax.Array, jax.A
     )
 
 
-def apart(vectors: jax.Array, B: int, groups: int) -> tuple[jax.Array, ...]:
+def apart(vectors: jax.Array, B: int, groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sources [B, E], targets [B, E] and negatives [M, E] of vectors that lie as `side_by_side` lays their texts."""
     vectors, each = vectors.reshape(groups, -1, vectors.shape[-1]), B // groups
     columns = vectors[:, :each], vectors[:, each : 2 * each], vectors[:, 2 * each :]
-    return tuple(x.reshape(-1, x.shape[-1]) for x in columns)
+    source, target, negative = (x.reshape(-1, x.shape[-1]) for x in columns)
+    return source, target, negative
 
 
 def contrastive_gradient(params, batch: ContrastiveBatch, *, spec: TextEncoderSpec, config: ContrastiveConfig):
@@ -107,7 +108,8 @@ def contrastive_gradient(params, batch: ContrastiveBatch, *, spec: TextEncoderSp
         return encode(params, *rows, spec=spec)
 
     def loss(vectors):
-        return info_nce(*apart(vectors, B, groups), config.temperature, counts)
+        source_BE, target_BE, negative_ME = apart(vectors, B, groups)
+        return info_nce(source_BE, target_BE, negative_ME, config.temperature, counts)
 
     if groups == shards:
         return jax.value_and_grad(lambda params: loss(embed(params, rows)), has_aux=True)(params)

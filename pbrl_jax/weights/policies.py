@@ -86,7 +86,7 @@ class StartPolicy(Policy):
         return cls(policy.spec, _Held(policy.params, load), *policy[2:])
 
     @property
-    def params(self) -> Any:  # type: ignore[override]
+    def params(self) -> Any:
         """The parameters, held or loaded anew."""
         held = self[1]
         return held.load() if held.params is None else held.params
@@ -95,7 +95,7 @@ class StartPolicy(Policy):
         """Hold the parameters no longer."""
         self[1].params = None
 
-    def _replace(self, **changes: Any) -> Policy:
+    def _replace(self, **changes: Any) -> Policy:  # type: ignore[override]
         made = super()._replace(**changes)
         return Policy(*made) if "params" in changes else made
 

@@ -5,8 +5,8 @@ import io
 import json
 
 import pytest
-from damaged_shards import flip_text
 from rich.console import Console
+from stored_references import flip_text
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, CutAnswer, DataError

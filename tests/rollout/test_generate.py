@@ -162,7 +162,7 @@ def test_decode_stops_at_a_slot_and_when_all_are_done(rollout, params, prompts):
         keys_B = row_keys(KEY, prompts.row_ids_P, G)
         return prefill(params, prompts, keys_B, sampling, spec=SPEC, samples=G, max_length=R)
 
-    go_on = jax.jit(functools.partial(decode, spec=SPEC, window=R))
+    go_on = jax.jit(functools.partial(decode, spec=SPEC))
     early = go_on(params, start(SAMPLING), SAMPLING, 3)
     assert early.slot == 3
     assert np.array_equal(early.tokens_BR[:, :4], rollout.tokens_BR[:, :4])
