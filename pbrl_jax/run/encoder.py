@@ -75,7 +75,8 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
     state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh)
     text = hashlib.sha256(steps.encoded.tokens_NS.tobytes()).hexdigest()
     identity = repr((stable_values(config.contrastive, "ContrastiveConfig"), encoder.key, config.train.seed, text))
-    stage = Stage("encoder", config.contrastive.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
+    stage = Stage("encoder", config.contrastive.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
+                  config.guard.max_skipped_updates)  # fmt: skip
     state = run_stage(stage, work, state, make_contrastive_step(encoder.spec, config.contrastive), steps.batch)
     return encoder._replace(params=state.params, fingerprint=stage.fingerprint)
 

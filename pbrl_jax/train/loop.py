@@ -14,6 +14,7 @@ import jax
 
 from pbrl_jax.checkpoint import params_sha256
 from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError
 from pbrl_jax.core.paths import read_json_lines, write_atomic
 from pbrl_jax.core.stopping import Interrupted
@@ -23,9 +24,10 @@ from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.mesh.agree import host_count, is_first
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
 from pbrl_jax.train.fused import make_fused_policy_step
-from pbrl_jax.train.guard import acts, bounds, watch
-from pbrl_jax.train.hosted import check_rewards, hosted_functions
+from pbrl_jax.train.guard import FAILED, acts, bounds, failed_in_a_row, flat_in_a_row, watch, with_failed
+from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.iterations import step_in_cycle
 from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.programs import updates_per_rollout
@@ -109,6 +111,10 @@ class Loop:
         self.run, self.writer, self.evaluate, self.position = run, writer, evaluate, position
         self.saved = position.step
         self.streaks = dict(position.streaks)
+        self.flat = 0
+        """Steps in a row in which no group had different rewards."""
+        self.proved = False
+        """Whether a checkpoint that this process has saved was read back."""
         self.unwritten: tuple[Record, dict[str, float]] | None = None
         """The last step's record and further metrics of it; read after the next step was dispatched."""
 
@@ -126,13 +132,33 @@ class Loop:
         if row is None:
             return False
         record, more = row
+        if check:
+            self.check_signal(record)
         return write_record(self.experiment, self.writer, record, more, self.streaks, always=always, check=check)
 
+    def check_newest(self) -> None:
+        """Raise NotFiniteError where the last step left a state that is not finite."""
+        if self.unwritten is not None and not is_finite(self.unwritten[0].metrics):
+            self.write(self.unwritten)
+
+    def check_signal(self, record: Record) -> None:
+        """Say when no group has had different rewards for guard.patience steps: there is nothing to learn from."""
+        config = self.experiment.config
+        self.flat = flat_in_a_row(config, jax.device_get(record.metrics), self.flat)
+        if self.flat == config.guard.patience:
+            self.writer.say(
+                f"Step {record.step}: in {self.flat} steps in a row all responses to a prompt had the same reward, so "
+                "nothing was learned from them. Look at samples/: everything right, everything rejected by the "
+                "language gate, or rollout.temperature too low."
+            )
+
     def save(self) -> None:
-        """Save the position, where it is not saved yet."""
-        if self.position.step > self.saved:
-            save(self.experiment, self.position._replace(streaks=self.streaks), self.writer)
-            self.saved = self.position.step
+        """Save the position, where it is not saved yet and its state is finite."""
+        finite = self.unwritten is None or is_finite(self.unwritten[0].metrics)
+        if self.position.step > self.saved and finite:
+            position = self.position._replace(streaks=self.streaks)
+            save(self.experiment, position, self.writer, prove=not self.proved)
+            self.saved, self.proved = self.position.step, True
 
 
 def run_steps(loop: Loop, bar: Progress) -> Position:
@@ -197,6 +223,7 @@ def between_steps(loop: Loop) -> bool:
     """Evaluate, let the guard act, save. False when a stop was requested in the evaluation."""
     evaluating, step = evaluates_after(loop), loop.position.step
     if evaluating and loop.evaluate is not None:
+        loop.check_newest()
         if (found := evaluated(loop.evaluate, loop.position)) is None:
             loop.position = loop.position._replace(unevaluated=True)
             return False
@@ -253,7 +280,8 @@ def write_record(experiment: Experiment, writer: MetricWriter, record: Record, m
       Whether a metric has just been out of its range for long enough.
 
     Raises:
-      RewardError: too many rewards are invalid.
+      RewardError: rewards go on failing.
+      NotFiniteError: the state, or the gradients of too many updates in a row, are not finite.
       CollapseError: guard.action is stop, and a metric has stayed past its bound.
     """
     if record.step <= writer.last_step:
@@ -268,12 +296,32 @@ def write_record(experiment: Experiment, writer: MetricWriter, record: Record, m
         writer.write(record.step, metrics)
         writer.later(write_samples, experiment.work.root, record.step, rows, config.log.samples_per_step)
     if check:
-        if record.scored is not None and record.scored.host_rollout is None:
-            # A fused step's rewards are first seen here.
-            check_rewards(config, record.step, jax.device_get(record.scored.rewards.valid_B))
+        check_update(record.step, record.metrics, streaks, config.guard.max_skipped_updates)
+        count_failed(config, streaks, record, writer)
         if metrics and (message := watch(config.guard, streaks, record.step, metrics)):
             writer.say(message)
     return message is not None
+
+
+def count_failed(config: Config, streaks: dict[str, int], record: Record, writer: MetricWriter) -> None:
+    """Count in a step whose rewards mostly failed, and say when that begins.
+
+    Raises:
+      RewardError: it was fused, so that its rewards are first seen here, and they go on failing.
+    """
+    scored, before = record.scored, streaks.get(FAILED, 0)
+    if scored is None:
+        return
+    failed = scored.failed
+    if failed is None:
+        failed = failed_in_a_row(config, before, record.step, jax.device_get(scored.rewards.valid_B))
+    if failed and not before:
+        writer.say(
+            f"Step {record.step}: more than {config.guard.max_invalid_share:.0%} of the rewards are invalid, and left "
+            f"out. The run stops when that lasts for {config.guard.patience} steps (guard.patience)."
+        )
+    streaks.pop(FAILED, None)
+    streaks.update(with_failed({}, failed))
 
 
 def on_forward_params(evaluate: Evaluate | None, frozen: Frozen, config) -> Evaluate | None:
@@ -285,6 +333,7 @@ def on_forward_params(evaluate: Evaluate | None, frozen: Frozen, config) -> Eval
 
 def finish(experiment: Experiment, position: Position, frozen: Frozen, evaluate: Evaluate | None) -> bool:
     """Evaluate the last parameters and write final.json; adapters are merged. False when a stop was requested."""
+    refuse_not_finite(position.state.params, f"Step {position.step} of {experiment.work.root}")
     metrics = evaluated(evaluate, position) if evaluate is not None else {}
     if metrics is None:
         return False

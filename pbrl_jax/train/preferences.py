@@ -12,7 +12,7 @@ from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.sft import SftBatch, gradient_step
+from pbrl_jax.train.sft import SftBatch, gradient_metrics, gradient_step
 from pbrl_jax.train.trained import forward_params
 
 
@@ -54,6 +54,7 @@ def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraCo
             return dpo_loss(params, frozen, batch, spec=spec, chunk=chunk, config=config)
 
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        return gradient_step(state, grads, optimizer), {"loss": loss, **metrics}
+        state = gradient_step(state, grads, optimizer)
+        return state, {"loss": loss, **metrics} | gradient_metrics(state, grads)
 
     return jax.jit(step, donate_argnums=0)

@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Int
 
 from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
 from pbrl_jax.core.records import PromptBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.core.trees import select
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.train.finite import STATE_FINITE, numbers_finite
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft_packing import PackedRows, packed_logprobs
 from pbrl_jax.train.trained import forward_params
@@ -64,14 +66,15 @@ def make_sft_step(spec: DecoderSpec, optim: OptimConfig, chunk: int, lora: LoraC
             return sft_loss(forward_params(trained, frozen, lora), batch, spec=spec, chunk=chunk)
 
         loss, grads = jax.value_and_grad(loss_of)(state.params)
-        return gradient_step(state, grads, optimizer), {"loss": loss}
+        state = gradient_step(state, grads, optimizer)
+        return state, {"loss": loss} | gradient_metrics(state, grads)
 
     return jax.jit(step, donate_argnums=0)
 
 
 def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
     """One optimizer step; gradients that are not finite are skipped and counted."""
-    finite = all_finite(grads)
+    finite = jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
     return dataclasses.replace(
@@ -81,6 +84,11 @@ def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
     )
+
+
+def gradient_metrics(state: TrainState, grads) -> dict[str, jax.Array]:
+    """What a stage must know of a `gradient_step`: `grad_norm`, and whether the state is finite after it."""
+    return {"grad_norm": optax.tree.norm(grads), STATE_FINITE: numbers_finite((state.params, state.opt_state))}
 
 
 def pool_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int]:

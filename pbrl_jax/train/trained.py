@@ -7,11 +7,12 @@ is exported, loaded and evaluated like any other. The value loss reaches the tru
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.records import pytree
-from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.core.trees import select
 from pbrl_jax.models.lora import join_adapters
 
 
@@ -39,7 +40,7 @@ def forward_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
 
 def update_critic(critic: dict[str, Any], grads, optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """One optimizer step of the head; a gradient that is not finite changes nothing."""
-    finite = all_finite(grads)
+    finite = jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, critic["opt_state"], critic["params"])
     new = {"params": optax.apply_updates(critic["params"], updates), "opt_state": opt_state}
     return select(finite, new, critic)

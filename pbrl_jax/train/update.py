@@ -1,6 +1,7 @@
 """The policy update: advantages, the gradient of the objective, one optimizer step.
 
-Traceable functions, which `train.programs` compiles. Nothing that is not finite enters the state.
+Traceable functions, which `train.programs` compiles. A gradient that is not finite changes nothing; a state that is not
+finite all the same (`STATE_FINITE`) ends the run, see `train.finite`.
 """
 
 import dataclasses
@@ -22,11 +23,12 @@ from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import TrainBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, map_microbatches, select, split_microbatches
+from pbrl_jax.core.trees import map_microbatches, select, split_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
 from pbrl_jax.models.packing import rollout_outputs
 from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.train.finite import SKIPPED, STATE_FINITE, numbers_finite
 from pbrl_jax.train.trained import Frozen, Trained, forward_params, update_critic
 
 
@@ -232,22 +234,26 @@ def optimizer_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step. A gradient that is not finite, or of a batch in which nothing `counts`, changes nothing but
     the counters; `held` parameters stay as they are."""
-    finite, before = all_finite(grads), on_device(state.opt_state)
+    norm, before = optax.tree.norm(grads), on_device(state.opt_state)
+    finite = jnp.isfinite(norm)
     moves = finite & counts & ~jnp.asarray(held)
-    updates, opt_state = optimizer.policy.update(grads, before, state.params)
+    updates, moments = optimizer.policy.update(grads, before, state.params)
+    params = select(moves, optax.apply_updates(state.params, updates), state.params)
+    moments = select(moves, moments, before)
     new_state = dataclasses.replace(
         state,
-        params=select(moves, optax.apply_updates(state.params, updates), state.params),
-        opt_state=as_before(select(moves, opt_state, before), state.opt_state),
+        params=params,
+        opt_state=as_before(moments, state.opt_state),
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
         empty=state.empty + (finite & ~jnp.asarray(counts)).astype(jnp.int32),
     )
     (_, updates_made), *_ = optax.tree_utils.tree_get_all_with_path(before, "count")
     metrics = {
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": norm,
         "learning_rate": jnp.where(moves, optimizer.schedule(updates_made), 0.0).astype(jnp.float32),
-        "skipped_updates": new_state.skipped,
+        SKIPPED: new_state.skipped,
+        STATE_FINITE: numbers_finite((params, moments)),
         "empty_updates": new_state.empty,
     }
     return new_state, metrics
@@ -277,4 +283,5 @@ def update_parameters(
                 responses=batch.valid_B.shape[0],
             )  # fmt: skip
             new_state = dataclasses.replace(new_state, beta=select(counts, beta, state.beta))
+    metrics[STATE_FINITE] &= numbers_finite((new_state.critic, new_state.beta))
     return new_state, metrics
