@@ -8,21 +8,14 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.core.errors import NotFiniteError
+from pbrl_jax.core.records import STATE_FINITE
 from pbrl_jax.core.trees import all_finite
 
-#: Metric of an update: whether parameters and moments are finite after it. It is not a column of the log.
-STATE_FINITE = "state_finite"
-#: Metric of an update, and the count of skipped ones in a row among the counters of a run.
+#: Among the counters of a run: updates in a row that were skipped; absent where the last one was made.
 SKIPPED = "skipped_updates"
-
-
-def numbers_finite(tree: Any) -> jax.Array:
-    """Scalar bool: nothing of floating type in a tree is NaN or infinite."""
-    return all_finite([jnp.float32(0), *(x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating))])
 
 
 def is_finite(metrics: Mapping[str, Any]) -> bool:
@@ -61,7 +54,7 @@ def check_update(step: int, metrics: Mapping[str, Any], streaks: MutableMapping[
 
 def refuse_not_finite(params: Any, what: str) -> None:
     """Raise NotFiniteError where parameters that are to become a result hold NaN or an infinity."""
-    if not jax.jit(numbers_finite)(params):
+    if not jax.jit(all_finite)(params):
         raise NotFiniteError(
             f"{what} holds parameters that are not finite (NaN or infinite). They are no result: nothing is evaluated "
             "or exported. Start again in another --workdir with a lower learning rate."

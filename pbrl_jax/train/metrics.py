@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from pbrl_jax.core.records import Prompt, Rollout, Scores
+from pbrl_jax.core.records import STATE_FINITE, Prompt, Rollout, Scores
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.text.tokenizers import Tokenizer
-from pbrl_jax.train.finite import STATE_FINITE
 from pbrl_jax.train.step import Record, Scored
 
 

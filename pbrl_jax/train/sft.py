@@ -11,12 +11,11 @@ import optax
 from jaxtyping import Array, Int
 
 from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
-from pbrl_jax.core.records import PromptBatch, TrainState, pytree
-from pbrl_jax.core.trees import select
+from pbrl_jax.core.records import STATE_FINITE, PromptBatch, TrainState, pytree
+from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.finite import STATE_FINITE, numbers_finite
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft_packing import PackedRows, packed_logprobs
 from pbrl_jax.train.trained import forward_params
@@ -88,7 +87,7 @@ def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
 
 def gradient_metrics(state: TrainState, grads) -> dict[str, jax.Array]:
     """What a stage must know of a `gradient_step`: `grad_norm`, and whether the state is finite after it."""
-    return {"grad_norm": optax.tree.norm(grads), STATE_FINITE: numbers_finite((state.params, state.opt_state))}
+    return {"grad_norm": optax.tree.norm(grads), STATE_FINITE: all_finite((state.params, state.opt_state))}
 
 
 def pool_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int]:

@@ -9,10 +9,10 @@ from pbrl_jax.checkpoint import Restored, restore_latest, save_checkpoint
 from pbrl_jax.config.tree import GuardConfig
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import WorkDir
-from pbrl_jax.core.records import TrainState
+from pbrl_jax.core.records import STATE_FINITE, TrainState
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
-from pbrl_jax.train.finite import STATE_FINITE, check_update
+from pbrl_jax.train.finite import check_update
 from pbrl_jax.train.signals import stop_requested
 from pbrl_jax.train.state import abstract_state
 

@@ -7,12 +7,11 @@ is exported, loaded and evaluated like any other. The value loss reaches the tru
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.records import pytree
-from pbrl_jax.core.trees import select
+from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.models.lora import join_adapters
 
 
@@ -40,7 +39,7 @@ def forward_params(trained: Any, base: Any, lora: LoraConfig) -> Any:
 
 def update_critic(critic: dict[str, Any], grads, optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """One optimizer step of the head; a gradient that is not finite changes nothing."""
-    finite = jnp.isfinite(optax.tree.norm(grads))
+    finite = all_finite(grads)
     updates, opt_state = optimizer.update(grads, critic["opt_state"], critic["params"])
     new = {"params": optax.apply_updates(critic["params"], updates), "opt_state": opt_state}
     return select(finite, new, critic)

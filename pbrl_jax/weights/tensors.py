@@ -253,8 +253,8 @@ class _Leaf:
             if not all_finite(part):
                 name, source = self.names[layer * experts + expert], getattr(self.tensors, "source", "the weights")
                 raise CheckpointError(
-                    f"{name} of {source!r} holds numbers that are not finite (NaN or infinite) as {self.dtype.name}. Such "
-                    "a model cannot be used: take an earlier one, or download the file again."
+                    f"{name} of {source!r} holds numbers that are not finite (NaN or infinite) as {self.dtype.name}. "
+                    "Such a model cannot be used: take an earlier one, or download the file again."
                 )
 
         places = itertools.product(*(range(len(part)) for part in ranges[:stacked]))
