@@ -24,11 +24,11 @@ class OptimConfig:
     """Share of the peak that a decaying schedule ends at."""
     weight_decay: float = identity(0.0, at_least=0, at_most=1)
     """Decoupled weight decay."""
-    b1: float = identity(0.9, at_least=0, at_most=0.999999, note="1, also after rounding to float32, divides by 0")
+    b1: float = identity(0.9, at_least=0, below=1)
     """Decay of the first moment."""
-    b2: float = identity(0.999, at_least=0, at_most=0.999999, note="1, also after rounding to float32, divides by 0")
+    b2: float = identity(0.999, at_least=0, below=1)
     """Decay of the second moment."""
-    eps: float = identity(1e-8, at_least=1e-30, at_most=1, only_with=("optimizer", "adamw"))
+    eps: float = identity(1e-8, above=0, at_most=1, only_with=("optimizer", "adamw"))
     """Adam's epsilon."""
     max_grad_norm: float = identity(1.0, at_least=0)
     """Clip of the global gradient norm; 0 is off."""

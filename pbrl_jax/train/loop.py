@@ -295,9 +295,10 @@ def write_record(experiment: Experiment, writer: MetricWriter, record: Record, m
     if due:
         writer.write(record.step, metrics)
         writer.later(write_samples, experiment.work.root, record.step, rows, config.log.samples_per_step)
+    if check or (record.scored is not None and record.scored.failed is not None):
+        count_failed(config, streaks, record, writer)
     if check:
         check_update(record.step, record.metrics, streaks, config.guard.max_skipped_updates)
-        count_failed(config, streaks, record, writer)
         if metrics and (message := watch(config.guard, streaks, record.step, metrics)):
             writer.say(message)
     return message is not None
