@@ -143,7 +143,7 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
 def watched_rewards(sample: Callable, config: Config) -> Callable:
     """Sampling that ends a run whose rewards go on failing, before anything is updated on them (RewardError)."""
 
-    def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
+    def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
         scored = sample(functions, state, frozen, drawn)
         failed = failed_in_a_row(config, drawn.failed, drawn.step + 1, scored.rewards.valid_B)
         return scored._replace(failed=failed)
