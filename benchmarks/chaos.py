@@ -267,6 +267,8 @@ def run(flags: argparse.Namespace) -> list[Row]:
                 good = row.same and row.kept and not row.outcome.wrong
                 told = "" if good else f" WRONG (same {row.same}, kept {row.kept}): {row.outcome.wrong}"
                 print(f"{number}. {kind} at step {row.step}, {time.monotonic() - start:.0f} s{told}", flush=True)
+        except KeyboardInterrupt:
+            print("Stopped; what follows is of the faults so far.")
         finally:
             place.close()
     return rows

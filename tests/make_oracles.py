@@ -3,9 +3,9 @@
   python tests/make_oracles.py SEED OUT [FROM]
   PBRL_ORACLES=OUT python -m pytest tests/test_oracles.py tests/models tests/train/test_update_oracles.py
 
-needs torch, transformers, TRL, sentence-transformers and unbabel-comet, which the package and its tests do not. Drawn
-anew are the cases hf.*, step.*, st.* and comet.*; the objectives of peers (trl.*, verl.*, openrlhf.*) are copied from
-FROM (default: tests/fixtures/oracles).
+needs torch, transformers, TRL, verl, OpenRLHF, sentence-transformers and unbabel-comet, which the package and its tests
+do not. Drawn anew are the cases hf.*, step.*, st.*, comet.* and *.value_loss.*; the other objectives of peers (trl.*,
+verl.*, openrlhf.*) are copied from FROM (default: tests/fixtures/oracles).
 """
 
 import json
@@ -305,6 +305,29 @@ def redraw_comet(cases: dict[str, dict], stored: Arrays, rng: np.random.Generato
     return out | {f"{name}/out/score": score.detach().numpy()}
 
 
+def redraw_values(cases: dict[str, dict], stored: Arrays, rng: np.random.Generator) -> Arrays:
+    """Critics' losses of values and returns with a spread of 30, which show errors that are relative."""
+    from openrlhf.models.loss import ValueLoss
+    from verl.trainer.ppo.core_algos import compute_value_loss
+
+    out = {f"shared/{key}": stored[f"shared/{key}"] + rng.normal(0, 30, stored[f"shared/{key}"].shape)
+           for key in ("vpreds", "returns")}  # fmt: skip
+    old, mask = (torch.tensor(stored[f"shared/{key}"]) for key in ("values", "mask"))
+    for name, case in cases.items():
+        if ".value_loss." not in name:
+            continue
+        predicted, target = torch.tensor(out["shared/vpreds"], requires_grad=True), torch.tensor(out["shared/returns"])
+        if name.startswith("verl."):
+            loss, share = compute_value_loss(predicted, target, old, mask, **case["config"])
+            out[f"{name}/out/clipfrac"] = share.detach().double().numpy()
+        else:
+            loss = ValueLoss(case["config"]["clip_eps"])(predicted, old, target, mask)
+            loss = loss[0] if isinstance(loss, tuple) else loss
+        loss.backward()
+        out |= {f"{name}/out/loss": loss.detach().numpy(), f"{name}/out/grad_vpreds": predicted.grad.numpy()}
+    return out
+
+
 def check_names(found: Arrays, stored: Arrays) -> None:
     """The same names, shapes and types as before."""
     described = [{key: (value.shape, value.dtype) for key, value in arrays.items()} for arrays in (found, stored)]
@@ -323,13 +346,13 @@ def main(seed: int, out: Path, source: Path) -> None:
     torch.manual_seed(seed)
     found = redraw_models(cases, models, rng)
     check_names(found, models)
-    parts = rest | redraw_pooling(rest, rng) | redraw_comet(cases, rest, rng)
+    parts = rest | redraw_pooling(rest, rng) | redraw_comet(cases, rest, rng) | redraw_values(cases, rest, rng)
     check_names(parts, rest)
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / "hf_oracles.npz", **found)
     np.savez(out / "rl_oracles.npz", **parts)
     (out / "rl_oracles.json").write_text(text)
-    drawn = sum(name.split(".")[0] in ("hf", "step", "st", "comet") for name in cases)
+    drawn = sum(name.split(".")[0] in ("hf", "step", "st", "comet") or ".value_loss." in name for name in cases)
     print(f"{out}: {drawn} cases drawn anew with seed {seed}, {len(cases) - drawn} copied from {source}.")
 
 

@@ -13,7 +13,7 @@ CLOUD_SCRIPTS = ("tpu_vm.sh", "gpu_node.sh", "slurm.sh", "gke.sh")
 
 TOOLS = (
     "git", "pip", "cd", "export", "source", ".", "mkdir", "ls", "cat", "head", "tail", "open", "tensorboard", "ruff",
-    "pytest", "gcloud", "ssh", "scp",
+    "pytest", "gcloud", "ssh", "scp", "grep",
 )  # fmt: skip
 """Commands that are not ours; only the files of this checkout that they name are looked at."""
 

@@ -57,10 +57,10 @@ class DpoConfig:
     """Steps of linear warm-up."""
     beta: float = identity(0.1, above=0)
     """Weight of the implicit KL to the start policy."""  # ASSUMED: that of the DPO paper
-    loss_type: Literal["sigmoid", "ipo"] = identity("sigmoid")
-    """sigmoid (DPO) or ipo."""
-    label_smoothing: float = identity(0.0, at_least=0, at_most=0.5, only_with=("loss_type", "sigmoid"))
-    """Share of pairs that are taken to be the wrong way round (loss_type sigmoid)."""
+    loss_type: str = identity("sigmoid")
+    """Loss of a pair; sigmoid is DPO. The formulas stand at `algos.preference.preference_loss`."""
+    label_smoothing: float = identity(0.0, at_least=0, below=0.5, only_with=("loss_type", "sigmoid", "robust"))
+    """Share of pairs that are taken to be the wrong way round (loss_type sigmoid, robust)."""
     pairs: Literal["all", "best_worst"] = identity("all")
     """Which pairs a group gives: all (every two responses whose rewards differ by min_margin; MAPO) or best_worst."""
     min_margin: float = identity(0.05, at_least=0)

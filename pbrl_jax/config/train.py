@@ -42,6 +42,6 @@ class TrainConfig:
     eval_on_start: bool = operational(True)
     """With eval_steps, evaluate before the first step too: what the report calls before."""
     logging_steps: int = operational(1, at_least=1)
-    """Metrics are written every so many steps."""
+    """Every so many steps a row of the log is written: the mean of each metric over these steps."""
     seed: int = identity(0, at_least=0, at_most=2**31 - 1)
     """Seed of everything."""

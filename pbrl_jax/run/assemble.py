@@ -30,7 +30,7 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
-from pbrl_jax.run.check import batch_arithmetic, validate
+from pbrl_jax.run.check import batch_arithmetic, repeatability, validate
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages, fallback_notes
 from pbrl_jax.text.prompts import THINKING, chat_messages, instruction
@@ -259,6 +259,8 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         "encoder": encoder.key,
     }
     print(batch_arithmetic(config, jax.device_count()))
+    if note := repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", "")):
+        print(note)
     return Experiment(
         config=config,
         work=work,

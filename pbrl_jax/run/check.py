@@ -11,6 +11,7 @@ from pbrl_jax.algos.correction import MODES
 from pbrl_jax.algos.grpo import scales_rewards_separately
 from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.objectives import KL_ESTIMATORS, LEVELS
+from pbrl_jax.algos.preference import PREFERENCE_LOSSES
 from pbrl_jax.config.checks import check_fields
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
@@ -45,6 +46,7 @@ TABLES = {
     "algo.kl_estimator": Names(KL_ESTIMATORS),
     "algo.importance_sampling_level": Names(LEVELS),
     "algo.importance_sampling_mode": Names(MODES, more=("auto", "off")),
+    "dpo.loss_type": Names(PREFERENCE_LOSSES),
     "data.source": Names(SOURCES, "data source"),
     "data.prompt_style": Names(STYLES, "prompt style"),
     "eval.source": Names(SOURCES, "data source", ("",)),
@@ -274,4 +276,19 @@ def batch_arithmetic(config: Config, device_count: int) -> str:
         f"{rollout.max_completion_length} tokens per rollout; {config.algo.num_iterations} optimizer step(s) on each, "
         f"in {count} microbatch(es) of {groups}; mesh data {data} x fsdp {fsdp} x tensor {tensor} "
         f"on {device_count} device(s)."
+    )
+
+
+def repeatability(backend: str, flags: str) -> str:
+    """One line where a resumed run will not be bit-equal to one that was not stopped; empty elsewhere.
+
+    Args:
+      backend: JAX's name of it.
+      flags: XLA_FLAGS.
+    """
+    if backend != "gpu" or "--xla_gpu_deterministic_ops=true" in flags:
+        return ""
+    return (
+        "A GPU may add in another order each time: a resumed run will not be bit-equal to an uninterrupted one. "
+        "XLA_FLAGS=--xla_gpu_deterministic_ops=true makes it so, at some cost (no autotuning, no atomic sums)."
     )

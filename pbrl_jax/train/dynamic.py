@@ -14,6 +14,7 @@ from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rollout.sampling import step_key
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.metrics import unfiltered_metrics
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, draw
 from pbrl_jax.train.trained import Frozen
 
@@ -37,16 +38,17 @@ def with_dynamic_sampling(sample: Callable, experiment: Experiment, shapes: Trai
     def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
         found = sample(functions, state, frozen, drawn)
         flat_P, rounds, tokens = without_signal(found, G), 1, int(found.host_rollout.lengths_B.sum())
-        flat = int(flat_P.sum())
+        flat, sampled = int(flat_P.sum()), [found]
         while flat_P.any() and rounds < limit:
             further = draw(experiment, drawn.step, found.cursor, rounds)._replace(timer=drawn.timer)
             more = sample(functions, state, frozen, further)
             more_flat_P = without_signal(more, G)
+            sampled.append(more)
             found = merge(found, more, replacements(flat_P, more_flat_P, target_size))
             flat_P, rounds = without_signal(found, G), rounds + 1
             flat, tokens = flat + int(more_flat_P.sum()), tokens + int(more.host_rollout.lengths_B.sum())
         extra = {"sampling/rounds": rounds, "sampling/flat_share": flat / (rounds * len(flat_P)), "num_tokens": tokens}
-        return found._replace(extra={**found.extra, **extra})
+        return found._replace(extra={**found.extra, **extra, **unfiltered_metrics(sampled)})
 
     return call
 

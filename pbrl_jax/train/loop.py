@@ -7,26 +7,26 @@ state, cursor, and the scored rollout batch where a cycle of several updates is 
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from pbrl_jax.checkpoint import params_sha256
 from pbrl_jax.config.serialize import to_json
-from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError
 from pbrl_jax.core.paths import read_json_lines, write_atomic
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.logs.samples import write_samples
+from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
 from pbrl_jax.train.fused import make_fused_policy_step
-from pbrl_jax.train.guard import FAILED, acts, bounds, failed_in_a_row, flat_in_a_row, watch, with_failed
+from pbrl_jax.train.guard import FAILED, acts, failed_in_a_row, flat_in_a_row, watch, with_failed
 from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.iterations import step_in_cycle
 from pbrl_jax.train.metrics import read_record
@@ -35,7 +35,7 @@ from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.start import frozen_of, merged_params
-from pbrl_jax.train.step import Position, Record, Run, policy_step, train_step
+from pbrl_jax.train.step import Position, Record, Run, Scored, policy_step, train_step
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.weights.policies import Policy
 
@@ -109,8 +109,10 @@ class Loop:
 
     def __init__(self, run: Run, writer: MetricWriter, evaluate: Evaluate | None, position: Position):
         self.run, self.writer, self.evaluate, self.position = run, writer, evaluate, position
-        self.saved = position.step
+        self.saved = self.counted = position.step
+        """The last step that is saved, and the last whose metrics were read."""
         self.streaks = dict(position.streaks)
+        self.window = MetricWindow(position.unlogged)
         self.flat = 0
         """Steps in a row in which no group had different rewards."""
         self.proved = False
@@ -128,26 +130,67 @@ class Loop:
         self.write(before)
 
     def write(self, row: tuple[Record, dict[str, float]] | None, always: bool = False, check: bool = True) -> bool:
-        """Write a step's row, once. Returns whether the guard is to act; see `write_record`."""
-        if row is None:
+        """Count a step's metrics in, once, and write the mean since the last row at the logging cadence (or always);
+        rewards and bounds are checked at every step.
+
+        Args:
+          row: the step's record and further metrics of it.
+          check: False where another error is already under way.
+
+        Returns:
+          Whether a metric has just been out of its range for long enough.
+
+        Raises:
+          RewardError: rewards go on failing.
+          NotFiniteError: the state, or the gradients of too many updates in a row, are not finite.
+          CollapseError: guard.action is stop, and a metric has stayed past its bound.
+        """
+        if row is None or row[0].step <= self.counted:
             return False
-        record, more = row
+        (record, more), config, message = row, self.experiment.config, None
+        self.counted = record.step
+        metrics, samples = read_record(record, self.experiment.policy.tokenizer)
+        metrics |= more
+        self.window.add(metrics)
+        if always or record.step % config.train.logging_steps == 0 or record.step == config.train.max_steps:
+            self.writer.write(record.step, self.window.take())
+            work, kept = self.experiment.work, config.log.samples_per_step
+            self.writer.later(write_samples, work.root, record.step, samples, kept)
+        if record.scored is not None:
+            self.count_failed(record.step, record.scored, check)
         if check:
-            self.check_signal(record)
-        return write_record(self.experiment, self.writer, record, more, self.streaks, always=always, check=check)
+            check_update(record.step, record.metrics, self.streaks, config.guard.max_skipped_updates)
+            self.check_signal(record.step, metrics)
+            if message := watch(config.guard, self.streaks, record.step, metrics):
+                self.writer.say(message)
+        return message is not None
+
+    def count_failed(self, step: int, scored: Scored, check: bool) -> None:
+        """Count a step in whose rewards mostly failed, and say when that begins. A fused step's rewards are first seen
+        here, and end the run where they go on failing (RewardError; not without `check`)."""
+        failed, before, guard = scored.failed, self.streaks.get(FAILED, 0), self.experiment.config.guard
+        if failed is None:
+            valid_B = jax.device_get(scored.rewards.valid_B)
+            failed = failed_in_a_row(self.experiment.config, before, step, valid_B) if check else before
+        if failed and not before:
+            self.writer.say(
+                f"Step {step}: more than {guard.max_invalid_share:.0%} of the rewards are invalid, and left out. The "
+                f"run stops when that lasts for {guard.patience} steps (guard.patience)."
+            )
+        self.streaks = with_failed(self.streaks, failed)
 
     def check_newest(self) -> None:
         """Raise NotFiniteError where the last step left a state that is not finite."""
         if self.unwritten is not None and not is_finite(self.unwritten[0].metrics):
             self.write(self.unwritten)
 
-    def check_signal(self, record: Record) -> None:
+    def check_signal(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Say when no group has had different rewards for guard.patience steps: there is nothing to learn from."""
         config = self.experiment.config
-        self.flat = flat_in_a_row(config, jax.device_get(record.metrics), self.flat)
+        self.flat = flat_in_a_row(config, metrics, self.flat)
         if self.flat == config.guard.patience:
             self.writer.say(
-                f"Step {record.step}: in {self.flat} steps in a row all responses to a prompt had the same reward, so "
+                f"Step {step}: in {self.flat} steps in a row all responses to a prompt had the same reward, so "
                 "nothing was learned from them. Look at samples/: everything right, everything rejected by the "
                 "language gate, or rollout.temperature too low."
             )
@@ -156,7 +199,7 @@ class Loop:
         """Save the position, where it is not saved yet and its state is finite."""
         finite = self.unwritten is None or is_finite(self.unwritten[0].metrics)
         if self.position.step > self.saved and finite:
-            position = self.position._replace(streaks=self.streaks)
+            position = self.position._replace(streaks=self.streaks, unlogged=self.window.saved())
             save(self.experiment, position, self.writer, prove=not self.proved)
             self.saved, self.proved = self.position.step, True
 
@@ -187,7 +230,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
         raise  # the disk does not take more, or a host is gone; the last good checkpoint stays
     except Exception as error:
         if isinstance(error, PbrlError) or can_save(loop.position):
-            loop.write(loop.unwritten, check=False)
+            loop.write(loop.unwritten, always=True, check=False)
             loop.save()
         raise
     loop.save()
@@ -226,6 +269,7 @@ def between_steps(loop: Loop) -> bool:
         loop.check_newest()
         if (found := evaluated(loop.evaluate, loop.position)) is None:
             loop.position = loop.position._replace(unevaluated=True)
+            loop.write(loop.unwritten, always=True)
             return False
         loop.writer.write_evaluation(step, found)
         if loop.unwritten is not None:
@@ -263,66 +307,6 @@ def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter
         writer.reopen(position.step)
         writer.write(position.step, {name: value for name, value in (row | found).items() if name != "step"})
     return found is not None
-
-
-def write_record(experiment: Experiment, writer: MetricWriter, record: Record, more: dict[str, float],
-                 streaks: dict[str, int], *, always: bool = False, check: bool = True) -> bool:  # fmt: skip
-    """Metrics and samples of a step, at the logging cadence (or always); rewards and bounds are checked at every step.
-
-    A step that was written is not written again, so this may be called twice.
-
-    Args:
-      more: further metrics of the step.
-      streaks: the guard's counters, changed in place.
-      check: False where another error is already under way.
-
-    Returns:
-      Whether a metric has just been out of its range for long enough.
-
-    Raises:
-      RewardError: rewards go on failing.
-      NotFiniteError: the state, or the gradients of too many updates in a row, are not finite.
-      CollapseError: guard.action is stop, and a metric has stayed past its bound.
-    """
-    if record.step <= writer.last_step:
-        return False
-    config, message = experiment.config, None
-    due = always or record.step % config.train.logging_steps == 0 or record.step == config.train.max_steps
-    metrics: dict[str, Any] = {}
-    if due or (check and bounds(config.guard)):
-        metrics, rows = read_record(record, experiment.policy.tokenizer)
-        metrics |= more
-    if due:
-        writer.write(record.step, metrics)
-        writer.later(write_samples, experiment.work.root, record.step, rows, config.log.samples_per_step)
-    if check or (record.scored is not None and record.scored.failed is not None):
-        count_failed(config, streaks, record, writer)
-    if check:
-        check_update(record.step, record.metrics, streaks, config.guard.max_skipped_updates)
-        if metrics and (message := watch(config.guard, streaks, record.step, metrics)):
-            writer.say(message)
-    return message is not None
-
-
-def count_failed(config: Config, streaks: dict[str, int], record: Record, writer: MetricWriter) -> None:
-    """Count in a step whose rewards mostly failed, and say when that begins.
-
-    Raises:
-      RewardError: it was fused, so that its rewards are first seen here, and they go on failing.
-    """
-    scored, before = record.scored, streaks.get(FAILED, 0)
-    if scored is None:
-        return
-    failed = scored.failed
-    if failed is None:
-        failed = failed_in_a_row(config, before, record.step, jax.device_get(scored.rewards.valid_B))
-    if failed and not before:
-        writer.say(
-            f"Step {record.step}: more than {config.guard.max_invalid_share:.0%} of the rewards are invalid, and left "
-            f"out. The run stops when that lasts for {config.guard.patience} steps (guard.patience)."
-        )
-    streaks.pop(FAILED, None)
-    streaks.update(with_failed({}, failed))
 
 
 def on_forward_params(evaluate: Evaluate | None, frozen: Frozen, config) -> Evaluate | None:

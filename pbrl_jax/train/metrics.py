@@ -82,6 +82,30 @@ def rollout_metrics(rollout: Rollout, prompts_B: Sequence[Prompt]) -> dict[str, 
     return metrics | {"num_tokens": int(np.asarray(rollout.lengths_B).sum())}
 
 
+def unfiltered_metrics(rounds: Sequence[Scored]) -> dict[str, float]:
+    """Means over everything that was sampled for a batch, in all rounds of dynamic sampling: `<metric>/unfiltered`.
+
+    The metrics of the same names without the suffix are of the groups that were kept, which are chosen by reward.
+    """
+
+    def mean(name: str, pairs: Sequence[tuple[Any, Any]]) -> dict[str, float]:
+        values, keep = (np.concatenate([np.asarray(x) for x in column]) for column in zip(*pairs, strict=True))
+        return {f"{name}/unfiltered": float(values[keep].mean())} if keep.any() else {}
+
+    rollouts, rewards = [one.host_rollout for one in rounds], [one.rewards for one in rounds]
+    lengths = [np.asarray(rollout.lengths_B) for rollout in rollouts if rollout is not None]
+    truncated = [np.asarray(rollout.truncated_B, float) for rollout in rollouts if rollout is not None]
+    right = [np.asarray(one.right_language_B, float) for one in rewards]
+    metrics = mean("reward", [(one.total.value_B, one.total.valid_B) for one in rewards])
+    for name, columns in (
+        ("completions/mean_length", lengths), ("completions/clipped_ratio", truncated), ("language/consistency", right),
+    ):  # fmt: skip
+        metrics |= mean(name, [(column, np.ones(len(column), bool)) for column in columns])
+    for name in rewards[0].each:
+        metrics |= mean(f"rewards/{name}/mean", [(one.each[name].value_B, one.each[name].valid_B) for one in rewards])
+    return metrics
+
+
 def sample_rows(step: int, prompts_B: Sequence[Prompt], texts_B: Sequence[str], rewards: Combined) -> list[dict]:
     """One dict per response with the fields of samples/step_<n>.jsonl; `translation` is there where a reward
     translates, "" for a response that was not translated."""

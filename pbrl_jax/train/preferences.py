@@ -37,8 +37,8 @@ def dpo_loss(params, frozen, batch: SftBatch, *, spec: DecoderSpec, chunk: int, 
     """(mean loss of the pairs, metrics); rows 2p and 2p + 1 of the batch are the pair of prompt p, the chosen first."""
     logp_P2 = response_sums(params, batch, spec=spec, chunk=chunk)
     ref_P2 = jax.lax.stop_gradient(response_sums(frozen, batch, spec=spec, chunk=chunk))
-    loss_P, metrics = preference_loss(logp_P2[:, 0], logp_P2[:, 1], ref_P2[:, 0], ref_P2[:, 1], config=config)
-    return loss_P.mean(), metrics
+    loss_P, metrics = preference_loss(logp_P2, ref_P2, batch.lengths_B.reshape(-1, 2), config=config)
+    return loss_P.mean(), {name: value_P.mean() for name, value_P in metrics.items()}
 
 
 def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS) -> Callable:

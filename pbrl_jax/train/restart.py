@@ -50,6 +50,7 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter, prove
         "in_cycle": position.batch is not None,
         "streaks": dict(position.streaks),
         "unevaluated": position.unevaluated,
+        "unlogged": dict(position.unlogged),
         "keeps_beta": position.state.beta is not None,
     }
     tree = {"state": position.state, "batch": position.batch}
@@ -91,7 +92,8 @@ def restore(experiment: Experiment) -> Position:
     unevaluated, batch = meta.get("unevaluated", False), tree["batch"]
     if batch is not None and batch.old_logp_BR is None:  # of a version that compared with the sampler's
         batch = dataclasses.replace(batch, old_logp_BR=batch.rollout.logp_BR)
-    return Position(found.step, state, meta["cursor"], batch, meta.get("streaks", {}), unevaluated)
+    streaks, unlogged = meta.get("streaks", {}), meta.get("unlogged", {})
+    return Position(found.step, state, meta["cursor"], batch, streaks, unevaluated, unlogged)
 
 
 def place_beta(experiment: Experiment) -> jax.Array:

@@ -39,7 +39,8 @@ class Position(NamedTuple):
 
     `batch` is the scored rollout batch of a cycle of several updates, None between cycles; `streaks` are the counters
     of the guards, up to the last step whose metrics were read (FAILED: up to this step); `unevaluated`: a stop
-    interrupted the evaluation after this step, which is then made first.
+    interrupted the evaluation after this step, which is then made first; `unlogged`: metrics since the last row of the
+    log (logs.window).
     """
 
     step: int
@@ -48,6 +49,7 @@ class Position(NamedTuple):
     batch: TrainBatch | None
     streaks: Mapping[str, int] = MappingProxyType({})
     unevaluated: bool = False
+    unlogged: Mapping[str, list] = MappingProxyType({})
 
 
 class Drawn(NamedTuple):
@@ -131,7 +133,9 @@ def train_step(run: Run, position: Position) -> tuple[Position, Record]:
     drawn = draw(run.experiment, position.step, position.cursor)._replace(failed=failed)
     state, metrics, scored = run.policy_step(position.state, run.frozen, drawn)
     step, streaks = position.step + 1, with_failed(position.streaks, failed if scored.failed is None else scored.failed)
-    following = Position(step, state, dict(scored.cursor), None, streaks)
+    following = position._replace(
+        step=step, state=state, cursor=dict(scored.cursor), batch=None, streaks=streaks, unevaluated=False
+    )
     return following, Record(step, metrics, scored, drawn.timer.metrics())
 
 

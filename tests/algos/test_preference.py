@@ -1,6 +1,8 @@
 """DPO and IPO by hand, their gradients, and which pairs a group of scored responses gives."""
 
+import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 
 from pbrl_jax import DpoConfig
-from pbrl_jax.algos.preference import preference_loss, preferred_pairs
+from pbrl_jax.algos.preference import PREFERENCE_LOSSES, preference_loss, preferred_pairs
 
 CHOSEN, REJECTED = np.array([-3.0, -2.0]), np.array([-4.0, -1.5])
 REF_CHOSEN, REF_REJECTED = np.array([-3.5, -1.0]), np.array([-3.0, -1.5])
 #: (-3 + 3.5) - (-4 + 3) and (-2 + 1) - (-1.5 + 1.5).
 MARGINS = (1.5, -1.0)
+LENGTHS = np.array([[2, 4], [1, 5]])
+#: 0.5 / 2 - (-1) / 4 and -1 / 1 - 0 / 5.
+TOKEN_MARGINS = (0.5, -1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +28,10 @@ def float64():
 
 
 def loss(chosen=CHOSEN, rejected=REJECTED, **settings):
-    arrays = map(jnp.asarray, (chosen, rejected, REF_CHOSEN, REF_REJECTED))
-    return preference_loss(*arrays, config=DpoConfig(**settings))
+    logp_P2 = jnp.stack([jnp.asarray(chosen), jnp.asarray(rejected)], axis=1)
+    ref_logp_P2 = jnp.asarray(np.stack([REF_CHOSEN, REF_REJECTED], axis=1))
+    loss_P, metrics = preference_loss(logp_P2, ref_logp_P2, jnp.asarray(LENGTHS), config=DpoConfig(**settings))
+    return loss_P, {name: value_P.mean() for name, value_P in metrics.items()}
 
 
 def sigmoid(x):
@@ -37,7 +44,9 @@ def sigmoid(x):
         ({"beta": 0.5}, [-math.log(sigmoid(0.5 * h)) for h in MARGINS]),
         ({"beta": 0.5, "label_smoothing": 0.1},
          [-0.9 * math.log(sigmoid(0.5 * h)) - 0.1 * math.log(sigmoid(-0.5 * h)) for h in MARGINS]),
-        ({"beta": 0.5, "loss_type": "ipo"}, [(h - 1) ** 2 for h in MARGINS]),
+        ({"beta": 0.5, "loss_type": "ipo"}, [(t - 1) ** 2 for t in TOKEN_MARGINS]),
+        ({"beta": 0.5, "loss_type": "sigmoid_norm"}, [-math.log(sigmoid(0.5 * t)) for t in TOKEN_MARGINS]),
+        ({"beta": 0.5, "loss_type": "hinge"}, [0.25, 1.5]),
     ],
 )  # fmt: skip
 def test_losses_by_hand(settings, expected):
@@ -46,6 +55,25 @@ def test_losses_by_hand(settings, expected):
     assert metrics["rewards/accuracies"] == 0.5
     assert metrics["rewards/margins"] == pytest.approx(0.5 * 0.25)
     assert metrics["rewards/chosen"] - metrics["rewards/rejected"] == pytest.approx(metrics["rewards/margins"])
+
+
+TRL = json.loads((Path(__file__).parents[1] / "fixtures" / "preferences.json").read_text())
+
+
+@pytest.mark.parametrize("case", TRL["cases"], ids=lambda case: f"{case['loss_type']}-{case['beta']}")
+def test_losses_are_those_of_trl(case):
+    """`DPOTrainer._compute_loss` of TRL 1.16 on its own log-probs (tests/fixture_makers/preferences.py): every pair's
+    loss and metrics."""
+    config = DpoConfig(**{name: case[name] for name in ("loss_type", "beta", "label_smoothing")})
+    columns = [jnp.asarray(TRL[name]) for name in ("logp_P2", "ref_logp_P2", "lengths_P2")]
+    loss_P, metrics = preference_loss(*columns, config=config)
+    np.testing.assert_allclose(loss_P, case["loss"], rtol=1e-12)
+    for name, value_P in metrics.items():
+        np.testing.assert_allclose(value_P, case[name], rtol=1e-12, err_msg=name)
+
+
+def test_every_loss_is_compared():
+    assert {case["loss_type"] for case in TRL["cases"]} == PREFERENCE_LOSSES.keys()
 
 
 def test_the_gradient_weighs_pairs_by_how_wrong_they_are():

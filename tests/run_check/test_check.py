@@ -5,7 +5,7 @@ import pytest
 from pbrl_jax import Config, with_values
 from pbrl_jax.algos.losses import LOSSES, ClipConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.run.check import refuse_muon, validate
+from pbrl_jax.run.check import refuse_muon, repeatability, validate
 
 TWO_REWARDS = {"functions": ("cosine", "answer"), "reward_weights": (1.0, 0.5)}
 
@@ -149,3 +149,9 @@ def test_settings_that_are_read(sections):
 def test_separate_rewards_are_accepted():
     algo = {"multi_objective_aggregation": "normalize_then_sum"}
     validate(with_values(Config(), algo=algo, reward=TWO_REWARDS), 1)
+
+
+def test_a_gpu_without_deterministic_sums_is_named():
+    assert "xla_gpu_deterministic_ops" in repeatability("gpu", "--xla_gpu_autotune_level=4")
+    assert repeatability("gpu", "--xla_gpu_deterministic_ops=true --xla_dump_to=x") == ""
+    assert repeatability("cpu", "") == repeatability("tpu", "") == ""

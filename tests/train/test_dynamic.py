@@ -22,13 +22,17 @@ from pbrl_jax.train.trained import Frozen
 
 FLAT_UNTIL = [0]
 """Prompts with an id below it get the same reward for every response."""
+SEEN: list[float] = []
+"""Every reward that was given."""
 
 
 def reward(prompts, completions, prompt_id, **columns):
     """The length of a response, where there is to be a signal."""
-    return [
+    values = [
         0.5 if number < FLAT_UNTIL[0] else len(text) / 64 for number, text in zip(prompt_id, completions, strict=True)
     ]
+    SEEN.extend(values)
+    return values
 
 
 def config_of(**algo):
@@ -104,6 +108,7 @@ def test_what_is_kept_is_what_was_sampled(experiment, made):
     first = one_round(0, {"batch": 0})
     ids_P = np.asarray(first.batch.prompts.row_ids_P)
     FLAT_UNTIL[0] = int(np.sort(ids_P)[1]) + 1
+    SEEN.clear()
     result = rounds(0, {"batch": 0})
     assert [p.id for p in result.prompts_P] == np.asarray(result.batch.prompts.row_ids_P).tolist()
     np.testing.assert_array_equal(result.batch.rollout.tokens_BR, result.host_rollout.tokens_BR)
@@ -115,6 +120,12 @@ def test_what_is_kept_is_what_was_sampled(experiment, made):
         np.testing.assert_array_equal(result.host_rollout.tokens_BR[rows], first.host_rollout.tokens_BR[rows])
         assert result.texts_B[rows] == first.texts_B[rows]
     metrics, _ = describe(result, 1, experiment.policy.tokenizer)
+    assert metrics["reward/unfiltered"] == pytest.approx(np.mean(SEEN), rel=1e-6)
+    assert metrics["reward/unfiltered"] != pytest.approx(np.mean(result.rewards.total.value_B))
+    (name,) = result.rewards.each
+    assert metrics[f"rewards/{name}/mean/unfiltered"] == metrics["reward/unfiltered"]
+    sampled = len(SEEN) * metrics["completions/mean_length/unfiltered"]
+    assert sampled == pytest.approx(metrics["num_tokens"]) and "language/consistency/unfiltered" in metrics
     assert metrics["num_tokens"] > int(result.host_rollout.lengths_B.sum()) and 0 < metrics["sampling/flat_share"] < 1
 
 

@@ -192,6 +192,33 @@ def test_a_stop_in_an_evaluation(trained, tmp_path, monkeypatch):
         assert lines[0] == lines[1] and "eval/accuracy/en" in lines[0], file
 
 
+def test_rows_are_means_over_the_logging_cadence(trained, tmp_path, monkeypatch):
+    """Loss is step / 8: rows of steps 3 and 5 are the means of steps 1 to 3 and of 4 and 5, also in a run that was
+    stopped after steps 1 and 4, whose checkpoints hold what was not written yet. An evaluation writes a row."""
+    stops = [1, 4]
+
+    def interrupted_run(experiment, frozen):
+        run = counted_run(experiment, frozen)
+
+        def take(run_, position):
+            if position.step in stops[:1]:
+                stops.pop(0)
+                raise Interrupted
+            return run.take(run_, position)
+
+        return run._replace(take=take)
+
+    monkeypatch.setattr(loop, "make_run", interrupted_run)
+    settings = {"logging_steps": 3, "save_steps": 50, "eval_steps": 0}
+    config = with_values(trained[0].config, train=settings)
+    experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
+    assert loop.train(experiment, quiet=True) is None and loop.train(experiment, quiet=True) is None
+    assert loop.train(experiment, quiet=True).step == STEPS == 5 and not stops
+    rows = rows_of(experiment.work)
+    assert [(row["step"], row["loss"]) for row in rows] == [(3, 2 / 8), (5, 4.5 / 8)]
+    np.testing.assert_allclose([row["reward"] for row in rows], [0.2, 0.45])
+
+
 def test_samples(trained):
     for step in range(1, STEPS + 1):
         rows = [json.loads(line) for line in trained[0].work.samples_of(step).read_text().splitlines()]
