@@ -32,10 +32,11 @@ def attempted(
     Raises:
       RewardError: it called sys.exit, which is for programs and not for a function within one.
     """
+    not_ours: tuple[type[Exception], ...] = (Interrupted, *passed_on)
     for last in (False, True):
         try:
             return call()
-        except (Interrupted, *passed_on):
+        except not_ours:
             raise
         except SystemExit as leaving:
             raise RewardError(
