@@ -110,10 +110,8 @@ class Place:
 
     def __init__(self, folder: Path):
         self.folder, self.endpoint, self.failures = folder, Endpoint(), folder / "failures"
-        folder.chmod(0o755)
         (folder / "chaos_reward.py").write_text(REWARD)
         self.failures.write_text("0")
-        self.failures.chmod(0o666)
         self.endpoint.open()
         self.drivers, self.whole, self.took = list[Driver](), dict[int, Path](), 20.0
 
@@ -121,7 +119,6 @@ class Place:
         """Driver `number`, with a compilation cache that all share."""
         while len(self.drivers) <= number:
             (own := self.folder / f"driver_{len(self.drivers)}").mkdir()
-            own.chmod(0o777)
             self.drivers.append(
                 Driver(own, JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache"), CHAOS_FAILURES=str(self.failures),
                        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
@@ -165,7 +162,6 @@ class Place:
     def standing_at(self, step: int, hosts: int) -> Path:
         """A new work directory of the run as it stood after this step; 0: nothing was saved."""
         target = Path(tempfile.mkdtemp(dir=self.folder)) / "run"
-        target.parent.chmod(0o755)
         if step:
             shutil.copytree(self.undisturbed(hosts), target)
             (target / "final.json").unlink()

@@ -56,7 +56,7 @@ class Driver:
             self.strike(kill)
         return self.end()
 
-    def start(self, arguments, hold=(), watch=None, flags="", limit=0, environment=(), user=0) -> None:
+    def start(self, arguments, hold=(), watch=None, flags="", limit=0, environment=(), plain=False) -> None:
         """Start one command.
 
         Args:
@@ -65,13 +65,13 @@ class Driver:
           flags: XLA_FLAGS of the child, after those of every child.
           limit: largest file in bytes; 0 is no limit.
           environment: further variables of the child; FAKE_BUCKET: a folder that it takes for an object store.
-          user: number of the user that the child becomes, where root would be allowed everything; 0 does not change.
+          plain: permissions of files hold for the child, even if it is root.
         """
         number = next(self.count)
         self.output, self.marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
         request = {"arguments": list(map(str, arguments)), "output": str(self.output), "marker": str(self.marker),
                    "hold": list(hold), "flags": flags, "limit": limit, "environment": dict(environment),
-                   "user": user}  # fmt: skip
+                   "plain": plain}  # fmt: skip
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         self.pid = int(self.process.stdout.readline())
@@ -227,6 +227,18 @@ HOLDS = {
 }
 
 
+def without_override() -> None:
+    """Give up what lets root read and write whatever a file's mode says (capabilities 1, 2 and 3 of Linux)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for number in range(3):  # effective, permitted, inheritable
+        sets[number] &= ~0b1110
+    assert libc.capset(header, sets) == 0
+
+
 def as_bucket(root: str) -> None:
     """What lies below `root` counts as objects of a store: they are written whole, and cannot be renamed."""
     from pbrl_jax.core import paths
@@ -261,9 +273,8 @@ def child(request: dict) -> int:
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
-    if request["user"]:
-        os.setresgid(*[request["user"]] * 3)
-        os.setresuid(*[request["user"]] * 3)
+    if request["plain"]:
+        without_override()
     if request["hold"]:
         place, *numbers = request["hold"]
         HOLDS[place](request["marker"], *numbers)
