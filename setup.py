@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "tensorflow-text>=2.20",
     "sentencepiece>=0.2.1",
     "datasets>=5.0",
+    "pyarrow>=26.0",
     "tyro>=1.0.10",
     "rich>=14.0",
     "jaxtyping>=0.3.10",
@@ -31,6 +32,7 @@ REQUIREMENTS = [
     "math-verify[antlr4_13_2]>=0.9",
     "sacrebleu>=2.5",
     "pyyaml>=6.0",
+    "httpx2>=2.0,<3",
 ]
 
 EXTRAS = {

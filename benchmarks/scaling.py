@@ -3,10 +3,11 @@
     python benchmarks/scaling.py --json scaling.json
     python benchmarks/scaling.py --axis data --no-run
 
-The step is the one that training runs: rollout, the reward's encoder, update. For each number of devices its programs
-are compiled as `pbrl plan` compiles them, and counted from the optimized HLO, every loop as often as it runs: what a
-device computes must fall as one over the devices. Rollout and update then run: virtual devices share this machine's
-processor, so the processor's seconds for all devices together stay what they are, but for what sharing costs.
+The step is the one that training runs: rollout, the reward's encoder, update; and those of `pbrl sft`, `pbrl dpo` and
+`pbrl encoder`. For each number of devices the programs are compiled as `pbrl plan` compiles them, and counted from the
+optimized HLO, every loop as often as it runs: what a device computes must fall as one over the devices. Rollout and
+update then run: virtual devices share this machine's processor, so the processor's seconds for all devices together
+stay what they are, but for what sharing costs.
 """
 
 import argparse
@@ -54,6 +55,8 @@ def run_config(flags: argparse.Namespace, count: int):
         rollout={"max_prompt_length": flags.prompt_len, "max_completion_length": flags.response_len},
         algo={"num_generations": flags.group, "beta": 0.04}, data={"vocab_size": flags.vocab},
         train={"prompts_per_step": flags.prompts, "logprob_chunk": 512, "packed": False}, log={"entropy": False},
+        sft={"batch_size": flags.prompts * flags.group},
+        dpo={"batch_size": flags.prompts, "path": "scored.jsonl"}, contrastive={"batch_size": flags.prompts},
         policy={"remat": "full"}, mesh={"data": 1, "fsdp": 1, "tensor": 1} | {flags.axis: count},
     )  # fmt: skip
 
@@ -75,9 +78,12 @@ def compiled_costs(config, models, mesh) -> dict[str, dict[str, float]]:
     from pbrl_jax.plan.analytic import estimate_step
     from pbrl_jax.plan.programs import compile_step
     from pbrl_jax.plan.roofline import mesh_sizes
+    from pbrl_jax.plan.stages import SECTIONS, compile_stage
 
     by_hand = estimate_step(config, models, mesh_sizes(config, mesh.size))
     needs = compile_step(config, models, mesh, by_hand, lambda text: None)
+    for verb in SECTIONS:
+        needs[verb] = compile_stage(config, models, mesh, verb, lambda text: None)["train"]
     return {
         name: {
             "flops": need.cost.flops, "bytes": need.cost.bytes, "sent": need.cost.collective_bytes,

@@ -2,18 +2,21 @@
 
 Command:   pbrl train configs/llama31_8b_pbrlsvr.py --workdir runs/llama --dry-run --devices 8
 Works now: the dry run, on any machine: it checks every value and prints the resolved settings and the batch arithmetic.
-           Without --dry-run the policy (HF_TOKEN: it is gated) and the encoder load by their hub ids, and prompts go
-           through the policy's chat template. Nobody has made this run yet: the model code is compared with
-           transformers on small random weights alone (docs/checkpoints.md).
+           Without --dry-run the policy (HF_TOKEN: it is gated), the encoder, COMET and the translator load by their hub
+           ids, and prompts go through the policy's chat template. Nobody has made this run yet: the model code is
+           compared with transformers on small random weights alone (docs/checkpoints.md).
 Hardware:  one host with 8 devices of 80 GB, untried. By `pbrl plan configs/llama31_8b_pbrlsvr.py --topology h100:8`
-           (by hand) a device holds 67.6 GB while it samples, 16.2 GB in the reward and 40.9 GB in the update. Settings
+           (by hand) a device holds 72.4 GB while it samples, 21.0 GB in the reward and 45.7 GB in the update. Settings
            for a v5e-16, a v5p-8 and one H200, with their plans: configs/machines.
 Expected:  the paper reports +16.41 % average multilingual improvement. Whether relative or in points, over which
            languages and benchmarks, is not known to us, so nothing here claims to reproduce it.
 
-Known of the paper: the policy, an English expert whose responses are the references, semantic rewards of embeddings or
-translation with COMET on the answer, and GRPO. All that is marked ASSUMED is ours. In place of the COMET part, which
-this version does not have, the answer part is an embedding cosine too.
+Known of the paper: the policy, an English expert whose responses are the references, the final reward (COMET on the
+answer together with embedding or translation similarity of the reasoning), and GRPO. All that is marked ASSUMED is
+ours. Of the two readings the reasoning has the embedding, which does not translate 512 responses of 2048 tokens at
+every step; only answers are translated, for COMET. The other reading: --reward.hybrid-reasoning translation. COMET
+hardly sees a changed number (docs/rewards.md); the verifiable answer takes its place with --reward.hybrid-answer answer
+--reward.comet "" --reward.translator "". The other reward families are configs/reward_*.py.
 """
 
 from pbrl_jax import (
@@ -33,7 +36,7 @@ from pbrl_jax import (
 
 PIVOT = PivotConfig(
     source="file",  # responses of an English expert, written beforehand; which expert is ASSUMED to be free
-    path="expert_responses.jsonl",  # ASSUMED: a name of ours; lines {"question": ..., "response": ...}
+    file="expert_responses.jsonl",  # ASSUMED: a name of ours; lines {"question": ..., "response": ...}
     max_completion_length=2048,  # ASSUMED: as long as the policy's
     temperature=0.0,  # ASSUMED: greedy
     keep_wrong=False,  # ASSUMED: a wrong reference teaches wrong reasoning
@@ -47,12 +50,18 @@ ENCODER = EncoderConfig(
 )
 
 REWARD = RewardConfig(
-    functions=("cosine",),
-    reward_weights=(1.0,),
+    functions=("hybrid", "repetition", "overlong"),
+    reward_weights=(1.0, 0.2, 0.2),  # ASSUMED: no penalties are mentioned; loops and padding are cheap without them
     parts="split",  # answer and reasoning are scored apart
+    hybrid_answer="comet",
+    hybrid_reasoning="cosine",  # ASSUMED: embedding or translation is not stated
+    hybrid_form="convex",  # ASSUMED: the plainest reading of "combining"
     answer_weight=0.5,  # ASSUMED: alpha is not stated
+    comet="Unbabel/wmt22-comet-da",  # ASSUMED: the checkpoint is not stated
+    comet_wiring="reference",  # ASSUMED: which text takes which of its inputs is not stated
+    translator="facebook/nllb-200-distilled-600M",  # ASSUMED
     language_gate="hard",  # ASSUMED: no language term is mentioned; without one, English replies win
-    rejected_value=-0.2,  # ASSUMED: below every honest attempt
+    rejected_value=-0.2,  # ASSUMED: the floor; no penalty takes an honest attempt below it
 )
 
 ALGO = AlgoConfig(

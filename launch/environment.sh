@@ -7,6 +7,7 @@
 # again while setup.py, the checkout and the Python are the same: a stamp in the environment remembers them.
 #
 #   PYTHON                the interpreter to make .venv with      (default: the first of 3.12, 3.11, ... that runs)
+#   PBRL_LOCK             0: the newest versions, not those of launch/requirements-PYTHON.lock      (default: 1)
 #   PBRL_INSTALL_PYTHON   1: install Python 3.12 with apt-get where no fitting one is found     (default: 0)
 set -euo pipefail
 
@@ -116,15 +117,17 @@ enter_environment() {
 
 # ensure_environment [EXTRA...]: enters the environment and installs the package with these extras.
 ensure_environment() {
-  local stamp wanted extra missing=()
+  local stamp wanted lock extra missing=()
   enter_environment
   python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "the active environment $VIRTUAL_ENV has $(python --version 2>&1), but Python 3.11 or newer is needed;" \
       "deactivate it, and .venv is made"
   stamp="$VIRTUAL_ENV/.pbrl_jax.stamp"
-  wanted="$(python - "$REPOSITORY" <<'PYTHON_CODE'
-import hashlib, pathlib, sys
+  lock="$(lock_file)"
+  wanted="$(python - "$REPOSITORY" ${lock:+"$lock"} <<'PYTHON_CODE'
+import hashlib, pathlib, sys, urllib.request
 parts = [pathlib.Path(sys.argv[1], "setup.py").read_text(), sys.argv[1], sys.version]
+parts += [urllib.request.urlopen(address).read().decode() for address in sys.argv[2:]]
 print(hashlib.sha256("\0".join(parts).encode()).hexdigest())
 PYTHON_CODE
 )"
@@ -136,20 +139,31 @@ PYTHON_CODE
     done
   fi
   if [ "${#missing[@]}" -gt 0 ]; then
-    install_package "$stamp" "$wanted" "$@"
+    install_package "$stamp" "$wanted" "$lock" "$@"
   fi
 }
 
+# The address of the tested versions for this Python and machine; nothing where there are none, or PBRL_LOCK is 0.
+lock_file() {
+  [ "${PBRL_LOCK:-1}" != 1 ] || python - "$REPOSITORY" <<'PYTHON_CODE'
+import pathlib, platform, sys
+file = pathlib.Path(sys.argv[1], "launch", "requirements-%d.%d.lock" % sys.version_info[:2])
+if (sys.platform, platform.machine()) == ("linux", "x86_64") and file.exists():
+    print(file.resolve().as_uri())  # a path with spaces would be two to pip
+PYTHON_CODE
+}
+
 install_package() {
-  local stamp="$1" wanted="$2" extras kept=()
-  shift 2
+  local stamp="$1" wanted="$2" lock="$3" extras kept=()
+  shift 3
   if [ "$(head -n 1 "$stamp" 2>/dev/null)" = "$wanted" ]; then
     mapfile -t kept < <(tail -n +2 "$stamp")
   fi
   extras="$(IFS=,; printf '%s' "$*")"
   say "installing pbrl_jax${extras:+[$extras]} into $VIRTUAL_ENV (a few minutes the first time)"
   rm -f "$stamp"
-  python -m pip install -e "$REPOSITORY${extras:+[$extras]}"
+  # A variable, as the packages that build others are chosen by another pip.
+  PIP_CONSTRAINT="${PIP_CONSTRAINT:-$lock}" python -m pip install -e "$REPOSITORY${extras:+[$extras]}"
   printf '%s\n' "$wanted" ${kept[@]+"${kept[@]}"} "$@" >"$stamp"
 }
 

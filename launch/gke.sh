@@ -22,6 +22,7 @@
 #   SERVICE_ACCOUNT  the Kubernetes account that may use the bucket            (default: default)
 #   SECRET         a Kubernetes Secret whose keys become variables of the run. Empty: where HF_TOKEN, WANDB_* or PBRL_*
 #                  are set here, or variables that PASS names, `run` writes them as the Secret NAME-environment
+#   RUN_AS         user id of the run; 0 on nodes where only root may open the chips     (default: 10001, the image's)
 #   PASS           variables to hand to the run beside these, separated by spaces
 #   BASE_IMAGE     what `build` starts from, for example an image by its digest   (default: launch/Dockerfile's)
 #   CLUSTER, LOCATION, PROJECT     for credentials
@@ -45,6 +46,7 @@ SPOT="${SPOT:-0}"
 RESTARTS="${RESTARTS:-1000}"
 SERVICE_ACCOUNT="${SERVICE_ACCOUNT:-default}"
 SECRET="${SECRET:-}"
+RUN_AS="${RUN_AS:-10001}"
 BASE_IMAGE="${BASE_IMAGE:-}"
 EXAMPLE="IMAGE=us-docker.pkg.dev/me/repo/pbrl NAME=my-run bash launch/gke.sh $command"
 
@@ -125,6 +127,7 @@ manifest() {
     *) fail "$command needs --workdir gs://BUCKET/...: the disk of a pod is gone with it" ;;
   esac
   for word in CHIPS_PER_HOST SLICES RESTARTS; do count "$word"; done
+  [[ "$RUN_AS" =~ ^[0-9]+$ ]] || fail "RUN_AS=$RUN_AS is not a number"
   secret="$(secret_name)" || exit 1
   [ -z "$secret" ] || environment="
                   envFrom:
@@ -164,6 +167,10 @@ spec:
                 - name: pbrl
                   image: $(quoted "$IMAGE")
                   args: [$arguments]$environment
+                  securityContext:
+                    runAsUser: $RUN_AS
+                    runAsGroup: $RUN_AS
+                    allowPrivilegeEscalation: false
                   ports:
                     - containerPort: 8471
                     - containerPort: 8482

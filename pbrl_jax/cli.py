@@ -10,7 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.core.characters import visible
+from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean, is_out_of_memory
 from pbrl_jax.core.lock import held
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.core.version import __version__
@@ -206,6 +207,7 @@ def plan(arguments: Sequence[str]) -> None:
     parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
     parser.add_argument("--topology", default="", help="v5p:2x2x4, v5litepod-16, h100:8, ...; default: this machine")
     parser.add_argument("--json", default="", help="also write the plan to this file")
+    parser.add_argument("--verb", default="train", choices=("train", "sft", "dpo", "encoder"), help="whose step")
     parser.add_argument("--sweep", action="store_true", help="compare all machines (of the kind --topology), by hand")
     known, rest = parser.parse_known_args(arguments)
     import os
@@ -216,7 +218,7 @@ def plan(arguments: Sequence[str]) -> None:
     from pbrl_jax.run.plan import main
 
     config = override(load_config(known.config), rest, f"pbrl plan {known.config}")
-    main(config, known.topology, known.json, known.sweep)
+    main(config, known.topology, known.json, known.sweep, known.verb)
 
 
 def harness(arguments: Sequence[str]) -> None:
@@ -291,8 +293,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 #: Verb -> what to try when it needs more memory than the device has.
 MEMORY = {
     "train": "Lower --train.microbatch-prompts or --train.logprob-chunk, or use --policy.remat full.",
-    "sft": "Lower --sft.batch-size or --train.logprob-chunk, or use --policy.remat full.",
-    "encoder": "Lower --contrastive.batch-size or --encoder.max-length.",
+    "sft": "Lower --sft.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
+    "dpo": "Lower --dpo.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
+    "encoder": "Lower --contrastive.microbatch-size or --encoder.max-length.",
     "pivots": "Lower --eval.batch-size or --pivot.max-completion-length.",
     "generate": "Give fewer --prompt at a time or a lower --max-completion-length; --tensor N shares the model over N "
     "devices.",
@@ -327,22 +330,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PbrlError as error:
         if debug:
             traceback.print_exc()
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {visible(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a missing file, a folder that may not be written to
         if debug:
             traceback.print_exc()
-        print(f"Error: {disk_problem(error)}", file=sys.stderr)
+        print(f"Error: {visible(disk_problem(error))}", file=sys.stderr)
         return 1
     except Interrupted:
         print("Stopped. What was finished is kept; the same command goes on from here.")
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last step that was saved.", file=sys.stderr)
         return 130
-    except Exception as error:  # an exhausted device is the user's to solve; all else is ours and shows itself
-        if debug or "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:  # exhausted memory is the user's to solve; all else is ours and shows itself
+        if debug or not is_out_of_memory(error):
             raise
-        print(f"Error: the device ran out of memory. {MEMORY.get(arguments[0], MEMORY['train'])}", file=sys.stderr)
+        where = "this host" if isinstance(error, MemoryError) else "the device"
+        print(f"Error: {where} ran out of memory. {MEMORY.get(arguments[0], MEMORY['train'])}", file=sys.stderr)
         return 1
     return 0
 

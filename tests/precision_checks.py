@@ -91,3 +91,56 @@ def narrow_sums(function, *args) -> list[str]:
         return found
 
     return sorted(set(walk(jax.make_jaxpr(function)(*args).jaxpr, "unknown place")))
+
+
+#: Primitives that add. Scatters into half precision have unique indices (`narrow_sums`), and so add nothing.
+ADDING = ("dot_general", "reduce_sum", "cumsum", "add_any")
+
+
+def with_wide_sums(function, *args):
+    """`function(*args)`, computed equation by equation with every sum in float32 and rounded once: what half precision
+    costs a program that never adds in it."""
+
+    def bind(eqn, values):
+        params = dict(eqn.params)
+        name, dtype = eqn.primitive.name, eqn.outvars[0].aval.dtype
+        if name not in ADDING or dtype not in NARROW:
+            return eqn.primitive.bind(*values, **params)
+        if params.get("preferred_element_type") is not None:
+            params["preferred_element_type"] = jnp.float32
+        wide = [x.astype(jnp.float32) if x.dtype in NARROW else x for x in values]
+        return jax.tree.map(lambda x: x.astype(dtype), eqn.primitive.bind(*wide, **params))
+
+    def scan(eqn, values):
+        first, count = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+        body, carries = eqn.params["jaxpr"], eqn.params["num_carry"]
+
+        def turn(carry, row):
+            found = evaluate(body.jaxpr, body.consts, [*values[:first], *carry, *row])
+            return tuple(found[:carries]), tuple(found[carries:])
+
+        length, reverse = eqn.params["length"], eqn.params["reverse"]
+        carry, rows = jax.lax.scan(turn, tuple(values[first:count]), tuple(values[count:]), length, reverse)
+        return [*carry, *rows]
+
+    def evaluate(jaxpr, consts, values):
+        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
+        read = lambda var: var.val if hasattr(var, "val") else known[var]  # noqa: E731
+        for eqn in jaxpr.eqns:
+            given, inner = [read(var) for var in eqn.invars], inner_jaxprs(eqn)
+            if eqn.primitive.name == "scan":
+                found = scan(eqn, given)
+            elif eqn.primitive.name in ("cond", "while"):
+                raise NotImplementedError(eqn.primitive.name)
+            elif len(inner) == 1 and len(inner[0].invars) == len(given):
+                closed = next((x for x in eqn.params.values() if getattr(x, "jaxpr", None) is inner[0]), None)
+                found = evaluate(inner[0], closed.consts if closed else (), given)
+            else:
+                found = bind(eqn, given)
+                found = found if eqn.primitive.multiple_results else [found]
+            known |= dict(zip(eqn.outvars, found, strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    run = jax.jit(lambda values: evaluate(closed.jaxpr, closed.consts, values))
+    return jax.tree.unflatten(jax.tree.structure(shape), run(jax.tree.leaves(args)))

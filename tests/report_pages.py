@@ -69,6 +69,19 @@ def sample(step: int, language: str, **changes) -> dict:
     } | changes  # fmt: skip
 
 
+def graded_rows(samples: int = 1, **right) -> list[dict]:
+    """graded_rows(sw=3): of ten problems the first three are right, in every sample."""
+    return [
+        {
+            "key": f"{code}/{n}", "language": code, "sample": s, "correct": n < count, "completion": "abcd",
+            "extracted": None if n == 9 else "4", "tokens": 3, "truncated": n == 9, "marker_missing": False,
+            "published": {"lm_eval_strict": n < count - 1}, "right_language": n > 1, "code_switch": False,
+            "line_pass": None, "word_pass": None,
+        }
+        for code, count in right.items() for n in range(10) for s in range(samples)
+    ]  # fmt: skip
+
+
 def metrics(count: int) -> tuple[dict, ...]:
     return tuple(
         {"step": n, "reward": n / 10, "kl": 0.01 * n, "loss": None, "rewards/cosine/mean/sw": 0.5, "time/update": 1.5}

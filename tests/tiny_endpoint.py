@@ -9,7 +9,8 @@ from pbrl_jax import EndpointConfig
 
 
 class TinyEndpoint:
-    """`reply(body) -> text, or (status, text)`; `seen` holds (path, headers, body) of every request."""
+    """`reply(body) -> text, (status, text), or (status, headers, blocks of bytes)`, with status 0 only
+    the blocks, or a dict, which is the answer; `seen` holds (path, headers, body) of every request."""
 
     def __init__(self, reply):
         self.reply, self.seen = reply, []
@@ -24,14 +25,23 @@ class TinyEndpoint:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.seen.append((self.path, dict(self.headers), body))
                 found = outer.reply(body)
-                status, text = found if isinstance(found, tuple) else (200, found)
-                answer = {"choices": [{"message": {"content": text}}], "usage": {"total_tokens": 10}}
-                content = json.dumps(answer).encode() if status == 200 else text.encode()
                 with contextlib.suppress(OSError):  # a client that did not wait
+                    self.send(*(found if isinstance(found, tuple) else (200, found)))
+
+            def send(self, status, text, blocks=None):
+                headers = text
+                if blocks is None:
+                    answer = {"choices": [{"message": {"content": text}}], "usage": {"total_tokens": 10}}
+                    answer = text if isinstance(text, dict) else answer
+                    blocks = [json.dumps(answer).encode() if status == 200 else text.encode()]
+                    headers = {"Content-Length": str(len(blocks[0]))}
+                if status:
                     self.send_response(status)
-                    self.send_header("Content-Length", str(len(content)))
+                    for name, value in headers.items():
+                        self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(content)
+                for block in blocks:
+                    self.wfile.write(block)
 
             def log_message(self, *arguments):
                 pass

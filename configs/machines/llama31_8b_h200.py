@@ -7,9 +7,9 @@ Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/llama31_8b_h200.py --topology h200:1
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate   105.7       71.9    4330   17.860  memory   hand
-    reward      25.8        8.1     257    0.480  memory   hand
-    update      33.6       15.9   18409   18.610  compute  hand
+    generate   110.5       71.9    4330   17.860  memory   hand
+    reward      30.5        8.1     257    0.480  memory   hand
+    update      38.4       15.9   18409   18.610  compute  hand
 
 Per device, of 141.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 37 s.
 """

@@ -7,9 +7,9 @@ Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/llama31_8b_v5p_8.py --topology v5p-8
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    85.6       18.6    2150   41.5    memory   compiled
-    reward      34.5        1.2     110    0.4    memory   compiled
-    update      85.0       51.7   10600   23.1    compute  compiled
+    generate    90.4       18.6    2150   41.5    memory   compiled
+    reward      39.3        1.2     110    0.4    memory   compiled
+    update      89.8       51.7   10600   23.1    compute  compiled
 
 Per chip, of 102.0 GB; seconds are at least. By hand generate takes 21.5; the compiled program moves twice the bytes.
 """

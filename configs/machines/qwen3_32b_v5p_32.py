@@ -7,9 +7,9 @@ Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/qwen3_32b_v5p_32.py --topology v5p-32
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    68.2        9.1    2290   29.6    memory   compiled
-    reward      34.2        0.3      27    0.1    memory   compiled
-    update      86.9       53.0   11200   24.4    compute  compiled
+    generate    73.0        9.1    2290   29.6    memory   compiled
+    reward      39.0        0.3      27    0.1    memory   compiled
+    update      91.7       53.0   11200   24.4    compute  compiled
 
 Per chip, of 102.0 GB; seconds are at least. By hand generate takes 16.9; the compiled program moves twice the bytes.
 """

@@ -1,11 +1,11 @@
-"""Another encoder for the embedding reward: LaBSE, which was trained on translation pairs.
+"""Another encoder for the reasoning part of the reward: LaBSE, which was trained on translation pairs.
 
 Command:   pbrl train configs/paper/encoder_swap.py --workdir runs/encoder_swap
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
 Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan configs/paper/encoder_swap.py --topology h100:8`
-           (by hand) a device holds 69.5 GB while it samples, 17.3 GB in the reward and 44.8 GB in the update.
+           (by hand) a device holds 72.2 GB while it samples, 20.1 GB in the reward and 45.5 GB in the update.
            Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4 --train.microbatch-prompts 2:
-           118.8, 66.7 and 111.9 GB.
+           115.4, 63.3 and 107.8 GB.
 Expected:  not in the material at hand.
 
 References are embedded anew and not written anew. Others: --encoder.source BAAI/bge-m3 --encoder.max-length 1024;

@@ -2,11 +2,10 @@
 
 Command:   pbrl sft configs/paper/sft_samples.py --workdir runs/sft_samples
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
-Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan configs/paper/sft_samples.py --topology h100:8`
-           (by hand) a device holds 69.6 GB while it samples, 18.2 GB in the reward and 45.0 GB in the update.
-           Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4 --train.microbatch-prompts 2:
-           119.0, 67.6 and 112.1 GB.
-           The plan is that of a GRPO step with these settings.
+Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan
+           configs/paper/sft_samples.py --topology h100:8 --verb sft` (by hand) a device holds 59.6 GB while it samples,
+           8.1 GB in the reward and 35.9 GB in the training.
+           Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4: 78.0, 26.7 and 105.9 GB.
 Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what to compare.
 """
 

@@ -8,12 +8,15 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from pbrl_jax.config.fields import Rules
+from pbrl_jax.config.fields import Rules, field_types
 from pbrl_jax.config.tree import Config
+from pbrl_jax.core.characters import CONTROL
 from pbrl_jax.core.errors import ConfigError, nearest
 
 #: Values of a sibling with which a field that depends on it is not read; see `Rules.only_with`.
 OFF = (0, None, "", (), "off", "none")
+#: Integers become int32 and other numbers float32 on the device, where a smaller one would be 0 and a larger infinite.
+LARGEST_INTEGER, SMALLEST, LARGEST = 2**31 - 1, 1.2e-38, 3.4e38
 
 
 def check_fields(config: Config) -> None:
@@ -28,7 +31,7 @@ def check_fields(config: Config) -> None:
 
 def check_section(name: str, section: Any) -> None:
     """`check_fields` of one section."""
-    hints = typing.get_type_hints(type(section))
+    hints = field_types(type(section))
     for field in dataclasses.fields(section):
         path, value = f"{name}.{field.name}", getattr(section, field.name)
         for item in _values(path, value, hints[field.name]):
@@ -66,8 +69,12 @@ def _check_name(path: str, value: Any, names: tuple[str, ...]) -> None:
 def _check_range(path: str, value: Any, rules: Rules) -> None:
     if rules.names:
         _check_name(path, value, tuple(rules.names))
+    if isinstance(value, str) and (found := CONTROL.search(value)):
+        raise ConfigError(f"{path} is {value!r}; expected text without the control character {found.group()!r}.")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ConfigError(f"{path} has {value.bit_length()} bits; expected an integer of at most {LARGEST_INTEGER}.")
     # Programs compute in float32: what rounds to a bound there is that bound, and what is too large is infinite.
     used = value if isinstance(value, int) else ctypes.c_float(value).value
     # Written so that a NaN, which compares with nothing, is refused.
@@ -80,6 +87,8 @@ def _check_range(path: str, value: Any, rules: Rules) -> None:
     if not (inside and math.isfinite(used)):
         reason = f": {rules.note}" if rules.note else ""
         raise ConfigError(f"{path} is {value}; expected {range_words(rules) or 'a finite number'}{reason}.")
+    if value and not SMALLEST <= abs(value) <= LARGEST:
+        raise ConfigError(f"{path} is {value}; expected 0, or a size from {SMALLEST} to {LARGEST} (float32).")
 
 
 def range_words(rules: Rules) -> str:

@@ -1,5 +1,7 @@
 """What a field of a configuration says of itself: its kind, its range, its names, and when it is read."""
 
+import functools
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -33,6 +35,10 @@ def identity(default, **rules) -> Any:
 def operational(default, **rules) -> Any:
     """A field that changes how an experiment runs, never what it computes; `rules` are those of `Rules`."""
     return field(default=default, metadata={"kind": "operational", "rules": Rules(**rules)})
+
+
+#: The types of a section's fields, by name.
+field_types = functools.cache(typing.get_type_hints)
 
 
 Settings = TypeVar("Settings")

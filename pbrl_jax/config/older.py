@@ -124,7 +124,8 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def stable_values(section: Any, kind: str) -> dict[str, Any]:
-    """The fields that a section had in version 0.1.0, in their order, and later ones that are not at their default.
+    """The fields that a section had in version 0.1.0, in their order, and later ones that define the experiment and are
+    not at their default.
 
     What is hashed and saved as the identity of work (a stage's checkpoint, scored responses) is made of these, so that
     it stays the same when a section gets a field.
@@ -133,7 +134,8 @@ def stable_values(section: Any, kind: str) -> dict[str, Any]:
       kind: a name in FIRST_FIELDS; the section may be of a subclass.
     """
     first = FIRST_FIELDS[kind].split()
-    later = [field for field in dataclasses.fields(section) if field.name not in first]
+    fields = (field for field in dataclasses.fields(section) if field.metadata.get("kind") != "operational")
+    later = [field for field in fields if field.name not in first]
     changed = [field.name for field in later if getattr(section, field.name) != field.default]
     return {name: getattr(section, name) for name in (*first, *changed)}
 

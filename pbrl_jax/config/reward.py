@@ -24,7 +24,9 @@ class RewardConfig:
     penalty (`gate_penalty` is taken from its value), soft (its value is moved towards `rejected_value` by the share of
     letters in other languages), scheduled (soft, closing over `gate_schedule_steps`), off."""
     rejected_value: float = identity(-0.2, only_with=("language_gate", "hard", "tokens", "soft", "scheduled"))
-    """Value of a response in the wrong language."""  # ASSUMED: the paper names no language term
+    """Value of a response in the wrong language, and the floor of all others: what penalties would take below it stays
+    above it, in the same order. Keep it below what your functions give an honest attempt."""
+    # ASSUMED: the paper names no language term
     gate_share: float = identity(
         0.8, above=0, at_most=1, only_with=("language_gate", "hard", "penalty", "soft", "scheduled")
     )

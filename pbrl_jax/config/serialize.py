@@ -12,7 +12,8 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-from pbrl_jax.config.older import FIRST_VERSION, current_defaults, current_names
+from pbrl_jax.config.fields import field_types
+from pbrl_jax.config.older import FIRST_VERSION, current_defaults, current_names, number
 from pbrl_jax.config.tree import AnyConfig, Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 from pbrl_jax.core.version import __version__
@@ -45,11 +46,13 @@ def from_json(
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise ConfigError(
             f"The config is not JSON: {error}. Expected the content of a config.json that a run wrote."
         ) from error
-    version = str(value.pop("version", FIRST_VERSION)) if isinstance(value, dict) else FIRST_VERSION
+    version = value.pop("version", FIRST_VERSION) if isinstance(value, dict) else FIRST_VERSION
+    if not isinstance(version, str) or not number(version):
+        raise ConfigError(f"The config's version is {version!r}; expected one such as {__version__!r}.")
     sections = [field.name for field in dataclasses.fields(kind)]
     if isinstance(value, dict) and not value.keys() & set(sections):
         raise ConfigError(f"Missing key {sections[0]!r}, and every other section: this is no config.json of a run.")
@@ -68,7 +71,7 @@ def check_round_trip(config: Any) -> None:
     """
     try:
         again = from_json(to_json(config), type(config))
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"The config cannot be saved as JSON: {error}. Use numbers and strings.") from error
     for section in dataclasses.fields(config):
         given, read = getattr(config, section.name), getattr(again, section.name)
@@ -140,7 +143,7 @@ class _Reader(NamedTuple):
         where = f"section {path!r}" if path else "the config"
         if not isinstance(value, dict):
             raise ConfigError(f"Found {_found(value)} for {where}, expected a JSON object with its fields.")
-        hints, prefix = typing.get_type_hints(cls), f"{path}." if path else ""
+        hints, prefix = field_types(cls), f"{path}." if path else ""
         value, renamed = current_names(path, value)
         value, changed = current_defaults(path, value, self.version)
         self.renamed.extend(renamed + changed)
@@ -175,7 +178,7 @@ class _Reader(NamedTuple):
             if not isinstance(value, list):
                 raise ConfigError(f"Found {_found(value)} for {path}, expected a list of {_words(arguments[0])}.")
             return tuple(self.typed(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
-        if hint is float and type(value) is int:
+        if hint is float and type(value) is int and value.bit_length() < 1024:  # a larger one is no double
             return float(value)
         if origin is typing.Literal:  # `config.checks` says which of them
             return self.typed(type(arguments[0]), value, path)

@@ -29,6 +29,8 @@ class SftConfig:
     """Optimizer steps of `pbrl sft`."""
     batch_size: int = identity(64, at_least=1)
     """Rows per step."""
+    microbatch_size: int = operational(0, at_least=0)
+    """Rows (packed: streams) whose gradients are computed at a time, over all devices; 0: all. Sums are exact."""
     optimizer: Literal["adamw", "muon"] = identity("adamw")
     """adamw or muon, as in `optim`."""
     learning_rate: float = identity(2e-3, at_least=0, at_most=1)
@@ -51,6 +53,8 @@ class DpoConfig:
     """Optimizer steps of `pbrl dpo`."""
     batch_size: int = identity(32, at_least=1)
     """Pairs per step."""
+    microbatch_size: int = operational(0, at_least=0)
+    """Pairs whose gradients are computed at a time, over all devices; 0: all. Sums are exact."""
     learning_rate: float = identity(5e-7, at_least=0, at_most=1)
     """Peak learning rate, cosine to zero."""  # ASSUMED: usual for DPO; the paper does not state it
     warmup_steps: int = identity(10, at_least=0)
@@ -77,6 +81,9 @@ class ContrastiveConfig:
     """Optimizer steps of `pbrl encoder`."""
     batch_size: int = identity(96, at_least=2)
     """Pairs per step; every other row of the batch is a negative."""
+    microbatch_size: int = operational(0, at_least=0)
+    """Pairs that are encoded at a time, over all devices; 0: all. Every row of the batch stays a negative: vectors are
+    made first, and then the gradient of each microbatch from that of its vectors."""
     learning_rate: float = identity(1e-3, at_least=0, at_most=1)
     """Peak learning rate, cosine to zero."""
     temperature: float = identity(0.05, at_least=1e-06)

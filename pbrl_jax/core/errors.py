@@ -36,12 +36,25 @@ class EndpointError(PbrlError):
     """An endpoint without a usable answer, or a request budget that is used up."""
 
 
+class CutAnswer(EndpointError):
+    """An endpoint's answer that ends at the token limit; `text` is what there is of it."""
+
+    def __init__(self, message: str, text: str):
+        super().__init__(message)
+        self.text = text
+
+
 class HostError(PbrlError):
     """One of several hosts failed, and all hosts have been notified: they stop at the same point and can still save."""
 
 
 class HostLost(PbrlError):
     """One of several hosts has ended or stopped responding: no collective operation is possible any more."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had too little memory: the devices' own error types differ by backend."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "bad_alloc" in str(error)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

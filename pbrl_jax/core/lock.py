@@ -22,6 +22,7 @@ from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import as_path, is_remote
+from pbrl_jax.core.urls import hide_credentials
 
 FILE = "run.lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
@@ -102,7 +103,8 @@ class _Lock:
         self.path, self.descriptor = path, descriptor
         self.holder: dict[str, Any] = {
             "host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            "command": " ".join(["pbrl", *sys.argv[1:]]), "boot": _boot(), "ticks": _process_start(os.getpid()),
+            "command": hide_credentials(" ".join(["pbrl", *sys.argv[1:]])),
+            "boot": _boot(), "ticks": _process_start(os.getpid()),
             "key": secrets.token_hex(8), "beat": 0, "at": time.time(),
         }  # fmt: skip
         self.done = threading.Event()

@@ -170,6 +170,14 @@ def sha256_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` of a file that may be anything; ValueError for all that is no JSON, nested too deeply included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """Appends one JSON object per line, in one write; parent folders are created.
 
@@ -193,25 +201,38 @@ def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; [] where it does not exist. An incomplete last line is left out.
+    """The rows of a log of JSON lines; [] where it does not exist. An incomplete last line, which a killed process
+    left, is left out.
 
     Raises:
       DataError: a line that is no JSON object.
     """
     file = as_path(path)
-    if not file.exists():
-        return []
+    return [row for _, row in _numbered(file, _complete_lines(file.read_bytes()))] if file.exists() else []
+
+
+def numbered_json_lines(path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]:
+    """(line number from 1, row) of a user's file of JSON lines; [] where it does not exist.
+
+    Raises:
+      DataError: a line that is no JSON object, an incomplete last one among them.
+    """
+    file = as_path(path)
+    return _numbered(file, file.read_bytes()) if file.exists() else []
+
+
+def _numbered(file: epath.Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(_complete_lines(file.read_bytes()).split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(f"{file}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: found {type(row).__name__}, expected a JSON object.")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
@@ -225,7 +246,7 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}. Delete it, or let the same command write it again.") from error
     if not isinstance(value, dict):
@@ -251,7 +272,7 @@ def _complete_lines(content: bytes) -> bytes:
     """The content without an incomplete last line; one that is valid JSON gets its missing newline."""
     lines, newline, last = content.rpartition(b"\n")
     try:
-        json.loads(last)
+        parse_json(last)
     except ValueError:
         return lines + newline
     return content + b"\n"

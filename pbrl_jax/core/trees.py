@@ -112,6 +112,27 @@ def map_microbatches(function: Callable[[Any], jax.Array], tree: Any, groups: in
     return jnp.moveaxis(rows, 0, 1).reshape(-1, *pieces.shape[2:])
 
 
+def sum_microbatches(
+    function: Callable[[Any], Any], tree: Any, groups: int, size: int, add: Callable[[Any, Any], Any] | None = None
+) -> Any:
+    """`function(tree)`, a tree of sums over rows, made for `size` groups of rows at a time (0: all) and added up.
+
+    Args:
+      add: (total, that of one more microbatch) -> total, where not every leaf is a sum; totals begin with zeros.
+    """
+    if not 0 < size < groups:
+        return function(tree)
+    pieces = split_microbatches(tree, groups, groups // size)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def more(total, piece):
+        new = function(piece)
+        return add(total, new) if add else jax.tree.map(jnp.add, total, new), None
+
+    return jax.lax.scan(more, zeros, pieces)[0]
+
+
 def take_groups(tree: Any, index: jax.Array, groups: int) -> Any:
     """The groups `index` of arrays whose leading axis is [groups * k]."""
 

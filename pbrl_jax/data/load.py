@@ -2,21 +2,32 @@
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from pbrl_jax.config.tree import DataConfig
+from pbrl_jax.core.characters import CONTROL, visible
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.sources import SOURCES
 from pbrl_jax.data.sources.common import SHOWN_ERRORS, language_of, prompt_id, row_of
-from pbrl_jax.text.answers import read_gold
+from pbrl_jax.text.answers import read_gold, same_answer
 from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
 
 READABLE_GOLDS = 0.9
 """A data set of whose gold answers fewer can be read is refused."""
+REPEATED, OTHER_GOLD = (f"a question that stood before, with {whose} answer" for whose in ("the same", "another"))
+ODD_ROWS = {
+    "a question without a visible character": 0.1, "control characters": 0.1,
+    REPEATED: 0.5, OTHER_GOLD: 0.1,
+}  # fmt: skip
+"""Kind of row -> the largest share of a data set that may be so."""
+NAMED_ONLY = 10
+"""So few odd rows are never refused."""
 REQUIREMENTS = ("answer", "question_en", "reference")
 OVERLONG = ("error", "drop")
 
@@ -52,6 +63,8 @@ def load_prompts(
         _require(prompts, field, data.source)
     if "answer" in require:
         check_golds(prompts)
+    for line in check_rows(prompts):
+        print(visible(line), file=sys.stderr)
     return prompts
 
 
@@ -84,6 +97,35 @@ def check_golds(prompts: Sequence[Prompt]) -> str:
             "a solution that ends in '#### N')."
         )
     return said
+
+
+def check_rows(prompts: Sequence[Prompt]) -> list[str]:
+    """A line for each kind of odd row: how many there are, and the first few.
+
+    Raises:
+      DataError: more of one kind than the share that ODD_ROWS allows.
+    """
+    seen: dict[tuple[str, str], Prompt] = {}
+    odd: dict[str, list[Prompt]] = {kind: [] for kind in ODD_ROWS}
+    for prompt in prompts:
+        first = seen.setdefault((prompt.language, prompt.question), prompt)
+        texts = (prompt.question, prompt.question_en, prompt.answer or "", *(one.text for one in prompt.references))
+        if not FORMAT.sub("", prompt.question).strip():
+            odd["a question without a visible character"].append(prompt)
+        if any(map(CONTROL.search, texts)):
+            odd["control characters"].append(prompt)
+        if first is not prompt:
+            answers = first.answer, prompt.answer
+            equal = answers[0] == answers[1] or None in answers or same_answer(*answers)
+            odd[REPEATED if equal else OTHER_GOLD].append(prompt)
+    lines = []
+    for kind, found in odd.items():
+        if found:
+            line = f"{len(found)} of {len(prompts)} rows have {kind}, the first at {_places(found)}."
+            lines.append(line)
+            if len(found) > max(NAMED_ONLY, ODD_ROWS[kind] * len(prompts)):
+                raise DataError(f"{line} At most {ODD_ROWS[kind]:.0%} may. Correct or remove these rows.")
+    return lines
 
 
 def refuse_trained(prompts: Sequence[Prompt], trained: Sequence[Prompt]) -> None:

@@ -12,10 +12,16 @@ from typing import Any
 from etils import epath
 
 from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import parse_json
 from pbrl_jax.data.sources.common import RowErrors
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
+UNPACKED_BYTES, UNPACKED_FREE, UNPACKED_RATIO = 1 << 32, 1 << 26, 200
+"""A compressed file may unpack to UNPACKED_BYTES at most, and to UNPACKED_RATIO times its size and UNPACKED_FREE more:
+text is compressed to a third or a tenth, a file that was made to fill the memory to a thousandth."""
+PARQUET_ROWS = 1024
+"""Rows unpacked at a time."""
 Row = tuple[int, dict[str, Any]]
 """(number, counting from 1 as editors do; values by column)."""
 
@@ -41,7 +47,7 @@ def read_rows(file: epath.Path, errors: RowErrors, header: Sequence[str] = (), s
     if file.name.endswith(".parquet"):
         return list(enumerate(_parquet_rows(raw, str(file)), start=1))
     try:
-        text = (gzip.decompress(raw) if bare != file.name else raw).decode("utf-8-sig")
+        text = (_unzipped(raw, str(file)) if bare != file.name else raw).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{str(file)!r} is not UTF-8: {error}.") from error
     except (EOFError, OSError, zlib.error) as error:
@@ -50,21 +56,46 @@ def read_rows(file: epath.Path, errors: RowErrors, header: Sequence[str] = (), s
         return _separated_rows(text, "\t" if bare.endswith(".tsv") else ",", errors)
     if bare.endswith(".json"):
         try:
-            whole = json.loads(text)
+            whole = parse_json(text)
             return _objects(list(enumerate(whole if isinstance(whole, list) else [whole], start=1)), errors)
-        except json.JSONDecodeError:
+        except ValueError:
             pass  # one object a line
     lines = list(enumerate(text.removesuffix("\n").split("\n") if text else (), start=1))
     lines = [(number, line) for number, line in lines if line.strip() or not skip_blank]
     return _headless_rows(lines, header, errors) if header else _json_rows(lines, errors)
 
 
+def _unzipped(raw: bytes, place: str) -> bytes:
+    """What a gzip file unpacks to, read up to the limit."""
+    limit = _unpacked_limit(raw)
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise DataError(_too_large(place, limit))
+    return content
+
+
+def _unpacked_limit(raw: bytes) -> int:
+    return min(UNPACKED_BYTES, UNPACKED_FREE + UNPACKED_RATIO * len(raw))
+
+
+def _too_large(place: str, limit: int) -> str:
+    return f"{place!r} unpacks to more than {limit >> 20} MiB, which no text does. Unpack it and look at its content."
+
+
 def _parquet_rows(raw: bytes, place: str) -> list[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
+    rows: list[dict[str, Any]] = []
+    left = limit = _unpacked_limit(raw)
     try:
-        return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
+        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches(PARQUET_ROWS):
+            left -= batch.nbytes
+            if left < 0:
+                raise DataError(_too_large(place, limit))
+            rows += batch.to_pylist()
+        return rows
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{place} is damaged, or no parquet file: {error}. Download it again.") from error
 
@@ -123,8 +154,8 @@ def _json_rows(lines: Sequence[tuple[int, str]], errors: RowErrors) -> list[Row]
     values = []
     for number, line in lines:
         try:
-            values.append((number, json.loads(line)))
-        except (json.JSONDecodeError, RecursionError) as error:
+            values.append((number, parse_json(line)))
+        except ValueError as error:
             errors.add(number, f"is no JSON ({error})")
     return _objects(values, errors)
 

@@ -9,15 +9,17 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.contrastive import change_numbers
 from pbrl_jax.eval.attack_text import PHRASES, Phrases
+from pbrl_jax.eval.wrapping import WRAPPINGS, Wrapping
 from pbrl_jax.rewards.alignment import chunks_of
 from pbrl_jax.text.answers import split_response
-from pbrl_jax.text.languages import answer_sentence
+from pbrl_jax.text.languages import LANGUAGES, answer_sentence
 
 _EQUATION = re.compile(r"\d[\d.,]*(?:\s*[-+*/×÷−]\s*\d[\d.,]*)+\s*=\s*\d+")
+_SIGNS = re.compile(r"[-+(]?\d[\d\s.,:/+*\u00d7\u00f7\u2212=()%-]*")
 _NUMBER = re.compile(r"\d(?:[\d.,/]*\d)?")
 
 
@@ -25,8 +27,9 @@ class Case(NamedTuple):
     """One problem in one language, with the texts that attacks are made from.
 
     `faithful` is a correct reply in the prompt's language, `others` are correct replies to the same problem in two
-    further languages (never English), `neighbours` faithful replies to two other problems in the prompt's language;
-    the first is the most similar one in the data. `held_out` marks problems of a family without hard negatives.
+    further languages (never English; none where there are none), `neighbours` faithful replies to two other problems in
+    the prompt's language; the first is the most similar one in the data. `held_out` marks problems of a family without
+    hard negatives.
     """
 
     prompt: Prompt
@@ -38,12 +41,11 @@ class Case(NamedTuple):
 
     @property
     def phrases(self) -> Phrases:
-        if self.prompt.language not in PHRASES:
-            raise DataError(
-                f"There are no attack phrases in {self.prompt.language}, only in {', '.join(PHRASES)}. Leave the "
-                "language out, or add its phrases to pbrl_jax/eval/attack_text.py."
-            )
-        return PHRASES[self.prompt.language]
+        """Sentences to insert; of a language without its own, signs of denial and sentences of other replies."""
+        if own := PHRASES.get(self.prompt.language):
+            return own
+        filler = [(steps_of(text) or [text])[0] for text in reversed(self.neighbours)]
+        return Phrases("\u2260 {answer}", "\u2717", (filler[0], filler[1]), (filler[1], filler[0]))
 
     @property
     def parts(self) -> tuple[str, str]:
@@ -55,13 +57,13 @@ class Case(NamedTuple):
         return split_response(self.english, "en")
 
 
-def check_phrases(languages: Sequence[str]) -> None:
-    """Raise ConfigError for languages that the attacks have no sentences in."""
-    if missing := [code for code in languages if code not in PHRASES]:
-        raise ConfigError(
-            f"The audit has no sentences in {', '.join(missing)}; it has them in {', '.join(PHRASES)}. Leave the "
-            "others out: --data.languages."
-        )
+def phrase_notes(languages: Sequence[str]) -> list[str]:
+    """One line about the languages that have no attack sentences of their own; none where all have."""
+    lacking = ", ".join(f"{LANGUAGES[code].name} ({code})" for code in languages if code not in PHRASES)
+    return [
+        f"{lacking}: no attack sentences in attack_text.json, so negations are signs, and filler and boilerplate are "
+        "sentences of replies to other problems."
+    ] * bool(lacking)
 
 
 def steps_of(text: str) -> list[str]:
@@ -140,11 +142,50 @@ def _repeat_last(case: Case, rng: random.Random) -> str:
     return " ".join([reasoning, *steps_of(reasoning)[-1:] * 3, answer])
 
 
+def _equations(case: Case, rng: random.Random) -> str:
+    """The equations of the reply, or its numbers where it has none, and its answer."""
+    equations = " ".join(f"{match.group()}." for match in _EQUATION.finditer(case.parts[0]))
+    return f"{equations} {case.parts[1]}" if equations else _signs(case, rng)
+
+
+def _signs(case: Case, rng: random.Random) -> str:
+    """All numbers and signs of the reply without a word between them, and its answer."""
+    return " ".join([*(match.group().strip() for match in _SIGNS.finditer(case.parts[0])), case.parts[1]])
+
+
+def _boxed(case: Case) -> str:
+    return f"\\boxed{{{case.prompt.answer}}}"
+
+
+def _several(case: Case, rng: random.Random) -> str:
+    """The right steps, three wrong answers, and the right one."""
+    wrong = [answer_sentence(answer, case.prompt.language) for answer in _near(case)]
+    return " ".join([case.parts[0], *wrong, case.parts[1]])
+
+
+def _near(case: Case) -> list[str]:
+    """Three other answers of the same kind."""
+    answer = case.prompt.answer or ""
+    if answer.lstrip("-").isdecimal():
+        return [str(int(answer) + shift) for shift in (1, 2, 10)]
+    if len(answer) == 1 and answer.isalpha():
+        return [chr(ord("A") + (ord(answer.upper()) - 65 + shift) % 4) for shift in (1, 2, 3)]
+    return [f"{answer} + {shift}" for shift in (1, 2, 10)]
+
+
 class Attack(NamedTuple):
     """An attack's two templates, (case, rng) -> the reply."""
 
     seen: Callable[[Case, random.Random], str]
     held_out: Callable[[Case, random.Random], str]
+
+
+def _wrapped(wrapping: Wrapping) -> Attack:
+    """English steps, wrapped, before the reply's own answer; held out: the whole English reply in the other form."""
+    return Attack(
+        lambda case, rng: f"{wrapping.seen(case.english_parts[0])} {case.parts[1]}",
+        lambda case, rng: f"{wrapping.held_out(case.english)} {_boxed(case)}",
+    )
 
 
 ATTACKS: dict[str, Attack] = {
@@ -176,7 +217,23 @@ ATTACKS: dict[str, Attack] = {
         lambda case, rng: case.phrases.boilerplate[0],
         lambda case, rng: f"{case.phrases.boilerplate[1]} {case.parts[1]}",
     ),
-    "other_language": Attack(lambda case, rng: case.others[0], lambda case, rng: case.others[1]),
+    "other_language": Attack(
+        lambda case, rng: case.others[0] if case.others else case.faithful,
+        lambda case, rng: case.others[-1] if case.others else case.faithful,
+    ),
+    "equations_only": Attack(_equations, _signs),
+    "several_answers": Attack(_several, lambda case, rng: " ".join([case.parts[1]] * 4)),
+    "prompt_echoed": Attack(
+        lambda case, rng: f"{case.prompt.question} {case.faithful}",
+        lambda case, rng: f"{case.parts[0]} {case.prompt.question} {case.parts[1]}",
+    ),
+    "text_behind_box": Attack(
+        lambda case, rng: (
+            f"{case.parts[0]} {_boxed(case)} {split_response(case.neighbours[0], case.prompt.language)[0]}"
+        ),
+        lambda case, rng: f"{_boxed(case)} {case.phrases.filler[1]} {case.phrases.boilerplate[1]}",
+    ),
+    **{f"english_in_{name}": _wrapped(wrapping) for name, wrapping in WRAPPINGS.items()},
 }
 """name -> templates."""
 

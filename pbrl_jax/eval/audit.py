@@ -4,8 +4,8 @@ Pairs are of one prompt, like the samples of a group: the AUC of an attack in a 
 faithful reply scores higher than the attack, ties counting one half.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from pbrl_jax.core.batching import by_length, pad_tokens
 from pbrl_jax.core.errors import DataError, RewardError
-from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax.core.paths import numbered_json_lines
 from pbrl_jax.core.records import Prompt, Scores, on_host
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import row_of
@@ -29,14 +29,17 @@ HELD_OUT_FAMILIES = ("div", "muladd")
 """Quickstart families without hard negatives: one of one step, one of two."""
 HELD_OUT = "/held_out"
 """Suffix of an attack's name: its held-out template, on held-out problems."""
-BATCH = 512
+BATCH = 128
+MIN_PROBLEMS = 3
+"""Replies in a language that the audit needs: a problem and two others to make attacks of."""
 
 Table = dict[str, dict[str, float]]
 """language -> attack -> AUC in [0, 1]."""
 
 
 def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]], Scores], seed: int = 0) -> Table:
-    """The AUC of every attack in every language of `cases`; English is left out.
+    """The AUC of every attack in every language of `cases`; English is left out, and so is an attack that can be made
+    of no reply in a language (`unmade_attacks`).
 
     Seen templates are for problems that are not held out, held-out templates (name + HELD_OUT) for those that are.
 
@@ -45,14 +48,13 @@ def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]]
 
     Raises:
       RewardError: a faithful reply or an attack without a valid score, named.
-      DataError: no cases of a language are held out, or all are; or an attack that cannot be built.
+      DataError: no cases of a language are held out, or all are.
     """
     cases = [case for case in cases if case.prompt.language != "en"]
     rows = [(case, "", case.faithful) for case in cases]
-    for case in cases:
-        for name in ATTACKS:
-            reply = attack_reply(name, case.held_out, case, seed)
-            rows.append((case, name + HELD_OUT * case.held_out, reply))
+    for case, name, reply in attacks_on(cases, seed):
+        if reply is not None:
+            rows.append((case, name, reply))
     scores = score([case.prompt for case, _, _ in rows], [reply for _, _, reply in rows])
     values, valid = np.asarray(scores.value_B, np.float64), np.asarray(scores.valid_B)
     if not valid.all():
@@ -62,17 +64,36 @@ def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]]
             f"{name or 'the faithful reply'} to problem {case.prompt.id} in {case.prompt.language}: {reply!r}."
         )
     faithful = {case.prompt.id: value for (case, _, _), value in zip(rows[: len(cases)], values, strict=False)}
-    wins = defaultdict(list)
+    wins: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (case, name, _), value in zip(rows[len(cases) :], values[len(cases) :], strict=True):
         own = faithful[case.prompt.id]
         wins[case.prompt.language, name].append(1.0 if own > value else 0.5 if own == value else 0.0)
     table: Table = {}
     for language in dict.fromkeys(case.prompt.language for case in cases):
-        found = {name: wins[language, name] for name in attack_names()}
-        if empty := [name for name, pairs in found.items() if not pairs]:
+        held = {case.held_out for case in cases if case.prompt.language == language}
+        if empty := [name for name in attack_names() if name.endswith(HELD_OUT) not in held]:
             raise DataError(f"The audit has no problem in {language} for {', '.join(empty)}. Raise --limit.")
-        table[language] = {name: float(np.mean(pairs)) for name, pairs in found.items()}
+        named = {name: wins[language, name] for name in attack_names()}
+        table[language] = {name: float(np.mean(pairs)) for name, pairs in named.items() if pairs}
     return table
+
+
+def attacks_on(cases: Sequence[Case], seed: int) -> Iterator[tuple[Case, str, str | None]]:
+    """(case, name of the attack, its reply) of every attack on every case; None where it cannot be made of a reply."""
+    for case in cases:
+        for name in ATTACKS:
+            try:
+                reply: str | None = attack_reply(name, case.held_out, case, seed)
+            except DataError:
+                reply = None
+            yield case, name + HELD_OUT * case.held_out, reply
+
+
+def unmade_attacks(cases: Sequence[Case], seed: int = 0) -> list[str]:
+    """One line for each attack that cannot be made of some replies, and why."""
+    lacking = Counter(name for _, name, reply in attacks_on(cases, seed) if reply is None)
+    return [f"Attack {name} does not change {count} of the replies; those pairs are left out." for name, count
+            in lacking.items()]  # fmt: skip
 
 
 def attack_names() -> list[str]:
@@ -101,15 +122,14 @@ def make_scorer(
             encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts
         )
         table = PivotVectors(whole, reasoning, answer, np.ones(len(unique), bool))
-        found = []
-        for _, rows in by_length([0] * len(prompts), min(BATCH, len(prompts))):
+        value, valid = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), bool)
+        for own, rows in by_length([len(reply) for reply in replies], min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
             pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
             ids = tokenizer.encode_batch(texts)
             tokens, lengths = pad_tokens(ids, max(1, *map(len, ids)))
             total = reward(RewardInputs(chosen, texts, tokens, lengths, pivots, 0)).total
-            found.append((np.asarray(total.value_B), np.asarray(total.valid_B)))
-        value, valid = (np.concatenate(column)[: len(prompts)] for column in zip(*found, strict=True))
+            value[own], valid[own] = np.asarray(total.value_B)[: len(own)], np.asarray(total.valid_B)[: len(own)]
         return on_host(Scores, value, valid, {})
 
     return score
@@ -150,26 +170,25 @@ def _neighbours(place: int, pool: Sequence[WordProblem]) -> tuple[WordProblem, W
 
 
 def _further(code: str, languages: Sequence[str]) -> tuple[str, ...]:
-    """Two languages of `languages` behind `code`, in its order, that are neither it nor English."""
+    """Two languages of `languages` behind `code`, in its order, that are neither it nor English: twice the same where
+    there is one, and none where there is none."""
     others = [other for other in languages if other not in (code, "en")]
     start = list(languages).index(code)
     later = [other for other in others if list(languages).index(other) > start]
-    return tuple([*later, *others][:2]) if len(others) > 1 else (others[0], others[0])
+    return tuple([*later, *others][:2]) if len(others) > 1 else tuple(others * 2)
 
 
 def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Case]:
-    """Cases of the first `limit` problems (0: all) of a JSON lines file of faithful replies, `{"id", "language",
-    "response"}`, to `prompts`.
-
-    Every second problem counts as held out.
+    """Cases of a JSON lines file of faithful replies, `{"id", "language", "response"}`, to `prompts`: of the first
+    `limit` problems in each language (0: all). Every second one counts as held out.
 
     Raises:
-      DataError: rows of unknown prompts, replies that are wrong or have no steps, fewer than three problems or two
-        languages other than English, or prompts without reference or answer.
+      DataError: rows of unknown prompts, replies that are wrong or have no steps, a language with fewer than three
+        problems, or prompts without reference or answer.
     """
     known: dict[tuple[Any, Any], Prompt] = {(prompt.id, prompt.language): prompt for prompt in prompts}
     replies: dict[int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
-    for number, row in enumerate(read_json_lines(path), start=1):
+    for number, row in numbered_json_lines(path):
         prompt = known.get((row.get("id"), row.get("language")))
         if prompt is None or not str(row.get("response", "")).strip():
             raise DataError(
@@ -179,31 +198,37 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
         if prompt.reference is None or prompt.answer is None:
             raise DataError(f"Problem {prompt.id} in {prompt.language} has no reference or no answer to audit with.")
         reply = str(row["response"]).strip()
-        if not split_response(reply, prompt.language)[0] or not same_answer(
-            extract_answer(reply, prompt.language), prompt.answer
-        ):
+        if not is_faithful(reply, prompt):
             raise DataError(
                 f"{PurePath(path).name}, row {number}: the audit needs faithful replies, steps and then the answer "
                 f"{answer_sentence(prompt.answer, prompt.language)!r}; found {reply!r}. Correct or remove that row."
             )
         if prompt.language != "en":
             replies[row_of(prompt.id)][prompt.language] = (prompt, reply, prompt.reference.text)
-    codes = list(dict.fromkeys(code for row in replies.values() for code in row))
-    complete = [row for row in replies.values() if len(row) == len(codes)]
-    if len(complete) < 3 or len(codes) < 2:
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in replies.values():
+        for code, (_, reply, _) in row.items():
+            texts[code].append(reply)
+    few = [f"{len(found)} in {code}" for code, found in texts.items() if len(found) < MIN_PROBLEMS]
+    if few or not texts:
         raise DataError(
-            f"{PurePath(path).name} has {len(complete)} problems with a reply in each of {len(codes)} languages; the "
-            "audit needs three problems or more and two languages beside English."
+            f"{PurePath(path).name} has {', '.join(few) or 'no'} replies; the audit needs three problems or more in "
+            "each language, and one beside English."
         )
-    return [
-        Case(
-            prompt=prompt,
-            faithful=reply,
-            english=english,
-            others=tuple(row[other][1] for other in _further(code, codes)),
-            neighbours=tuple(complete[(place + shift) % len(complete)][code][1] for shift in (1, 2)),
-            held_out=place % 2 == 1,
-        )
-        for place, row in enumerate(complete[: limit or None])
-        for code, (prompt, reply, english) in row.items()
-    ]
+    cases, places = [], Counter[str]()
+    for row in replies.values():
+        for code, (prompt, reply, english) in row.items():
+            place, own = places[code], texts[code]
+            places[code] += 1
+            if not limit or place < limit:
+                others = tuple(row[other][1] for other in _further(code, list(row)))
+                neighbours = tuple(own[(place + shift) % len(own)] for shift in (1, 2))
+                cases.append(Case(prompt, reply, english, others, neighbours, held_out=place % 2 == 1))
+    return cases
+
+
+def is_faithful(reply: str, prompt: Prompt) -> bool:
+    """Whether a reply has steps and then the prompt's answer."""
+    return bool(split_response(reply, prompt.language)[0]) and same_answer(
+        extract_answer(reply, prompt.language), prompt.answer
+    )

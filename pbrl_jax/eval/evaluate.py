@@ -8,8 +8,9 @@ import numpy as np
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.engine import Engine, Sampling
+from pbrl_jax.text.alike import related_languages
 from pbrl_jax.text.answers import extract_answer, same_answer
-from pbrl_jax.text.langid import is_right_language
+from pbrl_jax.text.langid import Alternatives, is_right_language
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
 
@@ -54,7 +55,7 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
     return [answer.text for answer in answers]
 
 
-def grade(prompt: Prompt, completion: str, languages: tuple[str, ...]) -> Response:
+def grade(prompt: Prompt, completion: str, languages: Alternatives) -> Response:
     """Compare the extracted answer with the gold answer, and look at the language."""
     extracted = extract_answer(completion, prompt.language)
     right = is_right_language(completion, prompt.language, languages)
@@ -80,7 +81,8 @@ def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) 
 
     English is always among the languages that a response may turn out to be in.
     """
-    languages = tuple(dict.fromkeys([*(prompt.language for prompt in prompts), "en"]))
+    related = related_languages((prompt.language, prompt.question) for prompt in prompts)
+    languages = (*dict.fromkeys([*(prompt.language for prompt in prompts), "en"]), *related.pairs)
     texts = answer_texts(decoder, params, [p.question for p in prompts], [p.language for p in prompts], **calls)
     responses = [grade(prompt, text, languages) for prompt, text in zip(prompts, texts, strict=True)]
     return summarise(responses), responses

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pbrl_jax.text.langid import identifier_of, is_right_language
+from pbrl_jax.text.langid import Alternatives, identifier_of, is_right_language
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.words import judged_lines
 
@@ -30,11 +30,12 @@ class Fidelity(NamedTuple):
         return None if self.right is None else self.right and (self.lines is False or self.words is False)
 
 
-def fidelity(text: str, language: str, alternatives: Sequence[str]) -> Fidelity:
+def fidelity(text: str, language: str, alternatives: Alternatives) -> Fidelity:
     """The three verdicts on a response that should be in `language`, judged among `alternatives`."""
     if language not in LANGUAGES or not identifier_of(language):
         return Fidelity(None, None, None)
-    codes = tuple(dict.fromkeys([language, *(code for code in alternatives if code in LANGUAGES), "en"]))
+    known = [code for code in alternatives if isinstance(code, tuple) or code in LANGUAGES]
+    codes = tuple(dict.fromkeys([language, *known, "en"]))
     right = is_right_language(text, language, codes)
     judged = [is_right_language(line, language, codes) for line in text.splitlines() if line.strip()]
     lines = [verdict for verdict in judged if verdict is not None]

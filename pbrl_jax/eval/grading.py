@@ -7,8 +7,9 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.eval.benchmarks.common import LETTERS, Benchmark, Problem
 from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
 from pbrl_jax.eval.fidelity import fidelity
+from pbrl_jax.text.alike import related_languages
 from pbrl_jax.text.answers import extract_answer, same_answer
-from pbrl_jax.text.langid import identifier_of, identify_language
+from pbrl_jax.text.langid import Alternatives, identifier_of, identify_language
 from pbrl_jax.text.languages import LANGUAGES, known_code
 
 
@@ -22,7 +23,7 @@ def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
 
 
 def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: dict[str, Any],
-                   alternatives: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+                   alternatives: Alternatives) -> dict[str, Any]:  # fmt: skip
     """A generated row with its grades.
 
     Adds question, gold, extracted, correct, marker_missing (an answer was found, but not announced), published,
@@ -76,7 +77,8 @@ def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
       DataError: a row of a problem that is not in this evaluation, or a missing field.
     """
     by_key = {problem.key: (place, problem) for place, problem in enumerate(problems)}
-    alternatives = tuple(dict.fromkeys(known_code(problem.language) or problem.language for problem in problems))
+    questions = [(known_code(problem.language) or problem.language, problem.question) for problem in problems]
+    alternatives = (*dict.fromkeys(code for code, _ in questions), *related_languages(questions).pairs)
     graded = []
     for row in rows:
         if row.get("key") not in by_key:

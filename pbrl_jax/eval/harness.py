@@ -59,6 +59,11 @@ class PolicyRequests:
     def __init__(self, policy: Policy, batch_size: int = 16, max_length: int = 2048, max_gen_toks: int = 256,
                  seed: int = 0, mesh: Any = None):  # fmt: skip
         super().__init__()
+        if policy.positions and max_length > policy.positions:
+            raise ConfigError(
+                f"--max-length is {max_length}, but this model was made for {policy.positions} positions "
+                f"(max_position_embeddings of its config.json). Use --max-length {policy.positions}."
+            )
         self.policy, self.engine = policy, Engine.of(policy, batch_size, mesh)
         self.max_length, self.max_gen_toks, self.seed = max_length, max_gen_toks, seed
 

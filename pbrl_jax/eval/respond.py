@@ -45,11 +45,13 @@ class Answering(NamedTuple):
     params: Any
     tokenizer: Tokenizer
     settings: Settings
+    positions: int = 0
 
     @property
     def engine(self) -> Engine:
         """What answers and scores."""
-        return Engine(self.spec, self.params, self.tokenizer, self.settings.batch_size, self.settings.mesh)
+        of = self.settings
+        return Engine(self.spec, self.params, self.tokenizer, of.batch_size, of.mesh, positions=self.positions)
 
 
 def encode_prompts(

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.logs.progress import duration
 
 LINE_METRICS = ("reward", "loss", "kl", "completions/mean_length", "grad_norm", "step_time")
@@ -143,5 +144,7 @@ class LiveView:
             table.add_column(column, justify="right")
         for code in sorted(self._languages):
             cells = (self._languages[code].get(column) for column in columns)
-            table.add_row(code, *(Text("" if c is None else f"{100 * c:.1f}", justify="right") for c in cells))
+            table.add_row(
+                Text(visible(code)), *(Text("" if c is None else f"{100 * c:.1f}", justify="right") for c in cells)
+            )
         return table

@@ -6,7 +6,6 @@ live panel on a terminal or one plain line a step (logs.live). A resumed run con
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +19,9 @@ from etils import epath
 from rich.console import Console
 from rich.text import Text
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.paths import append_json_lines, is_remote, work_dir, write_atomic
+from pbrl_jax.core.paths import append_json_lines, is_remote, parse_json, work_dir, write_atomic
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.logs.trackers import Tracker, make_trackers
 from pbrl_jax.mesh import watch
@@ -57,10 +57,10 @@ def kept_lines(text: str, resume_step: int) -> tuple[list[str], int]:
     lines = [line for line in text.split("\n") if line]
     for line in lines:
         try:
-            step = json.loads(line)["step"]
+            step = parse_json(line)["step"]
         except (ValueError, TypeError, KeyError):
             continue
-        if step <= resume_step:
+        if type(step) is int and step <= resume_step:
             by_step[step] = line
     return [line + "\n" for line in by_step.values()], len(lines) - len(by_step)
 
@@ -223,7 +223,7 @@ class MetricWriter:
     def say(self, message: str) -> None:
         """Prints one line on the console."""
         if self.active:
-            self.console.print(Text(message), highlight=False, soft_wrap=True)
+            self.console.print(Text(visible(message)), highlight=False, soft_wrap=True)
 
     def flush(self) -> None:
         """Makes the rows written so far durable.

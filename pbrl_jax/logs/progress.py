@@ -9,6 +9,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from pbrl_jax.core.characters import visible
+
 
 def duration(seconds: float) -> str:
     """`8 s`, `3 min 29 s` or `2 h 05 min`."""
@@ -84,7 +86,7 @@ class Progress:
             text += f", {duration(left)} left"
         else:
             text += f", {duration(self._clock() - self._started)} so far"
-        return f"{text}, {self._note}" if self._note else text
+        return visible(f"{text}, {self._note}" if self._note else text)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished steps; `note` (a metric, for example) stays until the next one."""

@@ -3,9 +3,12 @@
 Both have `write(step, row)`, which leaves out strings, `flush()` and `close()`.
 """
 
+import contextlib
 import json
+import os
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -56,9 +59,11 @@ class WandbLog:
         if not file.exists():
             write_atomic(file, secrets.token_hex(6))
         try:
-            self._run = wandb.init(
-                project=project, id=file.read_text().strip(), name=root.name, resume="allow", config=json.loads(config)
-            )
+            with unasked():
+                self._run = wandb.init(
+                    project=project, id=file.read_text().strip(), name=root.name, resume="allow",
+                    config=json.loads(config),
+                )  # fmt: skip
         except Exception as error:  # its own error classes differ by version
             raise ConfigError(
                 f"W&B does not start: {error}. Log in with `wandb login`, or set WANDB_MODE=offline and sync later."
@@ -70,6 +75,18 @@ class WandbLog:
 
     def flush(self) -> None:
         """W&B uploads by itself."""
+
+
+@contextlib.contextmanager
+def unasked() -> Iterator[None]:
+    """No question on the terminal: a library that would ask there finds none, and raises."""
+    before = sys.stdin
+    with open(os.devnull) as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
 
 
 Tracker = TensorBoardLog | WandbLog

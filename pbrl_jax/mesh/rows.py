@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh import agree
-from pbrl_jax.mesh.sharding import batch_sharding, row_mesh
+from pbrl_jax.mesh.sharding import batch_sharding, row_mesh, row_shards
 
 
 def own_devices(mesh: Mesh) -> contextlib.AbstractContextManager:
@@ -42,6 +43,24 @@ def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
     for index in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
         held[index or ()] = True
     return np.flatnonzero(held)
+
+
+def check_rows(section: str, rows: int, microbatch: int, mesh: Mesh) -> None:
+    """Refuse a supervised stage's batch that the devices or its microbatches do not share evenly (ConfigError).
+
+    Args:
+      section: of the fields `batch_size` (here `rows`) and `microbatch_size` (here `microbatch`, 0: the whole batch).
+    """
+    shards = row_shards(mesh)
+    part = microbatch or rows
+    if rows % part or part % shards:
+        field = "microbatch_size" if microbatch else "batch_size"
+        least = shards if microbatch else -(-rows // shards) * shards
+        raise ConfigError(
+            f"{section}.{field} is {part}; expected a multiple of mesh data * fsdp = {shards} devices that divides "
+            f"{section}.batch_size={rows}. Use --{section}.batch-size {-(-rows // least) * least}"
+            + (f" --{section}.microbatch-size {least}." if microbatch else ", or a smaller mesh.data.")
+        )
 
 
 def rows_on_mesh(tree: Any, mesh: Mesh, rows: int) -> Any:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pbrl_jax.core.records import pytree
 from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.models.attention import Visibility, attend
-from pbrl_jax.models.decoder import hidden_states, init_decoder
+from pbrl_jax.models.decoder import decoder_axes, hidden_states, init_decoder
 from pbrl_jax.models.layers import Projection, along_last, apply, gelu
 from pbrl_jax.models.layouts import Causal, Reach
 from pbrl_jax.models.pooling import add_special_ids, apply_dense, init_dense, pool, unit_vectors
@@ -19,9 +19,22 @@ from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSp
 
 
 def encoder_axes(spec: TextEncoderSpec) -> tuple:
-    """(parameter path, logical axes): an encoder is replicated, and its batch divided over every mesh axis instead."""
-    shapes = jax.eval_shape(lambda: init_encoder(jax.random.key(0), spec))
-    return tuple((path, ("none",) * leaf.ndim) for path, leaf in flat_paths(shapes).items())
+    """(parameter path, logical axes) in training: a decoder's are its own, other matrices are cut along the width. As
+    part of a reward an encoder is replicated, and its batch divided over every mesh axis."""
+    shapes = flat_paths(jax.eval_shape(lambda: init_encoder(jax.random.key(0), spec)))
+    if isinstance(spec, DecoderEncoderSpec):
+        others = [path for path in shapes if not path.startswith("decoder/")]
+        return (*decoder_axes(spec.decoder), *((path, ("none",) * shapes[path].ndim) for path in others))
+
+    def axes(path: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+        names = ["none"] * len(shape)
+        first = int(path.startswith("layers/"))
+        names[:first] = ["layers"] * first
+        if len(shape) - first > 1 and spec.width in shape[first:]:
+            names[first + shape[first:].index(spec.width)] = "width"
+        return tuple(names)
+
+    return tuple((path, axes(path, leaf.shape)) for path, leaf in shapes.items())
 
 
 class LayerNorm(nn.Module):

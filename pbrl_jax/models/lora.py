@@ -15,7 +15,7 @@ from pbrl_jax.config.tree import LoraConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.models.precision import widened
-from pbrl_jax.models.quantized import dequantized, is_quantized, quantized
+from pbrl_jax.models.quantized import dequantized, is_quantized, quantized, with_scales
 from pbrl_jax.models.specs import DecoderSpec
 
 #: All weights are trained.
@@ -111,8 +111,11 @@ def merge_adapters(frozen: Any, adapters: Any, lora: LoraConfig) -> Any:
     return merge(join_adapters(frozen, adapters, lora))
 
 
-def frozen_params(params: Any, spec: DecoderSpec, lora: LoraConfig) -> Any:
+def frozen_params(params: Any, spec: DecoderSpec, lora: LoraConfig, scales: Any = None) -> Any:
     """The frozen parameters beside adapters: unchanged, or with the kernels of all projections quantised.
+
+    Args:
+      scales: type of the scales; None: that of the parameters.
 
     Raises:
       ConfigError: lora.quantization without qwix.
@@ -123,5 +126,6 @@ def frozen_params(params: Any, spec: DecoderSpec, lora: LoraConfig) -> Any:
     flat = flat_paths(params)
     for path, (inputs, _) in projections(spec, names).items():
         kernel = "/".join(("layers", *path, "kernel"))
-        flat[kernel] = quantized(flat[kernel], len(inputs), lora.quantization, lora.tile_size)
+        made = quantized(flat[kernel], len(inputs), lora.quantization, lora.tile_size)
+        flat[kernel] = made if scales is None else with_scales(made, scales)
     return nested(flat)

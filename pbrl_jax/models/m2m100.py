@@ -20,7 +20,7 @@ from pbrl_jax.models.attention import Visibility, attend
 from pbrl_jax.models.beam import Rules, beam_search, greedy_search
 from pbrl_jax.models.encoder import LayerNorm
 from pbrl_jax.models.layers import Projection, along_last
-from pbrl_jax.models.layouts import KVCache
+from pbrl_jax.models.layouts import Causal, KVCache
 from pbrl_jax.models.precision import wide_type
 
 #: torch's default, which no model of this architecture changes.
@@ -214,6 +214,36 @@ def logits_of(params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"
     """Next-token logits, float32 or wider: the embedding is the output matrix too."""
     matrix = params["embed"].astype(hidden.dtype)
     return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
+
+
+def target_logprobs(
+    spec: M2M100Spec, params, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], targets_BR: Int[Array, "B R"],
+    lengths_B: Int[Array, "B"],
+) -> Float[Array, "B"]:  # fmt: skip
+    """Mean log-prob per token of given translations, in nats; the first token, their language's, is given.
+
+    Args:
+      tokens_BS, mask_BS: sources as in `translate_tokens`.
+      targets_BR: [its language, tokens, end of sequence] of each, padded on the right.
+      lengths_B: with the language and the end of sequence, so at least 2.
+    """
+    model, variables = M2M100(spec), {"params": params}
+    source = model.apply(variables, model.apply(variables, tokens_BS, mask_BS, method="encode"), mask_BS,
+                         method="source_keys")  # fmt: skip
+    B, R = targets_BR.shape
+    inputs_BR = jnp.concatenate([jnp.full((B, 1), spec.start_id), targets_BR[:, :-1]], axis=1)
+    position_BR = jnp.broadcast_to(jnp.arange(R)[None], (B, R))
+    valid_BR = position_BR < lengths_B[:, None]
+    hidden_BRD, _ = model.apply(variables, inputs_BR, position_BR, Causal(valid_BR), source, method="decode")
+
+    def logprob(position):  # one position at a time: all logits of a vocabulary of 256,000 do not fit
+        hidden_BD, target_B = position
+        logp_BV = jax.nn.log_softmax(logits_of(params, hidden_BD))
+        return jnp.take_along_axis(logp_BV, target_B[:, None], axis=1)[:, 0]
+
+    logp_RB = jax.lax.map(logprob, (jnp.swapaxes(hidden_BRD, 0, 1), targets_BR.T))
+    counted_BR = valid_BR & (position_BR > 0)
+    return jnp.where(counted_BR, logp_RB.T, 0.0).sum(axis=1) / counted_BR.sum(axis=1)
 
 
 def translate_tokens(

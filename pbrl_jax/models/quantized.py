@@ -1,5 +1,6 @@
 """Kernels in eight or four bits, by qwix: stored quantised, and dequantised layer by layer where they are used."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,8 +25,13 @@ def is_quantized(kernel: Any) -> bool:
 
 
 def dequantized(kernel: Any) -> Any:
-    """A quantised kernel as an array of its original type."""
+    """A quantised kernel as an array of the type of its scales."""
     return _qwix().dequantize(kernel)
+
+
+def with_scales(kernel: Any, dtype: Any) -> Any:
+    """A quantised kernel with its scales in another type, which is also that of the dequantised kernel."""
+    return dataclasses.replace(kernel, scale=kernel.scale.astype(dtype))
 
 
 def quantized(kernel: jnp.ndarray, in_axes: int, kind: str, tile_size: int) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.sources.common import RowErrors
 from pbrl_jax.pivots.filter import answer_value
+from pbrl_jax.pivots.references import normalised
 from pbrl_jax.text.answers import split_response
 from pbrl_jax.text.languages import answer_sentence
 
@@ -34,7 +34,7 @@ def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> d
         found = "a folder" if file.exists() else "nothing"
         raise DataError(f"pivot.file {file} is {found}, expected a JSON lines file of references. Change pivot.file.")
     by_id = {prompt.id: prompt.question_en for prompt in prompts}
-    by_text = {_matching(prompt.question_en): prompt.question_en for prompt in prompts}
+    by_text = {normalised(prompt.question_en): prompt.question_en for prompt in prompts}
     errors = RowErrors(str(file))
     references: dict[str, Reference] = {}
     first_row: dict[str, int] = {}
@@ -45,7 +45,7 @@ def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> d
         if what:
             errors.add(number, what)
             continue
-        named = by_text.get(_matching(row["question"])) if "question" in row else by_id.get(row["id"])
+        named = by_text.get(normalised(row["question"])) if "question" in row else by_id.get(row["id"])
         if named is None:
             continue
         reference = _row_reference(row)
@@ -93,8 +93,3 @@ def _announced(answer: str) -> str:
     boxed = answer_sentence(f"\\boxed{{{answer}}}", "en")
     plain = "\\" not in answer and answer_value(sentence, "en") == answer_value(answer, "en")
     return sentence if plain else boxed
-
-
-def _matching(question: str) -> str:
-    """Two spellings of one question (composition of accents, white space) match."""
-    return " ".join(unicodedata.normalize("NFC", question).split())

@@ -1,6 +1,6 @@
 """The store of English references: what the expert wrote, and apart from it the vectors of those texts.
 
-  <directory>/references.jsonl      one reference a line, under a key of all that it depends on
+  <directory>/references/           references under keys of all that they depend on, see pivots.shards
   <directory>/vectors/<encoder>/    SHA-256 of a text -> its unit vector, see pivots.vectors
 
 So another encoder embeds the texts anew and asks the expert nothing, and another expert, template, sampling or seed
@@ -10,71 +10,36 @@ shares no reference with this one. The folder may be behind `gs://`.
 import contextlib
 import fcntl
 import hashlib
-import json
-import logging
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from pbrl_jax.config.tree import PivotConfig
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import append_json_lines, as_path, is_remote
-from pbrl_jax.core.records import Reference
+from pbrl_jax.core.paths import as_path, is_remote
+from pbrl_jax.pivots.older import read_older
+from pbrl_jax.pivots.references import Origin as Origin  # named with the store
+from pbrl_jax.pivots.references import StoredReference, sha256
+from pbrl_jax.pivots.shards import FIELDS, Shards, add_digests, row_digest, stored_reference
 from pbrl_jax.pivots.vectors import append_vectors, check_width, gather, read_cache
 
 EMBED_BATCH = 256
 """Texts given to the encoder at a time."""
 SAVE_EVERY = 4096
 """New vectors after which they are saved: rows of a shard."""
-_WRITE_AGAIN = "`pbrl pivots CONFIG` writes what is missing again."
-
-
-class Origin(NamedTuple):
-    """All that a reference depends on."""
-
-    question: str
-    expert: str
-    """The expert's name: a folder or a hub id."""
-    revision: str
-    """Fingerprint of the expert's weights and tokenizer, or its revision at the hub."""
-    template: str
-    """How the question was put to the expert, `{question}` standing for it."""
-    temperature: float
-    max_tokens: int
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """32 hex digits of the SHA-256 of the fields."""
-        return _sha256(list(self._replace(temperature=float(self.temperature))))[:32]
-
-
-class StoredReference(NamedTuple):
-    """One reference and where it comes from. `verified` is None where no gold answer was known."""
-
-    origin: Origin
-    reasoning: str
-    answer: str
-    verified: bool | None = None
-
-    @property
-    def key(self) -> str:
-        return self.origin.key
-
-    @property
-    def reference(self) -> Reference:
-        """The two parts that rewards look at."""
-        return Reference(self.reasoning, self.answer)
+CONVERTED_AT_A_TIME = 1 << 15
+"""References of an earlier version's file that become one shard."""
 
 
 class PivotStore:
     """References and their vectors in a folder. Nothing is created before something is written.
 
-    Every call reads the disk; the object remembers nothing. On a local disk writers take turns; behind gs:// there is
-    one.
+    Every call sees what other processes have added. On a local disk writers take turns; behind gs:// there is one. The
+    `references.jsonl` of earlier versions is converted once, and stays as it is.
 
     Args:
       directory: local, or `gs://bucket/...`.
@@ -84,48 +49,97 @@ class PivotStore:
     def __init__(self, directory: str | os.PathLike, writes: bool = True):
         self.directory = as_path(directory)
         self.writes = writes
+        self._shards = Shards(self.path)
+        self._older: dict[str, StoredReference] | None = None
 
     @property
     def path(self) -> epath.Path:
-        """The file of references."""
-        return self.directory / "references.jsonl"
+        """The folder of references."""
+        return self.directory / "references"
 
     def vector_folder(self, encoder_key: str) -> epath.Path:
         """The folder of an encoder's vectors."""
-        return self.directory / "vectors" / _sha256(encoder_key)[:32]
+        return self.directory / "vectors" / sha256(encoder_key)[:32]
 
     def add_references(self, references: Sequence[StoredReference]) -> None:
         """Appends references, on the disk when this returns. A key that is there already keeps its first reference."""
         if not self.writes or not references:
             return
+        if self._older is None:
+            self._refresh()
         with locked(self.directory):
-            append_json_lines(self.path, [_row(reference) for reference in references])
-            if not is_remote(self.path):
-                with open(self.path, "rb") as file:
-                    os.fsync(file.fileno())
+            self._shards.refresh()
+            self._shards.append(references)
+            self._shards.merge()
 
-    def references(self, keys: Iterable[str]) -> dict[str, StoredReference]:
-        """Those of the references under `keys` that are there, in the order of `keys`.
+    def references(self, keys: Iterable[str] | None = None) -> dict[str, StoredReference]:
+        """Those of the references under `keys` that are there, in the order of `keys`; of all, where it is None.
 
         Raises:
-          DataError: a line that is broken. A last line that a killed writer left half-written is no error: it is left
-            out, which is logged, and so it is `missing`.
+          DataError: a broken line in the file of an earlier version. A shard that is damaged is no error: it is left
+            out, which is logged, and so its references are `missing`.
         """
-        found = self._read()
+        older = self._refresh()
+        keys = list(dict.fromkeys((*self._shards, *older))) if keys is None else list(keys)
+        found = older | {key: stored_reference(values) for key, *values in self._rows(keys, FIELDS)}
         return {key: found[key] for key in keys if key in found}
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without a reference, each once, in their order. Raises as `references` does."""
-        found = self._read()
-        return [key for key in dict.fromkeys(keys) if key not in found]
+        older = self._refresh()
+        return [key for key in dict.fromkeys(keys) if key not in self._shards and key not in older]
 
     def fingerprint(self, keys: Iterable[str] | None = None) -> str:
-        """Hex digest of keys and texts, whatever their order; of all references, or of those under `keys`.
+        """Hex digest of keys and texts, whatever their order; of all references, or of those under `keys`. The index
+        and the shards hold digests: no text is read."""
+        older = self._refresh()
+        if keys is None and not older:
+            return self._shards.digest
+        keys = set((*self._shards, *older) if keys is None else keys)
+        digests = {key: digest.hex() for key, digest in self._rows(keys, ["digest"])}
+        rows = {key: stored for key, stored in older.items() if key in keys and key not in digests}
+        return add_digests([*digests.values(), *(row_digest(k, s.reasoning, s.answer) for k, s in rows.items())])
 
-        `verified` is left out: it follows from the text and the gold answers of the data.
-        """
-        found = self._read() if keys is None else self.references(keys)
-        return _sha256(sorted([key, stored.reasoning, stored.answer] for key, stored in found.items()))
+    def _rows(self, keys: Collection[str], columns: Sequence[str]) -> Iterator[tuple]:
+        """Rows of the shards; all of them once more where a shard was merged or put aside meanwhile."""
+        yield from self._shards.rows(keys, columns)
+        while self._shards.damaged:
+            self._settle()
+            yield from self._shards.rows(keys, columns)
+
+    def _settle(self) -> None:
+        with locked(self.directory) if self.writes else contextlib.nullcontext():
+            self._shards.settle(self.writes)
+
+    def _refresh(self) -> dict[str, StoredReference]:
+        """Look at the disk. Returns what is in the file of an earlier version, and not in shards: a store that writes
+        converts it."""
+        self._shards.refresh()
+        while self._shards.damaged:
+            self._settle()
+        if self._older is None:
+            self._older = self._read_older()
+        return self._older
+
+    def _read_older(self) -> dict[str, StoredReference]:
+        path = self.directory / "references.jsonl"
+        if not path.exists() or self._shards.notes.get("converted") == (size := path.stat().length):
+            return {}
+        if self.writes:
+            with contextlib.suppress(PermissionError):  # a store of somebody else's is read as it is
+                self._convert(path, size)
+                return {}
+        return {stored.key: stored for stored in reversed(list(read_older(path)))}
+
+    def _convert(self, path: epath.Path, size: int) -> None:
+        with locked(self.directory):
+            self._shards.refresh()
+            rows, before = read_older(path), len(self._shards)
+            while batch := list(itertools.islice(rows, CONVERTED_AT_A_TIME)):
+                self._shards.append(batch)
+            self._shards.append((), converted=size)
+        count = len(self._shards) - before
+        print(f"Converted {path} of an earlier version: {count} references are now in {self.path} as well.")
 
     def vectors(self, encoder_key: str, texts: Sequence[str], embed: Callable[[list[str]], Any]) -> np.ndarray:
         """Unit vectors of texts, float32 [N, E]. Equal texts are embedded once, and those in the cache not at all.
@@ -179,25 +193,6 @@ class PivotStore:
                 append_vectors(folder, encoder_key, [digest for digest, _ in new], np.stack([v for _, v in new]))
         return len(made)
 
-    def _read(self) -> dict[str, StoredReference]:
-        """All references by key; of two lines with one key the first counts."""
-        if not self.path.exists():
-            return {}
-        lines = self.path.read_bytes().split(b"\n")
-        found: dict[str, StoredReference] = {}
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if number == len(lines) and not _is_json(line):
-                logging.getLogger(__name__).warning(
-                    "%s, line %d, is cut short, as by a killed writer: that reference counts as missing and is "
-                    "written again.", self.path, number,
-                )  # fmt: skip
-                continue
-            stored = _stored(line, f"{self.path}, line {number}")
-            found.setdefault(stored.key, stored)
-        return found
-
 
 @contextlib.contextmanager
 def locked(folder: epath.Path) -> Iterator[None]:
@@ -216,44 +211,6 @@ def locked(folder: epath.Path) -> Iterator[None]:
 def open_store(pivot: PivotConfig, workdir: str | os.PathLike, writes: bool = True) -> PivotStore:
     """The store of a run: `pivot.store`, or `pivots/` in the work directory where that is empty."""
     return PivotStore(pivot.store or as_path(workdir) / "pivots", writes)
-
-
-def _row(stored: StoredReference) -> dict[str, Any]:
-    origin = stored.origin._replace(temperature=float(stored.origin.temperature))
-    row = {"key": stored.key, **origin._asdict()}
-    row |= {"reasoning": stored.reasoning, "answer": stored.answer, "verified": stored.verified}
-    return row | {"checksum": _sha256(row)[:32]}
-
-
-def _stored(line: bytes, place: str) -> StoredReference:
-    """The reference of one line.
-
-    Raises:
-      DataError: no JSON, other fields or types, or a checksum or key that does not belong to the content.
-    """
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise _broken_line(place, f"is not JSON ({error})") from error
-    if not isinstance(row, dict) or set(row) != _FIELDS:
-        names = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise _broken_line(place, f"has {names}, expected an object of {sorted(_FIELDS)}")
-    if _sha256({name: value for name, value in row.items() if name != "checksum"})[:32] != row["checksum"]:
-        raise _broken_line(place, "does not match its checksum: it was changed after it was written")
-    origin = Origin(*(row[name] for name in Origin._fields))
-    texts = (*origin[:4], row["reasoning"], row["answer"])
-    if not all(isinstance(text, str) for text in texts) or row["verified"] not in (True, False, None):
-        raise _broken_line(place, "has a value of another type than `pbrl pivots` writes")
-    if origin.key != row["key"]:
-        raise _broken_line(place, f"has the key {row['key']!r}, but its fields have the key {origin.key!r}")
-    return StoredReference(origin, row["reasoning"], row["answer"], row["verified"])
-
-
-_FIELDS = {"key", *Origin._fields, "reasoning", "answer", "verified", "checksum"}
-
-
-def _broken_line(place: str, what: str) -> DataError:
-    return DataError(f"{place}, {what}. Delete that line, or the whole file; {_WRITE_AGAIN}")
 
 
 def _refuse_old_form(folder: epath.Path) -> None:
@@ -286,17 +243,3 @@ def _unit_vectors(vectors: Any, count: int) -> np.ndarray:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
-
-
-def _sha256(value: Any) -> str:
-    """Hex digest of a JSON value, whatever the order of its names."""
-    content = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

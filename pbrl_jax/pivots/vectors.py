@@ -24,6 +24,8 @@ from pbrl_jax.core.paths import is_remote, sync_folder, write_atomic
 from pbrl_jax.weights.safetensors_file import Entry, Planned, read_entries, write_safetensors
 
 INDEX = "index.json"
+SHARD_ROWS = 1 << 32
+"""More than any shard has."""
 _FIELDS = {"encoder", "width", "shards", "fingerprint"}
 
 
@@ -31,18 +33,17 @@ class Shard(NamedTuple):
     """A shard as far as it was read: not its vectors, `vectors` says where those lie."""
 
     path: epath.Path
-    digests_N: list[bytes]
     checksums_N: np.ndarray
     vectors: Entry
 
 
 class Cache(NamedTuple):
-    """What a folder holds: `places` are (shard, row) by digest, of two with one digest the first. `width` is E, 0
-    where there is nothing."""
+    """What a folder holds: `places` are shard * SHARD_ROWS + row by digest, of two with one digest the first. `width`
+    is E, 0 where there is nothing."""
 
     width: int
     shards: tuple[Shard, ...]
-    places: dict[bytes, tuple[int, int]]
+    places: dict[bytes, int]
 
 
 def read_cache(folder: epath.Path, encoder: str) -> Cache:
@@ -57,12 +58,14 @@ def read_cache(folder: epath.Path, encoder: str) -> Cache:
     index = _read_index(folder, encoder)
     if index is None:
         return Cache(0, (), {})
-    shards = tuple(_open_shard(folder, record, index["width"]) for record in index["shards"])
-    places: dict[bytes, tuple[int, int]] = {}
-    for number, shard in enumerate(shards):
-        for row, digest in enumerate(shard.digests_N):
-            places.setdefault(digest, (number, row))
-    return Cache(index["width"], shards, places)
+    shards: list[Shard] = []
+    places: dict[bytes, int] = {}
+    for record in index["shards"]:
+        shard, digests_N = _open_shard(folder, record, index["width"])
+        for place, digest in enumerate(digests_N, start=len(shards) * SHARD_ROWS):
+            places.setdefault(digest, place)
+        shards.append(shard)
+    return Cache(index["width"], tuple(shards), places)
 
 
 def gather(cache: Cache, digests: Sequence[bytes]) -> np.ndarray:
@@ -72,14 +75,15 @@ def gather(cache: Cache, digests: Sequence[bytes]) -> np.ndarray:
       DataError: a row that does not match its checksum.
     """
     out_BE = np.zeros((len(digests), cache.width), np.float32)
-    wanted: dict[int, list[tuple[int, int]]] = {}
-    for place, digest in enumerate(digests):
-        number, row = cache.places[digest]
-        wanted.setdefault(number, []).append((row, place))
-    for number, pairs in wanted.items():
-        rows, places = (np.array(column) for column in zip(*pairs, strict=True))
-        unique, inverse = np.unique(rows, return_inverse=True)
-        out_BE[places] = _read_rows(cache.shards[number], unique)[inverse]
+    places_B = np.array([cache.places[digest] for digest in digests], np.int64)
+    order_B = np.argsort(places_B, kind="stable")
+    numbers_B = places_B[order_B] // SHARD_ROWS
+    for start in np.flatnonzero(np.diff(numbers_B, prepend=-1)).tolist():
+        number = int(numbers_B[start])
+        own_M = order_B[start : np.searchsorted(numbers_B, number, side="right")]
+        rows_N, first_N, inverse_M = np.unique(places_B[own_M] % SHARD_ROWS, return_index=True, return_inverse=True)
+        names_N = [digests[row] for row in own_M[first_N].tolist()]
+        out_BE[own_M] = _read_rows(cache.shards[number], rows_N, names_N)[inverse_M]
     return out_BE
 
 
@@ -142,7 +146,8 @@ def _fingerprint(index: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _open_shard(folder: epath.Path, record: dict[str, Any], width: int) -> Shard:
+def _open_shard(folder: epath.Path, record: dict[str, Any], width: int) -> tuple[Shard, list[bytes]]:
+    """A shard and the digests of its rows."""
     path, rows = folder / record["file"], record["rows"]
     try:
         size = path.stat().length
@@ -160,7 +165,8 @@ def _open_shard(folder: epath.Path, record: dict[str, Any], width: int) -> Shard
     }
     if found != {name: (np.dtype(dtype), shape) for name, (dtype, shape) in shapes.items()}:
         raise _broken(folder, f"has a {path.name} of other tensors than its {INDEX} says ({found})")
-    return Shard(path, [digests[32 * row : 32 * row + 32] for row in range(rows)], checksums_N, entries["vectors"])
+    digests_N = [digests[32 * row : 32 * row + 32] for row in range(rows)]
+    return Shard(path, checksums_N, entries["vectors"]), digests_N
 
 
 def _read(file, entry: Entry, start: int, stop: int) -> bytes:
@@ -170,7 +176,7 @@ def _read(file, entry: Entry, start: int, stop: int) -> bytes:
     return file.read((stop - start) * size)
 
 
-def _read_rows(shard: Shard, rows_N: np.ndarray) -> np.ndarray:
+def _read_rows(shard: Shard, rows_N: np.ndarray, digests_N: Sequence[bytes]) -> np.ndarray:
     """Rows of a shard, which rise, read in runs of neighbours and compared with their checksums: [N, E]."""
     width = shard.vectors.shape[1]
     out_NE = np.zeros((len(rows_N), width), np.float32)
@@ -179,8 +185,8 @@ def _read_rows(shard: Shard, rows_N: np.ndarray) -> np.ndarray:
             content = _read(file, shard.vectors, int(rows_N[run[0]]), int(rows_N[run[-1]]) + 1)
             if len(content) == 4 * width * len(run):
                 out_NE[run] = np.frombuffer(content, np.float32).reshape(-1, width)
-    for row, vector in zip(rows_N.tolist(), out_NE, strict=True):
-        if _checksum(shard.digests_N[row], vector) != shard.checksums_N[row]:
+    for row, digest, vector in zip(rows_N.tolist(), digests_N, out_NE, strict=True):
+        if _checksum(digest, vector) != shard.checksums_N[row]:
             raise _broken(shard.path.parent, f"is damaged: row {row} of {shard.path.name} does not match its checksum")
     return out_NE
 

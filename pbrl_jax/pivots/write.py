@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import DataError, EndpointError, lookup
+from pbrl_jax.core.errors import CutAnswer, DataError, EndpointError, lookup
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.data.sources.common import row_of
@@ -21,7 +21,8 @@ from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.agreement import choose
 from pbrl_jax.pivots.filter import FilterReport, filter_report, keep_reference
 from pbrl_jax.pivots.reference_file import read_reference_file
-from pbrl_jax.pivots.store import Origin, PivotStore, StoredReference
+from pbrl_jax.pivots.references import Origin, StoredReference
+from pbrl_jax.pivots.store import PivotStore
 from pbrl_jax.text.answers import split_response
 
 TEMPLATE = "{question}"
@@ -30,7 +31,7 @@ SHOWN = 5
 
 Sampler = Callable[..., list[str | EndpointError]]
 """English questions -> one response each, in their order. Where several samples are asked for, the second argument is
-the sample's number, from 1. An error stands for a response that did not come."""
+the sample's number, from 1. An error stands for a response that did not come; one that was cut has no answer."""
 
 
 class AttachReport(NamedTuple):
@@ -164,9 +165,10 @@ def _asked(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[
         raise ValueError(f"sample_texts gave {len(responses)} responses to {len(batch)} questions.")
     pairs = list(zip(batch, responses, strict=True))
     new = [_stored(origin, text, golds) for origin, text in pairs if isinstance(text, str)]
+    new += [StoredReference(origin, cut.text, "") for origin, cut in pairs if isinstance(cut, CutAnswer)]
     store.add_references(new)
     check_stop()
-    if failed := [error for _, error in pairs if not isinstance(error, str)]:
+    if failed := [error for _, error in pairs if not isinstance(error, str | CutAnswer)]:
         raise EndpointError(
             f"{len(failed)} of {len(batch)} questions got no answer, and {len(new)} are stored; the same command goes "
             f"on from there. The first: {failed[0]}"
@@ -361,4 +363,8 @@ def _rows(prompts: Sequence[Prompt]) -> str:
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
     """Hex digest of the distinct (English question, reference) pairs, whatever their order."""
     pairs = sorted({(p.question_en, *(text for reference in p.references for text in reference)) for p in prompts})
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    digest = hashlib.sha256(b"[")
+    for number, pair in enumerate(pairs):  # the JSON of the list, a pair at a time: a million references are a gigabyte
+        digest.update(b", " * bool(number) + json.dumps(pair).encode())
+    digest.update(b"]")
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import Need, reward_calls
 from pbrl_jax.plan.shapes import Models
 from pbrl_jax.rollout.generate import windows
-from pbrl_jax.train.start import narrows_frozen
+from pbrl_jax.train.start import keeps_start, narrows_frozen
 
 
 class Sizes(NamedTuple):
@@ -150,23 +150,24 @@ def start_bytes(config: Config, spec: DecoderSpec) -> float:
     everything = parameter_count(spec)
     kernels = everything - _tables(spec)
     per_weight = {"none": item, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
-    scale = 0.0 if config.lora.quantization == "none" else 4.0 / config.lora.tile_size
+    scale = 0.0 if config.lora.quantization == "none" else item / config.lora.tile_size
     return item * (everything - kernels) + kernels * (per_weight + scale)
 
 
 def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, float, float]:
     """Bytes of (trained parameters, moments, start policy) per chip, in device or host memory."""
     trained = 4.0 * (adapter_count(config, models.policy) or parameter_count(models.policy)) / mesh.weight_shards
-    kept = config.algo.beta > 0 or config.lora.rank
-    return trained, 2 * trained, start_bytes(config, models.policy) / mesh.weight_shards if kept else 0.0
+    start = start_bytes(config, models.policy) / mesh.weight_shards if keeps_start(config) else 0.0
+    return trained, 2 * trained, start
 
 
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
-    """Bytes of state, start policy and encoder in the memory of one chip."""
+    """Bytes of state, start policy and the reward's models in the memory of one chip."""
     trained, moments, start = state_bytes(config, models, mesh)
     moments = 0.0 if "optimizer" in config.train.offload else moments
     start = 0.0 if "reference" in config.train.offload else start
-    return trained + moments + start + _item(models.encoder) * encoder_weights(models.encoder)[1]
+    own = _item(models.encoder) * encoder_weights(models.encoder)[1] + models.reward_bytes
+    return trained + moments + start + own
 
 
 def _item(spec) -> int:

@@ -200,10 +200,10 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
 
 
 def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
-    """Bytes that stay in a chip's memory: state, reference, encoder."""
+    """Bytes that stay in a chip's memory: state, reference, the reward's models."""
     reference = sharded_frozen(config, models.policy, mesh)
     state = sharded_state(config, models.policy, mesh)
-    return tree_bytes((state, reference, sharded_encoder(models.encoder, mesh)))
+    return tree_bytes((state, reference, sharded_encoder(models.encoder, mesh))) + models.reward_bytes
 
 
 PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,25 +12,31 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pbrl_jax.algos import ALGORITHMS
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
 from pbrl_jax.mesh.sharding import replicated, tree_shardings
+from pbrl_jax.models.comet import CometSpec, init_comet
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.lora import adapter_axes, init_adapters
+from pbrl_jax.models.m2m100 import M2M100Spec
 from pbrl_jax.models.precision import cast_matrices
 from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
+from pbrl_jax.rewards.translation import TranslatorConfig
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.start import narrows_frozen, new_critic
-from pbrl_jax.train.state import new_state, state_shardings
+from pbrl_jax.train.start import keeps_start, narrows_frozen, new_critic
+from pbrl_jax.train.state import state_shapes
 from pbrl_jax.train.trained import forward_params
 from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config
+from pbrl_jax.weights.hf_m2m100 import m2m100_names
+from pbrl_jax.weights.tensors import abstract_params
 
 #: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {
@@ -69,12 +76,22 @@ RELEASED_ENCODERS = {
     ),
 }
 
+RELEASED_COMETS = {
+    "Unbabel/wmt22-comet-da": CometSpec(_xlm_roberta(514, "mean"), "regression", hidden=(3072, 1024)),
+    "Unbabel/wmt22-cometkiwi-da": CometSpec(_xlm_roberta(514, "mean"), "unified", hidden=(3072, 1024)),
+}
+RELEASED_TRANSLATORS = {
+    "facebook/nllb-200-distilled-600M": M2M100Spec(256_206, 1024, 12, 12, 16, 16, 4096, 4096, embed_scale=32.0),
+    "facebook/m2m100_418M": M2M100Spec(128_112, 1024, 12, 12, 16, 16, 4096, 4096, embed_scale=32.0),
+}
+
 
 class Models(NamedTuple):
-    """The models of a run."""
+    """The models of a run; `reward_bytes` is what those that rewards load beside the encoder hold on one device."""
 
     policy: DecoderSpec
     encoder: TextEncoderSpec
+    reward_bytes: float = 0.0
 
 
 def _hf_config(source: str) -> dict[str, Any] | None:
@@ -102,7 +119,30 @@ def run_models(config: Config) -> Models:
             f"(no weights needed), or one of {', '.join(RELEASED_POLICIES)}."
         )
     policy = dataclasses.replace(policy, dtype=settings.dtype, remat=settings.remat, attention=settings.attention)
-    return Models(policy, run_encoder_spec(config, policy.vocab_size))
+    return Models(policy, run_encoder_spec(config, policy.vocab_size), reward_bytes(config))
+
+
+def reward_bytes(config: Config) -> float:
+    """Bytes of the COMET models and the translator that rewards load, in float32 and on one device of each host. A
+    translator that is the policy itself or an endpoint takes none.
+
+    Raises:
+      ConfigError: a model whose sizes are not known here.
+    """
+    settings, total = settings_of(config.reward, TranslatorConfig), 0.0
+    named = [("comet", source) for source in (settings.comet, *settings.comet_more)]
+    for name, source in (*named, ("translator", settings.translator)):
+        known: Mapping[str, Any] = RELEASED_COMETS if name == "comet" else RELEASED_TRANSLATORS
+        if source in ("", "policy", "endpoint"):
+            continue
+        if source not in known:
+            raise ConfigError(
+                f"reward.{name} {source!r}: its sizes are not known here. For the plan, use one of {', '.join(known)}."
+            )
+        spec = known[source]
+        shapes = abstract_tree(init_comet, spec) if name == "comet" else abstract_params(m2m100_names(spec))
+        total += tree_bytes(shapes)
+    return total
 
 
 def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
@@ -143,8 +183,8 @@ def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: 
 
 
 def sharded_frozen(config: Config, spec: DecoderSpec, mesh: Mesh) -> Any:
-    """The start policy beside the state, as `train.trained.frozen_of` lays it; None where nothing needs it."""
-    if config.algo.beta == 0 and not config.lora.rank:
+    """The start policy beside the state, as `train.start.frozen_of` lays it; None where nothing needs it."""
+    if not keeps_start(config):
         return None
     return sharded_policy(spec, mesh, "reference" in config.train.offload, narrows_frozen(spec, config))
 
@@ -176,9 +216,7 @@ def sharded_state(config: Config, spec: DecoderSpec, mesh: Mesh) -> TrainState:
     params, axes = policy_shapes(spec), decoder_axes(spec)
     if config.lora.rank:
         params, axes = adapters(config, spec), adapter_axes(spec, config.lora)
-    shapes = jax.eval_shape(lambda given, head: new_state(given, optimizer, beta, head), params, critic)
-    offload = "optimizer" in config.train.offload
-    return add_shardings(shapes, state_shardings(params, optimizer, axes, mesh, beta, critic, offload))
+    return state_shapes(params, optimizer, axes, mesh, beta, critic, "optimizer" in config.train.offload)
 
 
 def sharded_batch(config: Config, mesh: Mesh) -> TrainBatch:

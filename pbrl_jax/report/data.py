@@ -1,11 +1,11 @@
 """What a report is made of, and the numbers that are derived from it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pbrl_jax.eval.statistics import wilson_interval
+from pbrl_jax.report.shapes import is_number
 from pbrl_jax.text.languages import LANGUAGES
 
 ACCURACY = "eval/accuracy/"
@@ -165,7 +165,7 @@ def series_of(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[flo
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and not isinstance(value, bool)
 
 
 def metric_names(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -50,14 +50,14 @@ def numbers_section(result: Mapping[str, Any]) -> str:
         [(name, head) for name, head in columns if any(row.get(name) is not None for row in rows)]
         for columns in (COLUMNS, LENGTHS)
     )
-    published = list(dict.fromkeys(name for row in rows for name in row.get("published", ())))
+    published = list(dict.fromkeys(name for row in rows for name in row.get("published") or ()))
     sampled = [name for name in rows[0] if name.startswith(SAMPLED)]
     header = ["language", "accuracy", INTERVAL, "problems", *(name.replace("_", " ") for name in published)]
     header += [*sampled, *(head for _, head in (*shares, *lengths))]
     body = []
     for code, row in result["languages"].items():
-        cells = [named_language(code), percent(row["accuracy"]), _interval(row), str(row["n"])]
-        cells += [percent(row.get("published", {}).get(name)) for name in published]
+        cells = [named_language(code), percent(row["accuracy"]), _interval(row), escape(str(row["n"]))]
+        cells += [percent((row.get("published") or {}).get(name)) for name in published]
         cells += [percent(row.get(name)) for name in (*sampled, *(name for name, _ in shares))]
         body.append(cells + ["–" if row.get(n) is None else short_number(row[n]) for n, _ in lengths])
     note = "Accuracy is ours; lm eval and the like are the published gradings of the same responses. Lengths are means."
@@ -122,7 +122,7 @@ def audit_section(audit: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
             [escape(name.replace("_", " ").replace("/", ", ")), *(_auc(by_language[c].get(name)) for c in codes)]
             for name in attacks
         ]
-        worst = ["worst", *(_auc(min(by_language[code].values())) for code in codes)]
+        worst = ["worst", *(_auc(min(by_language[code].values(), default=None)) for code in codes)]
         body += f"<h3>{escape(title.capitalize())}</h3>" + table(("attack", *codes), rows, worst)
     note = (
         "Share of problems in which the faithful reply scores above the attack; 0.5 is chance, below "
@@ -141,13 +141,15 @@ def contamination_section(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
     """What the training text shares with benchmarks; "" where nothing was checked."""
     rows = []
     for name, record in benchmarks.items():
-        if "share" not in record:
+        if record.get("share") is None:
             rows.append([escape(name), "–", "–", escape(str(record.get("not_checked", "")))])
             continue
-        languages = ", ".join(f"{language_name(c)} {percent(s)}" for c, s in record.get("languages", {}).items() if s)
-        example = next((str(e.get("shared")) for e in record.get("examples", ())), "")
+        languages = ", ".join(
+            f"{language_name(c)} {percent(s)}" for c, s in (record.get("languages") or {}).items() if s
+        )
+        example = next((str(e.get("shared")) for e in record.get("examples") or ()), "")
         shown = escape(languages or "none") + (f"<br>{span('note', '“' + example + '”')}" if example else "")
-        count = f"{record.get('overlapping')} of {record.get('n', '–')}"
+        count = escape(f"{record.get('overlapping')} of {record.get('n', '–')}")
         rows.append([escape(name), count, percent(record["share"]), shown])
     note = "Problems that share a run of words (or characters, where words are not divided) with the training text."
     body = table(("benchmark", "problems", "share", "where"), rows)

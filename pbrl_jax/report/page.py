@@ -1,5 +1,7 @@
 """The report's sections as HTML, in the order in which a reader meets them. Every foreign string is escaped."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -44,6 +46,18 @@ from pbrl_jax.report.samples import samples_section
 STYLE, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
 """Style sheet and script: light and dark by the reader's system, phone and desktop, nothing from the network."""
 
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+POLICY = (
+    f"default-src 'none'; script-src {_source(SCRIPT)}; style-src-elem {_source(STYLE)}; "
+    "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+)
+"""The browser runs this script and no other, reads this style sheet, and loads nothing: also if something foreign were
+not escaped."""
+
 SHORT = {
     "language/consistency": "right language",
     "completions/clipped_ratio": "truncated",
@@ -78,6 +92,7 @@ def page(data: ReportData) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<link rel="icon" href="data:,">'
         f"<title>{escape(data.title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(section for section in sections if section)

@@ -292,11 +292,13 @@ def audit_png(tables: Mapping[str, Mapping[str, Mapping[str, float]]], names: Se
     rows = max(len(table) for table in tables.values())
     figure.set_size_inches(0.42 * len(names) + 2, len(tables) * (0.34 * rows + 2.2))
     for axis, (title, table) in zip(axes[:, 0], tables.items(), strict=True):
-        values = [[row[name] for name in names] for row in table.values()]
+        values = [[row.get(name, math.nan) for name in names] for row in table.values()]
         image = axis.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         for row, cells in enumerate(values):
             for column, value in enumerate(cells):
-                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7)
+                axis.text(
+                    column, row, "" if math.isnan(value) else f"{100 * value:.0f}", ha="center", va="center", fontsize=7
+                )
         axis.set_yticks(range(len(table)), list(table))
         labels = [name.replace("_", " ") for name in names]
         axis.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7)

@@ -6,7 +6,7 @@ Pictures, style and script are inside the file, to be opened, mailed or kept.
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -16,6 +16,19 @@ from pbrl_jax.core.paths import WorkDir, read_json_lines, read_json_object, work
 from pbrl_jax.report.data import ACCURACY, AUDITS, ReportData
 from pbrl_jax.report.page import page
 from pbrl_jax.report.plots import accuracy_png
+from pbrl_jax.report.shapes import (
+    AUDIT,
+    CONTAMINATION,
+    EVALUATION,
+    FINAL,
+    RESPONSE,
+    SAMPLE,
+    STEP,
+    SUMMARY,
+    checked,
+    read_object,
+    read_rows,
+)
 
 QUICKSTART_RUN = "rl"
 """Folder of a quickstart's reinforcement learning, which has the curves and the samples."""
@@ -34,27 +47,33 @@ def write_report(path: str | os.PathLike, data: ReportData) -> epath.Path:
         )
     _check_summary(data.summary)
     path = epath.Path(path)
-    write_atomic(path, page(data))
+    write_atomic(path, page(data).encode("utf-8", "replace"))  # halves of surrogate pairs cannot be written
     return path
 
 
 def _check_summary(summary: Mapping[str, Any]) -> None:
     """Names the first value of a summary that no picture can be made of."""
-    for language, record in (summary.get("languages") or {}).items():
+    for language, record in _entries(summary, "languages"):
         sides = ("before", "after") if not isinstance(record, Mapping) or "before" in record else ("after",)
         for side in sides:
             value = record.get(side) if isinstance(record, Mapping) else record
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not isinstance(record, Mapping) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise DataError(
                     f"Accuracy {side!r} of language {language!r} is {value!r}; expected a fraction from 0 to 1, as in "
                     '{"languages": {"sw": {"before": 0.43, "after": 0.68}}}.'
                 )
-    for name, record in (summary.get("controls") or {}).items():
+    for name, record in _entries(summary, "controls"):
         if not isinstance(record, Mapping | int | float):
             raise DataError(f"Control {name!r} is {record!r}; expected a share or a record with mean_non_english.")
-    for stage, seconds in (summary.get("seconds") or {}).items():
+    for stage, seconds in _entries(summary, "seconds"):
         if not isinstance(seconds, int | float):
             raise DataError(f"Stage {stage!r} took {seconds!r}; expected a number of seconds.")
+    checked(summary, SUMMARY, "The summary")
+
+
+def _entries(summary: Mapping[str, Any], name: str) -> Iterable[tuple[str, Any]]:
+    part = summary.get(name)
+    return part.items() if isinstance(part, Mapping) else ()
 
 
 def report_workdirs(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None) -> epath.Path:
@@ -129,9 +148,9 @@ def read_run(workdir: str | os.PathLike) -> ReportData:
     if not paths.root.is_dir():
         raise DataError(f"No work directory at {paths.root}. Give the folder that a run was started with (--workdir).")
     run, missing = run_folder(paths), []
-    metrics = read_json_lines(run.metrics)
+    metrics = read_rows(run.metrics, STEP)
     evaluations = read_evaluations(run, metrics)
-    result = read_json_object(paths.root / "eval.json")
+    result = read_object(paths.root / "eval.json", EVALUATION)
     summary = read_json_object(paths.root / "summary.json")
     summary_of_result = evaluation_summary(result)
     summary = summary or summary_of_result or trained_summary(evaluations)
@@ -145,7 +164,7 @@ def read_run(workdir: str | os.PathLike) -> ReportData:
     config = read_json_object(paths.config)
     if not config and not result:
         missing.append("config.json (the resolved config)")
-    found = {title: read_json_object(paths.root / name) for title, name in AUDITS.items()}
+    found = {title: read_object(paths.root / name, AUDIT) for title, name in AUDITS.items()}
     audit = {title: table for title, table in found.items() if table}
     if not summary and not metrics and not audit:
         raise DataError(f"Nothing to report in {paths.root}: no " + ", no ".join(missing) + ".")
@@ -191,9 +210,9 @@ def evaluation_summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_evaluations(run: WorkDir, metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of evaluations.jsonl (else those of metrics.jsonl with accuracies), and final.json's behind them."""
-    final = read_json_object(run.final)
-    rows = read_json_lines(run.evaluations) or [row for row in metrics if _has_accuracy(row)]
-    if _has_accuracy(final.get("metrics") or {}):
+    final = read_object(run.final, FINAL)
+    rows = read_rows(run.evaluations, STEP) or [row for row in metrics if _has_accuracy(row)]
+    if _has_accuracy(final.get("metrics") or {}) and final.get("step") is not None:
         rows = [row for row in rows if row["step"] < final["step"]] + [{"step": final["step"], **final["metrics"]}]
     return rows
 
@@ -224,10 +243,10 @@ def trained_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _contamination(root: epath.Path, result: Mapping[str, Any]) -> Mapping[str, Any]:
     """contamination.json of a training run, or what an evaluation found."""
-    found = read_json_object(root / "contamination.json")
+    found = read_object(root / "contamination.json", CONTAMINATION)
     if found:
         return found.get("benchmarks") or {}
-    return {str(result.get("benchmark")): result["contamination"]} if "contamination" in result else {}
+    return {str(result.get("benchmark")): result["contamination"]} if result.get("contamination") else {}
 
 
 def read_samples(paths: WorkDir) -> list[dict[str, Any]]:
@@ -236,12 +255,16 @@ def read_samples(paths: WorkDir) -> list[dict[str, Any]]:
         return []
     found = ((re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in paths.samples.iterdir())
     numbered = sorted((int(match[1]), path) for match, path in found if match)
-    return [{"step": step, **row} for step, path in numbered for row in read_json_lines(path)]
+    rows = [{"step": step, **row} for step, path in numbered for row in read_json_lines(path)]
+    return [checked(row, SAMPLE, f"{paths.samples}, step {row['step']}") for row in rows]
 
 
 def responses(paths: WorkDir, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The responses of an evaluation as samples: right is a reward of 1, and the grades are its parts."""
-    rows = [row for row in read_json_lines(paths.root / "responses.jsonl") if "completion" in row and "correct" in row]
+    found = paths.root / "responses.jsonl"
+    rows = [row for row in read_json_lines(found) if "completion" in row and "correct" in row]
+    for row in rows:
+        checked(row, RESPONSE, str(found))
     return [
         {
             "step": 0,
@@ -251,7 +274,7 @@ def responses(paths: WorkDir, result: Mapping[str, Any]) -> list[dict[str, Any]]
             "completion": row["completion"],
             "gold": row.get("gold"),
             "reward": float(row["correct"]),
-            "parts": {name: float(value) for name, value in row.get("published", {}).items()},
+            "parts": {name: float(value) for name, value in (row.get("published") or {}).items()},
             "valid": True,
         }
         for row in rows

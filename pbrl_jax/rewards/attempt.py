@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import RewardError
 from pbrl_jax.core.stopping import Interrupted, check_stop
 
@@ -45,9 +46,11 @@ def attempted(
             ) from leaving
         except Exception as error:  # a reward may raise anything; the rows are invalid, never zero
             if last or isinstance(error, OutOfTime):
-                print(f"Reward {name} raised; its {count} rows are invalid:\n{traceback.format_exc()}", file=sys.stderr)
+                said = visible(traceback.format_exc())
+                print(f"Reward {name} raised; its {count} rows are invalid:\n{said}", file=sys.stderr)
                 return None
-            print(f"Reward {name} raised {type(error).__name__}: {error}. It is called once more.", file=sys.stderr)
+            said = visible(f"{type(error).__name__}: {error}")
+            print(f"Reward {name} raised {said}. It is called once more.", file=sys.stderr)
             time.sleep(RETRY_SECONDS)
             check_stop()
     return None

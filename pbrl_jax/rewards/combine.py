@@ -13,7 +13,7 @@ from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
-from pbrl_jax.core.records import AnyArray, Scores
+from pbrl_jax.core.records import AnyArray, Prompt, Scores
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
@@ -22,8 +22,10 @@ from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
 from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rewards.judge import JudgeConfig, make_judge
-from pbrl_jax.rewards.language import Verdict, apply_gate, make_gate
+from pbrl_jax.rewards.intermediate import make_intermediate
+from pbrl_jax.rewards.judge import AskingConfig, JudgeConfig, make_judge
+from pbrl_jax.rewards.language import IDENTIFIED_GATES, Verdict, apply_gate, make_gate
+from pbrl_jax.rewards.likelihood import LikelihoodConfig, check_likelihood, make_likelihood
 from pbrl_jax.rewards.shaping import (
     OverlongConfig,
     RepetitionConfig,
@@ -35,9 +37,15 @@ from pbrl_jax.rewards.shaping import (
 )
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts
 from pbrl_jax.rewards.tokens import TokenInputs, token_verdict
-from pbrl_jax.rewards.translation import TranslationConfig, TranslatorConfig, check_translation, make_translation
+from pbrl_jax.rewards.translation import (
+    TranslationConfig,
+    TranslatorConfig,
+    check_translation,
+    make_translation,
+)
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.text.alike import Related, related_languages
 from pbrl_jax.weights.encoders import Encoder
 from pbrl_jax.weights.policies import Policy
 
@@ -57,6 +65,8 @@ class RewardAssets(NamedTuple):
     endpoint: Endpoint | None = None
     folder: str = ""
     """Where rewards keep what they need not compute twice; "" keeps it in memory."""
+    pairs: Sequence[tuple[str, str]] = ()
+    """Languages that the gate takes for one (see pbrl_jax.text.alike)."""
 
 
 def run_assets(
@@ -73,6 +83,12 @@ def run_assets(
         endpoint=Endpoint(config.endpoint) if config.endpoint.url else None,
         folder=folder,
     )
+
+
+def gated_as_one(config: RewardConfig, prompts: Sequence[Prompt]) -> Related:
+    """The languages of these prompts that the gate cannot tell apart; none where it identifies no languages."""
+    questions = prompts if config.language_gate in IDENTIFIED_GATES else ()
+    return related_languages(((p.language, p.question) for p in questions), config.gate_share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +113,8 @@ class Reward(NamedTuple):
     settings: type[RewardConfig] = RewardConfig
     check: Callable[[Any], None] | None = None
     of_tokens: Callable[[Any, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
+    signed: bool = True
+    """Whether values below 0 tell responses apart, as penalties and likelihoods do; a cosine below 0 says nothing."""
 
 
 #: Another reward is another line.
@@ -105,14 +123,17 @@ REWARDS: dict[str, Reward] = {
         lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
         CosineConfig,
         of_tokens=make_token_cosine,
+        signed=False,
     ),
-    "answer": Reward(lambda config, assets: score_answers),
-    "translation": Reward(make_translation, TranslationConfig, check_translation),
-    "comet": Reward(make_comet, CometConfig, check_comet),
+    "answer": Reward(lambda config, assets: score_answers, signed=False),
+    "translation": Reward(make_translation, TranslationConfig, check_translation, signed=False),
+    "comet": Reward(make_comet, CometConfig, check_comet, signed=False),
     "implicit": Reward(make_implicit, ImplicitConfig),
-    "judge": Reward(make_judge, JudgeConfig),
+    "judge": Reward(make_judge, JudgeConfig, signed=False),
+    "intermediate": Reward(make_intermediate, AskingConfig, signed=False),
+    "likelihood": Reward(make_likelihood, LikelihoodConfig, check_likelihood, signed=False),
     "alignment": Reward(
-        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig
+        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig, signed=False
     ),
     "repetition": Reward(
         lambda config, assets: make_repetition(config), RepetitionConfig, of_tokens=make_token_repetition
@@ -150,23 +171,49 @@ def combine(
     """The weighted and gated sum of the functions' scores; traceable.
 
     A function that does not apply to a row is left out of the row's sum. A row is valid when some function with a
-    weight scored it and none failed. A response in the wrong language gets `rejected_value`, whatever the functions
-    say; an empty response is a valid 0.
+    weight scored it and none failed. See `gated` for responses in the wrong language and empty ones.
 
     Args:
       group: rows that are compared with each other, next to each other; sums over different functions cannot be, so
         that only the rows stay valid to which the same functions apply as to most of their group (`alike_in_group`).
     """
     value_B, valid_B = jnp.zeros(empty_B.shape), jnp.ones(empty_B.shape, bool)
-    scored = []
-    for weight, scores in zip(weights_at(config, step), each.values(), strict=True):
+    scored, weights = [], dict(zip(each, weights_at(config, step), strict=True))
+    for weight, scores in zip(weights.values(), each.values(), strict=True):
         if weight:
             value_B = value_B + weight * jnp.where(scores.valid_B, scores.value_B, 0.0)
             valid_B = valid_B & ~scores.failed_B
             scored.append(scores.valid_B)
     valid_B = alike_in_group(jnp.stack(scored, axis=1), valid_B, group) if scored else jnp.zeros_like(valid_B)
-    value_B = jnp.where(empty_B, 0.0, apply_gate(config, value_B, verdict, step))
-    return Combined(Scores(value_B, valid_B, {}), each, verdict.right_B)
+    signed = any(is_signed(name, weight) for name, weight in weights.items())
+    return Combined(Scores(gated(config, value_B, verdict, empty_B, step, signed), valid_B, {}), each, verdict.right_B)
+
+
+def gated(config: RewardConfig, value_B, verdict: Verdict, empty_B, step: int, signed: bool):
+    """Values behind the language gate; traceable. No response in the right language gets less than one in another
+    language or an empty one: `rejected_value` is a floor, and 0 is where it is lower and no function is `signed`.
+
+    The gates `off` and `penalty` have no floor. An empty response gets 0, or the floor where that is lower.
+    """
+    floor = config.rejected_value if signed else max(config.rejected_value, 0.0)
+    if config.language_gate in ("off", "penalty"):
+        floor = 0.0
+    else:
+        value_B = above_floor(value_B, floor)
+    return jnp.where(empty_B, min(floor, 0.0), apply_gate(config, value_B, verdict, step))
+
+
+def above_floor(value_B, floor: float):
+    """`value_B` where it is at least half a negative `floor`; lower values keep their order between that and the
+    floor. A floor of 0 or more cuts."""
+    room = max(-floor, 0.0) / 2
+    below_B = jnp.maximum(floor + room - value_B, 0.0)
+    return jnp.where(below_B > 0, floor + room * room / jnp.maximum(room + below_B, 1e-9), value_B)
+
+
+def is_signed(name: str, weight: float) -> bool:
+    """Whether a function with this weight penalises; a function of the user's own may."""
+    return weight < 0 or (weight > 0 and (name not in REWARDS or REWARDS[name].signed))
 
 
 def alike_in_group(scored_BF, valid_B, group: int):
@@ -188,7 +235,7 @@ def make_reward(config: RewardConfig, assets: RewardAssets, group: int = 1) -> C
     """
     check_reward(config)
     functions = {name: make_function(name, config, assets) for name in config.functions}
-    gate = make_gate(config, assets.languages, assets.token_table)
+    gate = make_gate(config, assets.languages, assets.token_table, assets.pairs)
 
     def score(inputs: RewardInputs) -> Combined:
         verdict = gate(inputs)

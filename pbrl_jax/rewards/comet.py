@@ -45,26 +45,28 @@ def make_comet(config: CometConfig, assets: Any) -> Callable[[RewardInputs], Sco
     """The reward `comet`: of the answer part, or of what `config.parts` names (whole, reasoning).
 
     With r the response's part and e the reference's [paper, reward families; the wirings are ours]: reference scores
-    (src r, mt r in English, ref e), quality (src e, mt r), direct (src r, mt r, ref e). An empty part, and a response
+    (src r, mt r in English, ref e), quality (src e, mt r), direct (src r, mt r, ref e). Of several models the mean
+    counts [gemmax: XCOMET and CometKiwi]. An empty part, and a response
     in the wrong language, is a valid 0; a row without a reference is invalid. COMET reads sentences: `comet_cut` marks
     the responses that are longer than it reads (510 tokens with XLM-R).
 
     Raises:
       ConfigError: no COMET model or translator is named, or the model does not fit the wiring.
     """
-    comet, wiring = loaded_comet(config.comet), config.comet_wiring
-    if wiring == "quality" and comet.needs_reference:
-        raise ConfigError(
-            f"reward.comet {config.comet!r} compares with a reference, which reward.comet_wiring quality does not "
-            "give. Use a quality-estimation model such as Unbabel/wmt22-cometkiwi-da, or --reward.comet-wiring direct."
-        )
+    comets, wiring = [], config.comet_wiring
+    for name in (config.comet, *config.comet_more):
+        comets.append(comet := loaded_comet(name))
+        if wiring == "quality" and comet.needs_reference:
+            raise ConfigError(
+                f"The COMET model {name!r} compares with a reference, which reward.comet_wiring quality does not give. "
+                "Use a quality-estimation model such as Unbabel/wmt22-cometkiwi-da, or --reward.comet-wiring direct."
+            )
     translate = row_translator(config, assets) if wiring == "reference" else None
     part = "answer" if config.parts == "split" else config.parts
 
     def similar(sources, hypotheses, references):
-        if wiring == "quality":
-            return comet.score(references, hypotheses)
-        return comet.score(sources, hypotheses, references)
+        given = (references, hypotheses) if wiring == "quality" else (sources, hypotheses, references)
+        return np.mean([comet.score(*given) for comet in comets], axis=0)
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
@@ -76,7 +78,7 @@ def make_comet(config: CometConfig, assets: Any) -> Callable[[RewardInputs], Sco
             hypotheses, has_B = translate(inputs, part, sources)
             valid_B &= has_B
         value_B = against_references(inputs, part, sources, hypotheses, similar, config.references)
-        cut_B = jnp.asarray(comet.cut(hypotheses), jnp.float32)
+        cut_B = jnp.asarray(np.any([comet.cut(hypotheses) for comet in comets], axis=0), jnp.float32)
         return Scores(jnp.asarray(value_B), jnp.asarray(valid_B & np.isfinite(value_B)), {"comet_cut": cut_B})
 
     return score

@@ -18,7 +18,7 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import AnyArray
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.answers import split_response
-from pbrl_jax.text.langid import check_identifiable, foreign_tail, language_share
+from pbrl_jax.text.langid import Alternatives, check_identifiable, foreign_tail, language_share
 
 IDENTIFIED_GATES = ("hard", "penalty", "soft", "scheduled")
 
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
     right_B: AnyArray
 
 
-def response_share(text: str, language: str, languages: Sequence[str]) -> float:
+def response_share(text: str, language: str, languages: Alternatives) -> float:
     """Share in [0, 1] of the worst part of a response that is in `language`.
 
     Parts are the reasoning and the answer; a part whose last sentence is in another language has share 0, and a part
@@ -46,12 +46,12 @@ def response_share(text: str, language: str, languages: Sequence[str]) -> float:
     return 1.0
 
 
-def _part_share(text: str, language: str, languages: Sequence[str]) -> float | None:
+def _part_share(text: str, language: str, languages: Alternatives) -> float | None:
     share = language_share(text, language, languages)
     return 0.0 if share is not None and foreign_tail(text, language, languages) else share
 
 
-def identified_gate(inputs: RewardInputs, languages: Sequence[str], share: float) -> Verdict:
+def identified_gate(inputs: RewardInputs, languages: Alternatives, share: float) -> Verdict:
     """Judged by identification, against all the languages that the identifier knows; `share` is what is enough.
 
     English is always among the run's languages: it is that of the references, whatever a run trains in.
@@ -76,9 +76,12 @@ def _all_or_nothing(right_B: np.ndarray) -> Verdict:
 
 
 def make_gate(
-    config: RewardConfig, languages: Sequence[str], table: Mapping[str, np.ndarray] | None
+    config: RewardConfig,
+    languages: Sequence[str],
+    table: Mapping[str, np.ndarray] | None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> Callable[[RewardInputs], Verdict]:
-    """The gate that `config.language_gate` names.
+    """The gate that `config.language_gate` names; `pairs` of languages that identification takes for one.
 
     Raises:
       ConfigError: an unknown name, `tokens` without a table, or a language that no identifier knows.
@@ -88,7 +91,7 @@ def make_gate(
         return lambda inputs: _all_or_nothing(np.ones(len(inputs.prompts), bool))
     if config.language_gate in IDENTIFIED_GATES:
         check_identifiable(languages)
-        return lambda inputs: identified_gate(inputs, languages, config.gate_share)
+        return lambda inputs: identified_gate(inputs, (*languages, *pairs), config.gate_share)
     if table is None:
         raise ConfigError("reward.language_gate=tokens needs a source with text of each language; use hard or off.")
     return lambda inputs: _all_or_nothing(token_gate(inputs, table))
@@ -114,6 +117,6 @@ def apply_gate(config: RewardConfig, value_B: Float[Array, "B"], verdict: Verdic
         closed = 1.0
         if config.language_gate == "scheduled" and config.gate_schedule_steps:
             closed = 0.5 - 0.5 * math.cos(math.pi * min(step / config.gate_schedule_steps, 1.0))
-        foreign_B = closed * (1 - share_B)
-        return value_B - foreign_B * jnp.maximum(value_B - config.rejected_value, 0.0)
+        foreign_B = closed * (1 - share_B)  # weighted so that a share of 0 is `rejected_value` to the last bit
+        return (1 - foreign_B) * value_B + foreign_B * jnp.minimum(value_B, config.rejected_value)
     return jnp.where(right_B, value_B, config.rejected_value)

@@ -1,6 +1,5 @@
 """From a cosine to a reward: its scale, several references, and two parts as one value. Pure functions."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.paths import as_path, parse_json
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_k
             "W/calibration.json."
         )
     try:
-        stored = json.loads(as_path(path).read_text())
+        stored = parse_json(as_path(path).read_text())
         found = {code: float(row["baseline"]) for code, row in stored["languages"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

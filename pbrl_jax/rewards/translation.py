@@ -30,13 +30,17 @@ TranslateRows = Callable[[RewardInputs, str, Sequence[str]], tuple[list[str], np
 
 @dataclass(frozen=True)
 class TranslatorConfig(RewardConfig):
-    """The models that `translation` and `comet` read."""
+    """The models that `translation`, `comet` and `likelihood` read."""
 
     translator: str = identity("")
     """What translates responses into English: a folder or hub id of an M2M100 or NLLB model or of a policy, `policy`
-    (the start policy, asked to translate), or `endpoint`. Rewards `translation` and `comet` with wiring reference."""
+    (the start policy, asked to translate), or `endpoint`. Rewards `translation`, and `comet` with wiring reference;
+    `likelihood` needs an M2M100 or NLLB model."""
     comet: str = identity("")
     """Folder or hub id of a COMET model, for example Unbabel/wmt22-comet-da."""
+    comet_more: tuple[str, ...] = identity((), only_with=("comet",))
+    """Further COMET models; a score is the mean over all, for example of Unbabel/XCOMET-XL and
+    Unbabel/wmt23-cometkiwi-da-xl. A model that was trained without references is given none."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def loaded_translator(source: str) -> Translator:
     return load_translator(source)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def loaded_comet(source: str) -> Comet:
     """load_comet, once per process and source.
 
@@ -172,10 +176,10 @@ def _embedding(config: TranslationConfig, assets: Any):
 def _texts(config: TranslationConfig):
     """Overlap of words or characters, or COMET, with the best or the mean over several references."""
     if config.translation_similarity == "comet":
-        comet = loaded_comet(config.comet)
+        comets = [loaded_comet(source) for source in (config.comet, *config.comet_more)]
 
         def similar(sources, hypotheses, references):
-            return comet.score(sources, hypotheses, references)
+            return np.mean([comet.score(sources, hypotheses, references) for comet in comets], axis=0)
     else:
         measure = TEXT_SIMILARITIES[config.translation_similarity]
 

@@ -142,7 +142,7 @@ def as_numbers(path: str, found, count: int) -> tuple[np.ndarray, np.ndarray]:
         found is not None and (not hasattr(found, "__iter__") or getattr(found, "ndim", 1) == 0)
     ):  # fmt: skip
         raise RewardError(
-            f"Reward {path} returned a {type(found).__name__}: {str(found)[:80]}. Expected a list with one number (or "
+            f"Reward {path} returned a {type(found).__name__}: {visible(str(found)[:80])}. Expected a list with one number (or "
             "None) per completion, in their order."
         )
     try:

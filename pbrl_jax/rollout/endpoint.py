@@ -1,25 +1,51 @@
-"""A client of OpenAI-compatible chat endpoints (vLLM, SGLang, llama.cpp, hosted ones): time-outs, retries, a budget."""
+"""A client of OpenAI-compatible chat endpoints (vLLM, SGLang, llama.cpp, hosted ones): time-outs, retries, a budget.
 
-import http.client
+What a server sends is not trusted: its size, depth and numbers are bounded, redirects are refused, and neither the key
+nor credentials of the URL appear in a message.
+"""
+
+import asyncio
+import base64
+import email.utils
 import json
+import math
 import os
+import re
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
-from typing import Any
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import httpx2
 
 from pbrl_jax.config.endpoint import EndpointConfig
-from pbrl_jax.core.errors import ConfigError, EndpointError
+from pbrl_jax.core.errors import ConfigError, CutAnswer, EndpointError
 from pbrl_jax.core.stopping import map_until_stop
+from pbrl_jax.core.urls import HIDDEN, hide_credentials, printable
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the first retry, and at most before any."""
 RETRIED = (408, 409, 429)
 SHOWN = 300
+MAX_REPLY_BYTES = 1 << 24
+"""A longer reply is no answer."""
+MAX_TOKENS_REPORTED = 1 << 24
+"""A larger count of tokens is no count."""
+BYTES_PER_TOKEN = 4
+"""Where a server reports no count of tokens, it is estimated from the bytes of request and answer."""
+_THOUGHT = re.compile(r"^\s*<think>(.*?</think>|.*)", re.DOTALL | re.IGNORECASE)
 
 Messages = Sequence[dict[str, str]]
+
+
+class Reply(NamedTuple):
+    """What a server sent; `content` ends at MAX_REPLY_BYTES."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class Endpoint:
@@ -30,7 +56,7 @@ class Endpoint:
       sleep: waits between attempts; tests pass their own.
 
     Raises:
-      ConfigError: no address or no model.
+      ConfigError: no address or no model, or a key with characters that no key has.
     """
 
     config: EndpointConfig
@@ -43,8 +69,15 @@ class Endpoint:
             )
         if not config.url.startswith(("http://", "https://")):
             raise ConfigError(f"endpoint.url is {config.url!r}; expected http://... or https://...")
+        if HIDDEN in config.full_url:
+            raise ConfigError(
+                f"endpoint.url is {config.url!r}: credentials are not saved. Give the whole --endpoint.url again, or "
+                "put the key into an environment variable (endpoint.key_variable)."
+            )
         self.config, self._sleep, self._lock = config, sleep, threading.Lock()
         self.requests = self.tokens = 0
+        self._address, self._headers = _address(config), _headers(config)
+        self._tls = ssl.create_default_context()
 
     def ask(self, messages: Messages, **sampling: Any) -> str:
         """The text of the answer.
@@ -54,6 +87,7 @@ class Endpoint:
           sampling: temperature, max_tokens, seed, top_p, as the interface names them.
 
         Raises:
+          CutAnswer: the answer ends at its token limit.
           EndpointError: no usable answer after all attempts, a request that was refused, or the budget is spent.
         """
         body = json.dumps({"model": self.config.model, "messages": list(messages), **sampling}).encode()
@@ -61,17 +95,15 @@ class Endpoint:
         for attempt in range(self.config.retries + 1):
             self._spend()
             try:
-                return self._read(self._send(body))
-            except urllib.error.HTTPError as error:
-                problem = f"answered {error.code}: {_start_of(error)}"
-                if error.code not in RETRIED and error.code < 500:
-                    raise EndpointError(
-                        f"The endpoint {self.config.url} {problem}. Check endpoint.url, endpoint.model and the key in "
-                        f"{self.config.key_variable}."
-                    ) from error
-                wait = max(wait, _asked_wait(error))
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                problem = f"failed ({type(error).__name__}: {error})"
+                reply = self._send(body)
+                if reply.status < 300:
+                    return self._read(reply.content, len(body))
+                problem = f"answered {reply.status}: {self._shown(reply.content.decode(errors='replace').strip())}"
+                if reply.status not in RETRIED and reply.status < 500:
+                    raise EndpointError(f"The endpoint {self.config.url} {problem}. {self._advice(reply)}")
+                wait = max(wait, _asked_wait(reply.headers))
+            except (OSError, httpx2.HTTPError, ValueError) as error:
+                problem = f"failed ({type(error).__name__}: {self._shown(str(error))})"
             if attempt < self.config.retries:
                 self._sleep(min(wait, LONGEST_WAIT))
                 wait *= 2
@@ -104,44 +136,131 @@ class Endpoint:
                     raise EndpointError(f"The budget is spent: endpoint.{name} = {limit}. Raise it to go on.")
             self.requests += 1
 
-    def _send(self, body: bytes) -> Any:
-        headers = {"Content-Type": "application/json"}
-        key = os.environ.get(self.config.key_variable, "") if self.config.key_variable else ""
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        address = self.config.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, data=body, headers=headers, method="POST")
-        with urllib.request.urlopen(request, timeout=self.config.timeout) as answer:
-            return json.loads(answer.read())
-
-    def _read(self, answer: Any) -> str:
-        """The text of an answer; its tokens are counted.
+    def _send(self, body: bytes) -> Reply:
+        """One request, in an event loop of its own: that alone ends it in time whatever the server does.
 
         Raises:
+          OSError, httpx2.HTTPError: no whole reply came in time.
+          ValueError: a reply that is too long.
+        """
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(asyncio.wait_for(self._exchange(body), self.config.timeout))
+        except TimeoutError:
+            raise TimeoutError(f"no whole answer within {self.config.timeout:g} s") from None
+        finally:
+            loop.close()
+
+    async def _exchange(self, body: bytes) -> Reply:
+        content = bytearray()
+        async with (
+            httpx2.AsyncClient(timeout=None, follow_redirects=False, verify=self._tls) as client,
+            client.stream("POST", self._address, content=body, headers=self._headers) as reply,
+        ):
+            if reply.headers.get("Content-Encoding", "identity") != "identity":
+                raise ValueError("the answer is compressed, which was not asked for")
+            async for block in reply.aiter_raw():
+                content += block
+                if len(content) > MAX_REPLY_BYTES:
+                    raise ValueError(f"the answer has more than {MAX_REPLY_BYTES} bytes")
+            return Reply(reply.status_code, reply.headers, bytes(content))
+
+    def _read(self, content: bytes, sent: int) -> str:
+        """The text of an answer; its tokens are counted. What a server gives apart as `reasoning_content` is no part.
+
+        Raises:
+          CutAnswer: it ends at the token limit.
           ValueError: an answer of another form.
         """
         try:
-            text, usage = answer["choices"][0]["message"]["content"], answer.get("usage") or {}
-            used = int(usage.get("total_tokens") or 0)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"no text in the answer {json.dumps(answer)[:SHOWN]}") from error
-        if not isinstance(text, str):
-            raise ValueError(f"no text in the answer {json.dumps(answer)[:SHOWN]}")
+            answer = json.loads(content, parse_constant=_no_number)
+        except RecursionError:
+            raise ValueError("the answer is nested too deeply") from None
+        usage = answer.get("usage") if isinstance(answer, dict) else None
+        used = usage.get("total_tokens") if isinstance(usage, dict) else None
+        if type(used) is not int or not 0 < used <= MAX_TOKENS_REPORTED:
+            used = (sent + len(content)) // BYTES_PER_TOKEN
         with self._lock:
             self.tokens += used
-        return text
+        try:
+            choice = answer["choices"][0]
+            text, reason = _joined(choice["message"]["content"]), choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            text, reason = None, None
+        if reason == "length":
+            message = "ends at its token limit. Raise the limit: reasoning models need thousands of tokens."
+            raise CutAnswer(f"An answer of {self.config.url} {message}", text if isinstance(text, str) else "")
+        if not isinstance(text, str):
+            raise ValueError(f"no text in the answer {content[:SHOWN].decode(errors='replace')}")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON may hold half a character
+
+    def _shown(self, text: str) -> str:
+        """The beginning of what a server or a library says, without the key."""
+        for secret in (value.rpartition(" ")[2] for name, value in self._headers.items() if name == "Authorization"):
+            text = text.replace(secret, HIDDEN)
+        return printable(hide_credentials(text)[:SHOWN])
+
+    def _advice(self, reply: Reply) -> str:
+        if reply.status < 400:
+            there = printable(hide_credentials(reply.headers.get("Location", "another address")))
+            return f"It redirects to {there[:SHOWN]}, where no key is sent. If that is right, set endpoint.url to it."
+        return f"Check endpoint.url, endpoint.model and the key in {self.config.key_variable}."
 
 
-def _start_of(error: urllib.error.HTTPError) -> str:
+def without_thoughts(text: str) -> str:
+    """An answer without the `<think>` part that a server left in it; "" where that has no end."""
+    return _THOUGHT.sub("", text, count=1).strip()
+
+
+def _address(config: EndpointConfig) -> str:
+    """Where requests go, without credentials of a user: those are a header.
+
+    Raises:
+      ConfigError: no address.
+    """
     try:
-        return error.read(SHOWN).decode(errors="replace").strip()
-    except OSError:
-        return error.reason
+        url = httpx2.URL(config.full_url)
+        host = url.host
+    except httpx2.InvalidURL as error:
+        raise ConfigError(f"endpoint.url is {config.url!r}, which is no address ({error}).") from None
+    if not host:
+        raise ConfigError(f"endpoint.url is {config.url!r}; expected a host behind ://.")
+    path = url.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    return str(url.copy_with(username=None, password=None, path=path, fragment=None))
 
 
-def _asked_wait(error: urllib.error.HTTPError) -> float:
-    """Seconds that the answer's Retry-After asks for; 0 where it does not."""
+def _headers(config: EndpointConfig) -> dict[str, str]:
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    key = os.environ.get(config.key_variable, "").strip() if config.key_variable else ""
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"The key in {config.key_variable} has characters that no key has. Set the variable again.")
+    user = httpx2.URL(config.full_url).userinfo
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    elif user:
+        headers["Authorization"] = f"Basic {base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()}"
+    return headers
+
+
+def _joined(content: Any) -> Any:
+    """The text of a message: some servers send a list of its parts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    return content
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"the answer holds {name}, which is no number of JSON")
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that a reply's Retry-After asks for, as a number or a date; 0 where it does not."""
+    asked = headers.get("Retry-After", "0")
     try:
-        return max(0.0, float(error.headers.get("Retry-After", 0)))
+        seconds = float(asked)
     except ValueError:
-        return 0.0
+        try:
+            seconds = email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

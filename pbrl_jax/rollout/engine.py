@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_prompts, padded_length
+from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import PromptBatch, Rollout
 from pbrl_jax.mesh.agree import host_array
 from pbrl_jax.mesh.sharding import batch_sharding, row_shards
@@ -81,6 +82,8 @@ class Engine(NamedTuple):
       batch_size: most prompts that run at a time, rounded up to a multiple of the devices that hold different rows.
       mesh: spreads the rows of a batch over its devices; default: wherever the parameters are.
       max_prompt_length: longer prompts are refused (DataError); 0 for no limit.
+      positions: tokens of a prompt and its response together that the model was made for; more are refused
+        (DataError); 0 for no limit.
     """
 
     spec: DecoderSpec
@@ -89,11 +92,12 @@ class Engine(NamedTuple):
     batch_size: int = 32
     mesh: Any = None
     max_prompt_length: int = 0
+    positions: int = 0
 
     @classmethod
     def of(cls, policy: Policy, batch_size: int = 32, mesh: Any = None) -> "Engine":
         """The engine of a policy."""
-        return cls(policy.spec, policy.params, policy.tokenizer, batch_size, mesh)
+        return cls(policy.spec, policy.params, policy.tokenizer, batch_size, mesh, positions=policy.positions)
 
     def answer(self, prompts: Sequence[Sequence[int]], sampling: Sampling, row_ids: Sequence[int] | None = None,
                tick: Callable[[int], Any] | None = None, should_stop: Callable[[], bool] | None = None
@@ -125,9 +129,10 @@ class Engine(NamedTuple):
           should_stop: asked after every segment of tokens.
 
         Raises:
-          DataError: a prompt that is empty or too long.
+          DataError: a prompt that is empty or too long, or beyond the model's positions with its response.
           Interrupted: `should_stop()` was true.
         """
+        self._refuse_beyond(max(map(len, prompts), default=0), sampling.max_completion_length)
         run = compiled_programs(self.spec, sampling.samples, sampling.max_completion_length, SEGMENT_LENGTH).rollout
         settings, ids = self._settings(sampling), range(len(prompts)) if row_ids is None else row_ids
         for rows, filled, length in self._batches(prompts, wanted):
@@ -137,6 +142,7 @@ class Engine(NamedTuple):
 
     def stream(self, prompt: Sequence[int], sampling: Sampling, tokens: int) -> Iterator[Answer]:
         """One answer as it grows: after the first token and then after every `tokens` tokens."""
+        self._refuse_beyond(len(prompt), sampling.max_completion_length)
         programs = compiled_programs(self.spec, 1, sampling.max_completion_length, tokens)
         batch = self._placed(pad_prompts([prompt], padded_length(len(prompt)), [0], self.tokenizer.pad_id))
         for state in programs.states(self.params, batch, step_key(sampling.seed, 0), self._settings(sampling)):
@@ -165,10 +171,13 @@ class Engine(NamedTuple):
           wanted: row numbers; batches that hold none of them are left out.
 
         Raises:
-          DataError: a prompt or a continuation without tokens.
+          DataError: a prompt or a continuation without tokens, or both together beyond the model's positions.
         """
         samples = max((len(row.tokens) for row in asked), default=1)
         widths = [max(map(len, row.tokens)) for row in asked]
+        longest = max(range(len(asked)), key=lambda row: len(asked[row].prompt) + widths[row], default=None)
+        if longest is not None:
+            self._refuse_beyond(len(asked[longest].prompt), widths[longest])
         run = compiled_scores(self.spec, samples)
         for rows, filled, length in self._batches([row.prompt for row in asked], wanted, widths):
             batch = pad_prompts([asked[n].prompt for n in filled], length, filled, self.tokenizer.pad_id)
@@ -182,6 +191,10 @@ class Engine(NamedTuple):
             counts = (tokens.lengths_P - skip_B).tolist()
             found = [Likelihood(*one) for one in zip(sums, best, counts, strict=True)]
             yield rows, [found[i * samples :][: len(asked[row].tokens)] for i, row in enumerate(rows)]
+
+    def _refuse_beyond(self, prompt: int, response: int) -> None:
+        if self.positions and prompt + response > self.positions:
+            raise DataError(beyond_positions(prompt, response, self.positions))
 
     def _batches(self, prompts: Sequence[Sequence[int]], wanted: Set[int] | None, widths: Sequence[int] | None = None
                  ) -> Iterator[tuple[list[int], list[int], int]]:  # fmt: skip
@@ -203,6 +216,14 @@ class Engine(NamedTuple):
 
     def _settings(self, sampling: Sampling):
         return sampling_params(sampling.temperature, sampling.top_p, sampling.top_k, self.tokenizer.eos_ids)
+
+
+def beyond_positions(prompt: int, response: int, positions: int) -> str:
+    """What to say of a prompt and a response, in tokens, that are together longer than the model's positions."""
+    return (
+        f"A prompt of {prompt} tokens and a response of {response} are more than the {positions} positions that this "
+        "model was made for (max_position_embeddings of its config.json). Shorten the prompts or the responses."
+    )
 
 
 def read_answers(rollout: Rollout, tokenizer: Tokenizer) -> list[Answer]:

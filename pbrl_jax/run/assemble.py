@@ -12,6 +12,7 @@ import jax
 from pbrl_jax.checkpoint import check_same_experiment, list_checkpoints, read_meta
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config, LogConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
@@ -28,8 +29,10 @@ from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
+from pbrl_jax.rewards.combine import gated_as_one
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.rollout.engine import beyond_positions
 from pbrl_jax.run.check import batch_arithmetic, repeatability, validate
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages, fallback_notes
@@ -41,7 +44,7 @@ from pbrl_jax.train.fused import check_fusable
 from pbrl_jax.train.optimizer import make_schedule
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.weights.encoders import Encoder, load_encoder, over_devices
-from pbrl_jax.weights.policies import Policy, load_policy
+from pbrl_jax.weights.policies import Policy, StartPolicy, load_policy
 
 #: Sentences a vocabulary is trained on, at most; more changes little.
 VOCABULARY_SENTENCES = 60_000
@@ -88,7 +91,7 @@ def training_prompts(config: Config, require: Sequence[str] = ()) -> list[Prompt
     """The prompts of a run, with the English side of each problem where English is replayed."""
     prompts = load_prompts(config.data, config.train.seed, require=require)
     for line in filter(None, (check_golds(prompts), *fallback_notes(config.data.languages))):
-        print(line)
+        print(visible(line))
     return with_english(prompts) if config.data.english_share > 0 else prompts
 
 
@@ -127,21 +130,47 @@ def run_tokenizer(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> T
 
 
 def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Policy:
-    """The start policy: loaded, each device reading its own part, or new from the seed."""
+    """The start policy: loaded, each device reading its own part, or new from the seed. What holds it lets its
+    parameters go (`weights.policies.let_go`) when a run has taken what it keeps.
+
+    Raises:
+      CheckpointError: (where they are used again after that) the source holds another policy by now.
+    """
     settings = config.policy
     operational: dict[str, Any] = {
         "dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention
     }  # fmt: skip
     if settings.source != "random":
         policy = load_policy(settings.source, make_mesh(config.mesh))
-        return policy._replace(spec=dataclasses.replace(policy.spec, **operational))
+        check_positions(config, policy)
+        fingerprint = policy.fingerprint
+
+        def again() -> Any:
+            found = load_policy(settings.source, make_mesh(config.mesh))
+            if found.fingerprint != fingerprint:
+                raise CheckpointError(f"{settings.source} holds another policy than when this run began. Start anew.")
+            return found.params
+
+        return StartPolicy.of(policy._replace(spec=dataclasses.replace(policy.spec, **operational)), again)
     tokenizer = run_tokenizer(config, work, prompts)
     spec = dataclasses.replace(
         lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
     )
-    params = jax.jit(functools.partial(init_decoder, spec=spec))(jax.random.key(config.train.seed))
+    make = functools.partial(jax.jit(functools.partial(init_decoder, spec=spec)), jax.random.key(config.train.seed))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
-    return Policy(spec, params, tokenizer, name)
+    return StartPolicy.of(Policy(spec, make(), tokenizer, name), make)
+
+
+def check_positions(config: Config, policy: Policy) -> None:
+    """Refuse lengths of prompts and responses that are together more than the policy's positions (ConfigError)."""
+    prompt = max(config.rollout.max_prompt_length, config.eval.max_prompt_length)
+    written = config.pivot.max_completion_length if config.pivot.source == "policy" else 0
+    response = max(config.rollout.max_completion_length, written)
+    if policy.positions and prompt + response > policy.positions:
+        raise ConfigError(
+            f"{beyond_positions(prompt, response, policy.positions)} These are rollout.max_prompt_length (or "
+            "eval.max_prompt_length) and rollout.max_completion_length (or pivot.max_completion_length)."
+        )
 
 
 def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
@@ -258,27 +287,28 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         "policy": policy.fingerprint,
         "encoder": encoder.key,
     }
-    print(batch_arithmetic(config, jax.device_count()))
-    if note := repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", "")):
-        print(note)
+    sampler = make_sampler(
+        kept,
+        config.train.prompts_per_step,
+        config.data.english_share,
+        config.train.seed,
+        config.data.language_weights,
+        config.data.language_temperature,
+    )
+    notes = [repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))]
+    notes += gated_as_one(config.reward, sampler.target).notes
+    print(*filter(None, notes), batch_arithmetic(config, jax.device_count()), sep="\n")
     return Experiment(
         config=config,
         work=work,
         mesh=mesh,
         policy=policy,
         encoder=encoder,
-        sampler=make_sampler(
-            kept,
-            config.train.prompts_per_step,
-            config.data.english_share,
-            config.train.seed,
-            config.data.language_weights,
-            config.data.language_temperature,
-        ),  # fmt: skip
+        sampler=sampler,
         prompt_tokens={p.id: row for p, row in zip(kept, ids, strict=True)},
         pivot_rows={p.id: row for row, p in enumerate(kept)},
         pivots=pivots,
-        token_table=None if texts is None else token_language_table(policy.tokenizer, texts),
+        token_table=None if texts is None else token_language_table(policy.tokenizer, texts, textless=False),
         fingerprints=fingerprints,
     )
 
@@ -323,7 +353,7 @@ def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | No
     except (ConfigError, DataError) as error:
         if config.eval.source or config.train.eval_steps:
             raise
-        print(f"No evaluation (set eval.source for one): {error}")
+        print(f"No evaluation (set eval.source for one): {visible(str(error))}")
         return None
     prompts, _ = fit_prompts(
         loaded, policy.tokenizer, length, "drop", config.data.prompt_style, THINKING[config.data.thinking]

@@ -2,26 +2,43 @@
 
 import dataclasses
 import json
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError, RewardError
-from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic
+from pbrl_jax.core.errors import ConfigError, DataError, RewardError
+from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic, write_json_lines
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.data.load import load_prompts
-from pbrl_jax.eval.attacks import ATTACKS, Case, check_phrases
-from pbrl_jax.eval.audit import HELD_OUT, Table, audit_table, failed_attacks, file_cases, make_scorer, quickstart_cases
+from pbrl_jax.data.load import fit_prompts, load_prompts
+from pbrl_jax.eval.attacks import ATTACKS, Case, phrase_notes
+from pbrl_jax.eval.audit import (
+    HELD_OUT,
+    MIN_PROBLEMS,
+    Table,
+    audit_table,
+    failed_attacks,
+    file_cases,
+    is_faithful,
+    make_scorer,
+    quickstart_cases,
+    unmade_attacks,
+)
+from pbrl_jax.eval.evaluate import Decoder, answer_texts
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.report.data import AUDITS
 from pbrl_jax.report.plots import audit_png
-from pbrl_jax.rewards.combine import check_reward, make_reward, policy_users, run_assets
+from pbrl_jax.rewards.combine import check_reward, gated_as_one, make_reward, policy_users, run_assets
+from pbrl_jax.rewards.shaping import OverlongConfig
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
+from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.languages import check_languages
+from pbrl_jax.text.prompts import THINKING
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
 from pbrl_jax.weights.policies import Policy, load_policy
@@ -42,7 +59,8 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     Args:
       min_auc: smallest AUC that passes, in [0, 1]; None: report only.
       limit: problems per language.
-      replies: JSON lines file of faithful replies, for sources other than quickstart.
+      replies: JSON lines file of faithful replies; without one, those of the quickstart's task, or the right responses
+        of the policy that policy.source names, which are kept in W/audit_replies.jsonl.
 
     Raises:
       RewardError: an AUC is below `min_auc`; the files are written all the same.
@@ -51,16 +69,19 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
         raise ConfigError(f"--min-auc is {min_auc}; expected a share in [0, 1], for example 0.95.")
     use_compilation_cache(config)
     check_languages(config.data.languages)
-    check_phrases(config.data.languages)
     check_reward(config.reward)
     work = work_dir(workdir)
-    policy, encoder = audited_policy(config), audited_encoder(config, work)
-    cases = audit_cases(config, work, limit, replies)
+    policy, encoder = audited_policy(config, replies), audited_encoder(config, work)
+    cases = audit_cases(config, work, limit, replies, policy)
+    print(*phrase_notes(config.data.languages), *unmade_attacks(cases, config.train.seed), sep="\n")
     texts = language_texts(config)
     tokenizer = encoder.tokenizer if policy is None else policy.tokenizer
-    table = None if texts is None else token_language_table(tokenizer, texts)
-    assets = run_assets(config, encoder, table, policy, str(work.root))
-    rewards = config.reward, type(config.reward)(**PLAIN_COSINE)
+    table = None if texts is None else token_language_table(tokenizer, texts, textless=False)
+    pairs = gated_as_one(config.reward, [case.prompt for case in cases]).pairs
+    assets = run_assets(config, encoder, table, policy, str(work.root))._replace(pairs=pairs)
+    # In training a response is too long at the rollout's length; here there is none but the longest reply's.
+    length = settings_of(config.reward, OverlongConfig).overlong_length or config.rollout.max_completion_length
+    rewards = dataclasses.replace(config.reward, overlong_length=length), type(config.reward)(**PLAIN_COSINE)
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
         for title, reward in zip(AUDITS, rewards, strict=True)
@@ -68,7 +89,8 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     for title, name in AUDITS.items():
         write_atomic(work.root / name, json.dumps(tables[title], indent=1))
     own = next(iter(tables.values()))
-    columns = [name + end for name in ATTACKS for end in ("", HELD_OUT)]
+    made = set().union(*own.values())
+    columns = [name + end for name in ATTACKS for end in ("", HELD_OUT) if name + end in made]
     write_atomic(work.root / "audit.png", audit_png(tables, columns))
     console = Console()
     for title, found in tables.items():
@@ -92,12 +114,12 @@ def audit_lines(table: Table, title: str, bound: float | None) -> RichTable:
     for code in table:
         lines.add_column(code, justify="right")
 
-    def cell(value: float) -> str:
-        text = f"{100 * value:.0f}"
-        return f"[bold red]{text}[/]" if bound is not None and value < bound else text
+    def cell(value: float | None) -> str:
+        text = "–" if value is None else f"{100 * value:.0f}"
+        return f"[bold red]{text}[/]" if None not in (bound, value) and value < bound else text
 
     for name in ATTACKS:
-        cells = (f"{cell(row[name])}/{cell(row[name + HELD_OUT])}" for row in table.values())
+        cells = (f"{cell(row.get(name))}/{cell(row.get(name + HELD_OUT))}" for row in table.values())
         lines.add_row(name.replace("_", " "), *cells)
     return lines
 
@@ -120,15 +142,16 @@ def audited_encoder(config: Config, work: WorkDir) -> Encoder:
     )
 
 
-def audited_policy(config: Config) -> Policy | None:
-    """The policy that policy.source names, where a reward asks one; None where none does.
+def audited_policy(config: Config, replies: str) -> Policy | None:
+    """The policy that policy.source names, where a reward asks one or its responses are to be audited; else None.
 
     Raises:
       ConfigError: a reward asks a policy, and policy.source is `random`.
     """
-    if not policy_users(config.reward):
+    named = config.policy.source != "random"
+    if not policy_users(config.reward) and (replies or not named):
         return None
-    if config.policy.source == "random":
+    if not named:
         raise ConfigError("This reward asks the start policy. Name its folder: --policy.source DIR.")
     return load_policy(config.policy.source)
 
@@ -148,15 +171,61 @@ def replied_prompts(config: Config, work: WorkDir, replies: str) -> list[Prompt]
     return attach_references(chosen, config, store, progress=Progress, **expert)[0]
 
 
-def audit_cases(config: Config, work: WorkDir, limit: int, replies: str) -> list[Case]:
+def policy_replies(config: Config, policy: Policy, limit: int) -> list[dict[str, Any]]:
+    """The policy's right responses to the first `limit` prompts of each language, one each, as rows of `--replies`: of
+    algo.num_generations samples the first that is right, has steps and is in its language.
+
+    Raises:
+      DataError: no language has three.
+    """
+    loaded = load_prompts(dataclasses.replace(config.data, limit=0), config.train.seed, require=("answer",))
+    seen, chosen = Counter[str](), []
+    for prompt in loaded:
+        seen[prompt.language] += 1
+        if seen[prompt.language] <= limit and prompt.language != "en":
+            chosen.append(prompt)
+    style, thinking = config.data.prompt_style, THINKING[config.data.thinking]
+    length, languages = config.rollout.max_prompt_length, (*seen, *gated_as_one(config.reward, loaded).pairs)
+    open_prompts, _ = fit_prompts(chosen, policy.tokenizer, length, "drop", style, thinking)
+    decoder = Decoder(
+        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size, style,
+        thinking,
+    )  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {prompt.language: [] for prompt in chosen}
+    for sample in range(config.algo.num_generations):
+        questions, codes = [p.question for p in open_prompts], [p.language for p in open_prompts]
+        texts = answer_texts(
+            decoder, policy.params, questions, codes, config.rollout.temperature, config.train.seed + sample
+        )
+        left = []
+        for prompt, text in zip(open_prompts, texts, strict=True):
+            right = is_right_language(text, prompt.language, languages) is not False
+            if right and is_faithful(text, prompt):
+                found[prompt.language].append({"id": prompt.id, "language": prompt.language, "response": text})
+            else:
+                left.append(prompt)
+        open_prompts = left
+    counts = ", ".join(f"{len(rows)} of {min(limit, seen[code])} in {code}" for code, rows in found.items())
+    print(f"The policy has a right response to {counts}; languages with fewer than {MIN_PROBLEMS} are left out.")
+    rows = [row for rows in found.values() if len(rows) >= MIN_PROBLEMS for row in rows]
+    if not rows:
+        raise DataError("The policy has too few right responses to audit with. Raise --limit or algo.num_generations.")
+    return rows
+
+
+def audit_cases(config: Config, work: WorkDir, limit: int, replies: str, policy: Policy | None) -> list[Case]:
     """The problems of the audit, with faithful replies in each language."""
     if limit < 1:
         raise ConfigError(f"--limit is {limit}; expected a number of problems.")
+    if not replies and policy is not None and config.policy.source != "random":
+        replies = str(work.root / "audit_replies.jsonl")
+        write_json_lines(as_path(replies), policy_replies(config, policy, limit))
     if replies:
         return file_cases(replies, replied_prompts(config, work, replies), limit)
     if config.data.source == "quickstart":
         return quickstart_cases(config.data.languages, limit, config.train.seed, config.data.path)
     raise ConfigError(
         f"The audit needs faithful replies in each language, which source {config.data.source!r} does not have. Give "
-        '--replies FILE.jsonl with rows {"id", "language", "response"}.'
+        '--replies FILE.jsonl with rows {"id", "language", "response"}, or --policy.source DIR, whose right responses '
+        "then serve."
     )

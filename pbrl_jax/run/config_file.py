@@ -38,7 +38,11 @@ def load_config(path: str) -> Config:
         raise ConfigError(f"No config at {path!r}. {hint}")
     if file.suffix == ".json":
         notes: list[str] = []
-        config = from_json(file.read_text(encoding="utf-8"), config_class(), notes)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8: {error}. Expected a config.json that a run wrote.") from error
+        config = from_json(text, config_class(), notes)
         print("".join(f"{path}: {note}\n" for note in notes), end="", file=sys.stderr)
         return config
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -52,7 +56,7 @@ def load_config(path: str) -> Config:
         config = module.get_config()
     except PbrlError:
         raise
-    except Exception as error:  # an experiment file is code and may raise anything
+    except (Exception, SystemExit) as error:  # an experiment file is code and may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
         place = f"{path}, line {lines[-1]}" if lines else path

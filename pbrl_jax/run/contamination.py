@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pbrl_jax.config.tree import Config
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import DataError, PbrlError, lookup
-from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, write_atomic
+from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, read_json_object, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.benchmarks import BENCHMARKS
@@ -18,7 +19,7 @@ from pbrl_jax.run.config_file import load_config
 EVERY = "all"
 """Stands for every benchmark whose problems can be loaded."""
 PIVOT_FIELDS = ("question", "reasoning", "answer", "reference", "pivot")
-"""Fields of a stored reference that hold text."""
+"""Fields of a line of pivot.file that hold text."""
 SHOWN = 10
 """Overlapping problems that are listed."""
 
@@ -39,11 +40,10 @@ def training_texts(path: str) -> Iterator[str]:
     config: Config = load_config(path)
     yield from prompt_texts(load_prompts(config.data, config.train.seed))
     folder = as_path(path).parent
-    files = [open_store(config.pivot, folder).path]
-    files += [as_path(config.pivot.file)] if config.pivot.source == "file" and config.pivot.file else []
-    for file in files:
-        for row in read_json_lines(file):
-            yield " ".join(value for name, value in row.items() if name in PIVOT_FIELDS and isinstance(value, str))
+    for stored in open_store(config.pivot, folder, writes=False).references().values():
+        yield " ".join((stored.origin.question, stored.reasoning, stored.answer))
+    for row in read_json_lines(config.pivot.file) if config.pivot.source == "file" and config.pivot.file else ():
+        yield " ".join(value for name, value in row.items() if name in PIVOT_FIELDS and isinstance(value, str))
 
 
 def overlap_record(problems: Sequence[Problem], shared: Sequence[str | None], ngram: int) -> dict[str, Any]:
@@ -118,13 +118,12 @@ def check_training(config: Config, work: WorkDir, prompts: Sequence[Prompt], fin
         return
     file, settings = work.root / "contamination.json", config.eval
     of = {"ngram": settings.overlap_ngram, "asked": list(settings.contamination), **fingerprints}
-    if file.exists():
-        saved = json.loads(file.read_text())
-        if saved.get("of") == of:
-            for name, record in saved["benchmarks"].items():
-                if "share" in record:
-                    refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
-            return
+    saved = read_json_object(file)
+    if saved.get("of") == of:
+        for name, record in saved["benchmarks"].items():
+            if "share" in record:
+                refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
+        return
     loaded = benchmark_problems(config)
     everything = [problem for problems in loaded.values() if not isinstance(problems, str) for problem in problems]
     # One pass over the training text for all benchmarks.
@@ -138,7 +137,7 @@ def check_training(config: Config, work: WorkDir, prompts: Sequence[Prompt], fin
     write_atomic(file, json.dumps({"of": of, "benchmarks": records}, indent=1, ensure_ascii=False))
     for name, record in records.items():
         said = f"{100 * record['share']:.1f} % of its problems" if "share" in record else "not checked"
-        print(f"Contamination: {name}: {said}")
+        print(visible(f"Contamination: {name}: {said}"))
     for name, record in records.items():
         if "share" in record:
             refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")

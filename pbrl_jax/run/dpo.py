@@ -10,6 +10,7 @@ from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
 from pbrl_jax.text.prompts import THINKING, format_prompts
@@ -18,9 +19,9 @@ from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
-from pbrl_jax.train.start import merged_params, start_params, trainable
+from pbrl_jax.train.start import merged_params, start_params, taken
 from pbrl_jax.train.state import place_state
-from pbrl_jax.weights.policies import Policy, save_policy
+from pbrl_jax.weights.policies import Policy, let_go, save_policy
 
 Pair = tuple[list[int], list[int], list[int]]
 """Tokens of a prompt, of the chosen and of the rejected response."""
@@ -57,12 +58,15 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
     Raises:
       Stopped: a stop was requested; the state is saved.
     """
+    check_rows("dpo", config.dpo.batch_size, config.dpo.microbatch_size, mesh)
     sizes, counts = {"pairs": len(pairs)}, {"pairs": config.dpo.batch_size}
     lengths = config.rollout.max_prompt_length, config.rollout.max_completion_length
-    params, axes = trainable(policy, config)
+    params, axes, _ = taken(policy, config, keeps=True)
     state = place_state(params, make_optimizer(dpo_optimizer_config(config.dpo)), axes, mesh)
     step = make_dpo_step(policy.spec, config.dpo, config.train.logprob_chunk, config.lora)
     frozen = start_params(policy, config, mesh)
+    del params
+    let_go(policy)
 
     def batch_at(index: int) -> SftBatch:
         rows = [pairs[i] for _, i in mixed_rows(sizes, counts, config.train.seed, index)]
@@ -72,9 +76,11 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
 
     settings = f"{stable_repr(config.dpo, 'DpoConfig')}, {stable_repr(config.lora, 'LoraConfig')}"
     identity = f"({pairs!r}, {settings}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
-    stage = Stage("dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
-                  config.guard.max_skipped_updates)  # fmt: skip
-    state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
+    stage = Stage(
+        "dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
+        config.guard.max_skipped_updates,
+    )  # fmt: skip
+    state = run_stage(stage, work, mesh, state, step, batch_at, frozen)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 
 
@@ -87,7 +93,9 @@ def main(config: Config, workdir: str) -> None:
     try:
         groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)
         pairs = preference_pairs(groups, config, experiment.policy)
-        trained = train_preferences(config, work, experiment.policy, experiment.mesh, pairs)
+        policy, mesh = experiment.policy, experiment.mesh
+        del experiment  # the reward's encoder is not needed any more
+        trained = train_preferences(config, work, policy, mesh, pairs)
     except Stopped:
         print("Stopped. The same command goes on from here.")
         return

@@ -12,7 +12,8 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.data.contrastive import Pair, prompt_pairs, quickstart_pairs
 from pbrl_jax.data.corpus import encode_corpus
-from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.mesh.rows import check_rows
+from pbrl_jax.mesh.sharding import make_mesh, row_shards
 from pbrl_jax.models.encoder import encoder_axes
 from pbrl_jax.run.assemble import check_start, run_encoder, run_policy, training_prompts, use_compilation_cache
 from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
@@ -36,9 +37,10 @@ def all_pairs(config: Config, prompts) -> list[list[Pair]]:
 
 
 class EncodedSteps:
-    """All steps' texts as one array, encoded in bulk (tensorflow-text) and sliced per step."""
+    """All steps' texts as one array, encoded in bulk (tensorflow-text) and sliced per step. `groups`: parts that the
+    devices and microbatches make of a batch."""
 
-    def __init__(self, steps: list[list[Pair]], encoder: Encoder):
+    def __init__(self, steps: list[list[Pair]], encoder: Encoder, groups: int = 1):
         texts: list[str] = []
         self.ranges: list[list[tuple[int, int]]] = []
         for pairs in steps:
@@ -50,7 +52,8 @@ class EncodedSteps:
         self.encoded = encode_corpus(texts, encoder.tokenizer, encoder.max_length)
         longest = int(self.encoded.lengths_N.max())
         self.width = min(encoder.max_length, -(-longest // 8) * 8)
-        self.most_negatives = max(end - start for *_, (start, end) in self.ranges)
+        most = max(end - start for *_, (start, end) in self.ranges)
+        self.most_negatives = -(-most // groups) * groups
 
     def batch(self, step: int) -> ContrastiveBatch:
         """The arrays of one step, of one shape for all steps; missing negatives are rows without a real token."""
@@ -65,19 +68,25 @@ class EncodedSteps:
 
 
 def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh: Mesh, part=None) -> Encoder:
-    """The encoder after contrastive.steps; resumes from the work directory.
+    """The encoder after contrastive.steps; resumes from the work directory. The training takes the parameters' arrays:
+    those of `encoder` are deleted.
 
     Raises:
       Stopped: a stop was requested; the state is saved.
     """
-    steps = EncodedSteps(all_pairs(config, prompts), encoder)
-    optimizer = make_optimizer(contrastive_optimizer_config(config.contrastive))
-    state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh)
+    settings = config.contrastive
+    check_rows("contrastive", settings.batch_size, settings.microbatch_size, mesh)
+    groups = row_shards(mesh) * (settings.batch_size // (settings.microbatch_size or settings.batch_size))
+    steps = EncodedSteps(all_pairs(config, prompts), encoder, groups)
+    optimizer = make_optimizer(contrastive_optimizer_config(settings))
+    state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh, donate=True)
     text = hashlib.sha256(steps.encoded.tokens_NS.tobytes()).hexdigest()
-    identity = repr((stable_values(config.contrastive, "ContrastiveConfig"), encoder.key, config.train.seed, text))
-    stage = Stage("encoder", config.contrastive.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
-                  config.guard.max_skipped_updates)  # fmt: skip
-    state = run_stage(stage, work, state, make_contrastive_step(encoder.spec, config.contrastive), steps.batch)
+    identity = repr((stable_values(settings, "ContrastiveConfig"), encoder.key, config.train.seed, text))
+    stage = Stage(
+        "encoder", settings.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
+        config.guard.max_skipped_updates,
+    )  # fmt: skip
+    state = run_stage(stage, work, mesh, state, make_contrastive_step(encoder.spec, settings), steps.batch)
     return encoder._replace(params=state.params, fingerprint=stage.fingerprint)
 
 

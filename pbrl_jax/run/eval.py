@@ -1,7 +1,6 @@
 """`pbrl eval --policy DIR --benchmark NAME --workdir W`: accuracy per language, with intervals; stops and goes on."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
-from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.characters import visible
+from pbrl_jax.core.errors import ConfigError, DataError, is_out_of_memory, lookup
+from pbrl_jax.core.paths import as_path, parse_json
 from pbrl_jax.eval.benchmarks import BENCHMARKS
 from pbrl_jax.eval.benchmarks.common import LOGLIKELIHOOD, Benchmark, Problem, Request, check_request
 from pbrl_jax.eval.contamination import find_overlap
@@ -104,15 +104,15 @@ def respond(folder: EvaluationFolder, policy: Policy, settings: Settings, proble
     if finished:
         print(f"Going on: {finished} of {len(problems)} problems were answered before.")
     run = score_choices if protocol == LOGLIKELIHOOD else generate_responses
-    answering = Answering(policy.spec, policy.params, policy.tokenizer, settings)
+    answering = Answering(policy.spec, policy.params, policy.tokenizer, settings, policy.positions)
     with Progress("evaluate", len(problems), unit="problem", done=finished) as progress:
         try:
             run(answering, problems, done, folder.append, progress.advance)
-        except Exception as error:  # the device's own error type differs by backend
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
             raise ConfigError(
-                f"The device ran out of memory with --batch-size {settings.batch_size}. Run the same command with "
+                f"The memory is used up with --batch-size {settings.batch_size}. Run the same command with "
                 f"--batch-size {max(1, settings.batch_size // 2)}: it goes on from here."
             ) from error
     return folder.read()
@@ -129,7 +129,7 @@ def seen_languages(options: argparse.Namespace) -> tuple[str, ...]:
         return load_config(options.training_data).data.languages
     file = as_path(options.policy) / "config.json"
     try:
-        return tuple(json.loads(file.read_text())["data"]["languages"]) if file.exists() else ()
+        return tuple(parse_json(file.read_text())["data"]["languages"]) if file.exists() else ()
     except (ValueError, KeyError, TypeError):
         return ()  # a config.json of another kind, such as a Hugging Face model's
 
@@ -229,5 +229,5 @@ def main(options: argparse.Namespace) -> None:
     folder.finish(graded, result)
     print_table(result)
     for line in gain_lines(result):
-        print(line)
+        print(visible(line))
     print(f"Numbers: {folder.result}; responses: {folder.responses}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.rollout.engine import Engine, Sampling
@@ -71,12 +72,13 @@ def main(arguments: argparse.Namespace) -> None:
     sampling = Sampling(
         arguments.max_completion_length, arguments.temperature, arguments.top_p, arguments.top_k, seed=arguments.seed
     )
+    shown = visible if sys.stdout.isatty() else str
     if arguments.stream:
-        print(f"> {arguments.prompt[0]}")
+        print(f"> {shown(arguments.prompt[0])}")
         for text in new_text(answer.text for answer in engine.stream(ids[0], sampling, STREAMED_TOKENS)):
-            sys.stdout.write(text)
+            sys.stdout.write(shown(text))
             sys.stdout.flush()
         print()
         return
     for prompt, answer in zip(arguments.prompt, engine.answer(ids, sampling), strict=True):
-        print(f"> {prompt}\n{answer.text}\n")
+        print(f"> {shown(prompt)}\n{shown(answer.text)}\n")

@@ -7,8 +7,10 @@ import os
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import as_path, write_atomic, write_json_lines
 from pbrl_jax.eval.harness import harness_model, import_harness, result_text, sample_lines
@@ -90,5 +92,5 @@ def show(results: dict) -> None:
                 metric, _, filtered = name.partition(",")
                 error = metrics.get(f"{metric}_stderr,{filtered}")
                 shown = f"{error:.4f}" if isinstance(error, float) else ""
-                table.add_row(task, name, f"{value:.4f}", shown)
+                table.add_row(Text(visible(task)), Text(visible(name)), f"{value:.4f}", shown)
     Console().print(table)

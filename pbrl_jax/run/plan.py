@@ -17,7 +17,8 @@ from pbrl_jax.plan.analytic import estimate_step
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
 from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, sweep
-from pbrl_jax.plan.shapes import run_models
+from pbrl_jax.plan.shapes import Models, run_models
+from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
 
@@ -81,8 +82,8 @@ def local_plan_chip(count: int):
     return known._replace(memory=local_memory()) if known else local_chip(count, local_memory())
 
 
-def print_plan(plan: Plan, title: str) -> None:
-    """The table of a plan."""
+def plan_table(plan: Plan, title: str) -> Table:
+    """The programs of a plan, a row each."""
     table = Table(title=title, caption=f"GB are 1e9 bytes of one chip, of which {USABLE:.0%} may be filled")
     for column in ("program", "HBM GB", "of it temporary", "TFLOP", "GB moved", "GB sent", "seconds", "binds"):
         table.add_column(column, justify="left" if column in ("program", "binds") else "right")
@@ -92,7 +93,12 @@ def print_plan(plan: Plan, title: str) -> None:
             name, f"{need.hbm_bytes / 1e9:.2f}", f"{need.temp_bytes / 1e9:.2f}", f"{cost.flops / 1e12:.3g}",
             f"{cost.bytes / 1e9:.3g}", f"{cost.collective_bytes / 1e9:.3g}", f"{row.seconds:.3g}", row.binds,
         )  # fmt: skip
-    Console(width=110).print(table)
+    return table
+
+
+def print_plan(plan: Plan, title: str) -> None:
+    """The table of a step's plan, what it sends, and what it holds that it must not."""
+    Console(width=110).print(plan_table(plan, title))
     for name, row in plan.rows.items():
         sent = ", ".join(
             f"{kind} {size / 1e9:.3g} GB" for kind, size in sorted(row.need.cost.collectives.items()) if size
@@ -144,18 +150,44 @@ def print_sweep(config: Config, models, kinds: tuple[str, ...]) -> None:
     print(f"The cheapest that fits: --topology {best.topology.name} {mesh}")
 
 
-def main(config: Config, topology: str = "", json_file: str = "", sweeping: bool = False) -> Plan | None:
+def plan_stage(config: Config, models: Models, place: tuple[Mesh | None, Topology | None, int], verb: str) -> Plan:
+    """Print the plan of `pbrl sft`, `pbrl dpo` or `pbrl encoder`; `place`: what to compile for, where, chips."""
+    mesh, where, chips = place
+    if mesh is None:
+        needs = estimate_stage(config, models, mesh_sizes(config, chips), verb)
+    else:
+        needs = dict(compile_stage(config, models, mesh, verb, say))
+    tokens = config if verb == "encoder" else as_update(config, verb)
+    plan = make_plan(tokens, needs, local_plan_chip(chips) if where is None else where.chip)
+    name = f"{chips} local devices" if where is None else where.name
+    table = plan_table(plan, f"pbrl {verb} on {name}, {'by hand' if mesh is None else 'compiled'}")
+    Console(width=110).print(table)
+    train = plan.rows["train"]
+    most = max(row.need.hbm_bytes for row in plan.rows.values())
+    print(f"A step takes at least {train.seconds:.3g} s, bound by {train.binds}.")
+    verdict = "It fits" if plan.fits else "It does not fit"
+    advice = "" if plan.fits else f" Lower {SECTIONS[verb]}.microbatch_size, or raise mesh.fsdp."
+    print(f"{verdict}: {most / 1e9:.2f} GB of {plan.capacity / 1e9:.1f} GB a chip.{advice}")
+    return plan
+
+
+def main(
+    config: Config, topology: str = "", json_file: str = "", sweeping: bool = False, verb: str = "train"
+) -> Plan | None:
     """Print the plan of a configuration.
 
     Args:
       topology: `v5p:2x2x4`, `v5litepod-16`, `h100:8`, ...; empty: this machine's devices.
       json_file: also write the plan there.
+      verb: whose step: train, sft, dpo or encoder.
       sweeping: instead, compare all topologies (with `topology` a kind such as `v5p`, only its own).
 
     Raises:
       ConfigError: a topology that does not exist, a mesh that does not divide, or a model of unknown size.
     """
     if sweeping:
+        if verb != "train":
+            raise ConfigError(f"--sweep compares steps of `pbrl train`, and --verb is {verb}. Leave one of them out.")
         kinds = (topology.partition(":")[0],) if topology else tuple(CHIPS)
         if kinds[0] not in CHIPS:
             parse_topology(topology)
@@ -165,12 +197,18 @@ def main(config: Config, topology: str = "", json_file: str = "", sweeping: bool
     chips = jax.device_count() if where is None else where.chips
     check_start(config, chips)
     models = run_models(config)
-    print(batch_arithmetic(config, chips))
-    by_hand = estimate_step(config, models, mesh_sizes(config, chips))
     mesh, reason = mesh_of(config, where)
-    place = f"{chips} local devices" if where is None else where.name
     if mesh is None:
         say(f"{reason}: the numbers are estimates, not compiled.")
+    if verb != "train":
+        plan = plan_stage(config, models, (mesh, where, chips), verb)
+        if json_file:
+            write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
+        return plan
+    print(batch_arithmetic(config, chips))
+    by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+    place = f"{chips} local devices" if where is None else where.name
+    if mesh is None:
         needs, title = by_hand, f"{place}, by hand"
     else:
         needs, title = compile_step(config, models, mesh, by_hand, say), f"{place}, compiled"

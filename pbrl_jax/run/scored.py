@@ -1,14 +1,16 @@
 """Responses of the start policy with their rewards, for SFT on the best of them and DPO on pairs."""
 
 import json
-from typing import NamedTuple
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from pbrl_jax.config.older import stable_repr
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import as_path, read_json_lines, write_json_lines
+from pbrl_jax.core.paths import as_path, numbered_json_lines, write_json_lines
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.train.experiment import Experiment
@@ -20,7 +22,30 @@ from pbrl_jax.train.step import draw, sample_batch
 from pbrl_jax.train.trained import Frozen
 
 FILE = "scored.jsonl"
-FIELDS = ("prompt_id", "language", "question", "completions", "tokens", "rewards")
+EXPECTED = "expected what `pbrl sft` or `pbrl dpo` writes to scored.jsonl: text, token ids, and finite rewards or null"
+
+
+def _is_list(value: Any, valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(valid, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+#: Field of a row -> whether a value is one of it.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "prompt_id": _is_id,
+    "language": _is_text,
+    "question": _is_text,
+    "completions": lambda value: _is_list(value, _is_text),
+    "tokens": lambda value: _is_list(value, lambda row: _is_list(row, _is_id)),
+    "rewards": lambda value: _is_list(value, lambda x: x is None or (type(x) in (int, float) and isfinite(x))),
+}
 
 
 class ScoredGroup(NamedTuple):
@@ -96,11 +121,14 @@ def read_groups(path: str) -> list[ScoredGroup]:
     if not as_path(path).exists():
         raise DataError(f"{path} does not exist. Name a scored.jsonl, or leave the path empty to sample responses.")
     groups = []
-    for number, row in enumerate(read_json_lines(path), start=1):
+    for number, row in numbered_json_lines(path):
         missing = [name for name in FIELDS if name not in row]
         if missing:
             raise DataError(f"{path}, line {number}: lacks {', '.join(missing)}; expected {', '.join(FIELDS)}.")
         group = ScoredGroup(*(row[name] for name in FIELDS))
+        wrong = [name for name, value in zip(FIELDS, group, strict=True) if not FIELDS[name](value)]
+        if wrong:
+            raise DataError(f"{path}, line {number}: {wrong[0]} is {str(row[wrong[0]])[:60]!r}; {EXPECTED}.")
         if not len(group.completions) == len(group.tokens) == len(group.rewards):
             raise DataError(f"{path}, line {number}: completions, tokens and rewards have different lengths.")
         groups.append(group)

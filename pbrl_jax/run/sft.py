@@ -12,7 +12,8 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
-from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.mesh.rows import check_rows
+from pbrl_jax.mesh.sharding import make_mesh, row_shards
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.run.check import refuse_muon
 from pbrl_jax.run.sft_sources import supervised_rows
@@ -22,9 +23,9 @@ from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, 
 from pbrl_jax.train.sft_packing import pack_rows
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
-from pbrl_jax.train.start import merged_params, start_params, trainable
+from pbrl_jax.train.start import merged_params, start_params, taken
 from pbrl_jax.train.state import place_state
-from pbrl_jax.weights.policies import Policy, save_policy
+from pbrl_jax.weights.policies import Policy, let_go, save_policy
 
 
 class Supervised(NamedTuple):
@@ -95,34 +96,44 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
     """The policy after sft.steps; resumes from the work directory.
 
     Args:
+      policy: a start policy lets its parameters go here; another's stay its owner's.
       rows: what it learns; default: the pivots (see `supervised`).
 
     Raises:
       Stopped: a stop was requested; the state is saved.
     """
+    settings = config.sft
+    if not settings.packed:
+        check_rows("sft", settings.batch_size, settings.microbatch_size, mesh)
+    elif settings.microbatch_size:  # streams are filled up to whole microbatches
+        check_rows("sft", settings.microbatch_size, settings.microbatch_size, mesh)
     data = supervised(config, policy, rows)
     sizes = {name: len(rows) for name, rows in data.pools.items()}
     refuse_muon(config, "sft.optimizer", config.sft.optimizer)
     optim = sft_optimizer_config(config.sft)
-    params, axes = trainable(policy, config)
-    state = place_state(params, make_optimizer(optim), axes, mesh)
+    params, axes, gives = taken(policy, config, bool(config.lora.rank))
+    state = place_state(params, make_optimizer(optim), axes, mesh, donate=gives)
     frozen = start_params(policy, config, mesh) if config.lora.rank else None
-    step = make_sft_step(policy.spec, optim, config.train.logprob_chunk, config.lora)
+    del params
+    let_go(policy)
+    step = make_sft_step(policy.spec, optim, config.train.logprob_chunk, config.lora, settings.microbatch_size)
     lengths = (config.rollout.max_prompt_length, config.rollout.max_completion_length)
 
     def batch_at(index: int):
         rows = [data.pools[n][i] for n, i in mixed_rows(sizes, data.counts, config.train.seed, index)]
         prompts, responses = [p for p, _ in rows], [r for _, r in rows]
-        return (
-            pack_rows(prompts, responses, sum(lengths)) if config.sft.packed else pad_sft(prompts, responses, *lengths)
-        )
+        if settings.packed:
+            return pack_rows(prompts, responses, sum(lengths), row_shards(mesh), settings.microbatch_size)
+        return pad_sft(prompts, responses, *lengths)
 
     optimizer = stable_repr(optim, "OptimConfig")
     identity = f"({data!r}, {optimizer}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
     identity += stable_repr(config.lora, "LoraConfig") if config.lora.rank else ""
-    stage = Stage("sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
-                  config.guard.max_skipped_updates)  # fmt: skip
-    state = run_stage(stage, work, state, lambda state, batch: step(state, batch, frozen), batch_at)
+    stage = Stage(
+        "sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
+        config.guard.max_skipped_updates,
+    )  # fmt: skip
+    state = run_stage(stage, work, mesh, state, step, batch_at, frozen)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 
 

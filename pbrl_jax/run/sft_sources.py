@@ -3,14 +3,15 @@
 from collections.abc import Callable
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, write_json_lines
+from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean, lookup
+from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines, write_json_lines
 from pbrl_jax.data.sources.quickstart import Example
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.run.assemble import build_experiment, reference_expert, run_policy, training_prompts
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
+from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.translate.load import load_translator
 from pbrl_jax.weights.policies import Policy
 
@@ -47,10 +48,13 @@ def from_file(config: Config, work: WorkDir) -> Rows:
 def read_examples(path: str) -> list[Example]:
     """The rows of such a file (DataError for another)."""
     rows = []
-    for number, row in enumerate(read_json_lines(path), start=1):
+    for number, row in numbered_json_lines(path):
         missing = [name for name in FIELDS if not isinstance(row.get(name), str)]
         if missing:
             raise DataError(f"{path}, line {number}: lacks {', '.join(missing)}; expected text in {', '.join(FIELDS)}.")
+        if row["language"] not in LANGUAGES:
+            known = did_you_mean(row["language"], LANGUAGES)
+            raise DataError(f"{path}, line {number}: unknown language {row['language']!r}. {known}")
         rows.append(Example(row["language"], row["question"], row["response"]))
     if not rows:
         raise DataError(f"{path} holds no rows.")

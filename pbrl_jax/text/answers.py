@@ -82,10 +82,10 @@ def read_gold(written: str, code: str) -> str | None:
     """A gold answer as data sets write it ("#### 4", "4 kalamu", "(B)", "b", "x = 3"), read as a response's is.
 
     A plain number is read with a decimal point, as files have it, whatever the language. None where it is empty, a
-    missing value (NaN), or prose that gives no answer.
+    missing value (NaN), an infinite number, or prose that gives no answer.
     """
     written = nfc(written).strip()
-    if not _HAS_TEXT.search(written) or written.lower() in ("nan", "none", "null", "n/a"):
+    if not _HAS_TEXT.search(written) or written.lower() in ("nan", "inf", "-inf", "none", "null", "n/a"):
         return None
     if _DATA_NUMBER.fullmatch(written):
         return canonical_number(written, "en")

@@ -9,11 +9,12 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.paths import parse_json
 
 GENERATION_CONFIG = "generation_config.json"
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
@@ -37,8 +38,11 @@ class HuggingFaceTokenizer:
             self.generation_config = _generation_config(local)
             self.files = _tokenizer_files(local)
         self._loaded_template = self.tokenizer.chat_template
-        self.eos_ids = _stop_ids(self.tokenizer, self.generation_config)
-        self.vocab_size = 1 + max(self.tokenizer.get_vocab().values())
+        vocabulary = self.tokenizer.get_vocab()
+        if not vocabulary:
+            raise DataError(f"The tokenizer of {source!r} has no tokens. Download its files again.")
+        self.vocab_size = 1 + max(vocabulary.values())
+        self.eos_ids = _stop_ids(self.tokenizer, self.generation_config, self.vocab_size, source)
         self.bos_id = self.tokenizer.bos_token_id
         pad = self.tokenizer.pad_token_id
         if not self.eos_ids and pad is None:
@@ -52,7 +56,13 @@ class HuggingFaceTokenizer:
         if not texts:
             return []
         # Specials that the text spells out are split like any word: neither a data set nor a policy may inject one.
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._ids(list(texts), split_special_tokens=True)
+
+    def _ids(self, texts: str | list[str], **options: bool) -> Any:
+        try:
+            return self.tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
+        except Exception as error:  # the library raises plain ones
+            raise DataError(f"The tokenizer cannot read a text: {error}. Download its files again.") from error
 
     def encode_chat(self, messages: Sequence[dict[str, str]], thinking: bool | None = None) -> list[int]:
         if not self.tokenizer.chat_template:
@@ -61,7 +71,7 @@ class HuggingFaceTokenizer:
         contents = [message["content"] for message in messages]
         if not any(special in content for special in self._specials for content in contents):
             text = self._chat_text(list(messages), switch)
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return self._ids(text)
         # A special token that somebody spelled must stay plain text: the template is rendered around stand-ins.
         stands = [f"{STAND_IN}{number}{STAND_IN}" for number in range(len(contents))]
         text = self._chat_text([{**m, "content": stand} for m, stand in zip(messages, stands, strict=True)], switch)
@@ -70,7 +80,7 @@ class HuggingFaceTokenizer:
             if part in stands:
                 ids += self.encode(contents[stands.index(part)].strip())
             elif part:
-                ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
+                ids += self._ids(part)
         return ids
 
     @functools.cached_property
@@ -83,17 +93,13 @@ class HuggingFaceTokenizer:
         """The template's text; where it knows no system turn (Gemma 1, Mistral), the user's turn begins with it."""
         from jinja2.exceptions import TemplateError
 
-        render = functools.partial(
-            self.tokenizer.apply_chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-            chat_template=dated(self.tokenizer.get_chat_template()),
-            **switch,
-        )
         try:
-            return render(messages)
-        except TemplateError as error:
-            if messages[0]["role"] != "system" or len(messages) < 2:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True,
+                chat_template=dated(self.tokenizer.get_chat_template()), **switch,
+            )  # fmt: skip
+        except Exception as error:  # a template is code and may raise anything
+            if not isinstance(error, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
                 raise ConfigError(f"The chat template refuses this conversation: {error}.") from error
         system, user, *rest = messages
         both = "\n\n".join((system["content"], user["content"]))
@@ -106,10 +112,10 @@ class HuggingFaceTokenizer:
     def pieces(self) -> list[str]:
         specials = set(self.tokenizer.all_special_ids)
         # A piece is read behind another one: alone, many decoders drop its leading space.
-        anchor = self.encode("a")[-1]
+        anchor = self.encode("a")[-1:]
         decode = functools.partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
-        start = len(decode([anchor]))
-        return ["" if i in specials else decode([anchor, i])[start:] for i in range(self.vocab_size)]
+        start = len(decode(anchor))
+        return ["" if i in specials else decode([*anchor, i])[start:] for i in range(self.vocab_size)]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -184,8 +190,8 @@ def _transformers():
 def _auto_tokenizer(local: str, source: str):
     transformers = _transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(local)
-    except (OSError, ValueError, KeyError) as error:
+        return transformers.AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+    except Exception as error:  # the library raises plain ones
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"No tokenizer found for {source!r}: {first} Expected a .model file, a folder with tokenizer.json, or a "
@@ -207,7 +213,7 @@ def _generation_config(local: str) -> dict:
         return {}
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            found = parse_json(file.read())
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}. Download the file again.") from error
     if not isinstance(found, dict):
@@ -215,9 +221,19 @@ def _generation_config(local: str) -> dict:
     return found
 
 
-def _stop_ids(tokenizer, generation_config: dict) -> tuple[int, ...]:
-    """The tokenizer's end of sequence first, then every further one of `generation_config.json`."""
+def _stop_ids(tokenizer, generation_config: dict, vocab_size: int, source: str) -> tuple[int, ...]:
+    """The tokenizer's end of sequence first, then every further one of `generation_config.json`.
+
+    Raises:
+      DataError: one that no token of the vocabulary has.
+    """
     found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     more = generation_config.get("eos_token_id")
     found += more if isinstance(more, list) else [] if more is None else [more]
+    wrong = [one for one in found if not (type(one) is int and 0 <= one < vocab_size)]
+    if wrong:
+        raise DataError(
+            f"{source!r} stops at the id {wrong[0]!r} (eos_token_id of {GENERATION_CONFIG}, or of its tokenizer); "
+            f"expected ids from 0 to {vocab_size - 1}. Correct that file."
+        )
     return tuple(dict.fromkeys(found))

@@ -4,8 +4,9 @@ First the script, which settles most pairs and cannot be fooled; then a naive Ba
 (py3langid) with all the languages it knows, so that a drift to a language outside the run is seen. Languages that it
 does not know are identified by CLD2, and what neither knows by its script where no other language shares that
 (`check_identifiable`). Inside the sets of CONFUSABLE no identifier can be trusted: a member that the run does not use
-counts as the one it does. Long texts are judged in windows. Every run of words counts, in formulas, code, tags and
-links as well (pbrl_jax.text.words); numbers, units, variables and names say nothing about language.
+counts as the one it does, and what a run uses is measured (pbrl_jax.text.alike). Long texts are judged in windows.
+Every run of words counts, in formulas, code, tags and links as well (pbrl_jax.text.words); numbers, units, variables
+and names say nothing about language.
 """
 
 import functools
@@ -28,6 +29,10 @@ RIGHT_SHARE = 0.8  # ASSUMED: not stated in the material at hand
 WINDOW, SMALL_WINDOW, SURE_WINDOW = 60, 20, 40
 """Letters of the pieces that a text is judged in: long sentences are cut at about the first, short ones joined until
 they have the second; from the third on a small lead convinces."""
+
+
+Alternatives = Sequence[str | tuple[str, str]]
+"""The languages of a run, and pairs of them that count as one."""
 
 
 class Margins(NamedTuple):
@@ -111,14 +116,15 @@ def check_identifiable(languages: Sequence[str]) -> None:
         )
 
 
-def language_share(text: str, language: str, languages: Sequence[str]) -> float | None:
+def language_share(text: str, language: str, languages: Alternatives) -> float | None:
     """Share in [0, 1] of the letters of `text` that are written in `language`; None when the text is too short.
 
     A letter counts when it is in a script of the language and its window (a sentence, or some 60 letters of one) is
     identified as the language, or as one that cannot be told from it; there a word in a foreign script counts against
     it once, however often it stands (iPhone). `languages` are those of the run: another one of them wins a window by
-    a small lead, any other language in the world by a clear one. Han letters weigh three, kana and Hangul two: that is
-    what they say in Latin letters. A text too short to identify that holds words of English has share 0.
+    a small lead, any other language in the world by a clear one, one in a pair with `language` never. Han letters weigh
+    three, kana and Hangul two: that is what they say in Latin letters. A text too short to identify that holds words of
+    English has share 0.
     """
     codes = _checked((language, *languages))
     lines = judged_lines(text, LANGUAGES[language].scripts)
@@ -146,7 +152,7 @@ def language_share(text: str, language: str, languages: Sequence[str]) -> float 
     return own / (own + foreign)
 
 
-def is_right_language(text: str, language: str, languages: Sequence[str], share: float = RIGHT_SHARE) -> bool | None:
+def is_right_language(text: str, language: str, languages: Alternatives, share: float = RIGHT_SHARE) -> bool | None:
     """Whether `text` is written in `language`, to its end; None when it is too short, or no identifier knows that.
 
     At least `share` of its letters are in the language (see language_share), and its last sentence is in no other
@@ -157,11 +163,12 @@ def is_right_language(text: str, language: str, languages: Sequence[str], share:
 
 
 @functools.lru_cache(maxsize=256)
-def _checked(codes: tuple[str, ...]) -> tuple[str, ...]:
-    return check_languages(dict.fromkeys(codes))
+def _checked(languages: tuple[str | tuple[str, str], ...]) -> tuple[str | tuple[str, str], ...]:
+    check_languages(dict.fromkeys(code for code in languages if isinstance(code, str)))
+    return tuple(dict.fromkeys(languages))
 
 
-def foreign_tail(text: str, language: str, languages: Sequence[str]) -> bool:
+def foreign_tail(text: str, language: str, languages: Alternatives) -> bool:
     """Whether the last sentence of `text` is in another language; False where it has too few letters to tell."""
     codes = _checked((language, *languages, "en"))
     lines = judged_lines(text, LANGUAGES[language].scripts)
@@ -173,7 +180,7 @@ def foreign_tail(text: str, language: str, languages: Sequence[str]) -> bool:
     return own < 0.5 or not _is_language(sentences[-1], language, codes)
 
 
-def _is_language(words: str, language: str, codes: tuple[str, ...]) -> bool:
+def _is_language(words: str, language: str, codes: Alternatives) -> bool:
     """Whether no other language leads `language` by more than its margin, with the names in `words` or without."""
     size = _size(words)
     if size < MIN_LETTERS or identifier_of(language) in ("script", ""):
@@ -188,14 +195,17 @@ def _is_language(words: str, language: str, codes: tuple[str, ...]) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _alike(language: str, codes: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
-    """(labels that count as `language`: its own, and of its sets those that the run does not use; the run's labels)"""
+def _alike(language: str, codes: Alternatives) -> tuple[frozenset[str], frozenset[str]]:
+    """(labels that count as `language`: its own, those of its pairs, and of its sets those that the run does not use;
+    the run's labels)"""
     own = LANGUAGES[language].label
-    run = frozenset(LANGUAGES[code].label for code in codes)
-    return frozenset(label for group in CONFUSABLE.values() if own in group for label in group) - run | {own}, run
+    run = frozenset(LANGUAGES[code].label for code in codes if isinstance(code, str))
+    pairs = {LANGUAGES[code].label for pair in codes if isinstance(pair, tuple) and language in pair for code in pair}
+    near = frozenset(label for group in CONFUSABLE.values() if own in group for label in group)
+    return near - run | pairs | {own}, run
 
 
-def _leads(words: str, language: str, codes: tuple[str, ...]) -> bool:
+def _leads(words: str, language: str, codes: Alternatives) -> bool:
     known = _scores(words)
     margins = SURE_MARGINS if _size(words) >= SURE_WINDOW else SMALL_MARGINS
     alike, run = _alike(language, codes)
@@ -206,7 +216,7 @@ def _leads(words: str, language: str, codes: tuple[str, ...]) -> bool:
     return own >= max(outside - margins.outside, inside - margins.run)
 
 
-def _cld2_agrees(words: str, language: str, codes: tuple[str, ...]) -> bool:
+def _cld2_agrees(words: str, language: str, codes: Alternatives) -> bool:
     """By CLD2; what it cannot name is the language where it is short and holds no English."""
     found = _cld2_label(words)
     unnamed = found == "" and _size(words) < SURE_WINDOW and not has_english(words)
@@ -259,13 +269,14 @@ def _by_script(letters: str, languages: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _letters_needed(code: str, languages: tuple[str, ...], letters: str) -> int:
+def _letters_needed(code: str, languages: Alternatives, letters: str) -> int:
     """Letters that settle `code` once the script points to it: few for a script that no other language of the run
     writes (kana are Japanese alone), many for the Latin one, which any language may borrow."""
     own = set(LANGUAGES[code].scripts)
     if "Latn" in own:
         return MIN_LETTERS
-    shared = any(own & set(LANGUAGES[other].scripts) for other in languages if other != code)
+    others = [other for other in languages if isinstance(other, str) and other != code]
+    shared = any(own & set(LANGUAGES[other].scripts) for other in others)
     if not shared or (code == "ja" and script_pattern(_KANA).search(letters)):
         return MIN_LETTERS_SCRIPT
     return MIN_LETTERS_HAN if "Hani" in own else MIN_LETTERS

@@ -11,7 +11,9 @@ import numpy as np
 from pbrl_jax.text.tokenizers import Tokenizer
 
 
-def token_language_table(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+def token_language_table(
+    tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], textless: bool = True
+) -> dict[str, np.ndarray]:
     """For each language a bool vector over the vocabulary: true where a token may stand in a response.
 
     A token belongs to a language when it occurs in that language's texts, or when it carries no letter (digits,
@@ -20,8 +22,13 @@ def token_language_table(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]
     Args:
       tokenizer: the policy's.
       texts: language -> text in that language and in no other.
+      textless: whether special tokens, the unknown one among them, and parts of characters carry no letter. They may
+        stand for any letter, so that a gate must not let them pass.
     """
-    neutral = np.array([not any(c.isalpha() for c in piece) for piece in tokenizer.pieces()], bool)
+    pieces = tokenizer.pieces()
+    neutral = np.array([not any(c.isalpha() for c in piece) for piece in pieces], bool)
+    if not textless:
+        neutral &= np.array([bool(piece) and "\ufffd" not in piece for piece in pieces], bool)
     neutral[list(tokenizer.eos_ids)] = True
     table = {}
     for language, lines in texts.items():

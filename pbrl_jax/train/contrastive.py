@@ -4,6 +4,7 @@ InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) in both directions, with th
 and, for the texts, copies with a changed number: a similarity that does not see numbers cannot judge reasoning.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.config.tree import ContrastiveConfig, OptimConfig
 from pbrl_jax.core.records import TrainState, pytree
+from pbrl_jax.core.trees import map_microbatches, sum_microbatches
+from pbrl_jax.mesh.sharding import row_shards
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
@@ -69,20 +72,63 @@ def info_nce(
     return (cross_entropy(forward) + cross_entropy(backward)) / 2, right
 
 
+def side_by_side(batch: ContrastiveBatch, groups: int) -> tuple[jax.Array, jax.Array]:
+    """(tokens, mask) of all texts, [2B + M, S], in `groups` groups that each hold as many sources, targets and
+    negatives: so the devices that share the batch, and microbatches, each encode the rows that they have."""
+
+    def join(*columns):
+        apart = [x.reshape(groups, -1, x.shape[1]) for x in columns]
+        return jnp.concatenate(apart, axis=1).reshape(-1, columns[0].shape[1])
+
+    return (
+        join(batch.source_BS, batch.target_BS, batch.negative_MS),
+        join(batch.source_mask_BS, batch.target_mask_BS, batch.negative_mask_MS),
+    )
+
+
+def apart(vectors: jax.Array, B: int, groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sources [B, E], targets [B, E] and negatives [M, E] of vectors that lie as `side_by_side` lays their texts."""
+    vectors, each = vectors.reshape(groups, -1, vectors.shape[-1]), B // groups
+    columns = vectors[:, :each], vectors[:, each : 2 * each], vectors[:, 2 * each :]
+    source, target, negative = (x.reshape(-1, x.shape[-1]) for x in columns)
+    return source, target, negative
+
+
+def contrastive_gradient(params, batch: ContrastiveBatch, *, spec: TextEncoderSpec, config: ContrastiveConfig):
+    """((loss, share of sources that find their own target), gradient) of the whole batch.
+
+    In microbatches (Gao et al. 2021, arXiv 2101.06983): all texts are encoded without a gradient, the loss of their
+    vectors gives the gradient of each vector, and every microbatch is encoded again to pull its vectors' back.
+    """
+    B, shards = batch.source_BS.shape[0], row_shards()
+    groups = shards * (B // (config.microbatch_size or B))
+    rows, counts = side_by_side(batch, groups), batch.negative_mask_MS.any(axis=1)
+
+    def embed(params, rows):
+        return encode(params, *rows, spec=spec)
+
+    def loss(vectors):
+        source_BE, target_BE, negative_ME = apart(vectors, B, groups)
+        return info_nce(source_BE, target_BE, negative_ME, config.temperature, counts)
+
+    if groups == shards:
+        return jax.value_and_grad(lambda params: loss(embed(params, rows)), has_aux=True)(params)
+    vectors = map_microbatches(functools.partial(embed, params), rows, groups, shards)
+    found, pulls = jax.value_and_grad(loss, has_aux=True)(vectors)
+
+    def pulled(piece):
+        rows, pulls = piece
+        return jax.vjp(lambda params: embed(params, rows), params)[1](pulls)[0]
+
+    return found, sum_microbatches(pulled, (rows, pulls), groups, shards)
+
+
 def make_contrastive_step(spec: TextEncoderSpec, config: ContrastiveConfig) -> Callable:
     """The compiled step `(state, batch) -> (state, metrics)`; the state is donated."""
     optimizer = make_optimizer(contrastive_optimizer_config(config))
 
-    def loss(params, batch: ContrastiveBatch):
-        tokens = jnp.concatenate([batch.source_BS, batch.target_BS, batch.negative_MS])
-        mask = jnp.concatenate([batch.source_mask_BS, batch.target_mask_BS, batch.negative_mask_MS])
-        vectors = encode(params, tokens, mask, spec=spec)
-        B = batch.source_BS.shape[0]
-        counts = batch.negative_mask_MS.any(axis=1)
-        return info_nce(vectors[:B], vectors[B : 2 * B], vectors[2 * B :], config.temperature, counts)
-
     def step(state: TrainState, batch: ContrastiveBatch):
-        (value, right), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        (value, right), grads = contrastive_gradient(state.params, batch, spec=spec, config=config)
         state = gradient_step(state, grads, optimizer)
         return state, {"loss": value, "retrieval": right} | gradient_metrics(state, grads)
 

@@ -20,8 +20,18 @@ from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
-from pbrl_jax.rewards.combine import Combined, RewardAssets, make_reward, run_assets, weights_at
+from pbrl_jax.rewards.combine import (
+    Combined,
+    RewardAssets,
+    gated,
+    gated_as_one,
+    is_signed,
+    make_reward,
+    run_assets,
+    weights_at,
+)
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
+from pbrl_jax.rewards.language import Verdict
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.generate import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
@@ -111,9 +121,11 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
     """
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
     separate = scales_rewards_separately(config.algo)
+    pairs = gated_as_one(config.reward, experiment.sampler.target).pairs
+    assets = reward_assets(experiment)._replace(pairs=pairs)
     with own_devices(mesh):
         # Scaled apart, each function compares its own rows; summed, only rows of the same functions can be compared.
-        reward = make_reward(config.reward, reward_assets(experiment), 1 if separate else G)
+        reward = make_reward(config.reward, assets, 1 if separate else G)
 
     def score_own(drawn: Drawn, rows_P: np.ndarray, host: Rollout) -> HostRows:
         texts = completions(host, experiment.policy.tokenizer)
@@ -126,7 +138,7 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
             found = reward(RewardInputs(prompts, texts, tokens_BR, lengths_B, pivots, drawn.step))
             total, each = jax.device_get((found.total, found.each))
         found = found._replace(total=total, each=each, right_language_B=np.asarray(found.right_language_B))
-        return HostRows(texts, host, found, separate_rewards(config, found, texts) if separate else None)
+        return HostRows(texts, host, found, separate_rewards(config, found, texts, drawn.step) if separate else None)
 
     def score(rollout: Rollout, drawn: Drawn) -> Scored:
         own_P, rows = owned_rows(mesh, len(drawn.prompts_P)), G * len(drawn.prompts_P)
@@ -161,14 +173,17 @@ def scored_batch(prompts: PromptBatch, rollout: Rollout, found: HostRows, mesh: 
     return TrainBatch(prompts, rollout, *rows_on_mesh([None if x is None else x[held_B] for x in columns], mesh, rows))
 
 
-def separate_rewards(config: Config, combined: Combined, completions: Sequence[str]) -> np.ndarray:
+def separate_rewards(config: Config, combined: Combined, completions: Sequence[str], step: int = 0) -> np.ndarray:
     """The rewards of every function with a weight, [B, F], gated as their sum is; NaN where one could not score."""
     empty_B = np.array([not text.strip() for text in completions])
+    right_B = np.asarray(combined.right_language_B)
+    verdict = Verdict(right_B.astype(np.float32), right_B)
     columns = []
-    for weight, scores in zip(config.reward.reward_weights, combined.each.values(), strict=True):
+    for weight, (name, scores) in zip(config.reward.reward_weights, combined.each.items(), strict=True):
         if weight:
-            value_B = np.where(combined.right_language_B, np.asarray(scores.value_B), config.reward.rejected_value)
-            columns.append(np.where(scores.valid_B, np.where(empty_B, 0.0, value_B), np.nan))
+            sign, signed = np.sign(weight), is_signed(name, weight)
+            value_B = sign * gated(config.reward, sign * scores.value_B, verdict, empty_B, step, signed)
+            columns.append(np.where(scores.valid_B, value_B, np.nan))
     return np.stack(columns, axis=1).astype(np.float32)
 
 

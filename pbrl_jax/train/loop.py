@@ -34,7 +34,7 @@ from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
 from pbrl_jax.train.signals import stop_agreed
-from pbrl_jax.train.start import frozen_of, merged_params
+from pbrl_jax.train.start import as_rewards_read, frozen_of, kept_start, merged_params
 from pbrl_jax.train.step import Position, Record, Run, Scored, policy_step, train_step
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.weights.policies import Policy
@@ -62,7 +62,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         position = restore(experiment)
         if is_first():
             write_atomic(work.config, to_json(config))
-        frozen = frozen_of(experiment.policy, config, experiment.mesh)
+        frozen = kept_start(experiment)
         evaluate = on_forward_params(evaluate, frozen, config)
         row = unfinished_row(experiment, position) if position.unevaluated and evaluate else None
         writer = MetricWriter(
@@ -83,6 +83,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
                         writer.write_evaluation(0, found)
                 if finished:
                     loop = Loop(make_run(experiment, frozen), writer, evaluate, position)
+                    del position  # the first step replaces its arrays
                     position = run_steps(loop, bar)
             finished = position.step >= config.train.max_steps and finish(experiment, position, frozen, evaluate)
             if not finished:
@@ -100,7 +101,7 @@ def make_run(experiment: Experiment, frozen: Frozen) -> Run:
     take = train_step if updates_per_rollout(experiment.config) == 1 else step_in_cycle
     if experiment.config.train.fused:
         return Run(experiment, frozen, None, make_fused_policy_step(experiment), take)
-    functions = hosted_functions(experiment)
+    functions = hosted_functions(as_rewards_read(experiment, frozen))
     return Run(experiment, frozen, functions, functools.partial(policy_step, functions), take)
 
 
@@ -296,7 +297,7 @@ def evaluated(evaluate: Evaluate, position: Position) -> dict[str, float] | None
 def unfinished_row(experiment: Experiment, position: Position) -> dict[str, Any]:
     """The log's row of the last step, whose evaluation was cut short; empty on hosts that write no log."""
     rows = read_json_lines(experiment.work.metrics) if is_first() else []
-    return next((row for row in reversed(rows) if row["step"] == position.step), {})
+    return next((row for row in reversed(rows) if row.get("step") == position.step), {})
 
 
 def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter, evaluate: Evaluate) -> bool:

@@ -12,7 +12,7 @@ from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.sft import SftBatch, gradient_metrics, gradient_step
+from pbrl_jax.train.sft import SftBatch, gradient_metrics, gradient_step, mean_gradient
 from pbrl_jax.train.trained import forward_params
 
 
@@ -33,12 +33,13 @@ def response_sums(params, batch: SftBatch, *, spec: DecoderSpec, chunk: int):
     return jnp.where(streams.used_PSL, logp_PSL, 0.0).sum(axis=-1)
 
 
-def dpo_loss(params, frozen, batch: SftBatch, *, spec: DecoderSpec, chunk: int, config: DpoConfig):
-    """(mean loss of the pairs, metrics); rows 2p and 2p + 1 of the batch are the pair of prompt p, the chosen first."""
+def dpo_sums(params, frozen, batch: SftBatch, *, spec: DecoderSpec, chunk: int, config: DpoConfig):
+    """(loss of all pairs, (their number, metric -> its sum)); rows 2p and 2p + 1 of the batch are the pair of prompt p,
+    the chosen first."""
     logp_P2 = response_sums(params, batch, spec=spec, chunk=chunk)
     ref_P2 = jax.lax.stop_gradient(response_sums(frozen, batch, spec=spec, chunk=chunk))
     loss_P, metrics = preference_loss(logp_P2, ref_P2, batch.lengths_B.reshape(-1, 2), config=config)
-    return loss_P.mean(), {name: value_P.mean() for name, value_P in metrics.items()}
+    return loss_P.sum(), (jnp.int32(len(loss_P)), {name: value_P.sum() for name, value_P in metrics.items()})
 
 
 def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS) -> Callable:
@@ -49,12 +50,13 @@ def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraCo
     optimizer = make_optimizer(dpo_optimizer_config(config))
 
     def step(state: TrainState, batch: SftBatch, frozen):
-        def loss_of(trained):
+        def sums(trained, pairs):
             params = forward_params(trained, frozen, lora)
-            return dpo_loss(params, frozen, batch, spec=spec, chunk=chunk, config=config)
+            return dpo_sums(params, frozen, pairs, spec=spec, chunk=chunk, config=config)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        groups = len(batch.prompts.lengths_P)
+        grads, metrics = mean_gradient(sums, state.params, batch, groups, config.microbatch_size)
         state = gradient_step(state, grads, optimizer)
-        return state, {"loss": loss, **metrics} | gradient_metrics(state, grads)
+        return state, metrics | gradient_metrics(state, grads)
 
     return jax.jit(step, donate_argnums=0)

@@ -1,6 +1,7 @@
 """The position of a run on disk: where it starts, what a checkpoint of it holds, how it is restored."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,22 +19,32 @@ from pbrl_jax.train.guard import acts
 from pbrl_jax.train.hosted import cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.staged import announce
-from pbrl_jax.train.start import new_critic, trainable
-from pbrl_jax.train.state import abstract_state, place_state
+from pbrl_jax.train.start import keeps_start, new_critic, taken, trained_shapes
+from pbrl_jax.train.state import abstract_state, place_state, state_shapes
 from pbrl_jax.train.step import Position
 
 
-def new_position(experiment: Experiment) -> Position:
-    """The start of a run: the start policy's parameters, no moments, the first batch."""
-    optimizer = make_optimizer(experiment.config.optim)
-    params, axes = trainable(experiment.policy, experiment.config)
-    algo = experiment.config.algo
-    raises = acts(experiment.config.guard) and algo.beta > 0
-    beta = None if algo.kl_target is None and not raises else algo.beta
+def state_parts(experiment: Experiment) -> dict[str, Any]:
+    """What a run's state consists of beside its parameters: the arguments `optimizer, mesh, beta, critic, offload` of
+    `train.state.place_state`."""
+    config = experiment.config
+    algo = config.algo
+    raises = acts(config.guard) and algo.beta > 0
     has_critic = lookup(ALGORITHMS, algo.name, "algorithm").critic
-    critic = new_critic(experiment.policy.spec.width, experiment.config) if has_critic else None
-    offload = "optimizer" in experiment.config.train.offload
-    state = place_state(params, optimizer, axes, experiment.mesh, beta, critic, offload)
+    return {
+        "optimizer": make_optimizer(config.optim),
+        "mesh": experiment.mesh,
+        "beta": None if algo.kl_target is None and not raises else algo.beta,
+        "critic": new_critic(experiment.policy.spec.width, config) if has_critic else None,
+        "offload": "optimizer" in config.train.offload,
+    }
+
+
+def new_position(experiment: Experiment) -> Position:
+    """The start of a run: the start policy's parameters, no moments, the first batch. Where nothing else of the run
+    reads these parameters, the state takes their arrays."""
+    params, axes, gives = taken(experiment.policy, experiment.config, keeps_start(experiment.config))
+    state = place_state(params, axes=axes, donate=gives, **state_parts(experiment))
     return Position(0, state, start_cursor(), None)
 
 
@@ -66,7 +77,9 @@ def restore(experiment: Experiment) -> Position:
       CheckpointError: the checkpoint belongs to another experiment or data set (all differences are named), or every
         checkpoint is damaged.
     """
-    fresh = new_position(experiment)
+    config = experiment.config
+    params, axes = trained_shapes(experiment.policy.spec, config)
+    shapes = state_shapes(params, axes=axes, **state_parts(experiment))
 
     def abstract(meta):
         if "config" not in meta:
@@ -74,21 +87,20 @@ def restore(experiment: Experiment) -> Position:
                 f"{experiment.work.checkpoints} holds checkpoints of `pbrl sft` or `pbrl encoder`, expected those of "
                 "`pbrl train`. Use another --workdir."
             )
-        saved = from_json(meta["config"], type(experiment.config))
-        check_same_experiment(saved, experiment.config, meta["fingerprints"], dict(experiment.fingerprints))
+        saved = from_json(meta["config"], type(config))
+        check_same_experiment(saved, config, meta["fingerprints"], dict(experiment.fingerprints))
         batch = cycle_batch_shapes(experiment) if meta["in_cycle"] else None
         keeps_beta = meta.get("keeps_beta", saved.algo.kl_target is not None)
-        beta = fresh.state.beta if fresh.state.beta is not None else place_beta(experiment)
-        shapes = abstract_state(dataclasses.replace(fresh.state, beta=beta if keeps_beta else None))
-        return {"state": shapes, "batch": batch}
+        beta = abstract_state(place_beta(experiment)) if keeps_beta else None
+        return {"state": dataclasses.replace(shapes, beta=beta), "batch": batch}
 
     found = restore_latest(experiment.work.checkpoints, abstract)
     if found is None:
-        return fresh
+        return new_position(experiment)
     announce(found)
     tree, meta, state = found.tree, found.meta, found.tree["state"]
-    if state.beta is None:  # a guard that raises it was switched on since
-        state = dataclasses.replace(state, beta=fresh.state.beta)
+    if state.beta is None and shapes.beta is not None:  # a guard that raises it was switched on since
+        state = dataclasses.replace(state, beta=place_beta(experiment))
     unevaluated, batch = meta.get("unevaluated", False), tree["batch"]
     if batch is not None and batch.old_logp_BR is None:  # of a version that compared with the sampler's
         batch = dataclasses.replace(batch, old_logp_BR=batch.rollout.logp_BR)
@@ -97,5 +109,5 @@ def restore(experiment: Experiment) -> Position:
 
 
 def place_beta(experiment: Experiment) -> jax.Array:
-    """A KL weight that is kept in the state, although this configuration keeps none: it was raised earlier."""
+    """A KL weight for the state, at its start."""
     return place(np.float32(experiment.config.algo.beta), replicated(experiment.mesh))

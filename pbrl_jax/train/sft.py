@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
 from pbrl_jax.core.records import STATE_FINITE, PromptBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.core.trees import all_finite, select, sum_microbatches
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
@@ -42,33 +42,51 @@ def sft_optimizer_config(config: SftConfig) -> OptimConfig:
     )
 
 
-def sft_loss(params, batch: SftBatch | PackedRows, *, spec: DecoderSpec, chunk: int):
-    """Mean negative log-prob per response token, over all tokens of the batch; prompts carry no loss."""
+def sft_sums(params, batch: SftBatch | PackedRows, *, spec: DecoderSpec, chunk: int):
+    """(negative log-prob of all response tokens, (their number, no further sums)); prompts carry no loss."""
     if isinstance(batch, PackedRows):
-        logp = packed_logprobs(params, batch, spec=spec, chunk=chunk)
-        return -jnp.where(batch.used_XM, logp, 0.0).sum() / batch.used_XM.sum()
-    streams = unpacked_streams(batch.tokens_BR, batch.lengths_B, 1)
-    logp, _ = response_logprobs(params, batch.prompts, streams, 1.0, spec=spec, chunk=chunk)
-    used = streams.used_PSL
-    return -jnp.where(used, logp, 0.0).sum() / used.sum()
+        logp, used = packed_logprobs(params, batch, spec=spec, chunk=chunk), batch.used_XM
+    else:
+        streams = unpacked_streams(batch.tokens_BR, batch.lengths_B, 1)
+        logp, _ = response_logprobs(params, batch.prompts, streams, 1.0, spec=spec, chunk=chunk)
+        used = streams.used_PSL
+    return -jnp.where(used, logp, 0.0).sum(), (used.sum(), {})
 
 
-def make_sft_step(spec: DecoderSpec, optim: OptimConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS) -> Callable:
+def make_sft_step(
+    spec: DecoderSpec, optim: OptimConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS, microbatch: int = 0
+) -> Callable:
     """The compiled step `(state, batch, frozen=None) -> (state, metrics)`; the state is donated.
 
-    `frozen` are the weights that adapters stand beside, where `lora.rank` says that adapters are trained.
+    `frozen` are the weights that adapters stand beside, where `lora.rank` says that adapters are trained; `microbatch`
+    is sft.microbatch_size.
     """
     optimizer = make_optimizer(optim)
 
     def step(state: TrainState, batch: SftBatch | PackedRows, frozen=None):
-        def loss_of(trained):
-            return sft_loss(forward_params(trained, frozen, lora), batch, spec=spec, chunk=chunk)
+        def sums(trained, rows):
+            return sft_sums(forward_params(trained, frozen, lora), rows, spec=spec, chunk=chunk)
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        grads, metrics = mean_gradient(sums, state.params, batch, len(jax.tree.leaves(batch)[0]), microbatch)
         state = gradient_step(state, grads, optimizer)
-        return state, {"loss": loss} | gradient_metrics(state, grads)
+        return state, metrics | gradient_metrics(state, grads)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def mean_gradient(sums: Callable, trained, batch, groups: int, microbatch: int):
+    """(gradient, metrics) of a mean over a batch: summed over microbatches and divided once.
+
+    Args:
+      sums: (trained, rows of the batch) -> (loss sum, (count, metric -> its sum)).
+      groups: groups of rows in the batch.
+      microbatch: groups whose gradients are computed at a time; 0: all.
+    """
+    one = functools.partial(jax.value_and_grad(sums, has_aux=True), trained)
+    (loss_sum, (count, more)), grads = sum_microbatches(one, batch, groups, microbatch)
+    divisor = jnp.maximum(count, 1).astype(loss_sum.dtype)
+    metrics = {name: value / divisor.astype(value.dtype) for name, value in ({"loss": loss_sum} | more).items()}
+    return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), metrics
 
 
 def gradient_step(state: TrainState, grads, optimizer) -> TrainState:

@@ -1,5 +1,6 @@
 """Supervised rows side by side in streams of fixed length, so that a step's cost follows its tokens."""
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from pbrl_jax.models.logprobs import chunked_logprobs
 from pbrl_jax.models.precision import widened
 from pbrl_jax.models.specs import DecoderSpec
 
-#: Streams of a batch come in multiples of it, so that few programs are compiled; it is shared by up to 8 devices.
+#: Streams of a batch come in multiples of it, so that few programs are compiled.
 STREAM_STEP = 8
 #: Response slots of a stream come in multiples of it.
 SLOT_STEP = 16
@@ -47,10 +48,15 @@ def assign_streams(lengths: Sequence[int], size: int) -> list[list[int]]:
     return streams
 
 
-def pack_rows(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], size: int) -> PackedRows:
-    """Rows of (prompt, response) tokens in streams of `size` tokens; each must fit one."""
+def pack_rows(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]], size: int, shards: int = 1,
+              microbatch: int = 0) -> PackedRows:  # fmt: skip
+    """Rows of (prompt, response) tokens in streams of `size` tokens; each must fit one.
+
+    Their number is a multiple of `shards`, the devices that share them, and of `microbatch` where it is above it.
+    """
     streams = assign_streams([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], size)
-    X = -(-len(streams) // STREAM_STEP) * STREAM_STEP
+    step = microbatch if 0 < microbatch < len(streams) else math.lcm(STREAM_STEP, shards)
+    X = -(-len(streams) // step) * step
     slots = max(sum(len(response_ids[row]) for row in rows) for rows in streams)
     M = min(-(-slots // SLOT_STEP) * SLOT_STEP, size)
     tokens, position, segment = (np.zeros((X, size), np.int32) for _ in range(3))

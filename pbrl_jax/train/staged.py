@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from pbrl_jax.checkpoint import Restored, restore_latest, save_checkpoint
 from pbrl_jax.config.tree import GuardConfig
@@ -12,6 +13,7 @@ from pbrl_jax.core.paths import WorkDir
 from pbrl_jax.core.records import STATE_FINITE, TrainState
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
+from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.train.finite import check_update
 from pbrl_jax.train.signals import stop_requested
 from pbrl_jax.train.state import abstract_state
@@ -36,9 +38,18 @@ class Stopped(Exception):
     """A stop was requested; the state is saved."""
 
 
-def run_stage(stage: Stage, work: WorkDir, state: TrainState, step_function: Callable,
-              batch_at: Callable[[int], Any]) -> TrainState:  # fmt: skip
-    """Train from the last checkpoint (or from `state`) to `stage.steps`; batch_at(step) is a pure function.
+def shared_step(step_function: Callable, state: TrainState) -> Callable:
+    """The compiled step of a state on a mesh; the new state lies as this one, which is donated."""
+    return jax.jit(step_function, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
+
+
+def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_function: Callable,
+              batch_at: Callable[[int], Any], frozen: Any = None) -> TrainState:  # fmt: skip
+    """Train from the last checkpoint (or from `state`) to `stage.steps`; the devices of the mesh share each batch.
+
+    Args:
+      step_function: (state, batch), and `frozen` where there is such, -> (state, metrics).
+      batch_at: step -> batch, a pure function.
 
     Raises:
       CheckpointError: the work directory holds a checkpoint of other data or settings.
@@ -52,21 +63,25 @@ def run_stage(stage: Stage, work: WorkDir, state: TrainState, step_function: Cal
                 f"{work.root} holds a checkpoint of other data, settings or of another command, expected one of this "
                 f"{stage.name}. Use another --workdir, or remove it."
             )
-        return abstract_state(state)
+        shapes = abstract_state(state)
+        jax.tree.map(lambda x: x.delete(), state)  # what is restored takes its place
+        return shapes
 
+    take, beside = shared_step(step_function, state), () if frozen is None else (frozen,)
     restored, start, streaks = restore_latest(work.checkpoints, abstract), 0, dict[str, int]()
     if restored is not None:
         announce(restored)
         state, start = restored.tree, restored.step
 
     with (
+        jax.set_mesh(mesh),
         MetricWriter(work.root, resume_step=start, max_steps=stage.steps, quiet=True) as writer,
         Progress(stage.name, stage.steps, done=start, part=stage.part) as progress,
     ):
         metrics, proved = dict[str, Any](), False
         for step in range(start, stage.steps):
             before = metrics
-            state, metrics = step_function(state, batch_at(step))
+            state, metrics = take(state, jax.device_put(batch_at(step), batch_sharding(mesh)), *beside)
             done, stopping = step + 1, stop_requested()
             if step > start:  # read while this step runs
                 check_update(step, before, streaks, stage.max_skipped)

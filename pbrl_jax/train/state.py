@@ -57,6 +57,16 @@ def state_shardings(
     return TrainState(*shardings)
 
 
+def state_shapes(
+    params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh, beta: float | None = None,
+    critic: Any = None, offload: bool = False,
+) -> TrainState:  # fmt: skip
+    """A fresh state on the mesh as shapes with shardings; nothing is allocated. Arguments as of `state_shardings`."""
+    shapes = jax.eval_shape(lambda given, head: new_state(given, optimizer, beta, head), params, critic)
+    shardings = state_shardings(params, optimizer, axes, mesh, beta, critic, offload)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+
+
 def _is_masked(node) -> bool:
     """Whether a parameter has no moment here, because another optimizer of the chain has it."""
     return isinstance(node, optax.MaskedNode)
@@ -64,17 +74,22 @@ def _is_masked(node) -> bool:
 
 def place_state(
     params: Any, optimizer: optax.GradientTransformation, axes, mesh: Mesh, beta: float | None = None,
-    critic: Any = None, offload: bool = False,
+    critic: Any = None, offload: bool = False, donate: bool = False,
 ) -> TrainState:  # fmt: skip
-    """A fresh state on the mesh. The parameters are copied: the caller's stay valid after the state is donated."""
+    """A fresh state on the mesh.
+
+    Args:
+      donate: the state takes the parameters' arrays, which the caller gives up; else they are copied, and the caller's
+        stay valid after the state is donated.
+    """
     shardings = state_shardings(params, optimizer, axes, mesh, beta, critic, offload)
 
     def start(params):
-        return new_state(jax.tree.map(jnp.copy, params), optimizer, beta, critic)
+        return new_state(params if donate else jax.tree.map(jnp.copy, params), optimizer, beta, critic)
 
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 or donate:
         params = place(params, shardings.params)
-    return jax.jit(start, out_shardings=shardings)(params)
+    return jax.jit(start, out_shardings=shardings, donate_argnums=0 if donate else ())(params)
 
 
 def abstract_state(tree: Any) -> Any:

@@ -22,7 +22,7 @@ from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, map_microbatches, select, split_microbatches
+from pbrl_jax.core.trees import all_finite, map_microbatches, select, sum_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
 from pbrl_jax.models.packing import rollout_outputs
@@ -196,22 +196,16 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
     value_and_grad = jax.value_and_grad(functools.partial(microbatch_sums, context=context), has_aux=True)
     groups = rows[0].prompts.tokens_PT.shape[0]
     size = context.config.train.microbatch_prompts or groups
-    if size >= groups:
-        (loss_sum, (count, pairs, gap)), grads = value_and_grad(trained, frozen, beta, rows)
-    else:
-        pieces = split_microbatches(rows, groups, groups // size)
-        shapes = jax.eval_shape(value_and_grad, trained, frozen, beta, jax.tree.map(lambda x: x[0], pieces))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        def add(carry, piece):
-            new = value_and_grad(trained, frozen, beta, piece)
-            total = jax.tree.map(jnp.add, carry, new)
-            (old_sum, (old_count, old_pairs, old_gap)), _ = carry
-            (_, (_, _, new_gap)), _ = new
-            (loss_sum, (count, pairs, _)), grads = total
-            return ((loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads), None
+    def add(total, new):
+        (old_sum, (old_count, old_pairs, old_gap)), old_grads = total
+        (new_sum, (new_count, new_pairs, new_gap)), new_grads = new
+        sums = (old_sum, old_count, old_pairs, old_grads), (new_sum, new_count, new_pairs, new_grads)
+        loss_sum, count, pairs, grads = jax.tree.map(jnp.add, *sums)
+        return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
 
-        ((loss_sum, (count, pairs, gap)), grads), _ = jax.lax.scan(add, zeros, pieces)
+    sums = functools.partial(value_and_grad, trained, frozen, beta)
+    (loss_sum, (count, pairs, gap)), grads = sum_microbatches(sums, rows, groups, size, add)
     divisor = jnp.maximum(count, 1).astype(loss_sum.dtype)
     metrics = {name: jnp.where(den > 0, num / jnp.maximum(den, 1), jnp.nan) for name, (num, den) in pairs.items()}
     metrics |= {"loss": loss_sum / divisor, "sampling/logp_difference/max": gap, "loss/count": count}

@@ -15,7 +15,7 @@ from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_token
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.mesh.sharding import tree_shardings
-from pbrl_jax.models.m2m100 import AXES, M2M100Spec, translate_tokens
+from pbrl_jax.models.m2m100 import AXES, M2M100Spec, target_logprobs, translate_tokens
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.translate.translator import Segment, Translator, Written
@@ -104,6 +104,28 @@ class M2M100Translator(Translator):
             for ids, length, cut in rows
         ]
 
+    def likelihoods(self, segments: Sequence[Segment], targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(mean log-prob per token of each target as a translation of its segment, in nats [N]; whether either was cut
+        at the model's length [N])."""
+        sources, end = self.source_tokens(segments), self.spec.eos_ids[0]
+        encoded = self.tokenizer.encode_batch(list(targets))
+        limit, most = self.source_limit, self.source_limit - 3  # start, language and end
+        cut_N = np.array([len(s) > limit or len(t) > most for s, t in zip(sources, encoded, strict=True)], bool)
+        sources = [ids if len(ids) <= limit else [*ids[: limit - 1], end] for ids in sources]
+        wanted = [[self.language_id(segment.target), *ids[:most], end]
+                  for segment, ids in zip(segments, encoded, strict=True)]  # fmt: skip
+        mean_N = np.zeros(len(sources), np.float32)
+        lengths = [max(len(s), len(t)) for s, t in zip(sources, wanted, strict=True)]
+        for rows, filled in by_length(lengths, few_rows(len(sources), self.batch_size)):
+            check_stop()
+            length = length_bucket(max(lengths[row] for row in filled), limit)
+            tokens_BS, lengths_B = pad_tokens([sources[row] for row in filled], length, self.spec.pad_id)
+            targets_BR, targets_B = pad_tokens([wanted[row] for row in filled], length, self.spec.pad_id)
+            mask_BS = np.arange(length)[None] < lengths_B[:, None]
+            found_B = compiled_likelihood(self.spec)(self.params, tokens_BS, mask_BS, targets_BR, targets_B)
+            mean_N[rows] = np.asarray(found_B)[: len(rows)]
+        return mean_N, cut_N
+
     def target_limit(self, source_length: int) -> int:
         """Tokens that a translation may have: one that repeats itself beyond that would not end."""
         return min(2 * source_length + 32, self.spec.max_positions)
@@ -113,6 +135,12 @@ class M2M100Translator(Translator):
 def compiled_translation(spec: M2M100Spec, max_length: int, num_beams: int):
     """translate_tokens, compiled."""
     return jax.jit(functools.partial(translate_tokens, spec=spec, max_length=max_length, num_beams=num_beams))
+
+
+@functools.cache
+def compiled_likelihood(spec: M2M100Spec):
+    """target_logprobs, compiled."""
+    return jax.jit(functools.partial(target_logprobs, spec))
 
 
 def load_m2m100(

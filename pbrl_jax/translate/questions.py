@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import append_json_lines, as_path, read_json_lines, read_json_object, write_atomic
+from pbrl_jax.core.paths import (
+    append_json_lines,
+    as_path,
+    numbered_json_lines,
+    read_json_lines,
+    read_json_object,
+    write_atomic,
+)
 from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.segments import FORMULA, numbers_agree
@@ -117,13 +124,14 @@ def read_questions(path: str, column: str) -> list[dict[str, Any]]:
     Raises:
       DataError: no rows, a row without text in `column`, or an id twice.
     """
-    rows = [{"id": number, **row} for number, row in enumerate(read_json_lines(path))]
+    numbered = numbered_json_lines(path)
+    rows = [{"id": place, **row} for place, (_, row) in enumerate(numbered)]
     if not rows:
         raise DataError(f"{path} has no rows. Expected JSON lines with an English question in {column!r}.")
-    for number, row in enumerate(rows, start=1):
+    for number, row in numbered:
         if not isinstance(row.get(column), str) or not row[column].strip():
             raise DataError(
-                f"{path}, row {number}: no text in {column!r}; it has {', '.join(row)}. Name the column: --column NAME."
+                f"{path}, line {number}: no text in {column!r}; it has {', '.join(row)}. Name it: --column NAME."
             )
     twice = [name for name, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
     if twice:

@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.stopping import ends_early
-from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.rollout.endpoint import Endpoint, without_thoughts
 from pbrl_jax.text.languages import LANGUAGES, language
 from pbrl_jax.text.segments import (
     FORMULA,
@@ -253,5 +254,8 @@ class EndpointTranslator(Translator):
         answers = self.endpoint.ask_all(requests, temperature=0.0, max_tokens=self.max_tokens)
         failed = [answer for answer in answers if isinstance(answer, EndpointError)]
         if failed:
-            print(f"{len(failed)} of {len(answers)} texts were not translated: {failed[0]}", file=sys.stderr)
-        return [Written("", False) if isinstance(a, EndpointError) else Written(a.strip(), True) for a in answers]
+            print(
+                f"{len(failed)} of {len(answers)} texts were not translated: {visible(str(failed[0]))}", file=sys.stderr
+            )
+        texts = ["" if isinstance(answer, EndpointError) else without_thoughts(answer) for answer in answers]
+        return [Written(text, bool(text)) for text in texts]

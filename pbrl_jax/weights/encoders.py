@@ -195,6 +195,8 @@ def load_encoder(
             raise ConfigError(f"{directory!r} was written by this package: leave prompt and pooling out.")
         spec, params, tokenizer, record = read_model(place, "encoder", stored_spec, init_encoder, source=directory)
         room, prefix = record.get("max_length", spec.text_tokens), prefix or record.get("prefix", "")
+        if not (type(room) is int and 1 <= room <= spec.text_tokens):
+            raise CheckpointError(f"{directory!r}: max_length is {room!r}; expected at most {spec.text_tokens} tokens.")
         encoder = Encoder(spec, params, tokenizer, record["weights_sha256"], room, prefix)
         encoder = encoder if dtype is None else encoder._replace(spec=with_compute(spec, dtype))
     else:

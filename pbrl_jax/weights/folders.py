@@ -17,7 +17,7 @@ from etils import epath
 
 from pbrl_jax.config.older import FIRST_VERSION
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.paths import sha256_file
+from pbrl_jax.core.paths import parse_json, sha256_file
 from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.core.version import __version__
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, pieces_beyond
@@ -136,7 +136,7 @@ def read_model(
     folder, version = model_folder(place, kind, source), FIRST_VERSION
     file = folder / f"pbrl_{kind}.json"
     try:
-        record = json.loads(file.read_text())
+        record = parse_json(file.read_text())
         version = record.get("version", FIRST_VERSION)
         spec, digest = spec_of(record["spec"]), record["weights_sha256"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -235,7 +235,9 @@ def family_of(spec: DecoderSpec) -> str:
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `config.json` that an export repeats although no forward pass reads them (token ids, context)."""
-    _, values, _ = _text_config(config)
+    _, values, where = _text_config(config)
+    if values.get("max_position_embeddings") is not None:
+        ConfigFields(values, {}, where).size("max_position_embeddings")
     return {name: values[name] for name in KEPT if name in values}
 
 

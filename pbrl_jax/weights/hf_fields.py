@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 import re
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.paths import parse_json
 from pbrl_jax.models.specs import Llama3Scaling
 from pbrl_jax.weights.tensors import CONFIG
 
@@ -67,7 +67,7 @@ def read_config(folder: str, source: str) -> dict[str, Any] | None:
         return None
     try:
         with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+            config = parse_json(file.read())
     except ValueError as error:
         raise CheckpointError(f"{CONFIG} in {source!r} is not JSON: {error}. Download the file again.") from error
     return config if isinstance(config, dict) and {"model_type", "architectures"} & config.keys() else None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -56,9 +57,53 @@ class Policy(NamedTuple):
     #: Fields of the original config.json that an export repeats.
     kept: dict[str, Any] | None = None
 
+    @property
+    def positions(self) -> int:
+        """Tokens of a prompt and its response together that the model was made for: `max_position_embeddings`, times
+        the factor of a linear RoPE scaling, which Gemma 3 counts in already; 0 where none is known."""
+        found = (self.kept or {}).get("max_position_embeddings") or 0
+        return int(found * (1 if self.spec.local_rope_theta else self.spec.rope_factor))
+
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
         """Float32 logits at every position of a batch; `mask_BT` marks real tokens."""
         return causal_logits(params, self.spec, tokens_BT, mask_BT)
+
+
+class _Held:
+    """Parameters that are held until they are let go, and `load()` where they are asked for after that."""
+
+    def __init__(self, params: Any, load: Callable[[], Any]):
+        self.params, self.load = params, load
+
+
+class StartPolicy(Policy):
+    """The policy that a run begins with. Its parameters are held until `release`; after that each use loads them anew,
+    so that a run on the devices holds no more of them than it keeps itself."""
+
+    @classmethod
+    def of(cls, policy: Policy, load: Callable[[], Any]) -> "StartPolicy":
+        """A policy whose parameters `load()` gives again."""
+        return cls(policy.spec, _Held(policy.params, load), *policy[2:])
+
+    @property
+    def params(self) -> Any:
+        """The parameters, held or loaded anew."""
+        held = self[1]
+        return held.load() if held.params is None else held.params
+
+    def release(self) -> None:
+        """Hold the parameters no longer."""
+        self[1].params = None
+
+    def _replace(self, **changes: Any) -> Policy:  # type: ignore[override]
+        made = super()._replace(**changes)
+        return Policy(*made) if "params" in changes else made
+
+
+def let_go(policy: Policy) -> None:
+    """Release the parameters of a start policy; those of another policy are their owner's."""
+    if isinstance(policy, StartPolicy):
+        policy.release()
 
 
 def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype: str = "float32") -> Policy:

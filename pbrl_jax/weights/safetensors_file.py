@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from pbrl_jax.core.characters import CONTROL
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import CHUNK_BYTES, is_remote
 
@@ -33,6 +34,8 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PART = 1 << 22
 #: In bytes; the limit of the safetensors library.
 LONGEST_HEADER = 100_000_000
+#: Axes of an array, and elements of one whose empty axes count as 1: NumPy takes little more.
+MOST_AXES, LARGEST_ARRAY = 32, 2**56
 METADATA = "__metadata__"
 #: Suffix of a small file that replaces a large one: it holds the path of an object in a store.
 POINTER = ".at"
@@ -204,6 +207,8 @@ def _entry(name: str, record: Any, start: int) -> Entry:
     shape, (begin, end) = record["shape"], record["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
         raise ValueError(f"{name} has shape {shape} at {begin}:{end}; expected whole numbers from 0")
+    if len(shape) > MOST_AXES or math.prod(size or 1 for size in shape) > LARGEST_ARRAY or CONTROL.search(name):
+        raise ValueError(f"{name!r:.60} has {len(shape)} axes, {str(shape)[:60]}; no array of NumPy can be so")
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"{name} has shape {shape} of {record['dtype']}, which is not the {end - begin} bytes it has")
     return Entry(dtype, tuple(shape), start + begin, start + end)

@@ -4,13 +4,13 @@
 paths before it differ between versions. An unknown module or setting is an error that names it.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pbrl_jax.core.errors import CheckpointError, did_you_mean
+from pbrl_jax.core.paths import parse_json
 from pbrl_jax.models.pooling import ACTIVATIONS
 from pbrl_jax.models.specs import DenseSpec
 from pbrl_jax.weights.hf_fields import ConfigFields
@@ -59,7 +59,7 @@ def read_json(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            found = parse_json(file.read())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Copy or download the whole folder.") from error
     except (OSError, ValueError) as error:
@@ -102,7 +102,7 @@ def _modules(path: str) -> list[tuple[str, str]]:
     """(last part of the type, folder) of each module, in the order of their numbers."""
     try:
         with open(path, encoding="utf-8") as file:
-            listed = sorted(json.load(file), key=lambda module: module["idx"])
+            listed = sorted(parse_json(file.read()), key=lambda module: module["idx"])
         found = [(module["type"].rpartition(".")[2], module["path"]) for module in listed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

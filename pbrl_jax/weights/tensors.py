@@ -7,7 +7,6 @@ devices of this host alone, so that besides the result a host holds at most its 
 
 import hashlib
 import itertools
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.paths import parse_json
 from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import PART, RemoteTensor, Tensor, all_finite, located, open_safetensors
@@ -99,7 +99,7 @@ def _indexed_files(index: str) -> list[str]:
     folder = os.path.dirname(index)
     try:
         with open(index, encoding="utf-8") as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
+            names = sorted(set(parse_json(file.read())["weight_map"].values()))
         if not names or any(os.path.basename(name) != name for name in names):
             raise ValueError(f"file names {names[:3]}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from pbrl_jax.core.characters import CONTROL
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import is_remote
 from pbrl_jax.weights.pickle_data import Foreign, Name, PickleDataError, Record, read_pickle
+from pbrl_jax.weights.safetensors_file import LARGEST_ARRAY, MOST_AXES
 
 #: torch's name of an element type -> ours.
 DTYPES = {
@@ -88,6 +90,9 @@ def state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"{os.fspath(path)} holds a {type(tree).__name__}; expected a state dict, or a dict with a 'state_dict'."
         )
+    unnamed = [name for name in tree if not isinstance(name, str) or CONTROL.search(name)]
+    if unnamed:
+        raise CheckpointError(f"{os.fspath(path)} is no state dict: {unnamed[0]!r:.60} is no name of a tensor.")
     wrong = {name: value for name, value in tree.items() if not isinstance(value, np.ndarray)}
     if wrong or not tree:
         kinds = [repr(v) if isinstance(v, Foreign) else f"a {type(v).__name__}" for v in wrong.values()]
@@ -178,10 +183,12 @@ def _view(storage: Any, dtype: np.dtype, offset: Any, size: Any, stride: Any) ->
     """The strided view described by the file, if it is within the storage."""
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise PickleDataError("a tensor without a storage, size or stride")
-    if len(size) != len(stride) or len(size) > 32:
+    if len(size) != len(stride) or len(size) > MOST_AXES:
         raise PickleDataError(f"a tensor of {len(size)} sizes and {len(stride)} strides")
     offset, size, stride = _whole(offset), [_whole(x) for x in size], [_whole(x) for x in stride]
     held = storage.raw.size // dtype.itemsize
+    if math.prod(length or 1 for length in size) > LARGEST_ARRAY and 0 in size:
+        raise PickleDataError(f"an empty tensor of shape {size}")
     if 0 in size:
         return np.zeros(size, dtype)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))

@@ -18,12 +18,12 @@ SIZES = "--layers 1 --width 32 --vocab 512 --prompts 8 --group 2 --prompt-len 8 
 def test_flops_of_a_device_fall_with_the_devices():
     records = scaling.measure(scaling.parse([*SIZES, "--devices", "1", "8", "--no-run"]))
     alone, shared = (record["programs"] for record in records)
-    for name in ("generate", "reward", "update"):
+    for name in ("generate", "reward", "update", "sft", "dpo", "encoder"):
         assert shared[name]["flops"] * 8 == pytest.approx(alone[name]["flops"], rel=0.1), name
         assert shared[name]["bytes"] < alone[name]["bytes"], name
     assert alone["update"]["sent"] == 0 < shared["update"]["sent"]
     lines = scaling.table(records).splitlines()
-    assert len(lines) == 2 + 2 * 3 and lines[2].startswith("| generate | 1 | ") and "| - | - |" in lines[2]
+    assert len(lines) == 2 + 2 * 6 and lines[2].startswith("| generate | 1 | ") and "| - | - |" in lines[2]
 
 
 def test_temporaries_stay_under_a_quarter_of_a_plain_update():

@@ -4,18 +4,24 @@ import io
 import re
 import tokenize
 
+import numpy as np
 import pytest
 from source_tree import ROOT
+from tiny_policy import quick_compiles  # noqa: F401
+from tiny_world import encoder, problem_prompts, reward_inputs
 
 from pbrl_jax.cli import main
 from pbrl_jax.config.serialize import from_json, to_json
+from pbrl_jax.config.tree import with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources import SOURCES
+from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import validate
 from pbrl_jax.run.config_file import load_config
 
 FILES = sorted(ROOT.glob("configs/*.py"))
+HF = ROOT / "tests" / "fixtures" / "hf"
 PAPER = ("llama31_8b_pbrlsvr", "qwen3_32b_pbrlsvr")
 
 #: Devices each experiment is for, beside one.
@@ -23,7 +29,7 @@ DEVICES = {name: 8 for name in PAPER}
 
 #: Lines of the paper's runs that need no mark: what the paper, or a summary of it, states.
 STATED = re.compile(r'\b(source="(meta-llama|Qwen)/|source="file"|source="mgsm"|functions=|reward_weights=|parts='
-                    r'|name="grpo")')  # fmt: skip
+                    r'|hybrid_answer="comet"|name="grpo")')  # fmt: skip
 
 
 def named(name: str):
@@ -72,6 +78,21 @@ def test_paper_runs_differ_only_in_the_policy_and_what_its_size_asks_for():
     small, large = (named(name) for name in PAPER)
     for section in ("pivot", "encoder", "reward", "algo", "rollout", "data", "optim", "mesh"):
         assert getattr(small, section) == getattr(large, section), section
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_runs_have_the_papers_reward_above_a_floor(name):
+    """COMET on the answer, a similarity of the reasoning; with small models in their places a batch is scored."""
+    config = named(name)
+    assert (config.reward.hybrid_answer, config.reward.functions[0]) == ("comet", "hybrid")
+    assert config.reward.hybrid_reasoning in ("cosine", "alignment", "translation")
+    small = {"comet": str(HF / "comet_regression"), "translator": str(HF / "m2m100"), "overlong_length": 30}
+    prompt = problem_prompts(1, ("sw",))[0]
+    texts = [prompt.question + " Jibu ni 20.", " ".join(["Jibu ni 20."] * 9), prompt.reference.text, ""]
+    reward = make_reward(with_values(config, reward=small).reward, RewardAssets(encoder(), ("en", "sw"), None))
+    found = reward(reward_inputs([prompt] * 4, texts, encoder()))
+    assert found.valid_B.all() and set(found.each) == {"hybrid", "repetition", "overlong"}
+    assert found.value_B[:2].min() > found.value_B[2] == found.value_B[3] == np.float32(-0.2)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -6,6 +6,9 @@ import pytest
 from source_tree import ROOT
 
 from pbrl_jax.config.serialize import from_json, to_json
+from pbrl_jax.plan.roofline import USABLE, mesh_sizes
+from pbrl_jax.plan.shapes import run_models
+from pbrl_jax.plan.stages import estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import validate
 from pbrl_jax.run.config_file import load_config, override
@@ -62,3 +65,17 @@ def test_every_experiment_has_its_command_in_the_docs():
     text = (ROOT / "docs" / "REPRODUCTION.md").read_text("utf-8")
     missing = [file.stem for file in FILES if f"configs/paper/{file.name}" not in text]
     assert not missing
+
+
+@pytest.mark.parametrize("name, verb", [("sft_samples", "sft"), ("sft_translated", "sft"), ("dpo_mapo", "dpo")])
+def test_the_plan_of_a_stage_in_its_docstring(name, verb):
+    """Bytes of a device in each program, for both models, as the plan of that verb gives them by hand."""
+    file = ROOT / "configs" / "paper" / f"{name}.py"
+    doc, config = " ".join(file.read_text("utf-8").split('"""')[1].split()), load_config(str(file))
+    assert f"pbrl plan configs/paper/{name}.py --topology h100:8 --verb {verb}" in doc
+    large = override(config, [*QWEN.split(), "--mesh.fsdp", "2", "--mesh.tensor", "4"], name)
+    for settings, part in ((config, doc.split("Qwen3-32B: 8")[0]), (large, doc.split("Qwen3-32B: 8")[1])):
+        sizes = mesh_sizes(settings, 8)
+        for need in estimate_stage(settings, run_models(settings), sizes, verb).values():
+            assert f"{need.hbm_bytes / 1e9:.1f}" in part
+            assert need.hbm_bytes < USABLE * (80e9 if settings is config else 141e9)

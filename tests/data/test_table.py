@@ -10,6 +10,7 @@ from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.sources import table
 from pbrl_jax.data.sources.common import RowErrors, prompt_id
+from pbrl_jax.data.tables import read_rows
 
 ROWS = [
     {
@@ -252,3 +253,24 @@ def test_files_that_are_not_whole_say_so(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         table.rows(str(tmp_path / name), "train", ("sw",), 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "csv.gz", "parquet"])
+def test_a_file_that_unpacks_to_far_too_much_is_refused(kind, tmp_path, monkeypatch):
+    """Zeros, a thousand times as large as their file; what text does is read."""
+    import pyarrow.parquet
+
+    monkeypatch.setattr("pbrl_jax.data.tables.UNPACKED_FREE", 1 << 12)
+    path = tmp_path / f"bomb.{kind}"
+    for cells, refused in ((["0" * 1_000_000] * 5, True), ([f"question {n * 7919 % 1000}" for n in range(100)], False)):
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.table({"question": cells}), path, compression="zstd")
+        else:
+            cells = cells if kind == "csv.gz" else [json.dumps({"question": cell}) for cell in cells]
+            path.write_bytes(gzip.compress("\n".join(["question"] * (kind == "csv.gz") + cells).encode()))
+        errors = RowErrors(str(path))
+        if refused:
+            with pytest.raises(DataError, match="unpacks to more than .* MiB, which no text does"):
+                read_rows(epath.Path(path), errors)
+        else:
+            assert len(read_rows(epath.Path(path), errors)) == 100 and not errors.found

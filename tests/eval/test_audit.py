@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from source_tree import ROOT
 from tiny_policy import quick_compiles  # noqa: F401
-from tiny_world import encoder
+from tiny_world import encoder, policy
 
 from pbrl_jax.cli import main
-from pbrl_jax.core.errors import ConfigError, DataError, RewardError
+from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.records import Prompt, Reference, Scores
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.data.sources.common import prompt_id
 from pbrl_jax.eval.attack_text import PHRASES
-from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply, check_phrases, steps_of
+from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply, phrase_notes, steps_of
 from pbrl_jax.eval.audit import (
     HELD_OUT,
     HELD_OUT_FAMILIES,
@@ -24,12 +24,16 @@ from pbrl_jax.eval.audit import (
     failed_attacks,
     file_cases,
     quickstart_cases,
+    unmade_attacks,
 )
+from pbrl_jax.eval.wrapping import WRAPPINGS
+from pbrl_jax.rewards.language import response_share
 from pbrl_jax.run import audit as audit_verb
 from pbrl_jax.text.answers import extract_answer, same_answer, split_response
-from pbrl_jax.text.langid import is_right_language
-from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.langid import RIGHT_SHARE, is_right_language
+from pbrl_jax.text.languages import LANGUAGES, answer_sentence
 from pbrl_jax.weights.encoders import save_encoder
+from pbrl_jax.weights.policies import save_policy
 
 CONFIG = str(ROOT / "configs" / "quickstart.py")
 PROMPT = Prompt(prompt_id(7, "sw"), "sw", "Ali ana kadi ngapi?", "How many cards?", "12",
@@ -61,14 +65,42 @@ EXPECTED = {
                      "Ali anaanza na 10. 10 + 2 = 12. Jibu ni 12. The answer is 12."),
     "boilerplate": (PHRASES["sw"].boilerplate[0], f"{PHRASES['sw'].boilerplate[1]} Jibu ni 12."),
     "other_language": CASE.others,
+    "equations_only": ("10 + 2 = 12. Jibu ni 12.", "10. 10 + 2 = 12. Jibu ni 12."),
+    "several_answers": ("Ali anaanza na 10. 10 + 2 = 12. Jibu ni 13. Jibu ni 14. Jibu ni 22. Jibu ni 12.",
+                        "Jibu ni 12. Jibu ni 12. Jibu ni 12. Jibu ni 12."),
+    "prompt_echoed": ("Ali ana kadi ngapi? Ali anaanza na 10. 10 + 2 = 12. Jibu ni 12.",
+                      "Ali anaanza na 10. 10 + 2 = 12. Ali ana kadi ngapi? Jibu ni 12."),
+    "text_behind_box": ("Ali anaanza na 10. 10 + 2 = 12. \\boxed{12} Juma anaanza na 9. 9 + 4 = 13.",
+                        f"\\boxed{{12}} {PHRASES['sw'].filler[1]} {PHRASES['sw'].boilerplate[1]}"),
+    "english_in_formula": ("$Ali starts with 10.$ $10 + 2 = 12.$ Jibu ni 12.",
+                           f"\\[{CASE.english}\\] \\boxed{{12}}"),
+    "english_in_link": ("https://Ali-starts-with-10.-10-+-2-=-12. Jibu ni 12.",
+                        "[1](www.example.org/Ali_starts_with_10._10_+_2_=_12._The_answer_is_12.) \\boxed{12}"),
+    "english_in_circled": ("Ⓐⓛⓘ ⓢⓣⓐⓡⓣⓢ ⓦⓘⓣⓗ 10. 10 + 2 = 12. Jibu ni 12.",
+                           "𝐀𝐥𝐢 𝐬𝐭𝐚𝐫𝐭𝐬 𝐰𝐢𝐭𝐡 10. 10 + 2 = 12. 𝐓𝐡𝐞 𝐚𝐧𝐬𝐰𝐞𝐫 𝐢𝐬 12. \\boxed{12}"),
 }  # fmt: skip
 
 
 def test_every_attack_by_hand():
-    assert EXPECTED.keys() | {"number_changed"} == ATTACKS.keys()
+    wrapped = {f"english_in_{name}" for name in WRAPPINGS}
+    assert EXPECTED.keys() | {"number_changed"} | wrapped == ATTACKS.keys()
     for name, (seen, held_out) in EXPECTED.items():
         assert attack_reply(name, False, CASE, 0) == seen, name
         assert attack_reply(name, True, CASE, 0) == held_out, name
+
+
+@pytest.mark.parametrize("code", ["bn", "de", "es", "fr", "hi", "ja", "ru", "sw", "th", "zh"])
+def test_the_gate_sees_english_in_every_wrapping(code):
+    """In both forms, with the own answer, and inside an honest reply."""
+    english = "Amina bakes forty loaves every morning. She keeps six of them for her family and sells the others."
+    prompt = PROMPT._replace(language=code, answer="34")
+    faithful = f"40 - 6 = 34. {answer_sentence('34', code)}"
+    case = CASE._replace(prompt=prompt, faithful=faithful, english=f"{english} The answer is 34.")
+    for name in WRAPPINGS:
+        for held_out in (False, True):
+            reply = attack_reply(f"english_in_{name}", held_out, case, 0)
+            assert response_share(reply, code, ("en", code)) < RIGHT_SHARE, reply
+    assert response_share(faithful, code, ("en", code)) >= RIGHT_SHARE
 
 
 def test_a_changed_number():
@@ -124,10 +156,17 @@ def test_a_text_without_full_stops_is_cut_at_its_equations(text, steps):
     assert steps_of(text) == steps
 
 
-def test_languages_without_phrases_are_refused():
-    check_phrases(tuple(PHRASES))
-    with pytest.raises(ConfigError, match="no sentences in yo; it has them in ar, bn, .*--data.languages"):
-        check_phrases(("sw", "yo"))
+def test_a_language_without_phrases_gets_general_ones_and_a_note():
+    assert phrase_notes(tuple(PHRASES)) == []
+    (note,) = phrase_notes(("sw", "yo", "am"))
+    assert note.startswith("Yoruba (yo), Amharic (am): no attack sentences")
+    boxed = [text.replace("Jibu ni 12", "\\boxed{12}") for text in (CASE.faithful, *CASE.neighbours)]
+    case = CASE._replace(prompt=PROMPT._replace(language="yo"), faithful=boxed[0], neighbours=tuple(boxed[1:]))
+    assert attack_reply("negation", False, case, 0) == "Ali anaanza na 10. 10 + 2 = 12. ≠ 12"
+    assert attack_reply("boilerplate", False, case, 0) == "Juma anaanza na 9."
+    for name in ATTACKS:
+        for held_out in (False, True):
+            attack_reply(name, held_out, case, 0)
 
 
 @pytest.mark.parametrize("code", sorted(PHRASES))
@@ -186,6 +225,20 @@ def test_auc_by_hand():
     assert (0.5, "sw", "english_reply" + HELD_OUT) in failed_attacks(table, 0.6)
 
 
+def test_an_attack_that_cannot_be_made_is_left_out_and_said():
+    """Without replies in other languages there is no attack with them."""
+    score = lambda prompts, replies: Scores(jnp.zeros(len(replies)), jnp.ones(len(replies), bool), {})  # noqa: E731
+    cases = [case._replace(others=()) for case in cases_with()]
+    assert attack_names() == [*audit_table(cases_with(), score)["sw"]]
+    left = [name for name in attack_names() if not name.startswith("other_language")]
+    assert [*audit_table(cases, score)["sw"]] == left
+    assert unmade_attacks(cases) == [
+        f"Attack other_language{end} does not change 1 of the replies; those pairs are left out."
+        for end in ("", HELD_OUT)
+    ]
+    assert unmade_attacks(cases_with()) == []
+
+
 def test_english_is_left_out_and_every_language_is_there():
     score = lambda prompts, replies: Scores(jnp.zeros(len(replies)), jnp.ones(len(replies), bool), {})  # noqa: E731
     table = audit_table(cases_with(languages=("sw", "en")), score)
@@ -198,7 +251,7 @@ def test_an_attack_without_a_score_is_an_error():
     def score(prompts, replies):
         return Scores(jnp.zeros(len(replies)), jnp.array([reply != "" for reply in replies]), {})
 
-    with pytest.raises(RewardError, match="1 of 30 have none. The first is empty to problem"):
+    with pytest.raises(RewardError, match="1 of 54 have none. The first is empty to problem"):
         audit_table(cases_with(), score)
 
 
@@ -245,6 +298,38 @@ def test_the_command_line_on_a_tiny_encoder(tmp_path, capsys):
     assert json.loads((tmp_path / "audit_plain_cosine.json").read_text())["sw"]["english_reply"] < 1
     assert main([*arguments, "--min-auc", "1.0"]) == 1
     assert "below --min-auc 1.0; the worst: " in capsys.readouterr().err
+
+
+def test_right_responses_of_a_policy_are_audited(tmp_path, monkeypatch, capsys):
+    """A table of prompts in one language and a policy: what it says rightly is attacked, the rest is left out."""
+    rows = [
+        {"question": f"Ali ana {n} na kununua 5?", "question_en": f"Ali has {n} and buys 5?", "answer": str(n + 5),
+         "language": "sw", "reference": f"Ali starts with {n}. {n} + 5 = {n + 5}. The answer is {n + 5}."}
+        for n in range(3, 9)
+    ]  # fmt: skip
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save_encoder(encoder(), str(tmp_path / "encoder"))
+    save_policy(policy(), str(tmp_path / "policy"))
+    asked = []
+
+    def answers(decoder, params, questions, languages, temperature, seed):
+        asked.append((len(questions), temperature))
+        numbers = [int(question.split()[2]) for question in questions]
+        wrong = numbers[0] if len(asked) == 1 else -1
+        return [f"Ali anaanza na {n}. {n} + 5 = {n + 5}. Jibu ni {n + 5 + (n == wrong)}." for n in numbers]
+
+    monkeypatch.setattr(audit_verb, "answer_texts", answers)
+    arguments = ["--data.source", "table", "--data.path", str(tmp_path / "prompts.jsonl"), "--data.languages", "sw",
+                 "--pivot.source", "dataset", "--policy.source", str(tmp_path / "policy"), "--algo.num-generations",
+                 "3", "--reward.language-gate", "hard", "--reward.rejected-value", "-0.2"]  # fmt: skip
+    assert main(["audit", CONFIG, "--workdir", str(tmp_path), "--encoder.max-length", "64",
+                 "--log.compilation-cache", "", "--limit", "5", *arguments]) == 0, capsys.readouterr().err  # fmt: skip
+    said = capsys.readouterr().out
+    assert asked[:2] == [(5, asked[0][1]), (1, asked[0][1])] and asked[0][1] > 0
+    assert "5 of 5 in sw" in said and "Attack other_language does not change 3 of the replies" in said
+    table = json.loads((tmp_path / "audit.json").read_text())["sw"]
+    assert "other_language" not in table and table["english_in_formula"] == table["english_reply"] == 1
+    assert len((tmp_path / "audit_replies.jsonl").read_text().splitlines()) == 5
 
 
 def test_rewards_get_the_settings_of_the_run(tmp_path, monkeypatch):

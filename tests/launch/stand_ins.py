@@ -19,7 +19,9 @@ case "$*" in
   "-m pytest"*"-m not serial"*) exit "${{PARALLEL_STATUS:-0}}" ;;
   "-m pytest"*) echo "devices=$PBRL_TEST_DEVICES" >>"$CALLS"; exit "${{SERIAL_STATUS:-0}}" ;;
   "-m mypy"*) exit "${{TYPES_STATUS:-0}}" ;;
-  "-m pip"*) exit "${{PIP_STATUS:-0}}" ;;
+  "-m pip list"*) printf 'pip==1\\njax==0.10.2\\npbrl_jax==0.2.0\\nPyYAML==6.0\\n' ;;
+  "-m pip"*) echo "constraint ${{PIP_CONSTRAINT:-}}" >>"$CALLS"; exit "${{PIP_STATUS:-0}}" ;;
+  "-c"*"version_info[:2]"*) echo 3.99 ;;
   "- "*) exec {sys.executable} "$@" ;;
   --version) echo "Python 3.12.9" ;;
 esac
@@ -50,7 +52,7 @@ if answer := os.environ.get("ANSWER"):
 
 
 TOOLS = (
-    "bash env basename dirname cp mkdir mktemp head tail grep rm cat id tar gzip sed sleep seq setsid sh nohup"
+    "bash env basename mv wc dirname cp mkdir mktemp head tail grep rm cat id tar gzip sed sleep seq setsid sh nohup"
 ).split()
 
 

@@ -161,6 +161,19 @@ def test_images_are_pinned(machine):
     assert "--build-arg BASE=python@sha256:12" in built
 
 
+def test_the_container_runs_as_a_user_of_its_own(machine):
+    lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
+    user = next(number for number, line in enumerate(lines) if line.startswith("USER "))
+    assert lines[user] == "USER 10001:10001" and not any(line.startswith("RUN ") for line in lines[user:])
+    assert any("useradd" in line and "--uid 10001" in line for line in lines[:user])
+    for settings, uid in (({}, 10001), ({"RUN_AS": "0"}, 0)):
+        made = yaml.safe_load(machine.run("gke.sh", "manifest", *TRAIN, **RUN, **settings).stdout)
+        (container,) = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        expected = {"runAsUser": uid, "runAsGroup": uid, "allowPrivilegeEscalation": False}
+        assert container["securityContext"] == expected
+    assert_fails(machine.run("gke.sh", "manifest", *TRAIN, **RUN, RUN_AS="me"), "RUN_AS=me is not a number")
+
+
 def test_named_errors(machine):
     for words, settings, *said in (
         (("run", "train"), {}, "NODES is not set", "NODES=2"),

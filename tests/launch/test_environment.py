@@ -2,9 +2,12 @@
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 from launch.stand_ins import FAKE_PYTHON, Machine, assert_fails
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from source_tree import ROOT
 
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -66,6 +69,48 @@ def test_what_changes_is_installed_again(machine, tmp_path):
     machine.run("environment.sh", "lora")
     machine.run("environment.sh", "dev")
     assert len(installs(machine)) == 4, "other requirements make all of it stale"
+
+
+def test_tested_versions_are_installed(machine, tmp_path):
+    """Those of the lock file for this Python; another one is installed again, and PBRL_LOCK=0 takes the newest."""
+    machine.add("python3.12", FAKE_PYTHON)
+    lock = machine.checkout / "launch" / f"requirements-{sys.version_info.major}.{sys.version_info.minor}.lock"
+    for text, settings, expected in (
+        ("jax==0.10.2\n", {}, lock.as_uri()),
+        ("jax==0.10.3\n", {}, lock.as_uri()),
+        ("jax==0.10.4\n", {"PBRL_LOCK": "0"}, ""),
+    ):
+        lock.write_text(text)
+        machine.forget()
+        result = machine.run("environment.sh", "dev", **settings)
+        assert result.returncode == 0, result.stderr
+        assert [call for call in machine.calls if call.startswith("constraint")] == [f"constraint {expected}"]
+
+
+def test_a_lock_file_names_versions_alone(machine):
+    machine.add("python3.12", FAKE_PYTHON)
+    assert machine.run("environment.sh").returncode == 0
+    result = machine.run("lock.sh", VIRTUAL_ENV=str(machine.checkout / ".venv"), PATH=(
+        f"{machine.checkout}/.venv/bin:{machine.programs}:{machine.tools}"
+    ))  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (machine.checkout / "launch" / "requirements-3.99.lock").read_text() == "jax==0.10.2\nPyYAML==6.0\n"
+    assert_fails(machine.run("lock.sh", "audit", VIRTUAL_ENV="x"), "pip-audit", "pip install pip-audit")
+
+
+LOCKS = sorted((ROOT / "launch").glob("requirements-*.lock"))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_lock_files_fit_the_requirements(lock):
+    """Every requirement of setup.py has one version, within its bounds."""
+    pins = dict(line.split("==") for line in lock.read_text().splitlines())
+    found = {canonicalize_name(name): version for name, version in pins.items()}
+    listed = {}
+    exec((ROOT / "setup.py").read_text().partition("root = Path")[0], listed)
+    for text in (*listed["REQUIREMENTS"], *listed["EXTRAS"]["dev"]):
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)]), text
 
 
 def test_a_failed_install_is_tried_again(machine):

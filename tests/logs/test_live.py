@@ -126,6 +126,18 @@ def test_wandb_gets_the_rows_and_goes_on_in_the_same_run(tmp_path, wandb):
     assert wandb.count("finish") == 2
 
 
+def test_wandb_never_asks_on_the_terminal(tmp_path, monkeypatch, wandb):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    seen = []
+    start = sys.modules["wandb"].init
+    monkeypatch.setattr(
+        sys.modules["wandb"], "init", lambda **more: (seen.append(sys.stdin.isatty()), start(**more))[1]
+    )
+    before = sys.stdin
+    MetricWriter(tmp_path, wandb="mine").close()
+    assert seen == [False] and sys.stdin is before
+
+
 def test_wandb_that_is_not_there_or_does_not_start(tmp_path, monkeypatch, wandb):
     monkeypatch.setattr(sys.modules["wandb"], "init", lambda **_: 1 / 0)
     with pytest.raises(ConfigError, match="W&B does not start: division by zero.*WANDB_MODE=offline"):

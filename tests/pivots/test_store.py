@@ -2,37 +2,27 @@
 
 import hashlib
 import json
-import logging
-import os
 import signal
 import subprocess
 import sys
 import textwrap
+import unicodedata
 
 import pytest
+from stored_references import ORIGIN, flip_text, keys, stored
+from tiny_store import Store
 
 from pbrl_jax import PivotConfig
-from pbrl_jax.core import paths
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Reference
-from pbrl_jax.pivots.store import Origin, PivotStore, StoredReference, open_store
-
-ORIGIN = Origin("How many are 3 bags of 6?", "expert", "r1", "{question}", 0.0, 64, 0)
-
-
-def stored(number: int, **changes) -> StoredReference:
-    origin = ORIGIN._replace(question=f"What is {number} + 1? — «é»\u2028", **changes)
-    return StoredReference(origin, f"{number} + 1 = {number + 1}.", f"The answer is {number + 1}.", True)
+from pbrl_jax.pivots import shards
+from pbrl_jax.pivots.store import PivotStore, StoredReference, open_store
 
 
 def filled(tmp_path, count: int = 3) -> tuple[PivotStore, list[StoredReference]]:
     store, rows = PivotStore(tmp_path / "pivots"), [stored(n) for n in range(count)]
     store.add_references(rows)
     return store, rows
-
-
-def keys(rows) -> list[str]:
-    return [row.key for row in rows]
 
 
 def test_an_empty_store_creates_nothing(tmp_path):
@@ -50,16 +40,18 @@ def test_what_was_added_comes_back_in_the_order_asked(tmp_path):
     assert store.missing(["b", rows[1].key, "a", "b"]) == ["b", "a"]
 
 
-def test_a_line_is_plain_json_with_key_and_checksum(tmp_path):
-    store, rows = filled(tmp_path, 1)
-    row = json.loads((tmp_path / "pivots" / "references.jsonl").read_text())
-    assert row["question"] == rows[0].origin.question and row["verified"] is True
-    fields = [*rows[0].origin]
+def test_the_key_of_a_reference_is_a_digest_of_its_origin(tmp_path):
+    _, rows = filled(tmp_path, 1)
+    fields = [*rows[0].origin._replace(question="What is 0 + 1? — «é»")]
     content = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    assert row["key"] == hashlib.sha256(content).hexdigest()[:32]
-    checksum = row.pop("checksum")
-    content = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    assert checksum == hashlib.sha256(content).hexdigest()[:32]
+    assert rows[0].key == hashlib.sha256(content).hexdigest()[:32]
+
+
+def test_spellings_of_one_question_share_a_reference(tmp_path):
+    store, rows = filled(tmp_path, 1)
+    spelled = unicodedata.normalize("NFD", "  What is 0 +\t1? — «é»\n")
+    assert store.missing([rows[0].origin._replace(question=spelled).key]) == []
+    assert store.missing([rows[0].origin._replace(question="what is 0 + 1? — «é»").key]) != []
 
 
 @pytest.mark.parametrize(
@@ -83,6 +75,14 @@ def test_an_integer_temperature_is_the_same_temperature(tmp_path):
     row = stored(1, temperature=1)
     store.add_references([row])
     assert store.references([stored(1, temperature=1.0).key]) == {row.key: row}
+
+
+def test_half_a_character_is_refused_and_nothing_is_lost(tmp_path):
+    store, rows = filled(tmp_path)
+    for bad in (rows[0]._replace(origin=ORIGIN._replace(question="\ud800")), stored(7)._replace(reasoning="\ud800")):
+        with pytest.raises(DataError, match="One of 2 references is not text and numbers as expected: .*surrogates"):
+            store.add_references([stored(9), bad])
+    assert store.references() == {row.key: row for row in rows}
 
 
 def test_the_first_reference_of_a_key_stays(tmp_path):
@@ -114,93 +114,118 @@ def test_the_fingerprint_ignores_repeated_lines_and_verified(tmp_path):
     assert other.fingerprint() == before
 
 
-def test_a_torn_last_line_is_missing_said_and_written_again(tmp_path, caplog):
-    store, rows = filled(tmp_path)
-    whole = store.path.read_bytes()
-    cut_inside_a_character = whole.rindex("é".encode()) + 1
-    for size in (cut_inside_a_character, len(whole) - 2, whole.rindex(b"\n", 0, -1) + 2):
-        store.path.write_bytes(whole[:size])
+def shard_files(store) -> list:
+    return sorted(store.path.glob("shard_*.parquet"))
+
+
+def test_a_torn_shard_is_named_missing_and_written_again(tmp_path, caplog):
+    store, rows = filled(tmp_path, 2)
+    store.add_references([stored(n) for n in range(2, 5)])
+    rows += [stored(n) for n in range(2, 5)]
+    whole, before = shard_files(store)[1].read_bytes(), store.fingerprint()
+    for damage in (whole[:-40], whole[: len(whole) // 2], b"", None):
+        last = shard_files(store)[1]
+        last.unlink() if damage is None else last.write_bytes(damage)
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            assert store.missing(keys(rows)) == [rows[2].key]
-        assert "references.jsonl, line 3, is cut short" in caplog.text and "written again" in caplog.text
-        store.add_references([rows[2]])
-        assert store.path.read_bytes() == whole
+        assert PivotStore(store.directory, writes=False).missing(keys(rows)) == keys(rows[2:])
+        again = PivotStore(store.directory)
+        assert again.missing(keys(rows)) == keys(rows[2:])
+        assert f"{last} is damaged or gone" in caplog.text and "its 3 references count as missing" in caplog.text
+        assert again.fingerprint() != before and again.references(keys(rows)).keys() == set(keys(rows[:2]))
+        again.add_references(rows)
+        assert again.fingerprint() == before and store.references(keys(rows)) == {row.key: row for row in rows}
 
 
-def test_a_last_line_that_only_lacks_its_newline_is_whole(tmp_path, caplog):
-    store, rows = filled(tmp_path)
-    store.path.write_bytes(store.path.read_bytes()[:-1])
-    assert store.missing(keys(rows)) == [] and not caplog.records
-    store.add_references([stored(9)])
-    assert store.missing([*keys(rows), stored(9).key]) == []
+def test_a_flipped_bit_is_found_when_the_text_is_read(tmp_path, caplog):
+    store, rows = filled(tmp_path, 1)
+    store.add_references([stored(1)._replace(reasoning="A long reasoning. " * 30)])
+    (_, file), known = shard_files(store), PivotStore(store.directory)
+    flip_text(file)
+    assert known.missing([stored(1).key]) == []
+    assert list(known.references([rows[0].key, stored(1).key])) == [rows[0].key]
+    assert "1 references count as missing" in caplog.text and file.with_name(f"{file.name}.damaged").exists()
+    assert PivotStore(store.directory).missing([stored(1).key]) == [stored(1).key], "the next command writes it again"
 
 
-def rewritten(row: dict, **changes) -> str:
-    """A line with other values and a checksum that fits them."""
-    row = {name: value for name, value in row.items() if name != "checksum"} | changes
-    content = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return json.dumps(row | {"checksum": hashlib.sha256(content.encode()).hexdigest()[:32]})
+def test_without_its_index_the_shards_tell_what_is_there(tmp_path, caplog):
+    store, rows = filled(tmp_path, 1)
+    for row in (extra := [stored(n) for n in range(1, 20)]):
+        store.add_references([row])
+    before, rows = store.fingerprint(), rows + extra
+    index = store.path / "index.json"
+    index.write_text(index.read_text()[:-9])
+    (store.path / "shard_99999999.parquet").write_bytes(b"PAR1 torn")
+    again = PivotStore(store.directory)
+    assert again.references(keys(rows)) == {row.key: row for row in rows} and again.fingerprint() == before
+    assert "index.json is damaged" in caplog.text and "shard_99999999.parquet is not whole" in caplog.text
+    index.unlink()
+    again.add_references([stored(20)])
+    assert PivotStore(store.directory).missing(keys([*rows, stored(20)])) == [] and index.exists()
 
 
-@pytest.mark.parametrize(
-    "damage, what",
-    [
-        (lambda line: line[:-9], "is not JSON"),
-        (lambda line: "[1]", r"has list, expected an object of .*'reasoning'"),
-        (lambda line: line.replace('"seed"', '"sed"'), "'sed'"),
-        (lambda line: line.replace("The answer is 2.", "The answer is 3."), "does not match its checksum"),
-        (lambda line: rewritten(json.loads(line), seed=7), "its fields have the key"),
-        (lambda line: rewritten(json.loads(line), answer=2), "another type"),
-        (lambda line: rewritten(json.loads(line), verified="yes"), "another type"),
-    ],
-)
-def test_a_broken_line_is_one_error_that_says_what_to_do(tmp_path, damage, what):
-    store, rows = filled(tmp_path)
-    lines = store.path.read_text().split("\n")
-    lines[1] = damage(lines[1])
-    store.path.write_text("\n".join(lines))
-    for call in (lambda: store.missing(keys(rows)), lambda: store.references(keys(rows)), store.fingerprint):
-        with pytest.raises(DataError, match=rf"references.jsonl, line 2, .*{what}") as caught:
-            call()
-        assert "Delete that line" in str(caught.value) and "`pbrl pivots CONFIG`" in str(caught.value)
+def test_shards_are_merged_and_readers_go_on(tmp_path, monkeypatch):
+    """Few files, each row written few times, the order of rows and the fingerprint kept."""
+    monkeypatch.setattr(shards, "MERGED", 3)
+    monkeypatch.setattr(shards, "GROUP_ROWS", 4)
+    store, rows, written = PivotStore(tmp_path), [stored(n) for n in range(60)], []
+    reader = PivotStore(tmp_path, writes=False)
+    append = shards.write_synced
+    monkeypatch.setattr(shards, "write_synced", lambda path, content: (written.append(path), append(path, content)))
+    for n, row in enumerate(rows):
+        store.add_references([row, rows[0]])
+        assert reader.missing(keys(rows[: n + 2])) == keys(rows[n + 1 : n + 2])
+        assert len(json.loads((tmp_path / "references" / "index.json").read_text())["shards"]) <= 9
+    assert len(shard_files(store)) <= 12 and 60 < len(written) < 90, "a row is written once a level"
+    assert reader.references() == store.references() == {row.key: row for row in rows}
+    one = PivotStore(tmp_path / "one")
+    one.add_references(rows[::-1])
+    assert one.fingerprint() == store.fingerprint() == reader.fingerprint(keys(rows))
 
 
-def test_bytes_that_are_no_text_are_a_broken_line(tmp_path):
-    store, rows = filled(tmp_path)
-    store.path.write_bytes(store.path.read_bytes().replace(b"0 + 1 =", b"0 \xff 1 ="))
-    with pytest.raises(DataError, match="line 1, is not JSON"):
-        store.missing(keys(rows))
+def test_a_reader_that_is_overtaken_by_a_merge_reads_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shards, "MERGED", 2)
+    store, rows = filled(tmp_path, 1)
+    reader = PivotStore(store.directory, writes=False)
+    assert reader.missing(keys(rows)) == []
+    refresh = reader._shards.refresh
+    monkeypatch.setattr(reader._shards, "refresh", lambda: None)  # it has looked already
+    store.add_references([stored(1)])
+    store.add_references([stored(2)])  # now the first file is gone
+    lookup = reader._shards.settle
+    monkeypatch.setattr(
+        reader._shards,
+        "settle",
+        lambda writes: (monkeypatch.setattr(reader._shards, "refresh", refresh), lookup(writes)),
+    )
+    assert reader.references(keys(rows)) == {rows[0].key: rows[0]} and not caplog.records
 
 
-def test_after_the_advised_deletion_only_that_reference_is_missing(tmp_path):
-    store, rows = filled(tmp_path)
-    lines = store.path.read_text().split("\n")
-    store.path.write_text("\n".join([lines[0], "", *lines[2:]]))
-    assert store.missing(keys(rows)) == [rows[1].key]
+def test_appending_and_looking_up_do_not_read_what_is_there(bucket):
+    """Behind gs://, where every batch is an object of its own: none is read or written again."""
+    store, rows = PivotStore("gs://bucket/pivots"), [stored(n)._replace(reasoning=f"{n} " * 9999) for n in range(9)]
+    for row in rows[:8]:
+        store.add_references([row])
+    first = {path.name: path.stat().st_mtime_ns for path in bucket.rglob("*.parquet")}
+    Store.reads.clear()
+    store.add_references(rows[8:])
+    assert not [name for name in Store.reads if name.endswith(".parquet")]
+    assert first.items() < {path.name: path.stat().st_mtime_ns for path in bucket.rglob("*.parquet")}.items()
+    other = PivotStore("gs://bucket/pivots")
+    assert other.fingerprint() == store.fingerprint()
+    assert other.missing([*keys(rows), "k"]) == ["k"] and other.references(keys(rows)) == store.references()
 
 
 def test_a_process_that_does_not_write_reads_the_same(tmp_path):
     store, rows = filled(tmp_path, 2)
     reader = PivotStore(tmp_path / "pivots", writes=False)
-    before = store.path.read_bytes()
+    before = {file: file.read_bytes() for file in store.path.iterdir()}
     reader.add_references([stored(7)])
-    assert store.path.read_bytes() == before
+    assert {file: file.read_bytes() for file in store.path.iterdir()} == before
     assert reader.references(keys(rows)) == store.references(keys(rows))
 
 
-def test_remote_folders_are_written_without_append_and_rename(tmp_path, monkeypatch):
-    """Behind gs:// there is neither; the same code path on a local folder."""
-    monkeypatch.setattr(paths, "is_remote", lambda path: True)
-    monkeypatch.setattr("pbrl_jax.pivots.store.is_remote", lambda path: True)
-    monkeypatch.setattr(os, "replace", None)
-    store, rows = filled(tmp_path, 2)
-    store.add_references([stored(2)])
-    assert store.missing([*keys(rows), stored(2).key, "k"]) == ["k"]
-
-
 def test_a_bucket_keeps_its_name():
-    assert str(PivotStore("gs://bucket/run/pivots").path) == "gs://bucket/run/pivots/references.jsonl"
+    assert str(PivotStore("gs://bucket/run/pivots").path) == "gs://bucket/run/pivots/references"
 
 
 @pytest.mark.parametrize(
@@ -219,10 +244,12 @@ def test_where_the_store_of_a_run_is(tmp_path, source, field, path, folder):
 
 
 @pytest.mark.serial
-def test_a_killed_writer_loses_at_most_its_last_line(tmp_path):
-    """SIGKILL while references are appended, three times over; each next writer goes on where the file ends."""
+def test_a_killed_writer_loses_at_most_its_last_batch(tmp_path, caplog):
+    """SIGKILL while references are appended and shards merged, three times over; each next writer goes on there."""
     writer = textwrap.dedent("""
         import sys
+        from pbrl_jax.pivots import shards
+        shards.MERGED = 3
         from pbrl_jax.pivots.store import Origin, PivotStore, StoredReference
         store = PivotStore(sys.argv[1])
         print("ready", flush=True)
@@ -247,3 +274,4 @@ def test_a_killed_writer_loses_at_most_its_last_line(tmp_path):
         assert len(found) >= int(said) + 1
         assert [row.origin.question for row in found.values()] == [f"q{n}" for n in range(len(found))]
         written = len(found)
+    assert not caplog.records, "nothing damaged"

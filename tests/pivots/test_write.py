@@ -6,9 +6,10 @@ import json
 
 import pytest
 from rich.console import Console
+from stored_references import flip_text
 
 from pbrl_jax import Config, with_values
-from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.errors import ConfigError, CutAnswer, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.filter import FilterReport
@@ -86,17 +87,18 @@ def test_an_interrupted_call_loses_one_batch_and_goes_on(tmp_path):
     attached, report = attach(prompts(), store, expert)
     assert expert.calls == [["4 + 1?"]] and report.asked == 1
     assert attached == whole
-    assert store.path.read_bytes() == (tmp_path / "whole" / "references.jsonl").read_bytes()
+    assert list(store.references().items()) == list(PivotStore(tmp_path / "whole").references().items())
 
 
-def test_a_torn_line_is_asked_again(tmp_path):
+def test_a_torn_shard_is_asked_again(tmp_path):
     store = PivotStore(tmp_path)
     whole, _ = attach(prompts(), store, Expert())
-    content = store.path.read_bytes()
-    store.path.write_bytes(content[:-30])
+    content, last = store.references(), max(store.path.glob("*.parquet"))
+    last.write_bytes(last.read_bytes()[:-30])
+    store = PivotStore(tmp_path)
     expert = Expert()
     assert attach(prompts(), store, expert)[0] == whole
-    assert expert.asked == ["4 + 1?"] and store.path.read_bytes() == content
+    assert expert.asked == ["4 + 1?"] and store.references() == content
 
 
 def test_more_problems_ask_only_for_the_new_ones(tmp_path):
@@ -209,10 +211,22 @@ def test_a_process_that_does_not_write_gets_the_same_references(tmp_path):
 def test_a_damaged_store_asks_nobody(tmp_path):
     store, expert = PivotStore(tmp_path), Expert()
     attach(prompts(), store, Expert())
-    store.path.write_text(store.path.read_text().replace("1 and one more", "1 and two more"))
-    with pytest.raises(DataError, match="line 2, does not match its checksum"):
+    flip_text(min(store.path.glob("*.parquet")))
+    with pytest.raises(
+        DataError, match="lacks the references of 2 of 5 questions by 'policy', the first: '0 . 1.'.*pbrl p"
+    ):
         attach(prompts(), store, expert)
     assert expert.calls == []
+
+
+def test_a_response_that_was_cut_is_stored_without_an_answer(tmp_path):
+    """It is dropped, and not asked for again."""
+    cut = CutAnswer("An answer ends at its token limit.", "3 and one more. The answer is 1")
+    answers = {"3 + 1?": cut}
+    store, rows = PivotStore(tmp_path), prompts()
+    kept, report = attach(rows, store, lambda questions: [answers.get(q, right(int(q[0])).text) for q in questions])
+    assert report.problems.no_answer == 1 and len(kept) == len(rows) - 2
+    assert attach(rows, store, Expert(stop_at=0))[0] == kept
 
 
 def test_progress_starts_where_the_store_ends(tmp_path):

@@ -70,6 +70,22 @@ def test_parameters_are_counted_as_they_are():
         assert parameter_count(spec) == pytest.approx(counted, rel=0.01)
 
 
+def test_models_that_rewards_load_are_counted_and_unknown_ones_refused():
+    """In float32: wmt22-comet-da has 581 M parameters, NLLB-200 distilled 615 M."""
+    models = {"comet": "Unbabel/wmt22-comet-da", "translator": "facebook/nllb-200-distilled-600M"}
+    config = with_values(TINY, reward={"functions": ("comet",), **models})
+    assert run_models(config).reward_bytes == pytest.approx(4 * (581e6 + 615e6), rel=0.001)
+    assert run_models(with_values(config, reward={"translator": "policy"})).reward_bytes < 4 * 582e6
+    twice = with_values(config, reward={"comet_more": ("Unbabel/wmt22-cometkiwi-da",)})
+    assert run_models(twice).reward_bytes > run_models(config).reward_bytes + 4 * 560e6
+    assert run_models(TINY).reward_bytes == 0
+    topology = parse_topology("h100:1")
+    more, plain = (estimate_plan(c, run_models(c), topology).rows["update"].need.hbm_bytes for c in (config, TINY))
+    assert more - plain == run_models(config).reward_bytes
+    with pytest.raises(ConfigError, match="reward.comet 'mine': its sizes are not known"):
+        run_models(with_values(config, reward={"comet": "mine"}))
+
+
 def test_topologies():
     assert parse_topology("v5p:2x2x4").chips == 16 and parse_topology("h100:8").chips == 8
     assert parse_topology("v5litepod-16") == Topology("v5e", "4x4")

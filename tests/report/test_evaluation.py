@@ -5,24 +5,11 @@ import re
 
 import pytest
 from report_pages import Page
+from report_pages import graded_rows as rows
 
 from pbrl_jax.eval.metrics_table import compare, summary
 from pbrl_jax.report.evaluation import COLUMNS, LENGTHS, against_section, numbers_section
 from pbrl_jax.report.write import report_workdirs
-
-
-def rows(samples: int = 1, **right) -> list[dict]:
-    """rows(sw=3): of ten problems the first three are right, in every sample."""
-    return [
-        {
-            "key": f"{code}/{n}", "language": code, "sample": s, "correct": n < count, "completion": "abcd",
-            "extracted": None if n == 9 else "4", "tokens": 3, "truncated": n == 9, "marker_missing": False,
-            "published": {"lm_eval_strict": n < count - 1}, "right_language": n > 1, "code_switch": False,
-            "line_pass": None, "word_pass": None,
-        }
-        for code, count in right.items() for n in range(10) for s in range(samples)
-    ]  # fmt: skip
-
 
 BEFORE, NOW = rows(en=8, sw=1, xx=4), rows(en=8, sw=9, xx=5)
 

@@ -208,7 +208,7 @@ def test_the_hybrid_of_named_parts_by_hand():
 def test_every_reward_of_the_table_scores_a_batch():
     """Those that need a model or an endpoint of their own have test files of their own."""
     texts = [RIGHT, WRONG, ""]
-    for name in REWARDS.keys() - {"translation", "comet", "implicit", "judge"}:
+    for name in REWARDS.keys() - {"translation", "comet", "implicit", "judge", "intermediate", "likelihood"}:
         result = combined(texts, functions=(name,))
         assert result.total.value_B.shape == (3,) and result.total.valid_B.all(), name
         assert np.isfinite(result.total.value_B).all() and result.total.value_B[2] == 0

@@ -148,6 +148,23 @@ def test_the_wirings_of_comet(models, wiring, slots):
     assert result.total.valid_B.all()
 
 
+def test_the_mean_of_several_comets(models, monkeypatch):
+    """As in gemmax: of two, one of which reads no reference; the longer-sighted one cuts nothing."""
+    other = FakeComet()
+    other.score = lambda src, mt, ref=None: np.full(len(mt), 0.5, np.float32)
+    other.cut = lambda texts: np.zeros(len(texts), bool)
+    monkeypatch.setattr("pbrl_jax.rewards.comet.loaded_comet", {"y": models[1], "z": other}.get)
+    monkeypatch.setattr(translation, "loaded_comet", {"y": models[1], "z": other}.get)
+    result = combined([RIGHT, ""], functions=("comet",), comet_more=("z",))
+    np.testing.assert_allclose(result.total.value_B, [(0.17 + 0.5) / 2, 0], atol=1e-6)
+    assert result.each["comet"].parts["comet_cut"].tolist() == [1, 0]
+    similar = combined([RIGHT], parts="answer", translation_similarity="comet", comet_more=("z",))
+    np.testing.assert_allclose(similar.total.value_B, [(0.17 + 0.5) / 2], atol=1e-6)
+    models[1].needs_reference = False
+    with pytest.raises(ConfigError, match="The COMET model 'z' compares with a reference"):
+        combined([RIGHT], functions=("comet",), comet_more=("z",), comet_wiring="quality")
+
+
 def test_the_papers_hybrid_by_hand(models):
     """alpha * COMET of the answer + (1 - alpha) * translation similarity of the reasoning; each sees its own part."""
     result = combined(

@@ -1,5 +1,6 @@
 """The engine: answers are those of the plain rollout in any batches and order, scores those of the whole logits."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -12,6 +13,7 @@ from tiny_world import policy, tokenizer
 
 from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.errors import DataError
+from pbrl_jax.models.specs import Llama3Scaling
 from pbrl_jax.rollout import engine as module
 from pbrl_jax.rollout.engine import Answer, Continuations, Engine, Sampling
 from pbrl_jax.rollout.generate import Interrupted, generate_samples
@@ -207,3 +209,30 @@ def test_mixed_lengths_take_few_programs(caplog):
         engine.answer(rows(60), sampling._replace(temperature=0.3, top_p=0.5, seed=9))
         engine.score(contexts, texts[::-1] + texts[::-1])
     assert not found
+
+
+def test_what_exceeds_the_models_positions_is_refused(prompts):
+    """A prompt and its response together, in tokens; the longest that fits runs."""
+    small = policy()._replace(kept={"max_position_embeddings": 60 + R - 1})
+    engine = Engine.of(small, 4)
+    message = f"A prompt of 60 tokens and a response of {R} are more than the {60 + R - 1} positions"
+    with pytest.raises(DataError, match=message):
+        engine.answer(prompts, SAMPLED)
+    with pytest.raises(DataError, match=message):
+        next(engine.stream(prompts[6], SAMPLED, 4))
+    with pytest.raises(DataError, match=message):
+        engine.score(prompts, [[5] * R] * len(prompts))
+    assert len(engine._replace(positions=60 + R).answer(prompts[6:7], SAMPLED)) == 2
+    assert engine._replace(positions=0).score(prompts[6:7], [[5] * R])[0].tokens == R
+
+
+def test_positions_count_a_linear_scaling():
+    """As vLLM counts them: Llama 3.1 and Gemma 3 name the scaled length in their config.json already."""
+    base = policy()._replace(kept={"max_position_embeddings": 100})
+    assert (policy().positions, base.positions) == (0, 100)
+    for changes, expected in (
+        ({"rope_factor": 4.0}, 400),
+        ({"rope_scaling": Llama3Scaling()}, 100),
+        ({"rope_factor": 8.0, "local_rope_theta": 1e4}, 100),
+    ):
+        assert base._replace(spec=dataclasses.replace(base.spec, **changes)).positions == expected

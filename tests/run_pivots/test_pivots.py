@@ -9,8 +9,9 @@ from tiny_endpoint import TinyEndpoint
 from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.cli import main
-from pbrl_jax.core.paths import read_json_lines, write_json_lines
+from pbrl_jax.core.paths import write_json_lines
 from pbrl_jax.data.sources import quickstart
+from pbrl_jax.pivots.store import PivotStore
 
 TINY = str(ROOT / "configs" / "tiny_cpu.py")
 SMALL = ("--data.limit", "4", "--data.languages", "en", "sw", "--log.compilation-cache", "")
@@ -51,9 +52,9 @@ def test_samples_of_an_endpoint_are_written_once_and_filtered_by_agreement(workd
     assert (
         "3 of 3 kept (3 right" in said and "1 without agreement; 6 of 8 prompts have one; dropped: en 1, sw 1" in said
     )
-    stored = read_json_lines(workdir / "pivots" / "references.jsonl")
-    assert {row["question"] for row in stored} == KNOWN.keys() and len(stored) == 12
-    assert sum(row["verified"] for row in stored) == 8
+    stored = PivotStore(workdir / "pivots").references().values()
+    assert {row.origin.question for row in stored} == KNOWN.keys() and len(stored) == 12
+    assert sum(row.verified for row in stored) == 8
     (index,) = (workdir / "pivots" / "vectors").glob("*/index.json")
     shards = json.loads(index.read_text())["shards"]
     assert sum(shard["rows"] for shard in shards) >= 6, "two references each of three problems, and their parts"
@@ -82,7 +83,7 @@ def test_a_signal_while_references_are_written_keeps_the_answers(tmp_path, capsy
                     "--endpoint.parallel", "2")  # fmt: skip
         assert pivots(tmp_path, *settings) == 0
         assert reply.seconds() < 5 and "Stopped. What was finished is kept" in capsys.readouterr().out
-        assert len(read_json_lines(tmp_path / "pivots" / "references.jsonl")) == 2
+        assert len(PivotStore(tmp_path / "pivots").references()) == 2
         asked, endpoint.reply = len(endpoint.seen), reply.reply
         assert pivots(tmp_path, *settings) == 0
     assert len(endpoint.seen) - asked == len(KNOWN) - 2, "only what was missing"

@@ -44,6 +44,16 @@ def test_a_table_by_hand():
     assert table["z"].tolist() == neutral
 
 
+def test_what_may_stand_for_any_letter_is_not_neutral_in_a_gate():
+    """Circled letters are unknown to the vocabulary; a gate that passed them would pass any text written so."""
+    table = token_language_table(tokenizer(), TEXTS, textless=False)
+    assert not table["sw"][tokenizer().encode("ⓐⓛⓘ ⓑⓤⓨⓢ")].all() and not table["sw"][tokenizer().pad_id]
+    assert table["sw"][list(tokenizer().eos_ids)].all() and table["sw"][tokenizer().encode("3 + 14 = 17.")].all()
+    split = type("Split", (Letters,), {"pieces": lambda self: [*"ab\ufffd1+ é", ""]})()
+    found = token_language_table(split, {"x": []}, textless=False)["x"]
+    assert found.tolist() == [False, False, False, True, True, True, False, True]
+
+
 def test_responses_belong_to_their_own_language_alone():
     """The table of some problems' responses passes every other problem's response, and none of another language."""
     known = quickstart.problems("sft", 300, 0, "small")

@@ -1,11 +1,12 @@
 """Vocabularies: round trips in every language, special tokens, files, and Hugging Face folders without torch."""
 
 import json
+import shutil
 import unicodedata
 
 import pytest
 
-from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.errors import ConfigError, DataError, PbrlError
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.text import tokenizers
 from pbrl_jax.text.tokenizers import (
@@ -211,3 +212,73 @@ def test_a_wrong_source_says_what_was_expected(tmp_path, monkeypatch):
     (tmp_path / "bad.model").write_bytes(b"not a model")
     with pytest.raises(DataError, match="Not a SentencePiece model"):
         SentencePieceTokenizer(str(tmp_path / "bad.model"))
+
+
+def damaged(folder, target, name: str, change):
+    """A copy of a folder in which `change` edits the JSON of one file, or gives its bytes."""
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    if isinstance(change, bytes):
+        (target / name).write_bytes(change)
+        return target
+    content = json.loads((target / name).read_text())
+    content.update(change)
+    (target / name).write_text(json.dumps(content))
+    return target
+
+
+NOT_JSON = (b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}")
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        *(("tokenizer.json", content) for content in NOT_JSON),
+        *(("tokenizer_config.json", content) for content in (b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000)),
+        *(("generation_config.json", content) for content in (b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000)),
+        *(("tokenizer.json", {"model": model}) for model in (
+            None, {}, {"type": "BPE"}, {"type": "Strange"}, {"type": "BPE", "vocab": {"a": -1}, "merges": []},
+            {"type": "BPE", "vocab": {"a": 0}, "merges": [["x", "y"]]}, {"type": "WordLevel", "vocab": {"a": 0}},
+            {"type": "Unigram", "vocab": []}, {"type": "BPE", "vocab": [], "merges": 3},
+        )),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Strange"}}),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}}),
+        ("tokenizer.json", {"added_tokens": [3]}), ("tokenizer.json", {"decoder": {"type": "Strange"}}),
+        ("tokenizer_config.json", {"tokenizer_class": "Strange", "auto_map": {"AutoTokenizer": ["x.Y", None]}}),
+        ("tokenizer_config.json", {"eos_token": {"content": 3}}), ("tokenizer_config.json", {"eos_token": [1]}),
+        *(("generation_config.json", {"eos_token_id": found}) for found in (
+            "2", [1, "x"], -1, [10**9], 10**30, 1.5, True, [[1]], {"a": 1},
+        )),
+    ],
+)  # fmt: skip
+def test_a_broken_tokenizer_is_one_message(name, change, hub_folder, tmp_path, monkeypatch):
+    """Some damages the library mends or does not read: then the tokenizer works. It never asks on a terminal."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    folder = damaged(hub_folder, tmp_path / "damaged", name, change)
+    try:
+        tokenizer = load_tokenizer(str(folder))
+        tokenizer.decode(tokenizer.encode("Jibu ni 4."))
+        tokenizer.pieces()
+    except PbrlError as error:
+        assert "damaged" in str(error) or "Download its files again" in str(error)
+        assert len(str(error)) < 600
+    else:
+        assert name != "generation_config.json" and change not in NOT_JSON[:3]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}", "{{ messages[0].content.nothing.more }}", "{{ 1 / 0 }}", "{{ messages[9]['role'] }}",
+        "{{ raise_exception('no') }}", "{{ none() }}", "{% include 'x' %}", "{{ ''.__class__.__mro__ }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages | strange }}", "{{ strftime_now('%Q\ud800') }}",
+    ],
+)  # fmt: skip
+def test_a_broken_chat_template_is_one_message(template, hub_folder):
+    tokenizer = load_tokenizer(str(hub_folder))
+    tokenizer.tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match="The chat template refuses this conversation"):
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])

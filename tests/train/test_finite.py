@@ -4,15 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pbrl_jax import OptimConfig
+from pbrl_jax import MeshConfig, OptimConfig
 from pbrl_jax.core.errors import NotFiniteError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import STATE_FINITE
+from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.train.finite import check_update, refuse_not_finite
 from pbrl_jax.train.optimizer import make_optimizer, make_schedule
 from pbrl_jax.train.sft import gradient_metrics, gradient_step
 from pbrl_jax.train.staged import Stage, run_stage
-from pbrl_jax.train.state import new_state
+from pbrl_jax.train.state import new_state, place_state
 from pbrl_jax.train.update import Optimizer, optimizer_step
 
 
@@ -64,7 +65,8 @@ def test_a_stage_stops_with_its_last_good_checkpoint(tmp_path, eps, gradients, m
         after = gradient_step(state, {"a": gradient}, optimizer)
         return after, {"loss": jnp.float32(0)} | gradient_metrics(after, {"a": gradient})
 
-    work, stage = work_dir(tmp_path), Stage("sft", 6, 2, "some data", max_skipped=3)
+    work, mesh, stage = work_dir(tmp_path), make_mesh(MeshConfig()), Stage("sft", 6, 2, "some data", max_skipped=3)
     with pytest.raises(NotFiniteError, match=message):
-        run_stage(stage, work, new_state({"a": jnp.ones(2)}, optimizer), step, lambda at: jnp.array(gradients[at]))
+        state = place_state({"a": jnp.ones(2)}, optimizer, (("a", ("none",)),), mesh)
+        run_stage(stage, work, mesh, state, step, lambda at: jnp.array(gradients[at]))
     assert [folder.name for folder in work.checkpoints.iterdir()] == ["step_00000002"]

@@ -19,6 +19,7 @@ from tiny_policy import (
 
 from pbrl_jax import OptimConfig, with_values
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.trees import split_microbatches
 from pbrl_jax.models.packing import choose_bucket
 from pbrl_jax.train import programs
 from pbrl_jax.train.metrics import read_metrics
@@ -26,7 +27,7 @@ from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import batch_metrics, make_update, minibatches, update_step, updates_per_rollout
 from pbrl_jax.train.state import new_state
 from pbrl_jax.train.trained import Frozen
-from pbrl_jax.train.update import Targets, loss_mask, split_microbatches
+from pbrl_jax.train.update import Targets, loss_mask
 
 SPEC = tiny_spec()
 P, G, R = 4, 3, 6

@@ -13,7 +13,7 @@ from hf_weights import encoder_spec as spec_by_hand
 from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.trees import count_parameters, map_with_path, match_rules
+from pbrl_jax.core.trees import count_parameters, flat_paths, map_with_path, match_rules
 from pbrl_jax.models.encoder import TextEncoder, encoder_axes, init_encoder
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, tiny_decoder, tiny_encoder
 from pbrl_jax.weights.hf_encoder import dense_names, encoder_names, encoder_spec
@@ -87,11 +87,13 @@ def test_every_parameter_has_a_name(pre_norm):
         DecoderEncoderSpec(tiny_decoder(), 64, dense=(DenseSpec(5, bias=False),)),
     ],
 )
-def test_every_parameter_is_replicated(spec):
+def test_matrices_are_cut_along_the_width_in_training(spec):
     shapes = abstract(spec)
     axes = match_rules(shapes, encoder_axes(spec))
-    flat = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-    assert {name for names in flat for name in names} <= {"layers", "none"}
+    times = flat_paths(jax.tree.map(lambda _, names: names.count("width"), shapes, axes))
+    assert set(times.values()) == {0, 1}
+    kernels = {path for path in times if path.endswith("kernel")}
+    assert {path for path in kernels if times[path]} == {path for path in kernels if "dense" not in path}
     assert all(jax.tree.leaves(jax.tree.map(lambda leaf, names: leaf.ndim == len(names), shapes, axes)))
     width = spec.embedding_width
     assert shapes[f"dense_{len(spec.dense) - 1}"]["kernel"].shape[1] == width

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.weights import tensors as weights
 from pbrl_jax.weights.hf_names import Stored
-from pbrl_jax.weights.safetensors_file import DTYPES, Planned, SafetensorsFile, write_safetensors
+from pbrl_jax.weights.safetensors_file import DTYPES, Planned, SafetensorsFile, read_remote, write_safetensors
 from pbrl_jax.weights.tensors import (
     Weights,
     abstract_params,
@@ -150,6 +151,23 @@ def test_files_that_are_cut_short_or_lie(tmp_path, content, message):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         SafetensorsFile(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name, shape, size",
+    [
+        ("w", [1] * 101, 4), ("w", [1] * 33, 4), ("w", [0, 2**62, 2**62], 0), ("w", [0] * 101, 0), ("w", [2**62, 0], 0),
+        ("w", [0, 10**400], 0), ("\ud800", [1], 4), ("w\x1b[2J", [1], 4),
+    ],
+)  # fmt: skip
+def test_shapes_and_names_that_no_array_has(name, shape, size, tmp_path):
+    """Refused when the header is read, on a disk and in a store, and not when a tensor is used."""
+    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    for read in (SafetensorsFile, read_remote):
+        with pytest.raises(CheckpointError, match="has a damaged header .* axes"):
+            read(epath.Path(path))
 
 
 def test_every_cut_of_a_file_is_noticed(tmp_path):

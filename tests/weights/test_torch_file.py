@@ -200,6 +200,20 @@ def test_tensors_that_reach_outside_their_storage(tmp_path, settings, message):
         read_torch(archive(tmp_path, tensor_program(**settings), FOUR))
 
 
+@pytest.mark.parametrize("size", [(0, 1 << 62), (1 << 40, 1 << 40, 0), (0,) * 33, (1,) * 101])
+def test_shapes_that_no_array_has(tmp_path, size):
+    with pytest.raises(CheckpointError, match="an empty tensor of shape|sizes and"):
+        read_torch(archive(tmp_path, tensor_program(size, (1,) * len(size)), FOUR))
+
+
+@pytest.mark.parametrize("name", [3, None, "w\x1b[2J", "\ud800", (1, 2)])
+def test_names_that_no_tensor_has(tmp_path, name):
+    tensor = tensor_program((4,), (1,))
+    program = b"\x80\x02}" + pickle.dumps(name, protocol=2)[2:-1] + tensor[3 + len(text("w")) :]
+    with pytest.raises(CheckpointError, match="is no name of a tensor"):
+        state_dict(archive(tmp_path, program, FOUR))
+
+
 class Bomb:
     """What a hostile file contains: a call, made when Python's own reader meets it."""
 

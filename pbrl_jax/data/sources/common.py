@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.text.answers import canonical_number
@@ -88,6 +89,7 @@ class RowErrors:
         self.place = place
         self.found: list[tuple[int, str]] = []
         self.left_out: list[tuple[int, str]] = []
+        self.noted: list[tuple[int, str]] = []
 
     def add(self, row: int, what: str) -> None:
         """Add the error of a row; `row` counts from 1, as editors do."""
@@ -96,6 +98,10 @@ class RowErrors:
     def leave_out(self, row: int, why: str) -> None:
         """Count a row that is left out and is no error by itself; `check` reports the number on stderr."""
         self.left_out.append((row, why))
+
+    def note(self, row: int, what: str) -> None:
+        """Count a row that is kept although something is odd; `check` reports the number on stderr."""
+        self.noted.append((row, what))
 
     def text(self, row: int, field: str, value: Any) -> str:
         """`value` as NFC text; "" and an error where it is None, empty or no string."""
@@ -115,9 +121,11 @@ class RowErrors:
     def check(self) -> None:
         """Raise DataError with the first few errors, if there are any."""
         if not self.found:
-            if self.left_out:
-                row, why = self.left_out[0]
-                print(f"{self.place}: {len(self.left_out)} rows left out, the first row {row}: {why}.", file=sys.stderr)
+            for rows, what in ((self.left_out, "left out"), (self.noted, "noted")):
+                if rows:
+                    row, why = rows[0]
+                    said = f"{self.place}: {len(rows)} rows {what}, the first row {row}: {why}."
+                    print(visible(said), file=sys.stderr)
             return
         found = sorted(self.found + self.left_out, key=lambda error: error[0])
         shown = "; ".join(f"row {row}: {what}" for row, what in found[:SHOWN_ERRORS])

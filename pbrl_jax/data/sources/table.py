@@ -158,7 +158,10 @@ def _optional(values, mapping, field: str, number: int, errors: RowErrors) -> st
 def _answer(values, mapping, code: str, number: int, errors: RowErrors) -> str | None:
     """The gold answer as a response's is read; what cannot be read stays as it is, for `check_golds` to count."""
     value = values.get(mapping["answer"]) if "answer" in mapping else None
-    if value is None or isinstance(value, bool) or value != value:
+    if isinstance(value, bool) or value != value:
+        errors.note(number, f"{mapping['answer']} is {value!r}, no answer: taken as missing")
+        return None
+    if value is None:
         return None
     if isinstance(value, int | float):
         return str(int(value)) if float(value).is_integer() else repr(value)

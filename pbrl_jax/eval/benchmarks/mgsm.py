@@ -5,10 +5,10 @@ mgsm_en_cot and mgsm_direct). Its few-shot rows cut the answers' prefix by a fix
 character in Chinese and Japanese; here the prefix itself is taken off.
 """
 
-import json
 from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.paths import parse_json
 from pbrl_jax.data.sources import mgsm
 from pbrl_jax.data.sources.common import RowErrors, row_of
 from pbrl_jax.eval.benchmarks.common import (
@@ -112,7 +112,7 @@ def _exemplars(request: Request, code: str, dataset: Dataset) -> list[tuple[str,
     if not file.exists():
         raise DataError(f"{folder} has no {EXEMPLARS}, which holds the worked solutions. Add it, or use --shots 0.")
     try:
-        stored = json.loads(file.read_text())
+        stored = parse_json(file.read_text())
         tables, numbers = stored["exemplars"], stored["answers"]
         return [(tables[code][str(i + 1)]["q"], tables[solved][str(i + 1)]["a"], numbers[i]) for i in range(MOST_SHOTS)]
     except (ValueError, KeyError, TypeError, IndexError) as error:

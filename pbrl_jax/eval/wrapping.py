@@ -1,0 +1,61 @@
+"""Ways to hide a text from a language gate that a reader, or an encoder, still reads: in formulas, code, tags, a link,
+in other letters, in pieces. Each is a function of the text; `WRAPPINGS` has a seen and a held-out form of each."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+_LOOKALIKES = str.maketrans("aceopxyAEOPCTKH", "асеорхуАЕОРСТКН")
+
+
+class Wrapping(NamedTuple):
+    """Two forms of one way, text -> wrapped text; nothing is trained on the second."""
+
+    seen: Callable[[str], str]
+    held_out: Callable[[str], str]
+
+
+def _sentences(text: str) -> list[str]:
+    return text.replace(". ", ".\n").splitlines()
+
+
+def _shifted(upper: int, lower: int) -> Callable[[str], str]:
+    """Latin letters moved to the alphabets that begin at these characters."""
+
+    def letter(c: str) -> str:
+        return chr(ord(c) - 65 + upper) if "A" <= c <= "Z" else chr(ord(c) - 97 + lower) if "a" <= c <= "z" else c
+
+    return lambda text: "".join(map(letter, text))
+
+
+WRAPPINGS: dict[str, Wrapping] = {
+    "formula": Wrapping(
+        lambda text: " ".join(f"${sentence}$" for sentence in _sentences(text)),
+        lambda text: f"\\[{text}\\]",
+    ),
+    "text_command": Wrapping(
+        lambda text: f"$\\text{{{text}}}$",
+        lambda text: "\\[" + " ".join(f"\\mathrm{{{word}}}" for word in text.split()) + "\\]",
+    ),
+    "code": Wrapping(
+        lambda text: f"```python\n{text}\n```\n",
+        lambda text: " ".join(f"`{sentence}`" for sentence in _sentences(text)),
+    ),
+    "tags": Wrapping(
+        lambda text: " ".join(f"<{word}>" for word in text.split()),
+        lambda text: f'<span title="{text}"></span>',
+    ),
+    "link": Wrapping(
+        lambda text: "https://" + "-".join(text.split()),
+        lambda text: f"[1](www.example.org/{'_'.join(text.split())})",
+    ),
+    "circled": Wrapping(_shifted(0x24B6, 0x24D0), _shifted(0x1D400, 0x1D41A)),
+    "hidden_marks": Wrapping(
+        "\u200b".join,
+        lambda text: "".join(c + "\u0336" if c.isalpha() else c for c in text),
+    ),
+    "mixed_scripts": Wrapping(
+        lambda text: text.translate(_LOOKALIKES),
+        lambda text: "  ".join(" ".join(word) for word in text.split()),
+    ),
+}
+"""name -> forms."""

@@ -1,0 +1,110 @@
+"""What the files of a work directory hold, as far as a page reads them, and the check that they do.
+
+A shape is a name in KINDS, a dict of fields (`*`: every other field), a list of one shape, or a tuple of shapes of
+which one must fit; None among them is a value that may be absent.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import read_json_lines, read_json_object
+
+LARGEST_NUMBER = 1e60
+"""Larger numbers, and those that are not finite, cannot be drawn."""
+
+
+def is_number(value: Any) -> bool:
+    """A number that can be drawn, or a truth."""
+    return isinstance(value, int | float) and -LARGEST_NUMBER < value < LARGEST_NUMBER
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "number": (is_number, "a finite number"),
+    "share": (lambda value: is_number(value) and 0 <= value <= 1, "a fraction from 0 to 1"),
+    "count": (lambda value: type(value) is int and 0 <= value < 2**53, "an integer of at least 0"),
+    "text": (lambda value: isinstance(value, str), "text"),
+    "bounds": (lambda x: isinstance(x, list) and len(x) == 2 and all(map(is_number, x)), "a list of two numbers"),
+    "object": (lambda value: isinstance(value, Mapping), "an object"),
+}
+"""Name of a shape -> (whether a value has it, how it is called in messages)."""
+
+NUMBER, SHARE, COUNT, BOUNDS = (None, "number"), (None, "share"), (None, "count"), (None, "bounds")
+PAIR = (None, "number", {"before": NUMBER, "after": NUMBER})
+LANGUAGE = {
+    "before": SHARE, "after": "share", "change": BOUNDS, "intervals": (None, {"*": BOUNDS}),
+}  # fmt: skip
+RECORD = {
+    "before": NUMBER, "after": NUMBER, "mean_non_english": PAIR, "gap_to_english": PAIR,
+    "languages": (None, {"*": {"before": SHARE, "after": "share"}}),
+}  # fmt: skip
+SUMMARY = {
+    "mean_non_english": PAIR, "gap_to_english": PAIR, "languages": (None, {"*": LANGUAGE}),
+    "problems_per_language": (None, "count", {"*": COUNT}), "controls": (None, {"*": ("number", RECORD)}),
+    "seeds": (None, [("number", RECORD)], {"*": RECORD}), "seconds": (None, {"*": "number"}),
+}  # fmt: skip
+STEP = {"step": "count"}
+SAMPLE = {"step": "count", "reward": NUMBER, "parts": (None, {"*": NUMBER})}
+RESPONSE = {"key": "text", "language": "text", "correct": "number", "published": (None, {"*": "number"})}
+FINAL = {"step": COUNT, "metrics": (None, "object")}
+AUDIT = {"*": {"*": "number"}}
+OVERLAP = {"share": SHARE, "languages": (None, {"*": SHARE}), "examples": (None, ["object"])}
+CONTAMINATION = {"benchmarks": (None, {"*": OVERLAP})}
+GAIN = {
+    "base": "number", "points": "number", "low": "number", "high": "number", "relative": NUMBER,
+    "p_bootstrap": "number", "p_mcnemar": NUMBER,
+}  # fmt: skip
+MEAN = (None, "number", {"accuracy": "number", "low": "number", "high": "number", "languages": ["text"]})
+NOT_SHARES = {"n": "count", "mean_tokens": NUMBER, "mean_characters": NUMBER, "published": (None, {"*": SHARE})}
+EVALUATION = {
+    "languages": (None, {"*": {"accuracy": "share", "low": "number", "high": "number", **NOT_SHARES, "*": NUMBER}}),
+    "against_base": (None, {"languages": (None, {"*": {"base": "share", "low": "number", "high": "number",
+                                                      "base_low": NUMBER, "base_high": NUMBER}})}),
+    "against": (None, {"*": {"languages": {"*": GAIN}, "mean_non_english": (None, GAIN), "english_retention": NUMBER}}),
+    "mean_non_english": NUMBER, "mean_non_english_interval": BOUNDS, "mean": MEAN, "seen": MEAN, "unseen": MEAN,
+    "worst_language": (None, {"language": "text", "accuracy": "number"}), "contamination": (None, OVERLAP),
+}  # fmt: skip
+
+
+def read_object(path: os.PathLike, shape: Any) -> dict[str, Any]:
+    """`read_json_object`, of a shape (DataError for another)."""
+    return checked(read_json_object(path), shape, os.fspath(path))
+
+
+def read_rows(path: os.PathLike, shape: Any) -> list[dict[str, Any]]:
+    """`read_json_lines`, each row of a shape (DataError for another)."""
+    return [checked(row, shape, f"{os.fspath(path)}, row {n}") for n, row in enumerate(read_json_lines(path), start=1)]
+
+
+def checked(value: Any, shape: Any, place: str) -> Any:
+    """The value itself.
+
+    Raises:
+      DataError: it has another shape; names the first field that does.
+    """
+    if fault := _fault(value, shape, ""):
+        raise DataError(f"{place}: {fault}. Correct the file, or let the same command write it again.")
+    return value
+
+
+def _fault(value: Any, shape: Any, name: str) -> str:
+    """`name is 'x'; expected a finite number` for the first field of another shape; "" for none."""
+    where = name or "the content"
+    if isinstance(shape, tuple):
+        if value is None and None in shape:
+            return ""
+        faults = [_fault(value, one, name) for one in shape if one is not None]
+        return "" if "" in faults else faults[-1]
+    if isinstance(shape, str):
+        fits, words = KINDS[shape]
+        return "" if fits(value) else f"{where} is {str(value)[:60]!r}; expected {words}"
+    if not isinstance(value, list if isinstance(shape, list) else Mapping):
+        return f"{where} is {str(value)[:60]!r}; expected {'a list' if isinstance(shape, list) else 'an object'}"
+    if isinstance(shape, list):
+        parts = [(item, shape[0], f"{name}[{place}]") for place, item in enumerate(value)]
+    else:
+        named = {*shape, *(value if "*" in shape else ())} - {"*"}
+        dot = f"{name}." if name else ""
+        parts = [(value.get(field), shape.get(field, shape.get("*")), f"{dot}{field}") for field in sorted(named)]
+    return next(filter(None, (_fault(*part) for part in parts)), "")
