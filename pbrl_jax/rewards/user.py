@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.attempt import OutOfTime, attempted
@@ -142,8 +143,8 @@ def as_numbers(path: str, found, count: int) -> tuple[np.ndarray, np.ndarray]:
         found is not None and (not hasattr(found, "__iter__") or getattr(found, "ndim", 1) == 0)
     ):  # fmt: skip
         raise RewardError(
-            f"Reward {path} returned a {type(found).__name__}: {visible(str(found)[:80])}. Expected a list with one number (or "
-            "None) per completion, in their order."
+            f"Reward {path} returned a {type(found).__name__}: {visible(str(found)[:80])}. Expected a list with one "
+            "number (or None) per completion, in their order."
         )
     try:
         found = list(found)

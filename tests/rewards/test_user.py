@@ -153,7 +153,7 @@ def yields(completions):
 ])  # fmt: skip
 def test_what_is_no_list_is_named(call, returned, kind):
     """The keys of a dict are numbers, too, and a generator's errors would come too late."""
-    with pytest.raises(RewardError, match=f"own_rewards:function returned a {kind}: .*Expected a list with one number"):
+    with pytest.raises(RewardError, match=f"own_rewards:function returned a {kind}: .*Expected a list with one"):
         call(returned)
 
 
