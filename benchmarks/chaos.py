@@ -10,7 +10,6 @@ used); `stop` are the seconds from the fault to the end of the process.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -22,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chaos_place import STEPS, Outcome, Place, ended, facts
 
@@ -35,20 +34,29 @@ PHASES = (
 """Where a process is killed: what it is held in, or the file that is waited for."""
 
 
+class Draw(random.Random):
+    """Random numbers of a fault, and its turn: how many of its kind came before."""
+
+    turn = 0
+
+    def turned(self, options: tuple) -> Any:
+        """Each of the options in turn."""
+        return options[self.turn % len(options)]
+
+
 # The faults: each gets (place, work directory, its step, random numbers) and leaves an ended process.
 
 
-def killed_at_random(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
-    driver = place.start(workdir)
-    time.sleep(draw.uniform(0.3, place.took))
-    since = time.monotonic()
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(driver.pid, signal.SIGKILL)
-    return ended(driver, since, (-9, 0))
+def killed_at_random(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
+    """At the latest when it is about to evaluate its last parameters, where it is held."""
+    driver = place.start(workdir, hold=("evaluate", 1))
+    time.sleep(draw.uniform(0.3, place.took[1]))
+    os.kill(driver.pid, signal.SIGKILL)
+    return ended(driver, time.monotonic(), (-9,))
 
 
-def killed_in_a_phase(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
-    phase = draw.choice(PHASES)
+def killed_in_a_phase(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
+    phase = draw.turned(PHASES)
     if isinstance(phase, str):
         how = {"watch": workdir / phase.format(next=f"{step + 1:08d}")}
     else:
@@ -58,25 +66,24 @@ def killed_in_a_phase(place: Place, workdir: Path, step: int, draw: random.Rando
     return ended(driver, time.monotonic(), (-9,))
 
 
-def a_host_killed(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
-    """One of two, or both; the other one notices."""
-    drivers = place.together(workdir, 2)
-    time.sleep(draw.uniform(0.3, place.took))
-    since, victims = time.monotonic(), draw.choice(((0,), (1,), (0, 1)))
+def a_host_killed(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
+    """One of two, or both, at a random moment; the other one notices."""
+    drivers = place.together(workdir, 2, hold=("evaluate", 1))
+    time.sleep(draw.uniform(0.3, place.took[2]))
+    since, victims = time.monotonic(), draw.turned(((0,), (1,), (0, 1)))
     for number in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(drivers[number].pid, signal.SIGKILL)
-    outcomes = [ended(drivers[number], since, (-9, 0) if number in victims else (0, 1, -6)) for number in (0, 1)]
+        os.kill(drivers[number].pid, signal.SIGKILL)
+    outcomes = [ended(drivers[number], since, (-9,) if number in victims else (1, -6)) for number in (0, 1)]
     seconds = max(outcome.seconds for outcome in outcomes)
     return Outcome(tuple(s for o in outcomes for s in o.statuses), seconds, "".join(o.wrong for o in outcomes))
 
 
-def full_disk(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def full_disk(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     driver = place.start(workdir, limit=draw.choice((3_000, 30_000, 100_000, 300_000)))
     return ended(driver, time.monotonic(), (1,), "Free space")
 
 
-def read_only(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def read_only(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """The work directory cannot be written any more, in the middle of an update."""
     driver = place.start(workdir, hold=("update", draw.randint(1, STEPS - step)), plain=True)
     driver.reach()
@@ -91,9 +98,9 @@ def read_only(place: Place, workdir: Path, step: int, draw: random.Random) -> Ou
     return outcome
 
 
-def signals(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def signals(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """One to three; only a third one, more than two seconds after the first, ends the process unsaved."""
-    count, kinds = draw.randint(1, 3), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    count, kinds = draw.turned((1, 2, 3)), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     driver = place.start(workdir, hold=("stuck", draw.randint(1, STEPS - step)))
     driver.reach()
     since, last = time.monotonic(), signal.SIGTERM
@@ -107,7 +114,7 @@ def signals(place: Place, workdir: Path, step: int, draw: random.Random) -> Outc
     return ended(driver, since, (128 + last,), "for the third time")
 
 
-def second_process(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def second_process(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """It is told who holds the work directory; the first one ends as if nothing had been."""
     first = place.start(workdir, hold=("generate", draw.randint(1, STEPS - step)))
     first.reach()
@@ -119,14 +126,15 @@ def second_process(place: Place, workdir: Path, step: int, draw: random.Random) 
     return Outcome((*second.statuses, *rest.statuses), second.seconds, second.wrong + rest.wrong)
 
 
-def clock_step(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def clock_step(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """Forwards or back, by seconds to a year, while it runs."""
     jump = draw.choice((-1, 1)) * 10 ** draw.uniform(0, 7.5)
-    driver = place.start(workdir, hold=("clock", draw.uniform(0, place.took / 2), jump))
-    return ended(driver, time.monotonic(), (0,))._replace(seconds=0.0)
+    driver = place.start(workdir, hold=("clock", draw.uniform(0, place.took[1] / 2), jump))
+    outcome = ended(driver, time.monotonic(), (0,))
+    return Outcome(outcome.statuses, 0.0, outcome.wrong or ("" if driver.marker.exists() else "the clock stood still"))
 
 
-def damaged_newest(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def damaged_newest(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """A flipped bit, half a file, or no manifest; nothing runs meanwhile."""
     folder = Path(list_checkpoints(workdir / "checkpoints")[0][1])
     file = draw.choice([file for file in folder.rglob("*") if file.is_file() and file.stat().st_size])
@@ -141,7 +149,7 @@ def damaged_newest(place: Place, workdir: Path, step: int, draw: random.Random) 
     return Outcome((), 0.0)
 
 
-def dead_endpoint(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def dead_endpoint(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """It answers some requests, and then none."""
     place.endpoint.left = draw.randint(1, 12)
     outcome = ended(place.start(workdir), time.monotonic(), (1,), "of the rewards are invalid")
@@ -150,7 +158,7 @@ def dead_endpoint(place: Place, workdir: Path, step: int, draw: random.Random) -
     return outcome
 
 
-def reward_raises(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def reward_raises(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """Once: the batch is scored again. Twice in a row: the run stops before it is used."""
     count = draw.choice((1, 2))
     place.failures.write_text(str(count))
@@ -159,13 +167,13 @@ def reward_raises(place: Place, workdir: Path, step: int, draw: random.Random) -
     return outcome._replace(seconds=outcome.seconds * (count - 1))
 
 
-def connection_cut(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def connection_cut(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """One reply ends in the middle: the request is made again."""
     place.endpoint.cut = 1
     return ended(place.start(workdir), time.monotonic(), (0,))._replace(seconds=0.0)
 
 
-def out_of_memory(place: Place, workdir: Path, step: int, draw: random.Random) -> Outcome:
+def out_of_memory(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     """The process gets no more memory from the middle of an update on."""
     driver = place.start(workdir, hold=("update", draw.randint(1, STEPS - step)))
     driver.reach()
@@ -205,7 +213,7 @@ class Row(NamedTuple):
     same: bool
 
 
-def meet(place: Place, kind: str, draw: random.Random) -> Row:
+def meet(place: Place, kind: str, draw: Draw) -> Row:
     """A fault, and the command again until the end."""
     hosts = 2 if KINDS[kind] is a_host_killed else 1
     step = draw.randint(2 if kind == "damaged newest checkpoint" else 0, STEPS - 2)
@@ -213,7 +221,7 @@ def meet(place: Place, kind: str, draw: random.Random) -> Row:
     before = [other for other, _ in list_checkpoints(workdir / "checkpoints")]
     outcome = KINDS[kind](place, workdir, step, draw)
     whole_now = [n for n, folder in list_checkpoints(workdir / "checkpoints") if manifest.damage(folder) is None]
-    finished = [driver.end() for driver in place.together(workdir, hosts)]
+    finished = place.to_the_end(workdir, hosts)
     kept = set(before) <= set(whole_now)
     if kind == "damaged newest checkpoint":
         kept = set(before[1:]) <= set(whole_now) and "Skipped a damaged checkpoint" in finished[0][1]
@@ -225,12 +233,14 @@ def meet(place: Place, kind: str, draw: random.Random) -> Row:
     return Row(kind, step, outcome, kept, same)
 
 
-def faults(seed: int, count: int, kinds: list[str]) -> Iterator[tuple[str, random.Random]]:
+def faults(seed: int, count: int, kinds: list[str]) -> Iterator[tuple[str, Draw]]:
     """So many faults: every kind in turn, in an order of the seed, each with random numbers of its own."""
     order = list(kinds)
     random.Random(seed).shuffle(order)
     for number in range(count):
-        yield order[number % len(order)], random.Random(f"{seed}/{number}")
+        draw = Draw(f"{seed}/{number}")
+        draw.turn = number // len(order)
+        yield order[number % len(order)], draw
 
 
 def table(rows: list[Row]) -> str:

@@ -113,7 +113,7 @@ class Place:
         (folder / "chaos_reward.py").write_text(REWARD)
         self.failures.write_text("0")
         self.endpoint.open()
-        self.drivers, self.whole, self.took = list[Driver](), dict[int, Path](), 20.0
+        self.drivers, self.whole, self.took = list[Driver](), dict[int, Path](), dict[int, float]()
 
     def driver(self, number: int) -> Driver:
         """Driver `number`, with a compilation cache that all share."""
@@ -134,29 +134,37 @@ class Place:
         driver.start([*command, *(HOSTS if hosts > 1 else [])], **how)
         return driver
 
-    def together(self, workdir: Path, hosts: int) -> list[Driver]:
+    def together(self, workdir: Path, hosts: int, hold=()) -> list[Driver]:
         """The command on one host, or on several."""
         if hosts == 1:
-            return [self.start(workdir)]
+            return [self.start(workdir, hold=hold)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             joins = {"PBRL_COORDINATOR": f"127.0.0.1:{probe.getsockname()[1]}", "PBRL_PROCESSES": str(hosts),
                      "PBRL_LOST_SECONDS": "8"}  # fmt: skip
         return [
-            self.start(workdir, number, hosts, environment=joins | {"PBRL_PROCESS": str(number)})
+            self.start(workdir, number, hosts, hold=hold, environment=joins | {"PBRL_PROCESS": str(number)})
             for number in range(hosts)
         ]
+
+    def to_the_end(self, workdir: Path, hosts: int) -> list[tuple[int, str]]:
+        """(exit status, output) of the command on each host; how long it took is what the next fault goes by."""
+        start = time.monotonic()
+        ended = [driver.end() for driver in self.together(workdir, hosts)]
+        self.took[hosts] = time.monotonic() - start
+        return ended
 
     def undisturbed(self, hosts: int) -> Path:
         """The work directory of the run that nobody disturbed."""
         if hosts not in self.whole:
-            workdir, start = self.folder / f"whole_{hosts}" / "run", time.monotonic()
-            ended = [driver.end() for driver in self.together(workdir, hosts)]
+            workdir = self.folder / f"whole_{hosts}" / "run"
+            ended = self.to_the_end(workdir, hosts)
             if any(status for status, _ in ended):
                 sys.exit(f"The undisturbed run failed:\n{ended[0][1]}")
             if not all(row["grad_norm"] > 0 for row in facts(workdir)["rows"]):
                 sys.exit("The undisturbed run does not learn: nothing could differ from it.")
-            self.whole[hosts], self.took = workdir, time.monotonic() - start
+            self.whole[hosts] = workdir
+            self.took[hosts] /= 3  # it has compiled, which the next ones need not
         return self.whole[hosts]
 
     def standing_at(self, step: int, hosts: int) -> Path:

@@ -195,10 +195,17 @@ def in_evaluation(marker: str, call: int) -> None:
     loop.evaluated = held
 
 
-def clock_steps(_marker: str, after: float, seconds: float) -> None:
-    """The wall clock of this process jumps by so many seconds, so long after now."""
+def clock_steps(marker: str, after: float, seconds: float) -> None:
+    """The wall clock of this process jumps by so many seconds, so long after now; the marker says that it was read."""
     real, start = time.time, time.monotonic()
-    time.time = lambda: real() + (seconds if time.monotonic() - start > after else 0.0)
+
+    def jumped():
+        if time.monotonic() - start < after:
+            return real()
+        Path(marker).touch()
+        return real() + seconds
+
+    time.time = jumped
 
 
 def before_rename(marker: str, step: int, number: int) -> None:
