@@ -71,13 +71,19 @@ class Weights(dict[str, Tensor]):
                 file.release()
 
 
-def open_weights(folder: str | os.PathLike) -> Weights:
+def open_weights(folder: str | os.PathLike, file: str = "") -> Weights:
     """The checkpoint in a local folder: safetensors, else a torch file; one file, or an index of several.
+
+    Args:
+      file: this file alone.
 
     Raises:
       CheckpointError: no weights, a file of the index that is missing, a damaged file.
     """
     folder = os.fspath(folder)
+    if file:
+        opened_one = open_safetensors if file.endswith(".safetensors") else _read_torch
+        return Weights([opened_one(os.path.join(folder, file))], folder)
     for name, opened in ((WEIGHTS, open_safetensors), (TORCH_WEIGHTS, _read_torch)):
         index = os.path.join(folder, f"{name}.index.json")
         if os.path.exists(index):
