@@ -19,8 +19,9 @@ from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.text.tokenizers import MissingTokenizer, Tokenizer, folder_tokenizer
 from pbrl_jax.weights.adapters import Adapter, is_adapter, read_adapter
 from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
-from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, kept_fields
+from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, is_fused, kept_fields
 from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
+from pbrl_jax.weights.hf_rope import positions_of
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.tensors import (
     LONG_LOAD,
@@ -54,10 +55,9 @@ class Policy(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """Tokens of a prompt and its response together that the model was made for: `max_position_embeddings`, times
-        the factor of a linear RoPE scaling, which Gemma 3 counts in already; 0 where none is known."""
-        found = (self.kept or {}).get("max_position_embeddings") or 0
-        return int(found * (1 if self.spec.local_rope_theta else self.spec.rope_factor))
+        """Tokens of a prompt and its response together that the policy was made for: `max_position_embeddings`, with
+        the factor of a RoPE scaling that it does not count in yet; 0 where none is known."""
+        return positions_of(self.kept or {}, 1 if self.spec.local_rope_theta else self.spec.rope_factor)
 
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
         """Float32 logits at every position of a batch; `mask_BT` marks real tokens."""
@@ -161,7 +161,7 @@ def read_hf_policy(
     if spec.tied_embeddings and has_own_head(tensors):
         print(f"{source}: its lm_head is another matrix than its embedding; it is used, whatever config.json says.")
         spec = dataclasses.replace(spec, tied_embeddings=False)
-    names = decoder_names(spec)
+    names = decoder_names(spec, is_fused(config["model_type"]))
     resolve_names(tensors, names)
     tokenizer = folder_tokenizer(adapter.folder, source) if adapter else MissingTokenizer(source)
     if isinstance(tokenizer, MissingTokenizer):

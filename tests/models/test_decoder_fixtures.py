@@ -20,10 +20,13 @@ from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.decoder import causal_logits, init_decoder
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params
-from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec
+from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, is_fused
 
 FOLDERS = Path(__file__).parent.parent / "fixtures" / "hf"
-FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3")
+FAMILIES = (
+    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3", "yarn", "dynamic", "smollm3", "olmo2", "olmo3", "phi3",
+    "ministral", "ministral3", "apertus", "cohere", "cohere2", "gemma2",
+)  # fmt: skip
 TOLERANCE = 1e-5
 
 
@@ -31,14 +34,16 @@ TOLERANCE = 1e-5
 def model(name: str):
     """(spec, parameters, expected arrays) of a folder; every tensor of its file must find its place."""
     folder = FOLDERS / name
-    spec = decoder_spec(json.loads((folder / "config.json").read_text()))
-    tensors, names = load_file(folder / "model.safetensors"), decoder_names(spec)
-    unused = set(tensors)
+    config = json.loads((folder / "config.json").read_text())
+    spec = decoder_spec(config)
+    tensors, names = load_file(folder / "model.safetensors"), decoder_names(spec, is_fused(config["model_type"]))
+    unused = {one for one in tensors if not one.endswith(("act_fn.beta", "act_fn.eps"))}
 
     def read(path, shape):
         stored = names[path]
         unused.difference_update(stored.names())
-        entries = [tensors[one].T if stored.transpose else tensors[one] for one in stored.names()]
+        entries = [tensors[one][slice(*stored.part[:2])] if stored.part else tensors[one] for one in stored.names()]
+        entries = [one.T if stored.transpose else one for one in entries]
         return jnp.asarray(np.stack([one.reshape(stored.shape) for one in entries]).reshape(shape.shape))
 
     shapes = jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
