@@ -54,6 +54,7 @@ def _layer_letters(fields: ConfigFields, model_type: str, layers: int) -> tuple[
     if model_type == "smollm3":
         interval = fields.size("no_rope_layer_interval", 4)
         listed = fields.take("no_rope_layers", None)
+        fields.take("max_window_layers", None)  # of windows, which use_sliding_window has off
         rotated = [(layer + 1) % interval != 0 for layer in range(layers)] if listed is None else listed
         if not isinstance(rotated, list) or len(rotated) != layers or set(rotated) - {0, 1}:
             raise CheckpointError(f"{fields.where}: no_rope_layers is {listed!r}; expected {layers} times 0 or 1.")
@@ -65,8 +66,7 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
     """(whether each layer attends to the last `window` tokens only, the window)."""
     family = FAMILIES[model_type]
     windowed = family.patterns == () or any("l" in pattern for pattern in family.patterns)
-    window = fields.take("sliding_window", None)
-    window = window if windowed else None
+    window = fields.take("sliding_window", None) if windowed else None
     local = [window is not None] * layers
     if model_type.startswith("qwen"):
         start = fields.size("max_window_layers", 28, least=0)
@@ -76,7 +76,7 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
             local = [layer >= start for layer in range(layers)]
     if family.period:
         every = fields.size("_sliding_window_pattern", fields.take("sliding_window_pattern", family.period))
-        fields.take("layer_switch", None)
+        fields.taken |= {"layer_switch", "sliding_window_size"}  # which say the same again
         local = [(layer + 1) % every != 0 for layer in range(layers)]
     listed = fields.take("layer_types", None)
     if listed is not None:
@@ -184,9 +184,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         **family.switches,
     )
     if rotary_dim and "rotary_dim" not in family.free:
-        raise CheckpointError(
-            f"{where}: partial_rotary_factor turns {rotary_dim} of {head_dim} channels; expected 1.0."
-        )
+        raise CheckpointError(f"{where}: partial_rotary_factor is {rotary_dim / head_dim}; expected 1.0.")
     fields.finish()
     return spec
 
@@ -273,10 +271,14 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
     if "query_scalar" in family.free:
         scalar = spec.head_dim if spec.query_scalar is None else spec.query_scalar
         config["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
-        config["attn_logit_softcapping"] = spec.attention_softcap or None
+        config["attn_logit_softcapping"] = spec.attention_softcap or None  # Gemma 3 has the field, and no cap
         config["final_logit_softcapping"] = spec.logit_softcap or None
     if model_type == "gemma3_text":
         config["rope_local_base_freq"] = spec.local_rope_theta or spec.rope_theta
+    if model_type == "olmo3":  # transformers 5 takes another base for local layers from the old format
+        whole = {**(config["rope_scaling"] or {"rope_type": "default"}), "rope_theta": spec.rope_theta}
+        local = {"rope_type": "default", "rope_theta": spec.local_rope_theta or spec.rope_theta}
+        config["rope_parameters"] = {"full_attention": whole, "sliding_attention": local}
     if "logit_scale" in family.free:
         config["logit_scale"] = spec.logit_scale
     return config
@@ -345,6 +347,13 @@ def decoder_names(spec: DecoderSpec, fused: bool = False) -> dict[str, Stored]:
     if not spec.tied_embeddings:
         names["lm_head"] = Stored("lm_head.weight", (D, spec.vocab_size), True)
     return names
+
+
+def constant_tensors(spec: DecoderSpec) -> dict[str, float]:
+    """Tensors that transformers stores and that are the same in every model: xIELU's beta and eps."""
+    values = {} if spec.gated else {"beta": 0.5, "eps": -1e-6}
+    layers = range(spec.layers)
+    return {f"model.layers.{i}.mlp.act_fn.{name}": value for i in layers for name, value in values.items()}
 
 
 def _norm_names(spec: DecoderSpec) -> dict[str, str]:

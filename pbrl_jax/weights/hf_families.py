@@ -42,7 +42,8 @@ OLMO_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
 COHERE_SWITCHES = {"parallel": True, "centered_norms": True, "interleaved_rope": True}
 COHERE_REQUIRED = {
     **SILU, "use_qk_norm": (False, None), "use_gated_activation": (True,), "use_parallel_block": (True,),
-    "use_embedding_sharing": (True,), "position_embedding_type": ("rope_gptj",), "rotary_pct": (1.0, 1),
+    "use_embedding_sharing": (True,), "use_parallel_embedding": (True, False),
+    "position_embedding_type": ("rope_gptj",), "rotary_pct": (1.0, 1),
 }  # fmt: skip
 COHERE_DEFAULTS = {"tie_word_embeddings": True, "logit_scale": 0.0625, "layer_norm_eps": 1e-5}
 
@@ -65,13 +66,14 @@ FAMILIES = {
         experts=True, patterns=("g", "l"),
     ),
     "gemma3_text": Family(
-        "Gemma3ForCausalLM", {"qk_norm": True, **GEMMA2_SWITCHES}, GEMMA_REQUIRED,
+        "Gemma3ForCausalLM", {"qk_norm": True, **GEMMA2_SWITCHES},
+        {**GEMMA_REQUIRED, "attn_logit_softcapping": (None,)},
         {**GEMMA_SIZES, "vocab_size": 262_208, "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0},
         patterns=("g", "l", "gl"), period=6, rope_by_layer=True,
-        free=("local_rope_theta", "query_scalar", "attention_softcap", "logit_softcap"),
+        free=("local_rope_theta", "query_scalar", "logit_softcap"),
     ),
     "gemma2": Family(
-        "Gemma2ForCausalLM", GEMMA2_SWITCHES, GEMMA_REQUIRED,
+        "Gemma2ForCausalLM", GEMMA2_SWITCHES, {**GEMMA_REQUIRED, "hidden_act": ("gelu_pytorch_tanh",)},
         {**GEMMA_SIZES, "vocab_size": 256_000, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
         patterns=("g", "l", "gl"), period=2, free=("query_scalar", "attention_softcap", "logit_softcap"),
     ),
@@ -93,7 +95,10 @@ FAMILIES = {
         patterns=("l", "gl"), period=4, rope_by_layer=True, free=("local_rope_theta",),
     ),
     "phi3": Family(
-        "Phi3ForCausalLM", required=SILU, defaults={"rms_norm_eps": 1e-5}, patterns=("g", "l"), free=("rotary_dim",)
+        "Phi3ForCausalLM",
+        required={**SILU, "mlp_bias": (False, None), "lm_head_bias": (False, None), "full_attn_mod": (1,),
+                  "interpolate_factor": (1,)},
+        defaults={"rms_norm_eps": 1e-5}, patterns=("g", "l"), free=("rotary_dim",),
     ),
     "apertus": Family(
         "ApertusForCausalLM", {"qk_norm": True, "activation": "xielu"},

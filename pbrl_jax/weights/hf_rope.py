@@ -104,8 +104,9 @@ def parse_rope(
         kind = "longrope"  # names of early Phi-3
     if kind not in ROPE_TYPES:
         raise CheckpointError(f"{where}: rope_type is {kind!r}; supported are {', '.join(ROPE_TYPES)}.")
-    if ORIGINAL in ROPE_TYPES[kind] and config.get(ORIGINAL):
-        values.setdefault(ORIGINAL, config[ORIGINAL])
+    length = config.get(ORIGINAL) or config.get("max_position_embeddings")
+    if kind in ("yarn", "longrope") and length:
+        values.setdefault(ORIGINAL, length)
     fields = ConfigFields(values, {}, where)
     theta = fields.number("rope_theta", theta)
     share = fields.number("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)

@@ -1,18 +1,18 @@
 """Folders that transformers wrote, through our reading of `config.json` and our names, against what it computed.
 
 Llama (llama3 scaling), Qwen2 (biases), Qwen3 (tied), Qwen3-MoE, Mistral (a window shorter than the rows), Gemma 3 (both
-kinds of layers). tests/make_fixtures.py writes them.
+kinds of layers), and smaller ones of further families and RoPE scalings. tests/make_fixtures.py writes them.
 """
 
 import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tiny_hf import DECODERS, FIXTURES
 from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.core.records import PromptBatch
@@ -22,18 +22,13 @@ from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, is_fused
 
-FOLDERS = Path(__file__).parent.parent / "fixtures" / "hf"
-FAMILIES = (
-    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3", "yarn", "dynamic", "smollm3", "olmo2", "olmo3", "phi3",
-    "ministral", "ministral3", "apertus", "cohere", "cohere2", "gemma2",
-)  # fmt: skip
 TOLERANCE = 1e-5
 
 
 @functools.cache
 def model(name: str):
     """(spec, parameters, expected arrays) of a folder; every tensor of its file must find its place."""
-    folder = FOLDERS / name
+    folder = FIXTURES / name
     config = json.loads((folder / "config.json").read_text())
     spec = decoder_spec(config)
     tensors, names = load_file(folder / "model.safetensors"), decoder_names(spec, is_fused(config["model_type"]))
@@ -52,7 +47,7 @@ def model(name: str):
     return spec, params, np.load(folder / "expected.npz")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_logits(name):
     """Rows padded on either side; logits that are large against the tolerance."""
     spec, params, expected = model(name)
@@ -65,7 +60,7 @@ def test_logits(name):
         np.testing.assert_allclose(np.asarray(logits)[mask > 0], theirs, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_greedy_continuation(name):
     """Eight tokens through prefill, cache and decode loop from rows of three lengths."""
     spec, params, expected = model(name)
@@ -82,7 +77,7 @@ def test_greedy_continuation(name):
 
 def test_each_folder_needs_what_its_family_adds():
     """The switches of each family are on, and the window cuts."""
-    specs = {name: model(name)[0] for name in FAMILIES}
+    specs = {name: model(name)[0] for name in DECODERS}
     assert specs["llama"].rope_scaling is not None and specs["qwen2"].qkv_bias
     assert specs["qwen3"].qk_norm and specs["qwen3"].tied_embeddings
     assert specs["qwen3_moe"].experts > specs["qwen3_moe"].experts_per_token > 1
