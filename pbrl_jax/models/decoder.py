@@ -23,9 +23,6 @@ from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.precision import gradient_to, wide_type
 from pbrl_jax.models.specs import DecoderSpec
 
-#: Models with at most this many layers are decoded without a scan over layers.
-UNSTACKED_LAYERS = 8
-
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -126,8 +123,7 @@ def norm_of(spec: DecoderSpec, name: str | None = None) -> RMSNorm:
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward. The carry is (hidden, cache): a cache that is a scanned input would be
-    copied at every token."""
+    """Attention and feed-forward. The carry is (hidden, cache); a scan over layers has no cache."""
 
     spec: DecoderSpec
 
@@ -197,13 +193,13 @@ def embed_tokens(embed, spec: DecoderSpec, tokens_XL) -> Float[Array, "X L D"]:
 class Decoder(nn.Module):
     """Token ids to final hidden states.
 
-    Call: (tokens [X, L], positions [X, L], layout, cache or None) -> (hidden [X, L, D], cache).
+    Call: (tokens [X, L], positions [X, L], layout) -> hidden [X, L, D].
     """
 
     spec: DecoderSpec
 
     @nn.compact
-    def __call__(self, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
+    def __call__(self, tokens_XL, positions_XL, layout):
         spec = self.spec
         embed = self.param("embed", nn.initializers.normal(0.02), (spec.vocab_size, spec.width))
         x = constrain(embed_tokens(embed, spec, tokens_XL), "batch", "none", "none")
@@ -218,12 +214,12 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=spec.layers,
         )(spec, name="layers")
-        (x, cache), _ = stack((x, cache), layer_roles(spec), layer_inputs(positions_XL, spec), layout)
+        (x, _), _ = stack((x, None), layer_roles(spec), layer_inputs(positions_XL, spec), layout)
         # Sharded by position, slices of it lost a part of their gradient under jax 0.10.
         x = constrain(x, "batch", "none", "none")
         if not spec.tied_embeddings:
             self.param("lm_head", nn.initializers.normal(spec.width**-0.5), (spec.width, spec.vocab_size))
-        return norm_of(spec, name="final_norm")(x), cache
+        return norm_of(spec, name="final_norm")(x)
 
 
 def init_decoder(key: jax.Array, spec: DecoderSpec):
@@ -234,28 +230,29 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
 
 
 def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
-    """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`."""
-    if not isinstance(params["layers"], tuple):
-        return apply(Decoder(spec), params, tokens_XL, positions_XL, layout, cache)
+    """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`.
+
+    With a cache the layers run one after another, without a scan: a scan would copy each layer's part out of the stack.
+    """
+    if cache is None and not isinstance(params["layers"], tuple):
+        return apply(Decoder(spec), params, tokens_XL, positions_XL, layout), None
     carry = embed_tokens(params["embed"], spec, tokens_XL), cache
     inputs = layer_inputs(positions_XL, spec)
-    for index, layer_params in enumerate(params["layers"]):
+    for index, layer_params in enumerate(unstack_layers(params)["layers"]):
         role = LayerRole(index, spec.local_layers()[index], None if rotated_layers(spec)[index] else False)
         carry, _ = apply(DecoderLayer(spec), layer_params, carry, role, inputs, layout)
     hidden, cache = carry
     return apply(norm_of(spec), params["final_norm"], hidden), cache
 
 
-def unstack_layers(params, spec: DecoderSpec):
-    """Parameters with one tree per layer, for decoding models of few layers.
-
-    A scan copies each layer's weights out of the stack at every token, which for a small batch costs as much as the
-    matrix products. Models with many layers stay stacked, since an unrolled program grows with depth.
-    """
-    if spec.layers > UNSTACKED_LAYERS:
+def unstack_layers(params):
+    """Parameters with one tree per layer, for decoding: a scan copies each layer's weights out of the stack at every
+    token, which for a small batch costs as much as the matrix products."""
+    layers = params["layers"]
+    if isinstance(layers, tuple):
         return params
-    layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(spec.layers))
-    return {**params, "layers": layers}
+    count = len(jax.tree.leaves(layers)[0])
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
 
 
 class OutputMatrix(NamedTuple):
