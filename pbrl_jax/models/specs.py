@@ -117,7 +117,7 @@ class DenseSpec:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A bidirectional transformer of the BERT form: learned positions, exact GELU, pooling."""
+    """A bidirectional transformer of the BERT form: learned positions or RoPE, exact GELU, pooling."""
 
     vocab_size: int
     width: int
@@ -131,6 +131,12 @@ class EncoderSpec:
     norm_eps: float = 1e-12
     #: Norms before attention and feed-forward and after the last layer (XLM-R-XL), and not after each.
     pre_norm: bool = False
+    #: Base of RoPE (gte); 0: positions are learned.
+    rope_theta: float = 0.0
+    #: Divisor of RoPE's frequencies.
+    rope_factor: float = 1.0
+    #: The feed-forward has a gate (gte).
+    gated: bool = False
     #: mean, cls or last: see pbrl_jax.models.pooling.
     pooling: str = "mean"
     #: Width of a linear map after pooling; 0 is none.

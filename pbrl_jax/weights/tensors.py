@@ -32,12 +32,12 @@ TORCH_WEIGHTS = "pytorch_model.bin"
 #: (two variants), encoders within a classifier, and COMET's encoder.
 PREFIXES = (
     "language_model.model.", "model.language_model.", "language_model.", "encoder.model.", "model.", "bert.",
-    "roberta.",
+    "roberta.", "new.",
 )  # fmt: skip
 
 #: Tensors that are ignored: tied or unused heads, the other parts of a multimodal model, and tables that are computed.
 HARMLESS = re.compile(
-    r"^(lm_head|pooler|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
+    r"^(lm_head|pooler|classifier|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
     r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.act_fn\.(beta|eps)$"
 )
 SHOWN_PROBLEMS = 40

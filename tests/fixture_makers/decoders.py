@@ -1,9 +1,11 @@
 """Tiny random decoders of every family as transformers saves them, with what it computes from them.
 
 A folder holds `config.json`, `model.safetensors` and `expected.npz`: token ids and masks of three rows, padded on the
-left and on the right, the logits at every position, and the greedy continuation of the left-padded rows.
+left and on the right, the logits at every position, and the greedy continuation of the left-padded rows. Weights are
+drawn from PBRL_FIXTURE_SEED (default 0).
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +101,7 @@ CASES = {
 
 def randomise(model, gemma: bool) -> None:
     """Weights of a size that makes every term matter; norm scales and biases too are not what they start as."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(int(os.environ.get("PBRL_FIXTURE_SEED", "0")))
     for name, value in model.named_parameters():
         noise = torch.randn(value.shape, generator=generator)
         if "norm" in name:

@@ -6,6 +6,9 @@ kinds of layers), and smaller ones of further families and RoPE scalings. tests/
 
 import functools
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +26,13 @@ from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, is_fused
 
 TOLERANCE = 1e-5
+MAKER = Path(__file__).parent.parent / "make_fixtures.py"
 
 
 @functools.cache
-def model(name: str):
+def model(name: str, root: Path = FIXTURES):
     """(spec, parameters, expected arrays) of a folder; every tensor of its file must find its place."""
-    folder = FIXTURES / name
+    folder = root / name
     config = json.loads((folder / "config.json").read_text())
     spec = decoder_spec(config)
     tensors, names = load_file(folder / "model.safetensors"), decoder_names(spec, is_fused(config["model_type"]))
@@ -50,7 +54,21 @@ def model(name: str):
 @pytest.mark.parametrize("name", DECODERS)
 def test_logits(name):
     """Rows padded on either side; logits that are large against the tolerance."""
-    spec, params, expected = model(name)
+    check_logits(*model(name))
+
+
+@pytest.mark.skipif(
+    "PBRL_PEERS_PYTHON" not in os.environ, reason="PBRL_PEERS_PYTHON: a Python with torch and transformers"
+)
+def test_logits_of_weights_drawn_anew(tmp_path):
+    """As the committed folders, from another seed and by the transformers that is installed there."""
+    command = [os.environ["PBRL_PEERS_PYTHON"], str(MAKER), str(tmp_path), "decoders"]
+    subprocess.run(command, check=True, env={"PATH": os.environ["PATH"], "PBRL_FIXTURE_SEED": "7"})
+    for name in DECODERS:
+        check_logits(*model(name, tmp_path))
+
+
+def check_logits(spec, params, expected):
     run = jax.jit(functools.partial(causal_logits, spec=spec))
     for side in ("left", "right"):
         mask = expected[f"attention_mask_{side}"]
