@@ -173,7 +173,7 @@ def test_gte_as_the_hub_has_it():
         ({"rotary": 4}, "not understood: rotary=4"),
         ({"num_attention_heads": 7}, "hidden_size=1024 does not divide by num_attention_heads=7"),
         ({"hidden_size": None}, "hidden_size is None; expected"),
-        ({"model_type": "deberta-v2"}, "model_type 'deberta-v2'. Known: bert, xlm-roberta, xlm-roberta-xl"),
+        ({"model_type": "deberta-v2"}, "model_type 'deberta-v2'. Known: bert, gte, new, xlm-roberta, xlm-roberta-xl"),
         ({"model_type": "xlm-robertaxl"}, "Did you mean 'xlm-roberta-xl'"),
     ],
 )
