@@ -138,8 +138,10 @@ class TextEncoder(nn.Module):
 
 def rotary(spec: EncoderSpec) -> DecoderSpec:
     """A decoder with the same RoPE."""
-    sizes = {"width": spec.width, "heads": spec.heads, "kv_heads": spec.heads, "head_dim": spec.width // spec.heads}
-    return DecoderSpec(1, layers=1, ffn=1, rope_theta=spec.rope_theta, rope_factor=spec.rope_factor, **sizes)
+    return DecoderSpec(
+        vocab_size=1, width=spec.width, layers=1, heads=spec.heads, kv_heads=spec.heads, ffn=1,
+        head_dim=spec.width // spec.heads, rope_theta=spec.rope_theta, rope_factor=spec.rope_factor,
+    )  # fmt: skip
 
 
 @pytree

@@ -9,6 +9,7 @@ import jax
 
 from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint, saved_leaves
 from pbrl_jax.config.serialize import from_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.paths import WorkDir, as_path, work_dir
 from pbrl_jax.core.trees import count_parameters, nested
@@ -110,7 +111,7 @@ def convert_adapter(source: str, target: str) -> None:
     work = work_dir(source)
     if not work.config.exists():
         raise ConfigError(f"--to adapter: {source!r} has no config.json of a run. Name a work directory for IN.")
-    config = from_json(work.config.read_text())
+    config: Config = from_json(work.config.read_text())
     base, place = config.policy.source, local_copy(config.policy.source)
     if not config.lora.rank or base == "random":
         found = "trained no adapters (lora.rank 0)" if not config.lora.rank else "began with random weights"

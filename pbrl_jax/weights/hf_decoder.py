@@ -126,7 +126,7 @@ def _feed_forward(fields: ConfigFields, family: Family) -> dict[str, Any]:
     }
 
 
-def _logits(fields: ConfigFields, family: Family) -> dict[str, float]:
+def _logits(fields: ConfigFields, family: Family) -> dict[str, Any]:
     """Fields of the spec for scales and caps of scores and logits."""
     caps = {"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping"}
     found = {}

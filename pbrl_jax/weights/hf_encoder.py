@@ -95,7 +95,7 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
     return spec
 
 
-def _rope(fields: ConfigFields, dim: int) -> dict[str, float]:
+def _rope(fields: ConfigFields, dim: int) -> dict[str, Any]:
     """Base of RoPE and divisor of its frequencies. `ntk` (in Alibaba's own code) multiplies the base by the factor f
     and divides all frequencies by f^(2 / dim)."""
     values = {**(fields.take("rope_scaling", None) or {}), **(fields.take("rope_parameters", None) or {})}
@@ -139,7 +139,8 @@ def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
 def _gated_names(spec: EncoderSpec) -> dict[str, Stored]:
     """Names of gte's layers and norms, whose query, key and value are one tensor, and up and gate another."""
     width, layers, head = spec.width, spec.layers, (spec.heads, spec.width // spec.heads)
-    layer, names = "encoder.layer.{layer}.", {}
+    layer = "encoder.layer.{layer}."
+    names: dict[str, Stored] = {}
     for number, part in enumerate(("query", "key", "value")):
         whole = linear_names(f"layers/{part}", f"{layer}attention.qkv_proj", (width,), head, layers)
         place = (number * width, (number + 1) * width, 3 * width)

@@ -67,8 +67,8 @@ def yarn(theta: float, dim: int, values: Mapping[str, Any], where: str) -> Rope:
 
     magnitude = values.get("attention_factor")
     if magnitude is None:
-        both = values.get("mscale"), values.get("mscale_all_dim")
-        magnitude = scale(both[0]) / scale(both[1]) if all(both) else scale(1.0)
+        top, bottom = values.get("mscale"), values.get("mscale_all_dim")
+        magnitude = scale(top) / scale(bottom) if top and bottom else scale(1.0)
     return Rope(theta, divisors=tuple(map(float, divisors)), magnitude=float(magnitude))
 
 
