@@ -38,10 +38,6 @@ pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
 """
 
 
-LOCKING = ("train", "sft", "dpo", "encoder", "pivots")
-"""Verbs of the form below that write their work directory for a long time: one of them at a time."""
-
-
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
     """A verb of the form `pbrl NAME CONFIG --workdir W [--dry-run] [--section.field VALUE]`.
 
@@ -88,7 +84,7 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
         if name != "train":
             refuse_several(name, hosts)
         values = {option: getattr(known, option) for option in options}
-        lock = held(known.workdir) if name in LOCKING and is_first() else contextlib.nullcontext()
+        lock = held(known.workdir) if is_first() else contextlib.nullcontext()
         with watched_run(hosts, config.log.slow_phase_seconds), lock:
             importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
 
@@ -245,7 +241,8 @@ def harness(arguments: Sequence[str]) -> None:
     known = parser.parse_args(arguments)
     from pbrl_jax.run.harness import main
 
-    main(known)
+    with held(known.workdir):
+        main(known)
 
 
 def report(arguments: Sequence[str]) -> None:
