@@ -202,6 +202,12 @@ def read_adapter(place: str, source: str) -> Adapter:
     return Adapter(place, source, str(base), open_weights(place, file), alpha, alphas, rooted)
 
 
+def base_of(source: str) -> str:
+    """The model that an adapter in a folder belongs to; any other source is returned unchanged."""
+    place = os.path.expanduser(source)
+    return read_adapter(place, source).base if is_adapter(place) else source
+
+
 def adapter_arrays(leaves: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """PEFT's tensors of our adapters, given by path: `layers/query/lora_a` [N, inputs..., R], `lora_b` [N, R, ...]."""
     tensors = {}

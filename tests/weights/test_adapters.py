@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_hf import FIXTURES, hf_policy
 from tiny_policy import quick_compiles  # noqa: F401
 
+from configs.tiny_cpu import get_config
 from pbrl_jax import LoraConfig
 from pbrl_jax.checkpoint import save_checkpoint
 from pbrl_jax.config.serialize import to_json
@@ -21,6 +22,7 @@ from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.models.lora import init_adapters, merge_adapters
+from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.convert import main as convert
 from pbrl_jax.weights.policies import load_policy, save_policy
 
@@ -63,6 +65,8 @@ def test_each_adapter_is_a_policy_of_its_own(folder):
     other = load_policy(str(folder), param_dtype="stored")
     base = load_policy(str(FIXTURES / "qwen3"))
     assert len({policy.fingerprint for policy in (first, other, base)}) == 3
+    config = with_values(get_config(), policy={"source": str(folder)})
+    assert run_models(config).policy.layers == base.spec.layers, "planned as its base"
     assert first.fingerprint == load_policy(str(FIXTURES / "peft_lora")).fingerprint
 
 
