@@ -78,11 +78,9 @@ class LayerInputs(NamedTuple):
 
     def rope_of(self, role: LayerRole) -> tuple[Array, Array]:
         """The tables of a layer, whose role may be traced; without rotation, those of an angle of 0."""
-        cos, sin = self.rope
-        if self.local_rope is not None:
-            cos, sin = (
-                jnp.where(role.local, mine, other) for mine, other in zip(self.local_rope, self.rope, strict=True)
-            )
+        (cos, sin), local = self.rope, role.local
+        if self.local_rope is not None and local is not None:
+            cos, sin = [jnp.where(local, *both) for both in zip(self.local_rope, self.rope, strict=True)]
         if role.rotated is None:
             return cos, sin
         return jnp.where(role.rotated, cos, 1.0), jnp.where(role.rotated, sin, 0.0)
