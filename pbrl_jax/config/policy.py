@@ -11,7 +11,8 @@ class PolicyConfig:
     """The policy that is trained."""
 
     source: str = identity("random")
-    """`random` (a new model of `preset`), or a folder: an exported policy or a finished work directory."""
+    """`random` (a new model of `preset`), a hub id, or a folder: an exported policy, a finished work directory, or a
+    LoRA adapter of PEFT, which is added to its base."""
     preset: str = identity("tiny", only_with=("source", "random"))
     """Size and switches of a random policy: a name in pbrl_jax.models.specs.DECODERS."""
     tokenizer: str = identity("")
