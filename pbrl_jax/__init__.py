@@ -22,7 +22,7 @@ Models (weights, spec and tokenizer together):
 Text:
 
   load_tokenizer(source) -> Tokenizer
-  format_prompts(questions, codes, tokenizer, style='plain', thinking=None) -> lists of token ids
+  format_prompts(questions, codes, tokenizer, style='plain', thinking=None, wording=Wording()) -> lists of token ids
   extract_answer(text, code, *, fallback=False) -> str | None
   split_response(text, code) -> (reasoning, answer)
   same_answer(answer, gold) -> bool

@@ -108,13 +108,23 @@ def quickstart(arguments: Sequence[str]) -> None:
         main(known.workdir, known.seed, known.controls, known.tiny)
 
 
+def wording_options(parser: argparse.ArgumentParser) -> None:
+    """What stands around a question, as in the settings data.*."""
+    parser.add_argument("--system-prompt", default="", help="your own system turn, in place of the style's words")
+    parser.add_argument("--user-prompt", default="", help="your own user's turn, with {question} in it")
+    parser.add_argument("--prompt-file", default="", help="both per language, YAML or JSON (docs/prompts.md)")
+    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
+
+
 def generate(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="pbrl generate", description="Answer prompts with a policy.")
     parser.add_argument("--policy", required=True, help="folder, work directory, hub id such as Qwen/Qwen3-0.6B, gs://")
     parser.add_argument("--prompt", action="append", required=True, help="a question; may be given several times")
     parser.add_argument("--language", default="en", help="language code of the questions")
-    parser.add_argument("--style", default="auto", help="plain, base, chat, chat_boxed, chat_tags, auto")
-    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
+    parser.add_argument("--style", default="run", help="run: as the run that trained it, else the question alone; or "
+                        "plain, base, chat_question, chat, chat_boxed, chat_tags, auto")  # fmt: skip
+    wording_options(parser)
+    parser.add_argument("--show-prompt", action="store_true", help="show the prompts as the policy reads them")
     parser.add_argument("--stream", action="store_true", help="show the answer to one prompt as it is written")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus mass; 1 is off")
@@ -181,7 +191,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     parser.add_argument("--shots", type=int, help="worked examples before each problem; default: the benchmark's")
     parser.add_argument("--protocol", help="native-cot, en-cot, direct, loglikelihood; default: the benchmark's first")
     parser.add_argument("--style", default="benchmark", help="benchmark: its own text; or a style the policy learnt")
-    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
+    wording_options(parser)
     parser.add_argument("--data", default="", help="folder or hub id in place of the benchmark's (default: PBRL_DATA)")
     parser.add_argument("--samples", type=int, default=1, help="responses to each problem, for pass@k and maj@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")

@@ -21,6 +21,7 @@ from pbrl_jax.config.older import with_current_names
 from pbrl_jax.config.serialize import check_round_trip, from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean
+from pbrl_jax.core.paths import as_path, is_remote
 from pbrl_jax.run.check import TABLES
 from pbrl_jax.run.settings import as_config, config_class
 
@@ -66,6 +67,14 @@ def load_config(path: str) -> Config:
     config = as_config(config)
     check_round_trip(config)
     return config
+
+
+def run_config(source: str) -> Config | None:
+    """The Config of the run whose work directory `source` is, or None: another folder, or a hub id."""
+    root = as_path(source)
+    if is_remote(root) or not ((root / "config.json").exists() and (root / "policy").exists()):
+        return None
+    return load_config(str(root / "config.json"))
 
 
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
