@@ -55,6 +55,11 @@ Algorithm and update:
   make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
               sampling, key) -> (state, metrics, rollout, rewards)
 
+Runs:
+
+  run_training(config=None, *, workdir, rows=None, eval_rows=None, reward_functions=(), **sections) -> TrainingRun
+    (folder, step, finished, metrics, history)
+
 Configuration:
 
   Config: one frozen tree of settings; its sections are PolicyConfig, PivotConfig, EncoderConfig, RewardConfig,
@@ -115,6 +120,8 @@ NAMES = {
     "TrainBatch": "core.records",
     "TrainConfig": "config.train",
     "TrainState": "core.records",
+    "TrainingRun": "run.library",
+    "Wording": "text.wording",
     "completions": "rollout.decode",
     "convert_comet": "weights.comets",
     "cosine_reward": "rewards.cosine",
@@ -138,6 +145,7 @@ NAMES = {
     "new_state": "train.state",
     "pad_prompts": "core.batching",
     "policy_loss": "algos.grpo",
+    "run_training": "run.library",
     "same_answer": "text.equality",
     "sampling_params": "rollout.sampling",
     "save_encoder": "weights.encoders",

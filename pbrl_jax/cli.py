@@ -4,7 +4,6 @@ Imports stay inside the verbs, so that `--help` and bad input answer at once.
 """
 
 import argparse
-import contextlib
 import errno
 import sys
 import traceback
@@ -34,12 +33,11 @@ USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
   harness --policy DIR --tasks NAMES --workdir W   any task of lm-evaluation-harness
   report W [W2 ...]           one HTML page of a run, or of several beside each other
 
-pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
+pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py, or a shipped one by name (quickstart).
 """
 
 
-LOCKING = ("train", "sft", "dpo", "encoder", "pivots")
-"""Verbs of the form below that write their work directory for a long time: one of them at a time."""
+CONFIG_HELP = "a shipped config's name, a Python file with get_config(), a YAML file, or a saved config.json"
 
 
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
@@ -52,7 +50,7 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
         parser = argparse.ArgumentParser(
             prog=f"pbrl {name}", description=description, add_help=False, allow_abbrev=False
         )
-        parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
+        parser.add_argument("config", help=CONFIG_HELP)
         parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run goes on")
         parser.add_argument("--dry-run", action="store_true", help="check the settings and print them; load nothing")
         parser.add_argument("--devices", type=int, help="with --dry-run: check for a host with so many devices")
@@ -78,19 +76,9 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             return
         if known.devices is not None:
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
-        import importlib
+        from pbrl_jax.run.library import run_verb
 
-        from pbrl_jax.mesh.agree import is_first
-        from pbrl_jax.mesh.hosts import join_hosts, refuse_several
-        from pbrl_jax.mesh.watch import watched_run
-
-        hosts = join_hosts()
-        if name != "train":
-            refuse_several(name, hosts)
-        values = {option: getattr(known, option) for option in options}
-        lock = held(known.workdir) if name in LOCKING and is_first() else contextlib.nullcontext()
-        with watched_run(hosts, config.log.slow_phase_seconds), lock:
-            importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
+        run_verb(name, config, known.workdir, **{option: getattr(known, option) for option in options})
 
     return run
 
@@ -218,7 +206,7 @@ def plan(arguments: Sequence[str]) -> None:
         prog="pbrl plan", allow_abbrev=False,
         description="Memory and time of a step on a machine that need not be here (docs/scaling.md).",
     )  # fmt: skip
-    parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
+    parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("--topology", default="", help="v5p:2x2x4, v5litepod-16, h100:8, ...; default: this machine")
     parser.add_argument("--json", default="", help="also write the plan to this file")
     parser.add_argument("--verb", default="train", choices=("train", "sft", "dpo", "encoder"), help="whose step")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pbrl_jax.config.data import DataConfig
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.yaml_text import read_yaml
 from pbrl_jax.text.languages import answer_sentence, check_languages, language
 
 TURNS = ("system", "user")
@@ -92,12 +93,10 @@ def with_own_words(data: DataConfig, given: Any) -> DataConfig:
 
 def _read(path: str) -> dict[str, Any]:
     """Turn -> text or {language: text}, of a YAML or JSON file; any other file is the user's turn."""
-    import yaml
-
     try:
         text = as_path(path).read_text(encoding="utf-8")
-        found = yaml.safe_load(text) if path.endswith((".yaml", ".yml", ".json")) else {"user": text}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = read_yaml(text) if path.endswith((".yaml", ".yml", ".json")) else {"user": text}
+    except (OSError, ValueError) as error:
         raise ConfigError(f"data.prompt_file {path!r} cannot be read: {error}. Give YAML, JSON or text.") from error
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path} holds {type(found).__name__}; expected the keys system and user, each a text or "
