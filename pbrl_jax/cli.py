@@ -225,7 +225,7 @@ def plan(arguments: Sequence[str]) -> None:
 
 def harness(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="pbrl harness", description="Any task of lm-evaluation-harness on a policy (pip install -e .[eval])."
+        prog="pbrl harness", description="Any task of lm-evaluation-harness on a policy (pip install -e '.[eval]')."
     )
     parser.add_argument("--policy", required=True, help="policy folder, work directory, or Hugging Face folder")
     parser.add_argument("--tasks", required=True, help="names with commas between; `lm_eval ls tasks` lists them")

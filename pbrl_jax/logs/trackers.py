@@ -52,7 +52,7 @@ class WandbLog:
             import wandb
         except ImportError as error:
             raise ConfigError(
-                f"log.wandb is {project!r}, but wandb is not installed. pip install -e .[wandb], or leave log.wandb "
+                f"log.wandb is {project!r}, but wandb is not installed. pip install -e '.[wandb]', or leave log.wandb "
                 "empty: TensorBoard files are written all the same."
             ) from error
         file = root / RUN_FILE
