@@ -20,6 +20,8 @@ from pbrl_jax.core.version import __version__
 
 SETUP = (ROOT / "setup.py").read_text("utf-8")
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING"))]
+ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""The environment without the checkout."""
 WHEEL = os.environ.get("PBRL_WHEEL", "")
 
 
@@ -113,7 +115,7 @@ def installed(tmp_path_factory) -> Path:
     python = folder / "env" / "bin" / "python"
     lock = ROOT / "launch" / f"requirements-{sysconfig.get_python_version()}.lock"
     options = ["--no-deps"] if WHEEL != "install" else ["-c", str(lock)] if lock.exists() else []
-    subprocess.run([str(python), "-m", "pip", "-q", "install", *options, str(wheel)], check=True)
+    subprocess.run([str(python), "-m", "pip", "-q", "install", *options, str(wheel)], check=True, env=ALONE)
     if WHEEL != "install":
         (packages,) = (folder / "env").glob("lib/*/site-packages")
         (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
@@ -121,16 +123,14 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_the_wheel_runs_without_a_checkout(installed, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
     def pbrl(*words: str) -> str:
         words = (str(installed), *words)
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=tmp_path, env=ALONE, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
     where = [str(installed.with_name("python")), "-c", "import pbrl_jax; print(pbrl_jax.__file__)"]
-    assert str(installed.parents[1]) in subprocess.check_output(where, cwd=tmp_path, env=environment, text=True)
+    assert str(installed.parents[1]) in subprocess.check_output(where, cwd=tmp_path, env=ALONE, text=True)
     assert pbrl("--version").split()[:2] == ["pbrl_jax", __version__]
     for name in ("tiny_cpu", "paper/lora"):
         assert '"policy"' in pbrl("train", name, "--workdir", "w", "--dry-run", "--devices", "1")
