@@ -32,6 +32,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
   eval --policy DIR --benchmark NAME --workdir W   accuracy per language on a benchmark
   harness --policy DIR --tasks NAMES --workdir W   any task of lm-evaluation-harness
   report W [W2 ...]           one HTML page of a run, or of several beside each other
+  completion bash             a script that completes verbs and options: source <(pbrl completion bash)
 
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py, or a shipped one by name (quickstart).
 """
@@ -52,7 +53,11 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
         )
         parser.add_argument("config", help=CONFIG_HELP)
         parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run goes on")
-        parser.add_argument("--dry-run", action="store_true", help="check the settings and print them; load nothing")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="check and print the settings, open the data and models they name, load no weights",
+        )
         parser.add_argument("--devices", type=int, help="with --dry-run: check for a host with so many devices")
         for option, settings in options.items():
             parser.add_argument("--" + option.replace("_", "-"), **settings)
@@ -261,6 +266,17 @@ def report(arguments: Sequence[str]) -> None:
         print(write_picture(known.picture, read_run(known.workdir[0])))
 
 
+def completion(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl completion", description="A script for the shell: source <(pbrl completion bash)"
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.completion import main
+
+    main(known.shell, VERBS)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": quickstart,
     "train": config_verb("train", "Train a policy, or continue where the work directory was left."),
@@ -288,6 +304,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": evaluation,
     "harness": harness,
     "report": report,
+    "completion": completion,
 }
 
 

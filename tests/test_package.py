@@ -132,5 +132,5 @@ def test_the_wheel_runs_without_a_checkout(installed, tmp_path):
     where = [str(installed.with_name("python")), "-c", "import pbrl_jax; print(pbrl_jax.__file__)"]
     assert str(installed.parents[1]) in subprocess.check_output(where, cwd=tmp_path, env=ALONE, text=True)
     assert pbrl("--version").split()[:2] == ["pbrl_jax", __version__]
-    for name in ("tiny_cpu", "paper/lora"):
+    for name in ("tiny_cpu", "quickstart"):
         assert '"policy"' in pbrl("train", name, "--workdir", "w", "--dry-run", "--devices", "1")

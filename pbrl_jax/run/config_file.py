@@ -54,8 +54,9 @@ def config_path(path: str) -> Path:
     known = shipped_configs()
     name = path.removeprefix("configs/").removesuffix(".py")
     if name not in known:
+        names = [f"configs/{name}.py" for name in known] if path.endswith(".py") else known
         raise ConfigError(f"No config at {path!r}; expected {EXPECTED}, or the name of a shipped one. "
-                          f"{did_you_mean(name, known)}")  # fmt: skip
+                          f"{did_you_mean(path, names)}")  # fmt: skip
     return known[name]
 
 

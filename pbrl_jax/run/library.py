@@ -15,6 +15,7 @@ from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.lock import held
 from pbrl_jax.core.paths import WorkDir, read_json_lines, read_json_object, work_dir, write_json_lines
 from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.devices import devices_line
 from pbrl_jax.mesh.hosts import join_hosts, refuse_several
 from pbrl_jax.mesh.watch import watched_run
 from pbrl_jax.run.config_file import load_config, merged
@@ -41,6 +42,9 @@ class TrainingRun(NamedTuple):
 def run_verb(name: str, config: Config, workdir: str, **values: Any) -> None:
     """`pbrl NAME CONFIG --workdir W`: one at a time in a work directory, on all hosts of the run."""
     hosts = join_hosts()
+    said = devices_line()
+    if is_first():
+        print(said)
     if name != "train":
         refuse_several(name, hosts)
     lock = held(workdir) if name in LOCKING and is_first() else contextlib.nullcontext()

@@ -60,7 +60,7 @@ def wording_of(data: DataConfig) -> Wording:
       ConfigError: texts and a file at once, a file that cannot be read or holds something else, an unknown language,
         a user's turn without {question}, or a system turn in a style without turns.
     """
-    given = {turn: text for turn in TURNS if (text := getattr(data, f"{turn}_prompt"))}
+    given = {turn: text for turn, text in zip(TURNS, (data.system_prompt, data.user_prompt), strict=True) if text}
     if given and data.prompt_file:
         raise ConfigError(
             f"data.prompt_file is {data.prompt_file!r}, and data.{next(iter(given))}_prompt is set, too. Put both "
