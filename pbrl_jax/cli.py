@@ -248,7 +248,8 @@ def harness(arguments: Sequence[str]) -> None:
     known = parser.parse_args(arguments)
     from pbrl_jax.run.harness import main
 
-    main(known)
+    with held(known.workdir):
+        main(known)
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ Only this file knows where the holds are: the product has no switch for tests.
 """
 
 import atexit
+import functools
 import itertools
 import json
 import os
@@ -55,7 +56,7 @@ class Driver:
             self.strike(kill)
         return self.end()
 
-    def start(self, arguments, hold=(), watch=None, flags="", limit=0, environment=()) -> None:
+    def start(self, arguments, hold=(), watch=None, flags="", limit=0, environment=(), plain=False) -> None:
         """Start one command.
 
         Args:
@@ -64,21 +65,31 @@ class Driver:
           flags: XLA_FLAGS of the child, after those of every child.
           limit: largest file in bytes; 0 is no limit.
           environment: further variables of the child; FAKE_BUCKET: a folder that it takes for an object store.
+          plain: permissions of files hold for the child, even if it is root.
         """
         number = next(self.count)
-        self.output, marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
-        request = {"arguments": list(map(str, arguments)), "output": str(self.output), "hold": list(hold),
-                   "flags": flags, "marker": str(marker), "limit": limit, "environment": dict(environment)}  # fmt: skip
+        self.output, self.marker = self.folder / f"output_{number}", self.folder / f"marker_{number}"
+        request = {"arguments": list(map(str, arguments)), "output": str(self.output), "marker": str(self.marker),
+                   "hold": list(hold), "flags": flags, "limit": limit, "environment": dict(environment),
+                   "plain": plain}  # fmt: skip
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         self.pid = int(self.process.stdout.readline())
-        self.wanted = Path(watch) if watch else marker
+        self.wanted = Path(watch) if watch else self.marker
 
     def strike(self, kill, after: float = 0) -> None:
         """Send a signal when the marker or the watched file is there, or so many seconds later."""
-        self._wait_for(self.wanted, self.pid, self.output)
+        self.reach()
         time.sleep(after)
         os.kill(self.pid, kill)
+
+    def reach(self) -> None:
+        """Wait until the marker or the watched file is there."""
+        self._wait_for(self.wanted, self.pid, self.output)
+
+    def release(self) -> None:
+        """Let a child go on that is held."""
+        self.marker.unlink()
 
     def end(self) -> tuple[int, str]:
         """(exit status, what was printed) of the command, when it has ended."""
@@ -93,13 +104,13 @@ class Driver:
             time.sleep(0.001)
 
 
-def wait(marker: str) -> None:
-    """The hold itself."""
+def wait(marker: str, stops: bool = True) -> None:
+    """The hold itself, until the marker is removed; a requested stop ends it, too, where `stops`."""
     from pbrl_jax.train.signals import stop_requested
 
     Path(marker).touch()
     end = time.monotonic() + DEADLINE
-    while not stop_requested():
+    while Path(marker).exists() and not (stops and stop_requested()):
         assert time.monotonic() < end, "nobody came"
         time.sleep(0.005)
 
@@ -142,8 +153,8 @@ def fails_in_reward(_marker: str, call: int) -> None:
     hosted.completions = failing
 
 
-def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
-    """Update number `call` is dispatched; nothing of it is logged or saved."""
+def in_update(marker: str, call: int, name: str = "compiled_ahead", stops: bool = True) -> None:
+    """Update number `call` is dispatched; nothing of it is logged or saved. `stops`: as in `wait`."""
     from pbrl_jax.train import fused, programs
 
     module = fused if name == "make_fused_step" else programs
@@ -157,7 +168,7 @@ def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
             # Other programs compiled ahead have no targets: the log-probs before an update, a critic's values.
             is_update = name != "compiled_ahead" or len(arguments) == 4
             if is_update and next(calls) == call:
-                wait(marker)
+                wait(marker, stops)
             return result
 
         return held
@@ -168,6 +179,33 @@ def in_update(marker: str, call: int, name: str = "compiled_ahead") -> None:
 def in_fused(marker: str, call: int) -> None:
     """The fused step number `call` is dispatched."""
     in_update(marker, call, "make_fused_step")
+
+
+def in_evaluation(marker: str, call: int) -> None:
+    """Before evaluation number `call` of the parameters."""
+    from pbrl_jax.train import loop
+
+    evaluated, calls = loop.evaluated, itertools.count(1)
+
+    def held(*arguments):
+        if next(calls) == call:
+            wait(marker)
+        return evaluated(*arguments)
+
+    loop.evaluated = held
+
+
+def clock_steps(marker: str, after: float, seconds: float) -> None:
+    """The wall clock of this process jumps by so many seconds, so long after now; the marker says that it was read."""
+    real, start = time.time, time.monotonic()
+
+    def jumped():
+        if time.monotonic() - start < after:
+            return real()
+        Path(marker).touch()
+        return real() + seconds
+
+    time.time = jumped
 
 
 def before_rename(marker: str, step: int, number: int) -> None:
@@ -190,7 +228,22 @@ HOLDS = {
     "update": in_update,
     "fused": in_fused,
     "rename": before_rename,
+    "stuck": functools.partial(in_update, name="compiled_ahead", stops=False),
+    "evaluate": in_evaluation,
+    "clock": clock_steps,
 }
+
+
+def without_override() -> None:
+    """Give up what lets root read and write whatever a file's mode says (capabilities 1, 2 and 3 of Linux)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for number in range(3):  # effective, permitted, inheritable
+        sets[number] &= ~0b1110
+    assert libc.capset(header, sets) == 0
 
 
 def as_bucket(root: str) -> None:
@@ -227,6 +280,8 @@ def child(request: dict) -> int:
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
+    if request["plain"]:
+        without_override()
     if request["hold"]:
         place, *numbers = request["hold"]
         HOLDS[place](request["marker"], *numbers)

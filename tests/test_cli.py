@@ -302,7 +302,8 @@ def test_rewards_of_a_user(pbrl, refused, tmp_path, monkeypatch):
             return pbrl("train", TINY, "--workdir", workdir, *settings)
 
     settings = ["--reward.functions", "some_rewards:reward", "--data.limit", "4", "--eval.limit", "1",
-                "--train.max-steps", "3", "--train.save-steps", "9", "--log.no-tensorboard"]  # fmt: skip
+                "--train.max-steps", "3", "--train.save-steps", "9", "--log.no-tensorboard",
+                "--guard.patience", "1"]  # fmt: skip
     for name, message in {
         "raises": "Step 3: 100% of the rewards are invalid",
         "nan": "more than guard.max_invalid_share = 50%. Rewards of this run: some_rewards:reward",

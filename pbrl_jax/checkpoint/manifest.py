@@ -141,6 +141,11 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(path_name(path), leaf) for path, leaf in flat]
 
 
+def leaf_table(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """path -> {"dtype": "float32", "shape": [2, 3]}, of arrays or ShapeDtypeStructs; PRNG keys: "key<fry>"."""
+    return {name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for name, leaf in leaves.items()}
+
+
 def is_prng_key(leaf: Any) -> bool:
     """Whether a leaf (array or ShapeDtypeStruct) holds typed PRNG keys."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,6 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from pbrl_jax.checkpoint import manifest, older
-from pbrl_jax.checkpoint.save import leaf_table
 from pbrl_jax.config.serialize import command_line, identity_differences
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core import paths
@@ -22,6 +21,8 @@ from pbrl_jax.core.trees import nested
 from pbrl_jax.mesh.agree import host_array
 
 _LOGGER = logging.getLogger(__name__)
+PROVED, PROVED_BYTES = 3, 1 << 26
+"""A save is proved by up to PROVED + 1 arrays, from the smallest to the largest of at most PROVED_BYTES."""
 _PRNG_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
@@ -178,7 +179,7 @@ def _load(folder: epath.Path, abstract_tree: Any, partial: bool) -> Restored:
     version = older.written_by(record)
     filled = older.fill_in(record["leaves"], version, wanted)
     present = {name: leaf for name, leaf in wanted.items() if name not in filled}
-    _check_leaves(folder, record["leaves"], leaf_table(present), partial, version)
+    _check_leaves(folder, record["leaves"], manifest.leaf_table(present), partial, version)
     try:
         leaves = _read_arrays(folder, present, partial) | filled
     except Exception as error:
@@ -191,6 +192,31 @@ def _load(folder: epath.Path, abstract_tree: Any, partial: bool) -> Restored:
     if (told := older.describe(version, filled, record["meta"])) and jax.process_index() == 0:
         _LOGGER.warning("%s", told)
     return Restored(record["step"], tree, record["meta"], folder, [], version)
+
+
+def differs_from(folder: epath.Path, leaves: Mapping[str, Any]) -> str | None:
+    """What keeps a checkpoint, just written, from being restored as `leaves`; None where nothing does.
+
+    A few arrays are read as a restore reads them. Each process compares the hashes of its own shards.
+    """
+    arrays = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array) and leaf.size}
+    by_size = sorted(arrays, key=lambda name: (arrays[name].nbytes, name))
+    small = [name for name in by_size if arrays[name].nbytes <= PROVED_BYTES] or by_size[:1]
+    chosen = {small[at * (len(small) - 1) // PROVED]: None for at in range(PROVED + 1)} if small else {}
+    wanted = {name: arrays[name] for name in chosen}
+    try:
+        found = _read_arrays(folder, wanted, partial=True)
+    except Exception as error:  # of orbax and tensorstore, of many kinds
+        return f"it cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:400]}"
+    other = [name for name in wanted if _shard_hashes(found[name]) != _shard_hashes(wanted[name])]
+    return f"{', '.join(other)} reads back with other values" if other else None
+
+
+def _shard_hashes(array: jax.Array) -> list[str]:
+    """Hex SHA-256 of the bytes of each shard that this process holds."""
+    data = jax.random.key_data(array) if manifest.is_prng_key(array) else array
+    shards = (np.ascontiguousarray(shard.data) for shard in data.addressable_shards)
+    return [hashlib.sha256(shard.reshape(-1).view(np.uint8).data).hexdigest() for shard in shards]
 
 
 def _check_leaves(folder: epath.Path, saved: dict, wanted: dict, partial: bool, version: str) -> None:

@@ -23,17 +23,21 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from pbrl_jax.checkpoint import manifest
+from pbrl_jax.checkpoint.restore import differs_from
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import CheckpointError, HostLost
 from pbrl_jax.core.trees import nested
 from pbrl_jax.core.version import __version__
+from pbrl_jax.mesh.agree import exchange
 
 _LOGGER = logging.getLogger(__name__)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SPACE_WORDS = ("No space left", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
 
 
-def save_checkpoint(directory: str | os.PathLike, step: int, tree: Any, meta: dict[str, Any], keep: int) -> epath.Path:
+def save_checkpoint(
+    directory: str | os.PathLike, step: int, tree: Any, meta: dict[str, Any], keep: int, prove: bool = False
+) -> epath.Path:
     """Saves `tree` and `meta` as checkpoint `step`, then removes all but the newest `keep` up to this step.
 
     Returns when the files are on disk, verified by name and size. It may run in any thread, one save at a time, as long
@@ -49,12 +53,16 @@ def save_checkpoint(directory: str | os.PathLike, step: int, tree: Any, meta: di
         that JAX has. Containers are not stored, only paths and values. Weak types become strong.
       meta: what else belongs to the state; anything JSON can hold (tuples come back as lists, keys as strings).
       keep: checkpoints that stay, this one included; at least 1.
+      prove: open what was written again, as a restore does, and compare some arrays, before an older checkpoint goes.
+        For the first save of a process: what may keep a checkpoint from being read (the path, the layout over devices
+        and hosts, the library's version) does not change later.
 
     Returns:
       The folder of the checkpoint.
 
     Raises:
-      CheckpointError: nothing that can be saved, or a failed write (full disk). Earlier checkpoints stay valid.
+      CheckpointError: nothing that can be saved, a failed write (full disk), or one that cannot be read again. Earlier
+        checkpoints stay valid.
     """
     if step < 0 or keep < 1:
         raise CheckpointError(f"Found step {step} and keep {keep}, expected step >= 0 and keep >= 1.")
@@ -69,13 +77,10 @@ def save_checkpoint(directory: str | os.PathLike, step: int, tree: Any, meta: di
         working = directory / name
         _write_arrays(working, leaves)
         manifest.first_process_decides(lambda: _complete(working, folder, step, record))
+    if prove:
+        _prove(folder, leaves)
     manifest.first_process_decides(lambda: _remove_older(directory, step, keep))
     return folder
-
-
-def leaf_table(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """path -> {"dtype": "float32", "shape": [2, 3]}, of arrays or ShapeDtypeStructs; PRNG keys: "key<fry>"."""
-    return {name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for name, leaf in leaves.items()}
 
 
 def _checked_leaves(tree: Any) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def _jax_has(dtype: np.dtype) -> bool:
 
 def _record(step: int, leaves: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """The content of meta.json, as it will be read back."""
-    record = {"version": __version__, "step": step, "leaves": leaf_table(leaves), "meta": meta}
+    record = {"version": __version__, "step": step, "leaves": manifest.leaf_table(leaves), "meta": meta}
     try:
         return json.loads(json.dumps(record, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -172,6 +177,17 @@ def _complete(working: epath.Path, folder: epath.Path, step: int, record: dict[s
     reason = manifest.damage(folder, checksums=False)
     if reason:
         raise OSError(f"what was written reads back differently: {reason}")
+
+
+def _prove(folder: epath.Path, leaves: dict[str, Any]) -> None:
+    """Takes a checkpoint out of the count again where it cannot be read as it was written (CheckpointError)."""
+    found = next(filter(None, exchange("proof", differs_from(folder, leaves))), None)
+    if found is not None:
+        manifest.first_process_decides(lambda: manifest.uncommit(folder))
+        raise CheckpointError(
+            f"{folder} was written, but a restore from it would fail: {found}. It does not count; earlier "
+            f"checkpoints in {folder.parent} are unchanged. Use a --workdir on another disk."
+        )
 
 
 def _remove_older(directory: epath.Path, step: int, keep: int) -> None:

@@ -1,5 +1,6 @@
 """Checks that the fields' own declarations ask for: types, closed sets, ranges, names of tables, and who reads them."""
 
+import ctypes
 import dataclasses
 import math
 import types
@@ -75,14 +76,16 @@ def _check_range(path: str, value: Any, rules: Rules) -> None:
         return
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise ConfigError(f"{path} has {value.bit_length()} bits; expected an integer of at most {LARGEST_INTEGER}.")
+    # Programs compute in float32: what rounds to a bound there is that bound, and what is too large is infinite.
+    used = value if isinstance(value, int) else ctypes.c_float(value).value
     # Written so that a NaN, which compares with nothing, is refused.
     inside = (
         (rules.at_least is None or value >= rules.at_least)
-        and (rules.above is None or value > rules.above)
+        and (rules.above is None or used > rules.above)
         and (rules.at_most is None or value <= rules.at_most)
-        and (rules.below is None or value < rules.below)
+        and (rules.below is None or used < rules.below)
     )
-    if not (inside and math.isfinite(value)):
+    if not (inside and math.isfinite(used)):
         reason = f": {rules.note}" if rules.note else ""
         raise ConfigError(f"{path} is {value}; expected {range_words(rules) or 'a finite number'}{reason}.")
     if value and not SMALLEST <= abs(value) <= LARGEST:

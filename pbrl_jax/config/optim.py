@@ -28,7 +28,7 @@ class OptimConfig:
     """Decay of the first moment."""
     b2: float = identity(0.999, at_least=0, below=1)
     """Decay of the second moment."""
-    eps: float = identity(1e-8, at_least=0, at_most=1, only_with=("optimizer", "adamw"))
+    eps: float = identity(1e-8, above=0, at_most=1, only_with=("optimizer", "adamw"))
     """Adam's epsilon."""
     max_grad_norm: float = identity(1.0, at_least=0)
     """Clip of the global gradient norm; 0 is off."""

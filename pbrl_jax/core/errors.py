@@ -28,6 +28,10 @@ class RewardError(PbrlError):
     """A reward whose result cannot be used as a score."""
 
 
+class NotFiniteError(PbrlError):
+    """Parameters, or updates of them, that are NaN or infinite."""
+
+
 class EndpointError(PbrlError):
     """An endpoint without a usable answer, or a request budget that is used up."""
 

@@ -154,6 +154,10 @@ class TrainBatch:
         return (jnp.arange(R)[None] < self.rollout.lengths_B[:, None]) & self.valid_B[:, None]
 
 
+#: Metric of an update: whether parameters and moments are finite after it. It is not a column of the log.
+STATE_FINITE = "state_finite"
+
+
 @pytree
 class TrainState:
     """All that an update changes.

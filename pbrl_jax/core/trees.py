@@ -79,8 +79,8 @@ def count_parameters(tree: Any) -> int:
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Scalar bool: no leaf holds NaN or an infinity."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    """Scalar bool: no leaf holds NaN or an infinity; integers never do."""
+    return jnp.stack([jnp.bool_(True), *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))]).all()
 
 
 def select(condition: jax.Array, chosen: Any, otherwise: Any) -> Any:

@@ -86,7 +86,7 @@ def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) 
     English is always among the languages that a response may turn out to be in.
     """
     related = related_languages((prompt.language, prompt.question) for prompt in prompts)
-    languages = (*dict.fromkeys([*(prompt.language for prompt in prompts), "en"]), *related.pairs)
+    languages: Alternatives = (*dict.fromkeys([*(prompt.language for prompt in prompts), "en"]), *related.pairs)
     texts = answer_texts(decoder, params, [p.question for p in prompts], [p.language for p in prompts], **calls)
     responses = [grade(prompt, text, languages) for prompt, text in zip(prompts, texts, strict=True)]
     return summarise(responses), responses

@@ -135,7 +135,7 @@ class LiveView:
                 numbers.add_row(Text(label, style="dim"), f"{self._row[name]:.4g}")
         body = Table.grid(padding=(0, 6))
         body.add_row(numbers, self._language_table() if self._languages else "")
-        return Panel(Group(head, Text(), body), title=self.title, expand=False)
+        return Panel(Group(head, Text(), body), title=Text(self.title), expand=False)
 
     def _language_table(self) -> Table:
         columns = [c for c in PER_LANGUAGE.values() if any(c in found for found in self._languages.values())]

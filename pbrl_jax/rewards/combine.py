@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,13 +12,12 @@ import numpy as np
 from pbrl_jax.config.checks import check_section
 from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.tree import Config, RewardConfig
-from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, PbrlError, RewardError, did_you_mean
 from pbrl_jax.core.records import AnyArray, Prompt, Scores
-from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
+from pbrl_jax.rewards.attempt import attempted
 from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
 from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
@@ -282,8 +279,8 @@ def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
 
 
 def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
-    """One reward by its name or import path. What it returns is checked at every call; a call that raises makes its
-    rows invalid, and the guard stops a run in which that goes on.
+    """One reward by its name or import path. What it returns is checked at every call; a call that raises is made once
+    more and then makes its rows invalid, and the guard stops a run in which that goes on.
 
     Raises:
       RewardError: (when called) another number of scores than rows.
@@ -292,13 +289,9 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
-        try:
-            found = function(inputs)
-        except (PbrlError, Interrupted, jax.errors.JaxRuntimeError):
-            raise  # an answer to the user's input, or a device without memory: the next call would end like this one
-        except Exception:
-            said = visible(traceback.format_exc())
-            print(f"Reward {name} raised; its {count} rows are invalid:\n{said}", file=sys.stderr)
+        # An answer to the user's input, or a device without memory: the next call would end like this one.
+        found = attempted(name, lambda: function(inputs), count, (PbrlError, jax.errors.JaxRuntimeError))
+        if found is None:
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {}, jnp.ones(count, bool))
         if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
             raise RewardError(

@@ -4,10 +4,8 @@ import asyncio
 import importlib
 import inspect
 import queue
-import sys
 import threading
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ import numpy as np
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
+from pbrl_jax.rewards.attempt import OutOfTime, attempted
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.equality import let_threads_verify
 
@@ -35,7 +34,7 @@ def load_function(path: str) -> Callable:
     module_name, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise ConfigError(
             f"reward.functions names {path!r}, which cannot be imported ({type(error).__name__}: {error}). "
             "Write package.module:function, with the package on PYTHONPATH."
@@ -50,11 +49,11 @@ def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs]
 
     It receives what `arguments` makes of the rows, by keyword; a function without `**` receives only what it names.
     It returns one number per completion; None means that the reward does not apply to the row, NaN and infinities that
-    it failed. An exception, and a call that takes more than `timeout` seconds (0: no limit), make the whole call
-    invalid and are printed; the guard stops a run in which that goes on.
+    it failed. A call that raises is made once more; a second exception, and a call that takes more than `timeout`
+    seconds (0: no limit), make all rows invalid and are printed; the guard stops a run in which that goes on.
 
     Raises:
-      RewardError: (when called) the wrong number of values, or something that is no number.
+      RewardError: (when called) the wrong number of values, something that is no number, or sys.exit.
     """
     function = load_function(path)
     named = inspect.signature(function).parameters
@@ -64,16 +63,12 @@ def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs]
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
-        try:
-            given = arguments(inputs)
-            found = call(
-                function, timeout, given if takes_all else {name: given[name] for name in named.keys() & given.keys()}
-            )
-        except Exception:  # a user's code may raise anything; the rows are invalid, never zero
-            said = visible(traceback.format_exc())
-            print(f"Reward {path} raised; its {count} rows are invalid:\n{said}", file=sys.stderr)
+        given = arguments(inputs)
+        given = given if takes_all else {name: given[name] for name in named.keys() & given.keys()}
+        found = attempted(path, lambda: (call(function, timeout, given),), count)
+        if found is None:
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
-        values, applies = as_numbers(path, found, count)
+        values, applies = as_numbers(path, found[0], count)
         finite = np.isfinite(values)
         return Scores(jnp.asarray(np.where(finite, values, 0.0)), jnp.asarray(finite), {}, jnp.asarray(applies))
 
@@ -84,7 +79,7 @@ def call(function: Callable, timeout: float, given: dict[str, Any]):
     """What `function` returns, awaited where it is async.
 
     Raises:
-      TimeoutError: it took longer than `timeout` seconds. Its thread is left behind: Python cannot end one.
+      OutOfTime: it took longer than `timeout` seconds. Its thread is left behind: Python cannot end one.
     """
 
     def run():
@@ -105,7 +100,7 @@ def call(function: Callable, timeout: float, given: dict[str, Any]):
     try:
         found, error = outcome.get(timeout=timeout)
     except queue.Empty:
-        raise TimeoutError(f"no answer within reward.timeout = {timeout:g} seconds") from None
+        raise OutOfTime(f"no answer within reward.timeout = {timeout:g} seconds") from None
     if error is not None:
         raise error
     return found
@@ -139,7 +134,18 @@ def arguments(inputs: RewardInputs) -> dict[str, Any]:
 
 def as_numbers(path: str, found, count: int) -> tuple[np.ndarray, np.ndarray]:
     """What a function returned: float32 with NaN for None, infinite where float32 cannot hold it; and where it is not
-    None."""
+    None.
+
+    Raises:
+      RewardError: no list of numbers, or one of another length.
+    """
+    if isinstance(found, Mapping | Set | str | bytes) or inspect.isgenerator(found) or inspect.isasyncgen(found) or (
+        found is not None and (not hasattr(found, "__iter__") or getattr(found, "ndim", 1) == 0)
+    ):  # fmt: skip
+        raise RewardError(
+            f"Reward {path} returned a {type(found).__name__}: {visible(str(found)[:80])}. Expected a list with one "
+            "number (or None) per completion, in their order."
+        )
     try:
         found = list(found)
         values = [np.nan if value is None else _number(value) for value in found]

@@ -75,7 +75,10 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
 
     settings = f"{stable_repr(config.dpo, 'DpoConfig')}, {stable_repr(config.lora, 'LoraConfig')}"
     identity = f"({pairs!r}, {settings}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
-    stage = Stage("dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
+    stage = Stage(
+        "dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
+        config.guard.max_skipped_updates,
+    )  # fmt: skip
     state = run_stage(stage, work, mesh, state, step, batch_at, frozen)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 

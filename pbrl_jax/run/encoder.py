@@ -82,7 +82,10 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
     state = place_state(encoder.params, optimizer, encoder_axes(encoder.spec), mesh, donate=True)
     text = hashlib.sha256(steps.encoded.tokens_NS.tobytes()).hexdigest()
     identity = repr((stable_values(settings, "ContrastiveConfig"), encoder.key, config.train.seed, text))
-    stage = Stage("encoder", settings.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
+    stage = Stage(
+        "encoder", settings.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
+        config.guard.max_skipped_updates,
+    )  # fmt: skip
     state = run_stage(stage, work, mesh, state, make_contrastive_step(encoder.spec, settings), steps.batch)
     return encoder._replace(params=state.params, fingerprint=stage.fingerprint)
 

@@ -22,8 +22,6 @@ from pbrl_jax.run.config_file import load_config, merged
 from pbrl_jax.run.settings import as_config, config_class
 from pbrl_jax.train.signals import SIGNALS
 
-LOCKING = ("train", "sft", "dpo", "encoder", "pivots")
-"""Verbs that write their work directory for a long time: one of them at a time."""
 INLINE = "pbrl_inline_rewards"
 """Module, of this process alone, of reward functions that cannot be imported from elsewhere."""
 
@@ -47,7 +45,7 @@ def run_verb(name: str, config: Config, workdir: str, **values: Any) -> None:
         print(said)
     if name != "train":
         refuse_several(name, hosts)
-    lock = held(workdir) if name in LOCKING and is_first() else contextlib.nullcontext()
+    lock = held(workdir) if is_first() else contextlib.nullcontext()
     with watched_run(hosts, config.log.slow_phase_seconds), lock:
         importlib.import_module(f"pbrl_jax.run.{name}").main(config, workdir, **values)
 

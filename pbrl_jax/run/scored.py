@@ -15,6 +15,7 @@ from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rewards.translation import loaded_comet, loaded_translator
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.staged import Stopped
 from pbrl_jax.train.start import start_params
@@ -64,10 +65,12 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
 
     Raises:
       Stopped: a stop was requested; nothing was written.
+      RewardError: rewards go on failing.
     """
     config, G = experiment.config, experiment.config.algo.num_generations
     count = -(-prompts // config.train.prompts_per_step)
     groups: list[ScoredGroup] = []
+    failed = 0
     with jax.set_mesh(experiment.mesh), Progress("responses", count, unit="batch") as progress:
         params = start_params(experiment.policy, config, experiment.mesh)
         functions = hosted_functions(experiment)._replace(params=lambda _state, _frozen: params)
@@ -76,6 +79,7 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
                 found = sample_batch(functions, None, Frozen(), draw(experiment, number, {"batch": number}))
             except Interrupted as error:
                 raise Stopped from error
+            failed = failed_in_a_row(config, failed, number + 1, found.rewards.valid_B)
             total, rollout, texts_B = found.rewards.total, found.host_rollout, found.texts_B
             if rollout is None or texts_B is None:
                 raise ValueError("The rollout was not decoded on the host.")

@@ -137,7 +137,10 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
     optimizer = stable_repr(optim, "OptimConfig")
     identity = f"({data!r}, {optimizer}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
     identity += stable_repr(config.lora, "LoraConfig") if config.lora.rank else ""
-    stage = Stage("sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part)
+    stage = Stage(
+        "sft", config.sft.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
+        config.guard.max_skipped_updates,
+    )  # fmt: skip
     state = run_stage(stage, work, mesh, state, step, batch_at, frozen)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 

@@ -18,7 +18,7 @@ from pbrl_jax.mesh.sharding import row_shards
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.sft import gradient_step
+from pbrl_jax.train.sft import gradient_metrics, gradient_step
 
 
 @pytree
@@ -129,6 +129,7 @@ def make_contrastive_step(spec: TextEncoderSpec, config: ContrastiveConfig) -> C
 
     def step(state: TrainState, batch: ContrastiveBatch):
         (value, right), grads = contrastive_gradient(state.params, batch, spec=spec, config=config)
-        return gradient_step(state, grads, optimizer), {"loss": value, "retrieval": right}
+        state = gradient_step(state, grads, optimizer)
+        return state, {"loss": value, "retrieval": right} | gradient_metrics(state, grads)
 
     return jax.jit(step, donate_argnums=0)

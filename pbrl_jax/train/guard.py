@@ -1,4 +1,4 @@
-"""The collapse guard: metrics that show a policy falling apart, watched at every step.
+"""The guards of a run: rewards that fail, and metrics that show a policy falling apart, watched at every step.
 
 A run that answers in English, stops early, never stops, repeats itself, or earns the same reward everywhere still
 has a falling loss. Bounds are `config.guard`'s; None does not look.
@@ -7,8 +7,13 @@ has a falling loss. Bounds are `config.guard`'s; None does not look.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pbrl_jax.config.tree import GuardConfig
-from pbrl_jax.core.errors import PbrlError
+import numpy as np
+
+from pbrl_jax.config.tree import Config, GuardConfig
+from pbrl_jax.core.errors import PbrlError, RewardError
+
+#: Among the counters of a run: steps in a row most of whose rewards were invalid; absent where the last was not.
+FAILED = "failed_rewards"
 
 
 class CollapseError(PbrlError):
@@ -51,6 +56,43 @@ def broken_bounds(guard: GuardConfig, metrics: Mapping[str, Any]) -> dict[str, s
         elif high is not None and not value <= high:
             found[name] = f"{name} is {value:.4g}, expected at most {high:g}"
     return found
+
+
+def failed_in_a_row(config: Config, before: int, step: int, valid_B) -> int:
+    """How many steps in a row, up to this one, had more invalid rewards than guard.max_invalid_share.
+
+    Args:
+      before: the same of the step before.
+      valid_B: which rewards of the step are valid, on the host.
+
+    Raises:
+      RewardError: guard.patience of them.
+    """
+    valid, guard = np.asarray(valid_B), config.guard
+    invalid = 1 - float(valid.mean())
+    if invalid <= guard.max_invalid_share:
+        return 0
+    if before + 1 < guard.patience:
+        return before + 1
+    lasting = f" in step after step, {before + 1} by now (guard.patience)" if before else ""
+    raise RewardError(
+        f"Step {step}: {invalid:.0%} of the rewards are invalid (first in row {int(np.argmin(valid))}: NaN, infinite, "
+        f"an exception, no reference, or scored by other rewards than its group){lasting}, more than "
+        f"guard.max_invalid_share = {guard.max_invalid_share:.0%}. Rewards of this run: "
+        f"{', '.join(config.reward.functions)}. Mend them and run the same command: it goes on from the last step that "
+        "was saved."
+    )
+
+
+def flat_in_a_row(config: Config, metrics: Mapping[str, Any], before: int) -> int:
+    """How many steps in a row, up to the one with these metrics, had no group with two different rewards."""
+    flat = config.algo.num_generations > 1 and metrics.get("frac_reward_zero_std") == 1
+    return before + 1 if flat else 0
+
+
+def with_failed(streaks: Mapping[str, int], failed: int) -> dict[str, int]:
+    """The counters with another number of failed steps in a row."""
+    return {name: count for name, count in streaks.items() if name != FAILED} | ({FAILED: failed} if failed else {})
 
 
 def acts(guard: GuardConfig) -> bool:

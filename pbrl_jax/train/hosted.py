@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.grpo import scales_rewards_separately
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import RewardError, lookup
+from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
 from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.offload import fetched, sent_back
@@ -37,6 +37,7 @@ from pbrl_jax.rollout.generate import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
 from pbrl_jax.train.programs import (
     make_advantages,
@@ -62,6 +63,7 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
     sample = sample_batch
     if config.algo.max_sampling_rounds > 1:
         sample = with_dynamic_sampling(sample, experiment, batch_shapes(experiment))
+    sample = watched_rewards(sample, config)
     if updates_per_rollout(config) > 1:
         sample = with_column(sample, "old_logp_BR", packed(make_logprobs(spec, config), config))
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
@@ -115,7 +117,7 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
     """Rewards on decoded text; each host decodes and scores the rows that it owns.
 
     Raises (when called):
-      RewardError: too many rewards are invalid, or a reward returned no scores.
+      RewardError: a reward returned no scores.
     """
     config, mesh, G = experiment.config, experiment.mesh, experiment.config.algo.num_generations
     separate = scales_rewards_separately(config.algo)
@@ -143,7 +145,6 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
         own_B = (own_P[:, None] * G + np.arange(G)).reshape(-1)
         host = own_rollout(rollout, own_B)
         found = on_all_hosts(lambda: score_own(drawn, own_P, host), own_B, rows, logged_rows(config, drawn, rows))
-        check_rewards(config, drawn.step + 1, found.rewards.valid_B)
         batch = scored_batch(drawn.prompts, rollout, found, mesh)
         extra = curriculum_weights(config, drawn.step)
         return Scored(batch, found.rewards, drawn.prompts_P, drawn.cursor, found.rollout, found.texts_B, extra)
@@ -151,18 +152,15 @@ def make_scoring(experiment: Experiment) -> Callable[[Rollout, Drawn], Scored]:
     return score
 
 
-def check_rewards(config: Config, step: int, valid_B) -> None:
-    """Stop a run whose rewards mostly fail (RewardError)."""
-    valid = np.asarray(valid_B)
-    invalid = 1 - float(valid.mean())
-    if invalid > config.guard.max_invalid_share:
-        raise RewardError(
-            f"Step {step}: {invalid:.0%} of the rewards are invalid (first in row {int(np.argmin(valid))}: NaN, "
-            f"infinite, an exception, no reference, or scored by other rewards than its group), more than "
-            f"guard.max_invalid_share = {config.guard.max_invalid_share:.0%}. Rewards of this run: "
-            f"{', '.join(config.reward.functions)}. Mend them and run the same command: it goes on from the last step "
-            "that was saved."
-        )
+def watched_rewards(sample: Callable, config: Config) -> Callable:
+    """Sampling that ends a run whose rewards go on failing, before anything is updated on them (RewardError)."""
+
+    def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
+        scored = sample(functions, state, frozen, drawn)
+        failed = failed_in_a_row(config, drawn.failed, drawn.step + 1, scored.rewards.valid_B)
+        return scored._replace(failed=failed)
+
+    return call
 
 
 def scored_batch(prompts: PromptBatch, rollout: Rollout, found: HostRows, mesh: Mesh) -> TrainBatch:

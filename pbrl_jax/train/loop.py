@@ -7,7 +7,7 @@ state, cursor, and the scored rollout batch where a cycle of several updates is 
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,9 +24,10 @@ from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
+from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
 from pbrl_jax.train.fused import make_fused_policy_step
-from pbrl_jax.train.guard import acts, watch
-from pbrl_jax.train.hosted import check_rewards, hosted_functions
+from pbrl_jax.train.guard import FAILED, acts, failed_in_a_row, flat_in_a_row, watch, with_failed
+from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.iterations import step_in_cycle
 from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.programs import updates_per_rollout
@@ -34,7 +35,7 @@ from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.start import as_rewards_read, frozen_of, kept_start, merged_params
-from pbrl_jax.train.step import Position, Record, Run, policy_step, train_step
+from pbrl_jax.train.step import Position, Record, Run, Scored, policy_step, train_step
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.weights.policies import Policy
 
@@ -113,6 +114,10 @@ class Loop:
         """The last step that is saved, and the last whose metrics were read."""
         self.streaks = dict(position.streaks)
         self.window = MetricWindow(position.unlogged)
+        self.flat = 0
+        """Steps in a row in which no group had different rewards."""
+        self.proved = False
+        """Whether a checkpoint that this process has saved was read back."""
         self.unwritten: tuple[Record, dict[str, float]] | None = None
         """The last step's record and further metrics of it; read after the next step was dispatched."""
 
@@ -137,7 +142,8 @@ class Loop:
           Whether a metric has just been out of its range for long enough.
 
         Raises:
-          RewardError: too many rewards are invalid.
+          RewardError: rewards go on failing.
+          NotFiniteError: the state, or the gradients of too many updates in a row, are not finite.
           CollapseError: guard.action is stop, and a metric has stayed past its bound.
         """
         if row is None or row[0].step <= self.counted:
@@ -151,20 +157,52 @@ class Loop:
             self.writer.write(record.step, self.window.take())
             work, kept = self.experiment.work, config.log.samples_per_step
             self.writer.later(write_samples, work.root, record.step, samples, kept)
+        if record.scored is not None:
+            self.count_failed(record.step, record.scored, check)
         if check:
-            if record.scored is not None and record.scored.host_rollout is None:
-                # A fused step's rewards are first seen here.
-                check_rewards(config, record.step, jax.device_get(record.scored.rewards.valid_B))
+            check_update(record.step, record.metrics, self.streaks, config.guard.max_skipped_updates)
+            self.check_signal(record.step, metrics)
             if message := watch(config.guard, self.streaks, record.step, metrics):
                 self.writer.say(message)
         return message is not None
 
+    def count_failed(self, step: int, scored: Scored, check: bool) -> None:
+        """Count a step in whose rewards mostly failed, and say when that begins. A fused step's rewards are first seen
+        here, and end the run where they go on failing (RewardError; not without `check`)."""
+        failed, before, guard = scored.failed, self.streaks.get(FAILED, 0), self.experiment.config.guard
+        if failed is None:
+            valid_B = jax.device_get(scored.rewards.valid_B)
+            failed = failed_in_a_row(self.experiment.config, before, step, valid_B) if check else before
+        if failed and not before:
+            self.writer.say(
+                f"Step {step}: more than {guard.max_invalid_share:.0%} of the rewards are invalid, and left out. The "
+                f"run stops when that lasts for {guard.patience} steps (guard.patience)."
+            )
+        self.streaks = with_failed(self.streaks, failed)
+
+    def check_newest(self) -> None:
+        """Raise NotFiniteError where the last step left a state that is not finite."""
+        if self.unwritten is not None and not is_finite(self.unwritten[0].metrics):
+            self.write(self.unwritten)
+
+    def check_signal(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Say when no group has had different rewards for guard.patience steps: there is nothing to learn from."""
+        config = self.experiment.config
+        self.flat = flat_in_a_row(config, metrics, self.flat)
+        if self.flat == config.guard.patience:
+            self.writer.say(
+                f"Step {step}: in {self.flat} steps in a row all responses to a prompt had the same reward, so "
+                "nothing was learned from them. Look at samples/: everything right, everything rejected by the "
+                "language gate, or rollout.temperature too low."
+            )
+
     def save(self) -> None:
-        """Save the position, where it is not saved yet."""
-        if self.position.step > self.saved:
+        """Save the position, where it is not saved yet and its state is finite."""
+        finite = self.unwritten is None or is_finite(self.unwritten[0].metrics)
+        if self.position.step > self.saved and finite:
             position = self.position._replace(streaks=self.streaks, unlogged=self.window.saved())
-            save(self.experiment, position, self.writer)
-            self.saved = self.position.step
+            save(self.experiment, position, self.writer, prove=not self.proved)
+            self.saved, self.proved = self.position.step, True
 
 
 def run_steps(loop: Loop, bar: Progress) -> Position:
@@ -229,6 +267,7 @@ def between_steps(loop: Loop) -> bool:
     """Evaluate, let the guard act, save. False when a stop was requested in the evaluation."""
     evaluating, step = evaluates_after(loop), loop.position.step
     if evaluating and loop.evaluate is not None:
+        loop.check_newest()
         if (found := evaluated(loop.evaluate, loop.position)) is None:
             loop.position = loop.position._replace(unevaluated=True)
             loop.write(loop.unwritten, always=True)
@@ -280,6 +319,7 @@ def on_forward_params(evaluate: Evaluate | None, frozen: Frozen, config) -> Eval
 
 def finish(experiment: Experiment, position: Position, frozen: Frozen, evaluate: Evaluate | None) -> bool:
     """Evaluate the last parameters and write final.json; adapters are merged. False when a stop was requested."""
+    refuse_not_finite(position.state.params, f"Step {position.step} of {experiment.work.root}")
     metrics = evaluated(evaluate, position) if evaluate is not None else {}
     if metrics is None:
         return False

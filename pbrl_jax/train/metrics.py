@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pbrl_jax.core.records import Prompt, Rollout, Scores
+from pbrl_jax.core.records import STATE_FINITE, Prompt, Rollout, Scores
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.text.tokenizers import Tokenizer
@@ -16,7 +16,8 @@ from pbrl_jax.train.step import Record, Scored
 def read_record(record: Record, tokenizer: Tokenizer) -> tuple[dict[str, Any], list[dict]]:
     """(metrics, rows for the sample file) of a step; waits for the device."""
     described, rows = ({}, []) if record.scored is None else describe(record.scored, record.step, tokenizer)
-    return described | read_metrics(record.metrics) | dict(record.times), rows
+    update = {name: value for name, value in record.metrics.items() if name != STATE_FINITE}
+    return described | read_metrics(update) | dict(record.times), rows
 
 
 def read_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

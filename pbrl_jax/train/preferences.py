@@ -12,7 +12,7 @@ from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.sft import SftBatch, gradient_step, mean_gradient
+from pbrl_jax.train.sft import SftBatch, gradient_metrics, gradient_step, mean_gradient
 from pbrl_jax.train.trained import forward_params
 
 
@@ -56,6 +56,7 @@ def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraCo
 
         groups = len(batch.prompts.lengths_P)
         grads, metrics = mean_gradient(sums, state.params, batch, groups, config.microbatch_size)
-        return gradient_step(state, grads, optimizer), metrics
+        state = gradient_step(state, grads, optimizer)
+        return state, metrics | gradient_metrics(state, grads)
 
     return jax.jit(step, donate_argnums=0)

@@ -48,8 +48,11 @@ def new_position(experiment: Experiment) -> Position:
     return Position(0, state, start_cursor(), None)
 
 
-def save(experiment: Experiment, position: Position, writer: MetricWriter) -> None:
-    """Write a checkpoint from which the run continues bit by bit; the log is made durable before."""
+def save(experiment: Experiment, position: Position, writer: MetricWriter, prove: bool = False) -> None:
+    """Write a checkpoint from which the run continues bit by bit; the log is made durable before.
+
+    `prove`: as in `save_checkpoint`.
+    """
     writer.flush()
     meta = {
         "cursor": position.cursor,
@@ -64,7 +67,7 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter) -> No
     tree = {"state": position.state, "batch": position.batch}
     limit = experiment.config.train.save_total_limit
     with phase("save"):
-        save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit)
+        save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit, prove=prove)
 
 
 def restore(experiment: Experiment) -> Position:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Int
 
 from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
-from pbrl_jax.core.records import PromptBatch, TrainState, pytree
+from pbrl_jax.core.records import STATE_FINITE, PromptBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, select, sum_microbatches
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
@@ -67,7 +68,8 @@ def make_sft_step(
             return sft_sums(forward_params(trained, frozen, lora), rows, spec=spec, chunk=chunk)
 
         grads, metrics = mean_gradient(sums, state.params, batch, len(jax.tree.leaves(batch)[0]), microbatch)
-        return gradient_step(state, grads, optimizer), metrics
+        state = gradient_step(state, grads, optimizer)
+        return state, metrics | gradient_metrics(state, grads)
 
     return jax.jit(step, donate_argnums=0)
 
@@ -89,7 +91,7 @@ def mean_gradient(sums: Callable, trained, batch, groups: int, microbatch: int):
 
 def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
     """One optimizer step; gradients that are not finite are skipped and counted."""
-    finite = all_finite(grads)
+    finite = jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
     return dataclasses.replace(
@@ -99,6 +101,11 @@ def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
     )
+
+
+def gradient_metrics(state: TrainState, grads) -> dict[str, jax.Array]:
+    """What a stage must know of a `gradient_step`: `grad_norm`, and whether the state is finite after it."""
+    return {"grad_norm": optax.tree.norm(grads), STATE_FINITE: all_finite((state.params, state.opt_state))}
 
 
 def pool_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int]:

@@ -7,12 +7,14 @@ import jax
 from jax.sharding import Mesh
 
 from pbrl_jax.checkpoint import Restored, restore_latest, save_checkpoint
+from pbrl_jax.config.tree import GuardConfig
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import WorkDir
-from pbrl_jax.core.records import TrainState
+from pbrl_jax.core.records import STATE_FINITE, TrainState
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.sharding import batch_sharding
+from pbrl_jax.train.finite import check_update
 from pbrl_jax.train.signals import stop_requested
 from pbrl_jax.train.state import abstract_state
 
@@ -28,6 +30,8 @@ class Stage(NamedTuple):
     save_steps: int
     fingerprint: str
     part: tuple[int, int] | None = None
+    max_skipped: int = GuardConfig.max_skipped_updates
+    """Updates in a row whose gradients are not finite, after which it ends."""
 
 
 class Stopped(Exception):
@@ -49,6 +53,7 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
 
     Raises:
       CheckpointError: the work directory holds a checkpoint of other data or settings.
+      NotFiniteError: the state, or too many gradients in a row, are not finite; the last checkpoint stays.
       Stopped: SIGTERM or SIGINT came; the state was saved first.
     """
 
@@ -63,30 +68,35 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
         return shapes
 
     take, beside = shared_step(step_function, state), () if frozen is None else (frozen,)
-    restored, start = restore_latest(work.checkpoints, abstract), 0
+    restored, start, streaks = restore_latest(work.checkpoints, abstract), 0, dict[str, int]()
     if restored is not None:
         announce(restored)
         state, start = restored.tree, restored.step
-
-    def save(step, state):
-        save_checkpoint(work.checkpoints, step, state, {"fingerprint": stage.fingerprint}, keep=2)
 
     with (
         jax.set_mesh(mesh),
         MetricWriter(work.root, resume_step=start, max_steps=stage.steps, quiet=True) as writer,
         Progress(stage.name, stage.steps, done=start, part=stage.part) as progress,
     ):
+        metrics, proved = dict[str, Any](), False
         for step in range(start, stage.steps):
+            before = metrics
             state, metrics = take(state, jax.device_put(batch_at(step), batch_sharding(mesh)), *beside)
-            done = step + 1
+            done, stopping = step + 1, stop_requested()
+            if step > start:  # read while this step runs
+                check_update(step, before, streaks, stage.max_skipped)
             if done % 20 == 0 or done == stage.steps:
-                shown = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                told = {name: value for name, value in metrics.items() if name != STATE_FINITE}
+                shown = {name: float(value) for name, value in jax.device_get(told).items()}
                 writer.write(done, shown)
                 progress.advance(done - progress.done, note=f"loss {shown['loss']:.3f}")
-            if done % stage.save_steps == 0 or done == stage.steps or stop_requested():
+            if done % stage.save_steps == 0 or done == stage.steps or stopping:
+                check_update(done, metrics, dict(streaks), stage.max_skipped)
                 writer.flush()
-                save(done, state)
-            if stop_requested() and done < stage.steps:
+                meta = {"fingerprint": stage.fingerprint}
+                save_checkpoint(work.checkpoints, done, state, meta, keep=2, prove=not proved)
+                proved = True
+            if stopping and done < stage.steps:
                 raise Stopped
     return state
 

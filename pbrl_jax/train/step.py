@@ -30,6 +30,7 @@ from pbrl_jax.rewards.inputs import PivotVectors
 from pbrl_jax.rewards.tokens import PivotBatch
 from pbrl_jax.rollout.sampling import step_key
 from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts, pivot_vectors
+from pbrl_jax.train.guard import FAILED, with_failed
 from pbrl_jax.train.update import Frozen, Targets
 
 
@@ -37,9 +38,9 @@ class Position(NamedTuple):
     """Where a run is between two steps; all of it goes into a checkpoint.
 
     `batch` is the scored rollout batch of a cycle of several updates, None between cycles; `streaks` are the counters
-    of the collapse guard, up to the last step whose metrics were read; `unevaluated`: a stop interrupted
-    the evaluation after this step, which is then made first; `unlogged`: metrics since the last row of the log
-    (logs.window).
+    of the guards, up to the last step whose metrics were read (FAILED: up to this step); `unevaluated`: a stop
+    interrupted the evaluation after this step, which is then made first; `unlogged`: metrics since the last row of the
+    log (logs.window).
     """
 
     step: int
@@ -62,6 +63,8 @@ class Drawn(NamedTuple):
     prompts_P: Sequence[Prompt] = ()
     cursor: Mapping[str, int] = MappingProxyType({})
     timer: PhaseTimer = PhaseTimer()
+    failed: int = 0
+    """Steps in a row before this one whose rewards were mostly invalid."""
 
 
 class Scored(NamedTuple):
@@ -79,6 +82,8 @@ class Scored(NamedTuple):
     host_rollout: Rollout | None = None
     texts_B: Sequence[str] | None = None
     extra: Mapping[str, float] = MappingProxyType({})
+    failed: int | None = None
+    """Steps in a row up to this one whose rewards were mostly invalid; None where no host has looked yet."""
 
 
 class Record(NamedTuple):
@@ -122,13 +127,16 @@ def train_step(run: Run, position: Position) -> tuple[Position, Record]:
 
     Raises:
       Interrupted: a stop was requested while the policy decoded; the rollout is dropped, its keys derive from the step.
-      RewardError: too many rewards are invalid; the state is still that of `position`.
+      RewardError: rewards go on failing; the state is still that of `position`.
     """
-    drawn = draw(run.experiment, position.step, position.cursor)
+    failed = position.streaks.get(FAILED, 0)
+    drawn = draw(run.experiment, position.step, position.cursor)._replace(failed=failed)
     state, metrics, scored = run.policy_step(position.state, run.frozen, drawn)
-    step = position.step + 1
-    record = Record(step, metrics, scored, drawn.timer.metrics())
-    return position._replace(step=step, state=state, cursor=dict(scored.cursor), batch=None, unevaluated=False), record
+    step, streaks = position.step + 1, with_failed(position.streaks, failed if scored.failed is None else scored.failed)
+    following = position._replace(
+        step=step, state=state, cursor=dict(scored.cursor), batch=None, streaks=streaks, unevaluated=False
+    )
+    return following, Record(step, metrics, scored, drawn.timer.metrics())
 
 
 def draw(experiment: Experiment, step: int, cursor: Mapping[str, int], number: int = 0) -> Drawn:

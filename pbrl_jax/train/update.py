@@ -1,6 +1,6 @@
 """The policy update: advantages, the gradient of the objective, one optimizer step.
 
-Traceable functions, which `train.programs` compiles. Nothing that is not finite enters the state.
+Traceable functions, which `train.programs` compiles. A gradient that is not finite changes nothing (see train.finite).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from pbrl_jax.algos.returns import adapted_beta, kl_penalty
 from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.core.records import TrainBatch, TrainState, pytree
+from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, map_microbatches, select, sum_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
@@ -226,22 +226,22 @@ def optimizer_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step. A gradient that is not finite, or of a batch in which nothing `counts`, changes nothing but
     the counters; `held` parameters stay as they are."""
-    finite, before = all_finite(grads), on_device(state.opt_state)
-    moves = finite & counts & ~jnp.asarray(held)
-    updates, opt_state = optimizer.policy.update(grads, before, state.params)
+    norm, before = optax.tree.norm(grads), on_device(state.opt_state)
+    moves = (finite := jnp.isfinite(norm)) & counts & ~jnp.asarray(held)
+    updates, moments = optimizer.policy.update(grads, before, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, moments = select(moves, (params, moments), (state.params, before))
     new_state = dataclasses.replace(
-        state,
-        params=select(moves, optax.apply_updates(state.params, updates), state.params),
-        opt_state=as_before(select(moves, opt_state, before), state.opt_state),
-        step=state.step + 1,
+        state, params=params, opt_state=as_before(moments, state.opt_state), step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
         empty=state.empty + (finite & ~jnp.asarray(counts)).astype(jnp.int32),
-    )
+    )  # fmt: skip
     (_, updates_made), *_ = optax.tree_utils.tree_get_all_with_path(before, "count")
     metrics = {
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": norm,
         "learning_rate": jnp.where(moves, optimizer.schedule(updates_made), 0.0).astype(jnp.float32),
         "skipped_updates": new_state.skipped,
+        STATE_FINITE: all_finite((params, moments)),
         "empty_updates": new_state.empty,
     }
     return new_state, metrics
@@ -271,4 +271,5 @@ def update_parameters(
                 responses=batch.valid_B.shape[0],
             )  # fmt: skip
             new_state = dataclasses.replace(new_state, beta=select(counts, beta, state.beta))
+    metrics[STATE_FINITE] &= all_finite((new_state.critic, new_state.beta))
     return new_state, metrics

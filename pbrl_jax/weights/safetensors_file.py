@@ -30,6 +30,8 @@ DTYPES = {
     "U64": np.dtype(np.uint64), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+#: Elements looked at or compared at a time, so that it takes no memory.
+PART = 1 << 22
 #: In bytes; the limit of the safetensors library.
 LONGEST_HEADER = 100_000_000
 #: Axes of an array, and elements of one whose empty axes count as 1: NumPy takes little more.
@@ -38,6 +40,12 @@ METADATA = "__metadata__"
 #: Suffix of a small file that replaces a large one: it holds the path of an object in a store.
 POINTER = ".at"
 _REPAIR = "Download or write the file again."
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array holds neither NaN nor infinities."""
+    flat = array.reshape(-1)  # a copy only where the array is no block of memory
+    return all(np.isfinite(flat[start : start + PART]).all() for start in range(0, flat.size, PART))
 
 
 class Entry(NamedTuple):
@@ -232,6 +240,7 @@ def write_safetensors(
 
     Raises:
       ValueError: an array that is not the planned one.
+      CheckpointError: one that holds NaN or infinities, which is no result; the file is removed.
     """
     header, position = {METADATA: metadata} if metadata else {}, 0
     for tensor in planned:
@@ -248,6 +257,12 @@ def write_safetensors(
         for tensor, array in zip(planned, arrays, strict=True):
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor} was planned, found {array.dtype} of shape {array.shape}")
+            if not all_finite(array):
+                epath.Path(path).unlink(missing_ok=True)
+                raise CheckpointError(
+                    f"{path} is not written: {tensor.name} holds numbers that are not finite (NaN or infinite) as "
+                    f"{tensor.dtype.name}. They are no result: go back to an earlier checkpoint."
+                )
             content = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b""
             digest.update(content)
             file.write(content)

@@ -22,7 +22,7 @@ from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import parse_json
 from pbrl_jax.core.trees import flat_paths, nested
 from pbrl_jax.weights.hf_names import Stored
-from pbrl_jax.weights.safetensors_file import RemoteTensor, Tensor, located, open_safetensors
+from pbrl_jax.weights.safetensors_file import PART, RemoteTensor, Tensor, all_finite, located, open_safetensors
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -46,8 +46,6 @@ LONG_LOAD = 1 << 30
 #: Elements copied at a time where a matrix is transposed, so that source and target stay in the CPU's cache.
 BLOCK_ELEMENTS = 1 << 18
 SAMPLE_BYTES = 1024
-#: Elements of two tensors compared at a time.
-COMPARED = 1 << 22
 #: Threads that copy.
 READERS = min(16, os.cpu_count() or 1)
 
@@ -250,7 +248,14 @@ class _Leaf:
             expert = numbers[-1] if stored.experts else 0
             tensor = self._tensor(self.names[layer * experts + expert], inner)
             view = (tensor.T if stored.transpose else tensor).reshape(stored.shape)
-            copy_blocks(out[place] if place else out, view[inner])
+            part = out[place] if place else out
+            copy_blocks(part, view[inner])
+            if not all_finite(part):
+                name, source = self.names[layer * experts + expert], getattr(self.tensors, "source", "the weights")
+                raise CheckpointError(
+                    f"{name} of {source!r} holds numbers that are not finite (NaN or infinite) as {self.dtype.name}. "
+                    "Such a model cannot be used: take an earlier one, or download the file again."
+                )
 
         places = itertools.product(*(range(len(part)) for part in ranges[:stacked]))
         list(self.pool.map(copy, places))
@@ -329,15 +334,15 @@ def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
     if head.shape != embed.shape:
         return True
     return any(
-        not np.array_equal(_elements(head, start), _elements(embed, start)) for start in range(0, head.size, COMPARED)
+        not np.array_equal(_elements(head, start), _elements(embed, start)) for start in range(0, head.size, PART)
     )
 
 
 def _elements(tensor: Tensor, start: int) -> np.ndarray:
-    """COMPARED elements of a tensor, or as many as there are."""
+    """PART elements of a tensor, or as many as there are."""
     if isinstance(tensor, RemoteTensor):
-        return tensor.elements(start, min(start + COMPARED, tensor.size))
-    return tensor.reshape(-1)[start : start + COMPARED]
+        return tensor.elements(start, min(start + PART, tensor.size))
+    return tensor.reshape(-1)[start : start + PART]
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

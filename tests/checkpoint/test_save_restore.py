@@ -12,6 +12,7 @@ from pbrl_jax import checkpoint
 from pbrl_jax.checkpoint import (
     list_checkpoints,
     read_meta,
+    restore,
     restore_checkpoint,
     restore_latest,
     save,
@@ -35,6 +36,27 @@ def test_a_folder_whose_name_reads_as_a_pattern(tmp_path, full_tree, abstract, s
     restored = restore_latest(folder, abstract(full_tree))
     same_bits(restored.tree, jax.tree.map(jnp.asarray, full_tree))
     assert os.listdir(folder) == ["step_00000010"] and restored.skipped == []
+
+
+def test_a_save_is_read_back_before_an_older_one_goes(tmp_path, monkeypatch, full_tree, small_tree):
+    """A read that fails, or gives other bits, leaves the older checkpoint, and the new one does not count."""
+    save_checkpoint(tmp_path, 1, full_tree, META, keep=1, prove=True)
+    read = restore._read_arrays
+
+    def fails(folder, wanted, partial):
+        raise FileNotFoundError("no such key")
+
+    def differs(folder, wanted, partial):
+        return {name: leaf * 0 if name == "w" else leaf for name, leaf in read(folder, wanted, partial).items()}
+
+    for changed, message in ((fails, "cannot be read: no such key"), (differs, "w reads back with other values")):
+        monkeypatch.setattr(restore, "_read_arrays", changed)
+        with pytest.raises(CheckpointError, match=f"a restore from it would fail: .*{message}"):
+            save_checkpoint(tmp_path, 2, small_tree(2), META, keep=1, prove=True)
+        assert steps(tmp_path) == [1]
+    monkeypatch.setattr(restore, "_read_arrays", read)
+    save_checkpoint(tmp_path, 2, small_tree(2), META, keep=1, prove=True)
+    assert steps(tmp_path) == [2] and os.listdir(tmp_path) == ["step_00000002"]
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

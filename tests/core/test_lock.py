@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from pbrl_jax.cli import main
 from pbrl_jax.core import lock
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.lock import held
@@ -55,6 +56,15 @@ def test_a_dead_holder_is_taken_over_at_once(holder, tmp_path, capsys):
         assert json.loads((tmp_path / "run" / lock.FILE).read_text())["pid"] == os.getpid()
     assert time.monotonic() - started < 5 and "Taking over" in capsys.readouterr().out
     assert not (tmp_path / "run" / lock.FILE).exists()
+
+
+@pytest.mark.parametrize("verb", ["audit", "calibrate", "harness"])
+def test_commands_that_leave_files_take_the_lock(tmp_path, capsys, verb):
+    """Beside those that train."""
+    given = ["--policy", "x", "--tasks", "y"] if verb == "harness" else ["configs/tiny_cpu.py"]
+    with held(tmp_path / "run"):
+        assert main([verb, *given, "--workdir", str(tmp_path / "run")]) == 1
+    assert f"{tmp_path / 'run'} is in use by process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_a_folder_made_for_the_lock_goes_with_it(tmp_path):

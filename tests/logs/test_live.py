@@ -50,7 +50,7 @@ def test_an_evaluation_is_one_line():
 
 def test_the_panel_shows_step_reward_languages_speed_and_time():
     pace = Pace(100)
-    view = LiveView("train mine", pace, console(True))
+    view = LiveView("train mine[/y]", pace, console(True))
     assert "the first step compiles" in shown(view)
     for step in (1, 2):
         row = {"step": step, **ROW}
@@ -58,8 +58,8 @@ def test_the_panel_shows_step_reward_languages_speed_and_time():
         view.update(row)
     view.update(EVALUATION)
     text = shown(view)
-    for part in ("train mine", "step 2 of 100", "150 tokens/s", "3 min 16 s left", "reward", "0.5", "accuracy", "98.0",
-                 "40.5", "right language", "25.0"):  # fmt: skip
+    for part in ("train mine[/y]", "step 2 of 100", "150 tokens/s", "3 min 16 s left", "reward", "0.5", "accuracy",
+                 "98.0", "40.5", "right language", "25.0"):  # fmt: skip
         assert part in text, part
 
 

@@ -124,6 +124,39 @@ def test_an_exception_makes_the_rows_invalid_and_is_shown(call, capsys):
     assert "own_rewards:function" in shown and "2 rows" in shown and "no such column" in shown
 
 
+def test_a_call_that_raises_once_is_made_again(call, capsys):
+    errors = [ConnectionError("reset by peer")]
+
+    def function(completions):
+        if errors:
+            raise errors.pop()
+        return [0.5, 0.25]
+
+    assert call(function).value_B.tolist() == [0.5, 0.25]
+    shown = capsys.readouterr().err
+    assert "own_rewards:function raised ConnectionError: reset by peer. It is called once more." in shown
+
+
+@pytest.mark.parametrize("timeout", [0.0, 30.0])
+def test_a_reward_that_leaves_the_program_is_named(call, timeout):
+    with pytest.raises(RewardError, match=r"own_rewards:function called sys.exit\(3\)"):
+        call(lambda completions: sys.exit(3), timeout)
+
+
+def yields(completions):
+    yield from (0.5, 0.25)
+
+
+@pytest.mark.parametrize("returned, kind", [
+    (lambda completions: {0: 0.5, 1: 0.25}, "dict"), (yields, "generator"), (lambda completions: 0.5, "float"),
+    (lambda completions: np.array(0.5), "ndarray"), (lambda completions: {0.5, 0.25}, "set"),
+])  # fmt: skip
+def test_what_is_no_list_is_named(call, returned, kind):
+    """The keys of a dict are numbers, too, and a generator's errors would come too late."""
+    with pytest.raises(RewardError, match=f"own_rewards:function returned a {kind}: .*Expected a list with one"):
+        call(returned)
+
+
 @pytest.mark.parametrize("values", [[1.0], [1.0, 2.0, 3.0], []])
 def test_a_wrong_count_is_an_error(call, values):
     with pytest.raises(RewardError, match=f"returned {len(values)} values for 2 completions"):
@@ -143,7 +176,8 @@ def test_a_function_that_is_not_there_is_refused_at_the_start(tmp_path, monkeypa
     (tmp_path / "torn_rewards.py").write_text("def f(:\n")
     (tmp_path / "good_rewards.py").write_text("weight = 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for path in ("no_such_module:f", "good_rewards:f", ":f", "torn_rewards:f", "good_rewards:"):
+    (tmp_path / "leaving_rewards.py").write_text("import sys\nsys.exit(0)\n")
+    for path in ("leaving_rewards:f", "no_such_module:f", "good_rewards:f", ":f", "torn_rewards:f", "good_rewards:"):
         with pytest.raises(ConfigError, match="package.module:function"):
             make_user_reward(path)
     with pytest.raises(ConfigError, match="int and no function"):

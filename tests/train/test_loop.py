@@ -1,5 +1,6 @@
 """What the loop leaves: the log, the samples, config.json and final.json; and that it compiles nothing twice."""
 
+import dataclasses
 import json
 import re
 
@@ -12,9 +13,9 @@ from tiny_policy import compilations, quick_compiles, tiny_batch, tiny_spec  # n
 
 from configs.tiny_cpu import get_config
 from pbrl_jax import Config, with_values
-from pbrl_jax.checkpoint import list_checkpoints, params_sha256
+from pbrl_jax.checkpoint import list_checkpoints, params_sha256, read_meta
 from pbrl_jax.config.serialize import from_json
-from pbrl_jax.core.errors import RewardError
+from pbrl_jax.core.errors import NotFiniteError, RewardError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.samples import SAMPLE_FIELDS
 from pbrl_jax.rollout.generate import Interrupted
@@ -105,6 +106,58 @@ def counted_run(experiment, frozen) -> Run:
         return following, Record(step, metrics, None, {})
 
     return Run(experiment, frozen, None, None, take)
+
+
+def scripted_run(metrics_of):
+    """make_run: steps that change nothing and whose metrics are `metrics_of(step)`."""
+
+    def make(experiment, frozen):
+        counted = counted_run(experiment, frozen)
+
+        def take(run, position):
+            position, record = counted.take(run, position)
+            return position, record._replace(metrics={**record.metrics, **metrics_of(position.step)})
+
+        return counted._replace(take=take)
+
+    return make
+
+
+@pytest.mark.parametrize("save_steps, eval_steps", [(1, 3), (2, 0)])
+def test_a_state_that_is_not_finite_is_no_result(trained, tmp_path, monkeypatch, save_steps, eval_steps):
+    """From step 3 on: the last good checkpoint stays, whether the pause after the step or the next step tells."""
+    monkeypatch.setattr(loop, "make_run", scripted_run(lambda step: {"state_finite": jnp.bool_(step < 3)}))
+    train = {"save_steps": save_steps, "eval_steps": eval_steps, "eval_on_start": False}
+    experiment, evaluated = trained[0]._replace(config=tiny(train=train), work=work_dir(tmp_path)), []
+    with pytest.raises(NotFiniteError, match="Step 3: parameters or moments are not finite"):
+        loop.train(experiment, evaluated.append, quiet=True)
+    assert list_checkpoints(experiment.work.checkpoints)[0][0] == 2 and not evaluated
+    assert not experiment.work.final.exists()
+
+
+def test_updates_that_are_skipped_again_and_again_end_a_run(trained, tmp_path, monkeypatch):
+    """Single ones do not. The count is in the checkpoint, and a run that is mended goes on."""
+    skipped = {2, 4, 5}
+    monkeypatch.setattr(loop, "make_run", scripted_run(lambda step: {"grad_norm": np.nan if step in skipped else 1.0}))
+    config = tiny(train={"save_steps": 4}, guard={"max_skipped_updates": 2})
+    experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
+    with pytest.raises(NotFiniteError, match="Step 5: 2 updates in a row were skipped"):
+        loop.train(experiment, quiet=True)
+    (step, folder), (before, earlier) = list_checkpoints(experiment.work.checkpoints)
+    assert (step, before) == (5, 4)
+    assert [read_meta(one)["streaks"] for one in (earlier, folder)] == [{"skipped_updates": 1}, {"skipped_updates": 2}]
+    skipped.clear()
+    longer = experiment._replace(config=with_values(config, train={"max_steps": 6}))
+    assert loop.train(longer, quiet=True).streaks == {}
+
+
+def test_groups_without_different_rewards_are_said_once(trained, tmp_path, monkeypatch, capsys):
+    flat = {"frac_reward_zero_std": jnp.float32(1)}
+    monkeypatch.setattr(loop, "make_run", scripted_run(lambda step: flat if step > 1 else {}))
+    experiment = trained[0]._replace(config=tiny(guard={"patience": 3}), work=work_dir(tmp_path))
+    assert loop.train(experiment).step == STEPS
+    said = [line for line in capsys.readouterr().out.splitlines() if "same reward" in line]
+    assert len(said) == 1 and said[0].startswith("Step 4: in 3 steps in a row all responses")
 
 
 def test_a_stop_in_an_evaluation(trained, tmp_path, monkeypatch):
@@ -262,6 +315,39 @@ def test_failing_reward_loses_no_row(trained, its_programs, tmp_path, monkeypatc
     assert json.loads(experiment.work.final.read_text())["params_sha256"] == params_sha256(trained[1].state.params)
 
 
+@pytest.mark.parametrize("patience", [2, 3])
+def test_failing_rewards_end_a_run_when_that_goes_on(trained, its_programs, tmp_path, monkeypatch, capsys, patience):
+    """Batches 2 and 3 have no valid reward: they are left out and told, and with a patience of 2 the second ends the
+    run before anything is updated on it."""
+    make = hosted.make_scoring
+
+    def make_failing(experiment):
+        score = make(experiment)
+
+        def failing(rollout, drawn):
+            scored = score(rollout, drawn)
+            total = scored.rewards.total
+            broken = dataclasses.replace(total, valid_B=total.valid_B & (drawn.step not in (1, 2)))
+            valid_B = scored.batch.valid_B & (drawn.step not in (1, 2))
+            batch = dataclasses.replace(scored.batch, valid_B=valid_B)
+            return scored._replace(rewards=scored.rewards._replace(total=broken), batch=batch)
+
+        return failing
+
+    monkeypatch.setattr(hosted, "make_scoring", make_failing)
+    config = tiny(train={"save_steps": 50, "max_steps": 4}, guard={"patience": patience})
+    experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
+    if patience == 2:
+        with pytest.raises(RewardError, match="Step 3: 100% of the rewards are invalid.*2 by now"):
+            loop.train(experiment)
+        ((step, folder),) = list_checkpoints(experiment.work.checkpoints)
+        assert step == 2 and read_meta(folder)["streaks"] == {"failed_rewards": 1}
+        return
+    assert loop.train(experiment).streaks == {}
+    assert "Step 2: more than 50% of the rewards are invalid" in capsys.readouterr().out
+    assert [row["empty_updates"] for row in rows_of(experiment.work)] == [0, 1, 2, 2]
+
+
 def test_an_error_of_another_kind_loses_no_step(trained, its_programs, tmp_path, monkeypatch):
     """A fault of the program itself in the third step: the two steps before it are saved and written."""
     make = hosted.make_scoring
@@ -296,7 +382,8 @@ def test_parts_of_groups_have_stream_lengths_of_their_own(samples, part):
 
 def test_fused_rows_and_guard(tmp_path):
     """The fused step logs the same names; rewards that it only sees afterwards stop the run with every row written."""
-    config = tiny(train={"fused": True, "max_steps": 3, "save_steps": 50}, reward={"language_gate": "tokens"})
+    train = {"fused": True, "max_steps": 3, "save_steps": 50}
+    config = tiny(train=train, reward={"language_gate": "tokens"}, guard={"patience": 1})
     experiment = build_experiment(config, work_dir(tmp_path / "whole"))
     with programs_made_once({}) as made:
         loop.train(experiment)

@@ -55,6 +55,22 @@ def test_round_trip_bit_for_bit(folder):
     assert load_policy(str(folder / "again")).fingerprint == loaded.fingerprint
 
 
+def test_numbers_that_are_not_finite_neither_come_in_nor_go_out(folder, tmp_path):
+    """The tensor is named; what was not written is no model."""
+
+    def spoil(tensors):
+        tensors["layers/mlp/up/kernel"][1, 0, 3] = np.nan
+
+    rewrite(folder, spoil)
+    with pytest.raises(CheckpointError, match="layers/mlp/up/kernel of .* not finite"):
+        load_policy(str(folder))
+    scale = policy().params["final_norm"]["scale"].at[0].set(jnp.inf)
+    bad = policy()._replace(params={**policy().params, "final_norm": {"scale": scale}})
+    with pytest.raises(CheckpointError, match="is not written: final_norm/scale holds numbers that are not finite"):
+        save_policy(bad, str(tmp_path / "bad"))
+    assert list((tmp_path / "bad").iterdir()) == []
+
+
 def test_every_switch_of_a_spec_survives_but_those_of_the_machine(tmp_path):
     spec = tiny_spec(
         qk_norm=False, qkv_bias=True, tied_embeddings=False, rope_scaling=Llama3Scaling(factor=4.0), rope_theta=5e5,
