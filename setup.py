@@ -41,6 +41,8 @@ EXTRAS = {
     "lora": ["qwix>=0.1.8"],
     "eval": ["lm-eval>=0.4.10"],
     "wandb": ["wandb>=0.22"],
+    "trackio": ["trackio>=0.43"],
+    "mlflow": ["mlflow-skinny>=3.17"],
     "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=1.16"],
     "dev": [
         "pytest>=9.0",
