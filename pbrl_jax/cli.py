@@ -32,6 +32,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
   eval --policy DIR --benchmark NAME --workdir W   accuracy per language on a benchmark
   harness --policy DIR --tasks NAMES --workdir W   any task of lm-evaluation-harness
   report W [W2 ...]           one HTML page of a run, or of several beside each other
+  push W OWNER/NAME           a finished run's policy onto the hub, with a model card
   completion bash             a script that completes verbs and options: source <(pbrl completion bash)
 
 pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py, or a shipped one by name (quickstart).
@@ -267,6 +268,20 @@ def report(arguments: Sequence[str]) -> None:
         print(write_picture(known.picture, read_run(known.workdir[0])))
 
 
+def push(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl push", description="Put a finished run's policy on the hub, with a model card."
+    )
+    parser.add_argument("workdir", metavar="W", help="work directory of a finished training")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="model on the hub; made where it does not exist")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is private")
+    parser.add_argument("--dry-run", action="store_true", help="write W/hub with its card, upload nothing")
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.push import main
+
+    main(known.workdir, known.repository, known.private, known.dry_run)
+
+
 def completion(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="pbrl completion", description="A script for the shell: source <(pbrl completion bash)"
@@ -305,6 +320,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": evaluation,
     "harness": harness,
     "report": report,
+    "push": push,
     "completion": completion,
 }
 

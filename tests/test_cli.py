@@ -82,7 +82,7 @@ def test_usage_and_unknown_verb(pbrl):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_every_verb(pbrl, verb):
     status, output, _ = pbrl(verb, "--help")
-    without = ("generate", "report", "convert", "plan", "translate", "completion")
+    without = ("generate", "report", "convert", "plan", "translate", "completion", "push")
     assert status in (0, None) and f"pbrl {verb}" in output and ("--workdir" in output or verb in without)
 
 

@@ -40,6 +40,6 @@ def main(shell: str, verbs: Mapping[str, Callable[[Sequence[str]], None]]) -> No
     cases = []
     for name, verb in verbs.items():
         options = options_of(verb)
-        names = [configs] if "--dry-run" in options or "--topology" in options else []
+        names = [configs] if "--devices" in options or "--topology" in options else []
         cases.append(f'    {name}) options="{" ".join([*options, *names])}" ;;')
     print(script.format(verbs=" ".join(verbs), cases="\n".join(cases)), end="")
