@@ -162,7 +162,7 @@ SERVICES: dict[str, type[Service]] = {"wandb": WandbLog, "trackio": TrackioLog, 
 """Name of a service, and of its setting in section log -> what logs there."""
 
 
-def projects_of(log: LogConfig) -> dict[str, str]:
+def projects_of(log: LogConfig) -> dict[str, Any]:
     """Service -> project, "" for those that are off."""
     return {"wandb": log.wandb, "trackio": log.trackio, "mlflow": log.mlflow}
 

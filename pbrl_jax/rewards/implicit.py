@@ -67,8 +67,10 @@ def loaded(source: str) -> Policy:
 
 def _asking(assets: Any) -> Callable[[Sequence[str]], list[list[int]]]:
     """English questions -> prompts of the start policy, in the form that the run puts them."""
-    form = functools.partial(format_prompts, tokenizer=assets.policy.tokenizer, **assets.form)
-    return lambda questions: form(questions, ["en"] * len(questions)) if questions else []
+    tokenizer, form = assets.policy.tokenizer, assets.form
+    return lambda questions: (
+        format_prompts(questions, ["en"] * len(questions), tokenizer=tokenizer, **form) if questions else []
+    )
 
 
 def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int]]]):
