@@ -142,7 +142,7 @@ def convert(arguments: Sequence[str]) -> None:
     parser.add_argument("source", metavar="IN", help="folder in either form, work directory, COMET, hub id, or gs://")
     parser.add_argument("target", metavar="OUT", help="another folder")
     parser.add_argument("--dtype", help="float32 or bfloat16; default: as IN is stored")
-    parser.add_argument("--to", default="hf", help="hf (transformers, vLLM, sentence-transformers) or pbrl (our own)")
+    parser.add_argument("--to", default="hf", help="hf (transformers, vLLM, ...), pbrl (our own), or adapter (PEFT)")
     parser.add_argument("--pooling", choices=("mean", "cls", "last"), help="of an encoder whose folder does not say it")
     known = parser.parse_args(arguments[1:] if len(arguments) > 2 and arguments[0] == "comet" else arguments)
     from pbrl_jax.run.convert import main

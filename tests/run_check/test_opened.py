@@ -1,5 +1,6 @@
 """`--dry-run` opens what a configuration names, without weights; the devices of a run in its first line; completion."""
 
+import json
 import logging
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pbrl_jax import Config, cli, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.version import __version__
 from pbrl_jax.mesh import devices
-from pbrl_jax.run.opened import opened
+from pbrl_jax.run.opened import model, opened
 from pbrl_jax.weights.hf_export import export_policy
 
 TINY = with_values(
@@ -44,6 +45,15 @@ def test_everything_that_is_named_is_opened(folder, tmp_path, monkeypatch):
     short = with_values(config, rollout={"max_prompt_length": 3})
     (entry,) = [entry for entry in opened(short) if entry.setting == "rollout.max_prompt_length"]
     assert "4 of 4 prompts are longer than 3 tokens" in entry.problem
+
+
+def test_an_adapter_is_opened_with_its_base(folder, tmp_path):
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({"base_model_name_or_path": folder}))
+    assert model(str(tmp_path))[0] == f"a LoRA adapter for {folder}: {model(folder)[0]}"
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="base_model_name_or_path is None"):
+        model(str(tmp_path))
 
 
 def test_a_dry_run_says_all_that_cannot_be_opened(capsys):
