@@ -13,6 +13,7 @@ from pbrl_jax.text.answers import extract_answer, same_answer
 from pbrl_jax.text.langid import Alternatives, is_right_language
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.text.wording import OURS, Wording
 
 
 class Response(NamedTuple):
@@ -35,6 +36,7 @@ class Decoder(NamedTuple):
     batch_size: int
     style: str = "plain"
     thinking: bool | None = None
+    wording: Wording = OURS
 
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
@@ -47,7 +49,9 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
     """
     if not questions:
         return []
-    ids = format_prompts(list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking)
+    ids = format_prompts(
+        list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking, decoder.wording
+    )
     engine = Engine(
         decoder.spec, params, decoder.tokenizer, decoder.batch_size, max_prompt_length=decoder.max_prompt_length
     )

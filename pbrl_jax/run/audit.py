@@ -38,7 +38,7 @@ from pbrl_jax.rewards.shaping import OverlongConfig
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
 from pbrl_jax.text.langid import Alternatives, is_right_language
 from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import THINKING
+from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
 from pbrl_jax.weights.policies import Policy, load_policy
@@ -186,14 +186,13 @@ def policy_replies(config: Config, policy: Policy, limit: int) -> list[dict[str,
         seen[prompt.language] += 1
         if seen[prompt.language] <= limit and prompt.language != "en":
             chosen.append(prompt)
-    style, thinking = config.data.prompt_style, THINKING[config.data.thinking]
+    form = form_of(config.data)
     length = config.rollout.max_prompt_length
     languages: Alternatives = (*seen, *gated_as_one(config.reward, loaded).pairs)
-    open_prompts, _ = fit_prompts(chosen, policy.tokenizer, length, "drop", style, thinking)
+    open_prompts, _ = fit_prompts(chosen, policy.tokenizer, length, "drop", **form)
     decoder = Decoder(
-        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size, style,
-        thinking,
-    )  # fmt: skip
+        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size, **form
+    )
     found: dict[str, list[dict[str, Any]]] = {prompt.language: [] for prompt in chosen}
     for sample in range(config.algo.num_generations):
         questions, codes = [p.question for p in open_prompts], [p.language for p in open_prompts]
