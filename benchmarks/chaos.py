@@ -214,14 +214,15 @@ class Row(NamedTuple):
 
 
 def meet(place: Place, kind: str, draw: Draw) -> Row:
-    """A fault, and the command again until the end."""
+    """A fault, and the command again until the end, where the run is not there yet."""
     hosts = 2 if KINDS[kind] is a_host_killed else 1
     step = draw.randint(2 if kind == "damaged newest checkpoint" else 0, STEPS - 2)
     whole, workdir = place.undisturbed(hosts), place.standing_at(step, hosts)
     before = [other for other, _ in list_checkpoints(workdir / "checkpoints")]
     outcome = KINDS[kind](place, workdir, step, draw)
     whole_now = [n for n, folder in list_checkpoints(workdir / "checkpoints") if manifest.damage(folder) is None]
-    finished = place.to_the_end(workdir, hosts)
+    over = (workdir / "final.json").exists()  # the run got over it
+    finished = [] if over else place.to_the_end(workdir, hosts)
     kept = set(before) <= set(whole_now)
     if kind == "damaged newest checkpoint":
         kept = set(before[1:]) <= set(whole_now) and "Skipped a damaged checkpoint" in finished[0][1]
@@ -229,7 +230,7 @@ def meet(place: Place, kind: str, draw: Draw) -> Row:
     if kept and same and not outcome.wrong:
         shutil.rmtree(workdir.parent)
     elif not same:
-        outcome = outcome._replace(wrong=f"{outcome.wrong}\nafterwards: {finished[0][1][-600:]}")
+        outcome = outcome._replace(wrong=f"{outcome.wrong}\nafterwards: {finished[0][1][-600:] if finished else ''}")
     return Row(kind, step, outcome, kept, same)
 
 

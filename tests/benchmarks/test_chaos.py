@@ -14,7 +14,7 @@ SHORT = ["one to three signals", "damaged newest checkpoint", "reward that raise
 
 @pytest.mark.serial
 def test_four_faults(monkeypatch):
-    rows = chaos.run(chaos.parse(["--faults", "4", "--seed", "5", "--kinds", *SHORT]))
+    rows = chaos.run(chaos.parse(["--faults", "4", "--seed", "2", "--kinds", *SHORT]))
     assert sorted(row.kind for row in rows) == sorted(SHORT)
     assert [(row.same, row.kept, row.outcome.wrong) for row in rows] == [(True, True, "")] * 4
     assert chaos.table(rows).count("| 1 | 1 | 1 |") == 4
