@@ -103,14 +103,17 @@ def signals(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     count, kinds = draw.turned((1, 2, 3)), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     driver = place.start(workdir, hold=("stuck", draw.randint(1, STEPS - step)))
     driver.reach()
-    since, last = time.monotonic(), signal.SIGTERM
-    for number in range(count):
-        last = draw.choice(kinds)
-        os.kill(driver.pid, last)
-        time.sleep(0.3 if number == 0 else 2.0)
+    since, last = time.monotonic(), draw.choice(kinds)
+    os.kill(driver.pid, last)
+    while "stopping at the next safe point" not in driver.output.read_text():
+        time.sleep(0.01)  # the system makes one of two equal signals that have not arrived
+    if count > 1:
+        os.kill(driver.pid, last := draw.choice(kinds))
+    time.sleep(2.5 if count > 1 else 0.5)
     if count < 3:
         driver.release()
         return ended(driver, since, (0,), "saved." if step < STEPS - 1 else "")
+    os.kill(driver.pid, last := draw.choice(kinds))
     return ended(driver, since, (128 + last,), "for the third time")
 
 
@@ -214,14 +217,15 @@ class Row(NamedTuple):
 
 
 def meet(place: Place, kind: str, draw: Draw) -> Row:
-    """A fault, and the command again until the end."""
+    """A fault, and the command again until the end, where the run is not there yet."""
     hosts = 2 if KINDS[kind] is a_host_killed else 1
     step = draw.randint(2 if kind == "damaged newest checkpoint" else 0, STEPS - 2)
     whole, workdir = place.undisturbed(hosts), place.standing_at(step, hosts)
     before = [other for other, _ in list_checkpoints(workdir / "checkpoints")]
     outcome = KINDS[kind](place, workdir, step, draw)
     whole_now = [n for n, folder in list_checkpoints(workdir / "checkpoints") if manifest.damage(folder) is None]
-    finished = place.to_the_end(workdir, hosts)
+    over = (workdir / "final.json").exists()  # the run got over it
+    finished = [] if over else place.to_the_end(workdir, hosts)
     kept = set(before) <= set(whole_now)
     if kind == "damaged newest checkpoint":
         kept = set(before[1:]) <= set(whole_now) and "Skipped a damaged checkpoint" in finished[0][1]
@@ -229,7 +233,7 @@ def meet(place: Place, kind: str, draw: Draw) -> Row:
     if kept and same and not outcome.wrong:
         shutil.rmtree(workdir.parent)
     elif not same:
-        outcome = outcome._replace(wrong=f"{outcome.wrong}\nafterwards: {finished[0][1][-600:]}")
+        outcome = outcome._replace(wrong=f"{outcome.wrong}\nafterwards: {finished[0][1][-600:] if finished else ''}")
     return Row(kind, step, outcome, kept, same)
 
 

@@ -9,12 +9,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import chaos
 
-SHORT = ["one to three signals", "damaged newest checkpoint", "reward that raises", "connection cut"]
+#: What a run gets over, so that one command each is enough; kills and signals are in test_resume.
+SHORT = ["damaged newest checkpoint", "reward that raises", "connection cut", "clock step"]
 
 
 @pytest.mark.serial
 def test_four_faults(monkeypatch):
-    rows = chaos.run(chaos.parse(["--faults", "4", "--seed", "5", "--kinds", *SHORT]))
+    rows = chaos.run(chaos.parse(["--faults", "4", "--seed", "4", "--kinds", *SHORT]))
     assert sorted(row.kind for row in rows) == sorted(SHORT)
     assert [(row.same, row.kept, row.outcome.wrong) for row in rows] == [(True, True, "")] * 4
     assert chaos.table(rows).count("| 1 | 1 | 1 |") == 4
