@@ -27,7 +27,8 @@ class Response(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """How texts are answered: the policy's spec and tokenizer, the lengths, and rows decoded at a time."""
+    """How texts are answered: the policy's spec and tokenizer, the lengths, rows decoded at a time, and how the weights
+    lie meanwhile (`rollout.weights`)."""
 
     spec: DecoderSpec
     tokenizer: Tokenizer
@@ -37,6 +38,7 @@ class Decoder(NamedTuple):
     style: str = "plain"
     thinking: bool | None = None
     wording: Wording = OURS
+    weights: str = "whole"
 
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
@@ -53,8 +55,9 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
         list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking, decoder.wording
     )
     engine = Engine(
-        decoder.spec, params, decoder.tokenizer, decoder.batch_size, max_prompt_length=decoder.max_prompt_length
-    )
+        decoder.spec, params, decoder.tokenizer, decoder.batch_size, max_prompt_length=decoder.max_prompt_length,
+        weights=decoder.weights,
+    )  # fmt: skip
     answers = engine.answer(ids, Sampling(decoder.max_completion_length, temperature, seed=seed), **calls)
     return [answer.text for answer in answers]
 

@@ -199,7 +199,7 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
     """English questions -> responses of a policy: the expert of pivot.source=policy."""
     decoder = Decoder(
         policy.spec, policy.tokenizer, config.rollout.max_prompt_length, config.pivot.max_completion_length,
-        config.eval.batch_size, **form_of(config.data),
+        config.eval.batch_size, weights=config.rollout.weights, **form_of(config.data),
     )  # fmt: skip
 
     def answer(questions: list[str], sample: int = 0) -> list[str]:
@@ -362,7 +362,7 @@ def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | No
     prompts, _ = fit_prompts(loaded, policy.tokenizer, length, "drop", **form_of(config.data))
     decoder = Decoder(
         policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size,
-        **form_of(config.data),
+        weights=config.rollout.weights, **form_of(config.data),
     )  # fmt: skip
 
     def run(params) -> dict[str, float]:
