@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, PbrlError
-from pbrl_jax.core.paths import as_path, is_remote, read_json_object
+from pbrl_jax.core.paths import as_path, is_remote
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import fit_prompts
 from pbrl_jax.run.assemble import evaluation_prompts, training_prompts
 from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
-from pbrl_jax.weights.adapters import BASE, is_adapter
-from pbrl_jax.weights.adapters import CONFIG as ADAPTER
+from pbrl_jax.weights.adapters import base_of, is_adapter
 from pbrl_jax.weights.folders import own_folder
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config
@@ -125,9 +124,7 @@ def model(source: str, kind: str = "policy") -> tuple[str, Tokenizer]:
     if own is not None:
         return f"{kind} of this package", load_tokenizer(str(own))
     if kind == "policy" and is_adapter(folder):
-        base = read_json_object(os.path.join(folder, ADAPTER)).get(BASE)
-        if not isinstance(base, str) or os.path.abspath(base) == os.path.abspath(folder):
-            raise ConfigError(f"{source!r} is a LoRA adapter whose {BASE} is {base!r}; expected a folder or a hub id.")
+        base = base_of(folder)
         found, tokenizer = model(base)
         return f"a LoRA adapter for {base}: {found}", tokenizer
     config = read_config(folder, source)

@@ -10,9 +10,10 @@ import pytest
 from tiny_hf import hf_policy
 
 from pbrl_jax import Config, cli, with_values
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.version import __version__
 from pbrl_jax.mesh import devices
+from pbrl_jax.run import opened as run_opened
 from pbrl_jax.run.opened import model, opened
 from pbrl_jax.weights.hf_export import export_policy
 
@@ -47,13 +48,12 @@ def test_everything_that_is_named_is_opened(folder, tmp_path, monkeypatch):
     assert "4 of 4 prompts are longer than 3 tokens" in entry.problem
 
 
-def test_an_adapter_is_opened_with_its_base(folder, tmp_path):
-    file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps({"base_model_name_or_path": folder}))
-    assert model(str(tmp_path))[0] == f"a LoRA adapter for {folder}: {model(folder)[0]}"
-    file.write_text("{}")
-    with pytest.raises(ConfigError, match="base_model_name_or_path is None"):
+def test_an_adapter_is_opened_with_its_base(folder, tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": folder}))
+    with pytest.raises(CheckpointError, match="holds adapter_config.json, but no adapter_model.safetensors"):
         model(str(tmp_path))
+    monkeypatch.setattr(run_opened, "base_of", lambda _: folder)
+    assert model(str(tmp_path))[0] == f"a LoRA adapter for {folder}: {model(folder)[0]}"
 
 
 def test_a_dry_run_says_all_that_cannot_be_opened(capsys):
