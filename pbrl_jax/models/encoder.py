@@ -102,12 +102,12 @@ class TextEncoder(nn.Module):
         word = self.param("word_embed", init, (spec.vocab_size, spec.width))
         kind = self.param("type_embed", init, (spec.type_vocab, spec.width))
         place_BS = self.positions(mask_BS) if segment_BS is None else segment_positions(segment_BS)
-        x, rope = word[tokens_BS] + along_last(kind[0], 3), None
+        x, rope = word[tokens_BS], None
         if spec.rope_theta:
             rope = rope_tables(place_BS, rotary(spec))
         else:
             x = x + self.param("position_embed", init, (spec.max_positions, spec.width))[place_BS]
-        x = x.astype(spec.dtype)
+        x = (x + along_last(kind[0], 3)).astype(spec.dtype)
         if not spec.pre_norm:
             x = LayerNorm(spec.norm_eps, name="embed_norm")(x)
         embedded = x
