@@ -53,6 +53,7 @@ def test_answers_of_a_policy(stream, terminal, monkeypatch, capsys):
         stream=lambda *_: (SimpleNamespace(text=text[:end]) for end in range(1, len(text) + 1)),
     )
     monkeypatch.setattr(generate, "load", lambda _: SimpleNamespace(tokenizer=None))
+    monkeypatch.setattr(generate, "form", lambda *_: {})
     monkeypatch.setattr(generate, "format_prompts", lambda *_: [[1]])
     monkeypatch.setattr(generate.Engine, "of", lambda *_: answers)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
