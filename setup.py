@@ -41,6 +41,9 @@ EXTRAS = {
     "lora": ["qwix>=0.1.8"],
     "eval": ["lm-eval>=0.4.10"],
     "wandb": ["wandb>=0.22"],
+    "trackio": ["trackio>=0.43"],
+    "mlflow": ["mlflow-skinny>=3.17"],
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=1.16"],
     "dev": [
         "pytest>=9.0",
         "pytest-xdist>=3.8",
@@ -53,6 +56,8 @@ EXTRAS = {
         "qwix>=0.1.8",
     ],
 }
+
+CONFIGS = {f"pbrl_jax.{name.replace('/', '.')}": name for name in ("configs", "configs/machines", "configs/paper")}
 
 root = Path(__file__).parent
 readme = root / "README.md"
@@ -67,7 +72,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["pbrl_jax", "pbrl_jax.*"]),
+    # The experiment files lie beside the package in a checkout, and inside it in a wheel: `pbrl train quickstart`.
+    packages=[*find_packages(include=["pbrl_jax", "pbrl_jax.*"]), *CONFIGS],
+    package_dir=CONFIGS,
     package_data={
         "pbrl_jax": [
             "py.typed",

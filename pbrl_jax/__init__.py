@@ -22,7 +22,7 @@ Models (weights, spec and tokenizer together):
 Text:
 
   load_tokenizer(source) -> Tokenizer
-  format_prompts(questions, codes, tokenizer, style='plain', thinking=None) -> lists of token ids
+  format_prompts(questions, codes, tokenizer, style='plain', thinking=None, wording=Wording()) -> lists of token ids
   extract_answer(text, code, *, fallback=False) -> str | None
   split_response(text, code) -> (reasoning, answer)
   same_answer(answer, gold) -> bool
@@ -54,6 +54,11 @@ Algorithm and update:
   make_update(spec, config) -> compiled (state, ref_params, batch, base=None, bucket=0) -> (state, metrics)
   make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
               sampling, key) -> (state, metrics, rollout, rewards)
+
+Runs:
+
+  run_training(config=None, *, workdir, rows=None, eval_rows=None, reward_functions=(), **sections) -> TrainingRun
+    (folder, step, finished, metrics, history)
 
 Configuration:
 
@@ -115,6 +120,8 @@ NAMES = {
     "TrainBatch": "core.records",
     "TrainConfig": "config.train",
     "TrainState": "core.records",
+    "TrainingRun": "run.library",
+    "Wording": "text.wording",
     "completions": "rollout.decode",
     "convert_comet": "weights.comets",
     "cosine_reward": "rewards.cosine",
@@ -138,6 +145,7 @@ NAMES = {
     "new_state": "train.state",
     "pad_prompts": "core.batching",
     "policy_loss": "algos.grpo",
+    "run_training": "run.library",
     "same_answer": "text.equality",
     "sampling_params": "rollout.sampling",
     "save_encoder": "weights.encoders",

@@ -4,7 +4,6 @@ Imports stay inside the verbs, so that `--help` and bad input answer at once.
 """
 
 import argparse
-import contextlib
 import errno
 import sys
 import traceback
@@ -33,9 +32,14 @@ USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
   eval --policy DIR --benchmark NAME --workdir W   accuracy per language on a benchmark
   harness --policy DIR --tasks NAMES --workdir W   any task of lm-evaluation-harness
   report W [W2 ...]           one HTML page of a run, or of several beside each other
+  push W OWNER/NAME           a finished run's policy onto the hub, with a model card
+  completion bash             a script that completes verbs and options: source <(pbrl completion bash)
 
-pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py.
+pbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py, or a shipped one by name (quickstart).
 """
+
+
+CONFIG_HELP = "a shipped config's name, a Python file with get_config(), a YAML file, or a saved config.json"
 
 
 def config_verb(name: str, description: str, **options: dict) -> Callable[[Sequence[str]], None]:
@@ -48,9 +52,13 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
         parser = argparse.ArgumentParser(
             prog=f"pbrl {name}", description=description, add_help=False, allow_abbrev=False
         )
-        parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
+        parser.add_argument("config", help=CONFIG_HELP)
         parser.add_argument("--workdir", required=True, help="folder of the run; an interrupted run goes on")
-        parser.add_argument("--dry-run", action="store_true", help="check the settings and print them; load nothing")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="check and print the settings, open the data and models they name, load no weights",
+        )
         parser.add_argument("--devices", type=int, help="with --dry-run: check for a host with so many devices")
         for option, settings in options.items():
             parser.add_argument("--" + option.replace("_", "-"), **settings)
@@ -74,19 +82,9 @@ def config_verb(name: str, description: str, **options: dict) -> Callable[[Seque
             return
         if known.devices is not None:
             raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
-        import importlib
+        from pbrl_jax.run.library import run_verb
 
-        from pbrl_jax.mesh.agree import is_first
-        from pbrl_jax.mesh.hosts import join_hosts, refuse_several
-        from pbrl_jax.mesh.watch import watched_run
-
-        hosts = join_hosts()
-        if name != "train":
-            refuse_several(name, hosts)
-        values = {option: getattr(known, option) for option in options}
-        lock = held(known.workdir) if is_first() else contextlib.nullcontext()
-        with watched_run(hosts, config.log.slow_phase_seconds), lock:
-            importlib.import_module(f"pbrl_jax.run.{name}").main(config, known.workdir, **values)
+        run_verb(name, config, known.workdir, **{option: getattr(known, option) for option in options})
 
     return run
 
@@ -104,13 +102,23 @@ def quickstart(arguments: Sequence[str]) -> None:
         main(known.workdir, known.seed, known.controls, known.tiny)
 
 
+def wording_options(parser: argparse.ArgumentParser) -> None:
+    """What stands around a question, as in the settings data.*."""
+    parser.add_argument("--system-prompt", default="", help="your own system turn, in place of the style's words")
+    parser.add_argument("--user-prompt", default="", help="your own user's turn, with {question} in it")
+    parser.add_argument("--prompt-file", default="", help="both per language, YAML or JSON (docs/prompts.md)")
+    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
+
+
 def generate(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="pbrl generate", description="Answer prompts with a policy.")
     parser.add_argument("--policy", required=True, help="folder, work directory, hub id such as Qwen/Qwen3-0.6B, gs://")
     parser.add_argument("--prompt", action="append", required=True, help="a question; may be given several times")
     parser.add_argument("--language", default="en", help="language code of the questions")
-    parser.add_argument("--style", default="auto", help="plain, base, chat, chat_boxed, chat_tags, auto")
-    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
+    parser.add_argument("--style", default="run", help="run: as the run that trained it, else the question alone; or "
+                        "plain, base, chat_question, chat, chat_boxed, chat_tags, auto")  # fmt: skip
+    wording_options(parser)
+    parser.add_argument("--show-prompt", action="store_true", help="show the prompts as the policy reads them")
     parser.add_argument("--stream", action="store_true", help="show the answer to one prompt as it is written")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus mass; 1 is off")
@@ -134,7 +142,7 @@ def convert(arguments: Sequence[str]) -> None:
     parser.add_argument("source", metavar="IN", help="folder in either form, work directory, COMET, hub id, or gs://")
     parser.add_argument("target", metavar="OUT", help="another folder")
     parser.add_argument("--dtype", help="float32 or bfloat16; default: as IN is stored")
-    parser.add_argument("--to", default="hf", help="hf (transformers, vLLM, sentence-transformers) or pbrl (our own)")
+    parser.add_argument("--to", default="hf", help="hf (transformers, vLLM, ...), pbrl (our own), or adapter (PEFT)")
     parser.add_argument("--pooling", choices=("mean", "cls", "last"), help="of an encoder whose folder does not say it")
     known = parser.parse_args(arguments[1:] if len(arguments) > 2 and arguments[0] == "comet" else arguments)
     from pbrl_jax.run.convert import main
@@ -177,7 +185,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     parser.add_argument("--shots", type=int, help="worked examples before each problem; default: the benchmark's")
     parser.add_argument("--protocol", help="native-cot, en-cot, direct, loglikelihood; default: the benchmark's first")
     parser.add_argument("--style", default="benchmark", help="benchmark: its own text; or a style the policy learnt")
-    parser.add_argument("--thinking", default="default", choices=("default", "on", "off"), help="Qwen3's switch")
+    wording_options(parser)
     parser.add_argument("--data", default="", help="folder or hub id in place of the benchmark's (default: PBRL_DATA)")
     parser.add_argument("--samples", type=int, default=1, help="responses to each problem, for pass@k and maj@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -204,7 +212,7 @@ def plan(arguments: Sequence[str]) -> None:
         prog="pbrl plan", allow_abbrev=False,
         description="Memory and time of a step on a machine that need not be here (docs/scaling.md).",
     )  # fmt: skip
-    parser.add_argument("config", help="experiment file with get_config(), or a saved config.json")
+    parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("--topology", default="", help="v5p:2x2x4, v5litepod-16, h100:8, ...; default: this machine")
     parser.add_argument("--json", default="", help="also write the plan to this file")
     parser.add_argument("--verb", default="train", choices=("train", "sft", "dpo", "encoder"), help="whose step")
@@ -223,7 +231,7 @@ def plan(arguments: Sequence[str]) -> None:
 
 def harness(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="pbrl harness", description="Any task of lm-evaluation-harness on a policy (pip install -e .[eval])."
+        prog="pbrl harness", description="Any task of lm-evaluation-harness on a policy (pip install -e '.[eval]')."
     )
     parser.add_argument("--policy", required=True, help="policy folder, work directory, or Hugging Face folder")
     parser.add_argument("--tasks", required=True, help="names with commas between; `lm_eval ls tasks` lists them")
@@ -260,6 +268,31 @@ def report(arguments: Sequence[str]) -> None:
         print(write_picture(known.picture, read_run(known.workdir[0])))
 
 
+def push(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl push", description="Put a finished run's policy on the hub, with a model card."
+    )
+    parser.add_argument("workdir", metavar="W", help="work directory of a finished training")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="model on the hub; made where it does not exist")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is private")
+    parser.add_argument("--dry-run", action="store_true", help="write W/hub with its card, upload nothing")
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.push import main
+
+    main(known.workdir, known.repository, known.private, known.dry_run)
+
+
+def completion(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="pbrl completion", description="A script for the shell: source <(pbrl completion bash)"
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    known = parser.parse_args(arguments)
+    from pbrl_jax.run.completion import main
+
+    main(known.shell, VERBS)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": quickstart,
     "train": config_verb("train", "Train a policy, or continue where the work directory was left."),
@@ -287,6 +320,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": evaluation,
     "harness": harness,
     "report": report,
+    "push": push,
+    "completion": completion,
 }
 
 

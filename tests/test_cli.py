@@ -82,7 +82,7 @@ def test_usage_and_unknown_verb(pbrl):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_every_verb(pbrl, verb):
     status, output, _ = pbrl(verb, "--help")
-    without = ("generate", "report", "convert", "plan", "translate")
+    without = ("generate", "report", "convert", "plan", "translate", "completion", "push")
     assert status in (0, None) and f"pbrl {verb}" in output and ("--workdir" in output or verb in without)
 
 
@@ -121,7 +121,7 @@ def test_help_of_settings(pbrl):
 def test_settings_that_a_switch_turns_off_are_named_at_the_start(pbrl, tmp_path):
     dry = ("--workdir", tmp_path / "run", "--dry-run")
     status, _, errors = pbrl("train", TINY, *dry, "--policy.source", "elsewhere", "--policy.preset", "small")
-    assert status == 0 and errors.count("Note: ") == 1
+    assert status == 1 and "policy.source: No model in 'elsewhere'" in errors and errors.count("Note: ") == 1
     assert "Note: policy.preset=small is not read: it belongs to policy.source random, and that is 'else" in errors
     assert "Note: " not in pbrl("train", TINY, *dry)[2]
 
@@ -143,7 +143,7 @@ def test_experiment_files(refused, tmp_path, monkeypatch):
     assert "a Python file with get_config()" in refused(config="nothing.py")
     imports = "from pbrl_jax import Config, with_values\ndef get_config():\n    return "
     contents = {
-        "a.yaml": ("train: 1", "'a.yaml' is no config. Expected a Python file"),
+        "a.toml": ("train: 1", "'a.toml' is no config. Expected a Python file"),
         "b.py": ("x = 1\ny = x / 0\n", "b.py, line 2: ZeroDivisionError"),
         "c.py": ("from pbrl_jax import AlgoConfig\nAlgoConfig(betta=1)\n", "c.py, line 2: TypeError"),
         "d.py": ("def get_config(:\n", "d.py: SyntaxError"),

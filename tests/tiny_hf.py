@@ -11,7 +11,10 @@ from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from pbrl_jax.weights.policies import Policy
 
 FIXTURES = Path(__file__).parent / "fixtures" / "hf"
-DECODERS = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3")
+DECODERS = (
+    "llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3", "yarn", "dynamic", "smollm3", "olmo2", "olmo3", "phi3",
+    "ministral", "ministral3", "apertus", "cohere", "cohere2", "gemma2",
+)  # fmt: skip
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<pad>"]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -8,6 +8,7 @@ from pbrl_jax.checkpoint.restore import (
     read_meta,
     restore_checkpoint,
     restore_latest,
+    saved_leaves,
 )
 from pbrl_jax.checkpoint.save import save_checkpoint
 
@@ -20,4 +21,5 @@ __all__ = [
     "restore_checkpoint",
     "restore_latest",
     "save_checkpoint",
+    "saved_leaves",
 ]

@@ -39,6 +39,7 @@ class Changed(NamedTuple):
 #: One line for each change after which a run is no longer bit-equal.
 NUMERICS: tuple[Changed, ...] = (
     Changed("0.2.0", "compares new log-probs with the trainer's old ones, not with the sampler's"),
+    Changed("0.2.0", "adds gradients of supervised stages in float32 and divides them once by the count", stages=True),
 )
 
 

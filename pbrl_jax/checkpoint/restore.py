@@ -95,6 +95,11 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
     return manifest.read_meta_file(paths.as_path(folder))["meta"]
 
 
+def saved_leaves(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """path -> {"dtype", "shape"} of every array in a checkpoint; nothing is verified, no array is read."""
+    return manifest.read_meta_file(paths.as_path(folder))["leaves"]
+
+
 def list_checkpoints(directory: str | os.PathLike) -> list[tuple[int, epath.Path]]:
     """(step, folder) of the checkpoints whose save came to its end, newest first; their files are not verified."""
     found = manifest.step_folders(paths.as_path(directory))

@@ -31,7 +31,8 @@ def check_fields(config: Config) -> None:
 
 def check_section(name: str, section: Any) -> None:
     """`check_fields` of one section."""
-    hints = field_types(type(section))
+    kind: Any = type(section)
+    hints = field_types(kind)
     for field in dataclasses.fields(section):
         path, value = f"{name}.{field.name}", getattr(section, field.name)
         for item in _values(path, value, hints[field.name]):

@@ -34,5 +34,13 @@ class DataConfig:
     """Words and chat template around a question: a name that pbrl_jax.text.prompts knows."""
     thinking: Literal["default", "on", "off"] = identity("default")
     """The switch of chat templates that have one (Qwen3): on, off (an empty thought), or the template's default."""
+    system_prompt: str = identity("")
+    """Your own system turn, in place of all of the style's words; {language} is the name of a prompt's language."""
+    user_prompt: str = identity("")
+    """Your own user's turn (or whole prompt in the styles plain and base), in place of all of the style's words, with
+    {question} in it, such as "{question}\nAnswer in {language}."."""
+    prompt_file: str = operational("")
+    """Both of them per language: YAML or JSON {system: ..., user: ...}, each a text or {language: text}; or the user's
+    turn as a text file. Its content is part of the data's fingerprint."""
     vocab_size: int = identity(2000, at_least=1)
     """Pieces of a SentencePiece vocabulary trained on the run's own text."""

@@ -12,7 +12,11 @@ class LogConfig:
     tensorboard: bool = operational(True)
     """Write TensorBoard event files."""
     wandb: str = operational("")
-    """Weights & Biases project that gets the metrics too (pip install -e .[wandb]); empty is off."""
+    """Weights & Biases project that gets the metrics too (pip install -e '.[wandb]'); empty is off."""
+    trackio: str = operational("")
+    """trackio project that gets the metrics too (pip install -e '.[trackio]'); empty is off."""
+    mlflow: str = operational("")
+    """MLflow experiment that gets the metrics too (pip install -e '.[mlflow]'); empty is off."""
     entropy: bool = operational(True)
     """Log the entropy of the policy; costs one more pass over the logits."""
     samples_per_step: int = operational(8, at_least=0)

@@ -11,7 +11,9 @@ class PolicyConfig:
     """The policy that is trained."""
 
     source: str = identity("random")
-    """`random` (a new model of `preset`), or a folder: an exported policy or a finished work directory."""
+    """`random` (a new model of `preset`), a hub id such as Qwen/Qwen3-0.6B (or owner/name@revision; HF_TOKEN for gated
+    ones), gs://..., or a folder: a Hugging Face model, an exported policy, a finished work directory, or a LoRA adapter
+    of PEFT, which is added to its base."""
     preset: str = identity("tiny", only_with=("source", "random"))
     """Size and switches of a random policy: a name in pbrl_jax.models.specs.DECODERS."""
     tokenizer: str = identity("")

@@ -5,6 +5,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from pbrl_jax.config.tree import DataConfig
 from pbrl_jax.core.characters import CONTROL, visible
@@ -17,6 +18,7 @@ from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.text.wording import OURS, Wording
 
 READABLE_GOLDS = 0.9
 """A data set of whose gold answers fewer can be read is refused."""
@@ -156,9 +158,10 @@ def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [*prompts, *found.values()]
 
 
-def dataset_fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Hex digest of every field of every row, in order, without a table's further columns; identifies the data set."""
-    digest = hashlib.sha256()
+def dataset_fingerprint(prompts: Sequence[Prompt], wording: Wording = OURS) -> str:
+    """Hex digest of every field of every row, in order, without a table's further columns, and of the user's own words
+    around them; identifies the data set."""
+    digest = hashlib.sha256(wording.digest.encode())
     for prompt in prompts:
         fields = list(prompt._replace(columns=()))[:-1]
         if fields[-1] == ():  # rows without further references keep the digest of versions without
@@ -173,8 +176,7 @@ def fit_prompts(
     tokenizer: Tokenizer,
     max_prompt_length: int,
     overlong: str = "error",
-    style: str = "plain",
-    thinking: bool | None = None,
+    **form: Any,
 ) -> tuple[list[Prompt], list[list[int]]]:
     """The prompts of at most `max_prompt_length` tokens, and the ids of each.
 
@@ -182,29 +184,38 @@ def fit_prompts(
       prompts: any rows.
       tokenizer: the policy's.
       max_prompt_length: in tokens, the beginning-of-sequence token included.
-      overlong: `error` refuses longer prompts, `drop` leaves them out (an error if none is left).
-      style: a name in pbrl_jax.text.prompts.STYLES.
-      thinking: the thinking switch of chat templates, as in pbrl_jax.text.prompts.
+      overlong: `error` refuses longer prompts, `drop` leaves them out and prints how many of each language.
+      form: style, thinking and wording, as in format_prompts.
 
     Raises:
-      DataError: too long prompts: their number per language, the first rows, and the longest length.
+      DataError: too long prompts: their number per language, the first rows, and the longest length; or a language
+        none of whose prompts fits.
     """
     if overlong not in OVERLONG:
         raise ConfigError(f"data.overlong_prompts is {overlong!r}; expected one of {', '.join(OVERLONG)}.")
     if not prompts:
         raise DataError("No prompts to encode. Check data.languages, data.split and data.limit.")
-    encoded = format_prompts([p.question for p in prompts], [p.language for p in prompts], tokenizer, style, thinking)
+    encoded = format_prompts([p.question for p in prompts], [p.language for p in prompts], tokenizer, **form)
     fits = [len(ids) <= max_prompt_length for ids in encoded]
     kept = [pair for pair, fit in zip(zip(prompts, encoded, strict=True), fits, strict=True) if fit]
-    if len(kept) < len(prompts) and (overlong == "error" or not kept):
-        long = [prompt for prompt, fit in zip(prompts, fits, strict=True) if not fit]
+    long = [prompt for prompt, fit in zip(prompts, fits, strict=True) if not fit]
+    if long:
         counts = ", ".join(f"{code} {n}" for code, n in sorted(Counter(p.language for p in long).items()))
-        raise DataError(
-            f"{len(long)} of {len(prompts)} prompts are longer than {max_prompt_length} tokens ({counts}); the first "
-            f"at {_places(long)}; the longest has {max(map(len, encoded))}. Raise rollout.max_prompt_length, or set "
-            "data.overlong_prompts to drop."
-        )
+        found = f"{len(long)} of {len(prompts)} prompts are longer than {max_prompt_length} tokens ({counts})"
+        advice = f"the first at {_places(long)}; the longest has {max(map(len, encoded))}. Raise "
+        advice += "rollout.max_prompt_length (of an evaluation: eval.max_prompt_length)"
+        if overlong == "error":
+            raise DataError(f"{found}; {advice}, or set data.overlong_prompts to drop.")
+        lost = lost_languages([p.language for p in prompts], [prompt.language for prompt, _ in kept])
+        if lost:
+            raise DataError(f"{found}: none of {lost} is left; {advice}, or leave these languages out.")
+        print(f"Dropped: {found}.")
     return [prompt for prompt, _ in kept], [ids for _, ids in kept]
+
+
+def lost_languages(all_rows: Sequence[str], kept: Sequence[str]) -> str:
+    """The languages of `all_rows` that none of the kept rows has, with commas between."""
+    return ", ".join(code for code in dict.fromkeys(all_rows) if code not in set(kept))
 
 
 def _places(prompts: Sequence[Prompt]) -> str:

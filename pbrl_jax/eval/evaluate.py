@@ -13,6 +13,7 @@ from pbrl_jax.text.answers import extract_answer, same_answer
 from pbrl_jax.text.langid import Alternatives, is_right_language
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.text.wording import OURS, Wording
 
 
 class Response(NamedTuple):
@@ -26,7 +27,8 @@ class Response(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """How texts are answered: the policy's spec and tokenizer, the lengths, and rows decoded at a time."""
+    """How texts are answered: the policy's spec and tokenizer, the lengths, rows decoded at a time, and how the weights
+    lie meanwhile (`rollout.weights`)."""
 
     spec: DecoderSpec
     tokenizer: Tokenizer
@@ -35,6 +37,8 @@ class Decoder(NamedTuple):
     batch_size: int
     style: str = "plain"
     thinking: bool | None = None
+    wording: Wording = OURS
+    weights: str = "whole"
 
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
@@ -47,10 +51,13 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: 
     """
     if not questions:
         return []
-    ids = format_prompts(list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking)
-    engine = Engine(
-        decoder.spec, params, decoder.tokenizer, decoder.batch_size, max_prompt_length=decoder.max_prompt_length
+    ids = format_prompts(
+        list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking, decoder.wording
     )
+    engine = Engine(
+        decoder.spec, params, decoder.tokenizer, decoder.batch_size, max_prompt_length=decoder.max_prompt_length,
+        weights=decoder.weights,
+    )  # fmt: skip
     answers = engine.answer(ids, Sampling(decoder.max_completion_length, temperature, seed=seed), **calls)
     return [answer.text for answer in answers]
 
@@ -82,7 +89,7 @@ def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) 
     English is always among the languages that a response may turn out to be in.
     """
     related = related_languages((prompt.language, prompt.question) for prompt in prompts)
-    languages = (*dict.fromkeys([*(prompt.language for prompt in prompts), "en"]), *related.pairs)
+    languages: Alternatives = (*dict.fromkeys([*(prompt.language for prompt in prompts), "en"]), *related.pairs)
     texts = answer_texts(decoder, params, [p.question for p in prompts], [p.language for p in prompts], **calls)
     responses = [grade(prompt, text, languages) for prompt, text in zip(prompts, texts, strict=True)]
     return summarise(responses), responses

@@ -78,7 +78,7 @@ def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
     """
     by_key = {problem.key: (place, problem) for place, problem in enumerate(problems)}
     questions = [(known_code(problem.language) or problem.language, problem.question) for problem in problems]
-    alternatives = (*dict.fromkeys(code for code, _ in questions), *related_languages(questions).pairs)
+    alternatives: Alternatives = (*dict.fromkeys(code for code, _ in questions), *related_languages(questions).pairs)
     graded = []
     for row in rows:
         if row.get("key") not in by_key:

@@ -35,7 +35,7 @@ def import_harness() -> Any:
         import lm_eval.utils
     except ImportError as error:
         raise ConfigError(
-            f"lm-evaluation-harness cannot be imported ({error}). Install it: pip install -e .[eval]"
+            f"lm-evaluation-harness cannot be imported ({error}). Install it: pip install -e '.[eval]'"
         ) from error
     return lm_eval
 

@@ -17,6 +17,7 @@ from pbrl_jax.rollout.engine import Continuations, Engine, Sampling
 from pbrl_jax.text.prompts import STYLES as PROMPT_STYLES
 from pbrl_jax.text.prompts import format_prompts, resolve_style, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
+from pbrl_jax.text.wording import OURS, Wording
 
 STYLES = {"benchmark": "the benchmark's own text, as published evaluations put it", **PROMPT_STYLES}
 Write = Callable[[list[dict[str, Any]]], None]
@@ -36,6 +37,7 @@ class Settings(NamedTuple):
     batch_size: int = 32
     mesh: Any = None
     thinking: bool | None = None
+    wording: Wording = OURS
 
 
 class Answering(NamedTuple):
@@ -55,19 +57,22 @@ class Answering(NamedTuple):
 
 
 def encode_prompts(
-    problems: Sequence[Problem], tokenizer: Tokenizer, style: str, thinking: bool | None = None
-) -> list[list[int]]:
+    problems: Sequence[Problem], tokenizer: Tokenizer, style: str, thinking: bool | None = None,
+    wording: Wording = OURS,
+) -> list[list[int]]:  # fmt: skip
     """Ids of each problem's prompt, with one beginning-of-sequence token where the tokenizer has one.
 
     `benchmark` is the benchmark's text. The other styles put the bare question as `pbrl_jax.text.prompts` does, in the
     answer's language; a problem that is more than its question (options, a request for a box) keeps the benchmark's
-    text, as the user's turn where the style is a chat.
+    text, as the user's turn where the style is a chat. A user's own words stand around either.
     """
     plain = style == "benchmark" or any(problem.kind != "number" for problem in problems)
     chat = style != "benchmark" and resolve_style(style, tokenizer).startswith("chat")
-    if not plain:
+    if not plain or any(wording):
+        texts = [problem.prompt if plain else problem.question for problem in problems]
         languages = [problem.answer_language for problem in problems]
-        return format_prompts([problem.question for problem in problems], languages, tokenizer, style, thinking)
+        style = "plain" if style == "benchmark" else style
+        return format_prompts(texts, languages, tokenizer, style, thinking, wording)
     if chat:
         encoded = [tokenizer.encode_chat([{"role": "user", "content": p.prompt}], thinking) for p in problems]
     else:
@@ -98,7 +103,7 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
       tick: told the number of problems that a batch has finished.
     """
     settings = answering.settings
-    encoded = encode_prompts(problems, answering.tokenizer, settings.style, settings.thinking)
+    encoded = encode_prompts(problems, answering.tokenizer, settings.style, settings.thinking, settings.wording)
     sampling = Sampling(
         settings.max_completion_length, settings.temperature, settings.top_p, samples=settings.samples,
         seed=settings.seed,

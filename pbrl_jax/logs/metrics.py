@@ -84,8 +84,8 @@ class MetricWriter:
       quiet: no console line a step, beside a progress bar.
       console: rich's shared console by default, which prints above a live progress bar.
       live: title of a live panel, in place of the lines if the console is a terminal; "": lines.
-      wandb: W&B project; "" is off.
-      config: JSON of the resolved config, for W&B.
+      config: JSON of the resolved config, for the services.
+      projects: project in each service of logs.trackers.SERVICES; "" is off.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class MetricWriter:
         quiet: bool = False,
         console: Console | None = None,
         live: str = "",
-        wandb: str = "",
         config: str = "{}",
+        **projects: str,
     ):
         paths = work_dir(workdir)
         self.path, self.evaluations = paths.metrics, paths.evaluations
@@ -123,7 +123,7 @@ class MetricWriter:
             self._repair(self.evaluations, resume_step)
         else:
             self.evaluations.unlink(missing_ok=True)
-        self._trackers = make_trackers(paths, resume_step, tensorboard, wandb, config)
+        self._trackers = make_trackers(paths, resume_step, tensorboard, projects, config)
         if live and not quiet and self.console.is_terminal:
             self._view = LiveView(live, self._pace, self.console)
 

@@ -1,9 +1,10 @@
-"""Trackers: TensorBoard event files, and Weights & Biases where `log.wandb` names a project.
+"""Trackers: TensorBoard event files, and the services for which section log names a project.
 
-Both have `write(step, row)`, which leaves out strings, `flush()` and `close()`.
+All have `write(step, row)`, which leaves out strings, `flush()` and `close()`.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import secrets
@@ -13,11 +14,12 @@ from typing import Any
 
 from etils import epath
 
+from pbrl_jax.config.log import LogConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import WorkDir, write_atomic
 
-RUN_FILE = "wandb_run"
-"""File of a work directory with the id of its W&B run, so that a resumed run continues the same one."""
+MLFLOW_LETTERS = 500
+"""Length of a parameter that every store of MLflow takes."""
 
 
 class TensorBoardLog:
@@ -35,46 +37,112 @@ class TensorBoardLog:
                 self._writer.add_scalar(name, value, step)
 
 
-class WandbLog:
-    """One W&B run for one work directory.
+class Service:
+    """One run of a tracking service for one work directory, which a resumed run continues.
 
     Args:
-      project: the W&B project.
+      project: what the service calls the project (MLflow: experiment).
       root: the work directory; its last folder names the run.
       config: JSON of the resolved config.
 
     Raises:
-      ConfigError: wandb is not installed, or does not start (no login, no network).
+      ConfigError: the service's package is not installed, or does not start (no login, no network).
     """
+
+    package = title = advice = ""
 
     def __init__(self, project: str, root: epath.Path, config: str):
         try:
-            import wandb
+            self._module = importlib.import_module(self.package)
         except ImportError as error:
             raise ConfigError(
-                f"log.wandb is {project!r}, but wandb is not installed. pip install -e .[wandb], or leave log.wandb "
-                "empty: TensorBoard files are written all the same."
+                f"log.{self.package} is {project!r}, but {self.package} is not installed. pip install -e "
+                f"'.[{self.package}]', or leave log.{self.package} empty: TensorBoard files are written all the same."
             ) from error
-        file = root / RUN_FILE
-        if not file.exists():
-            write_atomic(file, secrets.token_hex(6))
+        file = root / f"{self.package}_run"
+        known = file.read_text().strip() if file.exists() else ""
         try:
             with unasked():
-                self._run = wandb.init(
-                    project=project, id=file.read_text().strip(), name=root.name, resume="allow",
-                    config=json.loads(config),
-                )  # fmt: skip
-        except Exception as error:  # its own error classes differ by version
-            raise ConfigError(
-                f"W&B does not start: {error}. Log in with `wandb login`, or set WANDB_MODE=offline and sync later."
-            ) from error
-        self.close = self._run.finish
+                started = self.start(project, known, root.name, json.loads(config))
+        except Exception as error:  # each service has error classes of its own
+            raise ConfigError(f"{self.title} does not start: {error}. {self.advice}") from error
+        if started != known:
+            write_atomic(file, started)
+
+    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
+        """Begin the run, or go on with the one whose id is `known` ("": a new one); the id."""
+        raise NotImplementedError
+
+    def log(self, step: int, row: dict[str, Any]) -> None:
+        """One row of numbers."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the run."""
+        raise NotImplementedError
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        self._run.log({name: value for name, value in row.items() if not isinstance(value, str)}, step=step)
+        self.log(step, {name: value for name, value in row.items() if not isinstance(value, str)})
 
     def flush(self) -> None:
-        """W&B uploads by itself."""
+        """Services upload by themselves."""
+
+
+class WandbLog(Service):
+    """A run of Weights & Biases."""
+
+    package, title = "wandb", "W&B"
+    advice = "Log in with `wandb login`, or set WANDB_MODE=offline and sync later."
+
+    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
+        number = known or secrets.token_hex(6)
+        self._run = self._module.init(project=project, id=number, name=name, resume="allow", config=config)
+        return number
+
+    def log(self, step: int, row: dict[str, Any]) -> None:
+        self._run.log(row, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TrackioLog(Service):
+    """A run of trackio, local unless TRACKIO_SPACE_ID names a Space of the hub. The run's name is its id there."""
+
+    package, title, advice = "trackio", "trackio", "Leave TRACKIO_SPACE_ID empty to log on this machine."
+
+    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
+        run = known or f"{name}-{secrets.token_hex(3)}"
+        self._module.init(project=project, name=run, resume="allow", config=config, embed=False)
+        return run
+
+    def log(self, step: int, row: dict[str, Any]) -> None:
+        self._module.log(row, step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+class MlflowLog(Service):
+    """A run of MLflow, at MLFLOW_TRACKING_URI or in this machine's own store; settings are its parameters."""
+
+    package, title, advice = "mlflow", "MLflow", "Check MLFLOW_TRACKING_URI."
+
+    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
+        self._module.set_experiment(project)
+        run = self._module.start_run(**({"run_id": known} if known else {"run_name": name}))
+        if not known:
+            self._module.log_params({
+                f"{section}.{field}": str(value)[:MLFLOW_LETTERS]
+                for section, fields in config.items() if isinstance(fields, dict) for field, value in fields.items()
+            })  # fmt: skip
+        return run.info.run_id
+
+    def log(self, step: int, row: dict[str, Any]) -> None:
+        self._module.log_metrics({name: float(value) for name, value in row.items() if name != "step"}, step=step)
+
+    def close(self) -> None:
+        self._module.end_run()
 
 
 @contextlib.contextmanager
@@ -89,10 +157,19 @@ def unasked() -> Iterator[None]:
             sys.stdin = before
 
 
-Tracker = TensorBoardLog | WandbLog
+Tracker = TensorBoardLog | Service
+SERVICES: dict[str, type[Service]] = {"wandb": WandbLog, "trackio": TrackioLog, "mlflow": MlflowLog}
+"""Name of a service, and of its setting in section log -> what logs there."""
 
 
-def make_trackers(paths: WorkDir, resume_step: int, tensorboard: bool, wandb: str, config: str) -> list[Tracker]:
+def projects_of(log: LogConfig) -> dict[str, Any]:
+    """Service -> project, "" for those that are off."""
+    return {"wandb": log.wandb, "trackio": log.trackio, "mlflow": log.mlflow}
+
+
+def make_trackers(
+    paths: WorkDir, resume_step: int, tensorboard: bool, projects: Mapping[str, str], config: str
+) -> list[Tracker]:
     """The trackers of a run; arguments as in MetricWriter."""
     trackers: list[Tracker] = [TensorBoardLog(paths.tensorboard, resume_step)] if tensorboard else []
-    return trackers + ([WandbLog(wandb, paths.root, config)] if wandb else [])
+    return trackers + [SERVICES[name](project, paths.root, config) for name, project in projects.items() if project]

@@ -58,12 +58,15 @@ def xla_attention(
     key_XSKC: Float[Array, "X S K C"],
     value_XSKC: Float[Array, "X S K C"],
     visibility: Visibility,
+    softcap: float = 0.0,
 ) -> tuple[Float[Array, "X Q H C"], Float[Array, "X Q H"]]:
-    """Grouped-query attention with all scores at once, softmax in float32 or wider."""
+    """Grouped-query attention with all scores at once, softmax in float32 or wider; for `softcap` see Kernel."""
     X, Q, H, C = query_XQHC.shape
     K = key_XSKC.shape[2]
     query = query_XQHC.reshape(X, Q, K, H // K, C)
     scores = jnp.einsum("xqkgc,xskc->xkgqs", query, key_XSKC, preferred_element_type=wide_type(query.dtype)) * C**-0.5
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
     mask = visibility.mask()
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, HIDDEN)
@@ -75,7 +78,9 @@ def xla_attention(
     return out.reshape(X, Q, H, C), jnp.moveaxis(lse, 3, 1).reshape(X, Q, H)
 
 
-def chunked_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, chunk: int = QUERY_CHUNK):
+def chunked_attention(
+    query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, softcap: float = 0.0, chunk: int = QUERY_CHUNK
+):
     """`xla_attention` for one chunk of queries at a time; the backward pass recomputes each chunk's scores.
 
     Memory for scores falls from Q * S to chunk * S per head. Works on every backend.
@@ -97,7 +102,7 @@ def chunked_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, 
         query, position, segment = queries
         seen = visibility._replace(query_position_XQ=position, query_segment_XQ=segment)
         key, value = gradient_to(key_XSKC, wide_key), gradient_to(value_XSKC, wide_value)
-        return xla_attention(query, key, value, seen)
+        return xla_attention(query, key, value, seen, softcap)
 
     queries = (split(query_XQHC), split(visibility.query_position_XQ), split(visibility.query_segment_XQ))
     out, lse = jax.lax.map(one_chunk, queries)
@@ -108,11 +113,11 @@ def chunked_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, 
     return join(out), join(lse)
 
 
-def auto_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):
+def auto_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, softcap: float = 0.0):
     """All scores at once while they are small, chunked otherwise."""
     pairs = query_XQHC.shape[1] * key_XSKC.shape[1]
     kernel = xla_attention if pairs <= AUTO_CHUNK_PAIRS else chunked_attention
-    return kernel(query_XQHC, key_XSKC, value_XSKC, visibility)
+    return kernel(query_XQHC, key_XSKC, value_XSKC, visibility, softcap)
 
 
 #: Kernels by name. Those of pbrl_jax.models.fused_attention give no differentiable log-denominator: where one is
@@ -126,9 +131,17 @@ KERNELS = {
 }
 
 
-def attend(name: str, query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):
-    """Run the kernel called `name` (ConfigError for an unknown one)."""
-    return lookup(KERNELS, name, "attention kernel")(query_XQHC, key_XSKC, value_XSKC, visibility)
+class Kernel(NamedTuple):
+    """A kernel whose scores s become c tanh(s / c) with c = `softcap`; fused kernels are replaced by `auto`."""
+
+    name: str
+    softcap: float
+
+
+def attend(kernel: str | Kernel, query_XQHC, key_XSKC, value_XSKC, visibility: Visibility):
+    """Run the kernel called so (ConfigError for an unknown one)."""
+    name, softcap = kernel if isinstance(kernel, Kernel) else (kernel, 0.0)
+    return lookup(KERNELS, name, "attention kernel")(query_XQHC, key_XSKC, value_XSKC, visibility, softcap)
 
 
 def merge_attention(first, second) -> jax.Array:

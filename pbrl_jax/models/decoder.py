@@ -15,15 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.mesh.sharding import constrain, sequence_axis
+from pbrl_jax.models.attention import Kernel
 from pbrl_jax.models.fused_attention import FUSED
-from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, apply, apply_rope, rope_tables
+from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, XieluMLP, apply, apply_rope, rope_tables
 from pbrl_jax.models.layouts import Causal, KVCache, Reach
 from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.precision import gradient_to, wide_type
 from pbrl_jax.models.specs import DecoderSpec
-
-#: Models with at most this many layers are decoded without a scan over layers.
-UNSTACKED_LAYERS = 8
 
 REMAT_POLICIES = {
     "none": None,
@@ -37,16 +35,19 @@ def decoder_axes(spec: DecoderSpec) -> tuple:
     experts = ("none",) if spec.experts else ()
     lines = {
         "embed": ("vocab", "width"),
-        "layers/(attention|mlp)_norm/scale": ("layers", "none"),
         "layers/query/kernel": ("layers", "width", "heads", "none"),
         "layers/(key|value)/kernel": ("layers", "width", "kv_heads", "none"),
         "layers/out/kernel": ("layers", "heads", "none", "width"),
-        "layers/mlp/(gate|up)/kernel": ("layers", *experts, "width", "ffn"),
+        f"layers/mlp/{'(gate|up)' if spec.gated else 'up'}/kernel": ("layers", *experts, "width", "ffn"),
         "layers/mlp/down/kernel": ("layers", *experts, "ffn", "width"),
         "final_norm/scale": ("none",),
     }
     if spec.experts:
         lines["layers/mlp/router/kernel"] = ("layers", "width", "none")
+    if not spec.gated:
+        lines["layers/mlp/alpha_(p|n)"] = ("layers", "none")
+    if spec.pre_norms:
+        lines[f"layers/{'attention' if spec.parallel else '(attention|mlp)'}_norm/scale"] = ("layers", "none")
     if spec.sandwich_norms:
         lines["layers/(attention|mlp)_out_norm/scale"] = ("layers", "none")
     if spec.qk_norm:
@@ -60,10 +61,12 @@ def decoder_axes(spec: DecoderSpec) -> tuple:
 
 
 class LayerRole(NamedTuple):
-    """What differs between layers: the layer's number, and whether it is local (None: the same for all layers)."""
+    """What differs between layers: the layer's number, whether it is local (None: the same for all layers), and whether
+    its positions are rotated (None: in all layers)."""
 
     layer: int | Int[Array, "..."]
     local: bool | Array | None
+    rotated: bool | Array | None
 
 
 class LayerInputs(NamedTuple):
@@ -73,13 +76,14 @@ class LayerInputs(NamedTuple):
     rope: tuple[Array, Array]
     local_rope: tuple[Array, Array] | None
 
-    def rope_of(self, local) -> tuple[Array, Array]:
-        """The tables of a layer; `local` may be traced."""
-        if self.local_rope is None or local is False:
-            return self.rope
-        if local is True:
-            return self.local_rope
-        return jax.tree.map(lambda mine, other: jnp.where(local, mine, other), self.local_rope, self.rope)
+    def rope_of(self, role: LayerRole) -> tuple[Array, Array]:
+        """The tables of a layer, whose role may be traced; without rotation, those of an angle of 0."""
+        (cos, sin), local = self.rope, role.local
+        if self.local_rope is not None and local is not None:
+            cos, sin = [jnp.where(local, *both) for both in zip(self.local_rope, self.rope, strict=True)]
+        if role.rotated is None:
+            return cos, sin
+        return jnp.where(role.rotated, cos, 1.0), jnp.where(role.rotated, sin, 0.0)
 
 
 def layer_inputs(positions_XL, spec: DecoderSpec) -> LayerInputs:
@@ -93,7 +97,16 @@ def layer_inputs(positions_XL, spec: DecoderSpec) -> LayerInputs:
 def layer_roles(spec: DecoderSpec) -> LayerRole:
     """The roles of all layers, stacked for a scan."""
     local = spec.local_layers()
-    return LayerRole(jnp.arange(spec.layers), None if len(set(local)) == 1 else jnp.asarray(np.array(local)))
+    return LayerRole(
+        jnp.arange(spec.layers),
+        None if len(set(local)) == 1 else jnp.asarray(np.array(local)),
+        jnp.asarray(rotated_layers(spec)) if "n" in spec.layer_pattern else None,
+    )
+
+
+def rotated_layers(spec: DecoderSpec) -> np.ndarray:
+    """Whether each layer rotates its queries and keys."""
+    return np.array([letter != "n" for letter in spec.layer_letters()])
 
 
 def reach_of(spec: DecoderSpec, local, positions_XL) -> Reach | None:
@@ -102,9 +115,13 @@ def reach_of(spec: DecoderSpec, local, positions_XL) -> Reach | None:
     return None if local is False else Reach(spec.window, local, positions_XL)
 
 
+def norm_of(spec: DecoderSpec, name: str | None = None) -> RMSNorm:
+    """A norm of the residual stream, or of query and key heads."""
+    return RMSNorm(spec.norm_eps, spec.norm_offset, spec.centered_norms, name=name)
+
+
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and feed-forward. The carry is (hidden, cache): a cache that is a scanned input would be
-    copied at every token."""
+    """Attention and feed-forward. The carry is (hidden, cache); a scan over layers has no cache."""
 
     spec: DecoderSpec
 
@@ -114,7 +131,11 @@ class DecoderLayer(nn.Module):
         spec = self.spec
 
         def norm(name: str):
-            return RMSNorm(spec.norm_eps, spec.norm_offset, name=name)
+            return norm_of(spec, name=name)
+
+        def qk_norm(name: str, x):
+            flat = x.reshape(*x.shape[:-2], -1) if spec.joint_qk_norm else x
+            return norm(name)(flat).reshape(x.shape)
 
         training = cache is None
 
@@ -123,28 +144,34 @@ class DecoderLayer(nn.Module):
             keeps queries sharded by position and gathers them for every chunk."""
             return constrain(h, "batch", "none", heads, *["none"] * (h.ndim - 3)) if training else h
 
-        h = gather(norm("attention_norm")(x))
+        h = gather(norm("attention_norm")(x) if spec.pre_norms else x)
         query = Projection((spec.heads, spec.head_dim), use_bias=spec.qkv_bias, name="query")(h)
         key = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="key")(h)
         value = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="value")(h)
         if spec.qk_norm:
-            query, key = norm("query_norm")(query), norm("key_norm")(key)
+            query, key = qk_norm("query_norm", query), qk_norm("key_norm", key)
         query, key, value = gather(query, "heads"), gather(key, "kv_heads"), gather(value, "kv_heads")
-        rope = inputs.rope_of(role.local)
+        rope = inputs.rope_of(role)
         # Kernels divide scores by the root of head_dim.
         scale = 1.0 if spec.query_scalar is None else (spec.head_dim / spec.query_scalar) ** 0.5
-        query, key = apply_rope(query, rope, scale), apply_rope(key, rope)
+        query = apply_rope(query, rope, scale, spec.interleaved_rope)
+        key = apply_rope(key, rope, interleaved=spec.interleaved_rope)
         reach = reach_of(spec, role.local, inputs.positions_XL)
-        attended, cache = layout.attend(spec.attention, query, key, value, cache, role.layer, reach)
+        kernel = Kernel(spec.attention, spec.attention_softcap) if spec.attention_softcap else spec.attention
+        attended, cache = layout.attend(kernel, query, key, value, cache, role.layer, reach)
         attended = gather(Projection((spec.width,), in_axes=2, name="out")(attended))
         x = x + (norm("attention_out_norm")(attended) if spec.sandwich_norms else attended)
-        fed = gather(self.feed_forward()(gather(norm("mlp_norm")(x))))
+        if not spec.parallel:
+            h = gather(norm("mlp_norm")(x) if spec.pre_norms else x)
+        fed = gather(self.feed_forward()(h))
         x = x + (norm("mlp_out_norm")(fed) if spec.sandwich_norms else fed)
         return (constrain(x, "batch", sequence_axis(x.shape[1]), "none"), cache), None
 
     def feed_forward(self) -> nn.Module:
-        """A gated feed-forward, or a mixture of experts."""
+        """A feed-forward, or a mixture of experts."""
         spec = self.spec
+        if not spec.gated:
+            return XieluMLP(spec.ffn, name="mlp")
         if not spec.experts:
             return GatedMLP(spec.ffn, spec.activation, name="mlp")
         return RoutedMLP(
@@ -164,13 +191,13 @@ def embed_tokens(embed, spec: DecoderSpec, tokens_XL) -> Float[Array, "X L D"]:
 class Decoder(nn.Module):
     """Token ids to final hidden states.
 
-    Call: (tokens [X, L], positions [X, L], layout, cache or None) -> (hidden [X, L, D], cache).
+    Call: (tokens [X, L], positions [X, L], layout) -> hidden [X, L, D].
     """
 
     spec: DecoderSpec
 
     @nn.compact
-    def __call__(self, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
+    def __call__(self, tokens_XL, positions_XL, layout):
         spec = self.spec
         embed = self.param("embed", nn.initializers.normal(0.02), (spec.vocab_size, spec.width))
         x = constrain(embed_tokens(embed, spec, tokens_XL), "batch", "none", "none")
@@ -185,12 +212,12 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=spec.layers,
         )(spec, name="layers")
-        (x, cache), _ = stack((x, cache), layer_roles(spec), layer_inputs(positions_XL, spec), layout)
+        (x, _), _ = stack((x, None), layer_roles(spec), layer_inputs(positions_XL, spec), layout)
         # Sharded by position, slices of it lost a part of their gradient under jax 0.10.
         x = constrain(x, "batch", "none", "none")
         if not spec.tied_embeddings:
             self.param("lm_head", nn.initializers.normal(spec.width**-0.5), (spec.width, spec.vocab_size))
-        return RMSNorm(spec.norm_eps, spec.norm_offset, name="final_norm")(x), cache
+        return norm_of(spec, name="final_norm")(x)
 
 
 def init_decoder(key: jax.Array, spec: DecoderSpec):
@@ -201,28 +228,29 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
 
 
 def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
-    """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`."""
-    if not isinstance(params["layers"], tuple):
-        return apply(Decoder(spec), params, tokens_XL, positions_XL, layout, cache)
+    """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`.
+
+    With a cache the layers run one after another, without a scan: a scan would copy each layer's part out of the stack.
+    """
+    if cache is None and not isinstance(params["layers"], tuple):
+        return apply(Decoder(spec), params, tokens_XL, positions_XL, layout), None
     carry = embed_tokens(params["embed"], spec, tokens_XL), cache
     inputs = layer_inputs(positions_XL, spec)
-    for index, layer_params in enumerate(params["layers"]):
-        role = LayerRole(index, spec.local_layers()[index])
+    for index, layer_params in enumerate(unstack_layers(params)["layers"]):
+        role = LayerRole(index, spec.local_layers()[index], None if rotated_layers(spec)[index] else False)
         carry, _ = apply(DecoderLayer(spec), layer_params, carry, role, inputs, layout)
     hidden, cache = carry
-    return apply(RMSNorm(spec.norm_eps, spec.norm_offset), params["final_norm"], hidden), cache
+    return apply(norm_of(spec), params["final_norm"], hidden), cache
 
 
-def unstack_layers(params, spec: DecoderSpec):
-    """Parameters with one tree per layer, for decoding models of few layers.
-
-    A scan copies each layer's weights out of the stack at every token, which for a small batch costs as much as the
-    matrix products. Models with many layers stay stacked, since an unrolled program grows with depth.
-    """
-    if spec.layers > UNSTACKED_LAYERS:
+def unstack_layers(params):
+    """Parameters with one tree per layer, for decoding: a scan copies each layer's weights out of the stack at every
+    token, which for a small batch costs as much as the matrix products."""
+    layers = params["layers"]
+    if isinstance(layers, tuple):
         return params
-    layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(spec.layers))
-    return {**params, "layers": layers}
+    count = len(jax.tree.leaves(layers)[0])
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
 
 
 class OutputMatrix(NamedTuple):
@@ -260,10 +288,13 @@ def output_matrix(params, spec: DecoderSpec, dtype, copies: int = 1) -> OutputMa
 
 
 def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-    """Next-token logits of hidden states, in float32 or wider."""
+    """Next-token logits of hidden states, in float32 or wider; scaled and soft-capped where the spec says so."""
     product = "...d,vd->...v" if spec.tied_embeddings else "...d,dv->...v"
     matrix = params[output_name(spec)].astype(hidden.dtype)
-    return jnp.einsum(product, hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
+    logits = jnp.einsum(product, hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
+    if spec.logit_scale != 1.0:
+        logits = logits * spec.logit_scale
+    return spec.logit_softcap * jnp.tanh(logits / spec.logit_softcap) if spec.logit_softcap else logits
 
 
 def causal_logits(params, spec: DecoderSpec, tokens_BT: Int[Array, "B T"], mask_BT) -> Float[Array, "B T V"]:

@@ -1,4 +1,4 @@
-"""Text encoders in Flax Linen: BERT, XLM-R (post-norm) and XLM-R-XL (pre-norm), and decoders that embed."""
+"""Text encoders in Flax Linen: BERT, XLM-R and gte (post-norm), XLM-R-XL (pre-norm), and decoders that embed."""
 
 from typing import TypeGuard
 
@@ -11,11 +11,11 @@ from pbrl_jax.core.records import pytree
 from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.models.attention import Visibility, attend
 from pbrl_jax.models.decoder import decoder_axes, hidden_states, init_decoder
-from pbrl_jax.models.layers import Projection, along_last, apply, gelu
+from pbrl_jax.models.layers import Projection, along_last, apply, apply_rope, gelu, rope_tables
 from pbrl_jax.models.layouts import Causal, Reach
 from pbrl_jax.models.pooling import add_special_ids, apply_dense, init_dense, pool, unit_vectors
 from pbrl_jax.models.precision import widened
-from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
+from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, EncoderSpec, TextEncoderSpec
 
 
 def encoder_axes(spec: TextEncoderSpec) -> tuple:
@@ -63,7 +63,7 @@ class EncoderLayer(nn.Module):
     keep_states: bool = False
 
     @nn.compact
-    def __call__(self, x, seen: Visibility):
+    def __call__(self, x, seen: Visibility, rope=None):
         spec = self.spec
         attention_norm = LayerNorm(spec.norm_eps, name="attention_norm")
         mlp_norm = LayerNorm(spec.norm_eps, name="mlp_norm")
@@ -72,11 +72,14 @@ class EncoderLayer(nn.Module):
         query = Projection(head, use_bias=True, name="query")(h)
         key = Projection(head, use_bias=True, name="key")(h)
         value = Projection(head, use_bias=True, name="value")(h)
+        if rope is not None:
+            query, key = apply_rope(query, rope), apply_rope(key, rope)
         attended, _ = attend(spec.attention, query, key, value, seen)
         x = x + Projection((spec.width,), in_axes=2, use_bias=True, name="out")(attended)
         x = x if spec.pre_norm else attention_norm(x)
         h = mlp_norm(x) if spec.pre_norm else x
-        up = gelu(Projection((spec.ffn,), use_bias=True, name="up")(h))
+        up = Projection((spec.ffn,), use_bias=not spec.gated, name="up")(h)
+        up = gelu(Projection((spec.ffn,), name="gate")(h)) * up if spec.gated else gelu(up)
         x = x + Projection((spec.width,), use_bias=True, name="down")(up)
         x = x if spec.pre_norm else mlp_norm(x)
         return x, x if self.keep_states else None
@@ -97,10 +100,14 @@ class TextEncoder(nn.Module):
         spec = self.spec
         init = nn.initializers.normal(0.02)
         word = self.param("word_embed", init, (spec.vocab_size, spec.width))
-        position = self.param("position_embed", init, (spec.max_positions, spec.width))
         kind = self.param("type_embed", init, (spec.type_vocab, spec.width))
         place_BS = self.positions(mask_BS) if segment_BS is None else segment_positions(segment_BS)
-        x = (word[tokens_BS] + position[place_BS] + along_last(kind[0], 3)).astype(spec.dtype)
+        x, rope = word[tokens_BS], None
+        if spec.rope_theta:
+            rope = rope_tables(place_BS, rotary(spec))
+        else:
+            x = x + self.param("position_embed", init, (spec.max_positions, spec.width))[place_BS]
+        x = (x + along_last(kind[0], 3)).astype(spec.dtype)
         if not spec.pre_norm:
             x = LayerNorm(spec.norm_eps, name="embed_norm")(x)
         embedded = x
@@ -111,7 +118,7 @@ class TextEncoder(nn.Module):
             layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
             length=spec.layers,
         )(spec, all_states, name="layers")  # fmt: skip
-        x, states = stack(x, Visibility(mask_BS, query_segment_XQ=segment_BS, key_segment_XS=segment_BS))
+        x, states = stack(x, Visibility(mask_BS, query_segment_XQ=segment_BS, key_segment_XS=segment_BS), rope)
         if spec.pre_norm:
             x = LayerNorm(spec.norm_eps, name="final_norm")(x)
         if spec.projection:
@@ -127,6 +134,14 @@ class TextEncoder(nn.Module):
             return jnp.broadcast_to(jnp.arange(S)[None], (B, S))
         real = mask_BS.astype(jnp.int32)
         return jnp.cumsum(real, axis=1) * real + (offset - 1)
+
+
+def rotary(spec: EncoderSpec) -> DecoderSpec:
+    """A decoder with the same RoPE."""
+    return DecoderSpec(
+        vocab_size=1, width=spec.width, layers=1, heads=spec.heads, kv_heads=spec.heads, ffn=1,
+        head_dim=spec.width // spec.heads, rope_theta=spec.rope_theta, rope_factor=spec.rope_factor,
+    )  # fmt: skip
 
 
 @pytree

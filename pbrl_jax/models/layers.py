@@ -28,17 +28,21 @@ def along_last(vector: jax.Array, ndim: int) -> jax.Array:
 class RMSNorm(nn.Module):
     """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467).
 
-    With `offset` the factor is 1 + scale (Gemma).
+    With `offset` the factor is 1 + scale (Gemma). With `centered` the mean is subtracted first: LayerNorm without a
+    bias (Cohere).
     """
 
     eps: float
     offset: bool = False
+    centered: bool = False
 
     @nn.compact
     def __call__(self, x):
         init = nn.initializers.zeros_init() if self.offset else nn.initializers.ones_init()
         scale = self.param("scale", init, (x.shape[-1],))
         wide = widened(x)
+        if self.centered:
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         factor = scale.astype(normed.dtype)
         if self.offset:
@@ -94,6 +98,26 @@ def gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
 
 
+class XieluMLP(nn.Module):
+    """down(xielu(up(x))) (Huang and Schlag 2024, arXiv 2411.13010): for positive x, a x^2 + x / 2, otherwise
+    n (e^min(x, -1e-6) - 1 - x) + x / 2, with a = softplus(alpha_p) and n = 1/2 + softplus(alpha_n)."""
+
+    ffn: int
+
+    @nn.compact
+    def __call__(self, x):
+        start = {"alpha_p": 0.8, "alpha_n": 0.3}
+        alpha_p, alpha_n = (
+            self.param(name, nn.initializers.constant(math.log(math.expm1(value))), (1,))
+            for name, value in start.items()
+        )
+        up = widened(Projection((self.ffn,), name="up")(x))
+        rising = along_last(nn.softplus(widened(alpha_p)), up.ndim) * up * up
+        falling = along_last(0.5 + nn.softplus(widened(alpha_n)), up.ndim) * (jnp.expm1(jnp.minimum(up, -1e-6)) - up)
+        hidden = jnp.where(up > 0, rising, falling) + 0.5 * up
+        return Projection((x.shape[-1],), name="down")(hidden.astype(x.dtype))
+
+
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
@@ -109,18 +133,21 @@ class GatedMLP(nn.Module):
 
 
 def rope_frequencies(spec: DecoderSpec, local: bool = False) -> Float[Array, "half"]:
-    """Inverse wavelengths of the C/2 rotation planes, in float32, with the scaling of the spec.
+    """Inverse wavelengths of the rotation planes (C/2, or half the rotary_dim), in float32, with the spec's scaling.
 
     Llama 3: frequencies whose wavelength exceeds the original context are divided by `factor`, short ones are kept, and
-    those between are interpolated (transformers, `rope_type: llama3`). Linear: all are divided by `rope_factor`. With
-    `local`, the frequencies of local layers, which are not scaled.
+    those between are interpolated (transformers, `rope_type: llama3`). Linear: all are divided by `rope_factor`. YaRN
+    and LongRoPE: each is divided by its own. With `local`, the frequencies of local layers, which are not scaled.
     """
-    exponents = jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim
+    rotated = spec.rotary_dim or spec.head_dim
+    exponents = jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated
     if local and spec.local_rope_theta:
         return 1.0 / (spec.local_rope_theta**exponents)
     frequency = 1.0 / (spec.rope_theta**exponents)
     if spec.rope_factor != 1.0:
         frequency = frequency / spec.rope_factor
+    if spec.rope_divisors:
+        frequency = frequency / jnp.asarray(spec.rope_divisors, jnp.float32)
     scaling = spec.rope_scaling
     if scaling is None:
         return frequency
@@ -137,17 +164,25 @@ def rope_tables(positions: Int[Array, "..."], spec: DecoderSpec, local: bool = F
     angles = positions[..., None].astype(jnp.float32) * jnp.expand_dims(
         rope_frequencies(spec, local), tuple(range(positions.ndim))
     )
-    return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    magnitude = 1.0 if local and spec.local_rope_theta else spec.rope_magnitude
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    return (cos, sin) if magnitude == 1.0 else (cos * magnitude, sin * magnitude)
 
 
-def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array], scale: float = 1.0) -> jax.Array:
+def apply_rope(
+    x: jax.Array, tables: tuple[jax.Array, jax.Array], scale: float = 1.0, interleaved: bool = False
+) -> jax.Array:
     """Rotate the halves of each head (the convention of Llama's released weights): (a, b) -> (a c - b s, b c + a s).
 
-    The result is multiplied by `scale` before it is rounded to the type of `x`.
+    Where the tables are narrower than half a head, the channels behind are left as they are. With `interleaved`, the
+    even and the odd channels are rotated, and the result holds the even ones first: in queries and keys alike, which
+    changes no score. The result is multiplied by `scale` before it is rounded to the type of `x`.
     """
     cos, sin = tables
-    first, second = jnp.split(widened(x), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    width = 2 * cos.shape[-1]
+    wide, rest = widened(x[..., :width]), widened(x[..., width:])
+    first, second = (wide[..., ::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
     if scale != 1.0:
         rotated = rotated * scale
     return rotated.astype(x.dtype)

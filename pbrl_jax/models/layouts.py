@@ -22,32 +22,43 @@ UNLIMITED = 2**29
 
 @pytree
 class KVCache:
-    """Keys and values of all layers, [N, rows, K, positions, C]: heads before positions, as matrix products need."""
+    """Keys and values, one array a layer, [rows, K, positions, C]: heads before positions, as matrix products need.
 
-    key: Float[Array, "N X K S C"]
-    value: Float[Array, "N X K S C"]
+    The layers are apart, so that a loop over tokens updates each array in place and never cuts one out of a stack.
+    """
 
-    def layer(self, index, positions: int | None = None) -> tuple[jax.Array, jax.Array]:
-        """One layer's first `positions` keys and values (all without a number), [rows, positions, K, C]."""
-        N, X, K, S, C = self.key.shape
-        size, start = (1, X, K, S if positions is None else positions, C), (index, 0, 0, 0, 0)
-        key, value = (jax.lax.dynamic_slice(part, start, size)[0] for part in (self.key, self.value))
-        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    key: tuple[Float[Array, "X K S C"], ...]
+    value: tuple[Float[Array, "X K S C"], ...]
 
-    def write(self, index, position, key_XSKC, value_XSKC) -> "KVCache":
+    @property
+    def positions(self) -> int:
+        """Positions that there is room for."""
+        return self.key[0].shape[2]
+
+    def layer(self, index: int) -> tuple[jax.Array, jax.Array]:
+        """One layer's keys and values, [rows, positions, K, C]."""
+        return jnp.swapaxes(self.key[index], 1, 2), jnp.swapaxes(self.value[index], 1, 2)
+
+    def write(self, index: int, position, key_XSKC, value_XSKC) -> "KVCache":
         """The cache with new entries at (layer, every row, position...); in place where the compiler may."""
-        start = (index, 0, 0, position, 0)
 
-        def put(part, new):
-            return jax.lax.dynamic_update_slice(part, jnp.swapaxes(new, 1, 2)[None].astype(part.dtype), start)
+        def put(parts, new):
+            new = jnp.swapaxes(new, 1, 2).astype(parts[index].dtype)
+            changed = jax.lax.dynamic_update_slice(parts[index], new, (0, 0, position, 0))
+            return (*parts[:index], changed, *parts[index + 1 :])
 
         return KVCache(put(self.key, key_XSKC), put(self.value, value_XSKC))
+
+    def grown(self, positions: int) -> "KVCache":
+        """The cache with room for so many positions; those there are stay."""
+        room = [(0, 0), (0, 0), (0, positions - self.positions), (0, 0)]
+        return jax.tree.map(lambda part: jnp.pad(part, room), self)
 
 
 def empty_cache(spec, rows: int, positions: int) -> KVCache:
     """A cache of zeros in the spec's compute type."""
-    shape = (spec.layers, rows, spec.kv_heads, positions, spec.head_dim)
-    return KVCache(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
+    shape = (rows, spec.kv_heads, positions, spec.head_dim)
+    return KVCache(*(tuple(jnp.zeros(shape, spec.dtype) for _ in range(spec.layers)) for _ in range(2)))
 
 
 class Reach(NamedTuple):
@@ -144,14 +155,12 @@ class SharedPrefix:
 class DecodeStep:
     """One new token for each of B = P * G rows, against the prompt's keys (shared by G rows) and the row's own.
 
-    `prompt` is only read; the step's keys and values are written into the carried cache at `slot`, and attention reads
-    its first `window` positions.
+    `prompt` is only read; the step's keys and values are written into the carried cache at `slot`.
     """
 
     prompt: KVCache
     prompt_valid_PT: Bool[Array, "P T"]
     slot: Int[Array, ""]
-    window: int = field(metadata={"static": True})
 
     def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
         P = self.prompt_valid_PT.shape[0]
@@ -159,8 +168,8 @@ class DecodeStep:
         cache = cache.write(layer, self.slot, key, value)
         prompt_key, prompt_value = self.prompt.layer(layer)
         grouped = query.reshape(P, B // P, H, C)
-        own_key, own_value = cache.layer(layer, self.window)
-        written = jnp.broadcast_to((jnp.arange(self.window) <= self.slot)[None], (B, self.window))
+        own_key, own_value = cache.layer(layer)
+        written = jnp.broadcast_to((jnp.arange(cache.positions) <= self.slot)[None], (B, cache.positions))
         prompt_seen, own_seen = Visibility(self.prompt_valid_PT), Visibility(written)
         if reach is not None:
             prompt_seen, own_seen = self._within(reach, prompt_seen, own_seen)
@@ -171,7 +180,8 @@ class DecodeStep:
     def _within(self, reach: Reach, prompt_seen: Visibility, own_seen: Visibility) -> tuple[Visibility, Visibility]:
         """Both visibilities limited to the window; positions are the index of a prompt's key, the slot of a row's."""
         P, T = self.prompt_valid_PT.shape
-        B = reach.positions_XL.shape[0]
+        assert own_seen.key_valid_XS is not None
+        B, S = own_seen.key_valid_XS.shape
         prompt_seen = prompt_seen._replace(
             query_position_XQ=reach.positions_XL.reshape(P, B // P),
             key_position_XS=jnp.broadcast_to(jnp.arange(T)[None], (P, T)),
@@ -179,7 +189,7 @@ class DecodeStep:
         )
         own_seen = own_seen._replace(
             query_position_XQ=jnp.broadcast_to(self.slot, (B, 1)),
-            key_position_XS=jnp.broadcast_to(jnp.arange(self.window)[None], (B, self.window)),
+            key_position_XS=jnp.broadcast_to(jnp.arange(S)[None], (B, S)),
             window=reach.limit,
         )
         return prompt_seen, own_seen

@@ -44,7 +44,8 @@ def projections(spec: DecoderSpec, targets: tuple[str, ...]) -> dict[tuple[str, 
             "no adapters here. Use --lora.targets query key value out."
         )
     found = {(name,): axes for name, axes in ATTENTION.items() if name in targets}
-    return found | {("mlp", name): axes for name, axes in FEED_FORWARD.items() if name in targets}
+    fed = {name: axes for name, axes in FEED_FORWARD.items() if name in targets and (spec.gated or name != "gate")}
+    return found | {("mlp", name): axes for name, axes in fed.items()}
 
 
 def adapter_axes(spec: DecoderSpec, lora: LoraConfig) -> tuple:

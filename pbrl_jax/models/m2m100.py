@@ -20,7 +20,7 @@ from pbrl_jax.models.attention import Visibility, attend
 from pbrl_jax.models.beam import Rules, beam_search, greedy_search
 from pbrl_jax.models.encoder import LayerNorm
 from pbrl_jax.models.layers import Projection, along_last
-from pbrl_jax.models.layouts import Causal, KVCache
+from pbrl_jax.models.layouts import Causal
 from pbrl_jax.models.precision import wide_type
 
 #: torch's default, which no model of this architecture changes.
@@ -85,6 +85,28 @@ def sinusoids(position_XL: Int[Array, "X L"], width: int) -> Float[Array, "X L D
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+@pytree
+class StackedCache:
+    """Keys and values of all layers, [N, rows, K, positions, C], for the scan over this decoder's few small layers."""
+
+    key: Float[Array, "N X K S C"]
+    value: Float[Array, "N X K S C"]
+
+    def layer(self, index) -> tuple[jax.Array, jax.Array]:
+        """One layer's keys and values, [rows, positions, K, C]."""
+        key, value = (jax.lax.dynamic_index_in_dim(part, index, keepdims=False) for part in (self.key, self.value))
+        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+
+    def write(self, index, position, key_XSKC, value_XSKC) -> "StackedCache":
+        """The cache with new entries at (layer, every row, position...)."""
+
+        def put(part, new):
+            new = jnp.swapaxes(new, 1, 2)[None].astype(part.dtype)
+            return jax.lax.dynamic_update_slice(part, new, (index, 0, 0, position, 0))
+
+        return StackedCache(put(self.key, key_XSKC), put(self.value, value_XSKC))
+
+
 class SourceLayer(nn.Module):
     """Pre-norm attention over the source and a ReLU feed-forward."""
 
@@ -144,7 +166,7 @@ class SourceKeys(nn.Module):
 class SourceState:
     """The encoded source for the decoder: keys and values of every layer."""
 
-    cache: KVCache
+    cache: StackedCache
     valid_BS: Bool[Array, "B S"]
 
     def attend(self, query_XLHC: jax.Array, layer) -> jax.Array:
@@ -201,9 +223,9 @@ class M2M100(nn.Module):
     def source_keys(self, hidden_BSD, mask_BS) -> SourceState:
         """The source's keys and values of all decoder layers."""
         _, (key, value) = self.cross(None, hidden_BSD)
-        return SourceState(KVCache(key, value), mask_BS)
+        return SourceState(StackedCache(key, value), mask_BS)
 
-    def decode(self, tokens_XL, position_XL, layout, source: SourceState, cache: KVCache | None = None):
+    def decode(self, tokens_XL, position_XL, layout, source: SourceState, cache: StackedCache | None = None):
         """Final states of the target [X, L, D] and the cache; positions count from 0 at the start token."""
         x = self.embedded(tokens_XL, position_XL + self.spec.pad_id + 1, tokens_XL != self.spec.pad_id)
         (x, cache), _ = self.decoder((x, cache), jnp.arange(self.spec.decoder_layers), layout, source)
@@ -263,7 +285,7 @@ def translate_tokens(
                          method="source_keys")  # fmt: skip
     X = len(forced_bos_B) * num_beams
     shape = (spec.decoder_layers, X, spec.decoder_heads, max_length + 1, spec.width // spec.decoder_heads)
-    cache = KVCache(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
+    cache = StackedCache(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
 
     def step(cache, tokens_X, slot):
         position = jnp.full((X, 1), slot, jnp.int32)

@@ -13,7 +13,7 @@ def _qwix():
         import qwix
     except ImportError as error:
         raise ConfigError(
-            "lora.quantization needs the package qwix, which is not installed. Use `pip install -e .[lora]`, or "
+            "lora.quantization needs the package qwix, which is not installed. Use `pip install -e '.[lora]'`, or "
             "--lora.quantization none."
         ) from error
     return qwix

@@ -37,29 +37,51 @@ class DecoderSpec:
     rope_scaling: Llama3Scaling | None = None
     #: Divisor of positions (`rope_type: linear`); where there are local layers, in global layers only.
     rope_factor: float = 1.0
+    #: Divisor of each plane's frequency (YaRN, LongRoPE), in global layers only as above; empty: all 1.
+    rope_divisors: tuple[float, ...] = ()
+    #: Factor of cosines and sines in the same layers (YaRN, LongRoPE).
+    rope_magnitude: float = 1.0
+    #: Channels of each head, from the first, that are rotated (Phi-4-mini); 0: all.
+    rotary_dim: int = 0
+    #: Planes are neighbouring channels (Cohere), and not those half a head apart.
+    interleaved_rope: bool = False
     norm_eps: float = 1e-6
     #: RMSNorm of each query and key head before RoPE (Qwen3, Gemma 3).
     qk_norm: bool = False
+    #: That norm is over all heads together (OLMo 2).
+    joint_qk_norm: bool = False
     #: Bias on query, key and value projections (Qwen2).
     qkv_bias: bool = False
     tied_embeddings: bool = True
     #: One letter per layer, repeated over the depth: g (global) attends to all earlier tokens, l (local) to the last
-    #: `window`.
+    #: `window`, n (no positions) to all earlier tokens without RoPE (SmolLM3, Cohere 2).
     layer_pattern: str = "g"
     #: Tokens that a query of a local layer attends to, itself included.
     window: int = 0
     #: RoPE base of local layers, which are then not scaled (Gemma 3); 0: RoPE is the same in all layers.
     local_rope_theta: float = 0.0
-    #: Of the feed-forward's gate: silu or gelu_tanh.
+    #: Of the feed-forward's gate: silu or gelu_tanh. xielu has two parameters per layer and no gate (Apertus).
     activation: str = "silu"
     #: Norms after attention and feed-forward as well as before (Gemma 3).
     sandwich_norms: bool = False
+    #: Norms before attention and feed-forward; without, those after them alone (OLMo 2).
+    pre_norms: bool = True
+    #: Attention and feed-forward read the same normed input, and their sum is added (Cohere).
+    parallel: bool = False
+    #: Norms subtract the mean first: LayerNorm without a bias (Cohere).
+    centered_norms: bool = False
     #: Norms multiply by 1 + scale (Gemma 3).
     norm_offset: bool = False
     #: Embeddings are multiplied by the square root of the width (Gemma 3).
     scaled_embeddings: bool = False
     #: Attention scores are divided by its square root; None: by that of head_dim.
     query_scalar: float | None = None
+    #: Attention scores s become c tanh(s / c) (Gemma 2); 0: they stay.
+    attention_softcap: float = 0.0
+    #: The same of logits (Gemma 2).
+    logit_softcap: float = 0.0
+    #: Factor of logits (Cohere).
+    logit_scale: float = 1.0
     #: Experts per layer (Qwen3-MoE); 0: one feed-forward and no router.
     experts: int = 0
     experts_per_token: int = 0
@@ -69,9 +91,18 @@ class DecoderSpec:
     remat: str = "none"
     attention: str = "auto"
 
+    def layer_letters(self) -> str:
+        """The letter of `layer_pattern` of each layer."""
+        return "".join(self.layer_pattern[layer % len(self.layer_pattern)] for layer in range(self.layers))
+
     def local_layers(self) -> tuple[bool, ...]:
         """Whether each layer is local."""
-        return tuple(self.layer_pattern[layer % len(self.layer_pattern)] == "l" for layer in range(self.layers))
+        return tuple(letter == "l" for letter in self.layer_letters())
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward has a gate."""
+        return self.activation != "xielu"
 
 
 @dataclass(frozen=True)
@@ -86,7 +117,7 @@ class DenseSpec:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A bidirectional transformer of the BERT form: learned positions, exact GELU, pooling."""
+    """A bidirectional transformer of the BERT form: learned positions or RoPE, exact GELU, pooling."""
 
     vocab_size: int
     width: int
@@ -100,6 +131,12 @@ class EncoderSpec:
     norm_eps: float = 1e-12
     #: Norms before attention and feed-forward and after the last layer (XLM-R-XL), and not after each.
     pre_norm: bool = False
+    #: Base of RoPE (gte); 0: positions are learned.
+    rope_theta: float = 0.0
+    #: Divisor of RoPE's frequencies.
+    rope_factor: float = 1.0
+    #: The feed-forward has a gate (gte).
+    gated: bool = False
     #: mean, cls or last: see pbrl_jax.models.pooling.
     pooling: str = "mean"
     #: Width of a linear map after pooling; 0 is none.

@@ -254,7 +254,8 @@ class Walker:
         )
         inside = self.computations[called]
         root = next((line for line in inside.values() if line.root), None)
-        return total + (instruction.bytes if root is None else result_bytes(inside, root))
+        written = instruction.memory_bytes
+        return total + (written if root is None else min(written, result_bytes(inside, root)))
 
 
 def operand_bytes(computations: Mapping[str, Computation], called: str, number: int, given: Instruction) -> float:
@@ -262,7 +263,7 @@ def operand_bytes(computations: Mapping[str, Computation], called: str, number: 
     inside = computations[called]
     name = next((line.name for line in inside.values() if line.opcode == "parameter" and int(line.inner) == number), "")
     found = sliced_bytes(computations, inside, name)
-    return given.bytes if found is None else found
+    return given.memory_bytes if found is None else min(found, given.memory_bytes)
 
 
 def sliced_bytes(computations: Mapping[str, Computation], inside: Computation, name: str) -> float | None:
@@ -309,12 +310,16 @@ def is_sliced(user: Instruction, name: str) -> bool:
 
 
 def moved_bytes(instruction: Instruction, computation: Computation) -> float:
-    """Memory traffic of an instruction outside a fusion."""
+    """Memory traffic of an instruction outside a fusion; a copy that begins here names its source as a result too."""
+    read = [computation[name].memory_bytes for name in instruction.operands if name in computation]
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * instruction.bytes
+        return instruction.bytes + instruction.memory_bytes
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
-        return 2 * sum(computation[name].bytes for name in instruction.operands[1:] if name in computation)
-    return instruction.bytes + sum(computation[name].bytes for name in instruction.operands if name in computation)
+        return 2 * sum(read[1:])
+    if instruction.opcode == "copy-start":
+        target = instruction.shapes[0]
+        return sum(read) + (0.0 if target.on_chip else target.bytes)
+    return instruction.memory_bytes + sum(read)
 
 
 def program_cost(text: str, unknown_trips: float = 1.0) -> Cost:

@@ -11,7 +11,9 @@ ITEM_BYTES = {
 }  # fmt: skip
 #: How a layout says that an array lies in the host's memory.
 HOST_SPACE = "S(5)"
-SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+#: How a layout says that an array lies in a chip's own memory (VMEM of a TPU), where it costs no memory traffic.
+CHIP_SPACE = "S(1)"
+SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 NAME = re.compile(r"%([\w.\-]+)")
 
 
@@ -20,6 +22,7 @@ class Shape(NamedTuple):
 
     kind: str
     sizes: tuple[int, ...]
+    on_chip: bool = False
 
     @property
     def bytes(self) -> float:
@@ -43,6 +46,11 @@ class Instruction(NamedTuple):
     @property
     def bytes(self) -> float:
         return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes of those of its arrays that lie in the device's memory."""
+        return sum(shape.bytes for shape in self.shapes if not shape.on_chip)
 
     @property
     def called(self) -> list[str]:
@@ -72,7 +80,8 @@ def parse_instruction(line: str) -> Instruction | None:
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     kind, rest = rest[:end], rest[end:].lstrip()
     shapes = tuple(
-        Shape(name, tuple(int(size) for size in sizes.split(",") if size)) for name, sizes in SHAPE.findall(kind)
+        Shape(name, tuple(int(size) for size in sizes.split(",") if size), CHIP_SPACE in layout)
+        for name, sizes, layout in SHAPE.findall(kind)
     )
     opening = rest.index("(")
     closing = _closing(rest, opening)

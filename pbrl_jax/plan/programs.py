@@ -1,6 +1,6 @@
 """The programs of a step, compiled ahead of time for a mesh of devices that need not be present."""
 
-import functools
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -26,9 +26,8 @@ from pbrl_jax.plan.shapes import (
     sharded_state,
     tree_bytes,
 )
-from pbrl_jax.rollout.generate import make_programs, windows
+from pbrl_jax.rollout.generate import DecodeState, make_programs, windows
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
-from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
@@ -122,27 +121,23 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     """
     spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
     params, prompts = sharded_sampler(config, spec, mesh), sharded_batch(config, mesh).prompts
-    laid: tuple[Compiled, ...] = ()
-    held = other_bytes - tree_bytes(params)
-    if config.rollout.weights == "whole":
-        lay = jax.jit(functools.partial(decoding_params, spec=spec))
-        laid = (compile_ahead(mesh, lay, params),)
-        params, held = result_shapes(mesh, lay, laid[0], params), other_bytes
+    programs = make_programs(spec, G, R, config.rollout.segment_length, config.rollout.weights)
+    laid = compile_ahead(mesh, programs.lay, params)
+    params = result_shapes(mesh, programs.lay, laid, params)
     sampling = add_shardings(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
     keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, G), prompts.row_ids_P)
     keys = add_shardings(keys, batch_sharding(mesh))
-    programs = make_programs(spec, G, R, config.rollout.segment_length)
     first = compile_ahead(mesh, programs.start, params, prompts, keys, sampling)
     state = result_shapes(mesh, programs.start, first, params, prompts, keys, sampling)
     stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
 
     def with_window(window: int) -> Compiled:
-        return compile_ahead(mesh, programs.segment, params, state, sampling, stop, window=window)
+        return compile_ahead(mesh, programs.segment, params, with_room(state, window), sampling, stop)
 
     sizes = windows(R)
     large = with_window(sizes[-1])
     small = large if len(sizes) == 1 else with_window(sizes[0])
-    cost, filled = first.cost.plus(laid[0].cost) if laid else first.cost, 1
+    cost, filled = first.cost.plus(laid.cost), 1
     for size in sizes:
         share = 0.0 if len(sizes) == 1 else (size - sizes[0]) / (sizes[-1] - sizes[0])
         if size > filled:
@@ -150,14 +145,23 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
         filled = size
     parts: tuple[Compiled, ...] = (first, large, small)
     most = max(parts, key=lambda part: part.memory.total)
-    copying = other_bytes + laid[0].memory.temporary + laid[0].memory.results if laid else 0.0
-    parts += laid
+    copying = laid.memory.temporary + laid.memory.results
     return Need(
-        max(held + most.memory.total, copying),
+        other_bytes + max(most.memory.total, copying),
         most.memory.temporary,
         cost,
-        sum({id(p): p.seconds for p in parts}.values()),
+        sum({id(p): p.seconds for p in (*parts, laid)}.values()),
     )
+
+
+def with_room(state: DecodeState, window: int) -> DecodeState:
+    """Shapes of a decoding state whose cache has room for `window` tokens."""
+
+    def sized(part):
+        X, K, _, C = part.shape
+        return jax.ShapeDtypeStruct((X, K, window, C), part.dtype, sharding=part.sharding)
+
+    return dataclasses.replace(state, own=jax.tree.map(sized, state.own))
 
 
 def reward_calls(config: Config, rows: int, devices: int = 1) -> tuple[int, int, int]:

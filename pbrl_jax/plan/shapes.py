@@ -32,6 +32,7 @@ from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.start import keeps_start, narrows_frozen, new_critic
 from pbrl_jax.train.state import state_shapes
 from pbrl_jax.train.trained import forward_params
+from pbrl_jax.weights.adapters import base_of
 from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config
@@ -106,16 +107,17 @@ def run_models(config: Config) -> Models:
       ConfigError: a source that is neither a preset, nor known here, nor a folder with a config.json.
     """
     settings = config.policy
-    if settings.source == "random":
+    source = base_of(settings.source)
+    if source == "random":
         policy = lookup(DECODERS, settings.preset, "policy preset")
         policy = dataclasses.replace(policy, vocab_size=config.data.vocab_size)
-    elif settings.source in RELEASED_POLICIES:
-        policy = DECODERS[RELEASED_POLICIES[settings.source]]
-    elif (stored := _hf_config(settings.source)) is not None:
+    elif source in RELEASED_POLICIES:
+        policy = DECODERS[RELEASED_POLICIES[source]]
+    elif (stored := _hf_config(source)) is not None:
         policy = decoder_spec(stored)
     else:
         raise ConfigError(
-            f"policy.source {settings.source!r}: its sizes are not known here. Give a folder with its config.json "
+            f"policy.source {source!r}: its sizes are not known here. Give a folder with its config.json "
             f"(no weights needed), or one of {', '.join(RELEASED_POLICIES)}."
         )
     policy = dataclasses.replace(policy, dtype=settings.dtype, remat=settings.remat, attention=settings.attention)

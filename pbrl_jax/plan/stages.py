@@ -107,12 +107,12 @@ def estimate_stage(config: Config, models: Models, mesh: Sizes, verb: str) -> di
     if samples_first(config, verb):
         sampling = as_sampling(config)
         start = 4.0 * parameter_count(models.policy) + start_bytes(sampling, models.policy)
-        reward = encoder_bytes(models.encoder)
+        reward = encoder_bytes(models.encoder) + models.reward_bytes
         other = start / mesh.weight_shards + reward - resident(sampling, models, mesh)
         for name, estimate in (("generate", generate_estimate), ("reward", reward_estimate)):
             need = estimate(sampling, models, mesh)
             needs[name] = need._replace(hbm_bytes=need.hbm_bytes + other)
-    need = update_estimate(update, models, mesh)
+    need = update_estimate(update, models._replace(reward_bytes=0.0), mesh)
     return needs | {"train": need._replace(hbm_bytes=need.hbm_bytes - encoder_bytes(models.encoder))}
 
 
@@ -160,7 +160,7 @@ def compile_stage(
     if samples_first(config, verb):
         sampling = as_sampling(config)
         start = sharded_policy(models.policy, mesh), sharded_frozen(sampling, models.policy, mesh)
-        held = tree_bytes((start, sharded_encoder(models.encoder, mesh)))
+        held = tree_bytes((start, sharded_encoder(models.encoder, mesh))) + models.reward_bytes
         for name, need in (("generate", generate_need), ("reward", reward_need)):
             say(f"compiling {name} ...")
             needs[name] = need(sampling, models, mesh, held)

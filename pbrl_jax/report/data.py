@@ -13,7 +13,7 @@ Series = Sequence[tuple[float, float]]
 """(step, value) with rising steps and finite values."""
 
 REAL_MODELS = (
-    ("on one or more NVIDIA GPUs (for a TPU VM: .[tpu])", "pip install -e .[cuda]"),
+    ("on one or more NVIDIA GPUs (for a TPU VM: '.[tpu]')", "pip install -e '.[cuda]'"),
     ("the paper's smaller policy: the English expert writes its references, once",
      "pbrl pivots configs/llama31_8b_pbrlsvr.py --workdir runs/llama31_8b"),
     ("train; the same command goes on after an interruption",

@@ -99,10 +99,12 @@ def _fault(value: Any, shape: Any, name: str) -> str:
     if isinstance(shape, str):
         fits, words = KINDS[shape]
         return "" if fits(value) else f"{where} is {str(value)[:60]!r}; expected {words}"
-    if not isinstance(value, list if isinstance(shape, list) else Mapping):
-        return f"{where} is {str(value)[:60]!r}; expected {'a list' if isinstance(shape, list) else 'an object'}"
     if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} is {str(value)[:60]!r}; expected a list"
         parts = [(item, shape[0], f"{name}[{place}]") for place, item in enumerate(value)]
+    elif not isinstance(value, Mapping):
+        return f"{where} is {str(value)[:60]!r}; expected an object"
     else:
         named = {*shape, *(value if "*" in shape else ())} - {"*"}
         dot = f"{name}." if name else ""

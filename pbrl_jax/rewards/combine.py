@@ -46,6 +46,7 @@ from pbrl_jax.rewards.translation import (
 from pbrl_jax.rewards.user import make_user_reward
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.text.alike import Related, related_languages
+from pbrl_jax.text.prompts import form_of
 from pbrl_jax.weights.encoders import Encoder
 from pbrl_jax.weights.policies import Policy
 
@@ -58,10 +59,8 @@ class RewardAssets(NamedTuple):
     token_table: Mapping[str, np.ndarray] | None
     policy: Policy | None = None
     """The start policy; rewards read it and never change it."""
-    style: str = "plain"
-    """How prompts are put to it: data.prompt_style."""
-    thinking: str = "default"
-    """The thinking switch of its chat template: data.thinking."""
+    form: Mapping[str, Any] = {}
+    """How prompts are put to it: style, thinking and wording (see text.prompts.form_of)."""
     endpoint: Endpoint | None = None
     folder: str = ""
     """Where rewards keep what they need not compute twice; "" keeps it in memory."""
@@ -78,8 +77,7 @@ def run_assets(
         config.data.languages,
         token_table,
         policy,
-        style=config.data.prompt_style,
-        thinking=config.data.thinking,
+        form=form_of(config.data),
         endpoint=Endpoint(config.endpoint) if config.endpoint.url else None,
         folder=folder,
     )

@@ -21,7 +21,7 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rollout.engine import Engine
-from pbrl_jax.text.prompts import THINKING, format_prompts
+from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.weights.policies import Policy, load_policy
 
 
@@ -67,10 +67,10 @@ def loaded(source: str) -> Policy:
 
 def _asking(assets: Any) -> Callable[[Sequence[str]], list[list[int]]]:
     """English questions -> prompts of the start policy, in the form that the run puts them."""
-    form = functools.partial(
-        format_prompts, tokenizer=assets.policy.tokenizer, style=assets.style, thinking=THINKING[assets.thinking]
+    tokenizer, form = assets.policy.tokenizer, assets.form
+    return lambda questions: (
+        format_prompts(questions, ["en"] * len(questions), tokenizer=tokenizer, **form) if questions else []
     )
-    return lambda questions: form(questions, ["en"] * len(questions)) if questions else []
 
 
 def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int]]]):

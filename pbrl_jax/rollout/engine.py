@@ -24,7 +24,7 @@ from pbrl_jax.models.decoder import logits_of
 from pbrl_jax.models.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import finish, make_programs
+from pbrl_jax.rollout.generate import Programs, finish, make_programs
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.policies import Policy
@@ -84,6 +84,7 @@ class Engine(NamedTuple):
       max_prompt_length: longer prompts are refused (DataError); 0 for no limit.
       positions: tokens of a prompt and its response together that the model was made for; more are refused
         (DataError); 0 for no limit.
+      weights: how the matrices lie while it answers, as `rollout.weights` of the config.
     """
 
     spec: DecoderSpec
@@ -93,6 +94,7 @@ class Engine(NamedTuple):
     mesh: Any = None
     max_prompt_length: int = 0
     positions: int = 0
+    weights: str = "whole"
 
     @classmethod
     def of(cls, policy: Policy, batch_size: int = 32, mesh: Any = None) -> "Engine":
@@ -133,7 +135,7 @@ class Engine(NamedTuple):
           Interrupted: `should_stop()` was true.
         """
         self._refuse_beyond(max(map(len, prompts), default=0), sampling.max_completion_length)
-        run = compiled_programs(self.spec, sampling.samples, sampling.max_completion_length, SEGMENT_LENGTH).rollout
+        run = self._programs(sampling, SEGMENT_LENGTH).rollout
         settings, ids = self._settings(sampling), range(len(prompts)) if row_ids is None else row_ids
         for rows, filled, length in self._batches(prompts, wanted):
             batch = pad_prompts([prompts[n] for n in filled], length, [ids[n] for n in filled], self.tokenizer.pad_id)
@@ -143,7 +145,7 @@ class Engine(NamedTuple):
     def stream(self, prompt: Sequence[int], sampling: Sampling, tokens: int) -> Iterator[Answer]:
         """One answer as it grows: after the first token and then after every `tokens` tokens."""
         self._refuse_beyond(len(prompt), sampling.max_completion_length)
-        programs = compiled_programs(self.spec, 1, sampling.max_completion_length, tokens)
+        programs = self._programs(sampling._replace(samples=1), tokens)
         batch = self._placed(pad_prompts([prompt], padded_length(len(prompt)), [0], self.tokenizer.pad_id))
         for state in programs.states(self.params, batch, step_key(sampling.seed, 0), self._settings(sampling)):
             yield read_answers(finish(state), self.tokenizer)[0]
@@ -191,6 +193,9 @@ class Engine(NamedTuple):
             counts = (tokens.lengths_P - skip_B).tolist()
             found = [Likelihood(*one) for one in zip(sums, best, counts, strict=True)]
             yield rows, [found[i * samples :][: len(asked[row].tokens)] for i, row in enumerate(rows)]
+
+    def _programs(self, sampling: Sampling, segment: int) -> Programs:
+        return compiled_programs(self.spec, sampling.samples, sampling.max_completion_length, segment, self.weights)
 
     def _refuse_beyond(self, prompt: int, response: int) -> None:
         if self.positions and prompt + response > self.positions:

@@ -6,6 +6,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
 from pbrl_jax.rollout.weights import decoding_params
 
-#: Cached positions that attention looks at grow in doubling windows from this size.
+#: The cache of the responses, which attention reads whole at every token, grows in doubling windows from this size.
 FIRST_WINDOW = 128
 
 
@@ -55,7 +56,7 @@ def windows(max_length: int) -> tuple[int, ...]:
 
 def on_mesh(cache: KVCache) -> KVCache:
     """A cache laid out as its rows and heads are; left to itself the compiler keeps it whole on every device."""
-    return jax.tree.map(lambda part: constrain(part, "layers", "batch", "kv_heads", "none", "none"), cache)
+    return jax.tree.map(lambda part: constrain(part, "batch", "kv_heads", "none", "none"), cache)
 
 
 def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, spec: DecoderSpec, samples: int,
@@ -82,25 +83,45 @@ def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, s
         done_B=is_eos(token_B, sampling),
         position_B=jnp.repeat(prompts.lengths_P, samples, axis=0).astype(jnp.int32),
         keys_B=keys_B,
-        own=on_mesh(empty_cache(spec, B, max_length)),
+        own=on_mesh(empty_cache(spec, B, windows(max_length)[0])),
         prompt=on_mesh(cache),
         prompt_valid_PT=valid_PT,
     )
 
 
-def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: DecoderSpec,
-           window: int) -> DecodeState:  # fmt: skip
-    """Sample on until slot `stop` or until every row is done.
+def grow(state: DecodeState, window: int) -> DecodeState:
+    """The state with room for `window` tokens a response in its cache; traceable."""
+    return replace(state, own=on_mesh(state.own.grown(window)))
+
+
+@functools.partial(jax.jit, static_argnames="window")
+def grown_part(part, window: int):
+    """One array of a cache with more room."""
+    return on_mesh(KVCache((part,), ()).grown(window)).key[0]
+
+
+def widen(state: DecodeState, window: int) -> DecodeState:
+    """`grow` on arrays: layer by layer, each old array let go at once, so that no second cache is held."""
+
+    def one(part):
+        new = grown_part(part, window)
+        part.delete()
+        return new
+
+    return replace(state, own=jax.tree.map(one, state.own))
+
+
+def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: DecoderSpec) -> DecodeState:
+    """Sample on until slot `stop`, until the cache is full, or until every row is done.
 
     Args:
-      stop: last slot to fill, at most window - 1 (slot s holds the s-th sampled token, from 0).
-      window: cached positions that attention looks at.
+      params: from `decoding_params`; others are taken apart at every call.
+      stop: last slot to fill (slot s holds the s-th sampled token, from 0).
     """
-    last_slot = jnp.minimum(stop, window - 1)
-    params = unstack_layers(params, spec)
+    last_slot = jnp.minimum(stop, state.own.positions - 1)
 
     def body(state: DecodeState) -> DecodeState:
-        layout = DecodeStep(state.prompt, state.prompt_valid_PT, state.slot, window)
+        layout = DecodeStep(state.prompt, state.prompt_valid_PT, state.slot)
         hidden, own = hidden_states(params, spec, state.last_B[:, None], state.position_B[:, None], layout, state.own)
         slot = state.slot + 1
         token_B, logp_B = sample(logits_of(params, spec, hidden[:, 0]), state.keys_B, slot, sampling)
@@ -131,10 +152,10 @@ def finish(state: DecodeState) -> Rollout:
 def generate_samples(params, prompts: PromptBatch, key, sampling: SamplingParams, *, spec: DecoderSpec, samples: int,
                      max_length: int) -> Rollout:  # fmt: skip
     """`samples` responses of at most `max_length` tokens to each prompt, as one traceable function."""
-    keys_B = row_keys(key, prompts.row_ids_P, samples)
+    keys_B, params = row_keys(key, prompts.row_ids_P, samples), unstack_layers(params)
     state = prefill(params, prompts, keys_B, sampling, spec=spec, samples=samples, max_length=max_length)
     for window in windows(max_length):
-        state = decode(params, state, sampling, window - 1, spec=spec, window=window)
+        state = decode(params, grow(state, window), sampling, window - 1, spec=spec)
     return finish(state)
 
 
@@ -158,12 +179,14 @@ def generate(policy_params, prompts: PromptBatch, key, sampling: SamplingParams,
 class Programs(NamedTuple):
     """The compiled parts of a rollout, and the loop over them that every caller uses.
 
-    `keys_of(key, row_ids_P)` gives the keys of the rows, `start(params, prompts, keys_B, sampling)` is prefill, and
-    `segment(params, state, sampling, stop, window=)` is decode, which reuses the state's memory.
+    `lay(params)` gives the parameters as decoding reads them, `keys_of(key, row_ids_P)` the keys of the rows,
+    `start(laid, prompts, keys_B, sampling)` is prefill and `segment(laid, state, sampling, stop)` is decode, which
+    reuses the state's memory.
     """
 
     max_length: int
     segment_length: int
+    lay: Callable[..., Any]
     keys_of: Callable[..., Any]
     start: Callable[..., DecodeState]
     segment: Callable[..., DecodeState]
@@ -172,13 +195,15 @@ class Programs(NamedTuple):
         """The state after the first token, then after every segment, at full length. The next segment runs when the
         next state is asked for, and the arrays of the state before it are then gone.
         """
+        params = self.lay(params)
         state = self.start(params, prompts, self.keys_of(key, prompts.row_ids_P), sampling)
         yield state
         filled = 0
         for window in windows(self.max_length):
+            state = state if state.own.positions == window else widen(state, window)
             while filled < window - 1:
                 filled = min(filled + self.segment_length, window - 1)
-                state = self.segment(params, state, sampling, jnp.int32(filled), window=window)
+                state = self.segment(params, state, sampling, jnp.int32(filled))
                 yield state
 
     def rollout(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None) -> Rollout:
@@ -197,28 +222,24 @@ class Programs(NamedTuple):
         return finish(state)
 
 
-def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_length: int) -> Programs:
-    """Programs for `samples` responses a prompt of at most `max_length` tokens, in segments of `segment_length`.
+def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_length: int,
+                  weights: str = "whole") -> Programs:  # fmt: skip
+    """Programs for `samples` responses a prompt of at most `max_length` tokens, in segments of `segment_length`;
+    `weights`: as `rollout.weights` of the config.
 
     Nothing is compiled after the first full-length rollout of a shape.
     """
     return Programs(
         max_length,
         segment_length,
+        jax.jit(functools.partial(decoding_params, spec=spec, weights=weights)),
         jax.jit(functools.partial(row_keys, samples=samples)),
         jax.jit(functools.partial(prefill, spec=spec, samples=samples, max_length=max_length)),
-        jax.jit(functools.partial(decode, spec=spec), static_argnames="window", donate_argnums=1),
+        jax.jit(functools.partial(decode, spec=spec), donate_argnums=1),
     )
 
 
 def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int,
-                  weights: str = "as_trained") -> Callable[..., Rollout]:  # fmt: skip
-    """`(params, prompts, key, sampling, should_stop=None) -> Rollout`: `Programs.rollout`, as training uses it.
-
-    `weights`: as `rollout.weights` of the config.
-    """
-    programs = make_programs(spec, samples, max_length, segment_length)
-    if weights != "whole":
-        return programs.rollout
-    lay = jax.jit(functools.partial(decoding_params, spec=spec))
-    return lambda params, *arguments, **settings: programs.rollout(lay(params), *arguments, **settings)
+                  weights: str = "whole") -> Callable[..., Rollout]:  # fmt: skip
+    """`(params, prompts, key, sampling, should_stop=None) -> Rollout`: `Programs.rollout`, as training uses it."""
+    return make_programs(spec, samples, max_length, segment_length, weights).rollout

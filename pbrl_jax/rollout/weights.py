@@ -7,21 +7,25 @@ import jax
 
 from pbrl_jax.core.trees import first_rule, map_with_path
 from pbrl_jax.mesh.sharding import DECODING_AXES, constrain
-from pbrl_jax.models.decoder import decoder_axes
+from pbrl_jax.models.decoder import decoder_axes, unstack_layers
 from pbrl_jax.models.precision import MATRICES, cast_matrices
 from pbrl_jax.models.specs import DecoderSpec
 
 
-def decoding_params(params: Any, spec: DecoderSpec) -> Any:
-    """Matrices in the compute type, laid by DECODING_AXES: whole along `fsdp`, cut along `tensor`. Traceable; the
-    responses are those of the parameters as they were trained."""
+def decoding_params(params: Any, spec: DecoderSpec, weights: str = "whole") -> Any:
+    """One tree a layer, matrices in the compute type. Traceable; the responses are those of the parameters as they were
+    trained.
+
+    Args:
+      weights: as `rollout.weights` of the config: whole (laid by DECODING_AXES: not cut along `fsdp`) or as_trained.
+    """
     mesh, rules = jax.sharding.get_abstract_mesh(), decoder_axes(spec)
     params = cast_matrices(params, spec.dtype)
-    if mesh.empty or mesh.shape["fsdp"] == 1:
-        return params
 
     def laid(path: str, leaf):
         rule = first_rule(path, rules) if path.split("/")[-1] in MATRICES else None
         return leaf if rule is None else constrain(leaf, *rule[1], table=DECODING_AXES)
 
-    return map_with_path(laid, params)
+    if weights == "whole" and not mesh.empty and mesh.shape["fsdp"] > 1:
+        params = map_with_path(laid, params)
+    return unstack_layers(params)

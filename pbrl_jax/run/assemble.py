@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -36,9 +37,10 @@ from pbrl_jax.rollout.engine import beyond_positions
 from pbrl_jax.run.check import batch_arithmetic, repeatability, validate
 from pbrl_jax.run.embedding import reference_vectors
 from pbrl_jax.text.languages import check_languages, fallback_notes
-from pbrl_jax.text.prompts import THINKING, chat_messages, instruction
+from pbrl_jax.text.prompts import chat_messages, form_of
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from pbrl_jax.text.wording import wording_of
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.fused import check_fusable
 from pbrl_jax.train.optimizer import make_schedule
@@ -197,7 +199,7 @@ def sample_texts_of(policy: Policy, config: Config, progress: Progress | None = 
     """English questions -> responses of a policy: the expert of pivot.source=policy."""
     decoder = Decoder(
         policy.spec, policy.tokenizer, config.rollout.max_prompt_length, config.pivot.max_completion_length,
-        config.eval.batch_size, config.data.prompt_style, THINKING[config.data.thinking],
+        config.eval.batch_size, weights=config.rollout.weights, **form_of(config.data),
     )  # fmt: skip
 
     def answer(questions: list[str], sample: int = 0) -> list[str]:
@@ -217,7 +219,8 @@ def expert_template(config: Config) -> str:
     """How the expert is asked, as the pivot store records it: another form is another reference."""
     style, thinking = config.data.prompt_style, config.data.thinking
     form = "" if style == "plain" else f"{style}: " if thinking == "default" else f"{style}, thinking {thinking}: "
-    return form + TEMPLATE
+    own = wording_of(config.data).turns(TEMPLATE, "en")
+    return form + (TEMPLATE if own is None else json.dumps(own))
 
 
 def reference_expert(policy: Policy, config: Config) -> dict:
@@ -229,16 +232,19 @@ def reference_expert(policy: Policy, config: Config) -> dict:
             "revision": policy.fingerprint,
             "template": expert_template(config),
         }
-    endpoint = Endpoint(config.endpoint)
+    endpoint, wording = Endpoint(config.endpoint), wording_of(config.data)
+    # Words of its own aside, an endpoint is asked as the style chat asks.
+    style = "chat_question" if config.data.prompt_style == "chat_question" else "chat"
 
     def answer(questions: list[str], sample: int = 0) -> list:
-        requests = [chat_messages(question, "en") for question in questions]
+        requests = [chat_messages(question, "en", style, wording) for question in questions]
         return endpoint.ask_all(
             requests, temperature=config.pivot.temperature, max_tokens=config.pivot.max_completion_length,
             seed=config.train.seed + sample,
         )  # fmt: skip
 
-    name, template = f"endpoint:{config.endpoint.model}", instruction("en") + "\n\n{question}"
+    messages = chat_messages(TEMPLATE, "en", style, wording)
+    name, template = f"endpoint:{config.endpoint.model}", "\n\n".join(turn["content"] for turn in messages)
     return {"sample_texts": answer, "expert": name, "revision": "endpoint", "template": template}
 
 
@@ -273,16 +279,14 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     )
     kept, ids = fit_prompts(
         prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts,
-        config.data.prompt_style, THINKING[config.data.thinking],
+        **form_of(config.data),
     )  # fmt: skip
-    if len(kept) < len(prompts):
-        print(f"Dropped {len(prompts) - len(kept)} of {len(prompts)} prompts: longer than rollout.max_prompt_length.")
     mesh = make_mesh(config.mesh)
     encoder = over_devices(encoder, mesh)
     pivots = reference_vectors(kept, encoder, store)
     texts = language_texts(config)
     fingerprints = {
-        "dataset": dataset_fingerprint(kept),
+        "dataset": dataset_fingerprint(kept, wording_of(config.data)),
         "pivots": report.fingerprint,
         "policy": policy.fingerprint,
         "encoder": encoder.key,
@@ -355,14 +359,10 @@ def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | No
             raise
         print(f"No evaluation (set eval.source for one): {visible(str(error))}")
         return None
-    prompts, _ = fit_prompts(
-        loaded, policy.tokenizer, length, "drop", config.data.prompt_style, THINKING[config.data.thinking]
-    )
-    if len(prompts) < len(loaded):
-        print(f"Evaluation: {len(loaded) - len(prompts)} of {len(loaded)} prompts are longer than {length} tokens.")
+    prompts, _ = fit_prompts(loaded, policy.tokenizer, length, "drop", **form_of(config.data))
     decoder = Decoder(
         policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size,
-        config.data.prompt_style, THINKING[config.data.thinking],
+        weights=config.rollout.weights, **form_of(config.data),
     )  # fmt: skip
 
     def run(params) -> dict[str, float]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from pbrl_jax.config.fields import settings_of
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError, DataError, RewardError
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic, write_json_lines
 from pbrl_jax.core.records import Prompt
@@ -36,9 +36,9 @@ from pbrl_jax.report.plots import audit_png
 from pbrl_jax.rewards.combine import check_reward, gated_as_one, make_reward, policy_users, run_assets
 from pbrl_jax.rewards.shaping import OverlongConfig
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
-from pbrl_jax.text.langid import is_right_language
+from pbrl_jax.text.langid import Alternatives, is_right_language
 from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import THINKING
+from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
 from pbrl_jax.weights.policies import Policy, load_policy
@@ -81,7 +81,7 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     assets = run_assets(config, encoder, table, policy, str(work.root))._replace(pairs=pairs)
     # In training a response is too long at the rollout's length; here there is none but the longest reply's.
     length = settings_of(config.reward, OverlongConfig).overlong_length or config.rollout.max_completion_length
-    rewards = dataclasses.replace(config.reward, overlong_length=length), type(config.reward)(**PLAIN_COSINE)
+    rewards = with_values(config, reward={"overlong_length": length}).reward, type(config.reward)(**PLAIN_COSINE)
     tables = {
         title: audit_table(cases, make_scorer(make_reward(reward, assets), encoder, tokenizer), config.train.seed)
         for title, reward in zip(AUDITS, rewards, strict=True)
@@ -115,8 +115,10 @@ def audit_lines(table: Table, title: str, bound: float | None) -> RichTable:
         lines.add_column(code, justify="right")
 
     def cell(value: float | None) -> str:
-        text = "–" if value is None else f"{100 * value:.0f}"
-        return f"[bold red]{text}[/]" if None not in (bound, value) and value < bound else text
+        if value is None:
+            return "–"
+        text = f"{100 * value:.0f}"
+        return f"[bold red]{text}[/]" if bound is not None and value < bound else text
 
     for name in ATTACKS:
         cells = (f"{cell(row.get(name))}/{cell(row.get(name + HELD_OUT))}" for row in table.values())
@@ -184,13 +186,13 @@ def policy_replies(config: Config, policy: Policy, limit: int) -> list[dict[str,
         seen[prompt.language] += 1
         if seen[prompt.language] <= limit and prompt.language != "en":
             chosen.append(prompt)
-    style, thinking = config.data.prompt_style, THINKING[config.data.thinking]
-    length, languages = config.rollout.max_prompt_length, (*seen, *gated_as_one(config.reward, loaded).pairs)
-    open_prompts, _ = fit_prompts(chosen, policy.tokenizer, length, "drop", style, thinking)
+    form = form_of(config.data)
+    length = config.rollout.max_prompt_length
+    languages: Alternatives = (*seen, *gated_as_one(config.reward, loaded).pairs)
+    open_prompts, _ = fit_prompts(chosen, policy.tokenizer, length, "drop", **form)
     decoder = Decoder(
-        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size, style,
-        thinking,
-    )  # fmt: skip
+        policy.spec, policy.tokenizer, length, config.rollout.max_completion_length, config.eval.batch_size, **form
+    )
     found: dict[str, list[dict[str, Any]]] = {prompt.language: [] for prompt in chosen}
     for sample in range(config.algo.num_generations):
         questions, codes = [p.question for p in open_prompts], [p.language for p in open_prompts]

@@ -23,6 +23,7 @@ from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.rewards.combine import REWARDS, check_reward
 from pbrl_jax.run.unread import check_read
 from pbrl_jax.text.prompts import STYLES
+from pbrl_jax.text.wording import wording_of
 
 
 class Names(NamedTuple):
@@ -88,6 +89,7 @@ def validate(config: Config, device_count: int) -> None:
     _check_adapters(config)
     check_offload(config)
     check_read(config)
+    wording_of(config.data)
     _check_batch(config, device_count)
 
 

@@ -2,13 +2,19 @@
 safetensors."""
 
 import os
+import re
+from typing import Any
 
 import jax
 
-from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.paths import as_path
-from pbrl_jax.core.trees import count_parameters
+from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint, saved_leaves
+from pbrl_jax.config.serialize import from_json
+from pbrl_jax.config.tree import Config
+from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.paths import WorkDir, as_path, work_dir
+from pbrl_jax.core.trees import count_parameters, nested
 from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
+from pbrl_jax.weights.adapters import is_adapter, write_adapter
 from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
 from pbrl_jax.weights.comets import convert_comet
 from pbrl_jax.weights.encoder_export import export_encoder
@@ -21,12 +27,17 @@ from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.policies import PARAM_TYPES, load_policy, save_policy
 from pbrl_jax.weights.sentence_transformers import MODULES, read_chain, read_json
+from pbrl_jax.weights.tensors import open_weights
 
 #: Form of a folder -> what it is for.
 FORMS = {
     "hf": "config.json, safetensors and tokenizer: transformers, vLLM, sentence-transformers and the hub",
     "pbrl": "the form that `pbrl train`, `pbrl sft` and `pbrl encoder` write",
+    "adapter": "the adapters of a run with lora.rank, for PEFT and vLLM, beside the base named in its policy.source",
 }
+
+#: Adapters among the arrays of a checkpoint, of `pbrl train` and of the supervised stages.
+ADAPTER_LEAF = re.compile(r"(state/)?params/layers/.+/lora_[ab]")
 
 
 def is_encoder(place: str, source: str) -> bool:
@@ -74,6 +85,50 @@ def convert_translator(source: str, target: str, place: str, dtype: str | None, 
     print(f"{target}: a {MODEL_TYPE} translator, {parameters:,} parameters in {kind}, read back and compared.")
 
 
+def saved_adapters(work: WorkDir) -> tuple[Any, int]:
+    """(adapters in the newest checkpoint of a run, its step).
+
+    Raises:
+      CheckpointError: no checkpoint, or a damaged one.
+    """
+    found = list_checkpoints(work.checkpoints)
+    if not found:
+        raise CheckpointError(f"No checkpoint in {work.checkpoints}. IN is the work directory of a run with lora.rank.")
+    step, folder = found[0]
+    leaves = {path: leaf for path, leaf in saved_leaves(folder).items() if ADAPTER_LEAF.fullmatch(path)}
+    shapes = {path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in leaves.items()}
+    tree = restore_checkpoint(folder, nested(shapes), partial=True).tree
+    return tree.get("state", tree)["params"], step
+
+
+def convert_adapter(source: str, target: str) -> None:
+    """Write the adapters of a run as PEFT's; arguments as `main`.
+
+    Raises:
+      ConfigError: a run without adapters, or whose base has no name.
+      CheckpointError: the base is no model of transformers, or has no such modules.
+    """
+    work = work_dir(source)
+    if not work.config.exists():
+        raise ConfigError(f"--to adapter: {source!r} has no config.json of a run. Name a work directory for IN.")
+    config: Config = from_json(work.config.read_text())
+    base, place = config.policy.source, local_copy(config.policy.source)
+    if not config.lora.rank or base == "random":
+        found = "trained no adapters (lora.rank 0)" if not config.lora.rank else "began with random weights"
+        raise ConfigError(
+            f"--to adapter: the run in {source!r} {found}. `pbrl convert {source} {target}` writes the whole policy."
+        )
+    stored = read_config(place, base)
+    if own_folder(place, "policy") or is_adapter(place) or stored is None or "text_config" in stored:
+        raise CheckpointError(
+            f"--to adapter: transformers has no decoder {base!r} to put the adapters on. Write the whole policy by "
+            f"`pbrl convert {source} {target}`; for adapters, train beside a Hugging Face folder of a text model."
+        )
+    adapters, step = saved_adapters(work)
+    write_adapter(target, adapters, config.lora, base, open_weights(place))
+    print(f"{target}: the adapters of step {step}, {count_parameters(adapters):,} parameters, for {base}, read back.")
+
+
 def main(source: str, target: str, dtype: str | None = None, form: str = "hf", pooling: str | None = None) -> None:
     """Read a policy, an encoder or a translator and write it; a folder of unbabel-comet becomes one of ours.
 
@@ -96,6 +151,11 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf", p
         raise ConfigError(f"IN and OUT are both {target!r}. Name another folder for OUT: IN stays as it is.")
     if form == "pbrl" and (as_path(target) / "config.json").exists():
         raise ConfigError(f"{target!r} holds a config.json, of a model or a run. Name another folder for OUT.")
+    if form == "adapter":
+        if dtype:
+            raise ConfigError("--to adapter: adapters are float32, as they were trained. Leave --dtype out.")
+        convert_adapter(source, target)
+        return
     place = local_copy(source)
     if is_comet(place):
         params = convert_comet(source, target, dtype).params

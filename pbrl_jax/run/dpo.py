@@ -13,7 +13,7 @@ from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
-from pbrl_jax.text.prompts import THINKING, format_prompts
+from pbrl_jax.text.prompts import form_of, format_prompts
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
@@ -34,9 +34,8 @@ def preference_pairs(groups: list[ScoredGroup], config: Config, policy: Policy) 
       DataError: no group has two responses whose rewards differ enough.
     """
     prompts = format_prompts(
-        [g.question for g in groups], [g.language for g in groups], policy.tokenizer, config.data.prompt_style,
-        THINKING[config.data.thinking],
-    )  # fmt: skip
+        [g.question for g in groups], [g.language for g in groups], policy.tokenizer, **form_of(config.data)
+    )
     pairs: list[Pair] = []
     for group, prompt in zip(groups, prompts, strict=True):
         for better, worse in preferred_pairs(group.rewards, pairs=config.dpo.pairs, min_margin=config.dpo.min_margin):

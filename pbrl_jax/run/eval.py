@@ -8,7 +8,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
+from pbrl_jax.config.tree import Config, DataConfig, LogConfig, MeshConfig
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, DataError, is_out_of_memory, lookup
 from pbrl_jax.core.paths import as_path, parse_json
@@ -28,6 +28,7 @@ from pbrl_jax.run.config_file import load_config
 from pbrl_jax.run.contamination import overlap_record, refuse, training_texts
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import THINKING
+from pbrl_jax.text.wording import with_own_words, wording_of
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.weights.policies import Policy, load_policy
 
@@ -75,6 +76,7 @@ def make_settings(options: argparse.Namespace, benchmark: Benchmark, protocol: s
         seed=options.seed, max_completion_length=options.max_completion_length or benchmark.tokens[protocol] or 1,
         batch_size=options.batch_size, mesh=make_mesh(MeshConfig()) if jax.device_count() > 1 else None,
         thinking=THINKING[options.thinking],
+        wording=wording_of(with_own_words(DataConfig(prompt_style="auto"), options)),
     )  # fmt: skip
 
 
@@ -89,6 +91,7 @@ def identity_of(benchmark: Benchmark, request: Request, settings: Settings, prob
     if request.protocol == LOGLIKELIHOOD:
         return found
     found |= {} if settings.thinking is None else {"thinking": settings.thinking}
+    found |= {"wording": settings.wording.digest} if any(settings.wording) else {}
     return found | {
         "style": settings.style, "samples": settings.samples, "temperature": settings.temperature,
         "top_p": settings.top_p, "seed": settings.seed, "max_completion_length": settings.max_completion_length,

@@ -1,22 +1,29 @@
 """`pbrl generate --policy DIR --prompt TEXT`: try a policy, on a batch of prompts, or on one as the answer grows."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
-from pbrl_jax.config.tree import MeshConfig
+from pbrl_jax.config.tree import DataConfig, MeshConfig
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.rollout.engine import Engine, Sampling
+from pbrl_jax.run.config_file import run_config
 from pbrl_jax.text.languages import check_languages
-from pbrl_jax.text.prompts import STYLES, THINKING, format_prompts
+from pbrl_jax.text.prompts import STYLES, form_of, format_prompts, rendered
+from pbrl_jax.text.tokenizers import Tokenizer, has_chat_template
+from pbrl_jax.text.wording import with_own_words
 from pbrl_jax.weights.policies import COMPUTE_TYPES, Policy, load_policy
 
 #: Tokens that are decoded between two looks at them when they are shown as they come.
 STREAMED_TOKENS = 8
+RUN = "run"
+"""As the run that trained the policy puts questions; for another policy, the question alone."""
 LIMITS = {
     "temperature": (0.0, 100.0), "top_p": (1e-6, 1.0), "top_k": (0, 2**31 - 1), "max_completion_length": (1, 2**20),
     "seed": (0, 2**31 - 1), "tensor": (1, 2**20),
@@ -26,7 +33,7 @@ LIMITS = {
 def check(arguments: argparse.Namespace) -> None:
     """Whatever can be refused before a model is loaded."""
     check_languages((arguments.language,))
-    lookup(STYLES, arguments.style, "prompt style")
+    lookup({RUN: "", **STYLES}, arguments.style, "prompt style")
     for name, (low, high) in LIMITS.items():
         value = getattr(arguments, name)
         if not low <= value <= high:
@@ -50,6 +57,18 @@ def load(arguments: argparse.Namespace) -> Policy:
     return load_policy(arguments.policy, mesh, arguments.dtype, "stored")
 
 
+def form(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How the questions are put: style, thinking and wording, as in format_prompts."""
+    trained = run_config(arguments.policy) if arguments.style == RUN else None
+    bare = DataConfig(prompt_style="chat_question" if has_chat_template(tokenizer) else "plain")
+    data = trained.data if trained is not None else bare
+    if arguments.style != RUN:
+        data = dataclasses.replace(data, prompt_style=arguments.style)
+    if arguments.thinking != "default":
+        data = dataclasses.replace(data, thinking=arguments.thinking)
+    return form_of(with_own_words(data, arguments))
+
+
 def new_text(texts: Iterator[str]) -> Iterator[str]:
     """What each text adds to the one before; a character that is not yet whole waits for its rest."""
     shown = text = ""
@@ -67,12 +86,15 @@ def main(arguments: argparse.Namespace) -> None:
     check(arguments)
     policy = load(arguments)
     languages = [arguments.language] * len(arguments.prompt)
-    ids = format_prompts(arguments.prompt, languages, policy.tokenizer, arguments.style, THINKING[arguments.thinking])
+    ids = format_prompts(arguments.prompt, languages, policy.tokenizer, **form(arguments, policy.tokenizer))
+    shown = visible if sys.stdout.isatty() else str
+    if arguments.show_prompt:
+        for prompt in ids:
+            print(f"{shown(rendered(prompt, policy.tokenizer))}\n[{len(prompt)} tokens]\n")
     engine = Engine.of(policy, len(ids))
     sampling = Sampling(
         arguments.max_completion_length, arguments.temperature, arguments.top_p, arguments.top_k, seed=arguments.seed
     )
-    shown = visible if sys.stdout.isatty() else str
     if arguments.stream:
         print(f"> {shown(arguments.prompt[0])}")
         for text in new_text(answer.text for answer in engine.stream(ids[0], sampling, STREAMED_TOKENS)):

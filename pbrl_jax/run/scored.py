@@ -13,6 +13,7 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path, numbered_json_lines, write_json_lines
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.progress import Progress
+from pbrl_jax.rewards.translation import loaded_comet, loaded_translator
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.hosted import hosted_functions
@@ -112,6 +113,8 @@ def scored_groups(experiment: Experiment, path: str, prompts: int) -> list[Score
     if not (file.exists() and origin.exists() and origin.read_text() == made_from):
         origin.unlink(missing_ok=True)
         write_json_lines(file, [group._asdict() for group in sample_groups(experiment, prompts)])
+        for models in (loaded_translator, loaded_comet):  # what trains on the responses needs none of them
+            models.cache_clear()
         origin.write_text(made_from)
     return read_groups(str(file))
 

@@ -1,6 +1,7 @@
 """`pbrl sft CONFIG --workdir W`: a start policy by supervised fine-tuning on references."""
 
 import hashlib
+from collections import Counter
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -10,14 +11,14 @@ from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
-from pbrl_jax.data.load import load_prompts
+from pbrl_jax.data.load import load_prompts, lost_languages
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import make_mesh, row_shards
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.run.check import refuse_muon
 from pbrl_jax.run.sft_sources import supervised_rows
-from pbrl_jax.text.prompts import THINKING, format_prompts
+from pbrl_jax.text.prompts import form_of, format_prompts
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
 from pbrl_jax.train.sft_packing import pack_rows
@@ -66,17 +67,17 @@ def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | 
     source: str = config.sft.source
     pools, shares = ({source: rows}, {source: 1.0}) if rows else pivot_pools(config)
     ends = policy.tokenizer.eos_ids[:1]
-    style = config.data.prompt_style, THINKING[config.data.thinking]
+    form, rollout = form_of(config.data), config.rollout
+
+    def fits(prompt: list[int], response: list[int]) -> bool:
+        return len(prompt) <= rollout.max_prompt_length and len(response) <= rollout.max_completion_length
+
     encoded = {}
     for name, rows in pools.items():
-        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer, *style)
+        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer, **form)
         responses = policy.tokenizer.encode_batch([r.response for r in rows])
         pairs = [(p, [*r, *ends]) for p, r in zip(prompts, responses, strict=True)]
-        fit = [
-            (p, r)
-            for p, r in pairs
-            if len(p) <= config.rollout.max_prompt_length and len(r) <= config.rollout.max_completion_length
-        ]
+        fit = [pair for pair in pairs if fits(*pair)]
         if not fit:
             needed = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
             raise DataError(
@@ -86,7 +87,14 @@ def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | 
                 f"--rollout.max-completion-length {2 * len(needed[1])}."
             )
         if len(fit) < len(pairs):
-            print(f"Supervised pool {name}: {len(pairs) - len(fit)} of {len(pairs)} rows are too long and left out.")
+            kept = [row.language for row, pair in zip(rows, pairs, strict=True) if fits(*pair)]
+            left = Counter(row.language for row in rows) - Counter(kept)
+            counts = ", ".join(f"{code} {count}" for code, count in sorted(left.items()))
+            found = f"Supervised pool {name}: {len(pairs) - len(fit)} of {len(pairs)} rows are too long ({counts})"
+            if lost := lost_languages([row.language for row in rows], kept):
+                raise DataError(f"{found}: none of {lost} is left. Raise rollout.max_prompt_length or "
+                                "max_completion_length, or leave these languages out.")  # fmt: skip
+            print(f"{found} and left out.")
         encoded[name] = fit
     return Supervised(encoded, pool_counts(shares, config.sft.batch_size))
 

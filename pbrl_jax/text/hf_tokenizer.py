@@ -16,6 +16,8 @@ from etils import epath
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import parse_json
 
+#: No tokenizer has so many tokens.
+LARGEST_VOCABULARY = 2**24
 GENERATION_CONFIG = "generation_config.json"
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
 """The day that a chat template is told where it asks for today's (Llama 3.1 and 3.2): the default that those templates
@@ -42,7 +44,7 @@ class HuggingFaceTokenizer:
         if not vocabulary:
             raise DataError(f"The tokenizer of {source!r} has no tokens. Download its files again.")
         self.vocab_size = 1 + max(vocabulary.values())
-        self.eos_ids = _stop_ids(self.tokenizer, self.generation_config, self.vocab_size, source)
+        self.eos_ids = _stop_ids(self.tokenizer, self.generation_config, source)
         self.bos_id = self.tokenizer.bos_token_id
         pad = self.tokenizer.pad_token_id
         if not self.eos_ids and pad is None:
@@ -221,19 +223,20 @@ def _generation_config(local: str) -> dict:
     return found
 
 
-def _stop_ids(tokenizer, generation_config: dict, vocab_size: int, source: str) -> tuple[int, ...]:
+def _stop_ids(tokenizer, generation_config: dict, source: str) -> tuple[int, ...]:
     """The tokenizer's end of sequence first, then every further one of `generation_config.json`.
 
     Raises:
-      DataError: one that no token of the vocabulary has.
+      DataError: one that cannot be a token's.
     """
     found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     more = generation_config.get("eos_token_id")
     found += more if isinstance(more, list) else [] if more is None else [more]
-    wrong = [one for one in found if not (type(one) is int and 0 <= one < vocab_size)]
+    # Whether the model has an embedding of each is checked where the model is (weights.folders.check_vocabulary).
+    wrong = [one for one in found if not (type(one) is int and 0 <= one < LARGEST_VOCABULARY)]
     if wrong:
         raise DataError(
             f"{source!r} stops at the id {wrong[0]!r} (eos_token_id of {GENERATION_CONFIG}, or of its tokenizer); "
-            f"expected ids from 0 to {vocab_size - 1}. Correct that file."
+            "expected ids of the vocabulary. Correct that file."
         )
     return tuple(dict.fromkeys(found))

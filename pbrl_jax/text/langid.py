@@ -22,6 +22,8 @@ MIN_LETTERS = 8
 """Fewer letters than this are too few to tell two languages of one alphabet apart."""
 MIN_LETTERS_HAN = 4
 """Han characters without kana, where a run has Chinese and Japanese."""
+TAIL_WORDS = 3
+"""Words in another script that are a sentence behind one without a full stop."""
 MIN_LETTERS_SCRIPT = 2
 """Enough where the script alone decides."""
 RIGHT_SHARE = 0.8  # ASSUMED: not stated in the material at hand
@@ -176,6 +178,10 @@ def foreign_tail(text: str, language: str, languages: Alternatives) -> bool:
     letters = letters_of(sentences[-1]) if sentences else ""
     if len(letters) < MIN_LETTERS:
         return False
+    # Where sentences end without a sign (Thai), what follows the last letter of the own script is a sentence, too.
+    rest = script_pattern(LANGUAGES[language].scripts).split(sentences[-1])[-1]
+    if len(letters_of(rest)) >= MIN_LETTERS and (has_english(rest) or len(_WORDS.findall(rest)) >= TAIL_WORDS):
+        return True
     own = len(_own_script(letters, language)) / len(letters)
     return own < 0.5 or not _is_language(sentences[-1], language, codes)
 

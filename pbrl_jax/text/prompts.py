@@ -5,15 +5,18 @@ or this module does. The wording is our own; no native speaker has reviewed it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pbrl_jax.core.errors import lookup
+from pbrl_jax.config.data import DataConfig
+from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.text.languages import LANGUAGES, answer_sentence, language
 from pbrl_jax.text.tokenizers import Tokenizer, has_chat_template
+from pbrl_jax.text.wording import OURS, Wording, wording_of
 
 STYLES = {
     "plain": "the question and a newline: small models trained in this form",
     "base": "Question: ... Step-by-Step Answer: in the prompt's language: pretrained models without a chat template",
+    "chat_question": "the question alone, through the tokenizer's chat template",
     "chat": "an instruction in the prompt's language and the question, through the tokenizer's chat template",
     "chat_boxed": "as chat, with a system instruction: reason, then the answer in \\boxed{} (Qwen's and Llama's form)",
     "chat_tags": "as chat, with a system instruction: <think>reasoning</think><answer>answer</answer>",
@@ -66,16 +69,31 @@ def system_instruction(code: str, style: str) -> str:
     return f"{parts.lead} {parts.boxed if style == 'chat_boxed' else parts.tags}"
 
 
-def chat_messages(question: str, code: str, style: str = "chat") -> list[dict[str, str]]:
+def form_of(data: DataConfig) -> dict[str, Any]:
+    """How a run puts questions: the arguments `style`, `thinking` and `wording` of `format_prompts`.
+
+    Raises:
+      ConfigError: words of the user's that cannot be used (see pbrl_jax.text.wording).
+    """
+    return {"style": data.prompt_style, "thinking": THINKING[data.thinking], "wording": wording_of(data)}
+
+
+def chat_messages(question: str, code: str, style: str = "chat", wording: Wording = OURS) -> list[dict[str, str]]:
     """The turns before the answer.
 
-    Style `chat`: one user turn of the instruction in the question's language, an empty line, and the question. The
-    other chat styles: a system turn that says where reasoning and answer go, and the question alone. Reasoning and
-    answer are then told apart by `pbrl_jax.text.answers`.
+    The user's own words come first. Style `chat_question`: the question. Style `chat`: one user turn of the instruction
+    in the question's language, an empty line, and the question. The other chat styles: a system turn that says where
+    reasoning and answer go, and the question alone. Reasoning and answer are then told apart by
+    `pbrl_jax.text.answers`.
     """
-    if style == "chat":
-        return [{"role": "user", "content": f"{instruction(code)}\n\n{question}"}]
-    return [{"role": "system", "content": system_instruction(code, style)}, {"role": "user", "content": question}]
+    if (own := wording.turns(question, code)) is not None:
+        system, user = own
+    elif style in ("chat", "chat_question"):
+        system, user = "", question if style == "chat_question" else f"{instruction(code)}\n\n{question}"
+    else:
+        system, user = system_instruction(code, style), question
+    turns = [{"role": "system", "content": system}] if system else []
+    return [*turns, {"role": "user", "content": user}]
 
 
 def resolve_style(style: str, tokenizer: Tokenizer) -> str:
@@ -90,9 +108,15 @@ def resolve_style(style: str, tokenizer: Tokenizer) -> str:
     return "chat" if has_chat_template(tokenizer) else "plain"
 
 
-def prompt_text(question: str, code: str, style: str) -> str:
-    """The text of a prompt in style `plain` or `base`."""
+def prompt_text(question: str, code: str, style: str, wording: Wording = OURS) -> str:
+    """The text of a prompt in style `plain` or `base`, or the user's own."""
     language(code)
+    if (own := wording.turns(question, code)) is not None:
+        if own[0]:
+            raise ConfigError(
+                f"A system prompt needs a chat, and this is style {style}. Use --style chat, or the user's turn."
+            )
+        return own[1]
     if style == "plain":
         return f"{question}\n"
     ask, answer = QUESTION_WORDS[code]
@@ -100,32 +124,40 @@ def prompt_text(question: str, code: str, style: str) -> str:
 
 
 def format_prompt(
-    question: str, code: str, tokenizer: Tokenizer, style: str = "plain", thinking: bool | None = None
-) -> list[int]:
+    question: str, code: str, tokenizer: Tokenizer, style: str = "plain", thinking: bool | None = None,
+    wording: Wording = OURS,
+) -> list[int]:  # fmt: skip
     """The ids of one prompt, with exactly one beginning-of-sequence token where the tokenizer has one.
 
     Args:
       thinking: the switch of chat templates that have one (Qwen3): False writes an empty thought, so that the policy
         answers at once; None is the template's own default.
+      wording: the user's own words, in place of the style's.
 
     Raises:
       ConfigError: unknown style or language, or a chat style without a chat template.
     """
-    return format_prompts([question], [code], tokenizer, style, thinking)[0]
+    return format_prompts([question], [code], tokenizer, style, thinking, wording)[0]
 
 
 def format_prompts(
     questions: Sequence[str], codes: Sequence[str], tokenizer: Tokenizer, style: str = "plain",
-    thinking: bool | None = None,
+    thinking: bool | None = None, wording: Wording = OURS,
 ) -> list[list[int]]:  # fmt: skip
     """`format_prompt` of many questions, encoded together."""
     style = resolve_style(style, tokenizer)
     pairs = list(zip(questions, codes, strict=True))
     if style.startswith("chat"):
-        encoded = [tokenizer.encode_chat(chat_messages(question, code, style), thinking) for question, code in pairs]
+        messages = [chat_messages(question, code, style, wording) for question, code in pairs]
+        encoded = [tokenizer.encode_chat(turns, thinking) for turns in messages]
     else:
-        encoded = tokenizer.encode_batch([prompt_text(question, code, style) for question, code in pairs])
+        encoded = tokenizer.encode_batch([prompt_text(question, code, style, wording) for question, code in pairs])
     return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
+
+
+def rendered(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """A prompt as the policy reads it, special tokens included where it comes from a chat template."""
+    return tokenizer.tokenizer.decode(list(ids)) if has_chat_template(tokenizer) else tokenizer.decode(ids)
 
 
 def with_one_bos(ids: Sequence[int], bos_id: int | None) -> list[int]:

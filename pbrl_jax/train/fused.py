@@ -91,7 +91,7 @@ def device_functions(
 
     def params(state: TrainState, frozen: Frozen) -> Any:
         policy = forward_params(state.params, frozen.base, config.lora)
-        return decoding_params(policy, spec) if config.rollout.weights == "whole" else policy
+        return decoding_params(policy, spec, config.rollout.weights)
 
     def rollout(policy: Any, drawn: Drawn) -> Rollout:
         length = config.rollout.max_completion_length

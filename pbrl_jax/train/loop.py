@@ -20,6 +20,7 @@ from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.logs.samples import write_samples
+from pbrl_jax.logs.trackers import projects_of
 from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
 from pbrl_jax.mesh.watch import phase
@@ -67,8 +68,8 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
         row = unfinished_row(experiment, position) if position.unevaluated and evaluate else None
         writer = MetricWriter(
             work.root, resume_step=position.step, max_steps=config.train.max_steps,
-            tensorboard=config.log.tensorboard, quiet=quiet, live=f"train {work.root.name}", wandb=config.log.wandb,
-            config=to_json(config), active=is_first(),
+            tensorboard=config.log.tensorboard, quiet=quiet, live=f"train {work.root.name}",
+            config=to_json(config), active=is_first(), **projects_of(config.log),
         )  # fmt: skip
         bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet and is_first())
         with writer, bar:

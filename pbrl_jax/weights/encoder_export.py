@@ -27,7 +27,9 @@ TORCH_CLASSES = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
     "gelu": "torch.nn.modules.activation.GELU",
 }
-ARCHITECTURES = {"bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "xlm-roberta-xl": "XLMRobertaXLModel"}
+ARCHITECTURES = {
+    "bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "xlm-roberta-xl": "XLMRobertaXLModel", "gte": "GteModel",
+}  # fmt: skip
 SAMPLE = ("Jibu ni 12.", "答案是 12。 She has five apples and gives two of them away.")
 #: Largest difference of two unit vectors that may come from rounding in another memory layout.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -111,6 +113,10 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
             "No family of transformers has pre_norm=True with position_offset=0. Known: BERT (False, 0), XLM-R "
             "(False, 2), XLM-R-XL (True, 2)."
         )
+    rope = {}
+    if spec.rope_theta:
+        family, kind = "gte", "default" if spec.rope_factor == 1.0 else "linear"
+        rope = {"rope_parameters": {"rope_type": kind, "rope_theta": spec.rope_theta, "factor": spec.rope_factor}}
     return {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
@@ -120,6 +126,7 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
         # Positions of the family begin after this id.
         "pad_token_id": spec.position_offset - 1 if spec.position_offset else encoder.tokenizer.pad_id,
         "torch_dtype": dtype,
+        **rope,
     }
 
 

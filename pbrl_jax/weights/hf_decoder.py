@@ -6,72 +6,19 @@ ignored. A missing field has the default of transformers.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pbrl_jax.core.errors import CheckpointError, did_you_mean
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.weights.hf_fields import KEPT, ConfigFields, Rope, read_rope, rope_fields
+from pbrl_jax.weights.hf_families import FAMILIES, FUSED, MULTIMODAL, NOT_HERE, Family
+from pbrl_jax.weights.hf_fields import KEPT, ConfigFields
 from pbrl_jax.weights.hf_names import Stored
+from pbrl_jax.weights.hf_rope import Rope, kept_rope, read_rope, rope_fields
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 #: `max_position_embeddings` in the exported config of a policy that was not loaded from one: RoPE has no limit.
 DEFAULT_CONTEXT = 32_768
-
-GEMMA_SWITCHES = {
-    "qk_norm": True, "activation": "gelu_tanh", "sandwich_norms": True, "norm_offset": True, "scaled_embeddings": True,
-}  # fmt: skip
-
-
-class Family(NamedTuple):
-    """One `model_type`: its switches, the values that its config must have, and its defaults."""
-
-    architecture: str
-    #: Fields of DecoderSpec in which the family differs from Llama.
-    switches: dict[str, Any] = {}
-    #: Config fields and the values of them that are supported; the first is written at export.
-    required: dict[str, tuple] = {"hidden_act": ("silu",)}
-    #: Defaults of transformers for missing fields.
-    defaults: dict[str, Any] = {}
-    experts: bool = False
-
-
-QWEN3_REQUIRED = {"hidden_act": ("silu",), "attention_bias": (False, None)}
-
-FAMILIES = {
-    "llama": Family(
-        "LlamaForCausalLM",
-        required={"hidden_act": ("silu",), "attention_bias": (False, None), "mlp_bias": (False, None)},
-    ),
-    "mistral": Family("MistralForCausalLM", defaults={"num_key_value_heads": 8, "sliding_window": 4096}),
-    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, defaults={"num_key_value_heads": 32}),
-    "qwen3": Family(
-        "Qwen3ForCausalLM", {"qk_norm": True}, QWEN3_REQUIRED, {"num_key_value_heads": 32, "head_dim": 128}
-    ),
-    "qwen3_moe": Family(
-        "Qwen3MoeForCausalLM", {"qk_norm": True},
-        {**QWEN3_REQUIRED, "decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
-        {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
-        experts=True,
-    ),
-    "gemma3_text": Family(
-        "Gemma3ForCausalLM", GEMMA_SWITCHES,
-        {
-            "hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False, None),
-            "final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
-            "use_bidirectional_attention": (False, None),
-        },
-        {
-            "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
-            "sliding_window": 4096, "tie_word_embeddings": True, "rope_theta": 1_000_000.0,
-            "rope_local_base_freq": 10_000.0,
-        },
-    ),
-}  # fmt: skip
-
-#: Multimodal `model_type` -> that of the decoder in its `text_config`; only the text model is read.
-MULTIMODAL = {"gemma3": "gemma3_text"}
 
 
 def _text_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
@@ -81,22 +28,45 @@ def _text_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str
         text = config.get("text_config")
         if not isinstance(text, Mapping):
             raise CheckpointError(f"config.json: model_type {model_type!r} without a text_config. Copy the file again.")
-        if text.get("model_type", MULTIMODAL[model_type]) != MULTIMODAL[model_type]:
-            raise CheckpointError(
-                f"config.json, text_config: model_type is {text['model_type']!r}; expected {MULTIMODAL[model_type]!r}."
-            )
+        inner = text.get("model_type", MULTIMODAL[model_type][0])
+        if inner not in MULTIMODAL[model_type]:
+            known = " or ".join(map(repr, MULTIMODAL[model_type]))
+            raise CheckpointError(f"config.json, text_config: model_type is {inner!r}; expected {known}.")
         tied = {"tie_word_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}
         kept = {name: config[name] for name in KEPT if config.get(name) is not None}
-        return MULTIMODAL[model_type], {**tied, **kept, **text}, "config.json, text_config"
+        return inner, {**tied, **kept, **text}, "config.json, text_config"
+    if model_type in NOT_HERE:
+        raise CheckpointError(
+            f"config.json: model_type is {model_type!r}, which needs {NOT_HERE[model_type]}; no decoder here has that."
+        )
     if model_type not in FAMILIES:
         known = did_you_mean(str(model_type), (*FAMILIES, *MULTIMODAL))
         raise CheckpointError(f"config.json: model_type is {model_type!r}, which no decoder here has. {known}")
     return model_type, config, "config.json"
 
 
+def _layer_letters(fields: ConfigFields, model_type: str, layers: int) -> tuple[str, int]:
+    """(the letter of each layer, see DecoderSpec.layer_pattern; the window of local ones)."""
+    local, window = _local_layers(fields, model_type, layers)
+    rotated = [True] * layers
+    if model_type == "cohere2":
+        rotated = local
+    if model_type == "smollm3":
+        interval = fields.size("no_rope_layer_interval", 4)
+        listed = fields.take("no_rope_layers", None)
+        fields.take("max_window_layers", None)  # of windows, which use_sliding_window has off
+        rotated = [(layer + 1) % interval != 0 for layer in range(layers)] if listed is None else listed
+        if not isinstance(rotated, list) or len(rotated) != layers or set(rotated) - {0, 1}:
+            raise CheckpointError(f"{fields.where}: no_rope_layers is {listed!r}; expected {layers} times 0 or 1.")
+    letters = "".join("l" if near else "g" if turns else "n" for near, turns in zip(local, rotated, strict=True))
+    return letters, window
+
+
 def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[list[bool], int]:
     """(whether each layer attends to the last `window` tokens only, the window)."""
-    window = None if model_type == "llama" else fields.take("sliding_window", None)
+    family = FAMILIES[model_type]
+    windowed = family.patterns == () or any("l" in pattern for pattern in family.patterns)
+    window = fields.take("sliding_window", None) if windowed else None
     local = [window is not None] * layers
     if model_type.startswith("qwen"):
         start = fields.size("max_window_layers", 28, least=0)
@@ -104,8 +74,9 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
             window, local = None, [False] * layers
         elif model_type != "qwen3_moe":
             local = [layer >= start for layer in range(layers)]
-    if model_type == "gemma3_text":
-        every = fields.size("_sliding_window_pattern", fields.take("sliding_window_pattern", 6))
+    if family.period:
+        every = fields.size("_sliding_window_pattern", fields.take("sliding_window_pattern", family.period))
+        fields.taken |= {"layer_switch", "sliding_window_size"}  # which say the same again
         local = [(layer + 1) % every != 0 for layer in range(layers)]
     listed = fields.take("layer_types", None)
     if listed is not None:
@@ -114,7 +85,7 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
                 f"{fields.where}: layer_types is {listed!r}; expected {layers} times {LOCAL!r} or {GLOBAL!r}."
             )
         listed = [kind == LOCAL for kind in listed]
-        if model_type not in ("qwen2", "qwen3", "gemma3_text") and listed != local:
+        if "gl" not in family.patterns and not family.period and listed != local:
             raise CheckpointError(
                 f"{fields.where}: layer_types differ from what sliding_window={window!r} means for {model_type}; "
                 "supported are layers that are all alike. Remove the one that is wrong."
@@ -130,9 +101,8 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
     return local, window
 
 
-def _shortest_pattern(local: list[bool]) -> str:
-    """The shortest string of l and g whose repetition gives the kind of every layer."""
-    letters = "".join("l" if one else "g" for one in local)
+def _shortest_pattern(letters: str) -> str:
+    """The shortest string whose repetition gives the letter of every layer."""
     for period in range(1, len(letters) + 1):
         if all(letter == letters[layer % period] for layer, letter in enumerate(letters)):
             return letters[:period]
@@ -156,6 +126,16 @@ def _feed_forward(fields: ConfigFields, family: Family) -> dict[str, Any]:
     }
 
 
+def _logits(fields: ConfigFields, family: Family) -> dict[str, Any]:
+    """Fields of the spec for scales and caps of scores and logits."""
+    caps = {"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping"}
+    found = {}
+    for ours, theirs in caps.items():
+        if ours in family.free and fields.take(theirs, None) is not None:
+            found[ours] = fields.number(theirs)
+    return found | ({"logit_scale": fields.number("logit_scale")} if "logit_scale" in family.free else {})
+
+
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """The spec of the decoder that a `config.json` describes.
 
@@ -177,9 +157,9 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
             f"{where}: {heads} attention heads over {kv_heads} key/value heads of {head_dim} channels; expected a "
             "multiple of num_key_value_heads and an even head_dim."
         )
-    local, window = _local_layers(fields, model_type, layers)
-    rope, local_rope = read_rope(fields, by_layer=model_type == "gemma3_text")
-    scalar = fields.number("query_pre_attn_scalar") if model_type == "gemma3_text" else head_dim
+    letters, window = _layer_letters(fields, model_type, layers)
+    rope, local_rope, rotary_dim = read_rope(fields, family.rope_by_layer, head_dim)
+    scalar = fields.number("query_pre_attn_scalar") if "query_scalar" in family.free else head_dim
     spec = DecoderSpec(
         vocab_size=fields.size("vocab_size"),
         width=width,
@@ -191,14 +171,20 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         rope_theta=rope.theta,
         rope_scaling=rope.scaling,
         rope_factor=rope.factor,
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope_divisors=rope.divisors,
+        rope_magnitude=rope.magnitude,
+        rotary_dim=rotary_dim,
+        norm_eps=fields.number("layer_norm_eps" if "layer_norm_eps" in family.defaults else "rms_norm_eps", 1e-6),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
-        layer_pattern=_shortest_pattern(local),
+        layer_pattern=_shortest_pattern(letters),
         window=window,
-        local_rope_theta=local_rope.theta if any(local) and local_rope != rope else 0.0,
+        local_rope_theta=local_rope.theta if "l" in letters and local_rope != rope else 0.0,
         query_scalar=None if scalar == head_dim else scalar,
+        **_logits(fields, family),
         **family.switches,
     )
+    if rotary_dim and "rotary_dim" not in family.free:
+        raise CheckpointError(f"{where}: partial_rotary_factor is {rotary_dim / head_dim}; expected 1.0.")
     fields.finish()
     return spec
 
@@ -212,23 +198,23 @@ def family_of(spec: DecoderSpec) -> str:
       CheckpointError: no family has this combination.
     """
     names = {name for family in FAMILIES.values() for name in family.switches}
-    plain = {field.name: field.default for field in dataclasses.fields(DecoderSpec) if field.name in names}
+    free = {name for family in FAMILIES.values() for name in family.free}
+    plain = {field.name: field.default for field in dataclasses.fields(DecoderSpec)}
     switches = {name: getattr(spec, name) for name in sorted(names)}
-    kinds = set(spec.local_layers())
-    special = spec.local_rope_theta != 0 or spec.query_scalar is not None
-    rope = Rope(spec.rope_theta, spec.rope_factor, spec.rope_scaling)
-    # Gemma's local layers are never scaled.
-    gemma_rope = spec.local_rope_theta != 0 or True not in kinds or rope == Rope(rope.theta)
+    changed = {name for name in free if getattr(spec, name) != plain[name]}
+    kinds = "".join(sorted(set(spec.layer_letters())))
+    rope = Rope(spec.rope_theta, spec.rope_factor, spec.rope_scaling, spec.rope_divisors, spec.rope_magnitude)
+    # Local layers with a RoPE of their own are never scaled.
+    by_layer = spec.local_rope_theta != 0 or "l" not in kinds or rope == Rope(rope.theta)
     for model_type, family in FAMILIES.items():
-        uniform = {"llama": {False}, "mistral": {True}}.get(model_type)
-        fits = switches == {**plain, **family.switches} and family.experts == bool(spec.experts)
-        fits = fits and (uniform is None or kinds == uniform) and (len(kinds) == 1 or model_type != "qwen3_moe")
-        if fits and (gemma_rope if model_type == "gemma3_text" else not special):
+        fits = switches == {name: plain[name] for name in names} | family.switches
+        fits = fits and family.experts == bool(spec.experts) and kinds in family.patterns
+        if fits and changed <= set(family.free) and (by_layer or not family.rope_by_layer):
             return model_type
     raise CheckpointError(
         f"No model family of transformers has {switches}, experts={spec.experts}, "
         f"layer_pattern={spec.layer_pattern!r}, local_rope_theta={spec.local_rope_theta}, "
-        f"query_scalar={spec.query_scalar} together. Known: {', '.join(FAMILIES)}. "
+        f"query_scalar={spec.query_scalar}, {sorted(changed)} together. Known: {', '.join(FAMILIES)}. "
         "Start from one of the presets of pbrl_jax.models.specs.DECODERS."
     )
 
@@ -238,7 +224,7 @@ def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     _, values, where = _text_config(config)
     if values.get("max_position_embeddings") is not None:
         ConfigFields(values, {}, where).size("max_position_embeddings")
-    return {name: values[name] for name in KEPT if name in values}
+    return {name: values[name] for name in KEPT if name in values} | kept_rope(values)
 
 
 def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: str = "float32") -> dict[str, Any]:
@@ -264,9 +250,9 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
         "num_attention_heads": spec.heads,
         "num_key_value_heads": spec.kv_heads,
         "head_dim": spec.head_dim,
-        "rms_norm_eps": spec.norm_eps,
+        "layer_norm_eps" if spec.centered_norms else "rms_norm_eps": spec.norm_eps,
         "tie_word_embeddings": spec.tied_embeddings,
-        **rope_fields(Rope(spec.rope_theta, spec.rope_factor, spec.rope_scaling)),
+        **rope_fields(spec),
         **{name: supported[0] for name, supported in family.required.items()},
         **_window_fields(spec, model_type),
         "torch_dtype": dtype,
@@ -282,33 +268,49 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
             "moe_intermediate_size": spec.ffn,
             "norm_topk_prob": spec.normalized_experts,
         }
-    if model_type == "gemma3_text":
+    if "query_scalar" in family.free:
         scalar = spec.head_dim if spec.query_scalar is None else spec.query_scalar
         config["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+        config["attn_logit_softcapping"] = spec.attention_softcap or None  # Gemma 3 has the field, and no cap
+        config["final_logit_softcapping"] = spec.logit_softcap or None
+    if model_type == "gemma3_text":
         config["rope_local_base_freq"] = spec.local_rope_theta or spec.rope_theta
+    if model_type == "olmo3":  # transformers 5 takes another base for local layers from the old format
+        whole = {**(config["rope_scaling"] or {"rope_type": "default"}), "rope_theta": spec.rope_theta}
+        local = {"rope_type": "default", "rope_theta": spec.local_rope_theta or spec.rope_theta}
+        config["rope_parameters"] = {"full_attention": whole, "sliding_attention": local}
+    if "logit_scale" in family.free:
+        config["logit_scale"] = spec.logit_scale
     return config
 
 
 def _window_fields(spec: DecoderSpec, model_type: str) -> dict[str, Any]:
     """The config fields by which the family marks local layers."""
-    local = spec.local_layers()
-    if model_type == "llama":
+    local, family = spec.local_layers(), FAMILIES[model_type]
+    if model_type == "smollm3":
+        return {"no_rope_layers": [int(letter != "n") for letter in spec.layer_letters()]}
+    if not any("l" in pattern for pattern in family.patterns):
         return {}
-    if model_type == "mistral":
-        return {"sliding_window": spec.window}
+    if model_type in ("mistral", "phi3"):
+        return {"sliding_window": spec.window or None}
     if model_type == "qwen3_moe":
         return {"use_sliding_window": any(local), "sliding_window": spec.window or None}
     listed = {"layer_types": [LOCAL if one else GLOBAL for one in local]}
-    if model_type == "gemma3_text":
+    if not model_type.startswith("qwen"):
         # Older versions of transformers read no layer_types but the period of global layers.
-        counted = spec.layer_pattern.strip("l") == "g" and spec.layer_pattern[-1] == "g"
-        pattern = {"sliding_window_pattern": len(spec.layer_pattern)} if counted else {}
+        counted = spec.layer_pattern.strip("l") in ("g", "n") and spec.layer_pattern[-1] != "l"
+        pattern = {"sliding_window_pattern": len(spec.layer_pattern)} if counted and family.period else {}
         return {**listed, **pattern, "sliding_window": spec.window or None}
     switch = {"use_sliding_window": any(local), "max_window_layers": (*local, True).index(True)}
     return {**listed, **switch, "sliding_window": spec.window or None}
 
 
-def decoder_names(spec: DecoderSpec) -> dict[str, Stored]:
+def is_fused(model_type: str) -> bool:
+    """Whether the family's file holds query, key and value in one tensor, and gate and up in another."""
+    return model_type in FUSED
+
+
+def decoder_names(spec: DecoderSpec, fused: bool = False) -> dict[str, Stored]:
     """Our parameter path (`layers/query/kernel`) -> tensors of a checkpoint, for every parameter of `spec`.
 
     Names are those of the `...ForCausalLM` classes (`model.embed_tokens.weight`, `lm_head.weight`); a tied output
@@ -326,22 +328,51 @@ def decoder_names(spec: DecoderSpec) -> dict[str, Stored]:
         if spec.qkv_bias:
             names[f"layers/{ours}/bias"] = of_layer(f"{theirs}.bias", (heads, C))
         if spec.qk_norm and ours != "value":
-            names[f"layers/{ours}_norm/scale"] = of_layer(f"self_attn.{ours[0]}_norm.weight", (C,))
+            names[f"layers/{ours}_norm/scale"] = of_layer(
+                f"self_attn.{ours[0]}_norm.weight", (heads * C if spec.joint_qk_norm else C,)
+            )
     names["layers/out/kernel"] = of_layer("self_attn.o_proj.weight", (spec.heads, C, D), True)._replace(inputs=2)
-    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    if spec.sandwich_norms:
-        norms |= {
-            "attention_out_norm": "post_attention_layernorm",
-            "mlp_norm": "pre_feedforward_layernorm",
-            "mlp_out_norm": "post_feedforward_layernorm",
-        }
-    names |= {f"layers/{ours}/scale": of_layer(f"{theirs}.weight", (D,)) for ours, theirs in norms.items()}
+    names |= {f"layers/{ours}/scale": of_layer(f"{theirs}.weight", (D,)) for ours, theirs in _norm_names(spec).items()}
     if spec.experts:
         names["layers/mlp/router/kernel"] = of_layer("mlp.gate.weight", (D, spec.experts), True)
-    for ours, shape in (("gate", (D, F)), ("up", (D, F)), ("down", (F, D))):
+    for ours, shape in (("gate", (D, F)), ("up", (D, F)), ("down", (F, D)))[not spec.gated :]:
         theirs = f"mlp.experts.{{expert}}.{ours}_proj.weight" if spec.experts else f"mlp.{ours}_proj.weight"
         names[f"layers/mlp/{ours}/kernel"] = of_layer(theirs, shape, True, spec.experts)
+    if not spec.gated:
+        names |= {f"layers/mlp/alpha_{sign}": of_layer(f"mlp.act_fn.alpha_{sign}", (1,)) for sign in "pn"}
+    if fused:
+        _fuse(names, ("layers/query", "layers/key", "layers/value"), "self_attn.qkv_proj.weight")
+        _fuse(names, ("layers/mlp/gate", "layers/mlp/up"), "mlp.gate_up_proj.weight")
     names["final_norm/scale"] = Stored("model.norm.weight", (D,))
     if not spec.tied_embeddings:
         names["lm_head"] = Stored("lm_head.weight", (D, spec.vocab_size), True)
     return names
+
+
+def constant_tensors(spec: DecoderSpec) -> dict[str, float]:
+    """Tensors that transformers stores and that are the same in every model: xIELU's beta and eps."""
+    values = {} if spec.gated else {"beta": 0.5, "eps": -1e-6}
+    layers = range(spec.layers)
+    return {f"model.layers.{i}.mlp.act_fn.{name}": value for i in layers for name, value in values.items()}
+
+
+def _norm_names(spec: DecoderSpec) -> dict[str, str]:
+    """Our norms of the residual stream -> their modules."""
+    if spec.parallel:
+        return {"attention_norm": "input_layernorm"}
+    if not spec.gated:
+        return {"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}
+    before = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    if not spec.sandwich_norms:
+        return before
+    after = {"attention_out_norm": "post_attention_layernorm", "mlp_out_norm": "post_feedforward_layernorm"}
+    return after | ({**before, "mlp_norm": "pre_feedforward_layernorm"} if spec.pre_norms else {})
+
+
+def _fuse(names: dict[str, Stored], paths: tuple[str, ...], tensor: str) -> None:
+    """Make the kernels at `paths` parts of one tensor, one behind the other on its first axis."""
+    sizes = [names[f"{path}/kernel"].file_shape()[0] for path in paths]
+    for number, path in enumerate(paths):
+        part = (sum(sizes[:number]), sum(sizes[: number + 1]), sum(sizes))
+        template = f"model.layers.{{layer}}.{tensor}"
+        names[f"{path}/kernel"] = names[f"{path}/kernel"]._replace(template=template, part=part)

@@ -15,7 +15,10 @@ from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
 #: `model_type` -> whether its layers are pre-norm. Positions of BERT start at 0, those of the others after the padding
 #: id.
-FAMILIES = {"bert": False, "xlm-roberta": False, "xlm-roberta-xl": True}
+FAMILIES = {"bert": False, "xlm-roberta": False, "xlm-roberta-xl": True, "gte": False, "new": False}
+
+#: Families with RoPE and a gated feed-forward: gte-multilingual (`new` where its own code names it), Arctic-embed 2 M.
+ROTARY = ("gte", "new")
 
 #: Sizes of our spec -> fields of config.json.
 SIZES = {
@@ -25,13 +28,19 @@ SIZES = {
 #: Fields that can change the forward pass -> the supported values.
 SUPPORTED = {
     "hidden_act": ("gelu",),
-    "position_embedding_type": ("absolute", None),
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "is_encoder_decoder": (False, None),
     "quantization_config": (None,),
 }
+#: The same of families with learned positions and of the others; `logn_attention_...` scales scores by the length.
+POSITIONS = {"position_embedding_type": ("absolute", None)}
+ROTARY_SUPPORTED = {
+    "position_embedding_type": ("rope", None), "layer_norm_type": ("layer_norm",), "pack_qkv": (True,),
+    "logn_attention_scale": (False, None), "logn_attention_clip1": (False, None),
+    "unpad_inputs": (False, True, "false"), "use_memory_efficient_attention": (False, True, None),
+}  # fmt: skip
 #: Fields of training, of heads that are not used, and of bookkeeping.
 HARMLESS = re.compile(
     r"_.*|.*dropout.*|initializer_factor|gradient_checkpointing|output_past|return_dict_in_generate"
@@ -42,6 +51,8 @@ DEFAULTS = {
     "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
     "xlm-roberta": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
     "xlm-roberta-xl": {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "gte": {"type_vocab_size": 1, "layer_norm_eps": 1e-12, "rope_theta": 160_000.0},
+    "new": {"type_vocab_size": 1, "layer_norm_eps": 1e-12},
 }
 
 
@@ -60,17 +71,20 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
     if family not in FAMILIES:
         raise CheckpointError(f"config.json has model_type {family!r}. {did_you_mean(str(family), FAMILIES)}")
     fields = ConfigFields(config, DEFAULTS[family])
-    for name, supported in SUPPORTED.items():
+    rotary = family in ROTARY
+    for name, supported in (SUPPORTED | (ROTARY_SUPPORTED if rotary else POSITIONS)).items():
         fields.expect(name, *supported)
     for name in filter(HARMLESS.fullmatch, config):
         fields.take(name)
-    offset = 0 if family == "bert" else fields.take("pad_token_id", 1) + 1
+    offset = 0 if family == "bert" or rotary else fields.take("pad_token_id", 1) + 1
     sizes: dict[str, Any] = {ours: fields.size(theirs) for ours, theirs in SIZES.items()}
     spec = EncoderSpec(
         **sizes,
         position_offset=offset,
         norm_eps=fields.number("layer_norm_eps"),
         pre_norm=FAMILIES[family],
+        gated=rotary,
+        **(_rope(fields, sizes["width"] // sizes["heads"]) if rotary else {}),
         **changes,
     )
     fields.finish()
@@ -81,16 +95,33 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
     return spec
 
 
+def _rope(fields: ConfigFields, dim: int) -> dict[str, Any]:
+    """Base of RoPE and divisor of its frequencies. `ntk` (in Alibaba's own code) multiplies the base by the factor f
+    and divides all frequencies by f^(2 / dim)."""
+    values = {**(fields.take("rope_scaling", None) or {}), **(fields.take("rope_parameters", None) or {})}
+    rope = ConfigFields(values, {}, f"{fields.where}, RoPE")
+    theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
+    kind = rope.take("rope_type", rope.take("type", "default"))
+    factor = rope.number("factor", 1.0)
+    if kind not in ("default", "linear", "ntk") or rope.take("mixed_b", None) is not None:
+        raise CheckpointError(f"{rope.where}: {values!r}; supported are default, linear, and ntk without mixed_b.")
+    rope.finish()
+    if kind == "ntk" and factor > 1:
+        theta, factor = theta * factor, factor ** (2 / dim)
+    return {"rope_theta": theta, "rope_factor": 1.0 if kind == "default" else factor}
+
+
 def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
     """Our parameter path -> tensor of a BERT, XLM-R or XLM-R-XL checkpoint (the encoder alone)."""
     width, head = spec.width, (spec.heads, spec.width // spec.heads)
     layer = "encoder.layer.{layer}."
     names = {
         "word_embed": Stored("embeddings.word_embeddings.weight", (spec.vocab_size, width)),
-        "position_embed": Stored("embeddings.position_embeddings.weight", (spec.max_positions, width)),
         "type_embed": Stored("embeddings.token_type_embeddings.weight", (spec.type_vocab, width)),
     }
-
+    if spec.gated:
+        return names | _gated_names(spec)
+    names["position_embed"] = Stored("embeddings.position_embeddings.weight", (spec.max_positions, width))
     for part in ("query", "key", "value"):
         names |= linear_names(f"layers/{part}", f"{layer}attention.self.{part}", (width,), head, spec.layers)
     names |= linear_names("layers/out", f"{layer}attention.output.dense", head, (width,), spec.layers)
@@ -103,6 +134,27 @@ def encoder_names(spec: EncoderSpec) -> dict[str, Stored]:
     names |= norm_names("layers/mlp_norm", layer + mlp, width, spec.layers)
     whole = ("final_norm", "encoder.LayerNorm") if spec.pre_norm else ("embed_norm", "embeddings.LayerNorm")
     return names | norm_names(*whole, width)
+
+
+def _gated_names(spec: EncoderSpec) -> dict[str, Stored]:
+    """Names of gte's layers and norms, whose query, key and value are one tensor, and up and gate another."""
+    width, layers, head = spec.width, spec.layers, (spec.heads, spec.width // spec.heads)
+    layer = "encoder.layer.{layer}."
+    names: dict[str, Stored] = {}
+    for number, part in enumerate(("query", "key", "value")):
+        whole = linear_names(f"layers/{part}", f"{layer}attention.qkv_proj", (width,), head, layers)
+        place = (number * width, (number + 1) * width, 3 * width)
+        names |= {path: stored._replace(part=place) for path, stored in whole.items()}
+    for number, part in enumerate(("up", "gate")):
+        stored = Stored(f"{layer}mlp.up_gate_proj.weight", (width, spec.ffn), True, layers)
+        names[f"layers/{part}/kernel"] = stored._replace(
+            part=(number * spec.ffn, (number + 1) * spec.ffn, 2 * spec.ffn)
+        )
+    names |= linear_names("layers/out", f"{layer}attention.o_proj", head, (width,), layers)
+    names |= linear_names("layers/down", f"{layer}mlp.down_proj", (spec.ffn,), (width,), layers)
+    names |= norm_names("layers/attention_norm", f"{layer}attn_ln", width, layers)
+    names |= norm_names("layers/mlp_norm", f"{layer}mlp_ln", width, layers)
+    return names | norm_names("embed_norm", "embeddings.LayerNorm", width)
 
 
 def dense_names(spec: DenseSpec, width: int) -> dict[str, Stored]:

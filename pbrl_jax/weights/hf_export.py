@@ -15,7 +15,7 @@ from pbrl_jax.models.decoder import causal_logits
 from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
 from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
 from pbrl_jax.text.tokenizers import MissingTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, hf_config
+from pbrl_jax.weights.hf_decoder import constant_tensors, decoder_names, decoder_spec, hf_config, is_fused
 from pbrl_jax.weights.hf_fields import read_config
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.policies import PARAM_TYPES, Policy
@@ -60,7 +60,8 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     for file in list(folder.iterdir()):
         if STALE.fullmatch(file.name):
             file.unlink()
-    write_tensors(folder, policy.params, decoder_names(policy.spec), kind)
+    names = decoder_names(policy.spec, is_fused(config["model_type"]))
+    write_tensors(folder, policy.params, names, kind, constant_tensors(policy.spec))
     if not isinstance(policy.tokenizer, MissingTokenizer):
         policy.tokenizer.save(str(folder))
         if type(policy.tokenizer) is SentencePieceTokenizer:
@@ -99,7 +100,8 @@ def check_export(policy: Policy, directory: str, kind: np.dtype) -> None:
     spec = dataclasses.replace(decoder_spec(config or {}), **here)
     written = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(kind), policy.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, written)
-    found = load_params(open_weights(place), decoder_names(spec), shardings, kind)
+    names = decoder_names(spec, is_fused((config or {}).get("model_type", "")))
+    found = load_params(open_weights(place), names, shardings, kind)
     failed = differing_parameters(written, found)
     if not isinstance(policy.tokenizer, MissingTokenizer):
         sides = [(t.encode(SAMPLE_TEXT), t.eos_ids) for t in (policy.tokenizer, load_tokenizer(place))]

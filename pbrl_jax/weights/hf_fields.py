@@ -1,16 +1,14 @@
 """Reading a `config.json` so that no field that matters is ignored: each is read, irrelevant, or refused."""
 
-import dataclasses
 import functools
 import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import parse_json
-from pbrl_jax.models.specs import Llama3Scaling
 from pbrl_jax.weights.tensors import CONFIG
 
 #: Fields that no forward pass reads and that an export repeats.
@@ -31,7 +29,7 @@ HARMLESS = frozenset(KEPT) | {
 #: older versions of transformers generated.
 IGNORED = re.compile(
     r"_.*|.*_ids?|.*_?names?(_or_path)?|.*version|transformers[._]js.*|unsloth.*|.*dropout.*|.*_loss(_.*)?|.*initializer.*"
-    r"|gradient_checkpointing|use_cache|.*label.*|pooler_.*|summary_.*"
+    r"|.*_pdrop|gradient_checkpointing|use_cache|.*label.*|pooler_.*|summary_.*"
     r"|temperature|top_[kp]|typical_p|num_beam.*|num_return_sequences|.*_penalty|do_sample|early_stopping|(min|max)_length"
     r"|max_new_tokens|.*suppress_tokens|.*no_repeat_ngram_size|output_(past|scores)|.*return_dict.*|.*invalid_values"
 )
@@ -44,13 +42,6 @@ MUST_KNOW = re.compile(
     r"|qk|quant|ratio|residual|rope|rotary|router|scal|share|sink|size|skip|sparse|state|temperature|tie|top_?k|type|vision"
     r"|vocab|width|window"
 )
-
-#: Supported RoPE types and their fields.
-ROPE_TYPES = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 
 MISSING = object()
 _LOGGER = logging.getLogger(__name__)
@@ -145,89 +136,3 @@ class ConfigFields:
 @functools.cache
 def _warn_once(text: str) -> None:
     _LOGGER.warning("%s", text)
-
-
-class Rope(NamedTuple):
-    """RoPE of one kind of layer."""
-
-    theta: float
-    factor: float = 1.0
-    scaling: Llama3Scaling | None = None
-
-
-def parse_rope(values: Mapping[str, Any] | None, theta: float, where: str) -> Rope:
-    """RoPE from a dictionary in old or new format; `theta` is the base where the dictionary has none."""
-    values = dict(values or {})
-    kind = values.pop("rope_type", None) or values.get("type") or "default"
-    values.pop("type", None)
-    if kind not in ROPE_TYPES:
-        raise CheckpointError(f"{where}: rope_type is {kind!r}; supported are {', '.join(ROPE_TYPES)}.")
-    fields = ConfigFields(values, {}, where)
-    theta = fields.number("rope_theta", theta)
-    fields.expect("partial_rotary_factor", 1.0, 1, None)
-    numbers = {name: fields.number(name) for name in ROPE_TYPES[kind]}
-    unknown = sorted(name for name in set(values) - fields.taken if values[name] not in OFF)
-    if unknown:
-        raise CheckpointError(f"{where}: {unknown[0]}={values[unknown[0]]!r} is not a field of rope_type {kind!r}.")
-    if kind == "llama3":
-        original = int(numbers.pop("original_max_position_embeddings"))
-        return Rope(theta, scaling=Llama3Scaling(original_max_position=original, **numbers))
-    return Rope(theta, numbers.get("factor", 1.0))
-
-
-def read_rope(fields: ConfigFields, by_layer: bool) -> tuple[Rope, Rope]:
-    """RoPE of global and of local layers, from the old or new format.
-
-    Old: `rope_theta`, `rope_scaling`, and `rope_local_base_freq` for local layers. New: `rope_parameters`, flat, or one
-    dictionary per kind of layer.
-
-    Args:
-      fields: the config.
-      by_layer: local layers have a separate RoPE, which is never scaled.
-    """
-    theta = fields.number("rope_theta", 10_000.0)
-    local_theta = fields.number("rope_local_base_freq") if by_layer else theta
-    fields.expect("partial_rotary_factor", 1.0, 1, None)
-    scaling, parameters = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
-    for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
-        if not isinstance(value, Mapping | None):
-            raise CheckpointError(f"{fields.where}: {name} is {value!r}; expected an object.")
-    old = parse_rope(scaling, theta, f"{fields.where}, rope_scaling")
-    if not parameters:
-        return old, Rope(local_theta) if by_layer else old
-    place = f"{fields.where}, rope_parameters"
-    if by_layer:
-        new, local = _rope_by_layer(parameters, theta, local_theta, place)
-    else:
-        new = local = parse_rope(parameters, theta, place)
-    if scaling and old != new:
-        raise CheckpointError(
-            f"{fields.where}: rope_scaling {scaling!r} and rope_parameters {parameters!r} differ. "
-            "Remove the one that is wrong."
-        )
-    return new, local
-
-
-def _rope_by_layer(parameters: Mapping[str, Any], theta: float, local_theta: float, place: str) -> tuple[Rope, Rope]:
-    """`rope_parameters` with a dictionary per kind of layer."""
-    unknown = sorted(set(parameters) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise CheckpointError(
-            f"{place}: {unknown[0]}={parameters[unknown[0]]!r}; supported are full_attention and sliding_attention."
-        )
-    whole = parse_rope(parameters.get("full_attention"), theta, f"{place}, full_attention")
-    local = parse_rope(parameters.get("sliding_attention"), local_theta, f"{place}, sliding_attention")
-    if local not in (whole, Rope(local.theta)):
-        raise CheckpointError(
-            f"{place}, sliding_attention: {parameters['sliding_attention']!r}; supported is rope_type 'default'."
-        )
-    return whole, local
-
-
-def rope_fields(rope: Rope) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`: the old format, which all versions of transformers and vLLM read."""
-    scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": rope.factor} if rope.factor != 1.0 else None
-    if rope.scaling is not None:
-        scaling = {"rope_type": "llama3", **dataclasses.asdict(rope.scaling)}
-        scaling["original_max_position_embeddings"] = scaling.pop("original_max_position")
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}

@@ -26,6 +26,8 @@ class Stored(NamedTuple):
     experts: int = 0
     #: Of a transposed one, the leading axes of `shape` that are inputs.
     inputs: int = 1
+    #: (first row, last + 1, rows in all) where the entry is a part of each tensor; empty: it is the whole.
+    part: tuple[int, ...] = ()
 
     def full_shape(self) -> tuple[int, ...]:
         """Our parameter's shape, stacked axes included."""

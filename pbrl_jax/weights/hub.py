@@ -21,7 +21,7 @@ from pbrl_jax.weights.safetensors_file import POINTER
 #: Files of a model: configuration, tokenizer, chat template and weights.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml")
 WEIGHT_FILES = ("*.safetensors",)
-TORCH_FILES = ("*pytorch_model*.bin", "*.ckpt")
+TORCH_FILES = ("*pytorch_model*.bin", "adapter_model.bin", "*.ckpt")
 #: Further copies of the same weights, in other formats.
 LEFT_OUT = ("original/*", "onnx/*", "openvino/*", "consolidated*", "*.onnx")
 

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,15 +12,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pbrl_jax.core.errors import CheckpointError, ConfigError
-from pbrl_jax.core.paths import read_json_object
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.decoder import causal_logits, decoder_axes, init_decoder
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.text.tokenizers import MissingTokenizer, Tokenizer, folder_tokenizer
+from pbrl_jax.weights.adapters import Adapter, is_adapter, read_adapter
 from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
-from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, kept_fields
+from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, is_fused, kept_fields
 from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
+from pbrl_jax.weights.hf_rope import positions_of
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.tensors import (
     LONG_LOAD,
@@ -41,10 +41,6 @@ COMPUTE_TYPES = ("float32", "bfloat16", "float64")
 NOT_IDENTITY = ("_name_or_path", "transformers_version", "use_cache", "architectures")
 
 
-#: The file that marks a folder of PEFT, and its field that names the model it belongs to.
-ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
-
-
 class Policy(NamedTuple):
     """A policy; `logits(params, tokens_BT, mask_BT)` is a pure function of its arguments and can be jitted."""
 
@@ -59,10 +55,9 @@ class Policy(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """Tokens of a prompt and its response together that the model was made for: `max_position_embeddings`, times
-        the factor of a linear RoPE scaling, which Gemma 3 counts in already; 0 where none is known."""
-        found = (self.kept or {}).get("max_position_embeddings") or 0
-        return int(found * (1 if self.spec.local_rope_theta else self.spec.rope_factor))
+        """Tokens of a prompt and its response together that the policy was made for: `max_position_embeddings`, with
+        the factor of a RoPE scaling that it does not count in yet; 0 where none is known."""
+        return positions_of(self.kept or {}, 1 if self.spec.local_rope_theta else self.spec.rope_factor)
 
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
         """Float32 logits at every position of a batch; `mask_BT` marks real tokens."""
@@ -110,7 +105,8 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
     """A policy from a folder of this package, a finished work directory, or a Hugging Face model.
 
     Args:
-      directory: the folder, a hub id (`Qwen/Qwen3-0.6B`, HF_TOKEN for gated ones), or `gs://...`.
+      directory: the folder, a hub id (`Qwen/Qwen3-0.6B`, HF_TOKEN for gated ones), or `gs://...`; a LoRA adapter of
+        PEFT is added to the weights of its base.
       mesh: shard the parameters over this mesh, each device reading its part; default: the default device.
       dtype: compute type, float32 or bfloat16; default: that of the folder.
       param_dtype: type of the parameters: float32 (for training), bfloat16, or `stored` as in the files.
@@ -127,14 +123,18 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
     directory = str(directory)
     place = local_copy(directory)
     config = None if own_folder(place, "policy") else read_config(place, directory)
-    if config is None and os.path.exists(os.path.join(place, ADAPTER)):
-        base = read_json_object(os.path.join(place, ADAPTER)).get(BASE)
-        raise CheckpointError(
-            f"{directory!r} is a LoRA adapter (of PEFT) for {base!r}, and no whole model. Merge it first: "
-            "merge_and_unload() and save_pretrained() of PEFT; then name that folder."
-        )
+    adapter = read_adapter(place, directory) if is_adapter(place) else None
+    if adapter is not None:
+        place = local_copy(adapter.base)
+        config = read_config(place, adapter.base)
+        if config is None:
+            raise CheckpointError(
+                f"{directory!r} is a LoRA adapter for {adapter.base!r}, where no config.json of a model is. "
+                "Write the base there, or set base_model_name_or_path to where it is; a policy of this package becomes "
+                "one by `pbrl convert POLICY BASE`."
+            )
     if config is not None:
-        return read_hf_policy(place, config, directory, mesh, dtype, param_dtype)
+        return read_hf_policy(place, config, directory, mesh, dtype, param_dtype, adapter)
     spec, params, tokenizer, record = read_model(
         place, "policy", functools.partial(read_spec, DecoderSpec), init_decoder, source=directory,
         shardings=None if mesh is None else lambda spec, abstract: tree_shardings(abstract, decoder_axes(spec), mesh),
@@ -146,21 +146,26 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
 
 
 def read_hf_policy(
-    folder: str, config: dict[str, Any], source: str, mesh=None, dtype: str | None = None, param_dtype: str = "float32"
-) -> Policy:
-    """A policy from a local folder; see load_policy for the arguments.
+    folder: str, config: dict[str, Any], source: str, mesh=None, dtype: str | None = None, param_dtype: str = "float32",
+    adapter: Adapter | None = None,
+) -> Policy:  # fmt: skip
+    """A policy from a local folder, with an adapter added to its weights; see load_policy for the other arguments.
 
     Raises:
       CheckpointError: a model that is not supported, weights that do not fit it, a tokenizer that is too large.
     """
     spec = dataclasses.replace(decoder_spec(config), dtype=dtype or stored_compute_type(config))
-    tensors = open_weights(folder)
+    stored = tensors = open_weights(folder)
+    if adapter is not None:
+        tensors = adapter.applied(stored, spec.tied_embeddings, exact=param_dtype != "stored")
     if spec.tied_embeddings and has_own_head(tensors):
         print(f"{source}: its lm_head is another matrix than its embedding; it is used, whatever config.json says.")
         spec = dataclasses.replace(spec, tied_embeddings=False)
-    names = decoder_names(spec)
+    names = decoder_names(spec, is_fused(config["model_type"]))
     resolve_names(tensors, names)
-    tokenizer = folder_tokenizer(folder, source)
+    tokenizer = folder_tokenizer(adapter.folder, source) if adapter else MissingTokenizer(source)
+    if isinstance(tokenizer, MissingTokenizer):
+        tokenizer = folder_tokenizer(folder, source)
     if not isinstance(tokenizer, MissingTokenizer):
         check_vocabulary(tokenizer, spec.vocab_size, source)
     shardings = None if mesh is None else tree_shardings(abstract_params(names), decoder_axes(spec), mesh)
@@ -169,8 +174,10 @@ def read_hf_policy(
     with Progress(f"loading {source}", max(1, total >> 20), unit="MiB", active=total >= LONG_LOAD) as progress:
         params = load_params(tensors, names, shardings, kind, tick=lambda size: progress.advance(size >> 20))
     described = {name: value for name, value in config.items() if name not in NOT_IDENTITY}
-    text = json.dumps(described, sort_keys=True) + weights_digest(tensors)
-    tensors.release()
+    text = json.dumps(described, sort_keys=True) + weights_digest(stored)
+    if adapter is not None:
+        text += f"{adapter.alpha} {sorted(adapter.alphas.items())} {adapter.rooted}" + weights_digest(adapter.tensors)
+    stored.release()
     return Policy(spec, params, tokenizer, hashlib.sha256(text.encode()).hexdigest(), kept_fields(config))
 
 

@@ -32,13 +32,13 @@ TORCH_WEIGHTS = "pytorch_model.bin"
 #: (two variants), encoders within a classifier, and COMET's encoder.
 PREFIXES = (
     "language_model.model.", "model.language_model.", "language_model.", "encoder.model.", "model.", "bert.",
-    "roberta.",
+    "roberta.", "new.",
 )  # fmt: skip
 
 #: Tensors that are ignored: tied or unused heads, the other parts of a multimodal model, and tables that are computed.
 HARMLESS = re.compile(
-    r"^(lm_head|pooler|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
-    r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
+    r"^(lm_head|pooler|classifier|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
+    r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.act_fn\.(beta|eps)$"
 )
 SHOWN_PROBLEMS = 40
 #: Bytes of parameters above which loading and writing show a progress bar.
@@ -69,13 +69,19 @@ class Weights(dict[str, Tensor]):
                 file.release()
 
 
-def open_weights(folder: str | os.PathLike) -> Weights:
+def open_weights(folder: str | os.PathLike, file: str = "") -> Weights:
     """The checkpoint in a local folder: safetensors, else a torch file; one file, or an index of several.
+
+    Args:
+      file: this file alone.
 
     Raises:
       CheckpointError: no weights, a file of the index that is missing, a damaged file.
     """
     folder = os.fspath(folder)
+    if file:
+        opened_one = open_safetensors if file.endswith(".safetensors") else _read_torch
+        return Weights([opened_one(os.path.join(folder, file))], folder)
     for name, opened in ((WEIGHTS, open_safetensors), (TORCH_WEIGHTS, _read_torch)):
         index = os.path.join(folder, f"{name}.index.json")
         if os.path.exists(index):
@@ -149,6 +155,7 @@ def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ig
         if other != name:
             problems.append(f"{name} and {other} name the same tensor")
     found: dict[str, list[str]] = {}
+    used: set[str] = set()
     for path, stored in names.items():
         found[path] = []
         for wanted in stored.names():
@@ -156,11 +163,12 @@ def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ig
             if plain not in by_plain:
                 problems.append(f"{wanted} is missing")
                 continue
-            name = by_plain.pop(plain)
+            name = by_plain[plain]
+            used.add(plain)
             found[path].append(name)
             problems += _misfit(name, tensors[name], stored)
     for plain, name in by_plain.items():
-        if not HARMLESS.search(plain) and not (ignore and re.search(ignore, plain)):
+        if plain not in used and not HARMLESS.search(plain) and not (ignore and re.search(ignore, plain)):
             problems.append(f"{name} is unexpected")
     if problems:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
@@ -173,7 +181,13 @@ def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ig
 
 
 def _misfit(name: str, tensor: Tensor, stored: Stored) -> list[str]:
-    if not fits(tensor.shape[::-1] if stored.transpose else tensor.shape, stored.shape):
+    shape = tensor.shape
+    if stored.part:
+        first, last, rows = stored.part
+        if shape[:1] != (rows,):
+            return [f"{name} has shape {shape}, expected {rows} rows"]
+        shape = (last - first, *shape[1:])
+    if not fits(shape[::-1] if stored.transpose else shape, stored.shape):
         order = " read as its transpose" if stored.transpose else ""
         return [f"{name} has shape {tensor.shape}, expected one that{order} is {stored.shape}"]
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype != ml_dtypes.bfloat16:
@@ -222,18 +236,20 @@ class _Leaf:
     def _tensor(self, name: str, inner: tuple[slice, ...]) -> np.ndarray:
         """An array of the tensor's shape with at least the values that `inner` needs."""
         tensor = self.tensors[name]
+        first, last = self.stored.part[:2] if self.stored.part else (0, None)
         if not isinstance(tensor, RemoteTensor):
-            return tensor
+            return tensor[first:last] if self.stored.part else tensor
         if not tensor.shape:
             return tensor.elements(0, 1).reshape(())
-        rows = rows_behind(tensor.shape, self.stored, inner)
+        shape = (last - first, *tensor.shape[1:]) if last else tensor.shape
+        rows = tuple(first + row for row in rows_behind(shape, self.stored, inner))
         found = self.rows.get((name, *rows))
         if found is None:
             found = tensor.rows(*rows)
             needed = math.prod(part.stop - part.start for part in inner)
             if needed < found[slice(*rows)].size:  # another device needs the rest of these rows
                 self.rows[name, *rows] = found
-        return found
+        return found[first:last] if last else found
 
     def _assemble(self, ranges: tuple[range, ...]) -> np.ndarray:
         stored = self.stored

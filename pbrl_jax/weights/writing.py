@@ -57,7 +57,10 @@ def file_plan(planned: list[Planned], largest: int) -> list[list[Planned]]:
     return files
 
 
-def write_tensors(folder: epath.Path, params: Any, names: Mapping[str, Stored], dtype: Any = None) -> None:
+def write_tensors(
+    folder: epath.Path, params: Any, names: Mapping[str, Stored], dtype: Any = None,
+    constants: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
     """Write parameters as safetensors; above LARGEST_FILE bytes, several files and an index.
 
     Args:
@@ -65,22 +68,33 @@ def write_tensors(folder: epath.Path, params: Any, names: Mapping[str, Stored], 
       params: tree of arrays; those that `names` does not list are left out.
       names: our parameter path -> tensors of the file.
       dtype: type of the tensors; default: of each parameter its own.
+      constants: further tensors, each of one number.
     """
+    constants = constants or {}
     leaves = flat_paths(params)
     kinds = {path: np.dtype(dtype or leaves[path].dtype) for path in names}
-    planned = [
-        Planned(name, stored.file_shape(), kinds[path]) for path, stored in names.items() for name in stored.names()
-    ]
+    together: dict[str, list[str]] = {}  # parameters that are parts of the same tensors
+    for path, stored in names.items():
+        together.setdefault(stored.template, []).append(path)
+    planned = []
+    for paths in together.values():
+        stored = names[paths[0]]
+        shape = (stored.part[2], *stored.file_shape()[1:]) if stored.part else stored.file_shape()
+        planned += [Planned(name, shape, kinds[paths[0]]) for name in stored.names()]
+    planned += [Planned(name, (), np.dtype(dtype or np.float32)) for name in constants]
     files, total = file_plan(planned, LARGEST_FILE), sum(tensor.size for tensor in planned)
     numbered = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
     file_names = numbered if len(files) > 1 else [WEIGHTS]
     with Progress(f"writing {folder}", max(1, total >> 20), unit="MiB", active=total >= LONG_LOAD) as progress:
 
         def arrays() -> Iterator[np.ndarray]:
-            for path, stored in names.items():
-                for array in stored_arrays(leaves[path], stored, kinds[path]):
+            for paths in together.values():
+                parts = [stored_arrays(leaves[path], names[path], kinds[path]) for path in paths]
+                for arrays_of in zip(*parts, strict=True):
+                    array = arrays_of[0] if len(paths) == 1 else np.concatenate(arrays_of)
                     yield array
                     progress.advance(array.nbytes >> 20)
+            yield from (np.asarray(value, dtype or np.float32) for value in constants.values())
 
         following = arrays()
         for name, tensors in zip(file_names, files, strict=True):

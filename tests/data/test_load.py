@@ -138,6 +138,15 @@ def test_overlong_prompts_are_counted_per_language_and_named(tokenizer):
         fit_prompts([], tokenizer, 6)
 
 
+def test_a_language_that_loses_all_its_prompts_is_refused(tokenizer, capsys):
+    rows = [Prompt(prompt_id(i, c), c, "a b c d e f" if c == "th" or i == 0 else "a", "a")
+            for i in range(3) for c in ("sw", "th")]  # fmt: skip
+    with pytest.raises(DataError, match=r"4 of 6 .*\(sw 1, th 3\): none of th is left; .*Raise rollout.max_prompt"):
+        fit_prompts(rows, tokenizer, 6, "drop")
+    kept, _ = fit_prompts([row for row in rows if row.language == "sw"], tokenizer, 6, "drop")
+    assert len(kept) == 2 and "Dropped: 1 of 3 prompts are longer than 6 tokens (sw 1)." in capsys.readouterr().out
+
+
 def test_take():
     assert take(list(range(10)), 0, 0) == take(list(range(10)), 99, 0) == list(range(10))
     some = take(list(range(100)), 10, 1)

@@ -152,7 +152,7 @@ def test_without_the_harness_it_says_what_to_install(monkeypatch):
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A folder with a task of each kind, on a local file."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e .[eval]")
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'")
     folder = tmp_path_factory.mktemp("tasks")
     rows = [{"question": question, "answer": text} for question, text in zip(QUESTIONS, greedy_texts(), strict=True)]
     rows[2]["answer"] = "something else"

@@ -17,6 +17,8 @@ from transformers import (
     BertModel,
     Gemma3TextConfig,
     Gemma3TextModel,
+    GteConfig,
+    GteModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
@@ -235,11 +237,22 @@ def make_embedding_gemma(root: Path):
     save_expected(folder, vectors=vectors_of(folder))
 
 
-MAKERS = (make_labse, make_bge_m3, make_xlmr_xl, make_qwen3_embedding, make_embedding_gemma)
+def make_gte(root: Path):
+    """gte (also named `new`): RoPE with a linear scaling, a gated feed-forward, CLS, Normalize."""
+    folder, tokenizer = root / "gte", xlmr_tokenizer()
+    rope = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}
+    config = GteConfig(vocab_size=len(tokenizer), max_position_embeddings=34, rope_parameters=rope, **SIZES)
+    chain = [st.Pooling(16, pooling_mode="cls"), st.Normalize()]
+    save_chain(folder, shaken(GteModel(config), 9), tokenizer, 32, chain)
+    save_expected(folder, vectors=vectors_of(folder))
+
+
+MAKERS = (make_gte, make_labse, make_bge_m3, make_xlmr_xl, make_qwen3_embedding, make_embedding_gemma)
 
 
 def make(root: Path):
-    """Write every folder below `root`."""
+    """Write every folder below `root` that is not there."""
     root.mkdir(parents=True, exist_ok=True)
     for maker in MAKERS:
-        maker(root)
+        if not (root / maker.__name__.removeprefix("make_")).exists():
+            maker(root)

@@ -143,5 +143,37 @@ def test_wandb_that_is_not_there_or_does_not_start(tmp_path, monkeypatch, wandb)
     with pytest.raises(ConfigError, match="W&B does not start: division by zero.*WANDB_MODE=offline"):
         MetricWriter(tmp_path, wandb="mine")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"wandb is not installed. pip install -e \.\[wandb\]"):
+    with pytest.raises(ConfigError, match=r"wandb is not installed. pip install -e '\.\[wandb\]'"):
         MetricWriter(tmp_path, wandb="mine")
+
+
+@pytest.fixture
+def services(monkeypatch):
+    """Stand-ins of trackio and MLflow, and what they were told."""
+    calls = []
+
+    def noted(name, result=None):
+        return lambda *words, **settings: (calls.append((name, words, settings)), result)[1]
+
+    run = SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+    names = {"trackio": ("init", "log", "finish"),
+             "mlflow": ("set_experiment", "start_run", "log_params", "log_metrics", "end_run")}  # fmt: skip
+    for package, functions in names.items():
+        stand_in = SimpleNamespace(**{f: noted(f, run if f == "start_run" else None) for f in functions})
+        monkeypatch.setitem(sys.modules, package, stand_in)
+    return calls
+
+
+def test_trackio_and_mlflow_get_the_rows_and_go_on_in_the_same_run(tmp_path, services):
+    for first in (1, 2):
+        settings = {"resume_step": first - 1, "trackio": "mine", "mlflow": "theirs"}
+        with MetricWriter(tmp_path / "run7", console=console(False), config='{"algo": {"beta": 0.1}}', **settings) as w:
+            w.write(first, {"reward": 0.5, "who": "sw"})
+    told = {name: [(words, more) for called, words, more in services if called == name] for name, *_ in services}
+    (_, one), (_, two) = told["init"]
+    assert one == two and one["project"] == "mine" and one["resume"] == "allow" and one["name"].startswith("run7-")
+    assert [more for _, more in told["start_run"]] == [{"run_name": "run7"}, {"run_id": "r1"}]
+    assert told["log_params"] == [(({"algo.beta": "0.1"},), {})] and told["set_experiment"][0] == (("theirs",), {})
+    assert told["log"][0] == (({"step": 1, "reward": 0.5},), {"step": 1})
+    assert told["log_metrics"][1] == (({"reward": 0.5},), {"step": 2})
+    assert len(told["finish"]) == len(told["end_run"]) == 2

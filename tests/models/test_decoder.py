@@ -19,7 +19,6 @@ from tiny_policy import (
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import match_rules
-from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import (
     causal_logits,
     decoder_axes,
@@ -85,7 +84,7 @@ def test_cached_decode_equals_full_forward(family):
 
         @jax.jit
         def step(params, prompt_cache, own, token_B, slot):
-            layout = DecodeStep(prompt_cache, valid, slot, 4)
+            layout = DecodeStep(prompt_cache, valid, slot)
             position = jnp.asarray(starts)[:, None] + slot
             hidden, own = hidden_states(params, spec, token_B[:, None], position, layout, own)
             return logits_of(params, spec, hidden[:, 0]), own
@@ -102,20 +101,21 @@ def test_cached_decode_equals_full_forward(family):
 
 
 @pytest.mark.parametrize("family", ["tiny", "tiny_mistral", "tiny_gemma3"])
-def test_unstacked_layers_are_the_scanned_ones(monkeypatch, family):
-    """The same states and cache from one tree per layer; deeper models stay stacked."""
+def test_unstacked_layers_are_the_scanned_ones(family):
+    """The same states from one tree per layer, with and without a cache, as from a scan."""
     spec = DECODERS[family]
     params = tiny_params(spec)
 
     @jax.jit
-    def run(params):
-        return hidden_states(params, spec, TOKENS, POSITIONS, Causal(VALID), empty_cache(spec, 1, L))
+    def run(params, cache=None):
+        return hidden_states(params, spec, TOKENS, POSITIONS, Causal(VALID), cache)[0]
 
-    apart = unstack_layers(params, spec)
+    apart = unstack_layers(params)
     assert len(apart["layers"]) == spec.layers and apart["embed"] is params["embed"]
-    assert largest_difference(run(apart), run(params)) < 1e-5
-    monkeypatch.setattr(decoder, "UNSTACKED_LAYERS", spec.layers - 1)
-    assert unstack_layers(params, spec) is params
+    assert unstack_layers(apart) is apart
+    cache = empty_cache(spec, 1, L)
+    for found in (run(apart), run(apart, cache), run(params, cache)):
+        assert largest_difference(found, run(params)) < 1e-5
 
 
 def gradient_of(spec):
@@ -170,7 +170,7 @@ def test_bfloat16_computes_in_half_and_gives_float32_logits():
         return hidden, cache, logits_of(params, spec, hidden)
 
     hidden, cache, logits = run(params, half)
-    assert (hidden.dtype, cache.key.dtype, logits.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    assert (hidden.dtype, cache.key[0].dtype, logits.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     exact = run(params, SPEC)[2]
     gap = np.abs(logits - exact)[0, :5]
     assert 1e-4 < gap.max() < 0.15 and np.abs(exact).max() > 1

@@ -25,14 +25,19 @@ from pbrl_jax.models.layouts import Causal
 from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.specs import TINY_FAMILIES, tiny_decoder
 
-FAMILIES = ("tiny_mistral", "tiny_gemma3", "tiny_qwen3_moe")
+FAMILIES = {name: wide_spec(name) for name in ("tiny_mistral", "tiny_gemma3", "tiny_qwen3_moe")}
+#: What Cohere 2 and Gemma 2 add: layers without RoPE, parallel blocks, caps.
+FAMILIES["layers without positions, caps"] = tiny_decoder(
+    dtype="float64", layer_pattern="ln", window=4, qk_norm=False, parallel=True, centered_norms=True,
+    interleaved_rope=True, logit_scale=0.5, attention_softcap=2.0, logit_softcap=3.0,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_prefix_equals_plain_rows(family):
     """Values and gradients, unpacked and packed; the window is felt, for without it the numbers are others."""
     with jax.enable_x64(True):
-        spec = wide_spec(family)
+        spec = FAMILIES[family]
         params = tiny_params(spec, dtype=np.float64)
         prompts, rollout, mask = batch(spec)
         plain = value_and_gradient(params, plain_logp(spec, prompts, rollout), mask)

@@ -1,11 +1,13 @@
 """Folders that transformers wrote, through our reading of `config.json` and our names, against what it computed.
 
 Llama (llama3 scaling), Qwen2 (biases), Qwen3 (tied), Qwen3-MoE, Mistral (a window shorter than the rows), Gemma 3 (both
-kinds of layers). tests/make_fixtures.py writes them.
+kinds of layers), and smaller ones of further families and RoPE scalings. tests/make_fixtures.py writes them.
 """
 
 import functools
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tiny_hf import DECODERS, FIXTURES
 from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.core.records import PromptBatch
@@ -20,25 +23,26 @@ from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.decoder import causal_logits, init_decoder
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.sampling import sampling_params
-from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec
+from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, is_fused
 
-FOLDERS = Path(__file__).parent.parent / "fixtures" / "hf"
-FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma3")
 TOLERANCE = 1e-5
+MAKER = Path(__file__).parent.parent / "make_fixtures.py"
 
 
 @functools.cache
-def model(name: str):
+def model(name: str, root: Path = FIXTURES):
     """(spec, parameters, expected arrays) of a folder; every tensor of its file must find its place."""
-    folder = FOLDERS / name
-    spec = decoder_spec(json.loads((folder / "config.json").read_text()))
-    tensors, names = load_file(folder / "model.safetensors"), decoder_names(spec)
-    unused = set(tensors)
+    folder = root / name
+    config = json.loads((folder / "config.json").read_text())
+    spec = decoder_spec(config)
+    tensors, names = load_file(folder / "model.safetensors"), decoder_names(spec, is_fused(config["model_type"]))
+    unused = {one for one in tensors if not one.endswith(("act_fn.beta", "act_fn.eps"))}
 
     def read(path, shape):
         stored = names[path]
         unused.difference_update(stored.names())
-        entries = [tensors[one].T if stored.transpose else tensors[one] for one in stored.names()]
+        entries = [tensors[one][slice(*stored.part[:2])] if stored.part else tensors[one] for one in stored.names()]
+        entries = [one.T if stored.transpose else one for one in entries]
         return jnp.asarray(np.stack([one.reshape(stored.shape) for one in entries]).reshape(shape.shape))
 
     shapes = jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
@@ -47,10 +51,24 @@ def model(name: str):
     return spec, params, np.load(folder / "expected.npz")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_logits(name):
     """Rows padded on either side; logits that are large against the tolerance."""
-    spec, params, expected = model(name)
+    check_logits(*model(name))
+
+
+@pytest.mark.skipif(
+    "PBRL_PEERS_PYTHON" not in os.environ, reason="PBRL_PEERS_PYTHON: a Python with torch and transformers"
+)
+def test_logits_of_weights_drawn_anew(tmp_path):
+    """As the committed folders, from another seed and by the transformers that is installed there."""
+    command = [os.environ["PBRL_PEERS_PYTHON"], str(MAKER), str(tmp_path), "decoders"]
+    subprocess.run(command, check=True, env={"PATH": os.environ["PATH"], "PBRL_FIXTURE_SEED": "7"})
+    for name in DECODERS:
+        check_logits(*model(name, tmp_path))
+
+
+def check_logits(spec, params, expected):
     run = jax.jit(functools.partial(causal_logits, spec=spec))
     for side in ("left", "right"):
         mask = expected[f"attention_mask_{side}"]
@@ -60,7 +78,7 @@ def test_logits(name):
         np.testing.assert_allclose(np.asarray(logits)[mask > 0], theirs, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DECODERS)
 def test_greedy_continuation(name):
     """Eight tokens through prefill, cache and decode loop from rows of three lengths."""
     spec, params, expected = model(name)
@@ -77,7 +95,7 @@ def test_greedy_continuation(name):
 
 def test_each_folder_needs_what_its_family_adds():
     """The switches of each family are on, and the window cuts."""
-    specs = {name: model(name)[0] for name in FAMILIES}
+    specs = {name: model(name)[0] for name in DECODERS}
     assert specs["llama"].rope_scaling is not None and specs["qwen2"].qkv_bias
     assert specs["qwen3"].qk_norm and specs["qwen3"].tied_embeddings
     assert specs["qwen3_moe"].experts > specs["qwen3_moe"].experts_per_token > 1

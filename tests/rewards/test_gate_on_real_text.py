@@ -55,6 +55,16 @@ def test_wrapped_english_is_english(code, wrapping):
     assert response_share(mixed, code, ("en", code)) < RIGHT_SHARE, mixed
 
 
+@pytest.mark.parametrize("code", [code for code in NATIVE if "Latn" not in LANGUAGES[code].scripts])
+def test_an_english_tail_is_seen_where_sentences_end_without_a_sign(code):
+    """Thai writes no full stop; the tail is under a fifth of the letters. Names and units behind it are none."""
+    body = NATIVE[code].rstrip(".。।")
+    for tail in ("The answer is 102.", "so the total is 102"):
+        assert response_share(f"{body} 34 * 3 = 102 {tail}", code, ("en", code)) < RIGHT_SHARE
+    for tail in ("102 km/h", "Amina", "102 kg"):
+        assert response_share(f"{body} 34 * 3 = {tail}", code, ("en", code)) >= RIGHT_SHARE
+
+
 @pytest.mark.parametrize("code", NATIVE)
 def test_an_english_answer_in_a_box_is_seen(code):
     text = f"{NATIVE[code]} \\boxed{{\\text{{She sells them for one hundred and two coins}}}}"

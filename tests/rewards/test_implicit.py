@@ -77,7 +77,7 @@ def test_questions_are_put_as_the_run_puts_them(monkeypatch):
     """In the style of data.prompt_style, with the thinking switch of data.thinking."""
     asked = []
 
-    def noted(questions, codes, tokenizer, style, thinking):
+    def noted(questions, codes, tokenizer, style, thinking, wording):
         asked.append((codes, style, thinking))
         return format_prompts(questions, codes, tokenizer)
 

@@ -17,9 +17,20 @@ from tiny_policy import (
     tiny_spec,
 )
 
+from pbrl_jax.models.decoder import unstack_layers
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
+from pbrl_jax.plan.hlo import program_cost
 from pbrl_jax.rollout import generate as module
-from pbrl_jax.rollout.generate import Interrupted, decode, generate, generate_samples, make_generate, prefill, windows
+from pbrl_jax.rollout.generate import (
+    Interrupted,
+    decode,
+    generate,
+    generate_samples,
+    grow,
+    make_generate,
+    prefill,
+    windows,
+)
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
 
 SPEC = tiny_spec()
@@ -162,7 +173,7 @@ def test_decode_stops_at_a_slot_and_when_all_are_done(rollout, params, prompts):
         keys_B = row_keys(KEY, prompts.row_ids_P, G)
         return prefill(params, prompts, keys_B, sampling, spec=SPEC, samples=G, max_length=R)
 
-    go_on = jax.jit(functools.partial(decode, spec=SPEC, window=R))
+    go_on = jax.jit(functools.partial(decode, spec=SPEC))
     early = go_on(params, start(SAMPLING), SAMPLING, 3)
     assert early.slot == 3
     assert np.array_equal(early.tokens_BR[:, :4], rollout.tokens_BR[:, :4])
@@ -207,3 +218,23 @@ def test_generate_reads_its_config(params, prompts):
     )
     assert shapes.tokens_BR.shape == (15, 9)
     assert (shapes.lengths_B.dtype, shapes.truncated_B.dtype) == (jnp.int32, bool)
+
+
+def test_the_token_loop_makes_no_copy_of_a_cache():
+    """Caches are updated in place: what the loop needs beside its arguments is less than one layer's keys, and each
+    token moves about the weights and the caches once."""
+    spec = tiny_spec(layers=4, head_dim=32)
+    prompts = tiny_prompts(spec, [5] * 4, 6)
+    length, samples = 1024, 4
+    start = functools.partial(prefill, spec=spec, samples=samples, max_length=length)
+    keys_B = jax.eval_shape(lambda rows: row_keys(KEY, rows, samples), prompts.row_ids_P)
+    params = jax.eval_shape(unstack_layers, tiny_params(spec))
+    state = jax.eval_shape(lambda *args: grow(start(*args), length), params, prompts, keys_B, SAMPLING)
+    program = jax.jit(functools.partial(decode, spec=spec), donate_argnums=1)
+    compiled = program.lower(params, state, SAMPLING, 9).compile()
+    layer = state.own.key[0]
+    assert compiled.memory_analysis().temp_size_in_bytes < layer.size * layer.dtype.itemsize
+    text = compiled.as_text()
+    moved = program_cost(text, 2).bytes - program_cost(text, 1).bytes
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state.own, state.prompt)))
+    assert moved < 1.5 * needed

@@ -12,7 +12,8 @@ from tiny_hf import hf_policy
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import policy as own_policy
 
-from pbrl_jax import cli
+from pbrl_jax import Config, cli, with_values
+from pbrl_jax.config.serialize import to_json
 from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.run import generate
 from pbrl_jax.text.prompts import format_prompts
@@ -61,11 +62,12 @@ def test_a_batch_answers_as_whole_forward_passes_do(answer, folder):
     assert output == f"> {QUESTIONS[0]}\n{first}\n\n> {QUESTIONS[1]}\n{second}\n\n"
 
 
-def test_auto_takes_the_chat_template_where_there_is_one(answer, tmp_path):
-    automatic, chat, plain = (
-        answer("--prompt", QUESTIONS[0], *more)[1] for more in ([], ["--style", "chat"], ["--style", "plain"])
+def test_a_question_is_put_alone_through_the_chat_template_where_there_is_one(answer, tmp_path):
+    automatic, alone, auto, chat, plain = (
+        answer("--prompt", QUESTIONS[0], *more)[1]
+        for more in ([], *(["--style", style] for style in ("chat_question", "auto", "chat", "plain")))
     )
-    assert automatic == chat != plain
+    assert automatic == alone and auto == chat and len({alone, chat, plain}) == 3
     save_policy(own_policy(), str(tmp_path))
     assert answer("--prompt", QUESTIONS[0], policy=tmp_path)[0] == 0
     status, _, errors = answer("--prompt", QUESTIONS[0], "--style", "chat", policy=tmp_path)
@@ -97,6 +99,24 @@ def test_states_stop_where_every_row_is_done():
     long = lengths((9999,))
     assert [length for length, _ in long] == [1, 4, 7, 10, 12]
     assert lengths((long[0][1],)) == long[:1]
+
+
+def test_the_prompt_can_be_seen_and_its_words_are_the_user_s(answer):
+    shown = answer("--prompt", "Tell me of a lake.", "--show-prompt")[1]
+    assert "Tell me of a lake." in shown and "step by step" not in shown and "tokens]" in shown
+    shown = answer("--prompt", "A lake?", "--show-prompt", "--system-prompt", "Speak {language}.")[1]
+    assert "Speak English." in shown and "step by step" not in shown
+    assert "step by step" in answer("--prompt", "A lake?", "--show-prompt", "--style", "chat")[1]
+
+
+def test_a_trained_policy_is_asked_as_its_run_asked_it(tmp_path):
+    save_policy(own_policy(), str(tmp_path / "policy"))
+    config = with_values(Config(), data={"user_prompt": "Q: {question}"})
+    (tmp_path / "config.json").write_text(to_json(config))
+    arguments = _arguments("--policy", str(tmp_path))
+    assert generate.form(arguments, own_policy().tokenizer)["wording"].user == {"default": "Q: {question}"}
+    other = _arguments("--policy", str(tmp_path), "--style", "base")
+    assert generate.form(other, own_policy().tokenizer)["style"] == "base"
 
 
 def test_half_a_character_waits_for_its_other_half():
@@ -131,11 +151,11 @@ def test_the_command_line_offers_what_main_reads():
     assert set(generate.LIMITS) < set(vars(_arguments()))
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(*more: str) -> argparse.Namespace:
     seen = []
     original, generate.main = generate.main, seen.append
     try:
-        cli.main(["generate", "--policy", "x", "--prompt", "y"])
+        cli.main(["generate", "--policy", "x", "--prompt", "y", *more])
     finally:
         generate.main = original
     return seen[0]

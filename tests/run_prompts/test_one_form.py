@@ -43,7 +43,7 @@ def asked(monkeypatch):
     """The prompts that reach the evaluation's sampler, which answers nothing."""
     found = []
 
-    def programs(spec, samples, max_length, segment_length):
+    def programs(spec, samples, max_length, segment_length, weights):
         def run(params, batch, key, sampling, should_stop):
             rows = zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True)
             found.extend(tuple(tokens[:length]) for tokens, length in rows)

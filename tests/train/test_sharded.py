@@ -24,7 +24,6 @@ from tiny_world import canonical_responses, encoder
 from pbrl_jax import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
-from pbrl_jax.models import decoder
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import chunked_logprobs
 from pbrl_jax.models.packing import choose_bucket
@@ -94,17 +93,15 @@ def alone():
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_rollout_equals_one_device(name, alone, monkeypatch):
-    if not MESHES[name].unstacked:
-        monkeypatch.setattr(decoder, "UNSTACKED_LAYERS", 0)
+def test_rollout_equals_one_device(name, alone):
     mesh = make_mesh(MeshConfig(*MESHES[name].sizes))
     params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
     prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
     with jax.set_mesh(mesh):
         if MESHES[name].unstacked:
             params = jax.jit(functools.partial(decoding_params, spec=SPEC))(params)
-            kernel = params["layers"]["mlp"]["up"]["kernel"]
-            assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24 // mesh.shape["tensor"])
+            kernel = params["layers"][1]["mlp"]["up"]["kernel"]
+            assert kernel.sharding.shard_shape(kernel.shape) == (16, 24 // mesh.shape["tensor"])
         rollout = sampler()(params, prompts, jax.random.key(3), SAMPLING)
     assert len(rollout.tokens_BR.sharding.device_set) == 8
     for field in ("tokens_BR", "lengths_B", "truncated_B"):
@@ -232,9 +229,10 @@ def test_caches_lie_on_the_mesh():
     with jax.set_mesh(mesh):
         keys = row_keys(jax.random.key(3), prompts.row_ids_P, G)
         found = start.lower(params, prompts, keys, SAMPLING).compile().output_shardings
-    N, K, C = SPEC.layers, SPEC.kv_heads, SPEC.head_dim
-    assert found.own.key.shard_shape((N, P * G, K, 8, C)) == (N, P * G // 4, K // 2, 8, C)
-    assert found.prompt.value.shard_shape((N, P, K, 5, C)) == (N, P // 4, K // 2, 5, C)
+    K, C = SPEC.kv_heads, SPEC.head_dim
+    assert len(found.own.key) == len(found.prompt.value) == SPEC.layers
+    assert {part.shard_shape((P * G, K, 8, C)) for part in found.own.key} == {(P * G // 4, K // 2, 8, C)}
+    assert {part.shard_shape((P, K, 5, C)) for part in found.prompt.value} == {(P // 4, K // 2, 5, C)}
     assert found.tokens_BR.shard_shape((P * G, 8)) == (P * G // 4, 8)
 
 

@@ -38,7 +38,7 @@ def same_bits(left, right) -> bool:
     return jax.tree.all(jax.tree.map(same, left, right))
 
 
-@pytest.mark.parametrize("name", ["labse", "bge_m3", "qwen3_embedding", "embedding_gemma", "xlmr_xl"])
+@pytest.mark.parametrize("name", ["labse", "bge_m3", "qwen3_embedding", "embedding_gemma", "xlmr_xl", "gte"])
 def test_released_encoders_go_back(name, tmp_path):
     encoder = load_encoder(str(FIXTURES / name), pooling="mean" if name == "xlmr_xl" else None)
     export_encoder(encoder._replace(prefix="query: "), str(tmp_path))

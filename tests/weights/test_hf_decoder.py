@@ -7,6 +7,7 @@ import json
 
 import jax
 import pytest
+from tiny_hf import FIXTURES
 from tiny_policy import tiny_spec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -15,8 +16,15 @@ from pbrl_jax.core.trees import match_rules, path_name
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.specs import DECODERS, TINY_FAMILIES, Llama3Scaling, tiny_decoder
 from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, family_of, hf_config, kept_fields
+from pbrl_jax.weights.hf_rope import positions_of
 
 GEMMA = TINY_FAMILIES["tiny_gemma3"]
+
+#: Families without a preset, from what transformers wrote.
+FURTHER = {
+    name: decoder_spec(json.loads((FIXTURES / name / "config.json").read_text()))
+    for name in ("smollm3", "olmo2", "olmo3", "ministral", "apertus", "cohere", "cohere2", "gemma2")
+}
 
 #: Specs beyond the presets: windows on the upper layers, another count to the global layer, plain RoPE everywhere.
 VARIANTS = {
@@ -28,6 +36,9 @@ VARIANTS = {
     "gemma_one_rope": dataclasses.replace(GEMMA, local_rope_theta=0.0, rope_factor=1.0),
     "gemma_global": dataclasses.replace(GEMMA, layer_pattern="g", window=0, local_rope_theta=0.0),
     "llama_linear": tiny_decoder(qk_norm=False, rope_factor=4.0),
+    "llama_divisors": tiny_decoder(qk_norm=False, rope_divisors=(1.0, 2.0, 3.0, 4.0), rope_magnitude=1.25),
+    "phi3": tiny_decoder(qk_norm=False, rotary_dim=6),
+    **FURTHER,
 }
 SPECS = {**DECODERS, **VARIANTS}
 
@@ -49,6 +60,10 @@ def test_families():
     assert {name: family_of(spec) for name, spec in TINY_FAMILIES.items() if name != "tiny_gemma3"} == {
         f"tiny_{name}": name for name in ("llama", "qwen2", "qwen3", "qwen3_moe", "mistral")
     }
+
+
+def test_further_families():
+    assert {name: family_of(spec) for name, spec in FURTHER.items()} == {name: name for name in FURTHER}
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -81,6 +96,109 @@ GEMMA_4B = {
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
     },
 }  # fmt: skip
+
+
+#: Name -> (fields of the released config.json that matter here, fields of the spec).
+RELEASED = {
+    "SmolLM3-3B": (
+        {"model_type": "smollm3", "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
+         "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 128_256, "rope_theta": 5e6,
+         "rope_scaling": None, "no_rope_layers": [1, 1, 1, 0] * 9, "no_rope_layer_interval": 4, "max_window_layers": 28,
+         "use_sliding_window": False, "sliding_window": None, "layer_types": ["full_attention"] * 36,
+         "attention_bias": False, "mlp_bias": False, "pretraining_tp": 2, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
+        {"layer_pattern": "gggn", "tied_embeddings": True, "rope_theta": 5e6},
+    ),
+    "Olmo-3-7B": (
+        {"model_type": "olmo3", "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 100_278, "rope_theta": 500_000,
+         "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192,
+                          "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0},
+         "max_position_embeddings": 65_536, "sliding_window": 4096, "attention_bias": False, "rms_norm_eps": 1e-6,
+         "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8, "tie_word_embeddings": False},
+        {"layer_pattern": "lllg", "window": 4096, "local_rope_theta": 5e5, "rope_magnitude": 1.2079441541679836},
+    ),
+    "Phi-4-mini": (
+        {"model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+         "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 200_064, "rope_theta": 10_000.0,
+         "partial_rotary_factor": 0.75, "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
+         "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
+         "sliding_window": 262_144, "tie_word_embeddings": True, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+         "attention_bias": False, "full_attn_mod": 1, "lm_head_bias": False, "mlp_bias": False,
+         "interpolate_factor": 1, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}},
+        {"rotary_dim": 96, "rope_magnitude": 1.1902380714238083, "tied_embeddings": True},
+    ),
+    "aya-expanse-8b": (
+        {"model_type": "cohere", "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 256_000, "rope_theta": 10_000,
+         "layer_norm_eps": 1e-5, "logit_scale": 0.125, "use_qk_norm": False, "attention_bias": False},
+        {"logit_scale": 0.125, "parallel": True, "tied_embeddings": True, "norm_eps": 1e-5, "layer_pattern": "g"},
+    ),
+    "c4ai-command-r7b": (
+        {"model_type": "cohere2", "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 256_000, "rope_theta": 50_000,
+         "layer_norm_eps": 1e-5, "logit_scale": 0.25, "use_qk_norm": False, "head_dim": 128, "layer_switch": 4,
+         "order_of_interleaved_layers": "local_attn_first", "position_embedding_type": "rope_gptj", "rotary_pct": 1.0,
+         "sliding_window": 4096, "use_embedding_sharing": True, "use_gated_activation": True, "rope_scaling": None,
+         "use_parallel_block": True, "use_parallel_embedding": True, "cache_implementation": "hybrid"},
+        {"layer_pattern": "llln", "window": 4096, "logit_scale": 0.25},
+    ),
+    "Apertus-8B": (
+        {"model_type": "apertus", "hidden_size": 4096, "intermediate_size": 21_504, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 131_072, "rope_theta": 12_000_000,
+         "hidden_act": "xielu", "mlp_bias": False, "post_norm": False, "qk_norm": True, "rms_norm_eps": 1e-5,
+         "rope_scaling": {"rope_type": "llama3", **SCALING}, "attention_bias": False, "tie_word_embeddings": False},
+        {"activation": "xielu", "rope_scaling": Llama3Scaling(), "qk_norm": True},
+    ),
+    "Ministral-3-8B": (
+        {"model_type": "mistral3", "text_config": {
+            "model_type": "ministral3", "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 34,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131_072,
+            "sliding_window": None, "max_position_embeddings": 262_144, "rms_norm_eps": 1e-5, "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16_384,
+                "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1}}},
+        {"layer_pattern": "g", "rope_magnitude": 1.0},
+    ),
+    "gemma-2-9b": (
+        {"model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14_336, "num_hidden_layers": 42,
+         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256_000,
+         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256,
+         "sliding_window": 4096, "sliding_window_size": 4096, "hidden_act": "gelu_pytorch_tanh",
+         "hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid", "rope_theta": 10_000.0},
+        {"layer_pattern": "lg", "attention_softcap": 50.0, "logit_softcap": 30.0},
+    ),
+    "EuroLLM-9B": (
+        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 42,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_000, "rope_theta": 10_000.0,
+         "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "head_dim": 128, "pretraining_tp": 1},
+        {"kv_heads": 8},
+    ),
+    "Sailor2-8B": (
+        {"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 32,
+         "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 151_936, "rope_theta": 1e6,
+         "max_window_layers": 28, "sliding_window": None, "use_mrope": False, "use_sliding_window": False},
+        {"qkv_bias": True, "layer_pattern": "g"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_configs(name):
+    config, expected = RELEASED[name]
+    spec = decoder_spec({"max_position_embeddings": 4096, **config})
+    assert {field: getattr(spec, field) for field in expected} == pytest.approx(expected)
+    assert decoder_spec(hf_config(spec, kept_fields(config))) == spec
+
+
+def test_positions_that_a_scaling_gives():
+    """YaRN counts the factor in or not; within its original length LongRoPE, and Ministral's scaled attention, are what
+    is computed here."""
+    assert positions_of(kept_fields(RELEASED["Olmo-3-7B"][0]), 1) == 65_536
+    assert positions_of(kept_fields(RELEASED["Phi-4-mini"][0]), 1) == 4096
+    assert positions_of(kept_fields(RELEASED["Ministral-3-8B"][0]), 1) == 16_384
+    qwen = {**LLAMA, "max_position_embeddings": 32_768, "rope_scaling": {"type": "yarn", "factor": 4.0}}
+    assert positions_of(kept_fields(qwen), 1) == 131_072
+    assert positions_of({"max_position_embeddings": 100}, 8.0) == 800
 
 
 def test_spellings_of_llama3_scaling():
@@ -145,8 +263,14 @@ REFUSED = {
     "activation": ({**LLAMA, "hidden_act": "gelu"}, "hidden_act is 'gelu'.*'silu'"),
     "attention_bias": ({**LLAMA, "attention_bias": True}, "attention_bias is True.*False"),
     "mlp_bias": ({**LLAMA, "mlp_bias": True}, "mlp_bias is True"),
-    "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'; supported are default, lin"),
-    "dynamic": ({**LLAMA, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'; supported"),
+    "yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "no 'original_max_position_embeddings'"),
+    "proportional": (
+        {**LLAMA, "rope_parameters": {"rope_type": "proportional"}}, "'proportional'; supported are default, lin"
+    ),
+    "short_factor": (
+        {**LLAMA, "max_position_embeddings": 8, "rope_scaling": {"type": "longrope", "short_factor": [1.0]}},
+        r"short_factor is \[1.0\]; expected 2 positive",
+    ),
     "rope_field": ({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0, "x": 1}}, "x=1 is not a field"),
     "rope_gap": ({**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "no 'low_freq_factor'"),
     "rope_partial": ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -167,8 +291,13 @@ REFUSED = {
     "types": ({**GEMMA_TEXT, "layer_types": ["chunked_attention"] * 34}, "layer_types is .*'full_attention'"),
     "types_short": ({**GEMMA_TEXT, "layer_types": ["full_attention"]}, "expected 34 times"),
     "no_window": ({**GEMMA_TEXT, "sliding_window": None}, "sliding_window is None"),
-    "softcap": ({**GEMMA_TEXT, "final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+    "softcap": ({**GEMMA_TEXT, "final_logit_softcapping": -3.0}, "final_logit_softcapping is -3.0"),
     "scores": ({**GEMMA_TEXT, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+    "cohere_norm": ({**LLAMA, "model_type": "cohere", "use_qk_norm": True}, "use_qk_norm is True"),
+    "nope": ({**LLAMA, "model_type": "smollm3", "no_rope_layers": [1]}, "expected 2 times 0 or 1"),
+    "gpt_oss": ({**LLAMA, "model_type": "gpt_oss"}, "attention sinks.*swiglu_limit"),
+    "qwen3_5": ({**LLAMA, "model_type": "qwen3_5"}, "linear attention .layer_types"),
+    "gemma4": ({**LLAMA, "model_type": "gemma4"}, "global_head_dim"),
     "both_ways": ({**GEMMA_TEXT, "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     "gemma_act": ({**GEMMA_TEXT, "hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
     "local_scaled": (
@@ -221,7 +350,7 @@ def test_the_refused_are_one_change_away():
 
 UNKNOWN_MIXES = (
     {"qkv_bias": True}, {"norm_offset": True}, {"query_scalar": 3.0},
-    {"qk_norm": False, "layer_pattern": "gl", "window": 2},
+    {"qkv_bias": True, "layer_pattern": "gn"}, {"parallel": True},
 )  # fmt: skip
 
 

@@ -69,14 +69,14 @@ def test_config_and_weights_of_the_oracles_become_ours(name):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-@pytest.mark.parametrize("pre_norm", [False, True])
-def test_every_parameter_has_a_name(pre_norm):
-    spec = tiny_encoder(pre_norm=pre_norm, projection=0, layers=3)
+@pytest.mark.parametrize("changes", [{}, {"pre_norm": True}, {"gated": True, "rope_theta": 1e4}])
+def test_every_parameter_has_a_name(changes):
+    spec = tiny_encoder(**changes, projection=0, layers=3)
     found = {}
     map_with_path(lambda path, leaf: found.__setitem__(path, leaf.shape), abstract(spec))
     names = encoder_names(spec)
     assert found == {path: stored.full_shape() for path, stored in names.items()}
-    tensors = [name for stored in names.values() for name in stored.names()]
+    tensors = [(name, stored.part) for stored in names.values() for name in stored.names()]
     assert len(set(tensors)) == len(tensors)
 
 
@@ -139,16 +139,41 @@ def test_all_states_of_post_norm_layers_end_in_the_result():
     assert all(np.abs(states[i] - states[i + 1]).max() > 1e-3 for i in range(2))
 
 
+#: gte-multilingual-base, whose own code (`new`) scales RoPE by `ntk`, and Arctic-embed 2 M, which names it gte.
+GTE_MULTILINGUAL = {
+    "model_type": "new", "architectures": ["NewModel"], "hidden_size": 768, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+    "layer_norm_type": "layer_norm", "logn_attention_clip1": False, "logn_attention_scale": False, "pack_qkv": True,
+    "max_position_embeddings": 8192, "position_embedding_type": "rope", "rope_scaling": {"factor": 8.0, "type": "ntk"},
+    "rope_theta": 20_000, "type_vocab_size": 1, "unpad_inputs": False, "use_memory_efficient_attention": False,
+    "vocab_size": 250_048, "pad_token_id": 1, "classifier_dropout": 0.0,
+}  # fmt: skip
+
+
+def test_gte_as_the_hub_has_it():
+    spec = encoder_spec(GTE_MULTILINGUAL)
+    assert (spec.rope_theta, spec.max_positions, spec.position_offset, spec.gated) == (160_000.0, 8192, 0, True)
+    assert spec.rope_factor == pytest.approx(8 ** (2 / 64))
+    arctic = encoder_spec({**GTE_MULTILINGUAL, "model_type": "gte", "rope_scaling": None, "rope_theta": 160_000})
+    assert (arctic.rope_theta, arctic.rope_factor) == (160_000.0, 1.0)
+    changes = {"logn_attention_scale": True, "pack_qkv": False, "rope_scaling": {"type": "yarn", "factor": 2}}
+    for name, message in zip(changes, ("logn_attention_scale is True", "pack_qkv is False", "yarn"), strict=True):
+        change = {name: changes[name]}
+        with pytest.raises(CheckpointError, match=message):
+            encoder_spec({**GTE_MULTILINGUAL, **change})
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'.*supported is 'gelu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"position_embedding_type": "rotary", "lora_adaptations": ["x"]}, "position_embedding_type is 'rotary'"),
         ({"is_decoder": True}, "is_decoder is True"),
         ({"rotary": 4}, "not understood: rotary=4"),
         ({"num_attention_heads": 7}, "hidden_size=1024 does not divide by num_attention_heads=7"),
         ({"hidden_size": None}, "hidden_size is None; expected"),
-        ({"model_type": "deberta-v2"}, "model_type 'deberta-v2'. Known: bert, xlm-roberta, xlm-roberta-xl"),
+        ({"model_type": "deberta-v2"}, "model_type 'deberta-v2'. Known: bert, gte, new, xlm-roberta, xlm-roberta-xl"),
         ({"model_type": "xlm-robertaxl"}, "Did you mean 'xlm-roberta-xl'"),
     ],
 )

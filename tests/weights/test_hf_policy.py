@@ -372,12 +372,6 @@ def test_a_head_of_its_own_is_not_tied_whatever_the_config_says(folder, change):
     assert json.loads((folder / "again" / "config.json").read_text())["tie_word_embeddings"] == (change == 0)
 
 
-def test_a_folder_of_an_adapter_says_what_it_is(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
-    with pytest.raises(CheckpointError, match="LoRA adapter.*'owner/base'.*merge_and_unload"):
-        load_policy(str(tmp_path))
-
-
 def test_tokenizer_files_travel_unchanged(folder, tmp_path):
     """What this version of transformers would write for them (another tokenizer_class, a list of
     extra_special_tokens) older versions do not read."""

@@ -20,7 +20,7 @@ from pbrl_jax.weights.encoders import Encoder, load_encoder, save_encoder, speci
 from pbrl_jax.weights.sentence_transformers import read_chain
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hf"
-CHAINS = ("labse", "bge_m3", "qwen3_embedding", "embedding_gemma")
+CHAINS = ("labse", "bge_m3", "qwen3_embedding", "embedding_gemma", "gte")
 TOLERANCE = 3e-6
 
 

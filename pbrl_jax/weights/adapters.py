@@ -1,0 +1,256 @@
+"""LoRA adapters in PEFT's form: added to their base model as its weights are read, and written from a run.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`. Its tensors are named after the base's modules:
+`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank] add
+scale * B @ A to `...q_proj.weight`; a tensor without `lora_` replaces the base's. Values are checked against PEFT.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from pbrl_jax.config.tree import LoraConfig
+from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.paths import read_json_object
+from pbrl_jax.core.trees import flat_paths
+from pbrl_jax.weights.hf_fields import ConfigFields
+from pbrl_jax.weights.hub import is_hub_id
+from pbrl_jax.weights.safetensors_file import Planned, RemoteTensor, Tensor, located, write_safetensors
+from pbrl_jax.weights.tensors import TORCH_WEIGHTS, WEIGHTS, Weights, open_weights, plain_name
+from pbrl_jax.weights.writing import refuse_differences, write_json
+
+CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS, ADAPTER_TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+BASE = "base_model_name_or_path"
+
+#: Fields that do not change the merged weights: which modules have adapters and of which rank is in the tensors.
+NOT_READ = (
+    "auto_mapping", "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
+    "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_core",
+    "modules_to_save", "peft_version", "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_modules",
+    "task_type",
+)  # fmt: skip
+#: Ways to start an adapter that leave the base's weights as they are.
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+#: Fields that must be off: what they do is not computed here.
+REFUSED = (
+    "alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication", "lora_bias",
+    "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
+    "velora_config",
+)  # fmt: skip
+PART = re.compile(r"(.*?)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
+
+#: Our projections by the modules of transformers.
+MODULES = {
+    **{name: f"self_attn.{name[0]}_proj" for name in ("query", "key", "value", "out")},
+    **{f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+
+
+def whole(tensor: Tensor) -> np.ndarray:
+    """A tensor in memory."""
+    return tensor.rows(0, tensor.shape[0]) if isinstance(tensor, RemoteTensor) else tensor
+
+
+class AdaptedTensor(RemoteTensor):
+    """A matrix [O, I] of the base with an adapter: W + scale * high @ low, computed in float32 for the rows that are
+    read. With `magnitude` [O], each row is given that length (DoRA, Liu et al. 2024, arXiv 2402.09353)."""
+
+    def __init__(self, base: Tensor, low_RI, high_OR, scale: float, magnitude_O=None, *, exact: bool):
+        self.base, self.scale, self.magnitude_O = base, scale, magnitude_O
+        self.low_RI, self.high_OR = low_RI.astype(np.float32), high_OR.astype(np.float32)
+        self.dtype = np.dtype(np.float32) if exact else base.dtype
+        self.shape, self.size = base.shape, base.size
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        found = np.empty(self.shape, self.dtype)
+        base = self.base.rows(start, stop) if isinstance(self.base, RemoteTensor) else self.base
+        merged = base[start:stop].astype(np.float32) + self.scale * (self.high_OR[start:stop] @ self.low_RI)
+        if self.magnitude_O is not None:
+            length = np.linalg.norm(merged, axis=1, keepdims=True)
+            merged = merged / length * self.magnitude_O[start:stop, None].astype(np.float32)
+        found[start:stop] = merged.astype(self.dtype)
+        return found
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        width = self.shape[1]
+        first, last = start // width, min(-(-stop // width), self.shape[0])
+        return self.rows(first, last)[first:last].reshape(-1)[start - first * width : stop - first * width]
+
+
+class Adapter(NamedTuple):
+    """The adapter in a local folder."""
+
+    folder: str
+    #: The user's name of it.
+    source: str
+    #: Of the base: a folder or a hub id.
+    base: str
+    tensors: Weights
+    alpha: float
+    #: Regular expression of the end of a module's name -> its alpha.
+    alphas: dict[str, float]
+    #: Scale by the root of the rank in place of the rank (rsLoRA).
+    rooted: bool
+
+    def scale(self, module: str, rank: int) -> float:
+        """The factor of a module's product."""
+        own = [value for key, value in self.alphas.items() if re.fullmatch(rf"(.*\.)?({key})", module)]
+        return (own[0] if own else self.alpha) / (rank**0.5 if self.rooted else rank)
+
+    def applied(self, base: Mapping[str, Tensor], tied: bool, exact: bool) -> Weights:
+        """The base's tensors with the adapter.
+
+        Args:
+          tied: the base's output matrix is its embedding. Where the adapter changes the embedding alone, the output
+            matrix stays that of the base.
+          exact: adapted tensors are float32; otherwise rounded to the type of the base.
+
+        Raises:
+          CheckpointError: a tensor that has no place in the base, or does not fit it.
+        """
+        names, problems = {plain_name(name): name for name in base}, []
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        result: dict[str, Tensor] = dict(base)
+        for name, tensor in self.tensors.items():
+            module = name.removeprefix("base_model.model.")
+            found = PART.fullmatch(module)
+            if found:
+                parts.setdefault(found[1], {})[found[2]] = whole(tensor)
+                continue
+            plain = plain_name(re.sub(r"\.(modules_to_save(\.default)?|base_layer)\b", "", module))
+            place = names.get(plain, plain if plain == "lm_head.weight" else None)
+            if place is None or "lora_" in module:
+                problems.append(f"{name} has no place in the base")
+            else:
+                result[place] = tensor
+        for module, part in parts.items():
+            place = names.get(plain_name(f"{module}.weight"))
+            if module.endswith("lm_head") and place is None and tied:
+                place, base = "lm_head.weight", {**base, "lm_head.weight": base[names["embed_tokens.weight"]]}
+            if place is None:
+                problems.append(f"{module} is no module of the base")
+                continue
+            adapted = self._adapted(module, part, result.get(place, base.get(place)), exact)
+            problems += [adapted] if isinstance(adapted, str) else []
+            result[place] = adapted  # type: ignore[assignment]
+        embed = names.get("embed_tokens.weight")
+        if tied and embed is not None and result[embed] is not base[embed] and "lm_head.weight" not in names:
+            result.setdefault("lm_head.weight", base[embed])
+        if problems:
+            raise CheckpointError(
+                f"{self.source!r} is no adapter of {self.base!r}: {'; '.join(problems[:8])}. Check {BASE} in {CONFIG}."
+            )
+        return Weights([result], f"{self.base} with {self.source}")
+
+    def _adapted(self, module: str, part: dict[str, np.ndarray], base: Any, exact: bool) -> AdaptedTensor | str:
+        if {"lora_embedding_A", "lora_embedding_B"} <= part.keys():
+            low, high = part["lora_embedding_B"].T, part["lora_embedding_A"].T
+        elif {"lora_A", "lora_B"} <= part.keys():
+            low, high = part["lora_A"], part["lora_B"]
+        else:
+            return f"{module} has {', '.join(sorted(part))} alone"
+        if low.shape[0] != high.shape[1] or (high.shape[0], low.shape[1]) != tuple(base.shape):
+            return f"{module} has adapters of {high.shape} and {low.shape}, its matrix is {tuple(base.shape)}"
+        magnitude = part.get("lora_magnitude_vector")
+        magnitude = None if magnitude is None else magnitude.reshape(-1)
+        return AdaptedTensor(base, low, high, self.scale(module, len(low)), magnitude, exact=exact)
+
+
+def is_adapter(place: str) -> bool:
+    """Whether a local folder holds an adapter of PEFT and no whole model."""
+    models = (WEIGHTS, f"{WEIGHTS}.index.json", TORCH_WEIGHTS, f"{TORCH_WEIGHTS}.index.json")
+    here = os.path.exists(os.path.join(place, CONFIG))
+    return here and not any(located(os.path.join(place, name)) for name in models)
+
+
+def read_adapter(place: str, source: str) -> Adapter:
+    """The adapter in a local folder.
+
+    Raises:
+      CheckpointError: another kind of adapter than LoRA, a field that is not understood, no base, no weights.
+    """
+    where = f"{CONFIG} of {source!r}"
+    fields = ConfigFields(read_json_object(os.path.join(place, CONFIG)), {}, where)
+    kind = fields.take("peft_type", None)
+    if kind != "LORA":
+        raise CheckpointError(f"{where}: peft_type is {kind!r}; supported is 'LORA'. Merge it with PEFT.")
+    for name in REFUSED:
+        fields.expect(name, None, False, [], {})
+    fields.expect("init_lora_weights", *PLAIN_STARTS)
+    for name in (*NOT_READ, "use_dora"):
+        fields.take(name, None)
+    base, revision = fields.take(BASE, None), fields.take("revision", None)
+    if not base:
+        raise CheckpointError(f"{where}: {BASE} is {base!r}; expected the folder or hub id of the model it belongs to.")
+    beside = os.path.join(place, str(base))
+    if not os.path.exists(base) and os.path.isdir(beside):
+        base = beside
+    elif revision and is_hub_id(base):
+        base = f"{base}@{revision}"
+    alphas = {str(key): float(value) for key, value in (fields.take("alpha_pattern", None) or {}).items()}
+    rooted, alpha = fields.flag("use_rslora", False), fields.number("lora_alpha", 8)
+    fields.finish()
+    file = next((f for f in (ADAPTER_WEIGHTS, ADAPTER_TORCH_WEIGHTS) if located(os.path.join(place, f))), None)
+    if file is None:
+        raise CheckpointError(f"{source!r} holds {CONFIG}, but no {ADAPTER_WEIGHTS}. Copy the whole folder.")
+    return Adapter(place, source, str(base), open_weights(place, file), alpha, alphas, rooted)
+
+
+def base_of(source: str) -> str:
+    """The model that an adapter in a folder belongs to; any other source is returned unchanged."""
+    place = os.path.expanduser(source)
+    return read_adapter(place, source).base if is_adapter(place) else source
+
+
+def adapter_arrays(leaves: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """PEFT's tensors of our adapters, given by path: `layers/query/lora_a` [N, inputs..., R], `lora_b` [N, R, ...]."""
+    tensors = {}
+    for path, leaf in leaves.items():
+        stacked, (_, *middle, part) = np.asarray(jax.device_get(leaf), np.float32), path.split("/")
+        module = MODULES["/".join(middle)]
+        for layer, one in enumerate(stacked):
+            matrix = one.reshape(-1, one.shape[-1]) if part == "lora_a" else one.reshape(len(one), -1)
+            name = f"base_model.model.model.layers.{layer}.{module}.lora_{part[-1].upper()}.weight"
+            tensors[name] = np.ascontiguousarray(matrix.T)
+    return tensors
+
+
+def write_adapter(directory: str, adapters: Any, lora: LoraConfig, base: str, stored: Mapping[str, Tensor]) -> None:
+    """Write the adapters of a run as PEFT, transformers and vLLM load them, and read them back. The config, which marks
+    a complete folder, is written last.
+
+    Args:
+      adapters: the trained tree, {"layers": {"query": {"lora_a", "lora_b"}, ...}}.
+      base: folder or hub id of the model that they were trained beside.
+      stored: that model's tensors.
+
+    Raises:
+      CheckpointError: the base has no such modules, or what was read back is not what was written.
+    """
+    folder = epath.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    tensors = adapter_arrays(flat_paths(adapters))
+    planned = [Planned(name, array.shape, array.dtype) for name, array in tensors.items()]
+    write_safetensors(folder / ADAPTER_WEIGHTS, planned, iter(tensors.values()), {"format": "pt"})
+    name, _, revision = base.partition("@") if is_hub_id(base) else (base, "", "")
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", BASE: name, "revision": revision or None,
+        "inference_mode": True, "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+    }  # fmt: skip
+    write_json(folder / CONFIG, config)
+    try:
+        found = read_adapter(str(folder), directory)._replace(base=base)
+        found.applied(stored, tied=False, exact=True)
+        wrong = [name for name, array in tensors.items() if not np.array_equal(whole(found.tensors[name]), array)]
+        refuse_differences(directory, [f"{name} differs" for name in wrong], CONFIG)
+    except Exception:
+        (folder / CONFIG).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,64 @@
+"""docs/notebook.ipynb runs from top to bottom; it is `run_training` with rows and a reward of its own."""
+
+import functools
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from source_tree import ROOT
+from tiny_policy import quick_compiles  # noqa: F401
+
+from pbrl_jax import ConfigError, DataError, run_training
+from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax.run.library import importable_name
+from pbrl_jax.text.languages import answer_sentence
+
+NOTEBOOK = json.loads((ROOT / "docs" / "notebook.ipynb").read_text("utf-8"))
+CELLS = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_runs(capsys):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    names: dict = {"__name__": "__main__"}
+    for number, cell in enumerate(CELLS):
+        exec(compile(cell, f"cell {number}", "exec"), names)
+    run = names["run"]
+    assert (run.step, run.finished, [row["step"] for row in run.history]) == (2, True, [1, 2])
+    assert run.metrics["reward"] == run.history[-1]["reward"]
+    shown = capsys.readouterr().out
+    assert names["rows"][0]["question"] in shown and "tokens]" in shown
+    assert {number: signal.getsignal(number) for number in before} == before
+    folder = Path(run.folder)
+    assert len(read_json_lines(folder / "rows.jsonl")) == len(names["rows"]) and (folder / "policy").exists()
+    again = run_training(str(folder / "config.json"), workdir=folder)
+    assert again.step == 2 and again.metrics == run.metrics, "a finished run is found as it is"
+
+
+def test_a_function_of_a_module_keeps_its_name_and_another_gets_one():
+    def inner(completions):
+        return [0.0] * len(completions)
+
+    assert importable_name(answer_sentence) == "pbrl_jax.text.languages:answer_sentence"
+    name = importable_name(inner)
+    module, _, function = name.partition(":")
+    assert getattr(sys.modules[module], function) is inner
+    for wrong in (functools.partial(inner), lambda completions: []):
+        with pytest.raises(ConfigError, match="reward_functions holds"):
+            importable_name(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"trian": {"max_steps": 1}}, ConfigError, "Unknown section 'trian'.*Did you mean 'train'"),
+        ({"train": {"max_step": 1}}, ConfigError, "Unknown key 'train.max_step'"),
+        ({"rows": []}, DataError, "rows holds nothing"),
+        ({"rows": [{"question": object()}]}, DataError, "rows: .*not JSON serializable"),
+        ({"config": "nope"}, ConfigError, "No config at 'nope'.*the name of a shipped one"),
+    ],
+)
+def test_what_is_refused(arguments, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run_training(workdir=tmp_path, **arguments)

@@ -1,0 +1,174 @@
+"""LoRA adapters in PEFT's form: folders that PEFT wrote against its own logits, fields that change the model, and the
+adapters of a run. `PBRL_PEERS_PYTHON` names a Python with torch, transformers and peft that loads ours back."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_hf import FIXTURES, hf_policy
+from tiny_policy import quick_compiles  # noqa: F401
+
+from configs.tiny_cpu import get_config
+from pbrl_jax import LoraConfig
+from pbrl_jax.checkpoint import save_checkpoint
+from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.paths import work_dir
+from pbrl_jax.models.lora import init_adapters, merge_adapters
+from pbrl_jax.plan.shapes import run_models
+from pbrl_jax.run.convert import main as convert
+from pbrl_jax.weights.policies import load_policy, save_policy
+
+CASES = ("peft_lora", "peft_rslora", "peft_dora", "peft_head", "peft_embed")
+CHANGED = "adapter_config.json"
+
+
+def difference(policy, expected) -> float:
+    """From PEFT's logits at the real tokens."""
+    mask = expected["mask"]
+    logits = jax.jit(policy.logits)(policy.params, jnp.asarray(expected["input_ids"]), jnp.asarray(mask))
+    return float(np.abs(np.asarray(logits) - expected["logits"])[mask > 0].max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_of_the_adapted_model(name):
+    """Ranks and alphas by pattern, rsLoRA, DoRA, modules saved whole, an embedding that is no longer tied."""
+    policy, expected = load_policy(str(FIXTURES / name)), np.load(FIXTURES / name / "expected.npz")
+    assert difference(policy, expected) < 2e-5
+    assert difference(load_policy(str(FIXTURES / "qwen3")), expected) > 0.1, "the adapter is felt"
+    assert policy.spec.tied_embeddings == (name not in ("peft_head", "peft_embed"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of an adapter that a test changes; its base is the fixture."""
+    place = shutil.copytree(FIXTURES / "peft_lora", tmp_path / "adapter")
+    change(place, base_model_name_or_path=str(FIXTURES / "qwen3"))
+    return place
+
+
+def change(folder, **fields):
+    config = json.loads((folder / CHANGED).read_text()) | fields
+    (folder / CHANGED).write_text(json.dumps(config))
+
+
+def test_each_adapter_is_a_policy_of_its_own(folder):
+    first = load_policy(str(folder))
+    change(folder, lora_alpha=6)
+    other = load_policy(str(folder), param_dtype="stored")
+    base = load_policy(str(FIXTURES / "qwen3"))
+    assert len({policy.fingerprint for policy in (first, other, base)}) == 3
+    config = with_values(get_config(), policy={"source": str(folder)})
+    assert run_models(config).policy.layers == base.spec.layers, "planned as its base"
+    assert first.fingerprint == load_policy(str(FIXTURES / "peft_lora")).fingerprint
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'.*'LORA'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"lora_bias": True}, "lora_bias is True"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"new_scale": 2}, "not understood: new_scale=2"),
+        ({"base_model_name_or_path": None}, "expected the folder or hub id"),
+        ({"base_model_name_or_path": str(FIXTURES / "llama")}, "q_proj has adapters of .* its matrix is"),
+    ],
+)
+def test_what_changes_the_model_is_refused_by_name(folder, fields, message):
+    change(folder, **fields)
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(str(folder))
+
+
+def test_a_tensor_without_a_place_is_refused(folder):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "base_model.model.score.weight": np.ones(2, np.float32)}, file)
+    with pytest.raises(CheckpointError, match="score.weight has no place in the base"):
+        load_policy(str(folder))
+    del tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match="layers.0.self_attn.q_proj has lora_A alone"):
+        load_policy(str(folder))
+    file.unlink()
+    with pytest.raises(CheckpointError, match="no adapter_model.safetensors"):
+        load_policy(str(folder))
+
+
+def test_a_base_of_our_own_form_is_converted_first(folder, tmp_path):
+    save_policy(hf_policy(), str(tmp_path / "own"))
+    change(folder, base_model_name_or_path=str(tmp_path / "own"))
+    with pytest.raises(CheckpointError, match="pbrl convert POLICY BASE"):
+        load_policy(str(folder))
+
+
+def lora_run(root, prefix=("state",), **policy):
+    """(work directory with a checkpoint of random adapters beside `qwen3`, the merged parameters)."""
+    base, lora = load_policy(str(FIXTURES / "qwen3")), LoraConfig(rank=2, alpha=6.0, targets=("query", "out", "down"))
+    fresh = init_adapters(jax.random.key(1), base.params, base.spec, lora)
+    noise = np.random.default_rng(0)
+    adapters = jax.tree.map(lambda x: x + jnp.asarray(0.3 * noise.normal(size=x.shape), x.dtype), fresh)
+    work, tree = work_dir(root), {"params": adapters, "opt_state": {"mu": adapters}}
+    for name in prefix:
+        tree = {name: tree}
+    save_checkpoint(work.checkpoints, 7, tree, {}, keep=1)
+    source = {"source": str(FIXTURES / "qwen3"), **policy}
+    work.config.write_text(to_json(with_values(Config(), policy=source, lora={"rank": 2, "alpha": 6.0})))
+    return work, merge_adapters(base.params, adapters, lora)
+
+
+@pytest.mark.parametrize("prefix", [("state",), ()])
+def test_the_adapters_of_a_run(tmp_path, capsys, prefix):
+    """Of `pbrl train` and of the supervised stages: read again on their base they are the merged policy."""
+    _, merged = lora_run(tmp_path / "run", prefix)
+    convert(str(tmp_path / "run"), str(tmp_path / "out"), form="adapter")
+    assert "the adapters of step 7" in capsys.readouterr().out
+    found = load_policy(str(tmp_path / "out")).params
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), found, merged))
+
+
+def test_runs_without_adapters_for_others(tmp_path):
+    with pytest.raises(ConfigError, match="no config.json of a run"):
+        convert(str(tmp_path), str(tmp_path / "out"), form="adapter")
+    lora_run(tmp_path / "random", source="random")
+    with pytest.raises(ConfigError, match="began with random weights.*whole policy"):
+        convert(str(tmp_path / "random"), str(tmp_path / "out"), form="adapter")
+    save_policy(hf_policy(), str(tmp_path / "own"))
+    lora_run(tmp_path / "ours", source=str(tmp_path / "own"))
+    with pytest.raises(CheckpointError, match="no decoder .* to put the adapters on"):
+        convert(str(tmp_path / "ours"), str(tmp_path / "out"), form="adapter")
+
+
+LOAD = """
+import sys, numpy as np, torch
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(1, 9)[None]).logits
+    merged = model.merge_and_unload()(input_ids=torch.arange(1, 9)[None]).logits
+assert (logits - merged).abs().max() < 1e-4
+np.save(sys.argv[2], logits.numpy())
+"""
+
+
+@pytest.mark.skipif("PBRL_PEERS_PYTHON" not in os.environ, reason="PBRL_PEERS_PYTHON: a Python with torch and peft")
+def test_peft_loads_what_a_run_wrote(tmp_path):
+    lora_run(tmp_path / "run")
+    convert(str(tmp_path / "run"), str(tmp_path / "out"), form="adapter")
+    theirs = tmp_path / "logits.npy"
+    command = [os.environ["PBRL_PEERS_PYTHON"], "-c", LOAD, str(tmp_path / "out"), str(theirs)]
+    subprocess.run(command, check=True, env={"PATH": os.environ["PATH"]})
+    policy = load_policy(str(tmp_path / "out"))
+    tokens = jnp.arange(1, 9)[None]
+    ours = policy.logits(policy.params, tokens, jnp.ones(tokens.shape, bool))
+    np.testing.assert_allclose(ours, np.load(theirs), atol=2e-5)
