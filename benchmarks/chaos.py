@@ -106,7 +106,7 @@ def signals(place: Place, workdir: Path, step: int, draw: Draw) -> Outcome:
     since, last = time.monotonic(), draw.choice(kinds)
     os.kill(driver.pid, last)
     while "stopping at the next safe point" not in driver.output.read_text():
-        time.sleep(0.01)  # the system makes one of two equal signals that have not arrived
+        time.sleep(0.01)
     if count > 1:
         os.kill(driver.pid, last := draw.choice(kinds))
     time.sleep(2.5 if count > 1 else 0.5)

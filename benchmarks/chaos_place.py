@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -119,11 +120,13 @@ class Place:
         """Driver `number`, with a compilation cache that all share."""
         while len(self.drivers) <= number:
             (own := self.folder / f"driver_{len(self.drivers)}").mkdir()
+            ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's reach ends here
             self.drivers.append(
                 Driver(own, JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache"), CHAOS_FAILURES=str(self.failures),
                        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
                        PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / "tests", self.folder))))
             )  # fmt: skip
+            signal.signal(signal.SIGHUP, ignored)
         return self.drivers[number]
 
     def start(self, workdir: Path, number: int = 0, hosts: int = 1, **how) -> Driver:
