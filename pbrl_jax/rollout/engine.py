@@ -24,7 +24,7 @@ from pbrl_jax.models.decoder import logits_of
 from pbrl_jax.models.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import Programs, finish, make_programs
+from pbrl_jax.rollout.generate import finish, make_programs
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.policies import Policy
@@ -194,7 +194,7 @@ class Engine(NamedTuple):
             found = [Likelihood(*one) for one in zip(sums, best, counts, strict=True)]
             yield rows, [found[i * samples :][: len(asked[row].tokens)] for i, row in enumerate(rows)]
 
-    def _programs(self, sampling: Sampling, segment: int) -> Programs:
+    def _programs(self, sampling: Sampling, segment: int):
         return compiled_programs(self.spec, sampling.samples, sampling.max_completion_length, segment, self.weights)
 
     def _refuse_beyond(self, prompt: int, response: int) -> None:

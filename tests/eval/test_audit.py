@@ -348,7 +348,7 @@ def test_rewards_get_the_settings_of_the_run(tmp_path, monkeypatch):
     assert main(["audit", CONFIG, "--workdir", str(tmp_path), "--encoder.max-length", "64", "--limit", "12",
                  *arguments]) == 1  # fmt: skip
     (assets,) = given
-    assert (assets.style, assets.thinking, assets.folder) == ("chat", "off", str(tmp_path))
+    assert (assets.form["style"], assets.form["thinking"], assets.folder) == ("chat", False, str(tmp_path))
     assert assets.endpoint.config.model == "judge" and tuple(assets.languages) == ("en", "sw", "zh")
 
 

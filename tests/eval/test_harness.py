@@ -142,7 +142,7 @@ def test_options_of_a_task():
 
 def test_without_the_harness_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r"pip install -e .\[eval\]"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[eval\]'"):
         harness_model(policy())
 
 
