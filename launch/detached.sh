@@ -66,7 +66,11 @@ follow() {
     lines=+1
   fi
   pid="$(cat pbrl.pid)"
-  ! going_on || tail -n "$lines" --pid="$pid" -F pbrl.log 2>/dev/null || true
+  if going_on; then
+    tail -n "$lines" --pid="$pid" -F pbrl.log 2>/dev/null || true
+  else # it has ended since: its last lines are still to be shown
+    tail -n "$lines" pbrl.log || true
+  fi
   [ -s pbrl.status ] || fail "the run has ended and left no status: the machine was restarted, or it was killed"
   exit "$(cat pbrl.status)"
 }
