@@ -23,7 +23,7 @@ fail() {
 going_on() {
   local pid
   [ -s pbrl.pid ] && pid="$(cat pbrl.pid)" && kill -0 "$pid" 2>/dev/null || return 1
-  [ ! -r "/proc/$pid/cmdline" ] || grep -aq detached.sh "/proc/$pid/cmdline"
+  [ ! -r "/proc/$pid/cmdline" ] || grep -aqs detached.sh "/proc/$pid/cmdline"
 }
 
 run_command() {

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import subprocess
+import threading
 
 import pytest
 from launch.stand_ins import CHECKER, FAKE_PYTHON, Machine, assert_fails
@@ -95,7 +96,7 @@ def test_a_run_outlives_its_connection_and_is_joined(machine):
     assert detached(machine, "state").stdout == "pbrl-run: running\n"
     assert_fails(detached(machine, "free"), "already going on")
     assert_fails(detached(machine, "follow", "one", "other"), "another run is going on")
-    (folder / "go").touch()
+    threading.Timer(3, (folder / "go").touch).start()  # when the second has joined
     second = detached(machine, "follow", "two", *RUN)
     assert second.returncode == 5 and "joined" in second.stdout and "ended" in second.stdout
     assert detached(machine, "state").stdout == "pbrl-run: ended 5\n"
