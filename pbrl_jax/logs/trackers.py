@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ class TensorBoardLog:
                 self._writer.add_scalar(name, value, step)
 
 
-class Service:
+class Service(ABC):
     """One run of a tracking service for one work directory, which a resumed run continues.
 
     Args:
@@ -69,22 +70,22 @@ class Service:
         if started != known:
             write_atomic(file, started)
 
+    @abstractmethod
     def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
         """Begin the run, or go on with the one whose id is `known` ("": a new one); the id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self, step: int, row: dict[str, Any]) -> None:
         """One row of numbers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End the run."""
-        raise NotImplementedError
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         self.log(step, {name: value for name, value in row.items() if not isinstance(value, str)})
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Services upload by themselves."""
 
 

@@ -235,9 +235,9 @@ def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, ca
     if cache is None and not isinstance(params["layers"], tuple):
         return apply(Decoder(spec), params, tokens_XL, positions_XL, layout), None
     carry = embed_tokens(params["embed"], spec, tokens_XL), cache
-    inputs = layer_inputs(positions_XL, spec)
+    inputs, local, rotated = layer_inputs(positions_XL, spec), spec.local_layers(), rotated_layers(spec)
     for index, layer_params in enumerate(unstack_layers(params)["layers"]):
-        role = LayerRole(index, spec.local_layers()[index], None if rotated_layers(spec)[index] else False)
+        role = LayerRole(index, local[index], None if rotated[index] else False)
         carry, _ = apply(DecoderLayer(spec), layer_params, carry, role, inputs, layout)
     hidden, cache = carry
     return apply(norm_of(spec), params["final_norm"], hidden), cache

@@ -180,7 +180,7 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     position = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * _item(spec) / mesh.tensor
     cache = position * (rows * R + P / mesh.row_shards * T)
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
-    # Compiled programs hold the cache twice: as an argument and as the carry of their loop.
+    # Compiled programs hold the cache once; the second one counted here is room to spare.
     temporary = 2 * cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
     total = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
