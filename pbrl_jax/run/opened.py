@@ -16,7 +16,7 @@ from pbrl_jax.data.load import fit_prompts
 from pbrl_jax.run.assemble import evaluation_prompts, training_prompts
 from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
-from pbrl_jax.weights.adapters import base_of, is_adapter
+from pbrl_jax.weights.adapters import base_of, is_adapter, reading_base
 from pbrl_jax.weights.folders import own_folder
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_fields import read_config
@@ -125,7 +125,8 @@ def model(source: str, kind: str = "policy") -> tuple[str, Tokenizer]:
         return f"{kind} of this package", load_tokenizer(str(own))
     if kind == "policy" and is_adapter(folder):
         base = base_of(folder)
-        found, tokenizer = model(base)
+        with reading_base(source, base):
+            found, tokenizer = model(base)
         return f"a LoRA adapter for {base}: {found}", tokenizer
     config = read_config(folder, source)
     if config is None:

@@ -5,9 +5,10 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`. Its tensor
 scale * B @ A to `...q_proj.weight`; a tensor without `lora_` replaces the base's. Values are checked against PEFT.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from pbrl_jax.config.tree import LoraConfig
-from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.errors import CheckpointError, PbrlError
 from pbrl_jax.core.paths import read_json_object
 from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.weights.hf_fields import ConfigFields
@@ -200,6 +201,15 @@ def read_adapter(place: str, source: str) -> Adapter:
     if file is None:
         raise CheckpointError(f"{source!r} holds {CONFIG}, but no {ADAPTER_WEIGHTS}. Copy the whole folder.")
     return Adapter(place, source, str(base), open_weights(place, file), alpha, alphas, rooted)
+
+
+@contextlib.contextmanager
+def reading_base(source: str, base: str) -> Iterator[None]:
+    """An error in here, where the base of an adapter is read, says whose base it is."""
+    try:
+        yield
+    except PbrlError as error:
+        raise type(error)(f"{source!r} is a LoRA adapter for {base!r}, which cannot be read. {error}") from error
 
 
 def base_of(source: str) -> str:

@@ -17,7 +17,7 @@ from pbrl_jax.mesh.sharding import tree_shardings
 from pbrl_jax.models.decoder import causal_logits, decoder_axes, init_decoder
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.text.tokenizers import MissingTokenizer, Tokenizer, folder_tokenizer
-from pbrl_jax.weights.adapters import Adapter, is_adapter, read_adapter
+from pbrl_jax.weights.adapters import Adapter, is_adapter, read_adapter, reading_base
 from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
 from pbrl_jax.weights.hf_decoder import decoder_names, decoder_spec, is_fused, kept_fields
 from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
@@ -125,8 +125,9 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
     config = None if own_folder(place, "policy") else read_config(place, directory)
     adapter = read_adapter(place, directory) if is_adapter(place) else None
     if adapter is not None:
-        place = local_copy(adapter.base)
-        config = read_config(place, adapter.base)
+        with reading_base(directory, adapter.base):
+            place = local_copy(adapter.base)
+            config = read_config(place, adapter.base)
         if config is None:
             raise CheckpointError(
                 f"{directory!r} is a LoRA adapter for {adapter.base!r}, where no config.json of a model is. "

@@ -19,7 +19,7 @@ from pbrl_jax import LoraConfig
 from pbrl_jax.checkpoint import save_checkpoint
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config, with_values
-from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError, PbrlError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.models.lora import init_adapters, merge_adapters
 from pbrl_jax.plan.shapes import run_models
@@ -109,6 +109,14 @@ def test_a_base_of_our_own_form_is_converted_first(folder, tmp_path):
     save_policy(hf_policy(), str(tmp_path / "own"))
     change(folder, base_model_name_or_path=str(tmp_path / "own"))
     with pytest.raises(CheckpointError, match="pbrl convert POLICY BASE"):
+        load_policy(str(folder))
+
+
+def test_a_base_that_cannot_be_read_names_the_adapter(folder, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{")
+    change(folder, base_model_name_or_path=str(tmp_path / "base"))
+    with pytest.raises(PbrlError, match="adapter' is a LoRA adapter for '.*base', which cannot be read.*not JSON"):
         load_policy(str(folder))
 
 
