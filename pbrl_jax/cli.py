@@ -22,6 +22,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
   sft CONFIG --workdir W      a start policy by supervised fine-tuning
   dpo CONFIG --workdir W      learn from ranked pairs of the policy's own responses
   encoder CONFIG --workdir W  a multilingual encoder by contrastive training
+  translator CONFIG --workdir W   a translation model (M2M100, NLLB) by training on parallel text
   plan CONFIG [--topology v5p:2x2x4]   does it fit, and how long is a step? Before a machine is rented
   pivots CONFIG --workdir W   write and embed the English references
   translate IN.jsonl OUT.jsonl --to sw,bn --translator MODEL   English prompts into other languages
@@ -299,6 +300,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "sft": config_verb("sft", "Train a start policy on references."),
     "dpo": config_verb("dpo", "Learn from pairs of the policy's own responses, ranked by the semantic reward."),
     "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
+    "translator": config_verb("translator", "Train a translation model (M2M100, NLLB) on parallel text; chrF of each language."),
     "plan": plan,
     "pivots": config_verb("pivots", "Write, filter and embed the English references."),
     "audit": config_verb(
@@ -331,6 +333,7 @@ MEMORY = {
     "sft": "Lower --sft.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
     "dpo": "Lower --dpo.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
     "encoder": "Lower --contrastive.microbatch-size or --encoder.max-length.",
+    "translator": "Lower --translator.microbatch-size.",
     "pivots": "Lower --eval.batch-size or --pivot.max-completion-length.",
     "generate": "Give fewer --prompt at a time or a lower --max-completion-length; --tensor N shares the model over N "
     "devices.",
