@@ -300,7 +300,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "sft": config_verb("sft", "Train a start policy on references."),
     "dpo": config_verb("dpo", "Learn from pairs of the policy's own responses, ranked by the semantic reward."),
     "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
-    "translator": config_verb("translator", "Train a translation model (M2M100, NLLB) on parallel text; chrF of each language."),
+    "translator": config_verb("translator", "Train a translation model (M2M100, NLLB) on parallel text."),
     "plan": plan,
     "pivots": config_verb("pivots", "Write, filter and embed the English references."),
     "audit": config_verb(

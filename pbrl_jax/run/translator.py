@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -178,7 +177,8 @@ def train_translator(config: Config, work: WorkDir, mesh: Mesh, part=None) -> tu
     translator = start_translator(config, training, mesh)
     data = EncodedPairs(training_segments(training, settings.direction), translator, config)
     before = {} if settings.source == "random" else chrf_table(translator, held, settings.direction)
-    state = place_state(translator.params, make_optimizer(translator_optimizer_config(settings)), AXES, mesh, donate=True)
+    optimizer = make_optimizer(translator_optimizer_config(settings))
+    state = place_state(translator.params, optimizer, AXES, mesh, donate=True)
     identity = repr((settings, translator.fingerprint, data.digest, config.train.seed))
     stage = Stage(
         "translator", settings.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
