@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.data.sources.common import RowErrors, take
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.sources.common import take
 from pbrl_jax.data.tables import read_hub, read_rows
 from pbrl_jax.text.languages import known_code, named_like
 
