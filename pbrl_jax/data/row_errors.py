@@ -14,8 +14,9 @@ SHOWN_ERRORS = 5
 class RowErrors:
     """Collects the errors of single rows, to raise one DataError with the first few."""
 
-    def __init__(self, place: str):
+    def __init__(self, place: str, unit: str = "row"):
         self.place = place
+        self.unit = unit
         self.found: list[tuple[int, str]] = []
         self.left_out: list[tuple[int, str]] = []
         self.noted: list[tuple[int, str]] = []
@@ -53,10 +54,10 @@ class RowErrors:
             for rows, what in ((self.left_out, "left out"), (self.noted, "noted")):
                 if rows:
                     row, why = rows[0]
-                    said = f"{self.place}: {len(rows)} rows {what}, the first row {row}: {why}."
+                    said = f"{self.place}: {len(rows)} rows {what}, the first {self.unit} {row}: {why}."
                     print(visible(said), file=sys.stderr)
             return
         found = sorted(self.found + self.left_out, key=lambda error: error[0])
-        shown = "; ".join(f"row {row}: {what}" for row, what in found[:SHOWN_ERRORS])
+        shown = "; ".join(f"{self.unit} {row}: {what}" for row, what in found[:SHOWN_ERRORS])
         more = f"; and {len(found) - SHOWN_ERRORS} more" if len(found) > SHOWN_ERRORS else ""
         raise DataError(f"{self.place}: {shown}{more}. Correct or remove these rows.")
