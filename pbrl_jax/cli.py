@@ -179,7 +179,7 @@ def evaluation(arguments: Sequence[str]) -> None:
         prog="pbrl eval", description="Accuracy per language on a benchmark, with intervals (docs/evaluation.md)."
     )
     parser.add_argument("--policy", required=True, help="policy folder, work directory, or Hugging Face folder")
-    parser.add_argument("--benchmark", required=True, help="mgsm, msvamp, belebele, ...; an unknown name lists all")
+    parser.add_argument("--benchmark", required=True, help="mgsm, ..., or table with --data; an unknown name lists all")
     parser.add_argument("--workdir", required=True, help="folder of this evaluation; an interrupted one goes on")
     parser.add_argument("--languages", default="", help="codes with commas between, sw,bn; default: all")
     parser.add_argument("--limit", type=int, default=0, help="problems of each language; 0: all")
@@ -188,6 +188,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     parser.add_argument("--style", default="benchmark", help="benchmark: its own text; or a style the policy learnt")
     wording_options(parser)
     parser.add_argument("--data", default="", help="folder or hub id in place of the benchmark's (default: PBRL_DATA)")
+    parser.add_argument("--columns", nargs="+", default=(), help="of --benchmark table: question=prompt answer=label")
     parser.add_argument("--samples", type=int, default=1, help="responses to each problem, for pass@k and maj@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
