@@ -11,6 +11,7 @@ truncation (`--logprobs-mode processed_logprobs`) or before both (`raw_logprobs`
 1 responses cannot be truncated as well.
 """
 
+import functools
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,12 +21,15 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.records import PromptBatch, Rollout, on_host
 from pbrl_jax.mesh.agree import host_count
 from pbrl_jax.mesh.rows import rows_on_mesh
+from pbrl_jax.models.decoder import causal_logits
+from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import row_keys
 from pbrl_jax.rollout.transport import Request, read_json
 from pbrl_jax.rollout.vllm_server import SPARE_BYTES, Patience, VllmServer, never, read_group
@@ -34,6 +38,10 @@ from pbrl_jax.weights.policies import Policy
 
 BYTES_PER_TOKEN = 1024
 """Bytes of a reply for each sampled token, at most."""
+CHECKED_TOKENS = 16
+LARGEST_GAP = {"bfloat16": 0.2, "float32": 0.02}
+"""Mean difference of log-probs (nats) between the server and the policy on CHECKED_TOKENS sampled tokens; rounding
+makes a tenth of it."""
 NOT_EXACT = (
     "rollout.engine vllm: a server draws the responses. They are not bit for bit the same again when a run is resumed; "
     "everything else is."
@@ -63,6 +71,7 @@ class VllmSampler:
         self.samples, self.length = config.algo.num_generations, config.rollout.max_completion_length
         self.folder = epath.Path(config.rollout.vllm_folder) / name
         self.server = VllmServer(config.rollout, self.samples * self.length * BYTES_PER_TOKEN + SPARE_BYTES)
+        self._logprobs = jax.jit(functools.partial(token_logprobs, spec=policy.spec))
         self.model = self._served_model()
         self._check_logprobs()
         self._sent: Callable[[], Any] = lambda: None
@@ -95,18 +104,49 @@ class VllmSampler:
         return self._on_mesh([row for group in groups for row in group])
 
     def send(self, params: Any, should_stop: Callable[[], bool] = never, patience: Patience | None = None) -> None:
-        """Give the server these weights, in the policy's compute type, and empty its cache of prompts."""
+        """Give the server these weights, in the policy's compute type, empty its cache of prompts, and see that it has
+        them.
+
+        Raises:
+          EndpointError: it does not take them, does not respond in time, or computes other log-probs with them.
+          Interrupted: `should_stop()` was true.
+        """
         self._sent = lambda: None
         kind = "bfloat16" if self.policy.spec.dtype == "bfloat16" else "float32"
-        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
         self._check_room(params, np.dtype(jax.numpy.dtype(kind)).itemsize)
         try:
             export_weights(self.policy._replace(params=params), str(self.folder), kind)
-            for request in (self.server.post("/collective_rpc", reload), self.server.post("/reset_prefix_cache", {})):
-                self.server.ask_all([request], should_stop=should_stop, patience=patience)
+            self.server.load(str(self.folder), should_stop, patience)
         finally:
             self.folder.rmtree(missing_ok=True)
+        self._check_policy(params, kind, should_stop, patience)
         self._sent = weakref.ref(jax.tree.leaves(params)[0])
+
+    def _check_policy(self, params: Any, kind: str, should_stop: Callable[[], bool], patience: Patience | None) -> None:
+        """Refuse a server that computes another policy: some layer kept its old weights, or its settings differ."""
+        free = {
+            "n": 1,
+            "max_tokens": CHECKED_TOKENS,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "stop_token_ids": [],
+        }
+        vocab = self.policy.spec.vocab_size
+
+        def read(content: bytes, number: int) -> tuple[list[int], list[float]]:
+            return read_group(content, 1, CHECKED_TOKENS, vocab, ())[0]
+
+        ((tokens, logp),) = self.server.ask_all([self._request([0], 0, **free)], read, should_stop, patience)
+        own = np.asarray(self._logprobs(params, jax.numpy.array([[0, *tokens]])))
+        gap = float(np.abs(own - np.asarray(logp)).mean())
+        if not gap <= LARGEST_GAP[kind]:
+            raise EndpointError(
+                f"The vLLM server {self.server.address} has taken the weights, and its log-probs are still {gap:.3g} "
+                f"from those of the policy on average (bound {LARGEST_GAP[kind]}). Start it from an export of this "
+                f"policy with --dtype {kind}, without quantisation. A server on a CPU keeps the old output matrix of a "
+                "policy whose embeddings are tied."
+            )
 
     def _check_room(self, params: Any, size: int) -> None:
         """Refuse a folder without room for the weights, which a container's shared memory often has not."""
@@ -203,3 +243,9 @@ class VllmSampler:
                 f"and top_k {settings.top_k} they are to be from {'before' if truncated else 'after'} them. Start it "
                 f"with --logprobs-mode {mode}."
             )
+
+
+def token_logprobs(params: Any, tokens_1T: Int[Array, "1 T"], *, spec: DecoderSpec) -> Float[Array, "N"]:
+    """Log-probs of all tokens but the first of one row; traceable."""
+    logits = causal_logits(params, spec, tokens_1T, jax.numpy.ones_like(tokens_1T, bool))[0, :-1]
+    return jax.numpy.take_along_axis(jax.nn.log_softmax(logits), tokens_1T[0, 1:, None], axis=-1)[:, 0]

@@ -36,6 +36,10 @@ SPARE_BYTES = 1 << 20
 """Bytes of a reply beside its tokens; a longer one is no answer."""
 
 
+class NotReady(Exception):
+    """An answer that says that the server could not do yet what it was asked."""
+
+
 def never() -> bool:
     """No request to stop."""
     return False
@@ -94,12 +98,23 @@ class VllmServer:
         """A request without content."""
         return Request(self._base + path)
 
+    def load(self, folder: str, should_stop: Callable[[], bool] = never, patience: Patience | None = None) -> None:
+        """Have the server take the weights in a folder, and forget what it has computed with those before them.
+
+        Raises:
+          EndpointError, Interrupted: as `ask_all`.
+        """
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+        for path, content in (("/collective_rpc", reload), ("/reset_prefix_cache", {})):
+            self.ask_all([self.post(path, content)], _accepted, should_stop, patience)
+
     def ask_all(self, requests: Sequence[Request], read: Callable[[bytes, int], Any] = lambda content, number: None,
                 should_stop: Callable[[], bool] = never, patience: Patience | None = None,
                 again: Callable[[Patience], None] | None = None) -> list[Any]:  # fmt: skip
         """`read(content, number)` of the reply to each request, in their order.
 
         Args:
+          read: may raise ValueError, for an answer that cannot be used, or NotReady, to ask once more.
           should_stop: asked every 0.2 s.
           patience: of the caller; default: rollout.vllm_timeout seconds from the last answer.
           again: called with the patience before requests are sent again: the server may have been started anew.
@@ -162,6 +177,8 @@ class VllmServer:
             return self._refused(asked.requests[number], reply)
         try:
             asked.found[number] = asked.read(reply.content, number)
+        except NotReady as error:
+            return str(error)
         except ValueError as error:
             raise EndpointError(
                 f"The vLLM server {self.address} gave an answer that cannot be used: {error}. Its version is to have "
@@ -196,6 +213,12 @@ class VllmServer:
             f"The vLLM server {self.address} {problem or 'has not finished an answer'}, for {self.seconds:g} s. Check "
             "that it runs, or raise --rollout.vllm-timeout. The same command goes on from what is saved."
         )
+
+
+def _accepted(content: bytes, number: int) -> None:
+    answer = read_json(content) if content else None
+    if isinstance(answer, dict) and answer.get("success", True) is not True:
+        raise NotReady("still uses its cache of prompts")
 
 
 def read_group(content: bytes, samples: int, longest: int, vocab_size: int, eos_ids: Sequence[int]
