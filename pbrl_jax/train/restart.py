@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.checkpoint import check_same_experiment, restore_latest, save_checkpoint
+from pbrl_jax.checkpoint import BackgroundSaver, check_same_experiment, restore_latest, save_checkpoint
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.core.errors import CheckpointError, lookup
 from pbrl_jax.data.batches import start_cursor
@@ -48,10 +48,12 @@ def new_position(experiment: Experiment) -> Position:
     return Position(0, state, start_cursor(), None)
 
 
-def save(experiment: Experiment, position: Position, writer: MetricWriter, prove: bool = False) -> None:
+def save(
+    experiment: Experiment, position: Position, writer: MetricWriter, saver: BackgroundSaver | None = None
+) -> None:
     """Write a checkpoint from which the run continues bit by bit; the log is made durable before.
 
-    `prove`: as in `save_checkpoint`.
+    With a saver it is written while the caller goes on, who may donate the position's arrays.
     """
     writer.flush()
     meta = {
@@ -65,9 +67,9 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter, prove
         "keeps_beta": position.state.beta is not None,
     }
     tree = {"state": position.state, "batch": position.batch}
-    limit = experiment.config.train.save_total_limit
+    where, limit = experiment.work.checkpoints, experiment.config.train.save_total_limit
     with phase("save"):
-        save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit, prove=prove)
+        (save_checkpoint if saver is None else saver.start)(where, position.step, tree, meta, keep=limit)
 
 
 def restore(experiment: Experiment) -> Position:
