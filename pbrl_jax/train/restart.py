@@ -22,6 +22,7 @@ from pbrl_jax.train.staged import announce
 from pbrl_jax.train.start import keeps_start, new_critic, taken, trained_shapes
 from pbrl_jax.train.state import abstract_state, place_state, state_shapes
 from pbrl_jax.train.step import Position
+from pbrl_jax.weights.policies import let_go
 
 
 def state_parts(experiment: Experiment) -> dict[str, Any]:
@@ -92,6 +93,8 @@ def restore(experiment: Experiment) -> Position:
         saved = from_json(meta["config"], type(config))
         check_same_experiment(saved, config, meta["fingerprints"], dict(experiment.fingerprints))
         batch = cycle_batch_shapes(experiment) if meta["in_cycle"] else None
+        if not keeps_start(config):
+            let_go(experiment.policy)  # what is restored takes the place of its parameters
         keeps_beta = meta.get("keeps_beta", saved.algo.kl_target is not None)
         beta = abstract_state(place_beta(experiment)) if keeps_beta else None
         return {"state": dataclasses.replace(shapes, beta=beta), "batch": batch}
