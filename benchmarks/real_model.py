@@ -18,7 +18,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from pbrl_jax.core.paths import write_json_lines
+from pbrl_jax.data.sources import quickstart
+from pbrl_jax.run.config_file import load_config
+
 CONFIG = "configs/real_model_cpu.py"
+REPLIES = "replies.jsonl"
+"""Faithful replies for the audit: a model of this size has no right response in Spanish."""
 PROMPT = "What is the capital of France?"
 TOKENS = 24
 #: What transformers does with the export: greedy decoding of the chat prompt.
@@ -50,7 +56,8 @@ def stages_of(flags: argparse.Namespace, data: str) -> list[Stage]:
     stages = [
         Stage("references", ["pivots", CONFIG, "--workdir", str(root / "references"), *sources, *store]),
         Stage("calibration", ["calibrate", CONFIG, "--workdir", str(root / "calibration"), *sources]),
-        Stage("audit", ["audit", CONFIG, "--workdir", str(root / "audit"), "--limit", "16", *sources, *store]),
+        Stage("audit", ["audit", CONFIG, "--workdir", str(root / "audit"), "--limit", "16",
+                        "--replies", str(root / REPLIES), *sources, *store]),  # fmt: skip
         Stage("training", ["train", CONFIG, "--workdir", run, *sources, *store]),
         Stage("export", ["convert", run, hf]),
     ]
@@ -62,6 +69,15 @@ def stages_of(flags: argparse.Namespace, data: str) -> list[Stage]:
     answer = ["generate", "--policy", hf, "--style", "chat_question", "--prompt", PROMPT,
               "--max-completion-length", str(TOKENS)]  # fmt: skip
     return [*stages, Stage("report", ["report", run]), Stage("answer", answer)]
+
+
+def write_replies(file: Path) -> None:
+    """The task's own responses to the prompts of the configuration."""
+    data = load_config(CONFIG).data
+    problems = quickstart.problems("train", data.limit, 0)
+    pairs = [(problem, code) for problem in problems for code in data.languages if code != "en"]
+    write_json_lines(file, [{"id": quickstart.prompt(*pair).id, "language": pair[1],
+                             "response": quickstart.response(*pair)} for pair in pairs])  # fmt: skip
 
 
 def measured(command: list[str], log: Path) -> dict[str, float]:
@@ -111,6 +127,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     flags = parser.parse_args(arguments)
     root = Path(flags.workdir)
     root.mkdir(parents=True, exist_ok=True)
+    write_replies(root / REPLIES)
     kept = root / "stages.json"
     rows = json.loads(kept.read_text()) if kept.exists() else {}
     for stage in stages_of(flags, os.environ.get("PBRL_DATA", "")):

@@ -21,6 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
+    "gathered": "data",
     "vocab": "tensor",
     "width": "fsdp",
     "heads": "tensor",
@@ -30,11 +31,16 @@ LOGICAL_AXES: dict[str, Any] = {
     "layers": None,
     "none": None,
 }
-"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups; `sequence` is the
+"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups, `gathered` the same
+where the rows of all devices along fsdp are gathered; `sequence` is the
 position axis of hidden states between layers, sharded over the same devices as heads and ffn."""
 
-DECODING_AXES = LOGICAL_AXES | {"width": None}
-"""For decoding: parameters are not sharded over fsdp (see rollout.weights)."""
+_SHARED = ("tensor", "fsdp")
+DECODING_AXES: dict[str, dict[str, Any]] = {
+    "whole": LOGICAL_AXES | {"width": None},
+    "tensor": LOGICAL_AXES | {"width": None, "vocab": _SHARED, "heads": _SHARED, "kv_heads": _SHARED, "ffn": _SHARED},
+}
+"""For the parameters while decoding, by `rollout.weights`: not sharded over fsdp, or tensor-parallel over fsdp too."""
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
 from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
-from pbrl_jax.rollout.weights import decoding_params
+from pbrl_jax.rollout.weights import decoding_params, decoding_spec
 
 #: The cache of the responses, which attention reads whole at every token, grows in doubling windows from this size.
 FIRST_WINDOW = 128
@@ -229,13 +229,14 @@ def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_leng
 
     Nothing is compiled after the first full-length rollout of a shape.
     """
+    run = decoding_spec(spec, weights)
     return Programs(
         max_length,
         segment_length,
         jax.jit(functools.partial(decoding_params, spec=spec, weights=weights)),
         jax.jit(functools.partial(row_keys, samples=samples)),
-        jax.jit(functools.partial(prefill, spec=spec, samples=samples, max_length=max_length)),
-        jax.jit(functools.partial(decode, spec=spec), donate_argnums=1),
+        jax.jit(functools.partial(prefill, spec=run, samples=samples, max_length=max_length)),
+        jax.jit(functools.partial(decode, spec=run), donate_argnums=1),
     )
 
 

@@ -1,6 +1,7 @@
 """Parameters as decoding reads them: one step reads them all for one token a row, so they are exchanged once a rollout
 and not at every token."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,20 +13,26 @@ from pbrl_jax.models.precision import MATRICES, cast_matrices
 from pbrl_jax.models.specs import DecoderSpec
 
 
+def decoding_spec(spec: DecoderSpec, weights: str) -> DecoderSpec:
+    """The spec of a model that decodes with parameters from `decoding_params`."""
+    return dataclasses.replace(spec, gathered_rows=weights == "tensor")
+
+
 def decoding_params(params: Any, spec: DecoderSpec, weights: str = "whole") -> Any:
     """One tree a layer, matrices in the compute type. Traceable; the responses are those of the parameters as they were
     trained.
 
     Args:
-      weights: as `rollout.weights` of the config: whole (laid by DECODING_AXES: not cut along `fsdp`) or as_trained.
+      weights: as `rollout.weights` of the config: whole and tensor (laid by DECODING_AXES: not cut along fsdp, or
+        tensor-parallel over it), or as_trained.
     """
     mesh, rules = jax.sharding.get_abstract_mesh(), decoder_axes(spec)
     params = cast_matrices(params, spec.dtype)
 
     def laid(path: str, leaf):
         rule = first_rule(path, rules) if path.split("/")[-1] in MATRICES else None
-        return leaf if rule is None else constrain(leaf, *rule[1], table=DECODING_AXES)
+        return leaf if rule is None else constrain(leaf, *rule[1], table=DECODING_AXES[weights])
 
-    if weights == "whole" and not mesh.empty and mesh.shape["fsdp"] > 1:
+    if weights in DECODING_AXES and not mesh.empty and mesh.shape["fsdp"] > 1:
         params = map_with_path(laid, params)
     return unstack_layers(params)
