@@ -60,9 +60,7 @@ PREFERENCE_LOSSES: dict[str, Callable[[PairGains, DpoConfig], jax.Array]] = {
     "sppo_hard": lambda gains, c: (
         jnp.square(gains.chosen_P - 0.5 / c.beta) + jnp.square(gains.rejected_P + 0.5 / c.beta)
     ),
-    "apo_zero": lambda gains, c: (
-        jax.nn.sigmoid(-c.beta * gains.chosen_P) + jax.nn.sigmoid(c.beta * gains.rejected_P)
-    ),
+    "apo_zero": lambda gains, c: jax.nn.sigmoid(-c.beta * gains.chosen_P) + jax.nn.sigmoid(c.beta * gains.rejected_P),
     "apo_down": lambda gains, c: jax.nn.sigmoid(c.beta * gains.chosen_P) + jax.nn.sigmoid(-c.beta * gains.margin_P),
 }
 

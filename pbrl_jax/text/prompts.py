@@ -4,6 +4,7 @@ A prompt begins with exactly one beginning-of-sequence token if the tokenizer ha
 The wording is our own; no native speaker has reviewed it.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,14 +64,14 @@ def chat_messages(question: str, code: str, style: str = "chat", wording: Wordin
     Style `chat`: a user turn with the instruction in the question's language, an empty line, and the question. The
     other chat styles: a system turn that says where reasoning and answer go, and a user turn with the question.
     """
-    if (own := wording.turns(question, code)) is not None:
-        system, user = own
+    if (turns := wording.turns(question, code)) is not None:
+        system, user = turns
     elif style in ("chat", "chat_question"):
         system, user = "", question if style == "chat_question" else f"{instruction(code)}\n\n{question}"
     else:
         system, user = system_instruction(code, style), question
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": user}]
+    messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": user}]
 
 
 def resolve_style(style: str, tokenizer: Tokenizer) -> str:
@@ -88,12 +89,12 @@ def resolve_style(style: str, tokenizer: Tokenizer) -> str:
 def prompt_text(question: str, code: str, style: str, wording: Wording = OURS) -> str:
     """The text of a prompt in style `plain` or `base`, or of `wording`."""
     entry = language(code)
-    if (own := wording.turns(question, code)) is not None:
-        if own[0]:
+    if (turns := wording.turns(question, code)) is not None:
+        if turns[0]:
             raise ConfigError(
                 f"A system prompt needs a chat, and this is style {style}. Use --style chat, or the user's turn."
             )
-        return own[1]
+        return turns[1]
     if style == "plain":
         return f"{question}\n"
     ask, answer = entry.ask
@@ -135,7 +136,4 @@ def with_one_bos(ids: Sequence[int], bos_id: int | None) -> list[int]:
     """`ids` with exactly one beginning-of-sequence token in front; unchanged if the tokenizer has none."""
     if bos_id is None:
         return list(ids)
-    rest = 0
-    while rest < len(ids) and ids[rest] == bos_id:
-        rest += 1
-    return [bos_id, *ids[rest:]]
+    return [bos_id, *itertools.dropwhile(lambda i: i == bos_id, ids)]

@@ -66,8 +66,7 @@ def _sentences(line: str) -> Iterator[str]:
 
 
 def fitting_parts(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """`text` cut into parts for which `fits` is true, at the best break nearest the middle; one character always fits.
-    """
+    """`text` cut into parts that fit, at the best break nearest the middle; a single character is never cut."""
     if len(text) < 2 or fits(text):
         return [text]
     for pattern in _BREAKS:

@@ -68,14 +68,14 @@ def wording_of(data: DataConfig) -> Wording:
         )
     entries = _read(data.prompt_file) if data.prompt_file else given
     texts = {turn: value if isinstance(value, dict) else {ANY: value} for turn, value in entries.items()}
-    place = data.prompt_file or "data.user_prompt"
+    source = data.prompt_file or "data.user_prompt"
     for turn, by_language in texts.items():
         check_languages([code for code in by_language if code != ANY] or ["en"])
         for code, text in by_language.items():
             if not isinstance(text, str):
-                raise ConfigError(f"{place}: {turn} of {code} is {text!r}; expected text.")
+                raise ConfigError(f"{source}: {turn} of {code} is {text!r}; expected text.")
             if turn == "user" and "{question}" not in text:
-                raise ConfigError(f"{place}: the user's turn {text[:60]!r} has no {{question}}. Write where it stands.")
+                raise ConfigError(f"{source}: the user's turn {text[:60]!r} has no {{question}}. Add it to the text.")
     wording = Wording(**texts)
     if any(wording.system.values()) and data.prompt_style in ("plain", "base"):
         raise ConfigError(
@@ -86,7 +86,7 @@ def wording_of(data: DataConfig) -> Wording:
 
 
 def with_own_words(data: DataConfig, given: Any) -> DataConfig:
-    """`data` with the system_prompt, user_prompt and prompt_file of `given` (a command line), where it has one."""
+    """`data` with the system_prompt, user_prompt and prompt_file of `given` (a command line), if any is set."""
     words = {name: getattr(given, name) for name in ("system_prompt", "user_prompt", "prompt_file")}
     return dataclasses.replace(data, **words) if any(words.values()) else data
 

@@ -95,15 +95,15 @@ def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
     lines = word_lines(text)
     if "Latn" in scripts:
         return lines
-    own = script_pattern(scripts)
+    own_script = script_pattern(scripts)
     names: set[str] = set()
-    letters = len(own.findall(" ".join(lines)))
+    letters = len(own_script.findall(" ".join(lines)))
     most = max(FREE_LETTERS, letters) if letters else 0
 
     def kept(match: re.Match) -> str:
         run = match.group()
-        if own.search(run):
-            return _WORD.sub(lambda word: word.group() if own.search(word.group()) else kept(word), run)
+        if own_script.search(run):
+            return _WORD.sub(lambda word: word.group() if own_script.search(word.group()) else kept(word), run)
         words = [w for w in _WORD.findall(run) if len(w) > 1 and w not in UNITS and w.lower() not in _FUNCTIONS]
         if not words:
             return " "
