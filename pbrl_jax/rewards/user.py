@@ -17,6 +17,7 @@ from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.attempt import OutOfTime, call_twice
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.equality import let_threads_verify
+from pbrl_jax.text.prompts import as_messages
 
 
 class TrainerState(NamedTuple):
@@ -113,14 +114,18 @@ async def _awaited(result):
 def arguments(inputs: RewardInputs) -> dict[str, Any]:
     """The keyword arguments of a user's function: one value per row, and `trainer_state`.
 
-    `prompts` and `completions` are strings, `completion_ids` the sampled tokens; then the fields of each row
-    (`language` to `step`), and the other columns of the data under their own names.
+    `prompts` and `completions` are strings, or lists of messages if the row is a conversation; `completion_ids` are the
+    sampled tokens; then the fields of each row (`language` to `step`), and the other columns of the data under their
+    own names.
     """
     rows = inputs.prompts
     columns = [dict(prompt.columns) for prompt in rows]
     return {name: [row.get(name) for row in columns] for name in {name: None for row in columns for name in row}} | {
-        "prompts": [p.question for p in rows],
-        "completions": list(inputs.completions),
+        "prompts": [as_messages(p.turns) if p.turns else p.question for p in rows],
+        "completions": [
+            as_messages([("assistant", text)]) if p.turns else text
+            for p, text in zip(rows, inputs.completions, strict=True)
+        ],
         "completion_ids": [ids[: int(n)].tolist() for ids, n in zip(inputs.tokens_BR, inputs.lengths_B, strict=True)],
         "language": [p.language for p in rows],
         "answer": [p.answer for p in rows],

@@ -94,17 +94,30 @@ class HuggingFaceTokenizer:
         return tuple({*added, *self.tokenizer.all_special_tokens})
 
     def _chat_text(self, messages: list[dict[str, str]], switch: dict) -> str:
-        """The rendered template; without support of system turns (Gemma 1, Mistral), the user's turn begins with it."""
+        """The rendered template, with contents as text or as lists of parts, whichever it supports; without support of
+        system turns (Gemma 1, Mistral), the user's turn begins with the system's."""
         from jinja2.exceptions import TemplateError
 
-        try:
+        def render(turns: list[dict[str, Any]]) -> str:
+            template = dated(self.tokenizer.get_chat_template())
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True,
-                chat_template=dated(self.tokenizer.get_chat_template()), **switch,
-            )  # fmt: skip
+                turns, tokenize=False, add_generation_prompt=True, chat_template=template, **switch
+            )
+
+        text, failure = "", None
+        try:
+            text = render(messages)
         except Exception as error:  # a template is code and may raise anything
-            if not isinstance(error, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
-                raise ConfigError(f"The chat template refuses this conversation: {error}.") from error
+            failure = error
+        if failure or not holds(text, messages):
+            with contextlib.suppress(Exception):
+                from_parts = render([{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages])
+                if holds(from_parts, messages):
+                    return from_parts
+        if failure is None:
+            return text
+        if not isinstance(failure, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
+            raise ConfigError(f"The chat template refuses this conversation: {failure}.") from failure
         system, user, *rest = messages
         content = f"{system['content']}\n\n{user['content']}"
         return self._chat_text([{**user, "content": content}, *rest], switch)
@@ -157,6 +170,11 @@ def _tokenizer_files(folder: str) -> dict[str, bytes]:
 def dated(template: str) -> str:
     """A chat template with TEMPLATE_DATE in place of the current date."""
     return TODAY.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), template)
+
+
+def holds(text: str, messages: Iterable[dict[str, str]]) -> bool:
+    """Whether a rendered conversation contains all messages."""
+    return all(message["content"].strip() in text for message in messages)
 
 
 @contextlib.contextmanager

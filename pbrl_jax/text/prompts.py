@@ -5,11 +5,12 @@ The wording is our own; no native speaker has reviewed it.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pbrl_jax.config.data import DataConfig
 from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.records import Question
 from pbrl_jax.text.languages import LANGUAGES, answer_sentence, language
 from pbrl_jax.text.tokenizers import Tokenizer, has_chat_template
 from pbrl_jax.text.wording import OURS, Wording, wording_of
@@ -57,21 +58,31 @@ def form_of(data: DataConfig) -> dict[str, Any]:
     return {"style": data.prompt_style, "thinking": THINKING[data.thinking], "wording": wording_of(data)}
 
 
-def chat_messages(question: str, code: str, style: str = "chat", wording: Wording = OURS) -> list[dict[str, str]]:
+def as_messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Turns in the form of chat templates."""
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def chat_messages(question: Question, code: str, style: str = "chat", wording: Wording = OURS) -> list[dict[str, str]]:
     """The turns before the answer.
 
-    A `wording` with texts for the language takes precedence. Style `chat_question`: a user turn with the question.
-    Style `chat`: a user turn with the instruction in the question's language, an empty line, and the question. The
-    other chat styles: a system turn that says where reasoning and answer go, and a user turn with the question.
+    A `wording` with texts for the language takes precedence: its user turn replaces the last question, its system turn
+    that of a conversation. Conversations have no texts of the style. Style `chat_question`: the question. Style `chat`:
+    a user turn with the instruction in the question's language, an empty line, and the question. The other chat styles:
+    a system turn that says where reasoning and answer go, and a user turn with the question.
     """
-    if (turns := wording.turns(question, code)) is not None:
+    *before, (_, text) = [("user", question)] if isinstance(question, str) else question
+    if (turns := wording.turns(text, code)) is not None:
         system, user = turns
-    elif style in ("chat", "chat_question"):
-        system, user = "", question if style == "chat_question" else f"{instruction(code)}\n\n{question}"
+    elif style == "chat_question" or not isinstance(question, str):
+        system, user = "", text
+    elif style == "chat":
+        system, user = "", f"{instruction(code)}\n\n{text}"
     else:
-        system, user = system_instruction(code, style), question
-    messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": user}]
+        system, user = system_instruction(code, style), text
+    if system:
+        before = [("system", system), *(turn for turn in before if turn[0] != "system")]
+    return as_messages([*before, ("user", user)])
 
 
 def resolve_style(style: str, tokenizer: Tokenizer) -> str:
@@ -86,9 +97,19 @@ def resolve_style(style: str, tokenizer: Tokenizer) -> str:
     return "chat" if has_chat_template(tokenizer) else "plain"
 
 
-def prompt_text(question: str, code: str, style: str, wording: Wording = OURS) -> str:
-    """The text of a prompt in style `plain` or `base`, or of `wording`."""
+def prompt_text(question: Question, code: str, style: str, wording: Wording = OURS) -> str:
+    """The text of a prompt in style `plain` or `base`, or of `wording`.
+
+    Raises:
+      ConfigError: a conversation of several turns, or a system turn.
+    """
     entry = language(code)
+    if not isinstance(question, str):
+        if len(question) > 1:
+            raise ConfigError(
+                f"The data hold conversations, and style {style} has no turns. Use --data.prompt-style chat_question."
+            )
+        question = question[-1][1]
     if (turns := wording.turns(question, code)) is not None:
         if turns[0]:
             raise ConfigError(
@@ -102,7 +123,7 @@ def prompt_text(question: str, code: str, style: str, wording: Wording = OURS) -
 
 
 def format_prompts(
-    questions: Sequence[str], codes: Sequence[str], tokenizer: Tokenizer, style: str = "plain",
+    questions: Sequence[Question], codes: Sequence[str], tokenizer: Tokenizer, style: str = "plain",
     thinking: bool | None = None, wording: Wording = OURS,
 ) -> list[list[int]]:  # fmt: skip
     """The ids of prompts, each with exactly one beginning-of-sequence token if the tokenizer has one.
