@@ -1,7 +1,7 @@
 """Belebele: a passage, a question and four answers, in 122 languages and scripts (Bandarkar et al. 2023; CC-BY-SA-4.0).
 
-Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks belebele_*). All 900 rows are test rows: examples
-taken from them, as the harness does, would leak, so there are none here.
+Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks belebele_*). All 900 rows are test rows, so that
+few-shot examples from them, as in the harness, would leak; none are used here.
 """
 
 from typing import Any
@@ -29,14 +29,14 @@ OTHERS = (
     "sot_Latn ssw_Latn sun_Latn tir_Ethi tsn_Latn tso_Latn urd_Latn war_Latn zho_Hant "
 )
 LANGUAGES = dict(pair.split("=") for pair in SHORT.split()) | {name: name for name in OTHERS.split()}
-"""Our code where the language has a short one, else the data set's own name -> the data set's name."""
+"""Our language code (the data set's name, if there is none) -> the data set's name."""
 DATASET = Dataset(
     "belebele", "facebook/belebele", ("{config}.jsonl", "data/{config}.jsonl", "{config}/{split}-*.parquet")
 )
 
 
 def read(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str, str]:
-    """(passage and question, text up to the answer, gold letter) of a row; the gold answer counts from 1."""
+    """(passage and question, text up to the answer, gold letter) of a row, whose gold answer counts from 1."""
     passage = errors.text(number, "flores_passage", row.get("flores_passage"))
     question = errors.text(number, "question", row.get("question"))
     values = [errors.text(number, f"mc_answer{i}", row.get(f"mc_answer{i}")) for i in (1, 2, 3, 4)]

@@ -1,7 +1,7 @@
 """Global-MMLU and its Lite form: MMLU in 42 and 15 languages (Singh et al. 2024, arXiv 2412.03304; Apache-2.0).
 
 Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks global_mmlu_full_*). Few-shot examples are the
-first ones of the `dev` split with the row's subject.
+first rows of the `dev` split with the row's subject.
 """
 
 from pbrl_jax.eval.benchmarks.common import Benchmark, Dataset, Problem, Request, requested_rows, solved_examples
@@ -37,7 +37,7 @@ def _loader(dataset: Dataset):
 
 
 def benchmark(name: str, languages: tuple[str, ...], hub: str) -> Benchmark:
-    """The full or the Lite form."""
+    """The benchmark in its full or Lite form."""
     dataset = Dataset(name.replace("-", "_"), hub)
     return Benchmark(
         name=name, version="1 (lm-eval 0.0)", languages={code: code for code in languages}, protocols=PROTOCOLS,

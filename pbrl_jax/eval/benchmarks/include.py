@@ -1,8 +1,8 @@
-"""INCLUDE: exam questions from 44 languages' own schools and boards (Romanou et al. 2024, arXiv 2411.19799).
+"""INCLUDE: exam questions from regional sources in 44 languages (Romanou et al. 2024, arXiv 2411.19799).
 
-Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks include_base_44_*), without the space that a folded
-line of its files puts before D and without the sentence on the subject; examples are the first ones of the `validation`
-split.
+Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks include_base_44_*), without the space before D that
+comes from a folded line of its files, and without the sentence on the subject. Few-shot examples are the first rows of
+the `validation` split.
 """
 
 from pbrl_jax.eval.benchmarks.common import Benchmark, Dataset, Problem, Request, requested_rows, solved_examples

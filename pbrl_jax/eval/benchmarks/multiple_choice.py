@@ -1,7 +1,7 @@
-"""Multiple choice with the letters A to D: what Belebele, Global-MMLU and INCLUDE share.
+"""Multiple choice with the letters A to D, for Belebele, Global-MMLU and INCLUDE.
 
-The protocol `loglikelihood` compares the continuations " A" to " D", as lm-evaluation-harness does; `direct` lets the
-policy write, and looks for the letter.
+The protocol `loglikelihood` compares the continuations " A" to " D", as lm-evaluation-harness does; `direct` generates
+a response and extracts the letter.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ OPTIONS = ("option_a", "option_b", "option_c", "option_d")
 
 
 def question_and_options(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str]:
-    """(question, the harness's text of the problem up to `Answer:`) of a row with option_a to option_d."""
+    """(question, the harness's text up to `Answer:`) of a row with option_a to option_d."""
     question = errors.text(number, "question", row.get("question"))
     values = [errors.text(number, column, row.get(column)) for column in OPTIONS]
     lines = "\n".join(f"{letter}. {value}" for letter, value in zip(LETTERS, values, strict=True))
@@ -26,7 +26,7 @@ def question_and_options(row: dict[str, Any], number: int, errors: RowErrors) ->
 
 
 def shots_text(examples: Sequence[tuple[str, str, str]]) -> str:
-    """Solved examples, as read_options gives them, with an empty line after each."""
+    """Solved examples, as from read_options, each followed by an empty line."""
     return "".join(f"{text} {letter}\n\n" for _, text, letter in examples)
 
 
@@ -40,9 +40,9 @@ def choice_problem(request: Request, code: str, row: int, text: tuple[str, str, 
     """The problem of one row.
 
     Args:
-      text: question, text up to the answer, gold letter.
-      before: solved examples in front of it.
-      group: the row's subject.
+      text: (question, text up to the answer, gold letter).
+      before: text of solved examples.
+      group: subject of the row.
     """
     question, prompt, gold = text
     scored = request.protocol == LOGLIKELIHOOD
@@ -54,5 +54,5 @@ def choice_problem(request: Request, code: str, row: int, text: tuple[str, str, 
 
 
 def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
-    """Generated letters have no harness rule here: the letter that the text begins with or announces."""
+    """The grade of a generated letter, announced or at the beginning; the harness has no rule for it."""
     return {"letter": leading_or_announced_letter(text, problem.answer_language, LETTERS) == problem.answer}
