@@ -85,10 +85,6 @@ def steps_of(text: str) -> list[str]:
     return steps
 
 
-def _change_one(case: Case, rng: random.Random) -> str:
-    return change_numbers(case.faithful, rng) or case.faithful
-
-
 def _change_answer(case: Case, rng: random.Random) -> str:
     """The correct steps with another answer: ten times the number, in the same digits, or the next letter."""
     reasoning, sentence = case.parts
@@ -112,10 +108,6 @@ def _drop(first: bool) -> Callable[[Case, random.Random], str]:
         return " ".join([*(steps[1:] if first else steps[:-1]), answer])
 
     return template
-
-
-def _deny(case: Case, rng: random.Random) -> str:
-    return f"{case.parts[0]} {case.phrases.denied.format(answer=case.prompt.answer)}"
 
 
 def _pad_with_neighbour(case: Case, rng: random.Random) -> str:
@@ -201,9 +193,12 @@ ATTACKS: dict[str, Attack] = {
     "empty": Attack(lambda case, rng: "", lambda case, rng: " \n"),
     "repeated": Attack(lambda case, rng: " ".join([case.faithful] * 3), _repeat_last),
     "other_problem": Attack(lambda case, rng: case.neighbours[1], lambda case, rng: case.neighbours[0]),
-    "number_changed": Attack(_change_one, _change_answer),
+    "number_changed": Attack(lambda case, rng: change_numbers(case.faithful, rng) or case.faithful, _change_answer),
     "step_dropped": Attack(_drop(True), _drop(False)),
-    "negation": Attack(_deny, lambda case, rng: f"{case.phrases.untrue} {case.faithful}"),
+    "negation": Attack(
+        lambda case, rng: f"{case.parts[0]} {case.phrases.denied.format(answer=case.prompt.answer)}",
+        lambda case, rng: f"{case.phrases.untrue} {case.faithful}",
+    ),
     "cut_short": Attack(
         lambda case, rng: case.faithful[: len(case.faithful) // 2].rstrip(),
         lambda case, rng: case.parts[0],

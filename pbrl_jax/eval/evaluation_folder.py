@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from etils import epath
-
 from pbrl_jax.core.errors import CheckpointError, DataError
 from pbrl_jax.core.paths import (
     append_json_lines,
@@ -26,25 +24,12 @@ from pbrl_jax.eval.benchmarks.common import Problem
 
 
 class EvaluationFolder:
-    """Reads and writes the files of one folder; the object holds only the path."""
+    """Reads and writes the files of one folder; the object holds only their paths."""
 
     def __init__(self, workdir: str | os.PathLike):
         self.root = as_path(workdir)
-
-    @property
-    def identity(self) -> epath.Path:
-        """Settings and policy."""
-        return self.root / "evaluation.json"
-
-    @property
-    def responses(self) -> epath.Path:
-        """One row per response."""
-        return self.root / "responses.jsonl"
-
-    @property
-    def result(self) -> epath.Path:
-        """The result."""
-        return self.root / "eval.json"
+        self.identity, self.responses = self.root / "evaluation.json", self.root / "responses.jsonl"
+        self.result = self.root / "eval.json"
 
     def claim(self, identity: dict[str, Any]) -> None:
         """Write the identity, or check that the folder has the same identity.

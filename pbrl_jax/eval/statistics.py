@@ -78,9 +78,14 @@ def bootstrap_interval(values: Values, seed: int = 0, level: float = 0.95, draws
     values_N = _values(values, "Bootstrap interval")
     if not 0 < level < 1:
         raise ConfigError(f"The level of an interval is {level}; expected a share between 0 and 1, such as 0.95.")
+    return Interval(float(values_N.mean()), *_bounds(resampled_means(values_N, seed, draws), level))
+
+
+def _bounds(means: np.ndarray, level: float) -> tuple[float, float]:
+    """The percentiles of resampled means between which a share `level` of them lies."""
     tail = 50 * (1 - level)
-    low, high = np.percentile(resampled_means(values_N, seed, draws), [tail, 100 - tail])
-    return Interval(float(values_N.mean()), float(low), float(high))
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
@@ -96,9 +101,7 @@ def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
     if len({len(row) for row in rows}) == 1:
         return bootstrap_interval(np.mean(rows, axis=0), seed, level, draws)
     means = np.mean([resampled_means(row, seed + index, draws) for index, row in enumerate(rows)], axis=0)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(float(np.mean([row.mean() for row in rows])), float(low), float(high))
+    return Interval(float(np.mean([row.mean() for row in rows])), *_bounds(means, level))
 
 
 def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -138,15 +141,14 @@ def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.9
         )
     difference_N = second_N - first_N
     means = resampled_means(difference_N, seed, draws)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = _bounds(means, level)
     side = min(int((means <= 0).sum()), int((means >= 0).sum()))
     binary = bool(np.isin(first_N, (0, 1)).all() and np.isin(second_N, (0, 1)).all())
     lost, won = int((difference_N < 0).sum()), int((difference_N > 0).sum())
     return PairedTest(
         difference=float(difference_N.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p_bootstrap=min(1.0, 2 * (side + 1) / (draws + 1)),
         p_mcnemar=mcnemar_exact(lost, won) if binary else None,
         lost=lost,

@@ -6,10 +6,9 @@ few-shot examples from them, as in the harness, would leak; none are used here.
 
 from typing import Any
 
-from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources.common import RowErrors
-from pbrl_jax.eval.benchmarks.common import Benchmark, Dataset, Problem, Request, requested_rows
-from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, PROTOCOLS, TOKENS, choice_problem, published
+from pbrl_jax.eval.benchmarks.common import Dataset
+from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, choice_benchmark
 
 SHORT = (
     "en=eng_Latn am=amh_Ethi ar=arb_Arab as=asm_Beng bn=ben_Beng bg=bul_Cyrl bo=bod_Tibt ca=cat_Latn cs=ces_Latn "
@@ -48,18 +47,4 @@ def read(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str,
     return f"{passage} {question}", f"P: {passage}\nQ: {question}\n{lines}\nAnswer:", letter
 
 
-def load(request: Request) -> list[Problem]:
-    """The 900 rows, language by language."""
-    if request.shots:
-        raise ConfigError("Belebele has no rows apart from its test rows: examples would leak. Use --shots 0.")
-    return [
-        choice_problem(request, code, row, read(values, row + 1, errors))
-        for code in request.languages
-        for row, values, errors in requested_rows(DATASET, code, LANGUAGES[code], request)
-    ]
-
-
-BENCHMARK = Benchmark(
-    name="belebele", version="1 (lm-eval 0.0)", languages=LANGUAGES, protocols=PROTOCOLS, tokens=TOKENS, shots=0,
-    dataset=DATASET, load=load, published=published,
-)  # fmt: skip
+BENCHMARK = choice_benchmark("belebele", LANGUAGES, DATASET, read=read)
