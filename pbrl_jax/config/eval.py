@@ -10,9 +10,11 @@ class EvalConfig:
     """Evaluation during training."""
 
     source: str = operational("")
-    """Data source of the evaluation; empty: the training source's test split."""
+    """Data source of the evaluation; empty: the training's."""
     path: str = operational("")
-    """Path of the evaluation source, as data.path."""
+    """As data.path; where no source is named, empty is the training's."""
+    columns: tuple[str, ...] = operational(())
+    """As data.columns; where no source is named, empty are the training's."""
     split: str = operational("test")
     """Split of the evaluation source."""
     training_rows: bool = operational(False)

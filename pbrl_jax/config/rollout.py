@@ -20,6 +20,17 @@ class RolloutConfig:
     """Probability mass of nucleus sampling; 1: off."""
     top_k: int = identity(0, at_least=0)
     """Number of most likely tokens that are sampled from; 0: off."""
+    engine: Literal["jax", "vllm"] = identity("jax")
+    """What samples: jax, the compiled programs of this package, or vllm, a server that is sent the weights after each
+    update. Its tokens are not the same again after a resume; the correction of the sampler is on."""
+    vllm_address: str = operational("http://localhost:8000", only_with=("engine", "vllm"))
+    """Where the vLLM server is, without a path. A key is read from the environment variable VLLM_API_KEY."""
+    vllm_folder: str = operational("/dev/shm", only_with=("engine", "vllm"))
+    """Folder that this process writes weights to and the server reads them from: memory shared by both where they are
+    on one machine, a shared disk otherwise."""
+    vllm_timeout: float = operational(600.0, above=0, only_with=("engine", "vllm"))
+    """Seconds to wait for a server that does not respond, or in which no group of responses is finished; then the run
+    saves and stops."""
     weights: Literal["whole", "as_trained"] = operational("whole")
     """Sharding of the policy's matrices during decoding: whole (in the compute type, gathered over mesh.fsdp once a
     rollout) or as_trained (sharded as in training: less memory, but gathered at every token)."""

@@ -93,6 +93,35 @@ class ContrastiveConfig:
 
 
 @dataclass(frozen=True)
+class TranslatorTrainingConfig:
+    """Training of a translation model, `pbrl translator`."""
+
+    source: str = identity("random")
+    """Start: an M2M100 or NLLB model, folder, hub id or gs://...; random: a new one with a vocabulary of the text."""
+    preset: Literal["tiny", "small", "base"] = identity("small", only_with=("source", "random"))
+    """Sizes of a new model."""
+    path: str = operational("")
+    """Parallel text: JSON lines {"lang", "src", "en"}, plain or .gz; empty: the questions of the data in their
+    languages and in English (of the quickstart: also the responses)."""
+    direction: Literal["into_english", "from_english", "both"] = identity("into_english")
+    """What is learnt: languages into English, which the reward `translation` needs, or English into languages."""
+    steps: int = identity(1000, at_least=1)
+    """Optimizer steps of `pbrl translator`."""
+    batch_size: int = identity(64, at_least=1)
+    """Pairs per step."""
+    microbatch_size: int = operational(0, at_least=0)
+    """Pairs whose gradients are computed at a time, over all devices; 0: all. Sums are exact."""
+    learning_rate: float = identity(1e-3, at_least=0, at_most=1)
+    """Peak learning rate, cosine to zero; 1e-3 is for a new model, 3e-5 is usual for a released one."""  # ASSUMED
+    warmup_steps: int = identity(100, at_least=0)
+    """Steps of linear warm-up."""
+    label_smoothing: float = identity(0.1, at_least=0, below=1)
+    """Share of a target's weight that is spread over the vocabulary."""
+    held_out: int = identity(50, at_least=1)
+    """Pairs of each language that are left out of the training and translated at the end, for chrF."""
+
+
+@dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters that are trained in place of the weights."""
 

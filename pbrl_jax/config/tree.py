@@ -26,7 +26,13 @@ from pbrl_jax.config.pivot import PivotConfig
 from pbrl_jax.config.policy import PolicyConfig
 from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.config.rollout import RolloutConfig
-from pbrl_jax.config.supervised import ContrastiveConfig, DpoConfig, LoraConfig, SftConfig
+from pbrl_jax.config.supervised import (
+    ContrastiveConfig,
+    DpoConfig,
+    LoraConfig,
+    SftConfig,
+    TranslatorTrainingConfig,
+)
 from pbrl_jax.config.train import TrainConfig
 
 
@@ -47,6 +53,7 @@ class Config:
     dpo: DpoConfig = DpoConfig()
     lora: LoraConfig = LoraConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    translator: TranslatorTrainingConfig = TranslatorTrainingConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()

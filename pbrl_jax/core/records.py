@@ -33,6 +33,10 @@ class Reference(NamedTuple):
         return f"{self.reasoning} {self.answer}".strip()
 
 
+Question = str | tuple[tuple[str, str], ...]
+"""What a policy is asked: a text, or the turns (role, content) of a conversation that ends with the user's."""
+
+
 class Prompt(NamedTuple):
     """One row of a data set: plain strings, not tokenised.
 
@@ -50,6 +54,13 @@ class Prompt(NamedTuple):
     more_references: tuple[Reference, ...] = ()
     #: Further (name, value) columns of the data, for reward functions that have a parameter of that name.
     columns: tuple[tuple[str, Any], ...] = ()
+    #: The turns (role, content) of a row that is a conversation; `question` is the text of the last one, the user's.
+    turns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def asked(self) -> Question:
+        """The conversation where the row is one, else the question."""
+        return self.turns or self.question
 
     @property
     def references(self) -> tuple[Reference, ...]:

@@ -65,6 +65,12 @@ def encode_prompts(
     the answer's language. If problems consist of more than a question (options, a request for a box), the benchmark's
     text is kept, as the user turn of a chat style. `wording` is applied to either.
     """
+    if any(problem.turns for problem in problems):
+        style = "chat_question" if style == "benchmark" else style
+        questions = [problem.turns or problem.question for problem in problems]
+        return format_prompts(
+            questions, [problem.answer_language for problem in problems], tokenizer, style, thinking, wording
+        )
     plain = style == "benchmark" or any(problem.kind != "number" for problem in problems)
     chat = style != "benchmark" and resolve_style(style, tokenizer).startswith("chat")
     if not plain or any(wording):

@@ -4,11 +4,14 @@ No device takes part, so values can be exchanged while programs run, and a faile
 All hosts must call the same exchanges in the same order. With one host an exchange is the identity.
 """
 
+import collections
+import contextlib
 import itertools
 import json
+import threading
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -26,6 +29,8 @@ GATHER_BYTES = 1 << 28
 """Bytes of an array that are gathered at a time."""
 
 _turns = itertools.count()
+_own_turns: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)
+_local = threading.local()
 _lost: list[str] = []
 
 
@@ -61,6 +66,17 @@ def distributed_client() -> Any:
     return global_state.client
 
 
+@contextlib.contextmanager
+def own_turns(name: str) -> Iterator[None]:
+    """Inside the block, number this thread's exchanges apart from those of the main thread, which go on meanwhile. The
+    other hosts have a thread of the same name, which makes the same ones in the same order."""
+    _local.name = name
+    try:
+        yield
+    finally:
+        _local.name = ""
+
+
 def exchange(tag: str, value: Any) -> list[Any]:
     """All-gather: the values of all hosts, by host number.
 
@@ -73,12 +89,14 @@ def exchange(tag: str, value: Any) -> list[Any]:
     """
     if host_count() == 1:
         return [value]
-    client, turn = distributed_client(), next(_turns)
+    name = getattr(_local, "name", "")
+    client, turn = distributed_client(), next(_own_turns[name] if name else _turns)
+    folder = f"{FOLDER}/turn{name and f'/{name}'}"
     content = zlib.compress(json.dumps([tag, value]).encode(), 1)
-    client.key_value_set_bytes(f"{FOLDER}/turn/{turn}/{host()}", content)
+    client.key_value_set_bytes(f"{folder}/{turn}/{host()}", content)
     values = []
     for number in range(host_count()):
-        sent_tag, sent = json.loads(zlib.decompress(_wait_for(client, f"{FOLDER}/turn/{turn}/{number}")))
+        sent_tag, sent = json.loads(zlib.decompress(_wait_for(client, f"{folder}/{turn}/{number}")))
         if sent_tag != tag:
             raise HostLost(
                 f"Host {number} is at {sent_tag!r} where host {host()} is at {tag!r}. All hosts must run the same "
@@ -86,7 +104,7 @@ def exchange(tag: str, value: Any) -> list[Any]:
             )
         values.append(sent)
     if turn:
-        client.key_value_delete(f"{FOLDER}/turn/{turn - 1}/{host()}")  # all hosts are at this turn and have read it
+        client.key_value_delete(f"{folder}/{turn - 1}/{host()}")  # all hosts are at this turn and have read it
     return values
 
 

@@ -18,18 +18,19 @@ from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.weights.policies import Policy, load_policy, save_policy
 
 
+def shuffled_references(experiment: Experiment) -> Experiment:
+    """Every prompt with the reference of another problem."""
+    ids = sorted(experiment.pivot_rows)
+    rows = [experiment.pivot_rows[i] for i in ids]
+    order = np.random.default_rng(experiment.config.train.seed).permutation(len(ids))
+    permuted = {i: rows[j] for i, j in zip(ids, order, strict=True)}
+    fingerprints = dict(experiment.fingerprints) | {"pivots": "shuffled"}
+    return experiment._replace(pivot_rows=permuted, fingerprints=fingerprints)
+
+
 def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO against the references of other problems."""
-
-    def change(experiment: Experiment) -> Experiment:
-        ids = sorted(experiment.pivot_rows)
-        rows = [experiment.pivot_rows[i] for i in ids]
-        order = np.random.default_rng(config.train.seed).permutation(len(ids))
-        permuted = {i: rows[j] for i, j in zip(ids, order, strict=True)}
-        fingerprints = dict(experiment.fingerprints) | {"pivots": "shuffled"}
-        return experiment._replace(pivot_rows=permuted, fingerprints=fingerprints)
-
-    return reinforce(stages, name, number, config, change)
+    return reinforce(stages, name, number, config, shuffled_references)
 
 
 def answer(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:

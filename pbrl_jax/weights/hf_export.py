@@ -51,7 +51,7 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     if dtype is not None and dtype not in PARAM_TYPES[:2]:
         raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(PARAM_TYPES[:2])}.")
     kind = np.dtype(jnp.dtype(dtype or jax.tree.leaves(policy.params)[0].dtype))
-    config = hf_config(policy.spec, {**_token_ids(policy.tokenizer), **(policy.kept or {})}, kind.name)
+    config = _config(policy, kind.name)
     folder = epath.Path(directory)
     if (folder / "pbrl_policy.json").exists():
         raise CheckpointError(f"{directory} holds a policy of this package, which would be lost. Name another folder.")
@@ -60,8 +60,7 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     for file in list(folder.iterdir()):
         if STALE.fullmatch(file.name):
             file.unlink()
-    names = decoder_names(policy.spec, is_fused(config["model_type"]))
-    write_tensors(folder, policy.params, names, kind, constant_tensors(policy.spec))
+    export_weights(policy, directory, kind.name)
     if not isinstance(policy.tokenizer, MissingTokenizer):
         policy.tokenizer.save(str(folder))
         if type(policy.tokenizer) is SentencePieceTokenizer:
@@ -75,6 +74,21 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     except Exception:
         (folder / CONFIG).unlink(missing_ok=True)
         raise
+
+
+def export_weights(policy: Policy, directory: str, dtype: str) -> None:
+    """Write the tensors alone, for a program that has the rest of the model; the folder exists.
+
+    Raises:
+      CheckpointError: no model family has this spec, or a parameter is not finite.
+    """
+    names = decoder_names(policy.spec, is_fused(_config(policy, dtype)["model_type"]))
+    kind = np.dtype(jnp.dtype(dtype))
+    write_tensors(epath.Path(directory), policy.params, names, kind, constant_tensors(policy.spec))
+
+
+def _config(policy: Policy, dtype: str) -> dict[str, Any]:
+    return hf_config(policy.spec, {**_token_ids(policy.tokenizer), **(policy.kept or {})}, dtype)
 
 
 def _token_ids(tokenizer: Tokenizer | MissingTokenizer) -> dict[str, Any]:

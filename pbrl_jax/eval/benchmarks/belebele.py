@@ -6,7 +6,7 @@ few-shot examples from them, as in the harness, would leak; none are used here.
 
 from typing import Any
 
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.eval.benchmarks.common import Dataset
 from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, choice_benchmark
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.data.sources.common import RowErrors, take
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.sources.common import take
 from pbrl_jax.data.tables import read_hub, read_rows
 from pbrl_jax.text.languages import known_code, named_like
 
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
     to continue; `question` is the bare problem, for the contamination check and for other prompt styles. `answer` is
     the gold answer, and `kind` its type: number, latex or letter. `answer_language` is the language of answer markers.
     `choices` are the continuations that are scored, one per letter; () for generated answers. A response is cut before
-    the first of `stops`.
+    the first of `stops`. `turns` are those of a problem that is a conversation.
     """
 
     key: str
@@ -40,16 +41,19 @@ class Problem(NamedTuple):
     stops: tuple[str, ...] = ()
     group: str = ""
     options: int = 0
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 class Request(NamedTuple):
-    """The requested problems of a benchmark; `limit` 0: all rows; `data` replaces folder and hub id of the data set."""
+    """The requested problems of a benchmark; `limit` 0: all rows; `data` replaces folder and hub id of the data set;
+    `columns` are a table's `field=column` pairs."""
 
     languages: tuple[str, ...]
     protocol: str
     shots: int = 0
     limit: int = 0
     data: str = ""
+    columns: tuple[str, ...] = ()
 
 
 class Dataset(NamedTuple):
