@@ -10,9 +10,9 @@ from pbrl_jax import Config, cli
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.run.check import field_value
 
-GUIDES = ("evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "troubleshooting")
+GUIDES = ("data", "evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "troubleshooting")
 PAGES = [ROOT / "docs" / f"{name}.md" for name in GUIDES]
-CONFIG_VERBS = ("train", "sft", "encoder", "pivots", "audit", "calibrate")
+CONFIG_VERBS = ("train", "sft", "dpo", "encoder", "pivots", "audit", "calibrate")
 
 
 def commands(page) -> list:
