@@ -38,8 +38,8 @@ def check_similarity(name: str) -> None:
     """Raises ConfigError where a measure needs a package that is not here."""
     if name == "rouge_l" and not installed("tensorflow_text"):
         raise ConfigError(
-            "reward.translation_similarity rouge_l needs tensorflow-text, which has no wheels for this platform or is not "
-            "installed. Use chrf or bleu."
+            "reward.translation_similarity rouge_l needs tensorflow-text, which has no wheels for this platform or is "
+            "not installed. Use chrf or bleu."
         )
 
 
