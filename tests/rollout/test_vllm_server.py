@@ -15,6 +15,7 @@ import socket
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from source_tree import ROOT
@@ -142,8 +143,8 @@ def test_sampled_tokens_have_the_log_probs_of_the_policy(running, tmp_path):
     for row in range(len(tokens)):
         prompt = np.asarray(prompts.tokens_PT)[row // 4, : LENGTHS[row // 4]]
         ids = np.concatenate([prompt, tokens[row, : lengths[row]]])[None]
-        logits = np.asarray(policy.logits(policy.params, ids, np.ones(ids.shape, bool)))[0, len(prompt) - 1 : -1] / 0.7
-        wanted = np.asarray(jax.nn.log_softmax(logits))[np.arange(lengths[row]), ids[0, len(prompt) :]]
+        logits = policy.logits(policy.params, jnp.asarray(ids), jnp.ones(ids.shape, bool))[0, len(prompt) - 1 : -1]
+        wanted = np.asarray(jax.nn.log_softmax(logits / 0.7))[np.arange(lengths[row]), ids[0, len(prompt) :]]
         assert np.abs(wanted - np.asarray(first.logp_BR)[row, : lengths[row]]).max() < 1e-4
 
 
