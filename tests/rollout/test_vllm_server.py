@@ -56,7 +56,7 @@ def served(folder):
     environment = {**os.environ, **settings}
     for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
         environment.pop(name, None)
-    script = ["nice", "bash", str(ROOT / "launch" / "vllm.sh")]
+    script = ["bash", str(ROOT / "launch" / "vllm.sh")]
     words = ["serve", str(folder), "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
     with (folder / "vllm.log").open("w") as log:
         server = subprocess.Popen([*script, *words], env=environment, stdout=log, stderr=log, start_new_session=True)
