@@ -15,7 +15,7 @@ from pbrl_jax.models.logprobs import chunk_positions
 from pbrl_jax.models.lora import projections
 from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost
-from pbrl_jax.plan.programs import Need, reward_calls
+from pbrl_jax.plan.programs import Need, reward_calls, run_here
 from pbrl_jax.plan.shapes import Models
 from pbrl_jax.rollout.generate import windows
 from pbrl_jax.train.start import keeps_start, narrows_frozen
@@ -257,4 +257,4 @@ ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update":
 
 def estimate_step(config: Config, models: Models, mesh: Sizes) -> dict[str, Need]:
     """Memory and cost of each program of the step, estimated."""
-    return {name: estimate(config, models, mesh) for name, estimate in ESTIMATES.items()}
+    return {name: estimate(config, models, mesh) for name, estimate in run_here(config, ESTIMATES).items()}

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -210,11 +210,17 @@ def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
     return tree_bytes((state, reference, sharded_encoder(models.encoder, mesh))) + models.reward_bytes
 
 
+Program = TypeVar("Program")
 PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {
     "generate": generate_need,
     "reward": reward_need,
     "update": update_need,
 }
+
+
+def run_here(config: Config, programs: dict[str, Program]) -> dict[str, Program]:
+    """Those of a step's programs that run on the chips of the run: a server samples with memory of its own."""
+    return {name: program for name, program in programs.items() if name != "generate" or config.rollout.engine == "jax"}
 
 
 def refused_bytes(error: Exception) -> float | None:
@@ -236,7 +242,7 @@ def compile_step(
     """
     needs = {}
     held = resident_bytes(config, models, mesh)
-    for name, need in PROGRAMS.items():
+    for name, need in run_here(config, PROGRAMS).items():
         say(f"compiling {name} ...")
         try:
             needs[name] = need(config, models, mesh, held)

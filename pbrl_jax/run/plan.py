@@ -5,6 +5,7 @@ import os
 import sys
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +14,7 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.plan.analytic import estimate_step
+from pbrl_jax.plan.analytic import estimate_step, parameter_count
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
 from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, sweep
@@ -214,6 +215,12 @@ def main(
         needs, title = compile_step(config, models, mesh, by_hand, say), f"{place}, compiled"
     plan = make_plan(config, needs, local_plan_chip(chips) if where is None else where.chip)
     print_plan(plan, title)
+    if config.rollout.engine == "vllm":
+        size = parameter_count(models.policy) * jnp.dtype(models.policy.dtype).itemsize
+        print(
+            f"The vLLM server holds {size / 1e9:.2f} GB of weights and its cache beside this. On the same chips, "
+            "--gpu-memory-utilization is its share and XLA_CLIENT_MEM_FRACTION that of the run."
+        )
     print_verdict(config, plan, where, models, chips)
     if json_file:
         write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
