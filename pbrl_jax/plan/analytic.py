@@ -161,6 +161,12 @@ def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, flo
     return trained, 2 * trained, start
 
 
+def save_bytes(config: Config, models: Models, mesh: Sizes, chips_per_host: int) -> float:
+    """Bytes of a host's memory that a save takes while it is written, at most: parameters and moments of its chips."""
+    trained, moments, _ = state_bytes(config, models, mesh)
+    return (trained + moments) * min(chips_per_host, mesh.weight_shards)
+
+
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
     """Bytes of state, start policy and the reward's models in the memory of one chip."""
     trained, moments, start = state_bytes(config, models, mesh)

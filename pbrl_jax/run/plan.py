@@ -14,7 +14,7 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.plan.analytic import estimate_step, parameter_count
+from pbrl_jax.plan.analytic import estimate_step, parameter_count, save_bytes
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
 from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, sweep
@@ -222,6 +222,9 @@ def main(
             "--gpu-memory-utilization is its share and XLA_CLIENT_MEM_FRACTION that of the run."
         )
     print_verdict(config, plan, where, models, chips)
+    together = jax.local_device_count() if where is None else where.chips_per_host
+    saved = save_bytes(config, models, mesh_sizes(config, chips), together)
+    print(f"While a save is written, a host of {together} chips holds a copy in its memory: {saved / 1e9:.2f} GB.")
     if json_file:
         write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
     return plan
