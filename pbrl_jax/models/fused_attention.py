@@ -178,6 +178,5 @@ def fused_causal(name: str, query, key, value, segment, window: int | None, loca
     kernel = FUSED[name]
     if window is None or local is True:
         return kernel(query, key, value, segment, window)
-    return jax.lax.cond(
-        local, lambda *inputs: kernel(*inputs, window), lambda *inputs: kernel(*inputs, None), query, key, value, segment
-    )
+    inputs = query, key, value, segment
+    return jax.lax.cond(local, lambda *inputs: kernel(*inputs, window), lambda *inputs: kernel(*inputs, None), *inputs)
