@@ -15,7 +15,7 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
 from pbrl_jax.mesh.agree import host_count
-from pbrl_jax.mesh.sharding import place, replicated
+from pbrl_jax.mesh.sharding import place, replicated, row_shards
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.combine import REWARDS, Combined, make_token_reward
 from pbrl_jax.rewards.cosine import CosineConfig
@@ -24,6 +24,7 @@ from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.experiment import Experiment, token_tables
 from pbrl_jax.train.hosted import run_sampling
+from pbrl_jax.train.microbatches import packing_of
 from pbrl_jax.train.programs import minibatches, update_context, update_minibatch
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, policy_step, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
@@ -87,6 +88,7 @@ def device_functions(
 ) -> StepFunctions:
     """The functions of a step that never leaves the device; all traceable."""
     context, G = update_context(spec, config), config.algo.num_generations
+    context = context._replace(packing=packing_of(spec, config, row_shards(), coarse=True))
     score = make_token_reward(config.reward, encoder_spec)
 
     def params(state: TrainState, frozen: Frozen) -> Any:

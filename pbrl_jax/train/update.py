@@ -25,8 +25,9 @@ from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, map_microbatches, select, sum_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
-from pbrl_jax.models.packing import rollout_outputs
+from pbrl_jax.models.packing import Bucket, rollout_outputs
 from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.train.microbatches import Packing, cheapest_bucket, groups_at, sorted_groups
 from pbrl_jax.train.trained import Frozen, Trained, forward_params, update_critic
 
 
@@ -39,12 +40,14 @@ class Optimizer(NamedTuple):
 
 
 class UpdateContext(NamedTuple):
-    """What is static in an update. `bucket` is 0, or the length of the packed streams (see models.packing)."""
+    """What is static in an update. `bucket` is what each group is packed into (None: one stream per row). With
+    `packing` each microbatch has a bucket of its own, which the program chooses."""
 
     spec: DecoderSpec
     config: Config
     optimizer: Optimizer
-    bucket: int = 0
+    bucket: Bucket | None = None
+    packing: Packing | None = None
 
 
 @pytree
@@ -98,9 +101,29 @@ def in_parts(batch: TrainBatch, context: UpdateContext) -> tuple[TrainBatch, Upd
     return dataclasses.replace(batch, prompts=prompts), context._replace(config=part_config)
 
 
+def group_lengths(batch: TrainBatch) -> jax.Array:
+    """Tokens of the rows of every group, [P, G]."""
+    return batch.rollout.lengths_B.reshape(batch.prompts.lengths_P.shape[0], -1)
+
+
 def by_microbatch(function: Callable, batch: TrainBatch, context: UpdateContext) -> jax.Array:
-    """`function(batch)`, an array [B, R], microbatch by microbatch."""
-    return map_microbatches(function, batch, batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts)
+    """`function(batch, context)`, an array [B, R], microbatch by microbatch."""
+    groups, size, packing = batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts, context.packing
+    if packing is None:
+        return map_microbatches(lambda piece: function(piece, context), batch, groups, size)
+    order = sorted_groups(group_lengths(batch), packing.size)
+    piece = functools.partial(in_cheapest_bucket, function, context=context)
+    rows_BR = map_microbatches(piece, groups_at(batch, order, groups), groups, packing.size)
+    return groups_at(rows_BR, jnp.argsort(order), groups)
+
+
+def in_cheapest_bucket(function: Callable, rows: Any, context: UpdateContext) -> Any:
+    """`function(rows, context)` with the cheapest bucket of the packing that holds the rows: a batch, or a tuple that
+    begins with one."""
+    assert context.packing is not None
+    buckets, lengths_PG = context.packing.buckets, group_lengths(rows[0] if isinstance(rows, tuple) else rows)
+    branches = [functools.partial(function, context=context._replace(bucket=b, packing=None)) for b in buckets]
+    return jax.lax.switch(cheapest_bucket(lengths_PG, buckets), branches, rows)
 
 
 def reference_first(config: Config) -> bool:
@@ -109,14 +132,23 @@ def reference_first(config: Config) -> bool:
     return config.algo.beta > 0 and (config.algo.kl_in == "reward" or "reference" in config.train.offload)
 
 
-def advantage_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, *, context: UpdateContext) -> Targets:
-    """Rewards to advantages, by the algorithm; traceable."""
+def reference_logp(frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """The reference's log-probs of a batch of groups or parts of groups, [B, R]."""
+    return row_outputs(frozen.reference, None, batch, context, False)[0]
+
+
+def advantage_targets(
+    state: TrainState, frozen: Frozen, batch: TrainBatch, ref_logp_BR: jax.Array | None = None, *,
+    context: UpdateContext,
+) -> Targets:  # fmt: skip
+    """Rewards to advantages, by the algorithm; traceable. `ref_logp_BR`: the reference's, where they are made."""
     config, algo = context.config, context.config.algo
-    mask_BR, ref_logp_BR, penalty_BR = loss_mask(batch, config), None, None
+    mask_BR, penalty_BR = loss_mask(batch, config), None
     if reference_first(config):
-        parts, part = in_parts(batch, context)
-        reference = on_device(frozen.reference)
-        ref_logp_BR = by_microbatch(lambda piece: row_outputs(reference, None, piece, part, False)[0], parts, part)
+        if ref_logp_BR is None:
+            parts, part = in_parts(batch, context)
+            frozen = dataclasses.replace(frozen, reference=on_device(frozen.reference))
+            ref_logp_BR = by_microbatch(functools.partial(reference_logp, frozen), parts, part)
         if algo.kl_in == "reward":
             beta = algo.beta if state.beta is None else state.beta
             sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
@@ -191,21 +223,39 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     return loss_sum, (count, pairs, gap_BR.max())
 
 
+def rows_gradient(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
+    """`microbatch_sums` and the gradient of the loss sum."""
+    function = jax.value_and_grad(functools.partial(microbatch_sums, context=context), has_aux=True)
+    return function(trained, frozen, beta, rows)
+
+
+def add_sums(total, new):
+    """The sums of two parts of a batch, each as of `rows_gradient`."""
+    (old_sum, (old_count, old_pairs, old_gap)), old_grads = total
+    (new_sum, (new_count, new_pairs, new_gap)), new_grads = new
+    sums = (old_sum, old_count, old_pairs, old_grads), (new_sum, new_count, new_pairs, new_grads)
+    loss_sum, count, pairs, grads = jax.tree.map(jnp.add, *sums)
+    return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
+
+
 def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
-    """Gradient and metrics, summed exactly over microbatches and divided once."""
-    value_and_grad = jax.value_and_grad(functools.partial(microbatch_sums, context=context), has_aux=True)
-    groups = rows[0].prompts.tokens_PT.shape[0]
+    """The sums of a batch over its microbatches, as of `rows_gradient`."""
+    groups, packing = rows[0].prompts.tokens_PT.shape[0], context.packing
     size = context.config.train.microbatch_prompts or groups
 
-    def add(total, new):
-        (old_sum, (old_count, old_pairs, old_gap)), old_grads = total
-        (new_sum, (new_count, new_pairs, new_gap)), new_grads = new
-        sums = (old_sum, old_count, old_pairs, old_grads), (new_sum, new_count, new_pairs, new_grads)
-        loss_sum, count, pairs, grads = jax.tree.map(jnp.add, *sums)
-        return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
+    def sums(rows, context):
+        return rows_gradient(trained, frozen, beta, rows, context)
 
-    sums = functools.partial(value_and_grad, trained, frozen, beta)
-    (loss_sum, (count, pairs, gap)), grads = sum_microbatches(sums, rows, groups, size, add)
+    if packing is None:
+        return sum_microbatches(functools.partial(sums, context=context), rows, groups, size, add_sums)
+    rows = groups_at(rows, sorted_groups(group_lengths(rows[0]), packing.size), groups)
+    function = functools.partial(in_cheapest_bucket, sums, context=context)
+    return sum_microbatches(function, rows, groups, packing.size, add_sums)
+
+
+def mean_gradient(sums) -> tuple[Any, dict[str, jax.Array]]:
+    """(gradient, metrics) of the sums of a whole batch, divided once."""
+    (loss_sum, (count, pairs, gap)), grads = sums
     divisor = jnp.maximum(count, 1).astype(loss_sum.dtype)
     metrics = {name: jnp.where(den > 0, num / jnp.maximum(den, 1), jnp.nan) for name, (num, den) in pairs.items()}
     metrics |= {"loss": loss_sum / divisor, "sampling/logp_difference/max": gap, "loss/count": count}
@@ -251,12 +301,27 @@ def update_parameters(
     state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, *, context: UpdateContext
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradient and optimizer step towards the targets; traceable."""
-    config, critic, held = context.config, state.critic, jnp.bool_(False)
     parts, part = in_parts(batch, context)
-    trained = Trained(state.params, None if critic is None else critic["params"])
-    if targets.ref_logp_BR is not None:
-        frozen = dataclasses.replace(frozen, reference=None)
-    grads, metrics = gradient_sums(trained, frozen, state.beta, (parts, targets), part)
+    sums = gradient_sums(trained_of(state), gradient_frozen(frozen, targets), state.beta, (parts, targets), part)
+    return apply_sums(state, batch, targets, sums, context)
+
+
+def trained_of(state: TrainState) -> Trained:
+    """What the gradient is taken of."""
+    return Trained(state.params, None if state.critic is None else state.critic["params"])
+
+
+def gradient_frozen(frozen: Frozen, targets: Targets) -> Frozen:
+    """What the gradient reads beside it: no reference whose log-probs are there."""
+    return frozen if targets.ref_logp_BR is None else dataclasses.replace(frozen, reference=None)
+
+
+def apply_sums(
+    state: TrainState, batch: TrainBatch, targets: Targets, sums, context: UpdateContext
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The optimizer step of the sums over a batch; traceable."""
+    config, critic, held = context.config, state.critic, jnp.bool_(False)
+    grads, metrics = mean_gradient(sums)
     counts = has_signal(state, targets, config)
     if critic is not None:
         held = state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps
