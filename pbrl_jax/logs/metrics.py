@@ -277,13 +277,18 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside the block to `name`; a phase may be entered more than once, and may raise."""
-        start = self._clock()
+        """Adds the time inside the block to `name`; a phase may be entered more than once, and may raise.
+
+        Seconds that it waits for programs to be compiled (mesh.ahead) are added to the phase `compile` instead.
+        """
+        start, waited = self._clock(), waited_seconds()
         try:
             with watch.phase(name):
                 yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
+            waited = waited_seconds() - waited
+            spent = {name: self._clock() - start - waited} | ({"compile": waited} if waited else {})
+            self.seconds |= {phase: self.seconds.get(phase, 0.0) + more for phase, more in spent.items()}
 
     def metrics(self) -> dict[str, float]:
         """`{"time/<phase>": seconds}`."""

@@ -62,11 +62,11 @@ def packed_buckets(samples: int, max_length: int, cost: SlotCost, ratio: float =
     unpacked, found = Bucket(samples, max_length), list[Bucket]()
     slots = ratio * unpacked.slots
     while slots >= SMALLEST_SHARE * unpacked.slots * 0.99:
-        share = slots / unpacked.slots
-        for streams in range(1, samples):
+        for streams in range(1, max(2, samples)):
             bucket = Bucket(streams, 8 * int(np.ceil(slots / streams / 8)))
             if streams > 1 and bucket.length < max_length:
                 break
+            share = bucket.slots / unpacked.slots
             if cost.of(bucket) < min(1.0, STREAM_COST * share) * cost.of(unpacked):
                 found.append(bucket)
                 break

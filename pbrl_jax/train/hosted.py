@@ -204,7 +204,8 @@ def with_column(sample: Callable, field: str, program: Callable) -> Callable:
 
     def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
         scored = sample(functions, state, frozen, drawn)
-        column_BR = program(state, frozen, scored.batch)
+        with drawn.timer.phase("update"):
+            column_BR = program(state, frozen, scored.batch)
         return scored._replace(batch=dataclasses.replace(scored.batch, **{field: column_BR}))
 
     return call

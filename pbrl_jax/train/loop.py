@@ -24,7 +24,7 @@ from pbrl_jax.logs.trackers import projects_of
 from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
 from pbrl_jax.mesh.watch import phase
-from pbrl_jax.train.ahead import background_compiles
+from pbrl_jax.mesh.ahead import background_compiles
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
 from pbrl_jax.train.fused import make_fused_policy_step
@@ -37,7 +37,7 @@ from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.start import as_rewards_read, frozen_of, kept_start, merged_params
-from pbrl_jax.train.step import COMPILE, Position, Record, Run, Scored, policy_step, train_step
+from pbrl_jax.train.step import Position, Record, Run, Scored, policy_step, train_step
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.weights.policies import Policy
 
@@ -218,7 +218,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
             except Interrupted:
                 break
             before, clock = clock, time.perf_counter()
-            loop.follow(record, {"step_time": clock - before - record.times.get(COMPILE, 0.0)})
+            loop.follow(record, {"step_time": clock - before - record.times.get("time/compile", 0.0)})
             bar.advance()
             if pauses_after(loop):
                 jax.block_until_ready(loop.position.state)

@@ -19,7 +19,7 @@ from pbrl_jax.mesh.offload import fetched
 from pbrl_jax.mesh.sharding import row_shards
 from pbrl_jax.models.packing import Bucket
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.ahead import Variants
+from pbrl_jax.mesh.ahead import Variants
 from pbrl_jax.train.microbatches import (
     Microbatch,
     Packing,

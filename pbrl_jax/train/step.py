@@ -15,8 +15,7 @@ updates on a batch (`train.iterations`), dynamic sampling (`train.dynamic`), val
 (`train.hosted`), several hosts (`train.host_rows`).
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -30,14 +29,9 @@ from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rewards.inputs import PivotVectors
 from pbrl_jax.rewards.tokens import PivotBatch
 from pbrl_jax.rollout.sampling import step_key
-from pbrl_jax.train.ahead import waited_seconds
 from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts, pivot_vectors
 from pbrl_jax.train.guard import FAILED, with_failed
 from pbrl_jax.train.update import Frozen, Targets
-
-#: Metric of the seconds that a step waited for its programs to be compiled; no other time counts them.
-COMPILE = "time/compile"
-
 
 class Position(NamedTuple):
     """Where a run is between two steps; all of it goes into a checkpoint.
@@ -171,20 +165,10 @@ def sample_batch(functions: StepFunctions, state: TrainState | None, frozen: Fro
         return functions.reward(rollout, drawn)
 
 
-@contextlib.contextmanager
-def warmed_up(timer: PhaseTimer) -> Iterator[None]:
-    """Seconds that the phase inside waits for programs to be compiled are a phase of their own, COMPILE."""
-    before = waited_seconds()
-    yield
-    if waited := waited_seconds() - before:
-        timer.seconds["compile"] = timer.seconds.get("compile", 0.0) + waited
-        timer.seconds["update"] -= waited
-
-
 def update_policy(
     functions: StepFunctions, state: TrainState, frozen: Frozen, batch: TrainBatch, timer: PhaseTimer
 ) -> tuple[TrainState, dict[str, Any]]:
     """Advantages and update."""
-    with warmed_up(timer), timer.phase("update"):
+    with timer.phase("update"):
         targets = functions.advantages(state, frozen, batch)
         return functions.update(state, frozen, batch, targets)

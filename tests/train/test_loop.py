@@ -22,7 +22,7 @@ from pbrl_jax.rollout.generate import Interrupted
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.train import hosted, loop
-from pbrl_jax.train.ahead import background_compiles
+from pbrl_jax.mesh.ahead import background_compiles
 from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.restart import new_position
 from pbrl_jax.train.start import frozen_of

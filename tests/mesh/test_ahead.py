@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from tiny_policy import compilations
 
-from pbrl_jax.train import ahead
-from pbrl_jax.train.ahead import Program, Variants, background_compiles, waited_seconds
+from pbrl_jax.mesh import ahead
+from pbrl_jax.mesh.ahead import Program, Variants, background_compiles, waited_seconds
 
 
 def program():
