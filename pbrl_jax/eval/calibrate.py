@@ -12,7 +12,7 @@ import numpy as np
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.tables import read_rows
 
 SHRINKAGE = 30  # ASSUMED: LRPO's n / (n + K) with K not stated in the material at hand

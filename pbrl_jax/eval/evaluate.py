@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.records import Prompt, Question
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.text.alike import related_languages
@@ -41,8 +41,8 @@ class Decoder(NamedTuple):
     weights: str = "whole"
 
 
-def answer_texts(decoder: Decoder, params, questions: Sequence[str], languages: Sequence[str], temperature: float = 0.0,
-                 seed: int = 0, **calls: Any) -> list[str]:  # fmt: skip
+def answer_texts(decoder: Decoder, params, questions: Sequence[Question], languages: Sequence[str],
+                 temperature: float = 0.0, seed: int = 0, **calls: Any) -> list[str]:  # fmt: skip
     """One response to each question, in their order.
 
     Args:
@@ -90,7 +90,7 @@ def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) 
     """
     related = related_languages((prompt.language, prompt.question) for prompt in prompts)
     languages: Alternatives = (*dict.fromkeys([*(prompt.language for prompt in prompts), "en"]), *related.pairs)
-    texts = answer_texts(decoder, params, [p.question for p in prompts], [p.language for p in prompts], **calls)
+    texts = answer_texts(decoder, params, [p.asked for p in prompts], [p.language for p in prompts], **calls)
     responses = [grade(prompt, text, languages) for prompt, text in zip(prompts, texts, strict=True)]
     return summarise(responses), responses
 

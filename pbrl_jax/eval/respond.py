@@ -66,6 +66,12 @@ def encode_prompts(
     answer's language; a problem that is more than its question (options, a request for a box) keeps the benchmark's
     text, as the user's turn where the style is a chat. A user's own words stand around either.
     """
+    if any(problem.turns for problem in problems):
+        style = "chat_question" if style == "benchmark" else style
+        questions = [problem.turns or problem.question for problem in problems]
+        return format_prompts(
+            questions, [problem.answer_language for problem in problems], tokenizer, style, thinking, wording
+        )
     plain = style == "benchmark" or any(problem.kind != "number" for problem in problems)
     chat = style != "benchmark" and resolve_style(style, tokenizer).startswith("chat")
     if not plain or any(wording):

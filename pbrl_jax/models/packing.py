@@ -152,7 +152,7 @@ def rollout_outputs(
         streams = pack_streams(rollout.tokens_BR, rollout.lengths_B, G, bucket)
     else:
         streams = unpacked_streams(rollout.tokens_BR, rollout.lengths_B, G)
-    outputs = response_outputs(params, value_head, prompts, streams, options._replace(packed=packed))
+    outputs = response_outputs(params, value_head, prompts, streams, options._replace(packed=G if packed else 0))
 
     def rows(x):
         if x is None:

@@ -8,7 +8,7 @@ from typing import Any
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.pivots.filter import answer_value
 from pbrl_jax.pivots.references import normalised
 from pbrl_jax.text.answers import split_response

@@ -1,5 +1,6 @@
 """Tokenizers of Hugging Face models: `tokenizer.json`, the chat template, and what ends a response. No torch."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -92,17 +93,30 @@ class HuggingFaceTokenizer:
         return tuple({*added, *self.tokenizer.all_special_tokens})
 
     def _chat_text(self, messages: list[dict[str, str]], switch: dict) -> str:
-        """The template's text; where it knows no system turn (Gemma 1, Mistral), the user's turn begins with it."""
+        """The template's text, with contents as lists of parts where it reads them so; where it knows no system turn
+        (Gemma 1, Mistral), the user's turn begins with it."""
         from jinja2.exceptions import TemplateError
 
-        try:
+        def render(turns: list[dict[str, Any]]) -> str:
+            template = dated(self.tokenizer.get_chat_template())
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True,
-                chat_template=dated(self.tokenizer.get_chat_template()), **switch,
-            )  # fmt: skip
+                turns, tokenize=False, add_generation_prompt=True, chat_template=template, **switch
+            )
+
+        text, failed = "", None
+        try:
+            text = render(messages)
         except Exception as error:  # a template is code and may raise anything
-            if not isinstance(error, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
-                raise ConfigError(f"The chat template refuses this conversation: {error}.") from error
+            failed = error
+        if failed or not holds(text, messages):
+            with contextlib.suppress(Exception):
+                other = render([{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages])
+                if holds(other, messages):
+                    return other
+        if failed is None:
+            return text
+        if not isinstance(failed, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
+            raise ConfigError(f"The chat template refuses this conversation: {failed}.") from failed
         system, user, *rest = messages
         both = "\n\n".join((system["content"], user["content"]))
         return self._chat_text([{**user, "content": both}, *rest], switch)
@@ -154,6 +168,11 @@ def _tokenizer_files(folder: str) -> dict[str, bytes]:
 def dated(template: str) -> str:
     """A chat template that writes TEMPLATE_DATE for today's date."""
     return TODAY.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), template)
+
+
+def holds(text: str, messages: Iterable[dict[str, str]]) -> bool:
+    """Whether a rendered conversation has the contents of all messages."""
+    return all(message["content"].strip() in text for message in messages)
 
 
 class _local_folder:

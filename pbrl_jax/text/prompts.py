@@ -4,11 +4,12 @@ Exactly one beginning-of-sequence token opens a prompt where the tokenizer has o
 or this module does. The wording is our own; no native speaker has reviewed it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pbrl_jax.config.data import DataConfig
 from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.records import Question
 from pbrl_jax.text.languages import LANGUAGES, answer_sentence, language
 from pbrl_jax.text.tokenizers import Tokenizer, has_chat_template
 from pbrl_jax.text.wording import OURS, Wording, wording_of
@@ -78,22 +79,32 @@ def form_of(data: DataConfig) -> dict[str, Any]:
     return {"style": data.prompt_style, "thinking": THINKING[data.thinking], "wording": wording_of(data)}
 
 
-def chat_messages(question: str, code: str, style: str = "chat", wording: Wording = OURS) -> list[dict[str, str]]:
+def as_messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Turns in the form of chat templates."""
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def chat_messages(question: Question, code: str, style: str = "chat", wording: Wording = OURS) -> list[dict[str, str]]:
     """The turns before the answer.
 
-    The user's own words come first. Style `chat_question`: the question. Style `chat`: one user turn of the instruction
-    in the question's language, an empty line, and the question. The other chat styles: a system turn that says where
-    reasoning and answer go, and the question alone. Reasoning and answer are then told apart by
-    `pbrl_jax.text.answers`.
+    The user's own words come first: the user's turn around the last question, the system's in place of a
+    conversation's own. A conversation has no words of the style. Style `chat_question`: the question. Style `chat`: one
+    user turn of the instruction in the question's language, an empty line, and the question. The other chat styles: a
+    system turn that says where reasoning and answer go, and the question alone. Reasoning and answer are then told
+    apart by `pbrl_jax.text.answers`.
     """
-    if (own := wording.turns(question, code)) is not None:
+    *before, (_, text) = [("user", question)] if isinstance(question, str) else question
+    if (own := wording.turns(text, code)) is not None:
         system, user = own
-    elif style in ("chat", "chat_question"):
-        system, user = "", question if style == "chat_question" else f"{instruction(code)}\n\n{question}"
+    elif style == "chat_question" or not isinstance(question, str):
+        system, user = "", text
+    elif style == "chat":
+        system, user = "", f"{instruction(code)}\n\n{text}"
     else:
-        system, user = system_instruction(code, style), question
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": user}]
+        system, user = system_instruction(code, style), text
+    if system:
+        before = [("system", system), *(turn for turn in before if turn[0] != "system")]
+    return as_messages([*before, ("user", user)])
 
 
 def resolve_style(style: str, tokenizer: Tokenizer) -> str:
@@ -108,9 +119,19 @@ def resolve_style(style: str, tokenizer: Tokenizer) -> str:
     return "chat" if has_chat_template(tokenizer) else "plain"
 
 
-def prompt_text(question: str, code: str, style: str, wording: Wording = OURS) -> str:
-    """The text of a prompt in style `plain` or `base`, or the user's own."""
+def prompt_text(question: Question, code: str, style: str, wording: Wording = OURS) -> str:
+    """The text of a prompt in style `plain` or `base`, or the user's own.
+
+    Raises:
+      ConfigError: a conversation of several turns, or a system turn.
+    """
     language(code)
+    if not isinstance(question, str):
+        if len(question) > 1:
+            raise ConfigError(
+                f"The data hold conversations, and style {style} has no turns. Use --data.prompt-style chat_question."
+            )
+        question = question[-1][1]
     if (own := wording.turns(question, code)) is not None:
         if own[0]:
             raise ConfigError(
@@ -124,7 +145,7 @@ def prompt_text(question: str, code: str, style: str, wording: Wording = OURS) -
 
 
 def format_prompt(
-    question: str, code: str, tokenizer: Tokenizer, style: str = "plain", thinking: bool | None = None,
+    question: Question, code: str, tokenizer: Tokenizer, style: str = "plain", thinking: bool | None = None,
     wording: Wording = OURS,
 ) -> list[int]:  # fmt: skip
     """The ids of one prompt, with exactly one beginning-of-sequence token where the tokenizer has one.
@@ -141,7 +162,7 @@ def format_prompt(
 
 
 def format_prompts(
-    questions: Sequence[str], codes: Sequence[str], tokenizer: Tokenizer, style: str = "plain",
+    questions: Sequence[Question], codes: Sequence[str], tokenizer: Tokenizer, style: str = "plain",
     thinking: bool | None = None, wording: Wording = OURS,
 ) -> list[list[int]]:  # fmt: skip
     """`format_prompt` of many questions, encoded together."""

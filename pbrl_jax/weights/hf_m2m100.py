@@ -1,4 +1,4 @@
-"""M2M100 and NLLB folders of Hugging Face: `config.json` to our spec, and the names of their tensors."""
+"""M2M100 and NLLB folders of Hugging Face: from `config.json` to our spec, and the names of their tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +18,13 @@ DEFAULTS = {
     "scale_embedding": True, "pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
 
-#: Dropout, initialisation, and settings of `generate` that old files keep in config.json.
+#: Dropout, initialisation, and generation settings that old files have in config.json.
 TRAINING_ONLY = (
     "activation_dropout", "dropout", "encoder_layerdrop", "decoder_layerdrop", "init_std", "gradient_checkpointing",
     "max_length", "num_beams", "early_stopping", "length_penalty", "forced_bos_token_id",
 )  # fmt: skip
 
-#: Regular expression of tensors that are not read: copies of the shared embedding, and computed positions.
+#: Regular expression of tensors that are not read: copies of the shared embedding, and positions, which are computed.
 IGNORED = r"^(encoder|decoder)\.(embed_tokens\.weight|embed_positions\.weights?)$"
 
 
@@ -78,10 +78,10 @@ def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
     names |= _attention("decoder", "decoder", "self_attn", *decoder[:3]) | _feed_forward("decoder", *decoder)
     cross = _attention("decoder", "decoder", "encoder_attn", *decoder[:3])
     for path, stored in cross.items():
-        # The source's keys and values are computed once per sentence, by a separate module.
+        # Keys and values of the source are computed once per sentence, by a separate module.
         part = path.removeprefix("decoder/")
-        own = part.startswith(("key/", "value/"))
-        names["cross/" + part if own else "decoder/cross_" + part.removeprefix("attention_")] = stored
+        of_source = part.startswith(("key/", "value/"))
+        names["cross/" + part if of_source else "decoder/cross_" + part.removeprefix("attention_")] = stored
     for side in ("encoder", "decoder"):
         names |= norm_names(f"{side}_norm", f"model.{side}.layer_norm", spec.width)
     return names

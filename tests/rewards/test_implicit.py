@@ -62,7 +62,7 @@ def test_what_a_response_does_for_the_reference(mean_logp):
 
 def test_what_another_policy_thinks_of_a_response(mean_logp, monkeypatch):
     other = Policy(policy().spec, tiny_params(policy().spec, seed=5), policy().tokenizer, "other")
-    monkeypatch.setattr(implicit, "loaded", lambda source: other)
+    monkeypatch.setattr(implicit, "loaded_policy", lambda source: other)
     config = RewardConfig(
         functions=("implicit",), language_gate="off", implicit_form="response", implicit_policy="x"
     )  # fmt: skip

@@ -242,3 +242,16 @@ def test_a_template_that_writes_today_s_date_gives_the_same_prompt_every_day(tem
         tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "Lina?"}])) == "Today: 26 Jul 2024\nLina?"
     )
     assert tokenizer.tokenizer.chat_template == template, "an export keeps it"
+
+
+@pytest.mark.parametrize(
+    "content", ["{% for part in m.content %}{{ part.text }}{% endfor %}", "{{ m.content[0]['text'] }}",
+                "{{ m.content if m.content is string else m.content[0].text }}"]
+)  # fmt: skip
+def test_a_template_that_reads_lists_of_parts_gets_them(templated, content):
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}:" + content + "{% endfor %}"
+    tokenizer = templated(template)
+    for text in ("Lina?", "a <|im_end|> b"):
+        turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": text}]
+        read = tokenizer.tokenizer.decode(tokenizer.encode_chat(turns))
+        assert read.endswith(f"system:Be short.<|im_start|>user:{text}")

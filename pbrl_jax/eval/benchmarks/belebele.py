@@ -7,7 +7,7 @@ taken from them, as the harness does, would leak, so there are none here.
 from typing import Any
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.eval.benchmarks.common import Benchmark, Dataset, Problem, Request, requested_rows
 from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, PROTOCOLS, TOKENS, choice_problem, published
 

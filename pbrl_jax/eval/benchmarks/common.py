@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.data.sources.common import RowErrors, take
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.sources.common import take
 from pbrl_jax.data.tables import read_hub, read_rows
 from pbrl_jax.text.languages import known_code, named_like
 
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
     to continue; `question` is the problem alone, for the contamination check and for other prompt styles. `answer` is
     the gold answer: a number, LaTeX, or a letter. `kind` says which. `answer_language` is the one whose answer
     markers count. `choices` are the continuations that are scored, one for each letter; () for generated answers.
-    A response is cut before the first of `stops`.
+    A response is cut before the first of `stops`. `turns` are those of a problem that is a conversation.
     """
 
     key: str
@@ -40,16 +41,19 @@ class Problem(NamedTuple):
     stops: tuple[str, ...] = ()
     group: str = ""
     options: int = 0
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 class Request(NamedTuple):
-    """Which problems of a benchmark; `limit` 0 is all rows, `data` replaces the folder and the hub id."""
+    """Which problems of a benchmark; `limit` 0 is all rows, `data` replaces the folder and the hub id, `columns` are a
+    table's `field=column` pairs."""
 
     languages: tuple[str, ...]
     protocol: str
     shots: int = 0
     limit: int = 0
     data: str = ""
+    columns: tuple[str, ...] = ()
 
 
 class Dataset(NamedTuple):

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import parse_json
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources import mgsm
-from pbrl_jax.data.sources.common import RowErrors, row_of
+from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.eval.benchmarks.common import (
     ENDS,
     Benchmark,

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.eval.benchmarks.common import (
     ENDS,
     LETTERS,

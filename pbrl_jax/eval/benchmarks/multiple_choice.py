@@ -7,7 +7,7 @@ policy write, and looks for the letter.
 from collections.abc import Sequence
 from typing import Any
 
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.eval.benchmarks.common import ENDS, LOGLIKELIHOOD, Problem, Request, known_language, option_letter
 from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
 

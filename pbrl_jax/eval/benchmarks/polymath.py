@@ -7,8 +7,9 @@ the first box; ours the last, and without a box the announced answer.
 import re
 
 from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources import polymath
-from pbrl_jax.data.sources.common import RowErrors, row_of
+from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.eval.benchmarks.common import (
     ENDS,
     Benchmark,

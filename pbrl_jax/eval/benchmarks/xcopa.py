@@ -6,7 +6,7 @@ a connecting word, and both sentences with a small first letter. There is no Eng
 
 from typing import Any
 
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.eval.benchmarks.common import (
     LOGLIKELIHOOD,
     Benchmark,
