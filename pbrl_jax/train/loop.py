@@ -23,8 +23,8 @@ from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.logs.trackers import projects_of
 from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
-from pbrl_jax.mesh.watch import phase
 from pbrl_jax.mesh.ahead import background_compiles
+from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
 from pbrl_jax.train.fused import make_fused_policy_step

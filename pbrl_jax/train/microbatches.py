@@ -5,6 +5,8 @@ device has the same number of groups of each microbatch, and so the same shapes;
 and the same on every host.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.trees import take_groups
+from pbrl_jax.core.records import TrainBatch
+from pbrl_jax.core.trees import map_microbatches, sum_microbatches, take_groups
 from pbrl_jax.mesh.sharding import constrain
 from pbrl_jax.models.packing import Bucket, fits, packed_buckets, place_rows, slot_cost
 from pbrl_jax.models.specs import DecoderSpec
@@ -84,18 +87,6 @@ def plan_microbatches(lengths_XG: np.ndarray, packing: Packing, chosen: np.ndarr
     return found
 
 
-def sorted_groups(lengths_XG: jax.Array, size: int) -> jax.Array:
-    """The order in which `core.trees.split_microbatches` gives the microbatches of `plan_microbatches`; traceable."""
-    order = jnp.argsort(lengths_XG.sum(axis=1), stable=True)
-    return order.reshape(-1, size).T.reshape(-1)
-
-
-def cheapest_bucket(lengths_XG: jax.Array, buckets: tuple[Bucket, ...]) -> jax.Array:
-    """The index of the first bucket that every group fits; the last one holds any. Traceable."""
-    held = [place_rows(lengths_XG, bucket)[2].all() for bucket in buckets[:-1]]
-    return jnp.argmax(jnp.stack([*held, jnp.bool_(True)]))
-
-
 def on_rows(tree: Any) -> Any:
     """Arrays laid out by their leading axis, as a batch is."""
     return jax.tree.map(lambda x: constrain(x, "batch", *["none"] * (x.ndim - 1)), tree)
@@ -104,3 +95,42 @@ def on_rows(tree: Any) -> Any:
 def groups_at(tree: Any, index: jax.Array, groups: int) -> Any:
     """The groups `index` of a batch, laid out as a batch is."""
     return on_rows(take_groups(tree, index, groups))
+
+
+class ChosenBuckets(NamedTuple):
+    """The microbatches of `plan_microbatches` in a traced program, which chooses among the buckets; a field of
+    `train.update.UpdateContext`."""
+
+    packing: Packing
+
+    def rows(self, function: Callable, batch: TrainBatch, context: Any) -> jax.Array:
+        """`function(batch, context)`, rows on its leading axis, of every microbatch with its bucket."""
+        groups, order = self._ordered(batch)
+        piece = functools.partial(self._in_bucket, function, context=context)
+        rows_BR = map_microbatches(piece, groups_at(batch, order, groups), groups, self.packing.size)
+        return groups_at(rows_BR, jnp.argsort(order), groups)
+
+    def sums(self, function: Callable, rows: tuple, context: Any, add: Callable) -> Any:
+        """`function(rows, context)` of every microbatch of a tuple that begins with a batch, added up."""
+        groups, order = self._ordered(rows[0])
+        piece = functools.partial(self._in_bucket, function, context=context)
+        return sum_microbatches(piece, groups_at(rows, order, groups), groups, self.packing.size, add)
+
+    def _ordered(self, batch: TrainBatch) -> tuple[int, jax.Array]:
+        """(number of groups, the order in which `split_microbatches` gives sorted microbatches)."""
+        lengths_PG = group_lengths(batch)
+        order = jnp.argsort(lengths_PG.sum(axis=1), stable=True)
+        return len(lengths_PG), order.reshape(-1, self.packing.size).T.reshape(-1)
+
+    def _in_bucket(self, function: Callable, rows: Any, context: Any) -> Any:
+        """`function(rows, context)` with the first bucket that every group fits; the last one holds any."""
+        lengths_PG = group_lengths(rows[0] if isinstance(rows, tuple) else rows)
+        held = [place_rows(lengths_PG, bucket)[2].all() for bucket in self.packing.buckets[:-1]]
+        index = jnp.argmax(jnp.stack([*held, jnp.bool_(True)]))
+        contexts = [context._replace(bucket=bucket, packed=None) for bucket in self.packing.buckets]
+        return jax.lax.switch(index, [functools.partial(function, context=one) for one in contexts], rows)
+
+
+def group_lengths(batch: TrainBatch) -> jax.Array:
+    """Tokens of the rows of every group, [P, G]."""
+    return batch.rollout.lengths_B.reshape(batch.prompts.lengths_P.shape[0], -1)

@@ -15,11 +15,11 @@ import numpy as np
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.agree import host_array
+from pbrl_jax.mesh.ahead import Variants
 from pbrl_jax.mesh.offload import fetched
 from pbrl_jax.mesh.sharding import row_shards
 from pbrl_jax.models.packing import Bucket
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.mesh.ahead import Variants
 from pbrl_jax.train.microbatches import (
     Microbatch,
     Packing,
@@ -29,20 +29,25 @@ from pbrl_jax.train.microbatches import (
     packing_of,
     plan_microbatches,
 )
-from pbrl_jax.train.programs import apply_minibatch, minibatch_index, minibatches, update_context, update_minibatch
+from pbrl_jax.train.programs import (
+    apply_minibatch,
+    by_microbatch,
+    minibatch_index,
+    minibatches,
+    reference_first,
+    reference_logp,
+    update_context,
+    update_minibatch,
+)
 from pbrl_jax.train.trained import Frozen
 from pbrl_jax.train.update import (
     Targets,
     UpdateContext,
     add_sums,
     advantage_targets,
-    by_microbatch,
-    gradient_frozen,
+    gradient_of,
     in_parts,
-    reference_first,
-    reference_logp,
     rows_gradient,
-    trained_of,
 )
 
 RowFunction = Callable[[TrainState, Frozen, TrainBatch, UpdateContext], jax.Array]
@@ -103,12 +108,13 @@ class PackedUpdate:
     def _gradient(self, state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, index, bucket: Bucket):
         parts, context = in_parts(batch, update_context(self._spec, self._config, bucket))
         rows = groups_at((parts, targets), index, parts.prompts.lengths_P.shape[0])
-        return rows_gradient(trained_of(state), gradient_frozen(frozen, targets), state.beta, rows, context)
+        return rows_gradient(*gradient_of(state, frozen, targets), state.beta, rows, context=context)
 
     def _prepare(self, args: tuple, bucket: Bucket) -> None:
         """The zeros that sums begin with, and the program that adds to them; sums lie as the parameters do."""
         state, shapes = args[0], jax.eval_shape(functools.partial(self._piece, bucket=bucket), *args)
-        lie = (state.step.sharding, jax.tree.map(lambda x: x.sharding, trained_of(state)))
+        trained, _ = gradient_of(state, args[1], args[3])
+        lie = (state.step.sharding, jax.tree.map(lambda x: x.sharding, trained))
         self._zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=lie)
 
         def add(sums, *args, bucket: Bucket):
@@ -167,14 +173,13 @@ def make_rows(spec: DecoderSpec, config: Config, function: RowFunction) -> Calla
 
 def make_targets(spec: DecoderSpec, config: Config) -> Callable:
     """`(state, frozen, batch) -> Targets`; the reference's log-probs before them where they are to be made first."""
-    context = update_context(spec, config)
-    advantages = jax.jit(functools.partial(advantage_targets, context=context))
-    if not reference_first(config):
-        return advantages
-    rows = make_rows(spec, config, lambda state, frozen, batch, context: reference_logp(frozen, batch, context))
+    advantages = jax.jit(functools.partial(advantage_targets, config=config))
+    rows = make_rows(spec, config, reference_logp) if reference_first(config) else None
 
     def targets(state: TrainState, frozen: Frozen, batch: TrainBatch) -> Targets:
+        if rows is None:
+            return advantages(state, batch, None)
         here = dataclasses.replace(frozen, reference=fetched(frozen.reference))
-        return advantages(state, Frozen(), batch, rows(state, here, batch))
+        return advantages(state, batch, rows(state, here, batch))
 
     return targets

@@ -1,6 +1,9 @@
 """The compiled programs of an update: in one piece, or in the parts that a step with a host between them calls."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,8 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
 from pbrl_jax.core.records import TrainBatch, TrainState
+from pbrl_jax.core.trees import map_microbatches
+from pbrl_jax.mesh.offload import on_device
 from pbrl_jax.models.packing import Bucket
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.microbatches import groups_at
@@ -21,9 +26,9 @@ from pbrl_jax.train.update import (
     Targets,
     UpdateContext,
     advantage_targets,
-    apply_sums,
-    by_microbatch,
+    apply_gradient,
     in_parts,
+    mean_gradient,
     row_outputs,
     update_parameters,
 )
@@ -87,8 +92,37 @@ def apply_minibatch(state: TrainState, batch: TrainBatch, targets: Targets, sums
     """`update_minibatch` with the sums of the minibatch's gradient."""
     metrics = batch_metrics(batch, targets.adv, context.config)
     rows = minibatch_rows(state, batch, targets, context.config)
-    state, more = apply_sums(state, *rows, sums, context)
+    state, more = apply_gradient(state, *rows, mean_gradient(sums), context)
     return state, metrics | more
+
+
+def by_microbatch(function: Callable, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """`function(batch, context)`, an array [B, R], microbatch by microbatch."""
+    if context.packed is not None:
+        return context.packed.rows(function, batch, context)
+    groups, size = batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts
+    return map_microbatches(lambda piece: function(piece, context), batch, groups, size)
+
+
+def reference_first(config: Config) -> bool:
+    """Whether the reference's log-probs are made before the gradient: for a KL inside the reward, or because the
+    reference is in the host's memory and is to be on the device only while there are no gradients."""
+    return config.algo.beta > 0 and (config.algo.kl_in == "reward" or "reference" in config.train.offload)
+
+
+def batch_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> Targets:
+    """Advantages, and before them the reference's log-probs where they are made first; traceable."""
+    ref_logp_BR = None
+    if reference_first(context.config):
+        parts, part = in_parts(batch, context)
+        frozen = dataclasses.replace(frozen, reference=on_device(frozen.reference))
+        ref_logp_BR = by_microbatch(functools.partial(reference_logp, None, frozen), parts, part)
+    return advantage_targets(state, batch, ref_logp_BR, context.config)
+
+
+def reference_logp(state: Any, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """The reference's log-probs of rows, [B, R]."""
+    return row_outputs(frozen.reference, None, batch, context, False)[0]
 
 
 def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array]:
@@ -116,7 +150,7 @@ def update_step(state: TrainState, ref_params, batch: TrainBatch, base=None, *, 
     """Advantages, gradient and optimizer step as one traceable function; arguments as of `make_update`."""
     context = update_context(spec, config, bucket)
     frozen = Frozen(ref_params if config.algo.beta > 0 else None, base)
-    targets = advantage_targets(state, frozen, batch, context=context)
+    targets = batch_targets(state, frozen, batch, context)
     return update_minibatch(state, frozen, batch, targets, context)
 
 

@@ -33,6 +33,7 @@ from pbrl_jax.train.experiment import Experiment, device_pivots, device_prompts,
 from pbrl_jax.train.guard import FAILED, with_failed
 from pbrl_jax.train.update import Frozen, Targets
 
+
 class Position(NamedTuple):
     """Where a run is between two steps; all of it goes into a checkpoint.
 

@@ -5,7 +5,6 @@ Traceable functions, which `train.programs` compiles. A gradient that is not fin
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,12 +21,11 @@ from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, map_microbatches, select, sum_microbatches
+from pbrl_jax.core.trees import all_finite, select, sum_microbatches
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
 from pbrl_jax.models.packing import Bucket, rollout_outputs
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.microbatches import Packing, cheapest_bucket, groups_at, sorted_groups
 from pbrl_jax.train.trained import Frozen, Trained, forward_params, update_critic
 
 
@@ -40,14 +38,14 @@ class Optimizer(NamedTuple):
 
 
 class UpdateContext(NamedTuple):
-    """What is static in an update. `bucket` is what each group is packed into (None: one stream per row). With
-    `packing` each microbatch has a bucket of its own, which the program chooses."""
+    """What is static in an update. `bucket` is what each group is packed into (None: one stream per row); with `packed`
+    (train.microbatches) the program chooses a bucket for each microbatch."""
 
     spec: DecoderSpec
     config: Config
     optimizer: Optimizer
     bucket: Bucket | None = None
-    packing: Packing | None = None
+    packed: Any = None
 
 
 @pytree
@@ -101,58 +99,13 @@ def in_parts(batch: TrainBatch, context: UpdateContext) -> tuple[TrainBatch, Upd
     return dataclasses.replace(batch, prompts=prompts), context._replace(config=part_config)
 
 
-def group_lengths(batch: TrainBatch) -> jax.Array:
-    """Tokens of the rows of every group, [P, G]."""
-    return batch.rollout.lengths_B.reshape(batch.prompts.lengths_P.shape[0], -1)
-
-
-def by_microbatch(function: Callable, batch: TrainBatch, context: UpdateContext) -> jax.Array:
-    """`function(batch, context)`, an array [B, R], microbatch by microbatch."""
-    groups, size, packing = batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts, context.packing
-    if packing is None:
-        return map_microbatches(lambda piece: function(piece, context), batch, groups, size)
-    order = sorted_groups(group_lengths(batch), packing.size)
-    piece = functools.partial(in_cheapest_bucket, function, context=context)
-    rows_BR = map_microbatches(piece, groups_at(batch, order, groups), groups, packing.size)
-    return groups_at(rows_BR, jnp.argsort(order), groups)
-
-
-def in_cheapest_bucket(function: Callable, rows: Any, context: UpdateContext) -> Any:
-    """`function(rows, context)` with the cheapest bucket of the packing that holds the rows: a batch, or a tuple that
-    begins with one."""
-    assert context.packing is not None
-    buckets, lengths_PG = context.packing.buckets, group_lengths(rows[0] if isinstance(rows, tuple) else rows)
-    branches = [functools.partial(function, context=context._replace(bucket=b, packing=None)) for b in buckets]
-    return jax.lax.switch(cheapest_bucket(lengths_PG, buckets), branches, rows)
-
-
-def reference_first(config: Config) -> bool:
-    """Whether the reference's log-probs are made before the gradient: for a KL inside the reward, or because the
-    reference is in the host's memory and is to be on the device only while there are no gradients."""
-    return config.algo.beta > 0 and (config.algo.kl_in == "reward" or "reference" in config.train.offload)
-
-
-def reference_logp(frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> jax.Array:
-    """The reference's log-probs of a batch of groups or parts of groups, [B, R]."""
-    return row_outputs(frozen.reference, None, batch, context, False)[0]
-
-
-def advantage_targets(
-    state: TrainState, frozen: Frozen, batch: TrainBatch, ref_logp_BR: jax.Array | None = None, *,
-    context: UpdateContext,
-) -> Targets:  # fmt: skip
-    """Rewards to advantages, by the algorithm; traceable. `ref_logp_BR`: the reference's, where they are made."""
-    config, algo = context.config, context.config.algo
-    mask_BR, penalty_BR = loss_mask(batch, config), None
-    if reference_first(config):
-        if ref_logp_BR is None:
-            parts, part = in_parts(batch, context)
-            frozen = dataclasses.replace(frozen, reference=on_device(frozen.reference))
-            ref_logp_BR = by_microbatch(functools.partial(reference_logp, frozen), parts, part)
-        if algo.kl_in == "reward":
-            beta = algo.beta if state.beta is None else state.beta
-            sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
-            penalty_BR = kl_penalty(sampler_BR, ref_logp_BR, used_BR, beta=beta, estimator=algo.kl_estimator)
+def advantage_targets(state: TrainState, batch: TrainBatch, ref_logp_BR: jax.Array | None, config: Config) -> Targets:
+    """Rewards to advantages, by the algorithm; traceable. `ref_logp_BR`: the reference's, where they are made first."""
+    algo, mask_BR, penalty_BR = config.algo, loss_mask(batch, config), None
+    if ref_logp_BR is not None and algo.kl_in == "reward":
+        beta = algo.beta if state.beta is None else state.beta
+        sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
+        penalty_BR = kl_penalty(sampler_BR, ref_logp_BR, used_BR, beta=beta, estimator=algo.kl_estimator)
     adv, return_BR = estimate_advantages(batch, mask_BR, penalty_BR, config)
     return Targets(adv, mask_BR, ref_logp_BR, return_BR)
 
@@ -224,10 +177,8 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     return loss_sum, (count, pairs, gap_BR.max())
 
 
-def rows_gradient(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
-    """`microbatch_sums` and the gradient of the loss sum."""
-    function = jax.value_and_grad(functools.partial(microbatch_sums, context=context), has_aux=True)
-    return function(trained, frozen, beta, rows)
+#: `microbatch_sums` and the gradient of the loss sum.
+rows_gradient = jax.value_and_grad(microbatch_sums, has_aux=True)
 
 
 def add_sums(total, new):
@@ -240,18 +191,16 @@ def add_sums(total, new):
 
 
 def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
-    """The sums of a batch over its microbatches, as of `rows_gradient`."""
-    groups, packing = rows[0].prompts.tokens_PT.shape[0], context.packing
-    size = context.config.train.microbatch_prompts or groups
+    """Gradient and metrics, summed exactly over microbatches and divided once."""
 
     def sums(rows, context):
-        return rows_gradient(trained, frozen, beta, rows, context)
+        return rows_gradient(trained, frozen, beta, rows, context=context)
 
-    if packing is None:
-        return sum_microbatches(functools.partial(sums, context=context), rows, groups, size, add_sums)
-    rows = groups_at(rows, sorted_groups(group_lengths(rows[0]), packing.size), groups)
-    function = functools.partial(in_cheapest_bucket, sums, context=context)
-    return sum_microbatches(function, rows, groups, packing.size, add_sums)
+    if context.packed is not None:
+        return mean_gradient(context.packed.sums(sums, rows, context, add_sums))
+    groups = rows[0].prompts.tokens_PT.shape[0]
+    size = context.config.train.microbatch_prompts or groups
+    return mean_gradient(sum_microbatches(functools.partial(sums, context=context), rows, groups, size, add_sums))
 
 
 def mean_gradient(sums) -> tuple[Any, dict[str, jax.Array]]:
@@ -303,26 +252,19 @@ def update_parameters(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradient and optimizer step towards the targets; traceable."""
     parts, part = in_parts(batch, context)
-    sums = gradient_sums(trained_of(state), gradient_frozen(frozen, targets), state.beta, (parts, targets), part)
-    return apply_sums(state, batch, targets, sums, context)
+    found = gradient_sums(*gradient_of(state, frozen, targets), state.beta, (parts, targets), part)
+    return apply_gradient(state, batch, targets, found, context)
 
 
-def trained_of(state: TrainState) -> Trained:
-    """What the gradient is taken of."""
-    return Trained(state.params, None if state.critic is None else state.critic["params"])
+def gradient_of(state: TrainState, frozen: Frozen, targets: Targets) -> tuple[Trained, Frozen]:
+    """What the gradient is taken of, and what else it reads: no reference whose log-probs are there."""
+    trained = Trained(state.params, None if state.critic is None else state.critic["params"])
+    return trained, frozen if targets.ref_logp_BR is None else dataclasses.replace(frozen, reference=None)
 
 
-def gradient_frozen(frozen: Frozen, targets: Targets) -> Frozen:
-    """What the gradient reads beside it: no reference whose log-probs are there."""
-    return frozen if targets.ref_logp_BR is None else dataclasses.replace(frozen, reference=None)
-
-
-def apply_sums(
-    state: TrainState, batch: TrainBatch, targets: Targets, sums, context: UpdateContext
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The optimizer step of the sums over a batch; traceable."""
-    config, critic, held = context.config, state.critic, jnp.bool_(False)
-    grads, metrics = mean_gradient(sums)
+def apply_gradient(state: TrainState, batch: TrainBatch, targets: Targets, found: tuple, context: UpdateContext):
+    """The optimizer step of (gradient, metrics) of a batch; traceable."""
+    config, critic, held, (grads, metrics) = context.config, state.critic, jnp.bool_(False), found
     counts = has_signal(state, targets, config)
     if critic is not None:
         held = state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps

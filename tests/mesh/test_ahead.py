@@ -28,7 +28,7 @@ def compile_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_each_variant_is_compiled_once(beside, caplog):
-    """Before the first result, or in the thread, whose log is its own; later calls compile nothing, whichever bucket they take."""
+    """Before the first result, or in the thread, whose log is its own; later calls compile nothing."""
     variants, x = Variants(program(), (0, 16, 32)), jnp.arange(3)
     with background_compiles() as background:
         if not beside:

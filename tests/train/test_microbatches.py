@@ -18,13 +18,19 @@ from tiny_policy import (
 from pbrl_jax import OptimConfig, with_values
 from pbrl_jax.models.packing import Bucket, fits, packed_buckets, slot_cost
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.microbatches import Packing, packing_of, plan_microbatches
+from pbrl_jax.train.microbatches import ChosenBuckets, Packing, packing_of, plan_microbatches
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.packed import PackedUpdate, make_policy_update, make_rows
-from pbrl_jax.train.programs import make_logprobs, minibatch_rows, policy_logp, update_context, update_minibatch
+from pbrl_jax.train.programs import (
+    batch_targets,
+    make_logprobs,
+    minibatch_rows,
+    policy_logp,
+    update_context,
+    update_minibatch,
+)
 from pbrl_jax.train.state import new_state
 from pbrl_jax.train.trained import Frozen
-from pbrl_jax.train.update import advantage_targets
 
 SPEC = tiny_spec()
 P, G, R = 4, 3, 6
@@ -113,7 +119,7 @@ def setting():
     """(state, frozen, batch, targets) of an update with a reference."""
     batch = tiny_batch(SPEC, (5, 2, 4, 3), 5, LENGTHS, R)
     state, frozen = new_state(tiny_params(SPEC), make_optimizer(CONFIG.optim)), Frozen(tiny_params(SPEC, seed=9))
-    return state, frozen, batch, advantage_targets(state, frozen, batch, context=update_context(SPEC, CONFIG))
+    return state, frozen, batch, batch_targets(state, frozen, batch, update_context(SPEC, CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +141,7 @@ def test_packed_microbatches_equal_the_whole_batch(whole):
 
 
 def test_a_traced_step_chooses_its_buckets(whole):
-    context = update_context(SPEC, CONFIG)._replace(packing=PACKING)
+    context = update_context(SPEC, CONFIG)._replace(packed=ChosenBuckets(PACKING))
     expect_same(jax.jit(lambda *args: update_minibatch(*args, context))(*setting()), whole)
 
 
