@@ -195,7 +195,7 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
     state = sharded_state(with_values(config, train={"offload": ()}), models.policy, mesh)
     start, batch = sharded_frozen(config, models.policy, mesh), sharded_batch(config, mesh)
     reference, base = start if config.algo.beta > 0 else None, start if config.lora.rank else None
-    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=0)
+    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=None)
     held = other_bytes - tree_bytes((between, reference, base))
     moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
     cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
