@@ -33,7 +33,7 @@ from pbrl_jax.rewards.combine import (
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.rewards.language import Verdict
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
@@ -99,7 +99,9 @@ def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
     """The compiled rollout; it raises Interrupted when a stop was requested while it decodes."""
     config, settings = experiment.config, experiment.config.rollout
     G, R = config.algo.num_generations, settings.max_completion_length
-    generate = make_generate(experiment.policy.spec, G, R, settings.segment_length, settings.weights)
+    generate = make_generate(
+        experiment.policy.spec, G, R, settings.segment_length, settings.weights, settings.slots
+    )
     sampling = run_sampling(experiment)
     return lambda params, drawn: generate(params, drawn.prompts, drawn.key, sampling, stop_agreed)
 
