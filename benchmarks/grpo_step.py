@@ -27,7 +27,7 @@ from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
 from pbrl_jax.models.packing import choose_bucket, packed_buckets
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import make_update, update_context

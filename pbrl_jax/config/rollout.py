@@ -24,7 +24,7 @@ class RolloutConfig:
     """How the policy's matrices lie while it decodes: whole (in the compute type, copied once a rollout to every device
     that mesh.fsdp shares them over) or as_trained (they stay shared: less memory, and exchanged at every token)."""
     slots: int = operational(0, at_least=0)
-    """Rows that decode at a time; when one ends, the next takes its place. A multiple of the devices that hold different
-    rows. 0: as many as `pbrl plan` finds room for, or all; what was chosen is saved with the run."""
+    """Rows that decode at a time, on all devices; when one ends, the next takes its place. 0: all, or as many as have
+    room in memory; what was chosen is saved with the run and used again. A fused step decodes all its rows at a time."""
     segment_length: int = operational(128, at_least=1, at_most=128)
     """Tokens decoded between two looks at the outside (signals, early exit); at most 128."""

@@ -1,8 +1,8 @@
 """One engine for everything that decodes or scores: token ids in; token ids, log-probs and texts out.
 
 Training calls `rollout.refill` on batches that it lays out itself; everything else goes through an Engine, which
-sorts rows by length into batches of few compiled shapes. Batches of one padded length share a queue of rows and slots for
-one batch. Batches depend on the rows and the batch size alone, and a row's randomness on the seed, its id and the
+sorts rows by length into batches of few compiled shapes. Batches of one padded length share a queue of rows, and slots
+for one batch. Batches depend on the rows and the batch size alone, and a row's randomness on the seed, its id and the
 sample's number: an interrupted caller that leaves out finished batches gets the same tokens.
 """
 
