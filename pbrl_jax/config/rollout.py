@@ -25,6 +25,6 @@ class RolloutConfig:
     that mesh.fsdp shares them over) or as_trained (they stay shared: less memory, and exchanged at every token)."""
     slots: int = operational(0, at_least=0)
     """Rows that decode at a time, on all devices; when one ends, the next takes its place. 0: all, or as many as have
-    room in memory; what was chosen is saved with the run and used again. A fused step decodes all its rows at a time."""
+    room in memory; what was chosen is saved with the run and used again. A fused step decodes all its rows together."""
     segment_length: int = operational(128, at_least=1, at_most=128)
     """Tokens decoded between two looks at the outside (signals, early exit); at most 128."""
