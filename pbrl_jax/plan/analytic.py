@@ -187,8 +187,8 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     rows = slots_of(config) / mesh.row_shards
     steps = R * P * G / slots_of(config)
     position = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * _item(spec) / mesh.tensor
-    # The slots, and the prompts whose rows wait for one.
-    cache = position * (rows * slot_positions(T + R) + math.ceil(rows / G) * T)
+    # The slots, the prompts whose rows wait for one, and a tenth to spare.
+    cache = 1.1 * position * (rows * slot_positions(T + R) + math.ceil(rows / G) * T)
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
     temporary = cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
     total = parameter_count(spec) / mesh.tensor

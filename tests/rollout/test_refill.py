@@ -66,9 +66,7 @@ def test_slots_do_not_change_what_rows_sample(refill, params, prompts, whole, ca
         again = refill.rollout(params, prompts, KEY, SAMPLING)
     assert not found
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, again)))
-    tokens = int(whole.lengths_B.sum())
     assert len(looks) < R, "fewer looks than tokens of the longest row"
-    assert tokens / 16 < R, "the slots are refilled: each ran several rows"
 
 
 def test_short_blocks_and_prompts_in_parts(params, prompts, whole, monkeypatch):
