@@ -73,8 +73,8 @@ def stages_of(flags: argparse.Namespace, data: str) -> list[Stage]:
 
 def write_replies(file: Path) -> None:
     """The task's own responses to the prompts of the configuration."""
-    data = load_config(CONFIG).data
-    problems = quickstart.problems("train", data.limit, 0)
+    config = load_config(CONFIG)
+    data, problems = config.data, quickstart.problems("train", config.data.limit, config.train.seed)
     pairs = [(problem, code) for problem in problems for code in data.languages if code != "en"]
     write_json_lines(file, [{"id": quickstart.prompt(*pair).id, "language": pair[1],
                              "response": quickstart.response(*pair)} for pair in pairs])  # fmt: skip

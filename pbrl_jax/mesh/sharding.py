@@ -35,12 +35,10 @@ LOGICAL_AXES: dict[str, Any] = {
 where the rows of all devices along fsdp are gathered; `sequence` is the
 position axis of hidden states between layers, sharded over the same devices as heads and ffn."""
 
-_SHARED = ("tensor", "fsdp")
-DECODING_AXES: dict[str, dict[str, Any]] = {
-    "whole": LOGICAL_AXES | {"width": None},
-    "tensor": LOGICAL_AXES | {"width": None, "vocab": _SHARED, "heads": _SHARED, "kv_heads": _SHARED, "ffn": _SHARED},
-}
-"""For the parameters while decoding, by `rollout.weights`: not sharded over fsdp, or tensor-parallel over fsdp too."""
+DECODING_AXES = LOGICAL_AXES | {"width": None}
+"""For decoding: parameters are not sharded over fsdp (see rollout.weights)."""
+
+SHARED_AXES = ("tensor", "fsdp")
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
@@ -161,6 +159,15 @@ def row_mesh(mesh: Mesh) -> Mesh:
     """A mesh of this process's devices, all along its data axis; for a replicated model."""
     devices = np.array(mesh.local_devices).reshape(-1, 1, 1)
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def tensor_parallel_axes(size: int) -> dict[str, Any]:
+    """The table of one axis of parameters of this size while decoding tensor-parallel over fsdp too: sharded over both
+    mesh axes if they divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in SHARED_AXES)
+    sharded = SHARED_AXES if size % shards == 0 else "tensor"
+    return DECODING_AXES | dict.fromkeys(("vocab", "heads", "kv_heads", "ffn"), sharded)
 
 
 def constrain(x: jax.Array, *logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> jax.Array:
