@@ -57,7 +57,7 @@ def stages_of(flags: argparse.Namespace, data: str) -> list[Stage]:
         Stage("references", ["pivots", CONFIG, "--workdir", str(root / "references"), *sources, *store]),
         Stage("calibration", ["calibrate", CONFIG, "--workdir", str(root / "calibration"), *sources]),
         Stage("audit", ["audit", CONFIG, "--workdir", str(root / "audit"), "--limit", "16",
-                        "--replies", str(root / REPLIES), *sources, *store]),  # fmt: skip
+                        "--replies", str(root / REPLIES), "--pivot.source", "dataset", *sources]),  # fmt: skip
         Stage("training", ["train", CONFIG, "--workdir", run, *sources, *store]),
         Stage("export", ["convert", run, hf]),
     ]

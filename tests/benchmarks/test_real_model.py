@@ -27,7 +27,7 @@ def test_every_stage_is_a_command_that_can_be_typed(monkeypatch):
     stages = stages_of(FLAGS, "data")
     for _, words in stages:
         if words[1] == CONFIG:
-            flags = [word for word in words[2:] if word not in ("--limit", "16")]
+            flags = [word for word in words[2:] if word not in ("--limit", "16", "--replies", "W/replies.jsonl")]
             at = flags.index("--workdir")
             config = override(load_config(str(ROOT / CONFIG)), flags[:at] + flags[at + 2 :], words[0])
             assert (config.policy.source, config.encoder.source) == ("P", "E")
