@@ -22,6 +22,7 @@ USAGE = """usage: pbrl VERB [arguments] [--debug] | pbrl --version
   sft CONFIG --workdir W      a start policy by supervised fine-tuning
   dpo CONFIG --workdir W      learn from ranked pairs of the policy's own responses
   encoder CONFIG --workdir W  a multilingual encoder by contrastive training
+  translator CONFIG --workdir W   a translation model (M2M100, NLLB) by training on parallel text
   plan CONFIG [--topology v5p:2x2x4]   does it fit, and how long is a step? Before a machine is rented
   pivots CONFIG --workdir W   write and embed the English references
   translate IN.jsonl OUT.jsonl --to sw,bn --translator MODEL   English prompts into other languages
@@ -178,7 +179,7 @@ def evaluation(arguments: Sequence[str]) -> None:
         prog="pbrl eval", description="Accuracy per language on a benchmark, with intervals (docs/evaluation.md)."
     )
     parser.add_argument("--policy", required=True, help="policy folder, work directory, or Hugging Face folder")
-    parser.add_argument("--benchmark", required=True, help="mgsm, msvamp, belebele, ...; an unknown name lists all")
+    parser.add_argument("--benchmark", required=True, help="mgsm, ..., or table with --data; an unknown name lists all")
     parser.add_argument("--workdir", required=True, help="folder of this evaluation; an interrupted one goes on")
     parser.add_argument("--languages", default="", help="codes with commas between, sw,bn; default: all")
     parser.add_argument("--limit", type=int, default=0, help="problems of each language; 0: all")
@@ -187,6 +188,7 @@ def evaluation(arguments: Sequence[str]) -> None:
     parser.add_argument("--style", default="benchmark", help="benchmark: its own text; or a style the policy learnt")
     wording_options(parser)
     parser.add_argument("--data", default="", help="folder or hub id in place of the benchmark's (default: PBRL_DATA)")
+    parser.add_argument("--columns", nargs="+", default=(), help="of --benchmark table: question=prompt answer=label")
     parser.add_argument("--samples", type=int, default=1, help="responses to each problem, for pass@k and maj@k")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -299,6 +301,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "sft": config_verb("sft", "Train a start policy on references."),
     "dpo": config_verb("dpo", "Learn from pairs of the policy's own responses, ranked by the semantic reward."),
     "encoder": config_verb("encoder", "Train a multilingual encoder on parallel text."),
+    "translator": config_verb("translator", "Train a translation model (M2M100, NLLB) on parallel text."),
     "plan": plan,
     "pivots": config_verb("pivots", "Write, filter and embed the English references."),
     "audit": config_verb(
@@ -331,6 +334,7 @@ MEMORY = {
     "sft": "Lower --sft.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
     "dpo": "Lower --dpo.microbatch-size or --train.logprob-chunk, or use --policy.remat full.",
     "encoder": "Lower --contrastive.microbatch-size or --encoder.max-length.",
+    "translator": "Lower --translator.microbatch-size.",
     "pivots": "Lower --eval.batch-size or --pivot.max-completion-length.",
     "generate": "Give fewer --prompt at a time or a lower --max-completion-length; --tensor N shares the model over N "
     "devices.",

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -105,9 +106,13 @@ class Driver:
 
 
 def wait(marker: str, stops: bool = True) -> None:
-    """The hold itself, until the marker is removed; a requested stop ends it, too, where `stops`."""
+    """The hold itself, until the marker is removed; a requested stop ends it, too, where `stops`. A save that is under
+    way in its thread ends first: what is held is known to come after it."""
     from pbrl_jax.train.signals import stop_requested
 
+    for thread in threading.enumerate():
+        if thread.name == "save" and thread is not threading.current_thread():
+            thread.join()
     Path(marker).touch()
     end = time.monotonic() + DEADLINE
     while Path(marker).exists() and not (stops and stop_requested()):
@@ -222,7 +227,35 @@ def before_rename(marker: str, step: int, number: int) -> None:
     paths.rename_synced = held
 
 
+def in_write(marker: str, step: int) -> None:
+    """The save of `step` does not end; the marker is made when a later update is dispatched."""
+    from pbrl_jax.checkpoint import manifest
+    from pbrl_jax.train import programs
+
+    hashed, make, under_way = manifest.hashed_files, programs.compiled_ahead, threading.Event()
+
+    def held(folder):
+        if f"step_{step:08d}" in os.fspath(folder):
+            under_way.set()
+            time.sleep(DEADLINE)
+        return hashed(folder)
+
+    def make_watched(*settings):
+        update = make(*settings)
+
+        def watched(*arguments, **more):
+            result = update(*arguments, **more)
+            if under_way.is_set():
+                Path(marker).touch()
+            return result
+
+        return watched
+
+    manifest.hashed_files, programs.compiled_ahead = held, make_watched
+
+
 HOLDS = {
+    "write": in_write,
     "generate": in_generate,
     "reward fails": fails_in_reward,
     "update": in_update,

@@ -10,9 +10,10 @@ from typing import Any
 from pbrl_jax.config.tree import DataConfig
 from pbrl_jax.core.characters import CONTROL, visible
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.records import Prompt
+from pbrl_jax.core.records import Prompt, Question
+from pbrl_jax.data.row_errors import SHOWN_ERRORS
 from pbrl_jax.data.sources import SOURCES
-from pbrl_jax.data.sources.common import SHOWN_ERRORS, language_of, prompt_id, row_of
+from pbrl_jax.data.sources.common import language_of, prompt_id, row_of
 from pbrl_jax.text.answers import read_gold, same_answer
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.normalise import FORMAT
@@ -107,10 +108,10 @@ def check_rows(prompts: Sequence[Prompt]) -> list[str]:
     Raises:
       DataError: more of one kind than the share that ODD_ROWS allows.
     """
-    seen: dict[tuple[str, str], Prompt] = {}
+    seen: dict[tuple[str, Question], Prompt] = {}
     odd: dict[str, list[Prompt]] = {kind: [] for kind in ODD_ROWS}
     for prompt in prompts:
-        first = seen.setdefault((prompt.language, prompt.question), prompt)
+        first = seen.setdefault((prompt.language, prompt.asked), prompt)
         texts = (prompt.question, prompt.question_en, prompt.answer or "", *(one.text for one in prompt.references))
         if not FORMAT.sub("", prompt.question).strip():
             odd["a question without a visible character"].append(prompt)
@@ -132,8 +133,8 @@ def check_rows(prompts: Sequence[Prompt]) -> list[str]:
 
 def refuse_trained(prompts: Sequence[Prompt], trained: Sequence[Prompt]) -> None:
     """Refuse evaluation prompts whose questions are trained on, too, in the same language (DataError)."""
-    known = {(prompt.language, prompt.question) for prompt in trained}
-    same = [prompt for prompt in prompts if (prompt.language, prompt.question) in known]
+    known = {(prompt.language, prompt.asked) for prompt in trained}
+    same = [prompt for prompt in prompts if (prompt.language, prompt.asked) in known]
     if same:
         raise DataError(
             f"{len(same)} of {len(prompts)} evaluation problems are also training rows, the first at {_places(same)} "
@@ -153,7 +154,7 @@ def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:
     for prompt in prompts:
         if prompt.question_en and row_of(prompt.id) not in found:
             found[row_of(prompt.id)] = prompt._replace(
-                id=prompt_id(row_of(prompt.id), "en"), language="en", question=prompt.question_en
+                id=prompt_id(row_of(prompt.id), "en"), language="en", question=prompt.question_en, turns=()
             )
     return [*prompts, *found.values()]
 
@@ -163,9 +164,10 @@ def dataset_fingerprint(prompts: Sequence[Prompt], wording: Wording = OURS) -> s
     around them; identifies the data set."""
     digest = hashlib.sha256(wording.digest.encode())
     for prompt in prompts:
-        fields = list(prompt._replace(columns=()))[:-1]
+        fields = list(prompt[: Prompt._fields.index("columns")])
         if fields[-1] == ():  # rows without further references keep the digest of versions without
             fields.pop()
+        fields += [prompt.turns] if prompt.turns else []
         digest.update(json.dumps(fields, ensure_ascii=False, default=str).encode())
         digest.update(b"\n")
     return digest.hexdigest()
@@ -195,7 +197,7 @@ def fit_prompts(
         raise ConfigError(f"data.overlong_prompts is {overlong!r}; expected one of {', '.join(OVERLONG)}.")
     if not prompts:
         raise DataError("No prompts to encode. Check data.languages, data.split and data.limit.")
-    encoded = format_prompts([p.question for p in prompts], [p.language for p in prompts], tokenizer, **form)
+    encoded = format_prompts([p.asked for p in prompts], [p.language for p in prompts], tokenizer, **form)
     fits = [len(ids) <= max_prompt_length for ids in encoded]
     kept = [pair for pair, fit in zip(zip(prompts, encoded, strict=True), fits, strict=True) if fit]
     long = [prompt for prompt, fit in zip(prompts, fits, strict=True) if not fit]

@@ -7,13 +7,13 @@ import logging
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import parse_json
-from pbrl_jax.data.sources.common import RowErrors
+from pbrl_jax.data.row_errors import RowErrors
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
@@ -63,6 +63,52 @@ def read_rows(file: epath.Path, errors: RowErrors, header: Sequence[str] = (), s
     lines = list(enumerate(text.removesuffix("\n").split("\n") if text else (), start=1))
     lines = [(number, line) for number, line in lines if line.strip() or not skip_blank]
     return _headless_rows(lines, header, errors) if header else _json_rows(lines, errors)
+
+
+class SplitFile(NamedTuple):
+    """A file of a split; `part` is the configuration's folder that it lies in, "" in the data set's own."""
+
+    part: str
+    file: epath.Path
+
+
+def split_files(folder: epath.Path, split: str) -> list[SplitFile]:
+    """The files of a split in a folder, laid out as on the hub: `<split>.<ending>`, `<split>-00000-of-00002.<ending>`
+    or `<split>/*`, in the folder, in its `data`, or in the folders of its configurations.
+
+    Raises:
+      DataError: there are none, or one of several is missing.
+    """
+    found = [SplitFile("", file) for file in _split_files(folder, split)]
+    for place in (folder, folder / "data"):
+        if not found:
+            found = [SplitFile(sub.name, file) for sub in _shown(place) for file in _split_files(sub, split)]
+    if not found:
+        names = ", ".join(child.name for child in _shown(folder)[:10])
+        raise DataError(
+            f"{str(folder)!r} has no file {split}{{{', '.join(ENDINGS)}}} or {split}-00000-of-...; found {names}."
+        )
+    return found
+
+
+def _split_files(folder: epath.Path, split: str) -> list[epath.Path]:
+    own = folder / split
+    for place in (folder, folder / "data", own):
+        tables = [child for child in _shown(place) if child.name.endswith(ENDINGS)]
+        if whole := [file for ending in ENDINGS for file in tables if file.name == split + ending]:
+            return whole[:1]
+        parts = [file for file in tables if place == own or re.match(rf"{re.escape(split)}[-_.]\d", file.name)]
+        counted = [int(match.group(1)) for file in parts if (match := re.search(r"-of-(\d+)", file.name))]
+        if counted and len(parts) != counted[0]:
+            raise DataError(f"{place} holds {len(parts)} of the {counted[0]} files of {split!r}. Download the others.")
+        if parts:
+            return parts
+    return []
+
+
+def _shown(folder: epath.Path) -> list[epath.Path]:
+    """What a folder holds, sorted, without hidden names; [] where it is none."""
+    return sorted(child for child in folder.iterdir() if not child.name.startswith(".")) if folder.is_dir() else []
 
 
 def _unzipped(raw: bytes, place: str) -> bytes:

@@ -303,7 +303,7 @@ def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Flo
 def causal_logits(params, spec: DecoderSpec, tokens_BT: Int[Array, "B T"], mask_BT) -> Float[Array, "B T V"]:
     """Logits at every position of a batch, padded on either side: for inspecting a model, not for training."""
     positions = jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
-    if spec.attention in FUSED:  # those kernels need right padding
-        spec = dataclasses.replace(spec, attention="auto")
+    if spec.attention == "auto" or spec.attention in FUSED:  # fused kernels need right padding
+        spec = dataclasses.replace(spec, attention="portable")
     hidden, _ = hidden_states(params, spec, tokens_BT, positions, Causal(mask_BT.astype(bool)))
     return logits_of(params, spec, hidden)

@@ -64,7 +64,7 @@ def rollout_outputs(params, value_head, prompts: PromptBatch, rollout: Rollout, 
         streams = pack_streams(rollout.tokens_BR, rollout.lengths_B, G, bucket)
     else:
         streams = unpacked_streams(rollout.tokens_BR, rollout.lengths_B, G)
-    outputs = response_outputs(params, value_head, prompts, streams, options._replace(packed=bool(bucket)))
+    outputs = response_outputs(params, value_head, prompts, streams, options._replace(packed=G if bucket else 0))
 
     def rows(x):
         if x is None:

@@ -36,6 +36,7 @@ from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.rollout.engine import beyond_positions
 from pbrl_jax.run.check import batch_arithmetic, repeatability, validate
 from pbrl_jax.run.embedding import reference_vectors
+from pbrl_jax.run.first_prompts import first_prompts
 from pbrl_jax.text.languages import check_languages, fallback_notes
 from pbrl_jax.text.prompts import chat_messages, form_of
 from pbrl_jax.text.token_languages import token_language_table
@@ -163,6 +164,12 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     return StartPolicy.of(Policy(spec, make(), tokenizer, name), make)
 
 
+def policy_for_rows(config: Config, work: WorkDir) -> Policy:
+    """The start policy of a run that learns from a file of rows; the prompts are read for a vocabulary alone."""
+    own_words = config.policy.source == "random" and not config.policy.tokenizer
+    return run_policy(config, work, training_prompts(config) if own_words else [])
+
+
 def check_positions(config: Config, policy: Policy) -> None:
     """Refuse lengths of prompts and responses that are together more than the policy's positions (ConfigError)."""
     prompt = max(config.rollout.max_prompt_length, config.eval.max_prompt_length)
@@ -277,10 +284,11 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     prompts, report = attach_references(
         prompts, config, store, progress=functools.partial(Progress, part=part), **reference_expert(policy, config)
     )
+    form = form_of(config.data)
     kept, ids = fit_prompts(
-        prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts,
-        **form_of(config.data),
-    )  # fmt: skip
+        prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts, **form
+    )
+    print(visible("\n".join(first_prompts(kept, ids, policy.tokenizer, form))))
     mesh = make_mesh(config.mesh)
     encoder = over_devices(encoder, mesh)
     pivots = reference_vectors(kept, encoder, store)
@@ -327,7 +335,9 @@ def evaluation_prompts(config: Config, trained: Sequence[Prompt] | None = None) 
     settings = config.eval
     data = config.data
     if settings.source:
-        data = dataclasses.replace(data, source=settings.source, path=settings.path, columns=())
+        data = dataclasses.replace(data, source=settings.source, path=settings.path, columns=settings.columns)
+    else:
+        data = dataclasses.replace(data, path=settings.path or data.path, columns=settings.columns or data.columns)
     found = load_prompts(
         data, config.train.seed, split=settings.split, languages=settings.languages or config.data.languages,
         limit=settings.limit, require=("answer",),
@@ -355,7 +365,7 @@ def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | No
     try:
         loaded = evaluation_prompts(config, trained)
     except (ConfigError, DataError) as error:
-        if config.eval.source or config.train.eval_steps:
+        if config.eval.source or config.eval.path or config.train.eval_steps:
             raise
         print(f"No evaluation (set eval.source for one): {visible(str(error))}")
         return None

@@ -195,7 +195,7 @@ def policy_replies(config: Config, policy: Policy, limit: int) -> list[dict[str,
     )
     found: dict[str, list[dict[str, Any]]] = {prompt.language: [] for prompt in chosen}
     for sample in range(config.algo.num_generations):
-        questions, codes = [p.question for p in open_prompts], [p.language for p in open_prompts]
+        questions, codes = [p.asked for p in open_prompts], [p.language for p in open_prompts]
         texts = answer_texts(
             decoder, policy.params, questions, codes, config.rollout.temperature, config.train.seed + sample
         )

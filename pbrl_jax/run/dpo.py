@@ -1,4 +1,5 @@
-"""`pbrl dpo CONFIG --workdir W`: learn from pairs of the policy's own responses, ranked by the semantic reward."""
+"""`pbrl dpo CONFIG --workdir W`: learn from pairs of the policy's own responses, ranked by the semantic reward, or from
+pairs of a file."""
 
 import hashlib
 
@@ -10,10 +11,12 @@ from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.data.responses import Preference, holds_preferences, read_preferences
 from pbrl_jax.mesh.rows import check_rows
-from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
+from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.run.assemble import build_experiment, check_start, policy_for_rows, use_compilation_cache
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
-from pbrl_jax.text.prompts import form_of, format_prompts
+from pbrl_jax.text.prompts import form_of, format_prompts, with_one_bos
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
@@ -40,13 +43,47 @@ def preference_pairs(groups: list[ScoredGroup], config: Config, policy: Policy) 
     for group, prompt in zip(groups, prompts, strict=True):
         for better, worse in preferred_pairs(group.rewards, pairs=config.dpo.pairs, min_margin=config.dpo.min_margin):
             pairs.append((prompt, group.tokens[better], group.tokens[worse]))
-    limits = config.rollout.max_prompt_length, *(config.rollout.max_completion_length,) * 2
-    fit = [pair for pair in pairs if all(len(x) <= limit for x, limit in zip(pair, limits, strict=True))]
+    fit = pairs_that_fit(pairs, config)
     print(f"{len(groups)} groups give {len(fit)} pairs ({config.dpo.pairs}); {len(pairs) - len(fit)} are too long.")
     if not fit:
         raise DataError(
             f"None of {len(groups)} groups has two responses whose rewards differ by dpo.min_margin="
             f"{config.dpo.min_margin}. Lower it, or raise dpo.prompts or rollout.temperature."
+        )
+    return fit
+
+
+def pairs_that_fit(pairs: list[Pair], config: Config) -> list[Pair]:
+    """Those within the lengths of prompts and of completions."""
+    limits = config.rollout.max_prompt_length, *(config.rollout.max_completion_length,) * 2
+    return [pair for pair in pairs if all(len(x) <= limit for x, limit in zip(pair, limits, strict=True))]
+
+
+def stored_pairs(rows: list[Preference], config: Config, policy: Policy) -> list[Pair]:
+    """The pairs of a file as tokens; those that are too long are left out and counted.
+
+    Raises:
+      DataError: none fits.
+    """
+    tokenizer = policy.tokenizer
+    asked = [row for row in rows if not row.verbatim]
+    formed = iter(format_prompts(
+        [row.question for row in asked], [row.language for row in asked], tokenizer, **form_of(config.data)
+    ))  # fmt: skip
+    prompts = [with_one_bos(tokenizer.encode(str(r.question)), tokenizer.bos_id) if r.verbatim else next(formed)
+               for r in rows]  # fmt: skip
+    chosen, rejected = (
+        [[*ids, *tokenizer.eos_ids[:1]] for ids in tokenizer.encode_batch(texts)]
+        for texts in ([row.chosen for row in rows], [row.rejected for row in rows])
+    )
+    pairs = list(zip(prompts, chosen, rejected, strict=True))
+    fit = pairs_that_fit(pairs, config)
+    print(f"{config.dpo.path} gives {len(fit)} pairs; {len(pairs) - len(fit)} are too long.")
+    if not fit:
+        sizes = " + ".join(str(len(ids)) for ids in pairs[0])
+        raise DataError(
+            f"None of the {len(pairs)} pairs of {config.dpo.path} fits; the first has {sizes} tokens. Raise "
+            "rollout.max_prompt_length and rollout.max_completion_length."
         )
     return fit
 
@@ -88,12 +125,18 @@ def main(config: Config, workdir: str) -> None:
     watch_signals()
     use_compilation_cache(config)
     work = work_dir(workdir)
-    experiment = build_experiment(config, work)
     try:
-        groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)
-        pairs = preference_pairs(groups, config, experiment.policy)
-        policy, mesh = experiment.policy, experiment.mesh
-        del experiment  # the reward's encoder is not needed any more
+        if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
+            check_start(config)
+            rows = read_preferences(config.dpo.path, config.data.split, config.data.languages)
+            policy, mesh = policy_for_rows(config, work), make_mesh(config.mesh)
+            pairs = stored_pairs(rows, config, policy)
+        else:
+            experiment = build_experiment(config, work)
+            groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)
+            pairs = preference_pairs(groups, config, experiment.policy)
+            policy, mesh = experiment.policy, experiment.mesh
+            del experiment  # the reward's encoder is not needed any more
         trained = train_preferences(config, work, policy, mesh, pairs)
     except Stopped:
         print("Stopped. The same command goes on from here.")

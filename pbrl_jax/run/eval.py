@@ -12,7 +12,7 @@ from pbrl_jax.config.tree import Config, DataConfig, LogConfig, MeshConfig
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, DataError, is_out_of_memory, lookup
 from pbrl_jax.core.paths import as_path, parse_json
-from pbrl_jax.eval.benchmarks import BENCHMARKS
+from pbrl_jax.eval.benchmarks import BENCHMARKS, own_table
 from pbrl_jax.eval.benchmarks.common import LOGLIKELIHOOD, Benchmark, Problem, Request, check_request
 from pbrl_jax.eval.contamination import find_overlap
 from pbrl_jax.eval.evaluation_folder import EvaluationFolder, problems_digest
@@ -58,7 +58,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 def make_request(options: argparse.Namespace) -> tuple[Benchmark, Request]:
     """The benchmark and what is asked of it, with the benchmark's defaults."""
-    benchmark = lookup(BENCHMARKS, options.benchmark, "benchmark")
+    benchmark = lookup(BENCHMARKS | {own_table.BENCHMARK.name: own_table.BENCHMARK}, options.benchmark, "benchmark")
     protocol = options.protocol or benchmark.protocols[0]
     shots = options.shots
     if shots is None:
@@ -66,7 +66,10 @@ def make_request(options: argparse.Namespace) -> tuple[Benchmark, Request]:
     languages = tuple(code.strip() for code in options.languages.split(",") if code.strip())
     if options.languages and not languages:
         raise ConfigError(f"--languages is {options.languages!r}; expected codes with commas between, such as sw,bn.")
-    return benchmark, check_request(benchmark, Request(languages, protocol, shots, options.limit, options.data))
+    if options.columns and benchmark is not own_table.BENCHMARK:
+        raise ConfigError(f"--columns is for --benchmark table, not for {benchmark.name}. Leave it out.")
+    request = Request(languages, protocol, shots, options.limit, options.data, tuple(options.columns))
+    return benchmark, check_request(benchmark, request)
 
 
 def make_settings(options: argparse.Namespace, benchmark: Benchmark, protocol: str) -> Settings:

@@ -14,6 +14,7 @@ from pbrl_jax.core.paths import as_path, is_remote
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import fit_prompts
 from pbrl_jax.run.assemble import evaluation_prompts, training_prompts
+from pbrl_jax.run.first_prompts import first_prompts
 from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 from pbrl_jax.weights.adapters import base_of, is_adapter, reading_base
@@ -60,7 +61,8 @@ def _all(config: Config) -> Iterator[Opened]:
     def lengths() -> str:
         limit = config.rollout.max_prompt_length
         kept, ids = fit_prompts(prompts, tokenizers[0], limit, config.data.overlong_prompts, **form_of(config.data))
-        return f"{len(kept)} of {len(prompts)} prompts fit, the longest of them has {max(map(len, ids))} tokens"
+        fit = f"{len(kept)} of {len(prompts)} prompts fit, the longest of them has {max(map(len, ids))} tokens"
+        return "\n".join([fit, *first_prompts(kept, ids, tokenizers[0], form_of(config.data))])
 
     yield _look("data", data)
     if config.eval.source:

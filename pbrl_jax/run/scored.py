@@ -11,6 +11,7 @@ import numpy as np
 from pbrl_jax.config.older import stable_repr
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path, numbered_json_lines, write_json_lines
+from pbrl_jax.core.records import Question
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rewards.translation import loaded_comet, loaded_translator
@@ -42,7 +43,7 @@ def _is_id(value: Any) -> bool:
 FIELDS: dict[str, Callable[[Any], bool]] = {
     "prompt_id": _is_id,
     "language": _is_text,
-    "question": _is_text,
+    "question": lambda value: _is_text(value) or _is_list(value, lambda turn: _is_list(turn, _is_text)),
     "completions": lambda value: _is_list(value, _is_text),
     "tokens": lambda value: _is_list(value, lambda row: _is_list(row, _is_id)),
     "rewards": lambda value: _is_list(value, lambda x: x is None or (type(x) in (int, float) and isfinite(x))),
@@ -54,7 +55,7 @@ class ScoredGroup(NamedTuple):
 
     prompt_id: int
     language: str
-    question: str
+    question: Question
     completions: list[str]
     tokens: list[list[int]]
     rewards: list[float | None]
@@ -88,7 +89,7 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
                 tokens = [np.asarray(rollout.tokens_BR[b])[: int(rollout.lengths_B[b])].tolist() for b in rows]
                 rewards = [float(total.value_B[b]) if total.valid_B[b] else None for b in rows]
                 texts = [texts_B[b] for b in rows]
-                groups.append(ScoredGroup(prompt.id, prompt.language, prompt.question, texts, tokens, rewards))
+                groups.append(ScoredGroup(prompt.id, prompt.language, prompt.asked, texts, tokens, rewards))
             progress.advance()
     return groups
 
@@ -132,6 +133,8 @@ def read_groups(path: str) -> list[ScoredGroup]:
         wrong = [name for name, value in zip(FIELDS, group, strict=True) if not FIELDS[name](value)]
         if wrong:
             raise DataError(f"{path}, line {number}: {wrong[0]} is {str(row[wrong[0]])[:60]!r}; {EXPECTED}.")
+        if isinstance(group.question, list):
+            group = group._replace(question=tuple((role, content) for role, content in group.question))
         if not len(group.completions) == len(group.tokens) == len(group.rewards):
             raise DataError(f"{path}, line {number}: completions, tokens and rewards have different lengths.")
         groups.append(group)

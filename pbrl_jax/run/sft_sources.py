@@ -3,20 +3,19 @@
 from collections.abc import Callable
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean, lookup
-from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines, write_json_lines
+from pbrl_jax.core.errors import ConfigError, DataError, lookup
+from pbrl_jax.core.paths import WorkDir, as_path, write_json_lines
+from pbrl_jax.data.responses import read_examples
 from pbrl_jax.data.sources.quickstart import Example
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
-from pbrl_jax.run.assemble import build_experiment, reference_expert, run_policy, training_prompts
+from pbrl_jax.run.assemble import build_experiment, policy_for_rows, reference_expert, run_policy, training_prompts
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
-from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.translate.load import load_translator
 from pbrl_jax.weights.policies import Policy
 
 TRANSLATED = "translated.jsonl"
-FIELDS = ("language", "question", "response")
 #: Texts translated between two marks of progress.
 TRANSLATED_AT_A_TIME = 256
 
@@ -39,26 +38,11 @@ def pivots(config: Config, work: WorkDir) -> Rows:
 
 
 def from_file(config: Config, work: WorkDir) -> Rows:
-    """JSON lines {"language", "question", "response"}."""
+    """Rows with a question and a response, or whole conversations."""
     if not config.sft.path or not as_path(config.sft.path).exists():
         raise ConfigError(f"sft.source file reads sft.path, which is {config.sft.path!r}. Name a JSON lines file.")
-    return run_policy(config, work, training_prompts(config)), read_examples(config.sft.path)
-
-
-def read_examples(path: str) -> list[Example]:
-    """The rows of such a file (DataError for another)."""
-    rows = []
-    for number, row in numbered_json_lines(path):
-        missing = [name for name in FIELDS if not isinstance(row.get(name), str)]
-        if missing:
-            raise DataError(f"{path}, line {number}: lacks {', '.join(missing)}; expected text in {', '.join(FIELDS)}.")
-        if row["language"] not in LANGUAGES:
-            known = did_you_mean(row["language"], LANGUAGES)
-            raise DataError(f"{path}, line {number}: unknown language {row['language']!r}. {known}")
-        rows.append(Example(row["language"], row["question"], row["response"]))
-    if not rows:
-        raise DataError(f"{path} holds no rows.")
-    return rows
+    rows = read_examples(config.sft.path, config.data.split, config.data.languages)
+    return policy_for_rows(config, work), rows
 
 
 def translated(config: Config, work: WorkDir) -> Rows:

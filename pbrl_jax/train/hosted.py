@@ -3,6 +3,7 @@ update. Every reward can be used, and dynamic sampling, critics, packing and off
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from pbrl_jax.rewards.language import Verdict
 from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
+from pbrl_jax.rollout.vllm import VllmSampler
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
@@ -48,6 +50,7 @@ from pbrl_jax.train.programs import (
     updates_per_rollout,
 )
 from pbrl_jax.train.signals import stop_agreed
+from pbrl_jax.train.start import merged_params
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.train.update import reference_first
@@ -82,7 +85,9 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
 
 
 def decoding_policy(state: TrainState, frozen: Frozen, config: Config) -> Any:
-    """The parameters that the policy decodes with."""
+    """The parameters that the policy decodes with; a server is sent weights without adapters beside them."""
+    if config.rollout.engine == "vllm":
+        return merged_params(state.params, frozen.base, config.lora)
     return forward_params(state.params, frozen.base, config.lora)
 
 
@@ -96,8 +101,12 @@ def run_sampling(experiment: Experiment) -> SamplingParams:
 
 
 def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
-    """The compiled rollout; it raises Interrupted when a stop was requested while it decodes."""
+    """The compiled rollout, or that of a server; it raises Interrupted when a stop was requested while it decodes."""
     config, settings = experiment.config, experiment.config.rollout
+    if settings.engine == "vllm":
+        name = "pbrl_" + hashlib.sha256(str(experiment.work.root).encode()).hexdigest()[:12]
+        server = VllmSampler(experiment.policy, config, experiment.mesh, name)
+        return lambda params, drawn: server.rollout(params, drawn.prompts, drawn.key, stop_agreed)
     G, R = config.algo.num_generations, settings.max_completion_length
     generate = make_generate(
         experiment.policy.spec, G, R, settings.segment_length, settings.weights, settings.slots

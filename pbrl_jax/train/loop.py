@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from pbrl_jax.checkpoint import params_sha256
+from pbrl_jax.checkpoint import BackgroundSaver, params_sha256
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError
 from pbrl_jax.core.paths import read_json_lines, write_atomic
@@ -85,7 +85,8 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
                 if finished:
                     loop = Loop(make_run(experiment, frozen), writer, evaluate, position)
                     del position  # the first step replaces its arrays
-                    position = run_steps(loop, bar)
+                    with loop.saver:
+                        position = run_steps(loop, bar)
             finished = position.step >= config.train.max_steps and finish(experiment, position, frozen, evaluate)
             if not finished:
                 kept = "saved" if position.step else "nothing to save yet"
@@ -117,8 +118,7 @@ class Loop:
         self.window = MetricWindow(position.unlogged)
         self.flat = 0
         """Steps in a row in which no group had different rewards."""
-        self.proved = False
-        """Whether a checkpoint that this process has saved was read back."""
+        self.saver = BackgroundSaver()
         self.unwritten: tuple[Record, dict[str, float]] | None = None
         """The last step's record and further metrics of it; read after the next step was dispatched."""
 
@@ -198,12 +198,12 @@ class Loop:
             )
 
     def save(self) -> None:
-        """Save the position, where it is not saved yet and its state is finite."""
+        """Save the position, where it is not saved yet and its state is finite; it is written while the run goes on."""
         finite = self.unwritten is None or is_finite(self.unwritten[0].metrics)
         if self.position.step > self.saved and finite:
             position = self.position._replace(streaks=self.streaks, unlogged=self.window.saved())
-            save(self.experiment, position, self.writer, prove=not self.proved)
-            self.saved, self.proved = self.position.step, True
+            save(self.experiment, position, self.writer, self.saver)
+            self.saved = self.position.step
 
 
 def run_steps(loop: Loop, bar: Progress) -> Position:
@@ -211,6 +211,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
     clock = time.perf_counter()
     try:
         while not stop_agreed():
+            loop.saver.ended()  # raises where a save has failed
             try:
                 with phase("step"):
                     loop.position, record = loop.run.take(loop.run, loop.position)
@@ -234,6 +235,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
         if isinstance(error, PbrlError) or can_save(loop.position):
             loop.write(loop.unwritten, always=True, check=False)
             loop.save()
+            loop.saver.wait()
         raise
     loop.save()
     return loop.position._replace(streaks=loop.streaks)
@@ -278,6 +280,7 @@ def between_steps(loop: Loop) -> bool:
             record, more = loop.unwritten
             loop.unwritten = record, more | found
     if loop.write(loop.unwritten, always=evaluating) and acts(loop.experiment.config.guard):
+        loop.saver.wait()  # the guard reads what is saved
         loop.position, message = recover(loop.experiment, loop.position, loop.streaks)
         loop.writer.say(message)
     if saves_after(loop):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.checkpoint import check_same_experiment, restore_latest, save_checkpoint
+from pbrl_jax.checkpoint import BackgroundSaver, check_same_experiment, restore_latest, save_checkpoint
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.core.errors import CheckpointError, lookup
 from pbrl_jax.data.batches import start_cursor
@@ -22,6 +22,7 @@ from pbrl_jax.train.staged import announce
 from pbrl_jax.train.start import keeps_start, new_critic, taken, trained_shapes
 from pbrl_jax.train.state import abstract_state, place_state, state_shapes
 from pbrl_jax.train.step import Position
+from pbrl_jax.weights.policies import let_go
 
 
 def state_parts(experiment: Experiment) -> dict[str, Any]:
@@ -48,10 +49,12 @@ def new_position(experiment: Experiment) -> Position:
     return Position(0, state, start_cursor(), None)
 
 
-def save(experiment: Experiment, position: Position, writer: MetricWriter, prove: bool = False) -> None:
+def save(
+    experiment: Experiment, position: Position, writer: MetricWriter, saver: BackgroundSaver | None = None
+) -> None:
     """Write a checkpoint from which the run continues bit by bit; the log is made durable before.
 
-    `prove`: as in `save_checkpoint`.
+    With a saver it is written while the caller goes on, who may donate the position's arrays.
     """
     writer.flush()
     meta = {
@@ -65,9 +68,9 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter, prove
         "keeps_beta": position.state.beta is not None,
     }
     tree = {"state": position.state, "batch": position.batch}
-    limit = experiment.config.train.save_total_limit
+    where, limit = experiment.work.checkpoints, experiment.config.train.save_total_limit
     with phase("save"):
-        save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit, prove=prove)
+        (save_checkpoint if saver is None else saver.start)(where, position.step, tree, meta, keep=limit)
 
 
 def restore(experiment: Experiment) -> Position:
@@ -90,6 +93,8 @@ def restore(experiment: Experiment) -> Position:
         saved = from_json(meta["config"], type(config))
         check_same_experiment(saved, config, meta["fingerprints"], dict(experiment.fingerprints))
         batch = cycle_batch_shapes(experiment) if meta["in_cycle"] else None
+        if not keeps_start(config):
+            let_go(experiment.policy)  # what is restored takes the place of its parameters
         keeps_beta = meta.get("keeps_beta", saved.algo.kl_target is not None)
         beta = abstract_state(place_beta(experiment)) if keeps_beta else None
         return {"state": dataclasses.replace(shapes, beta=beta), "batch": batch}

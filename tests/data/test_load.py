@@ -8,7 +8,8 @@ from pbrl_jax import DataConfig
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.load import dataset_fingerprint, fit_prompts, load_prompts, refuse_trained, with_english
-from pbrl_jax.data.sources.common import ID_ORDER, RowErrors, language_of, prompt_id, row_of, take
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.sources.common import ID_ORDER, language_of, prompt_id, row_of, take
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.tokenizers import train_sentencepiece
 

@@ -8,8 +8,9 @@ from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources import table
-from pbrl_jax.data.sources.common import RowErrors, prompt_id
+from pbrl_jax.data.sources.common import prompt_id
 from pbrl_jax.data.tables import read_rows
 
 ROWS = [
@@ -132,9 +133,10 @@ def test_bad_rows_are_named_up_to_five(tmp_path):
 
 
 def test_columns_that_do_not_exist(tmp_path):
-    path = jsonl(tmp_path / "x.jsonl", [{"prompt": "q", "lang": "en"}])
-    with pytest.raises(DataError, match="no column 'question'. It has prompt, lang"):
+    path = jsonl(tmp_path / "x.jsonl", [{"prompts": "q", "lang": "en"}])
+    with pytest.raises(DataError, match="no column 'question'. It has prompts, lang"):
         table.rows(path, "train", ("en",), 0, 0)
+    path = jsonl(tmp_path / "x.jsonl", [{"prompt": "q", "lang": "en"}])
     with pytest.raises(DataError, match="no column 'promt' for question.*Did you mean 'prompt'"):
         table.rows(path, "train", ("en",), 0, 0, ("question=promt",))
     with pytest.raises(ConfigError, match="unknown field 'querstion'.*Did you mean 'question'"):

@@ -253,3 +253,29 @@ def test_bad_places(tmp_path, pbrl_eval):
     (tmp_path / "w" / "responses.jsonl").write_text("{}\n")
     status, _, errors = pbrl_eval("--languages", "sw", "--workdir", tmp_path / "w")
     assert status == 1 and "exists without evaluation.json" in errors
+
+
+def test_a_table_of_ones_own(tmp_path, pbrl_eval):
+    """Own columns, rows in two languages, gold answers as they are written; without answers it is refused."""
+    rows = [{"prompt": f"{word} {i}?", "label": f"Jibu: #### {i}", "lang": code, "extra": {"gold": str(i)}}
+            for code, word in (("sw", "Ngapi"), ("en", "How many")) for i in range(3)]  # fmt: skip
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ["--data", file, "--workdir", tmp_path / "w"]
+    columns = ["--columns", "answer=extra.gold", "language=lang"]
+    status, output, errors = pbrl_eval(*own, *columns, benchmark="table")
+    assert status == 0 and "table, native-cot" in output, errors
+    result = json.loads((tmp_path / "w" / "eval.json").read_text())
+    assert {code: row["n"] for code, row in result["languages"].items()} == {"sw": 3, "en": 3}
+    graded = [json.loads(line) for line in (tmp_path / "w" / "responses.jsonl").read_text().splitlines()]
+    assert [(row["key"], row["gold"]) for row in graded] == [(f"{c}/{i + s}", str(i)) for c, s in (("sw", 0), ("en", 3))
+                                                             for i in range(3)]  # fmt: skip
+    for arguments, message in [
+        (columns[:1] + columns[2:], "6 of 6 rows have no answer, the first is row 1. Name the column: --columns answer="),
+        ([*columns, "--shots", "2"], "no worked solutions"),
+        (["--columns", "answer=extra.golt", "language=lang"], "no column 'extra.golt' for answer"),
+    ]:
+        status, _, errors = pbrl_eval("--data", file, "--workdir", tmp_path / "v", *arguments, benchmark="table")
+        assert status == 1 and message in errors, errors
+    assert "needs --data" in pbrl_eval("--workdir", tmp_path / "v", benchmark="table")[2]
+    assert "--columns is for --benchmark table" in pbrl_eval("--workdir", tmp_path / "v", *columns)[2]

@@ -14,7 +14,7 @@ from tiny_world import problem_prompts, reward_inputs, tokenizer
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.data.load import dataset_fingerprint
 from pbrl_jax.data.sources import table
-from pbrl_jax.rewards.user import TrainerState, make_user_reward
+from pbrl_jax.rewards.user import TrainerState, arguments, make_user_reward
 
 PROMPTS = problem_prompts(1, ("en", "sw"))
 TEXTS = ["The answer is 20.", "Jibu ni 20."]
@@ -221,3 +221,12 @@ def test_an_exception_behind_a_time_limit_is_printed(call, capsys):
 
     assert not call(broken, 30.0).valid_B.any()
     assert "no service" in capsys.readouterr().err
+
+
+def test_conversations_arrive_as_lists_of_messages():
+    """As TRL passes them; rows of text stay texts."""
+    talk = problem_prompts(1, ("sw",))[0]._replace(turns=(("system", "Be short."), ("user", "Ngapi?")))
+    given = arguments(reward_inputs([talk, talk._replace(turns=())], ["18", "3"]))
+    assert given["prompts"][0] == [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Ngapi?"}]
+    assert given["completions"] == [[{"role": "assistant", "content": "18"}], "3"]
+    assert given["prompts"][1] == talk.question

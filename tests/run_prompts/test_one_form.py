@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from text_helpers import format_prompt
 from tiny_hf import TEMPLATE, hf_policy, hf_tokenizer
 from tiny_world import SPACE
 
@@ -19,7 +20,6 @@ from pbrl_jax.run import assemble, generate
 from pbrl_jax.run import eval as run_eval
 from pbrl_jax.run.check import validate
 from pbrl_jax.run.sft import supervised
-from pbrl_jax.text.prompts import format_prompt
 
 SWITCH = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
 CONFIG = with_values(

@@ -4,17 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from text_helpers import format_prompt, script_share
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.text.answers import extract_answer, split_response
-from pbrl_jax.text.languages import LANGUAGES, answer_sentence, script_share
+from pbrl_jax.text.languages import LANGUAGES, answer_sentence
 from pbrl_jax.text.prompts import (
-    INSTRUCTIONS,
-    QUESTION_WORDS,
     STYLES,
-    SYSTEM,
-    format_prompt,
     format_prompts,
     instruction,
     prompt_text,
@@ -76,7 +73,9 @@ class Chatty:
 
 
 def test_tables_cover_every_language():
-    assert set(QUESTION_WORDS) == set(INSTRUCTIONS) == set(SYSTEM) == set(LANGUAGES)
+    for code in LANGUAGES:
+        assert all(LANGUAGES[code].ask) and instruction(code)
+        assert system_instruction(code, "chat_boxed") and system_instruction(code, "chat_tags")
     assert {path.stem for path in FIXTURES.iterdir()} == set(WRITTEN)
     assert "in Ewe" in instruction("ee") and "in Wolof" in system_instruction("wo", "chat_tags")
 
@@ -242,3 +241,16 @@ def test_a_template_that_writes_today_s_date_gives_the_same_prompt_every_day(tem
         tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "Lina?"}])) == "Today: 26 Jul 2024\nLina?"
     )
     assert tokenizer.tokenizer.chat_template == template, "an export keeps it"
+
+
+@pytest.mark.parametrize(
+    "content", ["{% for part in m.content %}{{ part.text }}{% endfor %}", "{{ m.content[0]['text'] }}",
+                "{{ m.content if m.content is string else m.content[0].text }}"]
+)  # fmt: skip
+def test_a_template_that_reads_lists_of_parts_gets_them(templated, content):
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}:" + content + "{% endfor %}"
+    tokenizer = templated(template)
+    for text in ("Lina?", "a <|im_end|> b"):
+        turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": text}]
+        read = tokenizer.tokenizer.decode(tokenizer.encode_chat(turns))
+        assert read.endswith(f"system:Be short.<|im_start|>user:{text}")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.data.sources.common import RowErrors, benchmark_path, check_offered, check_split, prompt_id, take
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.sources.common import benchmark_path, check_offered, check_split, prompt_id, take
 from pbrl_jax.data.tables import read_rows
 from pbrl_jax.text.answers import canonical_number
 from pbrl_jax.text.languages import answer_sentence

@@ -13,8 +13,9 @@ from etils import epath
 
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources import gsm8k, mgsm
-from pbrl_jax.data.sources.common import RowErrors, benchmark_path, check_offered, check_split, prompt_id
+from pbrl_jax.data.sources.common import benchmark_path, check_offered, check_split, prompt_id
 from pbrl_jax.data.tables import read_rows
 from pbrl_jax.text.answers import canonical_number
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.data.sources.common import RowErrors, benchmark_path, check_offered, check_split, parallel_prompts
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.sources.common import benchmark_path, check_offered, check_split, parallel_prompts
 from pbrl_jax.data.tables import read_rows
 
 LANGUAGES = (

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.records import Prompt, Reference
+from pbrl_jax.core.records import Prompt, Question, Reference
 from pbrl_jax.data.sources import quickstart_text as text
-from pbrl_jax.data.sources.common import check_offered, check_split, nfc, prompt_id
-from pbrl_jax.text.languages import answer_sentence
+from pbrl_jax.data.sources.common import check_offered, check_split, prompt_id
+from pbrl_jax.text.languages import answer_sentence, nfc
 from pbrl_jax.text.tokenizers import NUMBER_SYMBOLS
 
 LANGUAGES = text.LANGUAGES
@@ -249,7 +249,7 @@ class Example(NamedTuple):
     """A supervised row: answer `question` with `response`. An empty question is plain text."""
 
     language: str
-    question: str
+    question: Question
     response: str
 
 

@@ -2,24 +2,30 @@
 
 `data.columns` says which column holds which field, as `field=column` pairs: question (required), language,
 question_en, answer, reference_reasoning and reference_answer, or `reference` for an English response that is split at
-its answer sentence. A field that is not named is read from the column of its own name, if it exists. All other columns
-go to the user's reward functions as they are.
+its answer sentence. A column inside another one is named with dots (`answer=reward_model.ground_truth`). A field that
+is not named is read from the column of its own name, if it exists, and a question also from `prompt`, `messages` or
+`conversations`. A question may be a conversation: a list of {role, content} (pbrl_jax.data.conversations); a reply at
+its end is left out. All other columns go to the user's reward functions as they are.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.data.sources.common import RowErrors, nfc, prompt_id
-from pbrl_jax.data.tables import ENDINGS, read_hub, read_rows
+from pbrl_jax.data.conversations import read_conversation
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.sources.common import prompt_id
+from pbrl_jax.data.tables import ENDINGS, SplitFile, read_hub, read_rows, split_files
 from pbrl_jax.text.answers import read_gold, split_response
-from pbrl_jax.text.languages import LANGUAGES, check_languages, known_code
+from pbrl_jax.text.languages import LANGUAGES, check_languages, known_code, nfc
 
 FIELDS = ("question", "language", "question_en", "answer", "reference", "reference_reasoning", "reference_answer")
+ASKED_BY = ("prompt", "messages", "conversations")
+"""Columns that the question is read from where none is named."""
 NOT_FURTHER = {*FIELDS, "prompt", "prompts", "completion", "completions", "completion_ids", "prompt_id", "step",
                "trainer_state"}  # fmt: skip
 """Names of columns that reward functions do not receive as they are: they mean something else there."""
@@ -31,7 +37,8 @@ def rows(
     """Prompts of the rows written in `languages`, in the table's order.
 
     Args:
-      path: a file, a folder with `<split>.<ending>`, or a hub id that `datasets` can load.
+      path: a file, a folder laid out as on the hub (pbrl_jax.data.tables.split_files), or a hub id that `datasets` can
+        load.
       split: the file in a folder, or the split on the hub; ignored for a single file.
       languages: rows in other languages are left out.
       limit: rows per language, chosen by `seed`; 0 is all.
@@ -48,25 +55,63 @@ def rows(
     languages = check_languages(languages)
     if not path:
         raise DataError("The source 'table' needs data.path: a file, a folder, or a hub id.")
-    place, table = read_table(path, split)
-    present = dict.fromkeys(column for values in table for column in values)
-    mapping = column_mapping(columns, list(present), place)
+    tables = read_tables(path, split)
+    present = dict.fromkeys(column for _, table in tables for values in table for column in values)
+    place = " + ".join(name for name, _ in tables)
+    mapping = column_mapping(columns, [*present, *_inner(tables)], place)
     further = [column for column in present if column not in NOT_FURTHER]
-    errors = RowErrors(place)
-    prompts = []
-    for row, values in enumerate(table):
-        prompt = _prompt(row, values, mapping, languages, errors)
-        if prompt is not None:
-            prompts.append(prompt._replace(columns=tuple((name, values.get(name)) for name in further)))
-    errors.check()
+    prompts, first = [], 0
+    for name, table in tables:
+        errors = RowErrors(name)
+        for row, values in enumerate(table):
+            prompt = _prompt(first, row + 1, _Cells(values, mapping), languages, errors)
+            if prompt is not None:
+                prompts.append(prompt._replace(columns=tuple((name, values.get(name)) for name in further)))
+            first += 1
+        errors.check()
     if not prompts:
-        raise DataError(f"{place} has {len(table)} rows, none of them in {', '.join(languages)}. Set data.languages.")
+        raise DataError(f"{place} has {first} rows, none of them in {', '.join(languages)}. Set data.languages.")
     return _limited(prompts, languages, limit, seed)
+
+
+def _inner(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> dict[str, None]:
+    """The dotted names of columns inside columns."""
+    found: dict[str, None] = {}
+
+    def walk(name: str, value: Any) -> None:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            found[f"{name}.{key}"] = None
+            walk(f"{name}.{key}", inner)
+
+    for _, table in tables:
+        for values in table:
+            for name, value in values.items():
+                walk(name, value)
+    return found
+
+
+class _Cells(NamedTuple):
+    """The cells of a row by field."""
+
+    values: dict[str, Any]
+    mapping: dict[str, str]
+
+    def __call__(self, field: str) -> Any:
+        """The value of a field, None where the row has none."""
+        column = self.mapping.get(field, "")
+        if column in self.values:
+            return self.values[column]
+        value: Any = self.values
+        for name in column.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
 
 
 def column_mapping(columns: Sequence[str], present: Sequence[str], place: str) -> dict[str, str]:
     """`{field: column}` from `field=column` pairs and from columns that have a field's own name."""
     mapping = {field: field for field in FIELDS if field in present}
+    if asked := [column for column in ("question", *ASKED_BY) if column in present]:
+        mapping["question"] = asked[0]
     for pair in columns:
         field, equals, column = pair.partition("=")
         if not (equals and column):
@@ -84,24 +129,30 @@ def column_mapping(columns: Sequence[str], present: Sequence[str], place: str) -
     return mapping
 
 
-def read_table(path: str, split: str) -> tuple[str, list[dict[str, Any]]]:
-    """(name for messages, rows) of a file, a folder or a hub id."""
+def read_tables(path: str, split: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(name for messages, rows) of a file, of each file of a folder, or of a hub id.
+
+    Rows of a folder of configurations that are languages (`sw/test-00000-of-00001.parquet`) get the column `language`.
+    """
     place = epath.Path(path)
-    if place.is_dir():
-        files = [place / f"{split}{ending}" for ending in ENDINGS]
-        found = [file for file in files if file.exists()]
-        if not found:
-            names = sorted(child.name for child in place.iterdir())[:10]
-            raise DataError(f"{path!r} has no file {split}{{{', '.join(ENDINGS)}}}; found {', '.join(names)}.")
-        place = found[0]
-    if place.exists():
-        errors = RowErrors(str(place))
-        table = [row for _, row in read_rows(place, errors)]
+    if not place.exists():
+        if str(path).endswith(ENDINGS) or path.startswith(("/", "./", "../", "~")) or "://" in path:
+            raise DataError(f"No file {path!r}. Check data.path.")
+        return [(f"{path} ({split})", _hub_rows(path, split))]
+    files = split_files(place, split) if place.is_dir() else [SplitFile("", place)]
+    parts = list(dict.fromkeys(file.part for file in files))
+    if len(parts) > 1 and not all(map(known_code, parts)):
+        raise DataError(
+            f"{path!r} holds the data sets {', '.join(parts[:10])}. Name one of them: data.path {path.rstrip('/')}/"
+            f"{parts[0]}."
+        )
+    tables = []
+    for part, file in files:
+        errors = RowErrors(str(file))
+        table = [row for _, row in read_rows(file, errors)]
         errors.check()
-        return str(place), table
-    if str(path).endswith(ENDINGS) or path.startswith(("/", "./", "../", "~")) or "://" in path:
-        raise DataError(f"No file {path!r}. Check data.path.")
-    return f"{path} ({split})", _hub_rows(path, split)
+        tables.append((str(file), [{"language": part} | row for row in table] if known_code(part) else table))
+    return tables
 
 
 def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
@@ -116,65 +167,71 @@ def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
         ) from error.__cause__
 
 
-def _prompt(
-    row: int, values: dict[str, Any], mapping: dict[str, str], languages: tuple[str, ...], errors: RowErrors
-) -> Prompt | None:
-    """The prompt of one row; None for another language, or after an error."""
-    number = row + 1
-    code = _language(values, mapping, languages, number, errors)
+def _prompt(row: int, number: int, cells: _Cells, languages: tuple[str, ...], errors: RowErrors) -> Prompt | None:
+    """The prompt of one row, the `number`th of its file; None for another language, or after an error."""
+    code = _language(cells, languages, number, errors)
     if code is None or code not in languages:
         return None
-    question = errors.text(number, mapping["question"], values.get(mapping["question"]))
+    column, asked, turns = cells.mapping["question"], cells("question"), ()
+    if isinstance(asked, list):
+        conversation = read_conversation(asked, number, column, errors)
+        if conversation is None:
+            return None
+        if conversation.reply:
+            errors.note(number, f"the reply at the end of {column} is left out")
+        turns = conversation.asked
+        asked = turns[-1][1]
+    question = errors.text(number, column, asked)
     if not question:
         return None
-    english = question if code == "en" else _optional(values, mapping, "question_en", number, errors) or ""
-    reference = _reference(values, mapping, number, errors)
+    english = question if code == "en" else _optional(cells, "question_en", number, errors) or ""
     return Prompt(
-        prompt_id(row, code), code, question, english, _answer(values, mapping, code, number, errors), reference
-    )
+        prompt_id(row, code), code, question, english, _answer(cells, code, number, errors),
+        _reference(cells, number, errors), turns=turns,
+    )  # fmt: skip
 
 
-def _language(values, mapping, languages, number: int, errors: RowErrors) -> str | None:
-    if "language" not in mapping:
+def _language(cells: _Cells, languages: Sequence[str], number: int, errors: RowErrors) -> str | None:
+    if "language" not in cells.mapping:
         if len(languages) == 1:
             return languages[0]
         raise DataError(
             f"{errors.place} has no column 'language', and data.languages names {len(languages)}. Name the column "
             "(--data.columns language=<column>) or give one language."
         )
-    code = errors.text(number, mapping["language"], values.get(mapping["language"]))
+    code = errors.text(number, cells.mapping["language"], cells("language"))
     if code and known_code(code) is None:
         errors.leave_out(number, f"unknown language {code!r} ({did_you_mean(code, LANGUAGES)})")
         return None
     return known_code(code) if code else None
 
 
-def _optional(values, mapping, field: str, number: int, errors: RowErrors) -> str | None:
+def _optional(cells: _Cells, field: str, number: int, errors: RowErrors) -> str | None:
     """Text of a field that may be absent or None, but not empty or of another type."""
-    value = values.get(mapping[field]) if field in mapping else None
-    return None if value is None else errors.text(number, mapping[field], value) or None
+    value = cells(field)
+    return None if value is None else errors.text(number, cells.mapping[field], value) or None
 
 
-def _answer(values, mapping, code: str, number: int, errors: RowErrors) -> str | None:
+def _answer(cells: _Cells, code: str, number: int, errors: RowErrors) -> str | None:
     """The gold answer as a response's is read; what cannot be read stays as it is, for `check_golds` to count."""
-    value = values.get(mapping["answer"]) if "answer" in mapping else None
+    value = cells("answer")
     if isinstance(value, bool) or value != value:
-        errors.note(number, f"{mapping['answer']} is {value!r}, no answer: taken as missing")
+        errors.note(number, f"{cells.mapping['answer']} is {value!r}, no answer: taken as missing")
         return None
     if value is None:
         return None
     if isinstance(value, int | float):
         return str(int(value)) if float(value).is_integer() else repr(value)
-    text = errors.text(number, mapping["answer"], value)
+    text = errors.text(number, cells.mapping["answer"], value)
     return (read_gold(text, code) or text) if text else None
 
 
-def _reference(values, mapping, number: int, errors: RowErrors) -> Reference | None:
-    reasoning = _optional(values, mapping, "reference_reasoning", number, errors)
-    answer = _optional(values, mapping, "reference_answer", number, errors)
+def _reference(cells: _Cells, number: int, errors: RowErrors) -> Reference | None:
+    reasoning = _optional(cells, "reference_reasoning", number, errors)
+    answer = _optional(cells, "reference_answer", number, errors)
     if reasoning is not None or answer is not None:
         return Reference(reasoning or "", answer or "")
-    whole = _optional(values, mapping, "reference", number, errors)
+    whole = _optional(cells, "reference", number, errors)
     return None if whole is None else Reference(*split_response(nfc(whole), "en"))
 
 
