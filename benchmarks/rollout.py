@@ -139,7 +139,8 @@ def our_runs(flags: argparse.Namespace, spec: DecoderSpec, params, work: Work) -
     def batches():
         starts = range(0, flags.prompts, at_once)
         parts = [jax.tree.map(lambda x, start=start: x[start : start + at_once], work.prompts) for start in starts]
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *[traced(params, part, work.key, sampling) for part in parts])
+        found = [traced(params, part, work.key, sampling) for part in parts]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
     runs = {"batches": batches, "refill": lambda: refill.rollout(params, work.prompts, work.key, sampling)}
     return {name: run for name, run in runs.items() if name in flags.only.split(",")}
