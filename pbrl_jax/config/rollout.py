@@ -36,7 +36,7 @@ class RolloutConfig:
     was chosen is saved with the run and used again), whole (in the compute type, gathered over mesh.fsdp once a
     rollout), tensor (tensor-parallel over mesh.fsdp too: each device reads its part alone, and activations are
     exchanged) or as_trained (sharded as in training: less memory, but gathered at every token)."""
-    slots: int = operational(0, at_least=0)
+    slots: int = operational(0, at_least=0, only_with=("engine", "jax"))
     """Rows that decode at a time, on all devices; when one ends, the next takes its place. 0: all, or as many as have
     room in memory; what was chosen is saved with the run and used again. A fused step decodes all its rows together."""
     segment_length: int = operational(128, at_least=1, at_most=128)
