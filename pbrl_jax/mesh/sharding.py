@@ -94,6 +94,16 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 
 
+def inference_mesh(fsdp: int, tensor: int) -> Mesh | None:
+    """All devices, their rest along `data`; None for a single one.
+
+    Raises:
+      ConfigError: as mesh_shape.
+    """
+    sizes = MeshConfig(-1, fsdp, tensor)
+    return make_mesh(sizes) if jax.device_count() > 1 or fsdp * tensor != 1 else None
+
+
 def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:
     """Devices of several slices in the shape of the mesh, slice after slice along the first axis."""
     within = (shape[0] // slices, *shape[1:])

@@ -246,7 +246,7 @@ class Running:
             for size in self.sizes:
                 if size < self.queue.held_DS.shape[1]:
                     self._narrow(size)
-                    self._decode(np.int32(0))
+                    self._decode(0)
         self.refill.warm.add(shape)
 
     def _narrow(self, size: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -110,14 +111,24 @@ def test_rollout_equals_one_device(name, alone):
     np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["2x2x2", "8x1x1"])
-def test_refilled_slots_equal_one_device(name, alone):
-    """Each device has a slot or two for its own rows, two or four of them."""
+@pytest.mark.parametrize(
+    "name, weights",
+    [("2x2x2", "whole"), ("8x1x1", "whole"), ("1x4x2", "tensor"), ("2x2x2", "tensor"), ("1x8x1", "tensor"),
+     ("1x4x2", "as_trained")],
+)  # fmt: skip
+def test_refilled_slots_equal_one_device(name, weights, alone):
+    """Each device has a slot or two for its own rows, two or four of them; the matrices of products are cut over all
+    devices that share them, where weights are `tensor`."""
     mesh = make_mesh(MeshConfig(*MESHES[name].sizes))
     params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
     prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        rollout = make_programs(SPEC, G, 8, 128, slots=8).rollout(params, prompts, jax.random.key(3), SAMPLING)
+        programs = make_programs(SPEC, G, 8, 128, weights, slots=8)
+        kernel = programs.programs.lay(params)["layers"][1]["mlp"]["up"]["kernel"]
+        rollout = programs.rollout(params, prompts, jax.random.key(3), SAMPLING)
+    shares = math.prod(mesh.shape[axis] for axis in (("tensor", "fsdp") if weights == "tensor" else ("tensor",)))
+    rows = 16 if weights != "as_trained" else 16 // mesh.shape["fsdp"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (rows, 24 // shares)
     assert len(rollout.tokens_BR.sharding.device_set) == 8
     for field in ("tokens_BR", "lengths_B", "truncated_B"):
         np.testing.assert_array_equal(getattr(rollout, field), getattr(alone[0], field))
