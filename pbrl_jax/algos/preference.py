@@ -60,8 +60,12 @@ PREFERENCE_LOSSES: dict[str, Callable[[PairGains, DpoConfig], jax.Array]] = {
     "sppo_hard": lambda gains, dpo: (
         jnp.square(gains.chosen_P - 0.5 / dpo.beta) + jnp.square(gains.rejected_P + 0.5 / dpo.beta)
     ),
-    "apo_zero": lambda gains, dpo: jax.nn.sigmoid(-dpo.beta * gains.chosen_P) + jax.nn.sigmoid(dpo.beta * gains.rejected_P),
-    "apo_down": lambda gains, dpo: jax.nn.sigmoid(dpo.beta * gains.chosen_P) + jax.nn.sigmoid(-dpo.beta * gains.margin_P),
+    "apo_zero": lambda gains, dpo: (
+        jax.nn.sigmoid(-dpo.beta * gains.chosen_P) + jax.nn.sigmoid(dpo.beta * gains.rejected_P)
+    ),
+    "apo_down": lambda gains, dpo: (
+        jax.nn.sigmoid(dpo.beta * gains.chosen_P) + jax.nn.sigmoid(-dpo.beta * gains.margin_P)
+    ),
 }
 
 
