@@ -15,6 +15,7 @@ from pbrl_jax.core.records import Rollout
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.respond import encode_prompts
 from pbrl_jax.rollout import engine
+from pbrl_jax.rollout.refill import Ended
 from pbrl_jax.run import assemble, generate
 from pbrl_jax.run import eval as run_eval
 from pbrl_jax.run.check import validate
@@ -44,14 +45,14 @@ def asked(monkeypatch):
     found = []
 
     def programs(spec, samples, max_length, segment_length, weights):
-        def run(params, batch, key, sampling, should_stop):
-            rows = zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True)
+        def steps(params, batch, key, sampling, should_stop, prompts_D):
+            rows = list(zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True))[: prompts_D[0]]
             found.extend(tuple(tokens[:length]) for tokens, length in rows)
             count = len(batch.lengths_P)
             empty, none = jnp.zeros((count, max_length), jnp.int32), jnp.zeros(count, jnp.int32)
-            return Rollout(empty, none, jnp.zeros(empty.shape), none > 0)
+            yield Rollout(empty, none, jnp.zeros(empty.shape), none > 0), [Ended(0, row) for row in range(len(rows))]
 
-        return SimpleNamespace(rollout=run)
+        return SimpleNamespace(_replace=lambda slots: SimpleNamespace(steps=steps))
 
     monkeypatch.setattr(engine, "compiled_programs", programs)
     return found
