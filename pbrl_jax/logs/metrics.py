@@ -25,6 +25,7 @@ from pbrl_jax.core.paths import append_json_lines, is_remote, parse_json, work_d
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.logs.trackers import Tracker, make_trackers
 from pbrl_jax.mesh import watch
+from pbrl_jax.mesh.ahead import waited_seconds
 
 REMOTE_FLUSH_SECONDS = 60.0
 """Time for which remote rows are buffered, since appending to an object in a bucket rewrites it."""
@@ -277,13 +278,18 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside the block to `name`; a phase may be entered several times, and may raise."""
-        start = self._clock()
+        """Adds the time inside the block to `name`; a phase may be entered several times, and may raise.
+
+        Seconds that it waits for programs to be compiled (mesh.ahead) are added to the phase `compile` instead.
+        """
+        start, waited = self._clock(), waited_seconds()
         try:
             with watch.phase(name):
                 yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
+            waited = waited_seconds() - waited
+            spent = {name: self._clock() - start - waited} | ({"compile": waited} if waited else {})
+            self.seconds |= {phase: self.seconds.get(phase, 0.0) + more for phase, more in spent.items()}
 
     def metrics(self) -> dict[str, float]:
         """`{"time/<phase>": seconds}`."""

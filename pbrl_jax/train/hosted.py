@@ -35,25 +35,18 @@ from pbrl_jax.rewards.combine import (
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.rewards.language import Verdict
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.rollout.vllm import VllmSampler
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
-from pbrl_jax.train.programs import (
-    make_advantages,
-    make_logprobs,
-    make_parameter_update,
-    make_values,
-    packed,
-    updates_per_rollout,
-)
+from pbrl_jax.train.packed import make_policy_update, make_rows, make_targets
+from pbrl_jax.train.programs import critic_values, policy_logp, updates_per_rollout
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
-from pbrl_jax.train.update import reference_first
 
 
 def hosted_functions(experiment: Experiment) -> StepFunctions:
@@ -68,17 +61,16 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
         sample = with_dynamic_sampling(sample, experiment, batch_shapes(experiment))
     sample = watched_rewards(sample, config)
     if updates_per_rollout(config) > 1:
-        sample = with_column(sample, "old_logp_BR", packed(make_logprobs(spec, config), config))
+        sample = with_column(sample, "old_logp_BR", make_rows(spec, config, policy_logp))
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
-        sample = with_column(sample, "value_BR", packed(make_values(spec, config), config))
-    advantages = make_advantages(spec, config)
-    update = packed(make_parameter_update(spec, config), config)
+        sample = with_column(sample, "value_BR", make_rows(spec, config, critic_values))
+    update = make_policy_update(spec, config)
     update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
     return StepFunctions(
         params=functools.partial(decoding_policy, config=config),
         rollout=make_rollout(experiment),
         reward=make_scoring(experiment),
-        advantages=packed(advantages, config) if reference_first(config) else advantages,
+        advantages=make_targets(spec, config),
         update=waiting(update),
         sample=sample,
     )
@@ -118,7 +110,9 @@ def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
         server = VllmSampler(experiment.policy, config, experiment.mesh, name)
         return lambda params, drawn: server.rollout(params, drawn.prompts, drawn.key, stop_agreed)
     G, R = config.algo.num_generations, settings.max_completion_length
-    generate = make_generate(experiment.policy.spec, G, R, settings.segment_length, settings.weights)
+    generate = make_generate(
+        experiment.policy.spec, G, R, settings.segment_length, settings.weights, settings.slots
+    )
     sampling = run_sampling(experiment)
     return lambda params, drawn: generate(params, drawn.prompts, drawn.key, sampling, stop_agreed)
 
@@ -231,7 +225,8 @@ def with_column(sample: Callable, field: str, program: Callable) -> Callable:
 
     def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
         scored = sample(functions, state, frozen, drawn)
-        column_BR = program(state, frozen, scored.batch)
+        with drawn.timer.phase("update"):
+            column_BR = program(state, frozen, scored.batch)
         return scored._replace(batch=dataclasses.replace(scored.batch, **{field: column_BR}))
 
     return call

@@ -183,6 +183,8 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     assert cli.main([*command, "--topology", "h100:8", "--json", str(file)]) == 0
     shown = capsys.readouterr()
     assert "by hand" in shown.out and "no such GPU is here" in shown.err and "It fits" in shown.out
+    copied = 12 * 8_190_735_360 / 1e9  # four chips hold all parameters and moments
+    assert f"a host of 8 chips holds a copy in its memory: {copied:.2f} GB" in shown.out
     stored = json.loads(file.read_text())
     assert set(stored) == {"programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds"}
     wanted = {"hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "seconds"}

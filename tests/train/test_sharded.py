@@ -26,10 +26,11 @@ from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import chunked_logprobs
-from pbrl_jax.models.packing import choose_bucket
+from pbrl_jax.models.packing import Bucket, fits
 from pbrl_jax.plan.hlo import program_cost
 from pbrl_jax.plan.shapes import add_shardings
 from pbrl_jax.rollout.generate import generate_samples, prefill
+from pbrl_jax.rollout.refill import make_programs
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.optimizer import make_optimizer
@@ -109,6 +110,20 @@ def test_rollout_equals_one_device(name, alone):
     np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["2x2x2", "8x1x1"])
+def test_refilled_slots_equal_one_device(name, alone):
+    """Each device has a slot or two for its own rows, two or four of them."""
+    mesh = make_mesh(MeshConfig(*MESHES[name].sizes))
+    params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
+    prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        rollout = make_programs(SPEC, G, 8, 128, slots=8).rollout(params, prompts, jax.random.key(3), SAMPLING)
+    assert len(rollout.tokens_BR.sharding.device_set) == 8
+    for field in ("tokens_BR", "lengths_B", "truncated_B"):
+        np.testing.assert_array_equal(getattr(rollout, field), getattr(alone[0], field))
+    np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_update_equals_one_device(name, alone, caplog):
     """One step; then another from its result, which must lie where the first began, so that nothing is compiled."""
@@ -118,8 +133,8 @@ def test_update_equals_one_device(name, alone, caplog):
     shardings = state_shardings(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
     state = place_state(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
     batch = jax.device_put(the_batch(), batch_sharding(mesh))
-    bucket = choose_bucket(np.array(LENGTHS), G, R) if case.packed else 0
-    assert bool(bucket) == case.packed
+    bucket = Bucket(1, 16) if case.packed else None
+    assert bucket is None or fits(np.array(LENGTHS).reshape(P, G), bucket).all()
     update = make_update(SPEC, with_values(CONFIG, train={"microbatch_prompts": case.microbatch}))
     with jax.set_mesh(mesh):
         state, metrics = update(state, None, batch, bucket=bucket)
