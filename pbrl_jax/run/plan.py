@@ -195,7 +195,7 @@ def main(
         return plan
     print(batch_arithmetic(config, chips))
     chip = local_plan_chip(chips) if where is None else where.chip
-    if not config.rollout.slots and not config.train.fused:
+    if not config.rollout.slots and not config.train.fused and config.rollout.engine == "jax":
         slots = fitting_slots(config, models, mesh_sizes(config, chips), chip.memory)
         config = with_values(config, rollout={"slots": slots})
         print(f"{slots} rows decode at a time (rollout.slots 0: as many as fit by the estimate).")

@@ -45,7 +45,7 @@ def with_slots(experiment: Experiment) -> Experiment:
     """The experiment with a value of `rollout.slots`: as configured, else as the run was begun with, else the rows that
     have room in memory (0: all of them). All hosts choose the same."""
     config = experiment.config
-    if config.rollout.slots or config.train.fused:
+    if config.rollout.slots or config.train.fused or config.rollout.engine != "jax":
         return experiment
     rows = config.train.prompts_per_step * config.algo.num_generations
     slots = saved_slots(config, experiment.work)
