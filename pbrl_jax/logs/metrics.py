@@ -195,8 +195,8 @@ class MetricWriter:
     def later(self, function: Callable, *arguments: Any) -> None:
         """Runs `function(*arguments)` in a single background thread, so that a slow disk delays no step.
 
-        Its exception is raised by the next call of this method, flush or close; rows that it returns then go to trackers
-        that take tables.
+        Its exception is raised by the next call of this method, flush or close; rows that it returns then go to
+        trackers that take tables.
         """
         if not self.active:
             return

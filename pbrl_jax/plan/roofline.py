@@ -113,7 +113,9 @@ def decoding_weights(config: Config, models: Models, sizes: Sizes, chip: Chip) -
 def chosen_decoding(config: Config, models: Models, sizes: Sizes, chip: Chip) -> tuple[Config, list[str]]:
     """(the configuration with a value of rollout.weights and rollout.slots where it leaves them to the plan, a sentence
     for each choice)."""
-    notes = []
+    notes: list[str] = []
+    if config.rollout.engine != "jax":
+        return config, notes
     if config.rollout.weights == "auto":
         chosen, why = ("whole", "") if sizes.fsdp == 1 else decoding_weights(config, models, sizes, chip)
         config = with_values(config, rollout={"weights": chosen})

@@ -47,8 +47,6 @@ def with_decoding(experiment: Experiment) -> Experiment:
     """The experiment with values of `rollout.weights` and `rollout.slots`: as configured, else as the run was begun
     with, else by the plan. All hosts choose the same."""
     config = experiment.config
-    if config.rollout.engine != "jax":
-        return experiment
     saved = saved_choice(config, experiment.work)
     if saved is not None:
         weights = saved[0] if config.rollout.weights == "auto" else config.rollout.weights

@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.grpo import scales_rewards_separately
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
 from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
+from pbrl_jax.models.lora import merge_adapters
 from pbrl_jax.rewards.combine import (
     Combined,
     RewardAssets,
@@ -44,7 +45,6 @@ from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_ro
 from pbrl_jax.train.packed import make_policy_update, make_rows, make_targets
 from pbrl_jax.train.programs import critic_values, policy_logp, updates_per_rollout
 from pbrl_jax.train.signals import stop_agreed
-from pbrl_jax.train.start import merged_params
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
 
@@ -78,9 +78,19 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
 
 def decoding_policy(state: TrainState, frozen: Frozen, config: Config) -> Any:
     """The parameters that the policy decodes with; a server is sent weights without adapters beside them."""
-    if config.rollout.engine == "vllm":
-        return merged_params(state.params, frozen.base, config.lora)
+    if config.rollout.engine == "vllm" and config.lora.rank:
+        return merging(config.lora, config.policy.dtype)(frozen.base, state.params)
     return forward_params(state.params, frozen.base, config.lora)
+
+
+@functools.cache
+def merging(lora: LoraConfig, dtype: str) -> Callable[[Any, Any], Any]:
+    """`(frozen, adapters) -> parameters` without adapters, in a type; compiled."""
+
+    def merge(frozen, adapters):
+        return jax.tree.map(lambda x: x.astype(dtype), merge_adapters(frozen, adapters, lora))
+
+    return jax.jit(merge)
 
 
 # Rollout.
