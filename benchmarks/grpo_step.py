@@ -29,7 +29,7 @@ from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch, TrainState
 from pbrl_jax.mesh.ahead import Background, background_compiles
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.packed import make_policy_update, make_rows, make_targets

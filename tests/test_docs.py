@@ -10,9 +10,9 @@ from pbrl_jax import Config, cli
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.run.check import field_value
 
-GUIDES = ("evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "troubleshooting")
+GUIDES = ("data", "evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "troubleshooting")
 PAGES = [ROOT / "docs" / f"{name}.md" for name in GUIDES]
-CONFIG_VERBS = ("train", "sft", "encoder", "pivots", "audit", "calibrate")
+CONFIG_VERBS = ("train", "sft", "dpo", "encoder", "pivots", "audit", "calibrate")
 
 
 def commands(page) -> list:
@@ -64,3 +64,15 @@ def test_settings_and_links_exist(page):
             pytest.fail(f"{page.name} names the setting {path}, which does not exist")
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_every_feature_of_ours_names_its_test():
+    """The table against other trainers: what is claimed of this package stands beside a test file that exists."""
+    text = (ROOT / "docs" / "from_other_trainers.md").read_text("utf-8").split("## Features")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) > 25 and {len(row) for row in rows} == {8}
+    for feature, *_, here in rows[1:]:
+        tests = re.findall(r"tests/[\w/]+\.py", here)
+        assert here == "no" or (tests and all((ROOT / file).exists() for file in tests)), feature
+        for verb in re.findall(r"`pbrl (\w+)`", here):
+            assert verb in cli.VERBS, feature

@@ -27,8 +27,8 @@ def get_config() -> Config:
         encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
         lora={"rank": 16, "alpha": 32.0},  # ASSUMED: usual values
         optim={"learning_rate": 1e-5},  # ASSUMED: ten times that of full fine-tuning
+        rollout={"slots": 128},  # a quarter of the rows at a time: their keys and values are 43 GB
         train={
-            "prompts_per_step": 16,  # ASSUMED: the keys and values of 128 responses are 35 GB, twice while it decodes
             "microbatch_prompts": 1,
             "logprob_chunk": 1024,
         },

@@ -28,9 +28,11 @@ def get_config() -> Config:
         encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
         # ASSUMED: COMET and its translator, 4.8 GB, have no room here, so the answer part is an embedding cosine, too.
         reward={"hybrid_answer": "cosine", "comet": "", "translator": ""},
-        rollout={"weights": "as_trained"},  # a copy in bfloat16 would be 4 GB on each chip
+        rollout={
+            "weights": "as_trained",  # a copy in bfloat16 would be 4 GB on each chip
+            "slots": 256,  # half of the rows at a time: their keys and values are 5.4 GB on each chip
+        },
         train={
-            "prompts_per_step": 32,  # ASSUMED: the keys and values of 256 responses are 5.4 GB on each chip
             "microbatch_prompts": 4,  # parts of groups: one on each four chips
             "microbatch_samples": 4,
             "logprob_chunk": 4096,

@@ -25,8 +25,8 @@ def get_config() -> Config:
     return with_values(
         paper,
         encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
+        rollout={"slots": 256},  # half of the rows at a time: their keys and values are 21.5 GB on each chip
         train={
-            "prompts_per_step": 32,  # ASSUMED: 64 prompts' keys and values, twice while it decodes, are 71 GB a chip
             "microbatch_prompts": 4,  # one prompt group on each chip
             "logprob_chunk": 4096,  # 1024 positions on each chip
         },

@@ -34,5 +34,8 @@ class RolloutConfig:
     weights: Literal["whole", "as_trained"] = operational("whole")
     """Sharding of the policy's matrices during decoding: whole (in the compute type, gathered over mesh.fsdp once a
     rollout) or as_trained (sharded as in training: less memory, but gathered at every token)."""
+    slots: int = operational(0, at_least=0)
+    """Rows that decode at a time, on all devices; when one ends, the next takes its place. 0: all, or as many as have
+    room in memory; what was chosen is saved with the run and used again. A fused step decodes all its rows together."""
     segment_length: int = operational(128, at_least=1, at_most=128)
     """Tokens decoded between two checks for signals and early exit; at most 128."""

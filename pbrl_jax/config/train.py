@@ -24,6 +24,9 @@ class TrainConfig:
     fewer if their float32 logits would take more than half a GiB there."""
     fused: bool = identity(False)
     """Compile rollout, reward and update as one program; policy and encoder must share a tokenizer."""
+    rollout_ahead: int = identity(0, at_least=0, at_most=1)
+    """1: sample each rollout one rollout early, with the parameters before the update, while the host scores the one
+    before; algo.importance_sampling_mode corrects for it. 0: sample with the parameters that are updated."""
     offload: tuple[str, ...] = operational(())
     """Arrays kept in host memory between uses, on platforms with pinned host memory: optimizer (its moments), reference
     (of the KL term; its log-probs are then computed before the gradient, microbatch by microbatch)."""

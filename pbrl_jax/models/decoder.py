@@ -21,6 +21,7 @@ from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, XieluMLP, appl
 from pbrl_jax.models.layouts import Causal, KVCache, Reach
 from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.precision import gradient_to, wide_type
+from pbrl_jax.models.slots import SlotCache
 from pbrl_jax.models.specs import DecoderSpec
 
 REMAT_POLICIES = {
@@ -227,7 +228,9 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
     return Decoder(spec).init(key, tokens, tokens, Causal(valid))["params"]
 
 
-def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
+def hidden_states(
+    params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | SlotCache | None = None
+):
     """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`.
 
     With a cache the layers run one after another, without a scan: a scan would copy each layer's part out of the stack.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import mesh_shape
-from pbrl_jax.plan.analytic import Sizes, estimate_step
+from pbrl_jax.plan.analytic import Sizes, estimate_step, generate_estimate, slots_of
 from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, Chip, Topology
 from pbrl_jax.plan.programs import Need
 from pbrl_jax.plan.shapes import Models
@@ -98,6 +98,21 @@ def estimate_plan(config: Config, models: Models, topology: Topology) -> Plan:
     return make_plan(config, estimate_step(config, models, sizes), topology.chip)
 
 
+def fitting_slots(config: Config, models: Models, sizes: Sizes, memory: float) -> int:
+    """How many rows can decode at a time by the estimate: all of them, or half, a quarter, ..., at least one a chip.
+
+    Args:
+      memory: bytes of a chip.
+    """
+    slots, least = config.train.prompts_per_step * config.algo.num_generations, sizes.row_shards
+    while slots > least:
+        need = generate_estimate(with_values(config, rollout={"slots": slots}), models, sizes)
+        if need.hbm_bytes <= USABLE * memory:
+            break
+        slots = -(-slots // 2 // least) * least
+    return slots
+
+
 Change = tuple[str, Config]
 
 
@@ -120,6 +135,10 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
         add("--policy.remat full", policy={"remat": "full"})
     if not 0 < config.train.logprob_chunk <= 128:
         add("--train.logprob-chunk 128", train={"logprob_chunk": 128})
+    slots = slots_of(config)
+    while slots % 2 == 0 and slots // 2 >= mesh_sizes(config, topology.chips).row_shards:
+        slots //= 2
+        add(f"--rollout.slots {slots}", rollout={"slots": slots})
     if config.rollout.weights == "whole":
         add("--rollout.weights as_trained", rollout={"weights": "as_trained"})
     able = ("optimizer", "reference") if config.algo.beta > 0 and not config.lora.rank else ("optimizer",)

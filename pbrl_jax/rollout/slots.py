@@ -128,7 +128,7 @@ def picked(prompts: PromptBatch, keys_B, start_D, *, count: int, samples: int):
     def own(prompts, keys_B, start_D):
         P = prompts.lengths_P.shape[0]
         chosen = jnp.minimum(start_D[0] + jnp.arange(count), P - 1)
-        rows = (chosen[:, None] * samples + jnp.arange(samples)).reshape(-1)
+        rows = (chosen[:, None] * samples + jnp.arange(samples)[None]).reshape(-1)
         return jax.tree.map(lambda x: x[chosen], prompts), keys_B[rows]
 
     return on_devices(own, prompts, keys_B, start_D)

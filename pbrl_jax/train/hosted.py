@@ -35,7 +35,7 @@ from pbrl_jax.rewards.combine import (
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.rewards.language import Verdict
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.rollout.vllm import VllmSampler
 from pbrl_jax.train.dynamic import with_dynamic_sampling
@@ -103,7 +103,9 @@ def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
         server = VllmSampler(experiment.policy, config, experiment.mesh, name)
         return lambda params, drawn: server.rollout(params, drawn.prompts, drawn.key, stop_agreed)
     G, R = config.algo.num_generations, settings.max_completion_length
-    generate = make_generate(experiment.policy.spec, G, R, settings.segment_length, settings.weights)
+    generate = make_generate(
+        experiment.policy.spec, G, R, settings.segment_length, settings.weights, settings.slots
+    )
     sampling = run_sampling(experiment)
     return lambda params, drawn: generate(params, drawn.prompts, drawn.key, sampling, stop_agreed)
 

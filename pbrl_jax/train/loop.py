@@ -1,7 +1,7 @@
 """What happens between steps: log, guard, evaluation, checkpoints, stop.
 
 Metrics of a step are read after the next one was dispatched. Everything a later step depends on is in the checkpoint:
-state, cursor, and the scored rollout batch where a cycle of several updates is under way.
+state, cursor, the scored rollout batch where a cycle of several updates is under way, and a rollout sampled ahead.
 """
 
 import functools
@@ -35,6 +35,7 @@ from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
+from pbrl_jax.train.rollout_ahead import step_ahead
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.start import as_rewards_read, frozen_of, kept_start, merged_params
 from pbrl_jax.train.step import Position, Record, Run, Scored, policy_step, train_step
@@ -101,7 +102,8 @@ def make_run(experiment: Experiment, frozen: Frozen) -> Run:
     Raises:
       ConfigError: a reward that cannot be made, or a step that cannot be fused.
     """
-    take = train_step if updates_per_rollout(experiment.config) == 1 else step_in_cycle
+    begin = step_ahead if experiment.config.train.rollout_ahead else train_step
+    take = begin if updates_per_rollout(experiment.config) == 1 else functools.partial(step_in_cycle, begin=begin)
     if experiment.config.train.fused:
         return Run(experiment, frozen, None, make_fused_policy_step(experiment), take)
     functions = hosted_functions(as_rewards_read(experiment, frozen))
@@ -245,7 +247,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
 def can_save(position: Position) -> bool:
     """Whether a position can be saved after an error that only this host may know of: the host is alone, and the update
     that failed has not taken the state's arrays."""
-    leaves = jax.tree.leaves((position.state, position.batch))
+    leaves = jax.tree.leaves((position.state, position.batch, position.pending))
     return host_count() == 1 and not any(leaf.is_deleted() for leaf in leaves)
 
 

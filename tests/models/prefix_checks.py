@@ -57,7 +57,7 @@ def shared_logp(spec, prompts, rollout, mask, packed):
 
     def logp_of(params):
         streams = pack(rollout.tokens_BR, rollout.lengths_B, G)
-        logp, _ = response_logprobs(params, prompts, streams, 1.0, spec=spec, chunk=1000, packed=packed)
+        logp, _ = response_logprobs(params, prompts, streams, 1.0, spec=spec, chunk=1000, packed=G * packed)
         return unpack(logp, rollout.lengths_B, G, R) if packed else logp.reshape(mask.shape)
 
     return logp_of

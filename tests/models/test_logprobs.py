@@ -82,7 +82,7 @@ def program(chunk: int, bucket: Bucket | None = None, attention: str = "auto"):
         def total(params):
             logp, entropy = response_logprobs(
                 params, prompts, pack(rollout.tokens_BR, rollout.lengths_B, G), TEMPERATURE,
-                spec=spec, chunk=chunk, packed=bool(bucket), entropy=True,
+                spec=spec, chunk=chunk, packed=G * bool(bucket), entropy=True,
             )  # fmt: skip
             return (weights() * rows(logp)).sum(), (rows(logp), rows(entropy))
 

@@ -183,11 +183,17 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     assert cli.main([*command, "--topology", "h100:8", "--json", str(file)]) == 0
     shown = capsys.readouterr()
     assert "by hand" in shown.out and "no such GPU is here" in shown.err and "It fits" in shown.out
+    copied = 12 * 8_190_735_360 / 1e9  # four chips hold all parameters and moments
+    assert f"a host of 8 chips holds a copy in its memory: {copied:.2f} GB" in shown.out
     stored = json.loads(file.read_text())
     assert set(stored) == {"programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds"}
     wanted = {"hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "seconds"}
     assert set(stored["programs"]) == {"generate", "reward", "update"}
     assert all(wanted == set(program) for program in stored["programs"].values())
+    served = ["--rollout.engine", "vllm", "--topology", "h100:8", "--json", str(file)]
+    assert cli.main([*command, *served]) == 0
+    assert "The vLLM server holds 32.76 GB of weights" in capsys.readouterr().out
+    assert set(json.loads(file.read_text())["programs"]) == {"reward", "update"}, "its chips are not the run's"
     assert cli.main([*command, "--topology", "a100:1", "--mesh.fsdp", "1"]) == 0
     assert "It does not fit" in (shown := capsys.readouterr().out) and "nearest change" in shown
     assert cli.main([*command, "--sweep", "--topology", "h200"]) == 0

@@ -21,7 +21,7 @@ from pbrl_jax.core.errors import CheckpointError, NotFiniteError, RewardError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.samples import SAMPLE_FIELDS
 from pbrl_jax.mesh.ahead import background_compiles
-from pbrl_jax.rollout.generate import Interrupted
+from pbrl_jax.rollout.refill import Interrupted
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.train import hosted, loop

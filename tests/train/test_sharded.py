@@ -30,6 +30,7 @@ from pbrl_jax.models.packing import Bucket, fits
 from pbrl_jax.plan.hlo import program_cost
 from pbrl_jax.plan.shapes import add_shardings
 from pbrl_jax.rollout.generate import generate_samples, prefill
+from pbrl_jax.rollout.refill import make_programs
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
 from pbrl_jax.train.microbatches import Packing, plan_microbatches
@@ -106,6 +107,20 @@ def test_rollout_equals_one_device(name, alone):
             kernel = params["layers"][1]["mlp"]["up"]["kernel"]
             assert kernel.sharding.shard_shape(kernel.shape) == (16, 24 // mesh.shape["tensor"])
         rollout = sampler()(params, prompts, jax.random.key(3), SAMPLING)
+    assert len(rollout.tokens_BR.sharding.device_set) == 8
+    for field in ("tokens_BR", "lengths_B", "truncated_B"):
+        np.testing.assert_array_equal(getattr(rollout, field), getattr(alone[0], field))
+    np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["2x2x2", "8x1x1"])
+def test_refilled_slots_equal_one_device(name, alone):
+    """Each device has a slot or two for its own rows, two or four of them."""
+    mesh = make_mesh(MeshConfig(*MESHES[name].sizes))
+    params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
+    prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        rollout = make_programs(SPEC, G, 8, 128, slots=8).rollout(params, prompts, jax.random.key(3), SAMPLING)
     assert len(rollout.tokens_BR.sharding.device_set) == 8
     for field in ("tokens_BR", "lengths_B", "truncated_B"):
         np.testing.assert_array_equal(getattr(rollout, field), getattr(alone[0], field))
