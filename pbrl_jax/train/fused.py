@@ -87,7 +87,7 @@ def device_functions(
 ) -> StepFunctions:
     """The functions of a step that never leaves the device; all traceable."""
     context, G = update_context(spec, config), config.algo.num_generations
-    if packing := packing_of(spec, config, row_shards(), coarse=True):
+    if packing := packing_of(spec, config, row_shards(), traced=True):
         context = context._replace(packed=ChosenBuckets(packing))
     score = make_token_reward(config.reward, encoder_spec)
     decoding = decoding_spec(spec, config.rollout.weights)

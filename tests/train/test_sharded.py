@@ -34,10 +34,13 @@ from pbrl_jax.rollout.generate import generate_samples, prefill
 from pbrl_jax.rollout.refill import make_programs
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
+from pbrl_jax.train.microbatches import Packing, plan_microbatches
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.packed import PackedUpdate, make_targets
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
+from pbrl_jax.train.trained import Frozen
 from pbrl_jax.weights.encoders import embed_block, over_devices, row_sharding
 
 pytestmark = pytest.mark.serial
@@ -158,6 +161,26 @@ def test_update_equals_one_device(name, alone, caplog):
             state, _ = update(state, None, batch, bucket=bucket)
     assert not [text for text in found if "update_step" in text]
     assert state.step == 2
+
+
+def test_packed_microbatches_equal_one_device(alone, caplog):
+    """Sorted over all devices, half of the groups in a stream of 12 slots; two steps of the same programs."""
+    mesh, optimizer = make_mesh(MeshConfig(2, 2, 2)), make_optimizer(CONFIG.optim)
+    state, batch = place_state(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh), the_batch()
+    packing = Packing(4, (Bucket(1, 12), Bucket(1, 16), Bucket(G, R)))
+    plan = plan_microbatches(np.array(LENGTHS).reshape(P, G), packing)
+    assert [part.bucket.slots for part in plan] == [12, 16]
+    with jax.set_mesh(mesh):
+        batch = jax.device_put(batch, batch_sharding(mesh))
+        update = PackedUpdate(SPEC, CONFIG, packing)
+        targets = make_targets(SPEC, CONFIG)(state, Frozen(), batch)
+        state, metrics = update(state, Frozen(), batch, targets)
+        assert largest_difference(state, alone[1]) < TOLERANCE
+        for metric, value in alone[2].items():
+            np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
+        with compilations(caplog) as found:
+            update(state, Frozen(), batch, targets)
+    assert not found
 
 
 def run_steps(params, mesh=None, steps=6):
