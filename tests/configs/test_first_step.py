@@ -1,8 +1,8 @@
 """Every shipped configuration up to its first step, with random folders in the places of its models.
 
-All that a run needs is loaded and made: data, policy, encoder, references and their vectors, evaluation problems, reward,
-and the functions of a step. Lengths, batches and devices are small; what else a configuration says stays. Configurations
-with the same kinds of models, reward and algorithm share it; the paper's run goes through its first step.
+All that a run needs is loaded and made: data, policy, encoder, references and their vectors, evaluation problems,
+reward, and the functions of a step. Lengths, batches and devices are small; what else a configuration says stays.
+Configurations with the same kinds of models, reward and algorithm share it; the paper's run takes its first step.
 """
 
 import math
@@ -55,10 +55,11 @@ def small(config, world):
     files = {"path": str(world / "data" / config.data.path)} if config.data.path.endswith(".jsonl") else {}
     pivot = {"file": str(world / "data" / config.pivot.file)} if config.pivot.source == "file" else {}
     return with_values(
-        config, policy=policy, encoder=encoder, reward=reward, train=steps, data=files | {"limit": 4, "english_share": 0.25},
+        config, policy=policy, encoder=encoder, reward=reward, train=steps, eval={"limit": 1},
+        data=files | {"limit": 4, "english_share": 0.25},
         pivot=pivot | {"max_completion_length": 4, "keep_wrong": True}, rollout={"max_completion_length": 8},
         algo={"num_generations": 2, "minibatch_prompts": 0}, mesh={"data": 1, "fsdp": 1, "tensor": 1},
-        eval={"limit": 1}, log={"compilation_cache": ""},
+        log={"compilation_cache": ""},
     )  # fmt: skip
 
 
