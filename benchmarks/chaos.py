@@ -28,7 +28,7 @@ from chaos_place import STEPS, Outcome, Place, ended, facts
 from pbrl_jax.checkpoint import list_checkpoints, manifest
 
 PHASES = (
-    ("generate", 1), ("update", 1), ("rename", 1), ("rename", 2), ("rename", 3), ("evaluate", 1),
+    ("generate", 1), ("update", 1), ("rename", 1), ("rename", 2), ("rename", 3), ("evaluate", 1), ("write", 0),
     "checkpoints/step_*.tmp-*", "checkpoints/step_{next}/manifest.json", "checkpoints/step_{next}", "run.lock",
 )  # fmt: skip
 """Where a process is killed: what it is held in, or the file that is waited for."""
@@ -60,7 +60,8 @@ def killed_in_a_phase(place: Place, workdir: Path, step: int, draw: Draw) -> Out
     if isinstance(phase, str):
         how = {"watch": workdir / phase.format(next=f"{step + 1:08d}")}
     else:
-        how = {"hold": (phase[0], step + 1, phase[1]) if phase[0] == "rename" else phase}
+        step_of = {"rename": (step + 1, phase[1]), "write": (step + 1,)}  # of a save that is to come
+        how = {"hold": (phase[0], *step_of.get(phase[0], phase[1:]))}
     driver = place.start(workdir, **how)
     driver.strike(signal.SIGKILL)
     return ended(driver, time.monotonic(), (-9,))

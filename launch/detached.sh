@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A run that goes on when the connection that started it is gone. The other launch scripts call this on the machine of
-# the run, in the checkout, whose files pbrl.pid, pbrl.status and pbrl.log tell of the run.
+# the run, in the checkout, whose files pbrl.pid, pbrl.status and pbrl.log tell of the run. PBRL_JOB is another beginning
+# of their names, for a program beside a run.
 #
 #   free                     fails while a run is going on
 #   run WORD...              runs the command, passes SIGTERM on to it, and leaves its exit status in pbrl.status
@@ -13,6 +14,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 here=launch/detached.sh
+job="${PBRL_JOB:-pbrl}"
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -22,13 +24,13 @@ fail() {
 # Whether the process of pbrl.pid is a run; after a restart of the machine its number may be another program's.
 going_on() {
   local pid
-  [ -s pbrl.pid ] && pid="$(cat pbrl.pid)" && kill -0 "$pid" 2>/dev/null || return 1
+  [ -s "$job.pid" ] && pid="$(cat "$job.pid")" && kill -0 "$pid" 2>/dev/null || return 1
   [ ! -r "/proc/$pid/cmdline" ] || grep -aqs detached.sh "/proc/$pid/cmdline"
 }
 
 run_command() {
   local child status told=0
-  rm -f pbrl.status
+  rm -f "$job.status"
   if [ -f .pbrl.env ]; then
     # shellcheck disable=SC1091
     source ./.pbrl.env
@@ -42,56 +44,56 @@ run_command() {
     [ "$told" = 1 ] || break # otherwise it was the signal that ended `wait`
     told=0
   done
-  echo "$status" >pbrl.status
+  echo "$status" >"$job.status"
   exit "$status"
 }
 
 start_command() {
-  rm -f pbrl.status
-  echo "$1" >pbrl.id
-  printf '%s\n' "${*:2}" >pbrl.words
-  [ ! -s pbrl.log ] || cp pbrl.log pbrl.before.log
-  setsid nohup bash "$here" run "${@:2}" >pbrl.log 2>&1 </dev/null &
-  echo "$!" >pbrl.pid
+  rm -f "$job.status"
+  echo "$1" >"$job.id"
+  printf '%s\n' "${*:2}" >"$job.words"
+  [ ! -s "$job.log" ] || cp "$job.log" "$job.before.log"
+  setsid nohup bash "$here" run "${@:2}" >"$job.log" 2>&1 </dev/null &
+  echo "$!" >"$job.pid"
 }
 
 follow() {
   local lines=20 pid
   if going_on; then
-    [ ! -s pbrl.words ] || [ "$(cat pbrl.words)" = "${*:2}" ] ||
-      fail "another run is going on here: $(cat pbrl.words); stop it first"
+    [ ! -s "$job.words" ] || [ "$(cat "$job.words")" = "${*:2}" ] ||
+      fail "another run is going on here: $(cat "$job.words"); stop it first"
     echo "pbrl-run: joined the run that is going on"
-  elif [ ! -s pbrl.status ] || [ "$(cat pbrl.id 2>/dev/null)" != "$1" ]; then
+  elif [ ! -s "$job.status" ] || [ "$(cat "$job.id" 2>/dev/null)" != "$1" ]; then
     start_command "$@"
     lines=+1
   fi
-  pid="$(cat pbrl.pid)"
+  pid="$(cat "$job.pid")"
   if going_on; then
-    tail -n "$lines" --pid="$pid" -F pbrl.log 2>/dev/null || true
+    tail -n "$lines" --pid="$pid" -F "$job.log" 2>/dev/null || true
   else # it has ended since: its last lines are still to be shown
-    tail -n "$lines" pbrl.log || true
+    tail -n "$lines" "$job.log" || true
   fi
-  [ -s pbrl.status ] || fail "the run has ended and left no status: the machine was restarted, or it was killed"
-  exit "$(cat pbrl.status)"
+  [ -s "$job.status" ] || fail "the run has ended and left no status: the machine was restarted, or it was killed"
+  exit "$(cat "$job.status")"
 }
 
 end_run() {
   local second
   going_on || return 0
-  kill -TERM "$(cat pbrl.pid)"
+  kill -TERM "$(cat "$job.pid")"
   for ((second = 0; second < ${PBRL_GRACE:-180}; second++)); do
     going_on || return 0
     sleep 1
   done
-  kill -KILL -- "-$(cat pbrl.pid)" || true # the group of setsid: the run and what it started
+  kill -KILL -- "-$(cat "$job.pid")" || true # the group of setsid: the run and what it started
 }
 
 state() {
   if going_on; then
     echo "pbrl-run: running"
-  elif [ -s pbrl.status ]; then
-    echo "pbrl-run: ended $(cat pbrl.status)"
-  elif [ -s pbrl.pid ]; then
+  elif [ -s "$job.status" ]; then
+    echo "pbrl-run: ended $(cat "$job.status")"
+  elif [ -s "$job.pid" ]; then
     echo "pbrl-run: lost"
   else
     echo "pbrl-run: none"
@@ -105,7 +107,7 @@ case "$command" in
   run) run_command "$@" ;;
   follow) follow "$@" ;;
   restart)
-    [ "$(cat pbrl.id 2>/dev/null)" = "${1:-}" ] || end_run
+    [ "$(cat "$job.id" 2>/dev/null)" = "${1:-}" ] || end_run
     follow "$@"
     ;;
   state) state ;;

@@ -7,6 +7,10 @@
 #   run VERB [ARGUMENT...]   start `pbrl VERB ...` there, detached; the same work directory resumes
 #   logs                     follow its output
 #   stop                     SIGTERM: the run saves its state and ends
+#   serve MODEL [ARG...]     start a vLLM server there for rollout.engine vllm, detached, and wait until it answers; with
+#                            --gpu-memory-utilization 0.4 among its arguments it leaves the rest of the memory to the
+#                            run. VLLM_PYTHON, VLLM_PORT, VLLM_LOGPROBS, VLLM_WAIT: as launch/vllm.sh has them
+#   end_server               stop it
 #   shell COMMAND...         any other command there, in the checkout
 #
 #   HOST          ssh destination                            (default: empty, this machine)
@@ -89,6 +93,18 @@ start() {
 bash launch/local.sh $words>pbrl.log 2>&1 </dev/null & echo \$! >pbrl.pid; }"
 }
 
+serve() {
+  local words name settings=""
+  [ "$#" -gt 0 ] || fail "serve needs a model; for example: bash launch/gpu_node.sh serve Qwen/Qwen3-0.6B"
+  printf -v words '%q ' "$@"
+  for name in VLLM_PYTHON VLLM_PORT VLLM_LOGPROBS VLLM_WAIT; do
+    [ -z "${!name:-}" ] || printf -v settings '%s %s=%q' "$settings" "$name" "${!name}"
+  done
+  send_secrets
+  there "export PBRL_JOB=vllm$settings && bash launch/detached.sh free && { setsid nohup bash launch/detached.sh run \
+bash launch/vllm.sh serve $words>vllm.log 2>&1 </dev/null & echo \$! >vllm.pid; bash launch/vllm.sh ready; }"
+}
+
 command="${1:-}"
 [ "$#" -eq 0 ] || shift
 case "$command" in
@@ -96,6 +112,8 @@ case "$command" in
   run) start "$@" ;;
   logs) there "tail -n 200 -F pbrl.log" ;;
   stop) there "kill -TERM \$(cat pbrl.pid)" ;;
+  serve) serve "$@" ;;
+  end_server) there "kill -TERM \$(cat vllm.pid)" ;;
   shell) there "$*" ;;
-  *) fail "unknown command '$command'; known: setup, run, logs, stop, shell" ;;
+  *) fail "unknown command '$command'; known: setup, run, logs, stop, serve, end_server, shell" ;;
 esac

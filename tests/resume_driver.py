@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -105,9 +106,13 @@ class Driver:
 
 
 def wait(marker: str, stops: bool = True) -> None:
-    """The hold itself, until the marker is removed; a requested stop ends it, too, where `stops`."""
+    """The hold itself, until the marker is removed; a requested stop ends it, too, where `stops`. A save that is under
+    way in its thread ends first: what is held is known to come after it."""
     from pbrl_jax.train.signals import stop_requested
 
+    for thread in threading.enumerate():
+        if thread.name == "save" and thread is not threading.current_thread():
+            thread.join()
     Path(marker).touch()
     end = time.monotonic() + DEADLINE
     while Path(marker).exists() and not (stops and stop_requested()):
@@ -153,11 +158,11 @@ def fails_in_reward(_marker: str, call: int) -> None:
     hosted.completions = failing
 
 
-def in_update(marker: str, call: int, name: str = "compiled_ahead", stops: bool = True) -> None:
+def in_update(marker: str, call: int, name: str = "make_policy_update", stops: bool = True) -> None:
     """Update number `call` is dispatched; nothing of it is logged or saved. `stops`: as in `wait`."""
-    from pbrl_jax.train import fused, programs
+    from pbrl_jax.train import fused, hosted
 
-    module = fused if name == "make_fused_step" else programs
+    module = fused if name == "make_fused_step" else hosted
     make, calls = getattr(module, name), itertools.count(1)
 
     def make_held(*settings):
@@ -165,9 +170,7 @@ def in_update(marker: str, call: int, name: str = "compiled_ahead", stops: bool 
 
         def held(*arguments, **more):
             result = update(*arguments, **more)
-            # Other programs compiled ahead have no targets: the log-probs before an update, a critic's values.
-            is_update = name != "compiled_ahead" or len(arguments) == 4
-            if is_update and next(calls) == call:
+            if next(calls) == call:
                 wait(marker, stops)
             return result
 
@@ -222,13 +225,41 @@ def before_rename(marker: str, step: int, number: int) -> None:
     paths.rename_synced = held
 
 
+def in_write(marker: str, step: int) -> None:
+    """The save of `step` does not end; the marker is made when a later update is dispatched."""
+    from pbrl_jax.checkpoint import manifest
+    from pbrl_jax.train import programs
+
+    hashed, make, under_way = manifest.hashed_files, programs.compiled_ahead, threading.Event()
+
+    def held(folder):
+        if f"step_{step:08d}" in os.fspath(folder):
+            under_way.set()
+            time.sleep(DEADLINE)
+        return hashed(folder)
+
+    def make_watched(*settings):
+        update = make(*settings)
+
+        def watched(*arguments, **more):
+            result = update(*arguments, **more)
+            if under_way.is_set():
+                Path(marker).touch()
+            return result
+
+        return watched
+
+    manifest.hashed_files, programs.compiled_ahead = held, make_watched
+
+
 HOLDS = {
+    "write": in_write,
     "generate": in_generate,
     "reward fails": fails_in_reward,
     "update": in_update,
     "fused": in_fused,
     "rename": before_rename,
-    "stuck": functools.partial(in_update, name="compiled_ahead", stops=False),
+    "stuck": functools.partial(in_update, name="make_policy_update", stops=False),
     "evaluate": in_evaluation,
     "clock": clock_steps,
 }

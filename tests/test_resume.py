@@ -124,6 +124,7 @@ SCENARIOS = {
         (("rename", 5, 1), KILL, (4,)),
         (("rename", 5, 2), KILL, (4,)),
         (("rename", 5, 3), KILL, (4,)),
+        (("write", 5), KILL, (4,)),
         ("checkpoints/step_00000005/manifest.json", KILL, (5, 6)),
         (("update", 1), STOP, None),
     ],

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there: saving, restoring, and what makes a checkpoint belong to a run."""
 
+from pbrl_jax.checkpoint.background import BackgroundSaver
 from pbrl_jax.checkpoint.restore import (
     Restored,
     check_same_experiment,
@@ -13,6 +14,7 @@ from pbrl_jax.checkpoint.restore import (
 from pbrl_jax.checkpoint.save import save_checkpoint
 
 __all__ = [
+    "BackgroundSaver",
     "Restored",
     "check_same_experiment",
     "list_checkpoints",

@@ -4,7 +4,10 @@
       state/          arrays, written by orbax
       meta.json       version of this package, step, dtype and shape of every array, and what the caller adds (config,
                       cursor, fingerprints)
-      manifest.json   size and SHA-256 of every other file; written last
+      manifest.json   size and SHA-256 of every other file, found by the host that wrote it; written last
+
+Large objects of a store (`gs://`) have no SHA-256 there: the store checks what it keeps, and to read them again would
+move a whole checkpoint over the network.
 
 A folder without a manifest, or whose files differ from it, is not a checkpoint. Orbax alone notices neither a flipped
 bit nor a file that is gone.
@@ -22,7 +25,7 @@ from etils import epath
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.trees import path_name
-from pbrl_jax.mesh.agree import exchange
+from pbrl_jax.mesh.agree import exchange, host, is_first
 
 MANIFEST = "manifest.json"
 STAGED_MANIFEST = "manifest.json.tmp"
@@ -33,6 +36,10 @@ FORMAT = 1
 
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _HASHING_THREADS = 4
+_WRITER = re.compile(r"(?:^|/)(?:ocdbt\.)?process_(\d+)(?:/|$)")
+"""Orbax's names of what a process writes alone; all else is process 0's."""
+HASHED_OBJECT_BYTES = 1 << 20
+"""Objects of a store are read again, and hashed, up to this size."""
 
 
 def step_folder(directory: epath.Path, step: int) -> epath.Path:
@@ -62,20 +69,52 @@ def was_interrupted(folder: epath.Path) -> bool:
     return not is_committed(folder) and (paths.is_remote(folder) or (folder / STAGED_MANIFEST).exists())
 
 
-def write_manifest(folder: epath.Path, step: int, name: str = MANIFEST) -> None:
-    """Writes size and checksum of every file below `folder`; local files are on disk when this returns."""
-    local = not paths.is_remote(folder)
-    files = [file for file in _files_below(folder) if file.name not in (MANIFEST, STAGED_MANIFEST)]
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        entries = list(pool.map(lambda file: _entry(file, sync=local), files))
-    table = {_relative(file, folder): entry for file, entry in zip(files, entries, strict=True)}
+def hashed_files(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file below `folder`, by its path in it. Each host reads the files that it wrote, which
+    its system still has in memory; local ones are on the disk when this returns. All hosts call it.
+
+    Raises:
+      OSError: a host cannot read or sync its files.
+    """
+    table, failure = dict[str, dict[str, Any]](), None
+    try:
+        names = {_relative(file, folder): file for file in _files_below(folder)}
+        own = {name: file for name, file in names.items() if _writer(name) == host()}
+        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            table = dict(zip(own, pool.map(file_entry, own.values()), strict=True))
+        if not paths.is_remote(folder):
+            for parent in {file.parent for file in own.values()} | ({folder} if is_first() else set()):
+                paths.sync_folder(parent)
+    except OSError as error:  # the other hosts must not wait for this one
+        failure = error
+    answers = exchange("files", [table, None if failure is None else str(failure)])
+    if failure is not None:
+        raise failure
+    for number, (entries, words) in enumerate(answers):
+        if words is not None:
+            raise OSError(f"host {number}: {words}")
+        table |= entries
+    return table
+
+
+def file_entry(file: epath.Path) -> dict[str, Any]:
+    """Size and checksum of a file, which is synced to the disk where it is local."""
+    size = file.stat().length
+    if paths.is_remote(file):
+        return {"size": size, "sha256": paths.sha256_file(file) if size <= HASHED_OBJECT_BYTES else None}
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+    return {"size": size, "sha256": paths.sha256_file(file)}
+
+
+def write_manifest(folder: epath.Path, step: int, table: dict[str, dict[str, Any]], name: str = MANIFEST) -> None:
+    """Writes the manifest of a checkpoint whose files are `table`."""
     content = json.dumps({"format": FORMAT, "step": step, "files": table}, indent=1)
-    if not local:
+    if paths.is_remote(folder):
         (folder / name).write_text(content)
         return
     paths.write_synced(folder / name, content.encode())
-    for parent in {file.parent for file in files} | {folder}:
-        paths.sync_folder(parent)
+    paths.sync_folder(folder)
 
 
 def uncommit(folder: epath.Path) -> None:
@@ -91,7 +130,7 @@ def damage(folder: epath.Path, checksums: bool = True) -> str | None:
 
     Args:
       folder: a `step_...` folder. Files that the manifest does not name are of no interest.
-      checksums: read every byte; without it only names and sizes are compared.
+      checksums: read every file that has one; without it only names and sizes are compared.
     """
     try:
         if not is_committed(folder):
@@ -107,8 +146,9 @@ def damage(folder: epath.Path, checksums: bool = True) -> str | None:
                 return f"{name} has {size} bytes, the manifest says {entry['size']}"
         if checksums:
             with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-                sums = pool.map(lambda name: paths.sha256_file(folder / name), table)
-                for (name, entry), found in zip(table.items(), sums, strict=True):
+                hashed = {name: entry for name, entry in table.items() if entry["sha256"] is not None}
+                sums = pool.map(lambda name: paths.sha256_file(folder / name), hashed)
+                for (name, entry), found in zip(hashed.items(), sums, strict=True):
                     if found != entry["sha256"]:
                         return f"{name} does not match its checksum"
     except OSError as error:
@@ -184,11 +224,10 @@ def _relative(file: epath.Path, folder: epath.Path) -> str:
     return os.fspath(file)[len(os.fspath(folder).rstrip("/")) + 1 :]
 
 
-def _entry(file: epath.Path, sync: bool) -> dict[str, Any]:
-    if sync:
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    return {"size": file.stat().length, "sha256": paths.sha256_file(file)}
+def _writer(name: str) -> int:
+    """The process that wrote a file of a checkpoint."""
+    found = _WRITER.search(name)
+    return int(found[1]) if found else 0
 
 
 def _read_table(folder: epath.Path) -> tuple[dict[str, dict], str | None]:

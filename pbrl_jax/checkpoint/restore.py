@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import jax
@@ -199,29 +200,47 @@ def _load(folder: epath.Path, abstract_tree: Any, partial: bool) -> Restored:
     return Restored(record["step"], tree, record["meta"], folder, [], version)
 
 
-def differs_from(folder: epath.Path, leaves: Mapping[str, Any]) -> str | None:
-    """What keeps a checkpoint, just written, from being restored as `leaves`; None where nothing does.
+class Kept(NamedTuple):
+    """What a save is proved by: an array's shape, type and sharding, and copies of the shards of this process."""
 
-    A few arrays are read as a restore reads them. Each process compares the hashes of its own shards.
-    """
+    target: jax.ShapeDtypeStruct
+    shards: list[np.ndarray]
+
+
+def kept_for_proof(leaves: Mapping[str, Any]) -> dict[str, Kept]:
+    """A few of the arrays that are about to be saved, copied: the arrays themselves may be donated meanwhile."""
     arrays = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array) and leaf.size}
     by_size = sorted(arrays, key=lambda name: (arrays[name].nbytes, name))
     small = [name for name in by_size if arrays[name].nbytes <= PROVED_BYTES] or by_size[:1]
     chosen = {small[at * (len(small) - 1) // PROVED]: None for at in range(PROVED + 1)} if small else {}
     wanted = {name: arrays[name] for name in chosen}
+    return {
+        name: Kept(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), _shard_bytes(leaf))
+        for name, leaf in wanted.items()
+    }
+
+
+def differs_from(folder: epath.Path, kept: Mapping[str, Kept]) -> str | None:
+    """What keeps a checkpoint, just written, from being restored as it was; None where nothing does.
+
+    A few arrays are read as a restore reads them. Each process compares its own shards.
+    """
     try:
-        found = _read_arrays(folder, wanted, partial=True)
+        found = _read_arrays(folder, {name: one.target for name, one in kept.items()}, partial=True)
     except Exception as error:  # of orbax and tensorstore, of many kinds
         return f"it cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:400]}"
-    other = [name for name in wanted if _shard_hashes(found[name]) != _shard_hashes(wanted[name])]
+    other = [
+        name
+        for name, one in kept.items()
+        if not all(starmap(np.array_equal, zip(_shard_bytes(found[name]), one.shards, strict=True)))
+    ]
     return f"{', '.join(other)} reads back with other values" if other else None
 
 
-def _shard_hashes(array: jax.Array) -> list[str]:
-    """Hex SHA-256 of the bytes of each shard that this process holds."""
+def _shard_bytes(array: jax.Array) -> list[np.ndarray]:
+    """A copy of the bytes of each shard that this process holds."""
     data = jax.random.key_data(array) if manifest.is_prng_key(array) else array
-    shards = (np.ascontiguousarray(shard.data) for shard in data.addressable_shards)
-    return [hashlib.sha256(shard.reshape(-1).view(np.uint8).data).hexdigest() for shard in shards]
+    return [np.array(shard.data).reshape(-1).view(np.uint8) for shard in data.addressable_shards]
 
 
 def _check_leaves(folder: epath.Path, saved: dict, wanted: dict, partial: bool, version: str) -> None:

@@ -1,5 +1,8 @@
 """Saving: a checkpoint is complete or it is not there, and no save endangers an earlier one.
 
+First the arrays are copied to the host, by orbax; after that they may be donated. Writing them, hashing the files and
+all that follows can be done in another thread (`checkpoint.background`).
+
 On a local disk: arrays and metadata go to `step_00000010.tmp-<random>/`, the manifest is staged in it, the folder gets
 its final name, and the manifest's rename is the last act. Behind `gs://`, where nothing can be renamed, all goes to
 the final name and the manifest is the last object. Only then are older checkpoints removed.
@@ -13,7 +16,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,7 +26,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from pbrl_jax.checkpoint import manifest
-from pbrl_jax.checkpoint.restore import differs_from
+from pbrl_jax.checkpoint.restore import Kept, differs_from, kept_for_proof
 from pbrl_jax.core import paths
 from pbrl_jax.core.errors import CheckpointError, HostLost
 from pbrl_jax.core.trees import nested
@@ -40,8 +43,8 @@ def save_checkpoint(
 ) -> epath.Path:
     """Saves `tree` and `meta` as checkpoint `step`, then removes all but the newest `keep` up to this step.
 
-    Returns when the files are on disk, verified by name and size. It may run in any thread, one save at a time, as long
-    as nobody donates or deletes the arrays. On several hosts all call it, and process 0 does what is not arrays.
+    Returns when the files are on disk, verified by name and size. It may run in any thread, one save at a time. On
+    several hosts all call it; each writes and hashes its own arrays, and process 0 does the rest.
 
     Leftovers of killed saves are removed first. A damaged checkpoint of the same step is replaced. An intact one with
     equal `meta` is the same checkpoint, and is kept without another write.
@@ -64,23 +67,38 @@ def save_checkpoint(
       CheckpointError: nothing that can be saved, a failed write (full disk), or one that cannot be read again. Earlier
         checkpoints stay valid.
     """
+    for _ in save_in_parts(directory, step, tree, meta, keep, prove):
+        pass
+    return manifest.step_folder(paths.as_path(directory), step)
+
+
+def save_in_parts(
+    directory: str | os.PathLike, step: int, tree: Any, meta: dict[str, Any], keep: int, prove: bool = False
+) -> Iterator[None]:
+    """`save_checkpoint` as a generator. Where it yields, once, the arrays are copied and no longer needed; what is left
+    may run in another thread. It ends without a yield where this very checkpoint exists."""
     if step < 0 or keep < 1:
         raise CheckpointError(f"Found step {step} and keep {keep}, expected step >= 0 and keep >= 1.")
     directory = paths.as_path(directory)
     folder = manifest.step_folder(directory, step)
     leaves = _checked_leaves(tree)
     record = _record(step, leaves, meta)
-    with _as_checkpoint_error(folder, leaves):
+    with _as_checkpoint_error(folder, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())):
         name = manifest.first_process_decides(lambda: _prepare(directory, folder, record))
         if name is None:
-            return folder
+            return
         working = directory / name
-        _write_arrays(working, leaves)
-        manifest.first_process_decides(lambda: _complete(working, folder, step, record))
-    if prove:
-        _prove(folder, leaves)
+        kept = kept_for_proof(leaves) if prove else None
+        written = _copy_arrays(working, leaves)
+        del tree, leaves  # else they would stay on the devices beside those of the next step
+        yield
+        with _without_tracebacks():
+            written()
+        table = manifest.hashed_files(working)
+        manifest.first_process_decides(lambda: _complete(working, folder, step, record, table))
+    if kept is not None:
+        _prove(folder, kept)
     manifest.first_process_decides(lambda: _remove_older(directory, step, keep))
-    return folder
 
 
 def _checked_leaves(tree: Any) -> dict[str, Any]:
@@ -148,30 +166,33 @@ def _prepare(directory: epath.Path, folder: epath.Path, record: dict[str, Any]) 
     return None
 
 
-def _write_arrays(working: epath.Path, leaves: dict[str, Any]) -> None:
-    """Orbax's part. Arrays without elements are left out, as it refuses them; PRNG keys are stored as their data."""
+def _copy_arrays(working: epath.Path, leaves: dict[str, Any]) -> Callable[[], None]:
+    """Copies the arrays to the host and has orbax write them; returns what waits until they are written.
+
+    Arrays without elements are left out, as orbax refuses them; PRNG keys are stored as their data.
+    """
     stored = {
         name: jax.random.key_data(leaf) if manifest.is_prng_key(leaf) else jnp.asarray(leaf)
         for name, leaf in leaves.items()
         if math.prod(leaf.shape)
     }
+    if not stored:
+        return lambda: working.mkdir(parents=True) if jax.process_index() == 0 else None
     context = ocp.Context()
     # Weights and moments hardly compress (7 % at float32), and compressing costs a fifth of the time.
     context.array.saving.use_compression = False
-    if stored:
-        with context, _without_tracebacks():
-            ocp.save(paths.without_marks(working), nested(stored), checkpointable_name=manifest.STATE)
-    elif jax.process_index() == 0:
-        working.mkdir(parents=True)
+    with context, _without_tracebacks():
+        return ocp.save_async(paths.without_marks(working), nested(stored), checkpointable_name=manifest.STATE).result
 
 
-def _complete(working: epath.Path, folder: epath.Path, step: int, record: dict[str, Any]) -> None:
+def _complete(working: epath.Path, folder: epath.Path, step: int, record: dict[str, Any], table: dict) -> None:
     """Metadata, manifest, final name; the manifest's own name comes last."""
     paths.write_atomic(working / manifest.META, json.dumps(record, indent=1))
+    table = table | {manifest.META: manifest.file_entry(working / manifest.META)}
     if paths.is_remote(folder):
-        manifest.write_manifest(folder, step)
+        manifest.write_manifest(folder, step, table)
     else:
-        manifest.write_manifest(working, step, manifest.STAGED_MANIFEST)
+        manifest.write_manifest(working, step, table, manifest.STAGED_MANIFEST)
         paths.rename_synced(working, folder)
         paths.rename_synced(folder / manifest.STAGED_MANIFEST, folder / manifest.MANIFEST)
     reason = manifest.damage(folder, checksums=False)
@@ -179,9 +200,9 @@ def _complete(working: epath.Path, folder: epath.Path, step: int, record: dict[s
         raise OSError(f"what was written reads back differently: {reason}")
 
 
-def _prove(folder: epath.Path, leaves: dict[str, Any]) -> None:
+def _prove(folder: epath.Path, kept: dict[str, Kept]) -> None:
     """Takes a checkpoint out of the count again where it cannot be read as it was written (CheckpointError)."""
-    found = next(filter(None, exchange("proof", differs_from(folder, leaves))), None)
+    found = next(filter(None, exchange("proof", differs_from(folder, kept))), None)
     if found is not None:
         manifest.first_process_decides(lambda: manifest.uncommit(folder))
         raise CheckpointError(
@@ -209,15 +230,15 @@ def _remove(folder: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _as_checkpoint_error(folder: epath.Path, leaves: dict[str, Any]) -> Iterator[None]:
-    """Turns whatever a write raises (OSError, ValueError of tensorstore, ...) into one message, and frees the space."""
+def _as_checkpoint_error(folder: epath.Path, needed: int) -> Iterator[None]:
+    """Turns whatever a write raises (OSError, ValueError of tensorstore, ...) into one message, and frees the space.
+    `needed`: bytes of the arrays."""
     free = _free_bytes(folder)
     try:
         yield
     except (CheckpointError, HostLost):
         raise
     except Exception as error:
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         if jax.process_index() == 0:
             _discard(folder)
         cause = (str(error).splitlines() or [type(error).__name__])[0][:400]

@@ -1,4 +1,4 @@
-"""Checks that the fields' own declarations ask for: types, closed sets, ranges, names of tables, and who reads them."""
+"""Checks of a config against the declarations of its fields: types, closed sets, ranges, table names, dependencies."""
 
 import ctypes
 import dataclasses
@@ -13,14 +13,14 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.characters import CONTROL
 from pbrl_jax.core.errors import ConfigError, nearest
 
-#: Values of a sibling with which a field that depends on it is not read; see `Rules.only_with`.
+#: Values that switch a field off, so that fields which depend on it are not read; see `Rules.only_with`.
 OFF = (0, None, "", (), "off", "none")
-#: Integers become int32 and other numbers float32 on the device, where a smaller one would be 0 and a larger infinite.
+#: Limits of int32 and of normal float32 numbers, the types that settings have on the device.
 LARGEST_INTEGER, SMALLEST, LARGEST = 2**31 - 1, 1.2e-38, 3.4e38
 
 
 def check_fields(config: Config) -> None:
-    """Refuse a value that its field's type, range or table does not allow.
+    """Refuse values that their field's type, range or table does not allow.
 
     Raises:
       ConfigError: names the field, what it holds, and what is expected.
@@ -40,7 +40,7 @@ def check_section(name: str, section: Any) -> None:
 
 
 def _values(path: str, value: Any, hint: Any) -> Iterator[Any]:
-    """The single values of a field, each of the type that `hint` says; nothing for a None that is allowed."""
+    """Yield the scalar values of a field after checking their type against `hint`; nothing for an allowed None."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -70,15 +70,15 @@ def _check_name(path: str, value: Any, names: tuple[str, ...]) -> None:
 def _check_range(path: str, value: Any, rules: Rules) -> None:
     if rules.names:
         _check_name(path, value, tuple(rules.names))
-    if isinstance(value, str) and (found := CONTROL.search(value)):
-        raise ConfigError(f"{path} is {value!r}; expected text without the control character {found.group()!r}.")
+    if isinstance(value, str) and (match := CONTROL.search(value)):
+        raise ConfigError(f"{path} is {value!r}; expected text without the control character {match.group()!r}.")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise ConfigError(f"{path} has {value.bit_length()} bits; expected an integer of at most {LARGEST_INTEGER}.")
-    # Programs compute in float32: what rounds to a bound there is that bound, and what is too large is infinite.
+    # Programs compute in float32, where a value may round to an excluded bound or overflow.
     used = value if isinstance(value, int) else ctypes.c_float(value).value
-    # Written so that a NaN, which compares with nothing, is refused.
+    # All comparisons are false for NaN, which is therefore refused.
     inside = (
         (rules.at_least is None or value >= rules.at_least)
         and (rules.above is None or used > rules.above)
@@ -93,7 +93,7 @@ def _check_range(path: str, value: Any, rules: Rules) -> None:
 
 
 def range_words(rules: Rules) -> str:
-    """`from 0 to 1`, `at least 0`, `above 0 and below 1`; empty where there is no bound."""
+    """The bounds in words: `from 0 to 1`, `at least 0`, `above 0 and below 1`; "" without bounds."""
     if rules.at_least is not None and rules.at_most is not None:
         return f"from {rules.at_least} to {rules.at_most}"
     words = ("at least", rules.at_least), ("above", rules.above), ("at most", rules.at_most), ("below", rules.below)
@@ -101,8 +101,8 @@ def range_words(rules: Rules) -> str:
 
 
 def unread_fields(config: Config) -> list[str]:
-    """Fields that were set and that a switch beside them turns off, one sentence each."""
-    found = []
+    """One sentence for each field that was set although another field of its section switches it off."""
+    sentences = []
     for part in dataclasses.fields(config):
         section = getattr(config, part.name)
         for field in dataclasses.fields(section):
@@ -113,8 +113,8 @@ def unread_fields(config: Config) -> list[str]:
             state = getattr(section, sibling)
             if state not in values if values else state in OFF:
                 wanted = f" {' or '.join(map(str, values))}" if values else ""
-                found.append(
+                sentences.append(
                     f"{part.name}.{field.name}={value} is not read: it belongs to {part.name}.{sibling}{wanted}, and "
                     f"that is {state!r}."
                 )
-    return found
+    return sentences

@@ -8,14 +8,14 @@ from pbrl_jax.config.fields import identity, operational
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The prompts of the training."""
+    """The training prompts."""
 
     source: str = identity("quickstart")
-    """A name in pbrl_jax.data.sources.SOURCES."""
+    """Data source: a name in pbrl_jax.data.sources.SOURCES."""
     path: str = operational("")
-    """File, folder or hub id; empty: the folder PBRL_DATA where the source is a known benchmark."""
+    """File, folder or hub id; empty: for a known benchmark, the folder PBRL_DATA."""
     split: str = identity("train")
-    """Split of the source."""
+    """Split of the data source."""
     languages: tuple[str, ...] = identity(("en", "es", "de", "sw", "id", "zh", "th", "bn"))
     """Languages the policy is trained in."""
     columns: tuple[str, ...] = identity(())
@@ -23,24 +23,24 @@ class DataConfig:
     limit: int = identity(0, at_least=0)
     """Rows per language; 0: all."""
     english_share: float = identity(0.125, at_least=0, at_most=1)
-    """Share of each batch that is English, replayed against forgetting."""  # ASSUMED: not stated
+    """Share of English prompts in each batch, against forgetting."""  # ASSUMED: not stated
     overlong_prompts: Literal["error", "drop"] = identity("error")
-    """error or drop: what happens to prompts longer than rollout.max_prompt_length."""
+    """What happens to prompts longer than rollout.max_prompt_length: error or drop."""
     language_weights: tuple[str, ...] = identity(())
-    """`language=weight` pairs: how often a language is drawn, as a factor on its share; 1 where not named."""
+    """`language=weight` pairs: factors on the shares of languages; 1 for a language that is not listed."""
     language_temperature: float = identity(1.0, at_least=1e-06)
-    """Shares of languages are (rows)^(1 / temperature): 1 is as they come, larger ones are more even."""
+    """Shares of languages are proportional to rows^(1 / temperature); larger values make them more even."""
     prompt_style: str = identity("plain")
-    """Words and chat template around a question: a name that pbrl_jax.text.prompts knows."""
+    """Instructions and chat template around a question: a name in pbrl_jax.text.prompts.STYLES."""
     thinking: Literal["default", "on", "off"] = identity("default")
-    """The switch of chat templates that have one (Qwen3): on, off (an empty thought), or the template's default."""
+    """The thinking switch of chat templates that have one (Qwen3): on, off (an empty thought), or the default."""
     system_prompt: str = identity("")
-    """Your own system turn, in place of all of the style's words; {language} is the name of a prompt's language."""
+    """Your own system turn; replaces all instructions of the style. {language} is the name of a prompt's language."""
     user_prompt: str = identity("")
-    """Your own user's turn (or whole prompt in the styles plain and base), in place of all of the style's words, with
-    {question} in it, such as "{question}\nAnswer in {language}."."""
+    """Your own user turn (in the styles plain and base: the whole prompt); replaces all instructions of the style and
+    contains {question}, such as "{question}\nAnswer in {language}."."""
     prompt_file: str = operational("")
-    """Both of them per language: YAML or JSON {system: ..., user: ...}, each a text or {language: text}; or the user's
-    turn as a text file. Its content is part of the data's fingerprint."""
+    """File with system and user turns: YAML or JSON {system: ..., user: ...}, each a text or {language: text}; or a
+    text file with the user turn. Its content is part of the data's fingerprint."""
     vocab_size: int = identity(2000, at_least=1)
-    """Pieces of a SentencePiece vocabulary trained on the run's own text."""
+    """Size of the SentencePiece vocabulary if it is trained on the run's own text."""

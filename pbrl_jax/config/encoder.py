@@ -15,14 +15,14 @@ class EncoderConfig:
     preset: str = identity("tiny", only_with=("source", "random"))
     """Size of a new encoder: a name in pbrl_jax.models.specs.ENCODERS."""
     max_length: int = identity(64, at_least=1)
-    """Tokens the encoder reads at a time; the number of its positions counts special tokens, as in
-    sentence-transformers (512 is 510 of text). Longer texts are read in chunks and their vectors pooled by length. The
-    share of such responses is logged (encoder_cut)."""
+    """Tokens of a text that the encoder reads at a time. The encoder's number of positions may be given too; it counts
+    special tokens, as in sentence-transformers (512 is 510 of text). Longer texts are encoded in chunks whose vectors
+    are averaged by length; the share of such responses is logged (encoder_cut)."""
     dtype: Literal["", "float32", "bfloat16"] = identity("")
-    """Compute type, float32 or bfloat16; the weights of a released encoder are held in it too. Empty: float32, or what
-    the folder says."""
+    """Compute type, float32 or bfloat16, also of a released encoder's weights. Empty: float32, or the type given in the
+    encoder's folder."""
     pooling: Literal["", "mean", "cls", "last"] = identity("")
-    """How token states become a vector, for a folder that does not say it (one without modules.json) or a new encoder:
-    mean, cls (the first token) or last. Empty: as the folder says."""
+    """Pooling of token states, for a new encoder or a folder without modules.json: mean, cls (the first token) or last.
+    Empty: as given in the folder."""
     prefix: str = identity("")
-    """Text put before every input, on both sides (`query: ` for E5); empty: the default of the encoder's folder."""
+    """Text before every input, of references and responses (`query: ` for E5); empty: the folder's default."""

@@ -7,7 +7,7 @@ from pbrl_jax.config.fields import operational
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The evaluation during the training."""
+    """Evaluation during training."""
 
     source: str = operational("")
     """Data source of the evaluation; empty: the training's."""
@@ -18,9 +18,9 @@ class EvalConfig:
     split: str = operational("test")
     """Split of the evaluation source."""
     training_rows: bool = operational(False)
-    """Evaluate on problems that are trained on, too; otherwise they are an error."""
+    """Allow evaluation problems that are trained on; otherwise they are an error."""
     languages: tuple[str, ...] = operational(())
-    """Languages evaluated; empty: those of data.languages."""
+    """Languages of the evaluation; empty: data.languages."""
     limit: int = operational(0, at_least=0)
     """Rows per language; 0: all."""
     batch_size: int = operational(256, at_least=1)
@@ -28,9 +28,9 @@ class EvalConfig:
     max_prompt_length: int = operational(0, at_least=0)
     """Longest evaluation prompt; 0: rollout.max_prompt_length."""
     contamination: tuple[str, ...] = operational(())
-    """Benchmarks whose problems are looked for in the training prompts and references before the first step; `all`
-    stands for every one that can be loaded. The result is W/contamination.json."""
+    """Benchmarks whose problems are searched for in the training prompts and references before the first step; `all`:
+    every benchmark that can be loaded. The result is W/contamination.json."""
     overlap_ngram: int = operational(13, at_least=1, only_with=("contamination",))
-    """Words in a row (characters in Chinese, Japanese and Thai) that count as the same text."""
+    """Consecutive words (characters in Chinese, Japanese and Thai) that count as an overlap."""
     max_overlap: float = operational(1.0, at_least=0, at_most=1, only_with=("contamination",))
-    """Share of a benchmark's problems that may be in the training text; more refuses to train."""
+    """Largest share of a benchmark's problems that may overlap with the training text; more is refused."""

@@ -1,4 +1,4 @@
-"""What a field of a configuration says of itself: its kind, its range, its names, and when it is read."""
+"""Declarations of config fields: kind (identity or operational), range, allowed names, and when the field is read."""
 
 import functools
 import typing
@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 @dataclass(frozen=True)
 class Rules:
-    """What a value must satisfy; `config.checks` holds it to that, and `--help` shows it.
+    """Constraints on a field's value, checked by `config.checks` and shown in `--help`.
 
-    Closed sets are `Literal` types of the field itself.
+    A closed set of values is the field's own `Literal` type.
     """
 
     at_least: float | None = None
@@ -19,12 +19,12 @@ class Rules:
     at_most: float | None = None
     below: float | None = None
     names: Iterable[str] = ()
-    """A table that the value names an entry of, where it lies in the field's own room or below."""
+    """The table whose entries the value may name, if the section's package can import it."""
     only_with: tuple = ()
-    """(sibling, *values): the field is read only where its sibling has one of these values; without values, where the
-    sibling is on (not 0, None, empty, off or none)."""
+    """(sibling, *values): the field is read only if the sibling has one of these values; without values, if the sibling
+    is on (not 0, None, empty, off or none)."""
     note: str = ""
-    """Why the range is what it is, for the message."""
+    """Reason for the range, shown in the error message."""
 
 
 def identity(default, **rules) -> Any:
@@ -37,7 +37,7 @@ def operational(default, **rules) -> Any:
     return field(default=default, metadata={"kind": "operational", "rules": Rules(**rules)})
 
 
-#: The types of a section's fields, by name.
+#: Field name -> type, of a section class.
 field_types = functools.cache(typing.get_type_hints)
 
 
@@ -45,7 +45,7 @@ Settings = TypeVar("Settings")
 
 
 def settings_of(section: Any, kind: type[Settings]) -> Settings:
-    """A section of `pbrl_jax.Config` as one of the settings classes that it extends, for type checkers."""
+    """Cast a section of `pbrl_jax.Config` to one of the settings classes that it extends, for type checkers."""
     if not isinstance(section, kind):
         raise TypeError(f"{type(section).__name__} has no settings of {kind.__name__}. Make it with pbrl_jax.Config.")
     return section

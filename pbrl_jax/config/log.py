@@ -7,22 +7,22 @@ from pbrl_jax.config.fields import operational
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written beside the metrics."""
+    """Logs and other output of a run."""
 
     tensorboard: bool = operational(True)
     """Write TensorBoard event files."""
     wandb: str = operational("")
-    """Weights & Biases project that gets the metrics too (pip install -e '.[wandb]'); empty is off."""
+    """Weights & Biases project to log to (pip install -e '.[wandb]'); empty: off."""
     trackio: str = operational("")
-    """trackio project that gets the metrics too (pip install -e '.[trackio]'); empty is off."""
+    """trackio project to log to (pip install -e '.[trackio]'); empty: off."""
     mlflow: str = operational("")
-    """MLflow experiment that gets the metrics too (pip install -e '.[mlflow]'); empty is off."""
+    """MLflow experiment to log to (pip install -e '.[mlflow]'); empty: off."""
     entropy: bool = operational(True)
-    """Log the entropy of the policy; costs one more pass over the logits."""
+    """Log the policy's entropy; costs one more pass over the logits."""
     samples_per_step: int = operational(8, at_least=0)
     """Responses written to samples/ at each logging step, round-robin over languages."""
     compilation_cache: str = operational("~/.cache/pbrl_jax/xla")
-    """Folder of the persistent compilation cache; empty is off. JAX_COMPILATION_CACHE_DIR comes before the default."""
+    """Folder of the persistent compilation cache; empty: off. JAX_COMPILATION_CACHE_DIR overrides the default."""
     slow_phase_seconds: int = operational(900, at_least=0)
-    """Say which phase (generate, reward, update, save, evaluate) is slow, with the stacks of all threads, when one
-    takes longer; 0 never says it."""  # ASSUMED
+    """Report a phase (generate, reward, update, save, evaluate) that takes longer, with the stacks of all threads; 0:
+    never."""  # ASSUMED

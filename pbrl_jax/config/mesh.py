@@ -7,11 +7,11 @@ from pbrl_jax.config.fields import operational
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices share rows and parameters; the product is the number of devices."""
+    """Sizes of the mesh axes; their product is the number of devices."""
 
     data: int = operational(-1)
-    """Devices that hold different rows and whole parameters; -1: what the others leave."""
+    """Data parallelism: different rows, replicated parameters; -1: the remaining devices."""
     fsdp: int = operational(1)
-    """Devices that hold different rows and share each parameter."""
+    """Fully sharded data parallelism: different rows, sharded parameters."""
     tensor: int = operational(1)
-    """Devices that share each matrix product."""
+    """Tensor parallelism: sharded matrix products."""

@@ -1,4 +1,5 @@
-"""What older versions wrote: fields that are called otherwise now, and identities that new fields must not change."""
+"""Compatibility with older versions: renamed fields, changed defaults, and identities that new fields must not change.
+"""
 
 import dataclasses
 import functools
@@ -10,22 +11,22 @@ from typing import Any
 _LOGGER = logging.getLogger(__name__)
 
 FIRST_VERSION = "0.1.0"
-"""The version of files that name none."""
+"""The version of files without a version."""
 
 
 def _pivot_path(section: Mapping[str, Any]) -> str:
     return "file" if section.get("source") == "file" else "store"
 
 
-#: Old name -> function of its section's values that gives the new name. In 0.1.0 pivot.path was the folder of the
-#: store, or, with source file, the file of references.
+#: Old name -> function from its section's values to the new name. In 0.1.0 pivot.path was the folder of the store or,
+#: with source file, the file of references.
 RENAMED: dict[str, Callable[[Mapping[str, Any]], str]] = {"pivot.path": _pivot_path}
 
-#: Field -> (version that changed its default, the default before, the default since). An older file that holds the old
-#: default is read with the new one: whether it was chosen is not known.
+#: Field -> (version that changed its default, old default, new default). The old default in an older file is replaced
+#: by the new one, since it cannot be known whether the user chose it.
 CHANGED_DEFAULTS = {"algo.importance_sampling_mode": ("0.2.0", "off", "auto")}
 
-#: Section class -> its fields in version 0.1.0, in order: `stable_repr` puts them into identities of saved work.
+#: Section class -> its fields in version 0.1.0, in order; see `stable_values`.
 FIRST_FIELDS = {
     "OptimConfig": "optimizer learning_rate schedule warmup_steps schedule_steps min_learning_rate_share weight_decay "
     "b1 b2 eps max_grad_norm",
@@ -43,46 +44,47 @@ FIRST_FIELDS = {
 
 
 def current_names(section: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(the values of a section under the names of this version, a sentence for each name that has changed).
+    """(the values of a section under their current names, one sentence per renamed field).
 
-    Where both an old name and its new one have a value, that of the old name is taken.
+    If a field is given under both names, the value of the old name is used.
     """
-    found, said = dict(values), []
+    renamed, notes = dict(values), []
     for name in values:
         if rename := RENAMED.get(f"{section}.{name}"):
             new = rename(values)
-            found[new] = found.pop(name)
-            said.append(f"{section}.{name} is now {section}.{new}")
-    return found, said
+            renamed[new] = renamed.pop(name)
+            notes.append(f"{section}.{name} is now {section}.{new}")
+    return renamed, notes
 
 
 def current_defaults(section: str, values: Mapping[str, Any], version: str) -> tuple[dict[str, Any], list[str]]:
-    """(the values of a section with defaults that have changed since `version`, a sentence for each of them)."""
-    found, said = dict(values), []
+    """(the values of a section with the defaults that changed after `version`, one sentence per changed value)."""
+    updated, notes = dict(values), []
     for name, value in values.items():
         since, before, now = CHANGED_DEFAULTS.get(f"{section}.{name}", ("0", None, None))
         if before is not None and value == before and number(version) < number(since):
-            found[name] = now
-            said.append(f"{section}.{name}={before} is now {now}")
-    return found, said
+            updated[name] = now
+            notes.append(f"{section}.{name}={before} is now {now}")
+    return updated, notes
 
 
 def number(version: str) -> tuple[int, ...]:
-    """`0.10.1` as (0, 10, 1), so that versions compare."""
+    """`0.10.1` as (0, 10, 1), to compare versions."""
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def takes_old_names(section: str) -> Callable[[type], type]:
-    """Class decorator: the section's constructor (and `dataclasses.replace`) takes old names too, and says the new."""
+    """Class decorator: the constructor of the section (and `dataclasses.replace`) also takes old names, with a warning.
+    """
 
     def decorate(cls: Any) -> Any:
         construct = cls.__init__
 
         @functools.wraps(construct)
         def __init__(self, *arguments, **values):
-            values, said = current_names(section, values)
-            for sentence in said:
-                _LOGGER.warning("%s; the old name still works.", sentence)
+            values, notes = current_names(section, values)
+            for note in notes:
+                _LOGGER.warning("%s; the old name still works.", note)
             construct(self, *arguments, **values)
 
         cls.__init__ = __init__
@@ -94,14 +96,14 @@ def takes_old_names(section: str) -> Callable[[type], type]:
 def with_current_names(
     arguments: Sequence[str], values: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], list[str]]:
-    """(`--section.field value` words under the names of this version, a sentence for each name that has changed).
+    """(command line arguments `--section.field value` with current names, one sentence per renamed field).
 
     Args:
-      arguments: what a user typed.
-      values: section -> values of the configuration that the words override.
+      arguments: what the user typed.
+      values: section -> values of the configuration that the arguments override.
     """
     typed = dict(_pairs(arguments))
-    found, said = [], []
+    renamed, notes = [], []
     for word in arguments:
         name, equals, value = word.partition("=")
         old = name.removeprefix("--").replace("-", "_")
@@ -109,14 +111,14 @@ def with_current_names(
             section, _, _ = old.partition(".")
             given = {key.rpartition(".")[2]: item for key, item in typed.items() if key.startswith(f"{section}.")}
             new = f"{section}.{RENAMED[old]({**values.get(section, {}), **given})}"
-            said.append(f"--{old} is now --{new}")
+            notes.append(f"--{old} is now --{new}")
             word = f"--{new}{equals}{value}"
-        found.append(word)
-    return found, said
+        renamed.append(word)
+    return renamed, notes
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, value) of every `--name value` and `--name=value`."""
+    """Yield (name, value) of every `--name value` and `--name=value`."""
     for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
@@ -124,11 +126,11 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def stable_values(section: Any, kind: str) -> dict[str, Any]:
-    """The fields that a section had in version 0.1.0, in their order, and later ones that define the experiment and are
-    not at their default.
+    """The fields of a section in version 0.1.0, in their order, then later identity fields with another than the
+    default value.
 
-    What is hashed and saved as the identity of work (a stage's checkpoint, scored responses) is made of these, so that
-    it stays the same when a section gets a field.
+    The saved identity of a stage's checkpoint or of scored responses is computed from these, so that it does not change
+    when a section gets a new field.
 
     Args:
       kind: a name in FIRST_FIELDS; the section may be of a subclass.
@@ -141,6 +143,6 @@ def stable_values(section: Any, kind: str) -> dict[str, Any]:
 
 
 def stable_repr(section: Any, kind: str) -> str:
-    """`repr(section)` as version 0.1.0 gave it, of the values of `stable_values`."""
+    """`stable_values` in the form of `repr(section)` in version 0.1.0."""
     values = stable_values(section, kind)
     return f"{kind}({', '.join(f'{name}={value!r}' for name, value in values.items())})"

@@ -19,9 +19,9 @@ class OptimConfig:
     warmup_steps: int = identity(0, at_least=0)
     """Steps of linear warm-up."""
     schedule_steps: int = identity(0, at_least=0, only_with=("schedule", "linear", "cosine"))
-    """Length of the schedule, a field of its own so that max_steps may change; 0 only for constant."""
+    """Length of the schedule, independent of max_steps, which may change; 0 only for constant."""
     min_learning_rate_share: float = identity(0.0, at_least=0, at_most=1, only_with=("schedule", "linear", "cosine"))
-    """Share of the peak that a decaying schedule ends at."""
+    """Learning rate at the end of a decaying schedule, as a share of the peak."""
     weight_decay: float = identity(0.0, at_least=0, at_most=1)
     """Decoupled weight decay."""
     b1: float = identity(0.9, at_least=0, below=1)
@@ -31,4 +31,4 @@ class OptimConfig:
     eps: float = identity(1e-8, above=0, at_most=1, only_with=("optimizer", "adamw"))
     """Adam's epsilon."""
     max_grad_norm: float = identity(1.0, at_least=0)
-    """Clip of the global gradient norm; 0 is off."""
+    """Largest global gradient norm, to which gradients are clipped; 0: off."""

@@ -12,16 +12,17 @@ class PolicyConfig:
 
     source: str = identity("random")
     """`random` (a new model of `preset`), a hub id such as Qwen/Qwen3-0.6B (or owner/name@revision; HF_TOKEN for gated
-    ones), gs://..., or a folder: a Hugging Face model, an exported policy, a finished work directory, or a LoRA adapter
-    of PEFT, which is added to its base."""
+    models), gs://..., or a folder: a Hugging Face model, an exported policy, a finished work directory, or a LoRA
+    adapter of PEFT, which is merged into its base."""
     preset: str = identity("tiny", only_with=("source", "random"))
-    """Size and switches of a random policy: a name in pbrl_jax.models.specs.DECODERS."""
+    """Architecture of a random policy: a name in pbrl_jax.models.specs.DECODERS."""
     tokenizer: str = identity("")
-    """A SentencePiece file, a tokenizer folder or hub id; empty: train SentencePiece on the run's own text."""
+    """Tokenizer of a random policy: SentencePiece file, tokenizer folder or hub id; empty: train SentencePiece on the
+    run's own text."""
     dtype: Literal["float32", "bfloat16"] = identity("float32")
     """Compute type: float32 or bfloat16. Parameters and optimizer state stay float32."""
     remat: Literal["none", "full", "dots"] = operational("dots")
-    """What a layer recomputes in the backward pass: none, full, or dots (keep matrix products: the fastest on CPU,
-    where writing activations costs more than making them again)."""
+    """What a layer recomputes in the backward pass: none, full, or dots (all but matrix products; the fastest on CPU,
+    where storing activations costs more than recomputing them)."""
     attention: str = operational("auto")
     """Attention kernel: a name in pbrl_jax.models.attention.KERNELS, or auto."""

@@ -1,7 +1,7 @@
-"""Config <-> JSON, and what makes two configs two experiments.
+"""Config <-> JSON, and the comparison of two configs.
 
-Reports, evaluations and resumed runs read `config.json`; they never need the Python file a config came from. A file of
-an older version is read as this version's (see `config.older`).
+Reports, evaluations and resumed runs read `config.json`; they never need the Python file that a config came from. Files
+of older versions are converted (see `config.older`).
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ def from_json(
     A key that the file lacks takes its default, and a renamed one is read under its new name.
 
     Args:
-      kind: the class to make, `pbrl_jax.Config` for all settings that a run may have; fields are checked by their
-        type annotations.
-      notes: gets one sentence that lists those keys, where there are any.
+      kind: the class to make, `pbrl_jax.Config` for all settings of a run; fields are checked against their type
+        annotations.
+      notes: receives one sentence that lists missing and renamed keys, if there are any.
 
     Raises:
       ConfigError: not JSON, an unknown or repeated key, or a value of another type than the field's.
@@ -55,7 +55,7 @@ def from_json(
         raise ConfigError(f"The config's version is {version!r}; expected one such as {__version__!r}.")
     sections = [field.name for field in dataclasses.fields(kind)]
     if isinstance(value, dict) and not value.keys() & set(sections):
-        raise ConfigError(f"Missing key {sections[0]!r}, and every other section: this is no config.json of a run.")
+        raise ConfigError(f"Missing key {sections[0]!r} and all other sections: this is no config.json of a run.")
     reader = _Reader(version, [], [])
     config = reader.section(kind, value, "")
     if notes is not None and (changes := reader.changes()):
@@ -64,7 +64,7 @@ def from_json(
 
 
 def check_round_trip(config: Any) -> None:
-    """Refuse a config that its own config.json would not give back: a run of it could not be resumed.
+    """Refuse a config that would be read back differently from its config.json: its run could not be resumed.
 
     Raises:
       ConfigError: a value of another type than its field's, such as a list for a tuple.
@@ -94,9 +94,9 @@ def identity_differences(saved: Config, current: Config) -> dict[str, tuple[Any,
     """
     differences = {}
     for section in dataclasses.fields(saved):
-        one, other = getattr(saved, section.name), getattr(current, section.name)
-        for field in dataclasses.fields(one):
-            values = getattr(one, field.name), getattr(other, field.name)
+        before, after = getattr(saved, section.name), getattr(current, section.name)
+        for field in dataclasses.fields(before):
+            values = getattr(before, field.name), getattr(after, field.name)
             if field.metadata["kind"] == "identity" and not _same(*values):
                 differences[f"{section.name}.{field.name}"] = values
     return differences
@@ -111,10 +111,10 @@ def command_line(name: str, value: Any) -> str:
     return " ".join([f"--{name}", *(shlex.quote(str(word)) for word in words)])
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equality in which a NaN equals a NaN, so that a config is never unlike itself."""
-    both_nan = isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other)
-    return both_nan or one == other
+def _same(left: Any, right: Any) -> bool:
+    """Equality with NaN equal to NaN, so that a config equals itself."""
+    both_nan = isinstance(left, float) and isinstance(right, float) and math.isnan(left) and math.isnan(right)
+    return both_nan or left == right
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,17 +126,17 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Reader(NamedTuple):
-    """Reads the sections of one file; collects what this version calls otherwise or the file lacks."""
+    """Reads the sections of one file; collects renamed fields and fields that the file lacks."""
 
     version: str
     renamed: list[str]
     added: list[str]
 
     def changes(self) -> str:
-        """One sentence about what was collected; empty for nothing."""
-        told = [f"new settings take their defaults: {', '.join(self.added)}"] if self.added else []
-        told = [*self.renamed, *told]
-        return f"config.json was written by pbrl_jax {self.version}; {'; '.join(told)}." if told else ""
+        """One sentence about the collected fields; "" without any."""
+        added = [f"new settings take their defaults: {', '.join(self.added)}"] if self.added else []
+        changes = [*self.renamed, *added]
+        return f"config.json was written by pbrl_jax {self.version}; {'; '.join(changes)}." if changes else ""
 
     def section(self, cls: type, value: Any, path: str) -> Any:
         """A dataclass from a JSON object; `path` ("", "algo") names it in messages."""
@@ -165,7 +165,7 @@ class _Reader(NamedTuple):
         return cls(**values)
 
     def typed(self, hint: Any, value: Any, path: str) -> Any:
-        """`value` as the type of a field: a section, a tuple, an optional, or one of str, bool, int, float."""
+        """`value` as a field's type: a section, a tuple, an optional, or one of str, bool, int, float."""
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             return self.section(hint, value, path)
@@ -178,18 +178,18 @@ class _Reader(NamedTuple):
             if not isinstance(value, list):
                 raise ConfigError(f"Found {_found(value)} for {path}, expected a list of {_words(arguments[0])}.")
             return tuple(self.typed(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
-        if hint is float and type(value) is int and value.bit_length() < 1024:  # a larger one is no double
+        if hint is float and type(value) is int and value.bit_length() < 1024:  # a larger one overflows a double
             return float(value)
-        if origin is typing.Literal:  # `config.checks` says which of them
+        if origin is typing.Literal:  # `config.checks` checks the value
             return self.typed(type(arguments[0]), value, path)
-        # type(), not isinstance: true is an int to Python and must not pass for one here.
+        # type(), not isinstance: True is an instance of int.
         if type(value) is not hint:
             raise ConfigError(f"Found {_found(value)} for {path}, expected {_words(hint)}.")
         return value
 
 
 def _words(hint: Any) -> str:
-    """How a type is named in messages: `float`, `'mean' or 'max'`."""
+    """A type in messages: `float`, `'mean' or 'max'`."""
     return " or ".join(map(repr, typing.get_args(hint))) if typing.get_args(hint) else hint.__name__
 
 

@@ -1,12 +1,12 @@
 """One frozen tree of settings per experiment.
 
 Experiments are Python files with `get_config() -> Config`; the command line overrides single fields
-(`--algo.beta 0.02`). Names are TRL's where TRL has one. Each field is *identity* (another value makes another
-experiment: refused at resume) or *operational* (cadence, mesh, paths: free to change). Lengths are in tokens,
-durations in optimizer steps, shares in [0, 1]. What the paper does not state is marked ASSUMED.
+(`--algo.beta 0.02`). Names are TRL's where TRL has one. Each field is *identity* (defines the experiment; a change is
+refused at resume) or *operational* (cadence, mesh, paths; free to change). Lengths are in tokens, durations in
+optimizer steps, shares in [0, 1]. Values that the paper does not state are marked ASSUMED.
 
-The sections here hold what every run has. An algorithm's, a loss's or a reward's own settings stand in its own file, in
-a subclass of its section; `run.settings` joins them to the `Config` that users import from `pbrl_jax`.
+The sections here hold the settings of every run. Settings of a single algorithm, loss or reward are in its own file, in
+a subclass of the section; `run.settings` combines them into the `Config` that users import from `pbrl_jax`.
 """
 
 import dataclasses
@@ -26,7 +26,13 @@ from pbrl_jax.config.pivot import PivotConfig
 from pbrl_jax.config.policy import PolicyConfig
 from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.config.rollout import RolloutConfig
-from pbrl_jax.config.supervised import ContrastiveConfig, DpoConfig, LoraConfig, SftConfig
+from pbrl_jax.config.supervised import (
+    ContrastiveConfig,
+    DpoConfig,
+    LoraConfig,
+    SftConfig,
+    TranslatorTrainingConfig,
+)
 from pbrl_jax.config.train import TrainConfig
 
 
@@ -47,6 +53,7 @@ class Config:
     dpo: DpoConfig = DpoConfig()
     lora: LoraConfig = LoraConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    translator: TranslatorTrainingConfig = TranslatorTrainingConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()

@@ -1,4 +1,4 @@
-"""Rows of different lengths in batches of few shapes, so that few programs are compiled."""
+"""Batches of rows of different lengths, in few shapes so that few programs are compiled."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,18 +23,18 @@ def padded_length(longest: int) -> int:
 
 
 def fill(rows: list[int], size: int) -> list[int]:
-    """`rows` with the last one repeated up to `size`; results of the copies are to be discarded."""
+    """`rows` padded to `size` with copies of the last one; the caller discards the results of the copies."""
     return rows + rows[-1:] * (size - len(rows))
 
 
 def few_rows(count: int, largest: int) -> int:
-    """Rows of a batch for `count` rows: a power of two that holds them all, at most `largest`."""
+    """Batch size for `count` rows: the next power of two, at most `largest`."""
     return min(largest, 1 << max(count - 1, 0).bit_length())
 
 
 def split_rows(count: int, sizes: Sequence[int]) -> list[int]:
-    """Sizes of batches, out of `sizes` (ascending), that together hold `count` rows. At most a fifth of a batch is
-    padding, save where `count` is less than the smallest size."""
+    """Batch sizes, chosen from `sizes` (ascending), that together hold `count` rows. At most a fifth of a batch is
+    padding, unless `count` is less than the smallest size."""
     batches: list[int] = []
     while count > sum(batches):
         left = count - sum(batches)
@@ -47,12 +47,12 @@ def split_rows(count: int, sizes: Sequence[int]) -> list[int]:
 def by_length(
     lengths: Sequence[Any], size: int, bucket: Callable[[Any], Any] | None = None
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """(row numbers, the same filled up to `size`) batch by batch, shortest rows first, to reduce padding.
+    """Yield (row numbers, the same padded to `size` by `fill`) for each batch, shortest rows first.
 
     Args:
-      lengths: of every row; anything that sorts.
-      bucket: padded length of a length. Rows of two buckets share a batch only where those of the smaller one fill
-        less than half of it: a batch more costs more than their padding.
+      lengths: one sortable value per row.
+      bucket: length -> padded length. Rows of two buckets share a batch only if those of the smaller bucket fill less
+        than half of it: an extra batch would cost more than their padding.
     """
     groups: dict[Any, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):

@@ -1,6 +1,6 @@
-"""The settings under the name they had before: `from pbrl_jax.core.config import Config, AlgoConfig, with_values`.
+"""The old import path `from pbrl_jax.core.config import Config, AlgoConfig, with_values` of version 0.1.0.
 
-Experiment files of the first version say so. Names are looked up in `pbrl_jax` when they are asked for.
+Each name is looked up in `pbrl_jax` on first access.
 """
 
 import importlib

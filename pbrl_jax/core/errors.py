@@ -34,11 +34,11 @@ class NotFiniteError(PbrlError):
 
 
 class EndpointError(PbrlError):
-    """An endpoint without a usable answer, or a request budget that is used up."""
+    """An endpoint that gave no usable answer, or a request budget that is used up."""
 
 
 class CutAnswer(EndpointError):
-    """An endpoint's answer that ends at the token limit; `text` is what there is of it."""
+    """An endpoint's answer was cut at the token limit; `text` is the partial answer."""
 
     def __init__(self, message: str, text: str):
         super().__init__(message)
@@ -54,7 +54,7 @@ class HostLost(PbrlError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had too little memory: the devices' own error types differ by backend."""
+    """Whether a device or the host ran out of memory. Told by the message, since error types differ by backend."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "bad_alloc" in str(error)
 
 
@@ -64,15 +64,15 @@ def installed(package: str) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`Known: a, b. Did you mean 'a'?` for an unknown `name`; the question only where a near name exists."""
+    """`Known: a, b. Did you mean 'a'?` for an unknown `name`; the question only if a similar name exists."""
     known = sorted(known)
     return f"Known: {', '.join(known)}.{nearest(name, known)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'a'?`, or nothing where no name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    """` Did you mean 'a'?`, or "" if no known name is similar."""
+    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {similar[0]!r}?" if similar else ""
 
 
 def lookup(table: dict, name: str, what: str):

@@ -1,8 +1,8 @@
 """One command at a time in a work directory: W/run.lock names the process that writes there.
 
-On one machine flock holds the file, and the system lets go of it when the process ends, however it ends. flock does not
-reach other machines on every shared disk, nor `gs://`, so the holder also counts up a heartbeat in the file. A lock of
-another machine whose heartbeat stands still for STALE_SECONDS is that of a dead process, and is taken over.
+On one machine the file is held by flock, which the system releases when the process ends for any reason. flock does not
+work across machines on every shared disk, nor on `gs://`, so the holder also increments a heartbeat in the file. If the
+heartbeat of another machine does not change for STALE_SECONDS, its process counts as dead and the lock is taken over.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from pbrl_jax.core.urls import hide_credentials
 FILE = "run.lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
 OLD_SECONDS = 600.0
-"""A heartbeat so old is that of a dead process, even if the clocks of two machines differ."""
+"""An older heartbeat means a dead process, even if the clocks of two machines differ."""
 
 
 def _boot() -> str:
-    """What tells one start of a machine from another; "" if the system does not say."""
+    """The boot id of this machine; "" if the system does not provide one."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
@@ -40,7 +40,7 @@ def _boot() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """When a process of this machine started, in ticks; "" if there is none, or the system does not say."""
+    """Start time of a process on this machine, in clock ticks; "" if it does not exist or the time is unknown."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]
@@ -49,7 +49,7 @@ def _process_start(pid: int) -> str:
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
-    """The holder as the file names it; {} if there is none, or it is being written."""
+    """The holder recorded in the file; {} if there is no file, or it is being written."""
     try:
         holder = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
 
 
 def _runs_here(holder: dict[str, Any]) -> bool | None:
-    """Whether the holder is a live process of this machine; None if it is of another machine."""
+    """Whether the holder is a live process on this machine; None if it is on another machine."""
     if holder.get("host") != socket.gethostname() or holder.get("boot") != _boot():
         return None
     pid = holder.get("pid")
@@ -66,16 +66,16 @@ def _runs_here(holder: dict[str, Any]) -> bool | None:
 
 
 def _beats(path: epath.Path, holder: dict[str, Any]) -> bool:
-    """Whether the holder of another machine still counts up its heartbeat; waits up to STALE_SECONDS."""
+    """Whether the holder on another machine still updates its heartbeat; waits up to STALE_SECONDS."""
     at = holder.get("at")
     if not isinstance(at, int | float) or time.time() - at > OLD_SECONDS:
         return False
-    print(f"{_described(path, holder)} Waiting up to {STALE_SECONDS:.0f} s for a sign of life.", file=sys.stderr)
+    print(f"{_described(path, holder)} Waiting up to {STALE_SECONDS:.0f} s for its next heartbeat.", file=sys.stderr)
     end = time.monotonic() + STALE_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, BEAT_SECONDS / 4))
-        found = _read(path)
-        if found and found != holder:
+        current = _read(path)
+        if current and current != holder:
             return True
         if not path.exists():
             return False  # it has ended
@@ -122,12 +122,12 @@ class _Lock:
 
     def _beat(self) -> None:
         while not self.done.wait(BEAT_SECONDS):
-            found = _read(self.path)
-            if found.get("key", self.holder["key"]) != self.holder["key"]:
-                print(f"Error: this run's lock was taken over. {_described(self.path, found)}", file=sys.stderr)
+            current = _read(self.path)
+            if current.get("key", self.holder["key"]) != self.holder["key"]:
+                print(f"Error: this run's lock was taken over. {_described(self.path, current)}", file=sys.stderr)
                 os._exit(1)  # two runs would delete each other's files
             self.holder |= {"beat": self.holder["beat"] + 1, "at": time.time()}
-            with contextlib.suppress(OSError):  # a full disk: the run itself says so
+            with contextlib.suppress(OSError):  # a full disk: the run itself reports it
                 self.write()
 
     def release(self) -> None:
@@ -140,10 +140,10 @@ class _Lock:
 
 
 def _flocked(path: epath.Path) -> int | None:
-    """The file's descriptor, locked; None where the file system has no flock.
+    """The descriptor of the locked file; None if the file system has no flock.
 
     Raises:
-      CheckpointError: a live process holds it.
+      CheckpointError: a live process holds the lock.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -170,21 +170,22 @@ def _take(path: epath.Path) -> _Lock:
             _refuse(path, _read(path) or holder)
         print(f"Taking over {path.parent}: process {holder.get('pid')} on {holder.get('host')} has ended.")
     lock = _Lock(path, descriptor)
-    if descriptor is None and (found := _read(path)).get("key") != lock.holder["key"]:  # another was faster
+    if descriptor is None and (current := _read(path)).get("key") != lock.holder["key"]:  # another process was faster
         lock.done.set()
-        _refuse(path, found)
+        _refuse(path, current)
     return lock
 
 
 @contextlib.contextmanager
 def held(workdir: str | os.PathLike) -> Iterator[None]:
-    """Holds the lock of a work directory inside the block. A folder that was made only for it is removed again.
+    """Holds the lock of a work directory inside the block. Folders that were created for it and are empty at the end
+    are removed.
 
     Raises:
-      CheckpointError: another command holds it; names its host, process, start and command.
+      CheckpointError: another command holds the lock; names its host, process, start and command.
     """
     root = as_path(workdir)
-    made = [] if is_remote(root) else [folder for folder in (root, *root.parents) if not folder.exists()]
+    created = [] if is_remote(root) else [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     lock = _take(root / FILE)
     try:
@@ -192,5 +193,5 @@ def held(workdir: str | os.PathLike) -> Iterator[None]:
     finally:
         lock.release()
         with contextlib.suppress(OSError):  # not empty
-            for folder in made:
+            for folder in created:
                 os.rmdir(folder)

@@ -2,7 +2,7 @@
 
 Masked entries may hold anything, NaN and infinity included. They are replaced before any arithmetic, so that neither
 the value nor the gradient depends on them. Half-precision input is reduced in float32; float64 stays float64. A
-reduction over no valid entry is 0, because invalid rows and empty groups are ordinary here: check the count with it.
+reduction over no valid entry is 0, because invalid rows and empty groups are common: check the count too.
 """
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def where_valid(values: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) ->
 
 
 def divide_or_zero(total: Shaped[Array, "*shape"], count: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`total / count`, and 0 where `count` is 0: the division after sums and counts have been accumulated."""
+    """`total / count`, and 0 where `count` is 0; for accumulated sums and counts."""
     empty = count == 0
     return jnp.where(empty, 0.0, total / jnp.where(empty, 1, count))
 
@@ -51,7 +51,7 @@ def masked_variance(
 ):
     """Variance of the valid entries along `axis`: squared deviations from their mean over (count - ddof).
 
-    Two passes, so that a large mean costs no precision. 0 where there are not more than `ddof` valid entries.
+    Computed in two passes, so that a large mean costs no precision. 0 where at most `ddof` entries are valid.
     """
     centred = where_valid(values, mask) - masked_mean(values, mask, axis, keepdims=True)
     total = masked_sum(jnp.square(centred), mask, axis, keepdims)
@@ -67,7 +67,7 @@ def masked_std(
     *,
     ddof: int = 0,
 ):
-    """Square root of `masked_variance`. The gradient at zero variance is 0, where that of a plain root is infinite."""
+    """Square root of `masked_variance`; its gradient at zero variance is 0 (that of jnp.sqrt is infinite)."""
     variance = masked_variance(values, mask, axis, keepdims, ddof=ddof)
     flat = variance == 0
     return jnp.where(flat, 0.0, jnp.sqrt(jnp.where(flat, 1.0, variance)))
@@ -78,7 +78,7 @@ def masked_range(
 ):
     """Largest minus smallest valid entry along `axis`; 0 where there is none.
 
-    An exact test of equality: the variance of equal numbers can be a rounding error above zero.
+    It is exactly 0 for equal entries, whose variance can be above zero by a rounding error.
     """
     wide = where_valid(values, mask)
     top = jnp.max(wide, axis=axis, keepdims=keepdims, where=mask, initial=-jnp.inf)

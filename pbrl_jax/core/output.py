@@ -1,4 +1,4 @@
-"""Standard output and error that survive their reader: `| head`, or a terminal whose ssh connection is gone."""
+"""Standard output and error that keep working after their reader has gone (`| head`, a lost ssh connection)."""
 
 import io
 import os
@@ -6,20 +6,20 @@ import sys
 
 
 class KeptOutput(io.FileIO):
-    """An open descriptor. From its first failure on it leads nowhere, for this process and its children."""
+    """An open descriptor. After its first failed write, all output is discarded, also that of child processes."""
 
     def write(self, content) -> int:
         try:
             return super().write(content) or 0
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
             return len(content)
 
 
 def keep_output() -> None:
-    """Make the process's own streams such outputs. Streams that something else has replaced stay as they are."""
+    """Write the process's stdout and stderr through KeptOutput; streams that other code has replaced are unchanged."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):

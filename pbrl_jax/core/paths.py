@@ -11,14 +11,13 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
 
-#: Characters that stand for others where a path is searched as a pattern, as orbax does for a checkpoint's parts.
+#: Wildcards of glob patterns. Orbax searches a checkpoint's parts by pattern, so a path must not contain them.
 PATTERN_MARKS = "*?["
 #: Bytes read at a time where a file is streamed.
 CHUNK_BYTES = 1 << 20
@@ -39,71 +38,50 @@ def as_path(path: str | os.PathLike) -> epath.Path:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether `path` names an object of a store (`gs://...`) and not a file of this machine."""
+    """Whether `path` names an object in a store (`gs://...`) and not a local file."""
     return "://" in os.fspath(path)
 
 
-@dataclass(frozen=True)
-class WorkDir:
-    """Where a run keeps what. Paths only: nothing is created or read here."""
+class WorkDir(NamedTuple):
+    """The paths inside a work directory; nothing is created or read."""
 
     root: epath.Path
-
-    @property
-    def config(self) -> epath.Path:
-        """The resolved config of the run."""
-        return self.root / "config.json"
-
-    @property
-    def metrics(self) -> epath.Path:
-        """One JSON object for each logged step."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> epath.Path:
-        """One JSON object for each evaluation while training, the one before the first step among them."""
-        return self.root / "evaluations.jsonl"
-
-    @property
-    def samples(self) -> epath.Path:
-        """Folder of sampled responses."""
-        return self.root / "samples"
+    #: The resolved config of the run.
+    config: epath.Path
+    #: One JSON object for each logged step.
+    metrics: epath.Path
+    #: One JSON object for each evaluation during training, including the one before the first step.
+    evaluations: epath.Path
+    #: Folder of sampled responses.
+    samples: epath.Path
+    #: Folder of `step_00000010/` checkpoints.
+    checkpoints: epath.Path
+    #: Folder of TensorBoard event files.
+    tensorboard: epath.Path
+    #: Step, parameter checksum and metrics of a finished run.
+    final: epath.Path
 
     def samples_of(self, step: int) -> epath.Path:
-        """The responses that were written at `step`."""
+        """The file of the sampled responses of `step`."""
         return self.samples / f"step_{step}.jsonl"
-
-    @property
-    def checkpoints(self) -> epath.Path:
-        """Folder of `step_00000010/` checkpoints."""
-        return self.root / "checkpoints"
-
-    @property
-    def tensorboard(self) -> epath.Path:
-        """Folder of TensorBoard event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def final(self) -> epath.Path:
-        """Step, parameter checksum and metrics of a finished run."""
-        return self.root / "final.json"
 
 
 def work_dir(path: str | os.PathLike) -> WorkDir:
     """The layout of the work directory at `path`.
 
     Raises:
-      ConfigError: a remote path with one of PATTERN_MARKS, in which no checkpoint could be found again.
+      ConfigError: a remote path with one of PATTERN_MARKS, where orbax would not find its checkpoints.
     """
     root = as_path(path)
     if is_remote(root) and set(os.fspath(root)) & set(PATTERN_MARKS):
         raise ConfigError(f"--workdir {os.fspath(root)!r} holds one of {' '.join(PATTERN_MARKS)}. Name another folder.")
-    return WorkDir(root)
+    names = "config.json", "metrics.jsonl", "evaluations.jsonl", "samples", "checkpoints", "tensorboard", "final.json"
+    return WorkDir(root, *(root / name for name in names))
 
 
 def without_marks(path: epath.Path) -> epath.Path:
-    """The same file or folder under a path without PATTERN_MARKS above its own name: through a link to its parent in
-    the temporary folder, where it has some. The link has the same name on all hosts, and stays."""
+    """A path to the same file or folder whose parent has no PATTERN_MARKS: if the parent has some, a symbolic link to
+    it in the temporary folder is used. The link has the same name on all hosts, and is not removed."""
     parent = os.fspath(path.parent)
     if is_remote(path) or not set(parent) & set(PATTERN_MARKS):
         return path
@@ -119,7 +97,7 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     """Writes a small file atomically; parent folders are created. One writer at a time per path.
 
     Raises:
-      OSError: the disk is full or the folder cannot be written to; an earlier file of that name is then unchanged.
+      OSError: the disk is full or the folder is not writable; an existing file is then unchanged.
     """
     file = as_path(path)
     content = data.encode() if isinstance(data, str) else data
@@ -127,7 +105,7 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     if is_remote(file):
         file.write_bytes(content)
         return
-    # A fixed name: the file that a killed writer leaves is overwritten by the next one.
+    # A fixed name, so that a file left by a killed writer is overwritten by the next write.
     temporary = f"{os.fspath(file)}.tmp"
     try:
         write_synced(temporary, content)
@@ -139,7 +117,7 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
 
 
 def write_synced(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a local file and syncs it. A reader may see a part of it: see `write_atomic`."""
+    """Writes a local file and syncs it, not atomically (see `write_atomic`)."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -153,7 +131,7 @@ def rename_synced(old: str | os.PathLike, new: str | os.PathLike) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Syncs the names in a local folder to the disk."""
+    """Syncs the entries of a local folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -171,7 +149,7 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads` of a file that may be anything; ValueError for all that is no JSON, nested too deeply included."""
+    """`json.loads` that raises ValueError for any invalid text, including JSON that is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -182,8 +160,8 @@ def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -
     """Appends one JSON object per line, in one write; parent folders are created.
 
     Scalar arrays become numbers; a number that is not finite becomes null. An incomplete last line, left by a killed
-    process, is removed first. Objects of a store cannot be appended to: the file is read and written again, so a remote
-    log should collect rows and append seldom.
+    process, is removed first. An object in a store cannot be appended to and is rewritten: collect rows, and append
+    rarely.
     """
     file = as_path(path)
     content = _json_lines(rows)
@@ -201,21 +179,21 @@ def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a log of JSON lines; [] where it does not exist. An incomplete last line, which a killed process
-    left, is left out.
+    """The rows of a log of JSON lines; [] if it does not exist. An incomplete last line, left by a killed process, is
+    skipped.
 
     Raises:
-      DataError: a line that is no JSON object.
+      DataError: a line that is not a JSON object.
     """
     file = as_path(path)
     return [row for _, row in _numbered(file, _complete_lines(file.read_bytes()))] if file.exists() else []
 
 
 def numbered_json_lines(path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row) of a user's file of JSON lines; [] where it does not exist.
+    """(line number from 1, row) of a user's JSON lines file; [] if it does not exist.
 
     Raises:
-      DataError: a line that is no JSON object, an incomplete last one among them.
+      DataError: a line, also an incomplete last one, that is not a JSON object.
     """
     file = as_path(path)
     return _numbered(file, file.read_bytes()) if file.exists() else []
@@ -237,10 +215,10 @@ def _numbered(file: epath.Path, content: bytes) -> list[tuple[int, dict[str, Any
 
 
 def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON object of a file; {} where there is no file.
+    """The JSON object of a file; {} if there is no file.
 
     Raises:
-      DataError: the file is not JSON, or holds something else.
+      DataError: the file is not JSON, or holds another JSON value.
     """
     file = as_path(path)
     if not file.exists():
@@ -255,7 +233,7 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """Replaces the file by these rows, atomically (a resumed run drops the steps it will repeat)."""
+    """Replaces the rows of a JSON lines file, atomically."""
     write_atomic(path, _json_lines(rows))
 
 
@@ -269,7 +247,7 @@ def _ends_a_line(path: epath.Path) -> bool:
 
 
 def _complete_lines(content: bytes) -> bytes:
-    """The content without an incomplete last line; one that is valid JSON gets its missing newline."""
+    """The content without an incomplete last line. A last line of valid JSON gets its missing newline instead."""
     lines, newline, last = content.rpartition(b"\n")
     try:
         parse_json(last)
@@ -283,7 +261,7 @@ def _json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in types of JSON."""
+    """`value` converted to JSON types."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

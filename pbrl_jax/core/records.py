@@ -1,6 +1,6 @@
-"""Records that are passed between rooms of the package, and the axis key.
+"""Records that are passed between packages of pbrl_jax, and the letters of array axes.
 
-Local arrays end in their letters; public signatures carry them as jaxtyping strings:
+Names of local arrays end in these letters; public signatures have them as jaxtyping strings:
 
   P prompts            G samples per prompt      B = P * G rows
   R response tokens    T prompt + response       V vocabulary
@@ -41,8 +41,7 @@ class Prompt(NamedTuple):
     """One row of a data set: plain strings, not tokenised.
 
     `id` is a stable 32-bit integer (the row's index in its source), so that sampling keys and cached references do
-    not depend on batch layout. `answer` is the gold answer where one is known; only rewards that are documented to
-    read it do.
+    not depend on batch layout. `answer` is the gold answer if known; only rewards whose documentation says so read it.
     """
 
     id: int
@@ -51,9 +50,9 @@ class Prompt(NamedTuple):
     question_en: str
     answer: str | None = None
     reference: Reference | None = None
-    #: Further references, where an expert wrote several.
+    #: Further references, if an expert wrote several.
     more_references: tuple[Reference, ...] = ()
-    #: Further columns of the data, (name, value), for reward functions that ask for them by name.
+    #: Further (name, value) columns of the data, for reward functions that have a parameter of that name.
     columns: tuple[tuple[str, Any], ...] = ()
     #: The turns (role, content) of a row that is a conversation; `question` is the text of the last one, the user's.
     turns: tuple[tuple[str, str], ...] = ()
@@ -79,7 +78,7 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 def on_host(record: type[T], *fields: Any) -> T:
-    """A record of NumPy arrays, which is sent to the devices as a whole later."""
+    """A record of NumPy arrays that is later copied to the devices; for type checkers."""
     return record(*fields)
 
 
@@ -94,7 +93,7 @@ class PromptBatch:
 
 @pytree
 class SamplingParams:
-    """Sampling settings as arrays, so that other values compile nothing.
+    """Sampling settings as arrays, so that changing a value does not recompile.
 
     `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 are off; `eos_ids` is padded with -1.
     """
@@ -124,9 +123,9 @@ class Rollout:
 class Scores:
     """Rewards of B responses.
 
-    A row that is not valid has no score: it is excluded from every statistic and from the loss. It failed, unless
-    `applies_B` is false there: the reward then says nothing of this row. None: the reward applies to every row.
-    `parts` are the named components, for the logs.
+    A row with `valid_B` false has no score and is excluded from every statistic and from the loss. It counts as failed
+    if `applies_B` is true; otherwise the reward does not apply to it. `applies_B` None: the reward applies to every
+    row. `parts` are named components for the logs.
     """
 
     value_B: Float[Array, "B"]
@@ -136,7 +135,7 @@ class Scores:
 
     @property
     def failed_B(self) -> AnyArray:
-        """Rows that the reward should have scored and could not."""
+        """Rows that the reward should have scored but could not."""
         return ~self.valid_B if self.applies_B is None else ~self.valid_B & self.applies_B
 
 
@@ -144,10 +143,10 @@ class Scores:
 class TrainBatch:
     """One rollout batch, ready for the update.
 
-    `rewards_BF` are the rewards of each of F functions, NaN where one could not score a row; given only where they are
-    scaled before they are summed. `value_BR` are a critic's values at sampling time, where there is one.
-    `old_logp_BR` are the trainer's log-probs for the parameters that sampled, kept where a batch gets several updates;
-    None: those of the update's own forward pass.
+    `rewards_BF` are the rewards of F functions, NaN where a function could not score a row; given only if they are
+    scaled before they are summed. `value_BR` are a critic's values at sampling time, if there is a critic.
+    `old_logp_BR` are the trainer's log-probs under the parameters that sampled, kept if a batch gets several updates;
+    None: the log-probs of the update's own forward pass are used.
     """
 
     prompts: PromptBatch
@@ -165,18 +164,17 @@ class TrainBatch:
         return (jnp.arange(R)[None] < self.rollout.lengths_B[:, None]) & self.valid_B[:, None]
 
 
-#: Metric of an update: whether parameters and moments are finite after it. It is not a column of the log.
+#: Metric of an update: whether parameters and moments are finite after it. It is not logged.
 STATE_FINITE = "state_finite"
 
 
 @pytree
 class TrainState:
-    """All that an update changes.
+    """Everything that an update changes.
 
-    `step` counts attempted optimizer steps; `skipped` those skipped because a gradient was not finite, `empty`
-    those of batches in which nothing counted. `beta` is the KL weight of the next step where it adapts, None where it
-    is constant. `critic` holds parameters and moments of a
-    value head, None for algorithms without one.
+    `step` counts attempted optimizer steps, `skipped` those skipped because a gradient was not finite, `empty` those
+    without a token in the loss. `beta` is the KL weight of the next step if it adapts, None if it is constant. `critic`
+    holds parameters and moments of a value head, None for algorithms without one.
     """
 
     params: Any

@@ -1,6 +1,6 @@
-"""The request to stop, which train.signals sets, and work that ends early for it.
+"""The stop request, which train.signals sets, and work that ends early when there is one.
 
-On several hosts all must stop at the same place (train.signals.stop_agreed), so there nothing here ends early.
+Several hosts must stop at the same step (train.signals.stop_agreed), so with several hosts nothing here ends early.
 """
 
 import threading
@@ -11,48 +11,48 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LOOK_SECONDS = 0.2
-"""Seconds between two looks at the request while threads work."""
+"""Seconds between two checks for a request while threads work."""
 
 _stop = threading.Event()
 _alone = True
 
 
 class Interrupted(Exception):
-    """A stop was requested; what was finished before is kept where the work writes it."""
+    """Work ended early because of a stop request; results written before are kept."""
 
 
 def request_stop() -> None:
-    """Ask this process to keep what it has and end."""
+    """Ask this process to save its results and stop."""
     _stop.set()
 
 
 def clear_request(alone: bool) -> None:
-    """Forget an earlier request; `alone`: this process is the only one of its run."""
+    """Clear an earlier request; `alone`: this process is the only one of its run."""
     global _alone
     _alone = alone
     _stop.clear()
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to save and end."""
+    """Whether this process was asked to save and stop."""
     return _stop.is_set()
 
 
 def ends_early() -> bool:
-    """Whether work that belongs to this process alone shall end now."""
+    """Whether work of a single process should stop now."""
     return _alone and _stop.is_set()
 
 
 def check_stop() -> None:
-    """Raise Interrupted if work that belongs to this process alone shall end now."""
+    """Raise Interrupted if `ends_early()`."""
     if ends_early():
         raise Interrupted
 
 
 def map_until_stop(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result | None]:
-    """`function(item)` of all items, in threads; None for those that were not finished when a stop was requested.
+    """`function(item)` of all items, in threads; None for items that were not finished when a stop was requested.
 
-    Threads that still wait for something then are left behind; they do not keep the process from ending.
+    Threads that still wait at that time are abandoned; as daemons, they do not block the process's exit.
     """
     results: list[Result | None] = [None] * len(items)
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Trees of arrays: path names, rules by path, counts."""
+"""Utilities for trees of arrays: path names, rules by path, microbatches."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +47,10 @@ def match_rules(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:
 
     Args:
       tree: any tree; only its structure is used.
-      rules: (regular expression of the end of a path, value) pairs; the first match counts.
+      rules: (regular expression of the end of a path, value) pairs; the first match is used.
 
     Raises:
-      ConfigError: a leaf without a rule, or a rule without a leaf: both mean that model and table differ.
+      ConfigError: a leaf without a rule, or a rule without a leaf.
     """
     used: set[str] = set()
     missing: list[str] = []
@@ -79,19 +79,19 @@ def count_parameters(tree: Any) -> int:
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Scalar bool: no leaf holds NaN or an infinity; integers never do."""
+    """Scalar bool: no leaf has a NaN or infinite entry."""
     return jnp.stack([jnp.bool_(True), *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))]).all()
 
 
 def select(condition: jax.Array, chosen: Any, otherwise: Any) -> Any:
-    """`chosen` where the scalar condition holds, leaf by leaf; also for trees that hold PRNG keys or integers."""
+    """`chosen` if the scalar condition is true, else `otherwise`; leaves may be PRNG keys or integers."""
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), chosen, otherwise)
 
 
 def split_microbatches(tree: Any, groups: int, count: int) -> Any:
     """Leading axis [groups * k, ...] -> [count, groups / count * k, ...].
 
-    Each microbatch takes every count-th group, so that it lies on all devices that hold rows.
+    Each microbatch takes every count-th group, so that it is spread over all devices that hold rows.
     """
 
     def split(x):
@@ -115,10 +115,10 @@ def map_microbatches(function: Callable[[Any], jax.Array], tree: Any, groups: in
 def sum_microbatches(
     function: Callable[[Any], Any], tree: Any, groups: int, size: int, add: Callable[[Any, Any], Any] | None = None
 ) -> Any:
-    """`function(tree)`, a tree of sums over rows, made for `size` groups of rows at a time (0: all) and added up.
+    """`function(tree)`, a tree of sums over rows, computed for `size` groups of rows at a time (0: all) and added.
 
     Args:
-      add: (total, that of one more microbatch) -> total, where not every leaf is a sum; totals begin with zeros.
+      add: (total, result of a microbatch) -> total, if not every leaf is a sum; totals start at zero.
     """
     if not 0 < size < groups:
         return function(tree)
@@ -126,15 +126,15 @@ def sum_microbatches(
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def more(total, piece):
+    def accumulate(total, piece):
         new = function(piece)
         return add(total, new) if add else jax.tree.map(jnp.add, total, new), None
 
-    return jax.lax.scan(more, zeros, pieces)[0]
+    return jax.lax.scan(accumulate, zeros, pieces)[0]
 
 
 def take_groups(tree: Any, index: jax.Array, groups: int) -> Any:
-    """The groups `index` of arrays whose leading axis is [groups * k]."""
+    """The groups at `index` of arrays whose leading axis is [groups * k]."""
 
     def take(x):
         return x.reshape(groups, -1, *x.shape[1:])[index].reshape(-1, *x.shape[1:])

@@ -1,4 +1,4 @@
-"""Credentials in addresses, and texts of other machines, as they may be shown."""
+"""URLs and texts of other machines, made safe to print."""
 
 import re
 
@@ -10,11 +10,11 @@ _PARAMETER = re.compile(
 
 
 def hide_credentials(text: str) -> str:
-    """The text with what a URL in it may hold of secrets as `***`: user and password, and values of query parameters
-    whose names say so (`api-key`, `token`, `sig`)."""
+    """The text with secrets in URLs replaced by `***`: user and password, and values of query parameters with names
+    such as `api-key`, `token` or `sig`."""
     return _PARAMETER.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, so that none reaches a terminal."""
+    """The text with all characters that are not printable escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

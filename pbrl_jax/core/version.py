@@ -1,3 +1,3 @@
-"""The version of this package: of saved configurations, checkpoints, model folders and reports; setup.py reads it."""
+"""The version of this package, which saved files carry; setup.py reads it."""
 
 __version__ = "0.2.0"

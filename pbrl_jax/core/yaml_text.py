@@ -1,5 +1,5 @@
-"""YAML as people write it: only true and false are booleans (`no` is Norwegian, `off` a word), 1e-6 is a number, and a
-key that stands twice is an error."""
+"""YAML with fewer surprises: only `true` and `false` are booleans (`no` is Norwegian, `off` a word), 1e-6 is a number,
+and a duplicate key is an error."""
 
 import re
 from typing import Any
@@ -32,7 +32,7 @@ def read_yaml(text: str) -> Any:
     """The value of a YAML or JSON text.
 
     Raises:
-      ValueError: not YAML, or a key that stands twice; says where.
+      ValueError: not YAML, or a duplicate key; says where.
     """
     try:
         return yaml.load(text, _Loader)  # a SafeLoader

@@ -1,6 +1,6 @@
-"""The console output of a training run: a live panel on a terminal, one plain line a step otherwise.
+"""Console output of a training run: a live panel on a terminal, else one plain line per step.
 
-It shows step, reward, accuracy per language, tokens a second and the remaining time.
+It shows step, reward, accuracy per language, tokens per second and the remaining time.
 """
 
 from collections import deque
@@ -28,11 +28,11 @@ PANEL_METRICS = {
 PER_LANGUAGE = {"eval/accuracy/": "accuracy", "language/consistency/": "right language"}
 """Columns of the panel's table of languages: metric -> heading."""
 PACE = 20
-"""Steps whose mean time gives the remaining time."""
+"""Number of recent steps from whose times the remaining time is estimated."""
 
 
 class Pace:
-    """Estimates the remaining time from the rows of a run."""
+    """Estimate of the remaining time from the rows of a run."""
 
     def __init__(self, max_steps: int):
         self.max_steps = max_steps
@@ -44,48 +44,47 @@ class Pace:
             self._seconds.append(row["step_time"])
 
     def left(self, step: int) -> str:
-        """The remaining time, such as `3 min 20 s`; "" while unknown: the first step compiles and does not count."""
+        """The remaining time, such as `3 min 20 s`; "" before the second step, since the first one compiles."""
         if not self.max_steps or len(self._seconds) < 2 or step >= self.max_steps:
             return ""
-        usual = sorted(self._seconds)[:-1]  # the slowest step compiled, saved or evaluated
+        usual = sorted(self._seconds)[:-1]  # without the slowest step, which compiled, saved or evaluated
         return duration((self.max_steps - step) * sum(usual) / len(usual))
 
 
 def tokens_a_second(row: Mapping[str, Any]) -> float | None:
-    """Response tokens of a step over its time; None if the row lacks one of them."""
+    """Response tokens per second of a step; None if the row lacks tokens or time."""
     tokens, seconds = row.get("num_tokens"), row.get("step_time")
     return tokens / seconds if isinstance(tokens, int | float) and seconds else None
 
 
 def plain_line(row: Mapping[str, Any], pace: Pace) -> Text:
-    """The line of a step."""
-    of = f"/{pace.max_steps}" if pace.max_steps else ""
-    line = Text(f"step {row['step']}{of}", style="bold")
-
-    def add(name: str, value: str) -> None:
-        line.append(f"  {name} ", style="dim not bold")
-        line.append(value, style="not bold")
-
+    """The console line of a step."""
+    limit = f"/{pace.max_steps}" if pace.max_steps else ""
+    line = Text(f"step {row['step']}{limit}", style="bold")
     for name in LINE_METRICS:
         if isinstance(row.get(name), int | float):
-            add(name.rsplit("/", 1)[-1], f"{row[name]:.4g}")
+            _append(line, name.rsplit("/", 1)[-1], f"{row[name]:.4g}")
     speed, left = tokens_a_second(row), pace.left(row["step"])
     if speed is not None:
-        add("tokens/s", f"{speed:.0f}")
+        _append(line, "tokens/s", f"{speed:.0f}")
     if left:
-        add("left", left)
+        _append(line, "left", left)
     return line
 
 
+def _append(line: Text, name: str, value: str) -> None:
+    line.append(f"  {name} ", style="dim not bold")
+    line.append(value, style="not bold")
+
+
 def evaluation_line(step: int, metrics: Mapping[str, Any]) -> Text | None:
-    """The line of an evaluation; None if it has no accuracies."""
-    found = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.startswith("eval/accuracy/")}
-    if not found:
+    """The console line of an evaluation; None if it has no accuracies."""
+    accuracies = {name: value for name, value in metrics.items() if name.startswith("eval/accuracy/")}
+    if not accuracies:
         return None
     line = Text(f"evaluation at step {step}", style="bold")
-    for name, value in found.items():
-        line.append(f"  {name} ", style="dim not bold")
-        line.append(f"{100 * value:.1f}", style="not bold")
+    for name, value in accuracies.items():
+        _append(line, name.rpartition("/")[2], f"{100 * value:.1f}")
     mean = metrics.get("eval/mean_non_english")
     return line if mean is None else line.append(f"  mean without en {100 * mean:.1f}", style="not bold")
 
@@ -95,7 +94,7 @@ class LiveView:
 
     Args:
       title: title of the panel.
-      pace: has the rows of the run.
+      pace: of the run.
       console: a terminal.
     """
 
@@ -113,7 +112,7 @@ class LiveView:
         self._live.stop()
 
     def update(self, row: Mapping[str, Any]) -> None:
-        """Show the row of a step or of an evaluation; metrics that it lacks stay as they were."""
+        """Show the row of a step or an evaluation; metrics that it lacks keep their last value."""
         self._row |= row
         for name, value in row.items():
             group, _, code = name.rpartition("/")
@@ -122,13 +121,13 @@ class LiveView:
 
     def panel(self) -> Panel:
         """The current panel."""
-        step, most = self._row.get("step", 0), self.pace.max_steps
+        step, max_steps = self._row.get("step", 0), self.pace.max_steps
         head = Table.grid(padding=(0, 2))
         speed, left = tokens_a_second(self._row), self.pace.left(step)
-        facts = [f"step {step}" + (f" of {most}" if most else "")]
+        facts = [f"step {step}" + (f" of {max_steps}" if max_steps else "")]
         facts += [f"{speed:.0f} tokens/s"] if speed is not None else []
         facts += [f"{left} left"] if left else ["the first step compiles"] if not self._row.get("step") else []
-        head.add_row(ProgressBar(total=most or None, completed=step, width=24), *facts)
+        head.add_row(ProgressBar(total=max_steps or None, completed=step, width=24), *facts)
         numbers = Table.grid(padding=(0, 2))
         for name, label in PANEL_METRICS.items():
             if isinstance(self._row.get(name), int | float):
@@ -138,7 +137,7 @@ class LiveView:
         return Panel(Group(head, Text(), body), title=Text(self.title), expand=False)
 
     def _language_table(self) -> Table:
-        columns = [c for c in PER_LANGUAGE.values() if any(c in found for found in self._languages.values())]
+        columns = [c for c in PER_LANGUAGE.values() if any(c in values for values in self._languages.values())]
         table = Table(box=None, padding=(0, 1))
         for column in ("", *columns):
             table.add_column(column, justify="right")

@@ -1,8 +1,8 @@
 """The metrics of a run: metrics.jsonl, evaluations.jsonl, trackers, console lines, phase times.
 
-In:  one dict of scalars a step or evaluation.
-Out: `W/metrics.jsonl` with exactly one object a step, `W/evaluations.jsonl`, TensorBoard and W&B (logs.trackers), and a
-live panel on a terminal or one plain line a step (logs.live). A resumed run continues the same files.
+In:  one dict of scalars per step or evaluation.
+Out: `W/metrics.jsonl` with exactly one object per step, `W/evaluations.jsonl`, TensorBoard and tracking services
+(logs.trackers), and a live panel or one plain line per step (logs.live). A resumed run continues the same files.
 """
 
 import contextlib
@@ -25,9 +25,10 @@ from pbrl_jax.core.paths import append_json_lines, is_remote, parse_json, work_d
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.logs.trackers import Tracker, make_trackers
 from pbrl_jax.mesh import watch
+from pbrl_jax.mesh.ahead import waited_seconds
 
 REMOTE_FLUSH_SECONDS = 60.0
-"""Appending to an object of a bucket rewrites it: remote rows are buffered for so long."""
+"""Time for which remote rows are buffered, since appending to an object in a bucket rewrites it."""
 
 
 def plain_scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,10 +49,10 @@ def _scalar(name: str, value: Any) -> Any:
 
 
 def kept_lines(text: str, resume_step: int) -> tuple[list[str], int]:
-    """The lines of a metrics file that a run resumed at `resume_step` keeps, and how many it drops.
+    """The lines of a metrics file that a run resumed at `resume_step` keeps, and the number of dropped lines.
 
-    It keeps readable rows with `step <= resume_step`, of two rows of one step the later. Usually the only unreadable
-    one is a last line that a killed process left incomplete.
+    It keeps readable rows with `step <= resume_step`, and the later of two rows of one step. An unreadable line is
+    usually the last one, left incomplete by a killed process.
     """
     by_step: dict[int, str] = {}
     lines = [line for line in text.split("\n") if line]
@@ -73,19 +74,19 @@ def _cannot_write(what: str, error: OSError) -> CheckpointError:
 
 
 class MetricWriter:
-    """Writes one row a step to metrics.jsonl, the console and the trackers.
+    """Writes one row per step to metrics.jsonl, the console and the trackers.
 
     Args:
       workdir: the work directory, local or remote (`gs://`); created if it does not exist.
       resume_step: step of the loaded checkpoint, 0 for a new run. Later rows are dropped.
       max_steps: for the console line (`step 3/100`); 0 omits it.
       tensorboard: also write event files to `W/tensorboard`.
-      active: False writes nothing; for the processes of a run but the first.
-      quiet: no console line a step, beside a progress bar.
-      console: rich's shared console by default, which prints above a live progress bar.
-      live: title of a live panel, in place of the lines if the console is a terminal; "": lines.
+      active: False writes nothing; for all processes of a run but the first.
+      quiet: no console line per step, if there is a progress bar.
+      console: default: rich's shared console, which prints above a live progress bar.
+      live: title of a live panel, which replaces the lines if the console is a terminal; "": lines.
       config: JSON of the resolved config, for the services.
-      projects: project in each service of logs.trackers.SERVICES; "" is off.
+      projects: project in each service of logs.trackers.SERVICES; "": off.
     """
 
     def __init__(
@@ -139,11 +140,11 @@ class MetricWriter:
         """Writes the row of one step.
 
         Args:
-          step: the optimizer step; larger than that of the row before.
+          step: the optimizer step; larger than that of the previous row.
           metrics: name -> number, NumPy or JAX scalar, or string. Names containing "/" group in TensorBoard.
 
         Raises:
-          ValueError: the step was written before, or a value is not a scalar.
+          ValueError: the step was already written, or a value is not a scalar.
           CheckpointError: the disk is full.
         """
         if step <= self.last_step:
@@ -163,7 +164,7 @@ class MetricWriter:
             self.console.print(plain_line(row, self._pace), highlight=False, soft_wrap=True)
 
     def reopen(self, step: int) -> None:
-        """Removes the row of the last step, which will be written again with more metrics."""
+        """Removes the row of the last step, so that it can be written again with more metrics."""
         self.last_step = step - 1
         if self.active:
             self._append_waiting()
@@ -175,7 +176,7 @@ class MetricWriter:
             tracker.write(step, row)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes a row of W/evaluations.jsonl and prints a line; step 0 is the evaluation before the first step."""
+        """Writes a row to W/evaluations.jsonl and prints a line; step 0 is the evaluation before the first step."""
         if not self.active:
             return
         row = {"step": step, **plain_scalars(metrics)}
@@ -192,10 +193,10 @@ class MetricWriter:
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def later(self, function: Callable, *arguments: Any) -> None:
-        """Runs `function(*arguments)` in one background thread, so that a slow disk delays no step.
+        """Runs `function(*arguments)` in a single background thread, so that a slow disk delays no step.
 
-        Its exception is raised by the next call, by flush or by close; rows that it returns then go to trackers that
-        take tables.
+        Its exception is raised by the next call of this method, flush or close; rows that it returns then go to
+        trackers that take tables.
         """
         if not self.active:
             return
@@ -205,7 +206,7 @@ class MetricWriter:
         self._pending.append(self._thread.submit(function, *arguments))
 
     def _collect(self, wait: bool) -> None:
-        """Raises the exceptions of finished functions; `wait` waits for all."""
+        """Raises exceptions of finished background functions; `wait`: after waiting for all."""
         done = [future for future in self._pending if wait or future.done()]
         self._pending = [future for future in self._pending if future not in done]
         for future in done:
@@ -231,7 +232,7 @@ class MetricWriter:
     def flush(self) -> None:
         """Makes the rows written so far durable.
 
-        Call it after writing a step's row and before saving its checkpoint: a resumed run writes only later rows.
+        Call it after writing a step's row and before saving its checkpoint, since a resumed run writes only later rows.
         """
         if not self.active:
             return
@@ -244,7 +245,7 @@ class MetricWriter:
             tracker.flush()
 
     def close(self) -> None:
-        """Flushes; later calls write nothing."""
+        """Flushes and closes; later calls write nothing."""
         try:
             self.flush()
         finally:
@@ -266,7 +267,7 @@ class MetricWriter:
 
 
 class PhaseTimer:
-    """Seconds spent in the named phases of one step; each step has a timer of its own:
+    """Seconds spent in the named phases of one step. Each step has its own timer:
 
     timer = PhaseTimer()
     with timer.phase("generate"):
@@ -280,13 +281,18 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside the block to `name`; a phase may be entered more than once, and may raise."""
-        start = self._clock()
+        """Adds the time inside the block to `name`; a phase may be entered several times, and may raise.
+
+        Seconds that it waits for programs to be compiled (mesh.ahead) are added to the phase `compile` instead.
+        """
+        start, waited = self._clock(), waited_seconds()
         try:
             with watch.phase(name):
                 yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
+            waited = waited_seconds() - waited
+            spent = {name: self._clock() - start - waited} | ({"compile": waited} if waited else {})
+            self.seconds |= {phase: self.seconds.get(phase, 0.0) + more for phase, more in spent.items()}
 
     def metrics(self) -> dict[str, float]:
         """`{"time/<phase>": seconds}`."""

@@ -1,4 +1,4 @@
-"""Progress and remaining time of a stage: a rich bar on a terminal, a plain line every few seconds otherwise."""
+"""Progress and remaining time of a stage: a rich bar on a terminal, else a plain line every few seconds."""
 
 import time
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from pbrl_jax.core.characters import visible
 
 def duration(seconds: float) -> str:
     """`8 s`, `3 min 29 s` or `2 h 05 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = max(0, round(seconds))
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 class Progress:
@@ -29,17 +29,17 @@ class Progress:
           for ...:
               progress.advance(note="reward 0.61")
 
-    The remaining time is computed from the steps after the first, because the first one compiles.
+    The remaining time is estimated from the steps after the first, which compiles.
 
     Args:
       stage: its name, in a word or two.
       total: steps of the stage; None if unknown.
       done: steps finished by an earlier run.
-      unit: what a step is ("step", "batch", "prompt").
+      unit: name of a step ("step", "batch", "prompt").
       part: (number of this stage, number of stages).
-      console: rich's shared console by default.
+      console: default: rich's shared console.
       every_seconds: time between two plain lines.
-      active: False shows nothing; for the processes of a run but the first.
+      active: False shows nothing; for all processes of a run but the first.
       clock: returns seconds; replaced in tests.
     """
 
@@ -89,7 +89,7 @@ class Progress:
         return visible(f"{text}, {self._note}" if self._note else text)
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count finished steps; `note` (a metric, for example) stays until the next one."""
+        """Count finished steps; `note` (for example a metric) is shown until the next note."""
         self.done += count
         self._note = note or self._note
         now = self._clock()

@@ -8,14 +8,14 @@ from pbrl_jax.core.paths import work_dir, write_json_lines
 SAMPLE_FIELDS = ("step", "prompt_id", "language", "prompt", "completion", "reference", "reward", "parts", "valid")
 """Fields of a row."""
 OPTIONAL_FIELDS = ("translation",)
-"""Fields that a row may have: the English translation of the completion, where a reward made one."""
+"""Fields that a row may have: the English translation of the completion, if a reward made one."""
 
 
 def round_robin(rows: Sequence[Mapping[str, Any]], count: int, turn: int = 0) -> list[Mapping[str, Any]]:
-    """At most `count` rows, taking one of each language in turn, in the order of the rows.
+    """At most `count` rows, one of each language in turn, in the order of the rows.
 
-    `turn` rotates which language comes first, so that over the steps all languages are included even if `count` is
-    smaller than their number.
+    `turn` rotates the order of languages, so that all of them are included over the steps even if `count` is smaller
+    than their number.
     """
     queues: dict[str, list] = {}
     for row in rows:
@@ -34,7 +34,7 @@ def write_samples(workdir: Any, step: int, rows: Sequence[Mapping[str, Any]], co
     """Write at most `count` rows, round-robin over languages; nothing if `count` is 0. The rows that were written.
 
     Args:
-      rows: one mapping a response with the fields SAMPLE_FIELDS; `parts` maps a reward's name to its value.
+      rows: one mapping per response with the fields SAMPLE_FIELDS; `parts` maps a reward's name to its value.
 
     Raises:
       ValueError: a row lacks a field, or has another one.

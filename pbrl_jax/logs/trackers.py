@@ -1,6 +1,6 @@
-"""Trackers: TensorBoard event files, and the services for which section log names a project.
+"""Trackers: TensorBoard event files, and the tracking services for which section log names a project.
 
-All have `write(step, row)`, which leaves out strings, `table(rows)` of sampled responses, `flush()` and `close()`.
+Each has `write(step, row)`, which skips strings, `table(rows)` of sampled responses, `flush()` and `close()`.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import WorkDir, write_atomic
 
 MLFLOW_LETTERS = 500
-"""Length of a parameter that every store of MLflow takes."""
+"""Largest length of a parameter in every store of MLflow."""
 
 
 class TensorBoardLog:
-    """Event files in `W/tensorboard`; those of steps after `resume_step` are superseded."""
+    """Event files in `W/tensorboard`; events after `resume_step` of an earlier run are superseded."""
 
     def __init__(self, folder: epath.Path, resume_step: int):
         from tensorboardX import SummaryWriter  # slow to import, and not every run uses it
@@ -42,10 +42,10 @@ class TensorBoardLog:
 
 
 class Service(ABC):
-    """One run of a tracking service for one work directory, which a resumed run continues.
+    """The run of a tracking service for one work directory; a resumed training run continues it.
 
     Args:
-      project: what the service calls the project (MLflow: experiment).
+      project: project (MLflow: experiment) in the service.
       root: the work directory; its last folder names the run.
       config: JSON of the resolved config.
 
@@ -64,22 +64,22 @@ class Service(ABC):
                 f"'.[{self.package}]', or leave log.{self.package} empty: TensorBoard files are written all the same."
             ) from error
         file = root / f"{self.package}_run"
-        known = file.read_text().strip() if file.exists() else ""
+        saved = file.read_text().strip() if file.exists() else ""
         try:
-            with unasked():
-                started = self.start(project, known, root.name, json.loads(config))
-        except Exception as error:  # each service has error classes of its own
+            with without_input():
+                run_id = self.start(project, saved, root.name, json.loads(config))
+        except Exception as error:  # each service has its own error classes
             raise ConfigError(f"{self.title} does not start: {error}. {self.advice}") from error
-        if started != known:
-            write_atomic(file, started)
+        if run_id != saved:
+            write_atomic(file, run_id)
 
     @abstractmethod
-    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
-        """Begin the run, or go on with the one whose id is `known` ("": a new one); the id."""
+    def start(self, project: str, run_id: str, name: str, config: dict[str, Any]) -> str:
+        """Start a new run ("") or continue the run `run_id`; returns its id."""
 
     @abstractmethod
     def log(self, step: int, row: dict[str, Any]) -> None:
-        """One row of numbers."""
+        """Log one row of numbers."""
 
     @abstractmethod
     def log_table(self, columns: dict[str, list]) -> None:
@@ -100,7 +100,7 @@ class Service(ABC):
         self.log(step, {name: value for name, value in row.items() if not isinstance(value, str)})
 
     def flush(self) -> None:  # noqa: B027
-        """Services upload by themselves."""
+        """Do nothing: services upload by themselves."""
 
 
 class WandbLog(Service):
@@ -109,10 +109,10 @@ class WandbLog(Service):
     package, title = "wandb", "W&B"
     advice = "Log in with `wandb login`, or set WANDB_MODE=offline and sync later."
 
-    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
-        number = known or secrets.token_hex(6)
-        self._run = self._module.init(project=project, id=number, name=name, resume="allow", config=config)
-        return number
+    def start(self, project: str, run_id: str, name: str, config: dict[str, Any]) -> str:
+        run_id = run_id or secrets.token_hex(6)
+        self._run = self._module.init(project=project, id=run_id, name=name, resume="allow", config=config)
+        return run_id
 
     def log(self, step: int, row: dict[str, Any]) -> None:
         self._run.log(row, step=step)
@@ -126,14 +126,14 @@ class WandbLog(Service):
 
 
 class TrackioLog(Service):
-    """A run of trackio, local unless TRACKIO_SPACE_ID names a Space of the hub. The run's name is its id there."""
+    """A run of trackio, local unless TRACKIO_SPACE_ID names a Space of the hub. Trackio identifies runs by name."""
 
     package, title, advice = "trackio", "trackio", "Leave TRACKIO_SPACE_ID empty to log on this machine."
 
-    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
-        run = known or f"{name}-{secrets.token_hex(3)}"
-        self._module.init(project=project, name=run, resume="allow", config=config, embed=False)
-        return run
+    def start(self, project: str, run_id: str, name: str, config: dict[str, Any]) -> str:
+        run_id = run_id or f"{name}-{secrets.token_hex(3)}"
+        self._module.init(project=project, name=run_id, resume="allow", config=config, embed=False)
+        return run_id
 
     def log(self, step: int, row: dict[str, Any]) -> None:
         self._module.log(row, step=step)
@@ -147,14 +147,14 @@ class TrackioLog(Service):
 
 
 class MlflowLog(Service):
-    """A run of MLflow, at MLFLOW_TRACKING_URI or in this machine's own store; settings are its parameters."""
+    """A run of MLflow, at MLFLOW_TRACKING_URI or in the local store; settings are its parameters."""
 
     package, title, advice = "mlflow", "MLflow", "Check MLFLOW_TRACKING_URI."
 
-    def start(self, project: str, known: str, name: str, config: dict[str, Any]) -> str:
+    def start(self, project: str, run_id: str, name: str, config: dict[str, Any]) -> str:
         self._module.set_experiment(project)
-        run = self._module.start_run(**({"run_id": known} if known else {"run_name": name}))
-        if not known:
+        run = self._module.start_run(**({"run_id": run_id} if run_id else {"run_name": name}))
+        if not run_id:
             self._module.log_params({
                 f"{section}.{field}": str(value)[:MLFLOW_LETTERS]
                 for section, fields in config.items() if isinstance(fields, dict) for field, value in fields.items()
@@ -172,11 +172,11 @@ class MlflowLog(Service):
 
 
 @contextlib.contextmanager
-def unasked() -> Iterator[None]:
-    """No question on the terminal: a library that would ask there finds none, and raises."""
+def without_input() -> Iterator[None]:
+    """Replace standard input by an empty file, so that a library raises instead of waiting for an answer."""
     before = sys.stdin
-    with open(os.devnull) as nothing:
-        sys.stdin = nothing
+    with open(os.devnull) as empty:
+        sys.stdin = empty
         try:
             yield
         finally:
@@ -185,11 +185,11 @@ def unasked() -> Iterator[None]:
 
 Tracker = TensorBoardLog | Service
 SERVICES: dict[str, type[Service]] = {"wandb": WandbLog, "trackio": TrackioLog, "mlflow": MlflowLog}
-"""Name of a service, and of its setting in section log -> what logs there."""
+"""Name of a service and of its setting in section log -> its tracker."""
 
 
 def projects_of(log: LogConfig) -> dict[str, Any]:
-    """Service -> project, "" for those that are off."""
+    """Service -> project, "" if it is off."""
     return {"wandb": log.wandb, "trackio": log.trackio, "mlflow": log.mlflow}
 
 

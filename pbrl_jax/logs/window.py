@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 LAST = ("learning_rate", "beta", "skipped_updates", "empty_updates")
-"""Metrics that a row states as they were at its last step: settings that move and counters of the whole run."""
+"""Metrics of which a row has the last step's value: settings that change over time and counters of the whole run."""
 
 
 class MetricWindow:
     """Sums of the metrics of the steps since the last row.
 
     Args:
-      saved: what `saved` returned, to continue from a checkpoint.
+      saved: result of `saved()` from a checkpoint.
     """
 
     def __init__(self, saved: Mapping[str, list] | None = None):
@@ -28,13 +28,13 @@ class MetricWindow:
             self._sums[name] = (value, 1) if replaces else (value if count == 0 else total + value, count + 1)
 
     def take(self) -> dict[str, Any]:
-        """The row: each metric's mean over the steps that have it, of `LAST` and strings the last value. Empties the
-        window."""
+        """The row, after which the window is empty: the mean of each metric over the steps that have it; for `LAST` and
+        strings the last value."""
         row = {name: total if count == 1 else total / count for name, (total, count) in self._sums.items()}
         self._sums = {}
         return row
 
     def saved(self) -> dict[str, list]:
-        """The window as JSON for a checkpoint; numbers as text, since JSON has no NaN. Strings are left out."""
+        """The window as JSON for a checkpoint, without strings. Numbers are text, since JSON has no NaN."""
         numbers = {name: pair for name, pair in self._sums.items() if not isinstance(pair[0], str)}
         return {name: [repr(float(total)), count] for name, (total, count) in numbers.items()}

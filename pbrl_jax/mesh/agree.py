@@ -1,14 +1,17 @@
 """Agreement between the hosts of a run: all-gathers of JSON values through jax.distributed's key-value store.
 
-No device takes part, so that values can be exchanged while programs run, and a host that has failed can still report
-it. One `exchange` is one all-gather; all hosts make the same ones in the same order. With one host it is the identity.
+No device takes part, so values can be exchanged while programs run, and a failed host can still report its failure.
+All hosts must call the same exchanges in the same order. With one host an exchange is the identity.
 """
 
+import collections
+import contextlib
 import itertools
 import json
+import threading
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -21,11 +24,13 @@ Value = TypeVar("Value")
 
 FOLDER = "pbrl"
 WAIT_MILLISECONDS = 2_000
-"""Length of one wait for another host's value; lost hosts are noticed between two waits."""
+"""Time limit of one wait for another host's value; lost hosts are noticed between two waits."""
 GATHER_BYTES = 1 << 28
-"""Bytes of an array that are gathered at once."""
+"""Bytes of an array that are gathered at a time."""
 
 _turns = itertools.count()
+_own_turns: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)
+_local = threading.local()
 _lost: list[str] = []
 
 
@@ -35,7 +40,7 @@ def note_lost_host(message: str) -> None:
 
 
 def lost_host_message() -> str:
-    """The message about the first host that was lost; "" if there is none."""
+    """The message about the first lost host; "" if none was lost."""
     return _lost[0] if _lost else ""
 
 
@@ -61,11 +66,22 @@ def distributed_client() -> Any:
     return global_state.client
 
 
+@contextlib.contextmanager
+def own_turns(name: str) -> Iterator[None]:
+    """Inside the block, number this thread's exchanges apart from those of the main thread, which go on meanwhile. The
+    other hosts have a thread of the same name, which makes the same ones in the same order."""
+    _local.name = name
+    try:
+        yield
+    finally:
+        _local.name = ""
+
+
 def exchange(tag: str, value: Any) -> list[Any]:
     """All-gather: the values of all hosts, by host number.
 
     Args:
-      tag: names the exchange; hosts at different places of the program are detected by it.
+      tag: name of the exchange, by which hosts at different points of the program are detected.
       value: any JSON value.
 
     Raises:
@@ -73,20 +89,22 @@ def exchange(tag: str, value: Any) -> list[Any]:
     """
     if host_count() == 1:
         return [value]
-    client, turn = distributed_client(), next(_turns)
+    name = getattr(_local, "name", "")
+    client, turn = distributed_client(), next(_own_turns[name] if name else _turns)
+    folder = f"{FOLDER}/turn{name and f'/{name}'}"
     content = zlib.compress(json.dumps([tag, value]).encode(), 1)
-    client.key_value_set_bytes(f"{FOLDER}/turn/{turn}/{host()}", content)
+    client.key_value_set_bytes(f"{folder}/{turn}/{host()}", content)
     values = []
-    for other in range(host_count()):
-        theirs, answer = json.loads(zlib.decompress(_wait_for(client, f"{FOLDER}/turn/{turn}/{other}")))
-        if theirs != tag:
+    for number in range(host_count()):
+        sent_tag, sent = json.loads(zlib.decompress(_wait_for(client, f"{folder}/{turn}/{number}")))
+        if sent_tag != tag:
             raise HostLost(
-                f"Host {other} is at {theirs!r} where host {host()} is at {tag!r}. All hosts must run the same command "
-                "with the same files, settings and version."
+                f"Host {number} is at {sent_tag!r} where host {host()} is at {tag!r}. All hosts must run the same "
+                "command with the same files, settings and version."
             )
-        values.append(answer)
+        values.append(sent)
     if turn:
-        client.key_value_delete(f"{FOLDER}/turn/{turn - 1}/{host()}")  # read by all: they are at this turn
+        client.key_value_delete(f"{folder}/{turn - 1}/{host()}")  # all hosts are at this turn and have read it
     return values
 
 
@@ -102,10 +120,10 @@ def _wait_for(client: Any, key: str) -> bytes:
 
 
 def agreed(tag: str, function: Callable[[], Any]) -> list[Any]:
-    """`function()` of every host, by host number; if one raises, all raise with its message.
+    """Results of `function()` on every host, by host number; if it raises on one, all hosts raise with its message.
 
     Raises:
-      HostError: names the host. All hosts are then at the same place of the program, so that a state can be saved.
+      HostError: names the host. All hosts are then at the same point of the program, so that the state can be saved.
     """
     if host_count() == 1:
         return [function()]
@@ -114,24 +132,24 @@ def agreed(tag: str, function: Callable[[], Any]) -> list[Any]:
         value = function()
     except HostLost:
         raise
-    except Exception as error:  # of any kind: the others must not wait for this host
+    except Exception as error:  # any kind, because the other hosts wait for this one
         failure = error
     if failure is not None and not isinstance(failure, PbrlError):
         traceback.print_exception(failure)
-    answers = exchange(tag, [value, None if failure is None else error_text(failure)])
-    for other, (_, message) in enumerate(answers):
+    results = exchange(tag, [value, None if failure is None else error_text(failure)])
+    for number, (_, message) in enumerate(results):
         if message is not None:
-            raise HostError(f"Host {other} of {host_count()} failed. {message}") from failure
-    return [answer for answer, _ in answers]
+            raise HostError(f"Host {number} of {host_count()} failed. {message}") from failure
+    return [result for result, _ in results]
 
 
 def error_text(error: BaseException) -> str:
-    """The message of an error of this package; with its type for any other."""
+    """The message of an error of this package; type and message of any other error."""
     return str(error) if isinstance(error, PbrlError) else f"{type(error).__name__}: {error}"
 
 
 def in_turn(tag: str, function: Callable[[], Value]) -> Value:
-    """`function()` on host 0 and then on the others, which can read what host 0 wrote.
+    """Call `function()` on host 0, then on the other hosts, which can read files that host 0 wrote.
 
     Raises:
       HostError: a host failed.
@@ -147,9 +165,10 @@ def in_turn(tag: str, function: Callable[[], Value]) -> Value:
 
 
 def host_array(x: Any) -> np.ndarray:
-    """A global array on this host. If its shards are on several hosts, all of them must call this.
+    """A global array as NumPy on this host. If its shards are on several hosts, all of them must call this.
 
-    Large arrays are gathered in slices of their first axis, so that no device holds a full copy beside its shard.
+    Large arrays are gathered in slices of their first axis, so that no device holds a full copy in addition to its
+    shard.
     """
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)

@@ -1,4 +1,4 @@
-"""The devices of a run in words, and accelerators that are there but cannot be used."""
+"""A description of the devices of a run, and of accelerators that JAX cannot use."""
 
 import logging
 import os
@@ -9,28 +9,27 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.version import __version__
 
 EXTRAS = {"NVIDIA GPU": "cuda", "TPU": "tpu"}
-"""Accelerator, as JAX calls it when it finds one that it cannot use -> the extra that brings what is missing."""
+"""Accelerator, as named in JAX's warning about one that it cannot use -> extra with the missing packages."""
 
 
 class _Unused(logging.Filter):
-    """Takes in what JAX says of accelerators that it cannot use."""
+    """Removes JAX's warnings about accelerators that it cannot use, and records their kinds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kinds: list[str] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        found = [kind for kind in EXTRAS if f"{kind} may be present" in said]
-        self.kinds += found
-        return not found
+        kinds = [kind for kind in EXTRAS if f"{kind} may be present" in record.getMessage()]
+        self.kinds += kinds
+        return not kinds
 
 
 def devices_line() -> str:
-    """`pbrl_jax 0.2.0, jax 0.10.2 on 8 tpu devices (TPU v5 lite)`, and a second line where an accelerator is unused.
+    """`pbrl_jax 0.2.0, jax 0.10.2 on 8 tpu devices (TPU v5 lite)`, and a line for each accelerator that is not used.
 
     Raises:
-      ConfigError: JAX_PLATFORMS asks for a platform that is not installed.
+      ConfigError: JAX_PLATFORMS names a platform that is not installed.
     """
     unused, logger = _Unused(), logging.getLogger("jax._src.xla_bridge")
     logger.addFilter(unused)
@@ -49,9 +48,9 @@ def devices_line() -> str:
 
 
 def missing(platforms: str, error: str) -> str:
-    """What to type where JAX_PLATFORMS names a platform that JAX does not have."""
+    """The error message for a JAX_PLATFORMS that is not available, with the command that helps."""
     extra = next(
         (extra for extra in EXTRAS.values() if extra in platforms or (extra == "cuda" and "gpu" in platforms)), ""
     )
     advice = f"pip install -e '.[{extra}]', or unset JAX_PLATFORMS" if extra else "Unset JAX_PLATFORMS"
-    return f"JAX_PLATFORMS={platforms} cannot be had: {error.splitlines()[0][:200]}. {advice}."
+    return f"JAX_PLATFORMS={platforms} is not available: {error.splitlines()[0][:200]}. {advice}."

@@ -1,6 +1,6 @@
-"""Several processes as one run, joined by `jax.distributed` as the environment says.
+"""Joining several processes into one run with `jax.distributed`, as environment variables say.
 
-| started by | recognised by |
+| launcher | recognised by |
 | --- | --- |
 | `launch/local.sh -n N`, or by hand | PBRL_COORDINATOR=host:port, PBRL_PROCESSES, PBRL_PROCESS |
 | Slurm (srun) | SLURM_NTASKS above 1 |
@@ -8,7 +8,7 @@
 | `launch/tpu_vm.sh` | PBRL_HOSTS=auto: jax reads the machine's metadata |
 | TPU pods of Kubernetes | TPU_WORKER_HOSTNAMES with several names, or MEGASCALE_NUM_SLICES above 1 |
 
-If none of these is set, the process runs alone. PBRL_LOST_SECONDS: see mesh.watch.
+If none of these is set, the run has one process. PBRL_LOST_SECONDS: see mesh.watch.
 """
 
 import os
@@ -24,11 +24,11 @@ from pbrl_jax.mesh.watch import lost_seconds
 REACH_SECONDS = 120
 """Time limit for reaching the coordinator."""
 LATER_SECONDS = 30
-"""Seconds after mesh.watch's limit until jax itself ends the run."""
+"""Seconds after mesh.watch's limit at which jax itself ends the run."""
 
 
 class Hosts(NamedTuple):
-    """The processes of a run; the address is empty where jax finds it itself."""
+    """The processes of a run; the address is empty if jax finds it itself."""
 
     processes: int
     address: str = ""
@@ -58,7 +58,7 @@ def hosts_of(environment: Mapping[str, str]) -> Hosts:
             raise ConfigError(f"PBRL_COORDINATOR is {address!r}; expected host:port, for example 10.0.0.1:8476.")
         return Hosts(count, address, process)
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-        launched = name != "SLURM_NTASKS" or "SLURM_STEP_NODELIST" in environment  # the shell of sbatch is no task
+        launched = name != "SLURM_NTASKS" or "SLURM_STEP_NODELIST" in environment  # sbatch's own shell is not a task
         if launched and environment.get(name, "").isdigit() and int(environment[name]) > 1:
             return Hosts(int(environment[name]))
     slices = environment.get("MEGASCALE_NUM_SLICES", "1")
@@ -67,9 +67,9 @@ def hosts_of(environment: Mapping[str, str]) -> Hosts:
 
 
 def refuse_several(verb: str, count: int | None = None) -> None:
-    """Raise ConfigError if there are several processes; `count` is their number, by default the environment's.
+    """Raise ConfigError if there are several processes; `count`: their number, by default from the environment.
 
-    For verbs that run on one host: each process would do all the work and write to the same files.
+    For commands that run on one host: each process would do all the work and write to the same files.
     """
     count = hosts_of(os.environ).processes if count is None else count
     if count > 1:
@@ -83,7 +83,7 @@ def wait_for(address: str, seconds: float = REACH_SECONDS, pause: float = 1.0) -
     """Wait until a server accepts connections at the address.
 
     Raises:
-      ConfigError: none does; names the address and the seconds waited.
+      ConfigError: none does within `seconds`; names the address.
     """
     host, _, port = address.rpartition(":")
     start = time.monotonic()
@@ -102,10 +102,10 @@ def wait_for(address: str, seconds: float = REACH_SECONDS, pause: float = 1.0) -
 
 
 def join_hosts(environment: Mapping[str, str] = os.environ, seconds: float = REACH_SECONDS) -> int:
-    """Join the other processes of this run, before jax is asked for devices; returns the number of processes.
+    """Join the other processes of this run, before jax initialises its devices; returns the number of processes.
 
     Raises:
-      ConfigError: settings that do not fit, or a coordinator that cannot be reached.
+      ConfigError: invalid environment variables, or a coordinator that cannot be reached.
     """
     hosts, automatic = hosts_of(environment), environment.get("PBRL_HOSTS") == "auto"
     if hosts.processes == 1 and not automatic:

@@ -1,4 +1,4 @@
-"""Arrays that are kept in host memory between their uses, on platforms with pinned host memory."""
+"""Arrays kept in host memory between uses, on platforms with pinned host memory."""
 
 from typing import Any
 
@@ -8,17 +8,18 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 
 HOST_MEMORY = "pinned_host"
-"""The memory kind that devices copy to and from directly."""
+"""The memory kind of host memory that devices copy to and from directly."""
 
 OFFLOADED = ("optimizer", "reference")
 """Values of `train.offload`."""
 
 
 def check_offload(config: Config) -> None:
-    """Raise ConfigError if train.offload names what does not exist or is always in use."""
+    """Raise ConfigError if train.offload has an unknown value, or a reference that does not exist or is always in use.
+    """
     offload = config.train.offload
-    if other := [name for name in offload if name not in OFFLOADED]:
-        raise ConfigError(f"train.offload names {', '.join(other)}; expected some of {', '.join(OFFLOADED)}.")
+    if unknown := [name for name in offload if name not in OFFLOADED]:
+        raise ConfigError(f"train.offload names {', '.join(unknown)}; expected some of {', '.join(OFFLOADED)}.")
     if "reference" not in offload:
         return
     if config.algo.beta == 0:
@@ -49,18 +50,18 @@ def in_host_memory(shardings: Any) -> Any:
 
 
 def fetched(tree: Any) -> Any:
-    """The tree with arrays in host memory copied to the device. Called outside of compiled programs, which may then
-    donate the copies."""
+    """The tree with arrays in host memory copied to the device. For use outside of compiled programs, which may donate
+    the copies."""
 
-    def here(x):
+    def fetch(x):
         hosted = x.sharding.memory_kind == HOST_MEMORY
         return jax.device_put(x, x.sharding.with_memory_kind("device")) if hosted else x
 
-    return jax.tree.map(here, tree)
+    return jax.tree.map(fetch, tree)
 
 
 def sent_back(tree: Any, before: Any) -> Any:
-    """`tree` with every leaf in the memory of the same leaf of `before`."""
+    """`tree` with every leaf in the memory where `before` has it."""
     return jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tree, before)
 
 
@@ -74,5 +75,5 @@ def on_device(tree: Any) -> Any:
 
 
 def as_before(tree: Any, before: Any) -> Any:
-    """`tree` with the leaves that `before` has in host memory copied there; for traced code."""
+    """`tree` with the leaves that `before` has in host memory copied to host memory; for traced code."""
     return jax.tree.map(lambda x, old: jax.device_put(x, jax.memory.Space.Host) if _is_hosted(old) else x, tree, before)

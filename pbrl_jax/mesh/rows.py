@@ -1,7 +1,7 @@
-"""Which host owns which rows of a batch.
+"""The host that owns each row of a batch.
 
-A row is on the devices of one shard of the `batch` axis. The host of that shard's first device owns it: it decodes,
-scores and logs it. Where `tensor` spans hosts, several hold the same row and one of them owns it.
+A row is on the devices of one shard of the `batch` axis. The host of that shard's first device owns the row: it
+decodes, scores and logs it. If `tensor` spans hosts, several hosts hold the same row, and one of them owns it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pbrl_jax.mesh.sharding import batch_sharding, row_mesh, row_shards
 
 
 def own_devices(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """A context in which computations run on this host's devices of the mesh; with one host it does nothing."""
+    """A context in which computations use this host's devices of the mesh; with one host it does nothing."""
     return contextlib.nullcontext() if agree.host_count() == 1 else jax.set_mesh(row_mesh(mesh))
 
 
@@ -33,12 +33,12 @@ def row_owners(mesh: Mesh, rows: int) -> np.ndarray:
 
 
 def owned_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """The rows that this host owns, in ascending order; with one host all."""
+    """The rows that this host owns, in ascending order; all rows with one host."""
     return np.flatnonzero(row_owners(mesh, rows) == agree.host())
 
 
 def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """The rows on this host's devices, in ascending order: those it owns and possibly others."""
+    """The rows on this host's devices, in ascending order: its own rows and possibly others."""
     held = np.zeros(rows, bool)
     for index in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
         held[index or ()] = True
@@ -46,10 +46,10 @@ def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
 
 
 def check_rows(section: str, rows: int, microbatch: int, mesh: Mesh) -> None:
-    """Refuse a supervised stage's batch that the devices or its microbatches do not share evenly (ConfigError).
+    """Raise ConfigError if the batch of a supervised stage does not divide over its microbatches and the devices.
 
     Args:
-      section: of the fields `batch_size` (here `rows`) and `microbatch_size` (here `microbatch`, 0: the whole batch).
+      section: name of the config section with `batch_size` (`rows`) and `microbatch_size` (`microbatch`; 0: all).
     """
     shards = row_shards(mesh)
     part = microbatch or rows
@@ -64,7 +64,7 @@ def check_rows(section: str, rows: int, microbatch: int, mesh: Mesh) -> None:
 
 
 def rows_on_mesh(tree: Any, mesh: Mesh, rows: int) -> Any:
-    """Global arrays of `rows` rows from the rows that this host holds (with one host all), one shard a device."""
+    """Global arrays of `rows` rows, sharded over devices, from the rows that this host holds (all with one host)."""
     sharding = batch_sharding(mesh)
     if agree.host_count() == 1:
         return jax.device_put(tree, sharding)
@@ -74,15 +74,16 @@ def rows_on_mesh(tree: Any, mesh: Mesh, rows: int) -> Any:
 
 
 def fetch_rows(x: jax.Array, index: np.ndarray) -> np.ndarray:
-    """Rows `index` of an array from this host's devices, which must hold them (ValueError)."""
-    found = np.empty((len(index), *x.shape[1:]), x.dtype)
-    missing = np.ones(found.shape, bool)
+    """Rows `index` of an array, from this host's devices; ValueError if these do not hold them."""
+    rows = np.empty((len(index), *x.shape[1:]), x.dtype)
+    missing = np.ones(rows.shape, bool)
     for shard in x.addressable_shards:
         first, past, _ = shard.index[0].indices(x.shape[0])
-        here = (index >= first) & (index < past)
-        if missing[(here, *shard.index[1:])].any():
-            found[(here, *shard.index[1:])] = np.asarray(shard.data)[index[here] - first]
-            missing[(here, *shard.index[1:])] = False
+        inside = (index >= first) & (index < past)
+        place = (inside, *shard.index[1:])
+        if missing[place].any():
+            rows[place] = np.asarray(shard.data)[index[inside] - first]
+            missing[place] = False
     if missing.any():
         raise ValueError(f"Rows {index[missing.reshape(len(index), -1).any(axis=1)].tolist()} are on other hosts.")
-    return found
+    return rows

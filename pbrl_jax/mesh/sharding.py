@@ -21,6 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
+    "gathered": "data",
     "vocab": "tensor",
     "width": "fsdp",
     "heads": "tensor",
@@ -30,23 +31,26 @@ LOGICAL_AXES: dict[str, Any] = {
     "layers": None,
     "none": None,
 }
-"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups; `sequence` is that of
-the hidden states between layers, which are sharded where heads and ffn are."""
+"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups, `gathered` the same
+where the rows of all devices along fsdp are gathered; `sequence` is the
+position axis of hidden states between layers, sharded over the same devices as heads and ffn."""
 
 DECODING_AXES = LOGICAL_AXES | {"width": None}
 """For decoding: parameters are not sharded over fsdp (see rollout.weights)."""
+
+SHARED_AXES = ("tensor", "fsdp")
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
     """Sizes of the three mesh axes, with -1 resolved.
 
     Raises:
-      ConfigError: sizes that do not multiply to the number of devices; names sizes that would.
+      ConfigError: the sizes do not multiply to the number of devices; names sizes that do.
     """
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        found = dict(zip(MESH_AXES, sizes, strict=True))
-        raise ConfigError(f"mesh sizes {found}: each must be positive; at most one may be -1.")
+        given = dict(zip(MESH_AXES, sizes, strict=True))
+        raise ConfigError(f"mesh sizes {given}: each must be positive; at most one may be -1.")
     count = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and device_count % count == 0:
         sizes[sizes.index(-1)] = device_count // count
@@ -64,18 +68,18 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
 
 def divisors(number: int) -> str:
     """The divisors of a number up to 64, as text: `1, 2, 4 or 8`."""
-    *found, last = [str(size) for size in range(1, min(number, 64) + 1) if number % size == 0]
-    return f"{', '.join(found)} or {last}" if found else last
+    *others, last = [str(size) for size in range(1, min(number, 64) + 1) if number % size == 0]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """The mesh `data, fsdp, tensor` over all (or the given) devices.
 
-    Devices of one slice follow its topology. Links between slices are slow: with several slices only the `data` axis
-    crosses them.
+    Devices of a slice are ordered by its topology. With several slices only the `data` axis crosses the slow links
+    between them.
 
     Raises:
-      ConfigError: as mesh_shape, or a data axis that the slices of a TPU do not divide.
+      ConfigError: as mesh_shape, or a data axis that does not divide over the slices of a TPU.
     """
     devices = jax.devices() if devices is None else devices
     shape, types = mesh_shape(config, len(devices)), (AxisType.Auto,) * len(MESH_AXES)
@@ -90,8 +94,18 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 
 
+def inference_mesh(fsdp: int, tensor: int) -> Mesh | None:
+    """All devices, their rest along `data`; None for a single one.
+
+    Raises:
+      ConfigError: as mesh_shape.
+    """
+    sizes = MeshConfig(-1, fsdp, tensor)
+    return make_mesh(sizes) if jax.device_count() > 1 or fsdp * tensor != 1 else None
+
+
 def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:
-    """Devices of several slices in the mesh's shape, slice after slice along the first axis."""
+    """Devices of several slices in the shape of the mesh, slice after slice along the first axis."""
     within = (shape[0] // slices, *shape[1:])
     return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
 
@@ -110,7 +124,8 @@ def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
       mesh: the mesh.
 
     Raises:
-      ConfigError: a parameter without a rule or the reverse, or an axis that does not divide over its mesh axis.
+      ConfigError: a parameter without a rule, a rule without a parameter, or an axis that does not divide over its mesh
+        axis.
     """
 
     def sharding(path: str, leaf, logical):
@@ -128,7 +143,7 @@ def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """The arrays with these shardings. Every host passes equal arrays, of which only its own shards are copied."""
+    """The arrays with these shardings. Every host passes the same arrays, of which only its own shards are copied."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
@@ -141,7 +156,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds."""
+    """Sharding of an array that is replicated on all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -151,13 +166,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def row_mesh(mesh: Mesh) -> Mesh:
-    """This process's devices of a mesh along its data axis: for a model that is replicated."""
+    """A mesh of this process's devices, all along its data axis; for a replicated model."""
     devices = np.array(mesh.local_devices).reshape(-1, 1, 1)
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def tensor_parallel_axes(size: int) -> dict[str, Any]:
+    """The table of one axis of parameters of this size while decoding tensor-parallel over fsdp too: sharded over both
+    mesh axes if they divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in SHARED_AXES)
+    sharded = SHARED_AXES if size % shards == 0 else "tensor"
+    return DECODING_AXES | dict.fromkeys(("vocab", "heads", "kv_heads", "ffn"), sharded)
+
+
 def constrain(x: jax.Array, *logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> jax.Array:
-    """Constrain a value's sharding if a mesh is set (`jax.set_mesh`); without one, nothing."""
+    """Constrain a value's sharding if a mesh is set (`jax.set_mesh`)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -171,12 +195,12 @@ def sequence_axis(length: int) -> str:
 
 
 def row_shards(mesh: Mesh | None = None) -> int:
-    """Devices that hold different rows, on this mesh or the one that is set (`jax.set_mesh`); 1 without one."""
+    """Number of devices with different rows, on this mesh or the one set by `jax.set_mesh`; 1 without a mesh."""
     used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
 def vocab_shards() -> int:
-    """Parts of the vocabulary on different devices, on the mesh that is set (`jax.set_mesh`); 1 without one."""
+    """Number of parts of the vocabulary on the mesh set by `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[LOGICAL_AXES["vocab"]]

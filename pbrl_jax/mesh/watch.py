@@ -1,8 +1,8 @@
-"""A watchdog thread: it reports slow phases, and ends the run when another host is lost.
+"""A watchdog thread that reports slow phases and ends the run when another host is lost.
 
-Every host writes a heartbeat every few seconds, and a message when it fails. A host that reads that another one has
-failed, or has sent no heartbeat for PBRL_LOST_SECONDS, ends too: it prints that host's message or last phase, and the
-stacks of its own threads. jax.distributed's own heartbeats end a process in which no Python thread can run.
+Every host writes a heartbeat every few seconds, and a message if it fails. If another host has failed, or has sent no
+heartbeat for PBRL_LOST_SECONDS, this host ends too: it prints the other host's message or last phase, and the stacks of
+its own threads. jax.distributed's heartbeats end a process in which no Python thread can run.
 """
 
 import atexit
@@ -22,15 +22,15 @@ from pbrl_jax.mesh import agree
 LOST_SECONDS = 60
 """Seconds without a heartbeat after which a host counts as lost; PBRL_LOST_SECONDS overrides it."""
 GRACE_SECONDS = 10
-"""Seconds in which a process must end by itself after a failure."""
+"""Seconds that a process has to end by itself after a failure."""
 START_PATIENCE = 10
-"""Factor on the limit before the first step: libraries that load models and train vocabularies may block all threads.
-jax's heartbeats, which need no Python thread, detect a dead process meanwhile."""
+"""Factor on the limit before the first step, since loading models and training vocabularies may block all threads.
+Meanwhile jax's heartbeats, which need no Python thread, detect a dead process."""
 GONE = (
     "Gloo", "NCCL", "nccl", "closed by peer", "Connection reset", "Connection refused", "Broken pipe", "UNAVAILABLE",
     "coordination service", "unhealthy", "CANCELLED", "ABORTED", "DEADLINE_EXCEEDED",
 )  # fmt: skip
-"""Parts of the messages of collectives and of the store when another process is gone."""
+"""Parts of error messages of collectives and of the store that mean that another process is gone."""
 AGAIN = "Run the same command on all hosts again: it continues from the last saved step."
 
 _phases: list[tuple[str, float]] = []
@@ -39,9 +39,9 @@ _begun = threading.Event()
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Names what the run does inside the block, for reports."""
+    """Name the phase of the run inside the block, for reports."""
     if _phases:
-        _begun.set()  # a phase inside the outermost one
+        _begun.set()  # a phase inside the outermost one, "start"
     _phases.append((name, time.monotonic()))
     try:
         yield
@@ -97,7 +97,7 @@ class Watch(threading.Thread):
                 continue
             try:
                 self._look_at_hosts()
-            except RuntimeError:  # host 0 does not respond: jax ends this process, or the next attempt succeeds
+            except RuntimeError:  # host 0 does not respond: the next attempt succeeds, or jax ends this process
                 pass
             if self.ending and time.monotonic() - self.ending > (3 if self.failed else 1) * GRACE_SECONDS:
                 self._end_now()
@@ -115,7 +115,7 @@ class Watch(threading.Thread):
     def _look_at_hosts(self) -> None:
         now, self._beats = time.monotonic(), self._beats + 1
         if now - self._looked > self.limit / 2:
-            self._seen.clear()  # this process itself was suspended: the others' heartbeats are out of date
+            self._seen.clear()  # this process was suspended, so the other heartbeats are out of date
         self._looked = now
         heartbeat = json.dumps([self._beats, phase_text(), not _begun.is_set()])
         self.client.key_value_set(f"{agree.FOLDER}/alive/{agree.host()}", heartbeat, True)
@@ -144,13 +144,13 @@ class Watch(threading.Thread):
         return {int(key.rpartition("/")[2]): value for key, value in entries}
 
     def _lose_host(self, message: str) -> None:
-        """Another host is gone: this one has GRACE_SECONDS to end by itself."""
+        """Record that another host is gone; this process has GRACE_SECONDS to end by itself."""
         if not agree.lost_host_message():
             agree.note_lost_host(message)
         self.ending = self.ending or time.monotonic()
 
     def _end_now(self) -> None:
-        if not self.failed:  # else the main thread has reported it, and something blocks its end
+        if not self.failed:  # otherwise the main thread has reported the failure, but is blocked
             print(f"Error: {agree.lost_host_message()} This host was {phase_text()}:", file=sys.stderr)
             show_stacks()
             self.publish_end("It ended because another host did.")
@@ -158,8 +158,8 @@ class Watch(threading.Thread):
         os._exit(1)
 
     def publish_end(self, message: str) -> None:
-        """Write the message of this host's end for the others, once."""
-        with contextlib.suppress(RuntimeError):  # it is written already, or the store is gone
+        """Write the reason for this host's end for the other hosts, once."""
+        with contextlib.suppress(RuntimeError):  # already written, or the store is gone
             self.client.key_value_set(f"{agree.FOLDER}/ended/{agree.host()}", message)
 
     def others_ended(self) -> bool:
@@ -168,7 +168,7 @@ class Watch(threading.Thread):
 
 
 def wait_for_others(watch: Watch) -> None:
-    """Host 0 runs the store: it waits until the others have read it and published their own end."""
+    """On host 0, which runs the store, wait until the other hosts have published their end."""
     if not agree.is_first():
         return
     end = time.monotonic() + 2 * GRACE_SECONDS
@@ -186,7 +186,7 @@ def watched_run(hosts: int, slow: float) -> Iterator[None]:
       slow: see Watch.
 
     Raises:
-      HostLost: another host is gone; in place of the error that followed from it.
+      HostLost: another host is gone; replaces the error that resulted from it.
     """
     _begun.clear()
     watch = Watch(slow, lost_seconds(), agree.distributed_client() if hosts > 1 else None)
@@ -206,7 +206,7 @@ def watched_run(hosts: int, slow: float) -> Iterator[None]:
 
 
 def _fail(watch: Watch, error: BaseException) -> None:
-    """End with all hosts: publish the error, or find the host that it comes from (HostLost)."""
+    """End the run on all hosts: publish the error, or raise HostLost if another host caused it."""
     cause = error.__cause__ or error
     gone = not isinstance(cause, PbrlError) and any(word in str(cause) for word in GONE)
     end = time.monotonic() + watch.limit + 3 * watch.pause
@@ -220,7 +220,7 @@ def _fail(watch: Watch, error: BaseException) -> None:
 
 
 def _leave(watch: Watch) -> None:
-    """Exit after a failure, without jax's shutdown, which waits for hosts that are gone."""
+    """Exit after a failure without jax's shutdown, which would wait for lost hosts."""
     sys.stdout.flush()
     sys.stderr.flush()
     wait_for_others(watch)

@@ -19,7 +19,7 @@ from pbrl_jax.models.precision import gradient_to, wide_type, widened
 #: Score of a masked key. Finite, so that a query whose keys are all masked gives numbers and not NaN.
 HIDDEN = -1e30
 
-#: Number of (query, key) pairs above which `auto` uses the chunked kernel.
+#: Number of (query, key) pairs above which `portable` uses the chunked kernel.
 AUTO_CHUNK_PAIRS = 512 * 512
 QUERY_CHUNK = 128
 
@@ -113,7 +113,7 @@ def chunked_attention(
     return join(out), join(lse)
 
 
-def auto_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, softcap: float = 0.0):
+def portable_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, softcap: float = 0.0):
     """All scores at once while they are small, chunked otherwise."""
     pairs = query_XQHC.shape[1] * key_XSKC.shape[1]
     kernel = xla_attention if pairs <= AUTO_CHUNK_PAIRS else chunked_attention
@@ -121,18 +121,16 @@ def auto_attention(query_XQHC, key_XSKC, value_XSKC, visibility: Visibility, sof
 
 
 #: Kernels by name. Those of pbrl_jax.models.fused_attention give no differentiable log-denominator: where one is
-#: needed, `auto` replaces them.
+#: needed, and where `auto` takes none of them, `portable` replaces them.
 KERNELS = {
-    "auto": auto_attention,
+    "portable": portable_attention,
     "xla": xla_attention,
     "chunked": chunked_attention,
-    "cudnn": auto_attention,
-    "splash": auto_attention,
-}
+} | dict.fromkeys(("auto", "cudnn", "splash"), portable_attention)
 
 
 class Kernel(NamedTuple):
-    """A kernel whose scores s become c tanh(s / c) with c = `softcap`; fused kernels are replaced by `auto`."""
+    """A kernel whose scores s become c tanh(s / c) with c = `softcap`; fused kernels are replaced by `portable`."""
 
     name: str
     softcap: float

@@ -55,7 +55,7 @@ def unpacked_streams(tokens_BR: Int[Array, "B R"], lengths_B: Int[Array, "B"], s
     )
 
 
-def predicting_hidden(params, spec: DecoderSpec, prompts: PromptBatch, streams: ResponseStreams, packed: bool):
+def predicting_hidden(params, spec: DecoderSpec, prompts: PromptBatch, streams: ResponseStreams, packed: int):
     """Hidden states that predict each response slot, [P, S * L, D].
 
     The first token of a response is predicted by the prompt's last token, the others by the slot before them.
@@ -67,7 +67,7 @@ def predicting_hidden(params, spec: DecoderSpec, prompts: PromptBatch, streams: 
     response_position = prompts.lengths_P[:, None] + streams.offset_PSL.reshape(P, S * L)
     tokens = jnp.concatenate([prompts.tokens_PT, streams.tokens_PSL.reshape(P, S * L)], axis=1)
     positions = jnp.concatenate([prompt_position, response_position], axis=1)
-    layout = SharedPrefix(valid_PT, streams.row_PSL if packed else None, S)
+    layout = SharedPrefix(valid_PT, streams.row_PSL if packed else None, S, packed)
     hidden, _ = hidden_states(params, spec, tokens, positions, layout)
     last_PD = states_at(hidden, prompts.lengths_P - 1)
     own = hidden[:, T:].reshape(P, S, L, -1)
@@ -145,19 +145,19 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 
 class OutputOptions(NamedTuple):
     """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time (0:
-    chosen by `chunk_positions`); `packed`: streams hold several responses; `entropy_gradient`: the gradient flows
-    through the entropies, at the cost of one more softmax."""
+    chosen by `chunk_positions`); `packed`: responses that a stream holds at most (0: one each); `entropy_gradient`: the
+    gradient flows through the entropies, at the cost of one more softmax."""
 
     spec: DecoderSpec
     chunk: int
     temperature: float = 1.0
-    packed: bool = False
+    packed: int = 0
     entropy: bool = False
     entropy_gradient: bool = False
 
 
 def response_logprobs(params, prompts: PromptBatch, streams: ResponseStreams, temperature, *, spec: DecoderSpec,
-                      chunk: int, packed: bool = False, entropy: bool = False):  # fmt: skip
+                      chunk: int, packed: int = 0, entropy: bool = False):  # fmt: skip
     """Log-probs (and entropies) of all response slots, [P, S, L]; unused slots hold finite numbers of no meaning."""
     options = OutputOptions(spec, chunk, temperature, packed, entropy)
     return response_outputs(params, None, prompts, streams, options)[:2]

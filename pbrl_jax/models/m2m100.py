@@ -64,6 +64,16 @@ class M2M100Spec:
     dtype: str = "float32"
 
 
+#: New models by name; the vocabulary size is that of their tokenizer.
+TRANSLATORS = {
+    name: M2M100Spec(
+        vocab_size=0, width=width, encoder_layers=layers, decoder_layers=layers, encoder_heads=heads,
+        decoder_heads=heads, encoder_ffn=4 * width, decoder_ffn=4 * width, embed_scale=width**0.5, max_positions=512,
+    )
+    for name, width, layers, heads in (("tiny", 32, 1, 4), ("small", 128, 2, 4), ("base", 512, 6, 8))
+}  # fmt: skip
+
+
 class Translated(NamedTuple):
     """The translation of each source, without the decoder's start token.
 
@@ -194,7 +204,8 @@ class OwnStep:
 
 
 class M2M100(nn.Module):
-    """`encode` the source, compute its `source_keys`, `decode` the target; `logits_of` gives logits."""
+    """`encode` the source, compute its `source_keys`, `decode` the target; called, it does all three on given targets
+    (teacher forcing). `logits_of` gives logits."""
 
     spec: M2M100Spec
 
@@ -206,6 +217,13 @@ class M2M100(nn.Module):
         self.cross = scan(SourceKeys, in_axes=nn.broadcast, length=spec.decoder_layers)(spec)
         self.decoder = scan(TargetLayer, in_axes=(0, nn.broadcast, nn.broadcast), length=spec.decoder_layers)(spec)
         self.encoder_norm, self.decoder_norm = LayerNorm(NORM_EPS), LayerNorm(NORM_EPS)
+
+    def __call__(self, tokens_BS, mask_BS, inputs_BR, lengths_B):
+        """Final states of target positions [B, R, D]; `inputs_BR` begin with the start token."""
+        source = self.source_keys(self.encode(tokens_BS, mask_BS), mask_BS)
+        position_BR = jnp.broadcast_to(jnp.arange(inputs_BR.shape[1])[None], inputs_BR.shape)
+        hidden_BRD, _ = self.decode(inputs_BR, position_BR, Causal(position_BR < lengths_B[:, None]), source)
+        return hidden_BRD
 
     def embedded(self, tokens_XL, position_XL, valid_XL):
         """Scaled embeddings plus positions; the position vector of padding is zero."""
@@ -238,34 +256,46 @@ def logits_of(params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"
     return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
 
 
-def target_logprobs(
+def init_m2m100(key: jax.Array, spec: M2M100Spec):
+    """New parameters, float32."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return M2M100(spec).init(key, tokens, jnp.ones((1, 2), bool), tokens, jnp.array([2]))["params"]
+
+
+def token_logprobs(
     spec: M2M100Spec, params, tokens_BS: Int[Array, "B S"], mask_BS: Bool[Array, "B S"], targets_BR: Int[Array, "B R"],
-    lengths_B: Int[Array, "B"],
-) -> Float[Array, "B"]:  # fmt: skip
-    """Mean log-prob per token of given translations, in nats; the first token, their language's, is given.
+    lengths_B: Int[Array, "B"], smoothing: float = 0.0,
+) -> tuple[Float[Array, "B R"], Bool[Array, "B R"]]:  # fmt: skip
+    """(log-prob of each token of given translations in nats, which of them count): the first, the language's token, is
+    given, and what lies past a row's length is padding.
 
     Args:
       tokens_BS, mask_BS: sources as in `translate_tokens`.
       targets_BR: [its language, tokens, end of sequence] of each, padded on the right.
       lengths_B: with the language and the end of sequence, so at least 2.
+      smoothing: weight of the mean log-prob over the vocabulary (label smoothing, Szegedy et al. 2016,
+        arXiv 1512.00567).
     """
-    model, variables = M2M100(spec), {"params": params}
-    source = model.apply(variables, model.apply(variables, tokens_BS, mask_BS, method="encode"), mask_BS,
-                         method="source_keys")  # fmt: skip
     B, R = targets_BR.shape
     inputs_BR = jnp.concatenate([jnp.full((B, 1), spec.start_id), targets_BR[:, :-1]], axis=1)
-    position_BR = jnp.broadcast_to(jnp.arange(R)[None], (B, R))
-    valid_BR = position_BR < lengths_B[:, None]
-    hidden_BRD, _ = model.apply(variables, inputs_BR, position_BR, Causal(valid_BR), source, method="decode")
+    hidden_BRD = M2M100(spec).apply({"params": params}, tokens_BS, mask_BS, inputs_BR, lengths_B)
 
+    @jax.checkpoint  # the gradient keeps no logits either
     def logprob(position):  # one position at a time: all logits of a vocabulary of 256,000 do not fit
         hidden_BD, target_B = position
         logp_BV = jax.nn.log_softmax(logits_of(params, hidden_BD))
-        return jnp.take_along_axis(logp_BV, target_B[:, None], axis=1)[:, 0]
+        logp_B = jnp.take_along_axis(logp_BV, target_B[:, None], axis=1)[:, 0]
+        return (1 - smoothing) * logp_B + smoothing * logp_BV.mean(axis=1) if smoothing else logp_B
 
     logp_RB = jax.lax.map(logprob, (jnp.swapaxes(hidden_BRD, 0, 1), targets_BR.T))
-    counted_BR = valid_BR & (position_BR > 0)
-    return jnp.where(counted_BR, logp_RB.T, 0.0).sum(axis=1) / counted_BR.sum(axis=1)
+    place_1R = jnp.arange(R)[None]
+    return logp_RB.T, (place_1R > 0) & (place_1R < lengths_B[:, None])
+
+
+def target_logprobs(spec: M2M100Spec, params, *translations: jax.Array) -> Float[Array, "B"]:
+    """Mean log-prob per token, [B], of given translations; arguments as of `token_logprobs`."""
+    logp_BR, counted_BR = token_logprobs(spec, params, *translations)
+    return jnp.where(counted_BR, logp_BR, 0.0).sum(axis=1) / counted_BR.sum(axis=1)
 
 
 def translate_tokens(

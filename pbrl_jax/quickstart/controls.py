@@ -1,8 +1,8 @@
-"""The quickstart's controls: runs from the same start with one thing changed, to compare its gain with.
+"""The quickstart's controls: runs from the same start policy with one change, for comparison with the main run.
 
-`report.data.CONTROLS` names and explains them. `shuffled`: every prompt is rewarded against another problem's
-reference. `answer`: the gold answer is the only reward, an upper limit for the semantic one. `sft_continued`: more
-supervised fine-tuning on its own text, for as many responses as the rollouts had.
+`shuffled`: every prompt is rewarded against another problem's reference. `answer`: the gold answer is the only reward,
+an upper limit for the semantic reward. `sft_continued`: more supervised fine-tuning on the same text, for as many
+responses as the rollouts had. `report.data.CONTROLS` has their titles.
 """
 
 from typing import Any
@@ -18,18 +18,19 @@ from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.weights.policies import Policy, load_policy, save_policy
 
 
+def shuffled_references(experiment: Experiment) -> Experiment:
+    """Every prompt with the reference of another problem."""
+    ids = sorted(experiment.pivot_rows)
+    rows = [experiment.pivot_rows[i] for i in ids]
+    order = np.random.default_rng(experiment.config.train.seed).permutation(len(ids))
+    permuted = {i: rows[j] for i, j in zip(ids, order, strict=True)}
+    fingerprints = dict(experiment.fingerprints) | {"pivots": "shuffled"}
+    return experiment._replace(pivot_rows=permuted, fingerprints=fingerprints)
+
+
 def shuffled(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
     """GRPO against the references of other problems."""
-
-    def change(experiment: Experiment) -> Experiment:
-        ids = sorted(experiment.pivot_rows)
-        rows = [experiment.pivot_rows[i] for i in ids]
-        order = np.random.default_rng(config.train.seed).permutation(len(ids))
-        mixed = {i: rows[j] for i, j in zip(ids, order, strict=True)}
-        prints = dict(experiment.fingerprints) | {"pivots": "shuffled"}
-        return experiment._replace(pivot_rows=mixed, fingerprints=prints)
-
-    return reinforce(stages, name, number, config, change)
+    return reinforce(stages, name, number, config, shuffled_references)
 
 
 def answer(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
@@ -40,7 +41,7 @@ def answer(stages: Stages, name: str, number: int, config: Config, policy: Polic
 
 
 def sft_continued(stages: Stages, name: str, number: int, config: Config, policy: Policy) -> Any:
-    """Supervised fine-tuning continued for the rollouts' number of responses, at the schedule of RL's length."""
+    """Continued supervised fine-tuning on as many responses as the rollouts had, at the learning rate of RL."""
     responses = config.train.max_steps * config.train.prompts_per_step * config.algo.num_generations
     steps = responses // config.sft.batch_size
     longer = with_values(config, sft={"steps": steps, "learning_rate": config.optim.learning_rate})
@@ -55,4 +56,4 @@ def sft_continued(stages: Stages, name: str, number: int, config: Config, policy
 
 
 CONTROLS = {"shuffled": shuffled, "answer": answer, "sft_continued": sft_continued}
-"""Name, as in report.data.CONTROLS -> (stages, name, stage number, config, start policy) -> trained parameters."""
+"""Name -> function (stages, name, stage number, config, start policy) -> trained parameters."""

@@ -1,8 +1,8 @@
 """`pbrl quickstart`: the paper's method in miniature, on text that this package generates.
 
-A small policy learns to reason in English and a little in seven other languages; a small encoder is trained on parallel
-text; the policy's own English responses, filtered, become the references; then GRPO in the other languages, rewarded
-only by semantic similarity to those references.
+A small policy is fine-tuned to reason in English and a little in seven other languages; a small encoder is trained on
+parallel text; the policy's own correct English responses become the references; GRPO then trains the policy in the
+other languages, rewarded only by semantic similarity to these references.
 """
 
 import dataclasses
@@ -38,26 +38,24 @@ from pbrl_jax.train.staged import Stopped
 def make_summary(stages: Stages, before: dict, after: dict, controls: dict) -> dict[str, Any]:
     """The record of summary.json."""
 
-    def pair(function):
-        return {"before": function(before), "after": function(after)}
-
     def mean(table):
         values = [row["accuracy"] for code, row in table.items() if code != "en"]
         return sum(values) / len(values)
 
-    languages = {code: {"before": before[code]["accuracy"], "after": after[code]["accuracy"]} for code in before}
+    def means(table):
+        return {"before": mean(before), "after": mean(table)}
+
+    def by_language(field, table):
+        return {code: {"before": before[code][field], "after": table[code][field]} for code in before}
+
+    gaps = {side: table["en"]["accuracy"] - mean(table) for side, table in (("before", before), ("after", after))}
     summary = {
-        "languages": languages,
-        "mean_non_english": pair(mean),
-        "gap_to_english": pair(lambda table: table["en"]["accuracy"] - mean(table)),
-        "right_language": {
-            code: {"before": before[code]["right_language"], "after": after[code]["right_language"]} for code in before
-        },
+        "languages": by_language("accuracy", after),
+        "mean_non_english": means(after),
+        "gap_to_english": gaps,
+        "right_language": by_language("right_language", after),
         "controls": {
-            name: {
-                "mean_non_english": {"before": mean(before), "after": mean(table)},
-                "languages": {c: {"before": before[c]["accuracy"], "after": table[c]["accuracy"]} for c in table},
-            }
+            name: {"mean_non_english": means(table), "languages": by_language("accuracy", table)}
             for name, table in controls.items()
         },
         "seed": stages.config.train.seed,
@@ -88,7 +86,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
-    """Run the stages that are not finished; write summary.json and report.html, and print the table."""
+    """Run the unfinished stages, write summary.json and report.html, and print the table."""
     watch_signals()
     config = tiny_quickstart_config(seed) if tiny else quickstart_config(seed)
     use_compilation_cache(config)
@@ -106,11 +104,11 @@ def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
     data = dataclasses.replace(read_run(work.root), title="pbrl_jax quickstart")
     report = write_report(work.root / "report.html", data)
     print_summary(summary, Console())
-    print(f"Report: {report}\nIts end and README.md say what to run next with real models.")
+    print(f"Report: {report}\nThe end of the report and README.md show what to run next with real models.")
 
 
 def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
-    """Run all stages; the summary."""
+    """Run all stages; returns the summary."""
     policy = start_policy(stages)
     reward_encoder(stages, policy)
     before = accuracy(stages, "evaluate_before", 3, policy, policy.params)
@@ -126,7 +124,7 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
 
 
 def _check_workdir(work: WorkDir, config: Config) -> None:
-    """Write config.json, or refuse the work directory of another quickstart."""
+    """Write config.json; refuse the work directory of a quickstart with other settings."""
     if work.config.exists():
         notes: list[str] = []
         check_same_experiment(from_json(work.config.read_text(), type(config), notes), config, {}, {})

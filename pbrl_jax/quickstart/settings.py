@@ -16,11 +16,11 @@ from pbrl_jax.config.tree import (
 from pbrl_jax.run.settings import AlgoConfig, Config, RewardConfig
 
 PROBLEMS, ENGLISH_PROBLEMS = 256, 1024
-"""Held-out problems per language; English has more, so that a small change is measurable."""
+"""Held-out problems per language; more in English, so that a small change is measurable."""
 
 
 def quickstart_config(seed: int = 0) -> Config:
-    """A policy of 1 M parameters, eight languages, the hybrid reward with a language gate on every token."""
+    """A policy of 1 M parameters, eight languages, and the cosine reward with a language gate on every token."""
     return Config(
         policy=PolicyConfig(preset="quickstart"),
         pivot=PivotConfig(source="policy", max_completion_length=24),

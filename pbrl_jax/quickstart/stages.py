@@ -1,4 +1,4 @@
-"""The stages of the quickstart; the work directory keeps the result and the seconds of each."""
+"""The stages of the quickstart; their results and durations are saved in the work directory."""
 
 import json
 import time
@@ -33,7 +33,7 @@ class Stages(NamedTuple):
 
 
 def cached(stages: Stages, name: str, make: Callable[[], Any]) -> Any:
-    """The result of `make()` as JSON, from the work directory if an earlier call has finished it."""
+    """The JSON result of `make()`, read from the work directory if it is saved there."""
     file = stages.work.root / "stages" / f"{name}.json"
     if file.exists():
         return json.loads(file.read_text())["result"]
@@ -44,14 +44,14 @@ def cached(stages: Stages, name: str, make: Callable[[], Any]) -> Any:
 
 
 def seconds(stages: Stages) -> dict[str, float]:
-    """Stage -> seconds, in order, and their total."""
+    """Stage -> seconds, in order, and `total`."""
     files = sorted((stages.work.root / "stages").glob("*.json"), key=lambda file: file.stat().mtime)
     table = {file.stem: round(json.loads(file.read_text())["seconds"], 1) for file in files}
     return table | {"total": round(sum(table.values()), 1)}
 
 
 def start_policy(stages: Stages) -> Policy:
-    """Stage 1: supervised fine-tuning, strong in English and weak elsewhere."""
+    """Stage 1: supervised fine-tuning on much English text and little text in other languages."""
     config, folder = stages.config, stages.work.root / "sft"
 
     def make():
@@ -65,7 +65,7 @@ def start_policy(stages: Stages) -> Policy:
 
 
 def reward_encoder(stages: Stages, policy: Policy) -> Encoder:
-    """Stage 2: a multilingual encoder, on parallel responses to problems of a split of its own."""
+    """Stage 2: a multilingual encoder, trained on parallel responses to problems of a separate split."""
     config, folder = stages.config, stages.work.root / "encoder"
 
     def make():
@@ -87,7 +87,7 @@ def held_out_prompts(config: Config) -> list[Prompt]:
 
 
 def accuracy(stages: Stages, name: str, number: int, policy: Policy, params) -> dict[str, dict[str, float]]:
-    """A stage: the table per language of greedy decoding on the held-out problems."""
+    """An evaluation stage: the table per language of greedy decoding on the held-out problems."""
     config = stages.config
 
     def make():
@@ -104,7 +104,7 @@ def accuracy(stages: Stages, name: str, number: int, policy: Policy, params) -> 
 
 
 def rl_config(stages: Stages) -> Config:
-    """The configuration of reinforcement learning, with the start policy and encoder of the earlier stages."""
+    """The config of reinforcement learning, with policy and encoder of the earlier stages."""
     root = stages.work.root
     return with_values(
         stages.config,
@@ -114,16 +114,13 @@ def rl_config(stages: Stages) -> Config:
     )
 
 
-def unchanged(experiment: Experiment) -> Experiment:
-    """The experiment as it is."""
-    return experiment
-
-
-def reinforce(stages: Stages, name: str, number: int, config: Config, change=unchanged) -> Any:
-    """Train with `config` in `W/<name>`; the trained policy's parameters.
+def reinforce(
+    stages: Stages, name: str, number: int, config: Config, change: Callable[[Experiment], Experiment] = lambda x: x
+) -> Any:
+    """Train with `config` in `W/<name>`; returns the trained parameters.
 
     Args:
-      change: a control's change of the experiment.
+      change: applied to the experiment, for a control.
     """
     work = work_dir(stages.work.root / name)
 

@@ -1,4 +1,4 @@
-"""The report's curves over the training steps, of one run and of several beside each other."""
+"""The report's curves over training steps, of one run and of several compared runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -37,13 +37,13 @@ CURVES = {
     "language/consistency": ("Right language", "share of responses in the language of their prompt"),
     "kl": ("KL to the reference", "how far the policy has moved from its start"),
     "completions/mean_length": ("Response length", "tokens, the end token included"),
-    "entropy": ("Entropy", "nats a token; near 0 the policy no longer explores"),
-    "loss": ("Loss", "of the clipped objective; its value is no measure of progress"),
+    "entropy": ("Entropy", "nats per token; near 0 the policy no longer explores"),
+    "loss": ("Loss", "of the clipped objective; its value does not measure progress"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "completions/clipped_ratio": ("Truncated responses", "share that reached the length limit"),
-    "frac_reward_zero_std": ("Groups without a signal", "share whose samples all have one reward"),
+    "frac_reward_zero_std": ("Groups without a signal", "share whose samples all have the same reward"),
 }
-"""Metrics with a picture of their own: (title, explanation)."""
+"""Metrics with their own chart -> (title, explanation)."""
 
 ACCURACY_NOTE = "greedy, on the evaluation problems"
 
@@ -54,14 +54,14 @@ def _compared(name: str) -> tuple[str, str, Callable[[ReportData], Series]]:
 
 COMPARED: tuple[tuple[str, str, Callable[[ReportData], Series]], ...] = (
     ("Accuracy outside English", ACCURACY_NOTE, lambda run: evaluation_lines(run).get("other languages", [])),
-    ("Gap to English", "of accuracy where it was measured, else of the reward", lambda run: gap_line(run)[1]),
+    ("Gap to English", "of accuracy if it was measured, else of the reward", lambda run: gap_line(run)[1]),
     *map(_compared, ("reward", "language/consistency", "completions/mean_length", "kl", "entropy")),
 )
-"""(title, explanation, run -> its line) of the pictures with one line a run."""
+"""(title, explanation, run -> its line) of the charts with one line per run."""
 
 
 def curve_section(data: ReportData) -> str:
-    """The main curves, and all others behind a click; "" without metrics."""
+    """The main curves, and all other curves in a folded part; "" without metrics."""
     if not data.metrics:
         return ""
     names = metric_names(data.metrics)
@@ -71,19 +71,19 @@ def curve_section(data: ReportData) -> str:
     curves = [_chart_card(f"curve-{i}", *CURVES[name], series_of(data.metrics, name)) for i, name in enumerate(CURVES)]
     main = [
         _lines_card("accuracy", "Accuracy", ACCURACY_NOTE, evaluation_lines(data)),
-        _chart_card("gap", "Gap to English", f"English less the mean of the others, in {gap_of}", gap),
+        _chart_card("gap", "Gap to English", f"English minus the mean of the others, in {gap_of}", gap),
         curves[0],
         _lines_card("parts", "Reward parts", "means over the scored responses", part_lines(data.metrics)),
         *curves[1:],
     ]
-    rest = [
+    others = [
         _chart_card(f"more-{index}", name, "", series_of(data.metrics, name))
         for index, name in enumerate(names)
         if name not in shown and not name.startswith(("time/", "eval/"))
     ]
     body = grid("charts", list(filter(None, main)))
-    body += folded(f"All other metrics ({len(rest)})", grid("charts", rest)) if rest else ""
-    note = "Thin: single steps; thick: moving average; top right: mean of the first and of the last tenth."
+    body += folded(f"All other metrics ({len(others)})", grid("charts", others)) if others else ""
+    note = "Thin: single steps; thick: moving average; top right: means of the first and the last tenth."
     return section("Over the steps", note, body)
 
 
@@ -111,13 +111,14 @@ def compare_section(runs: Mapping[str, ReportData]) -> str:
         lines = {label: line for label, run in runs.items() if (line := line_of(run))}
         charts.append(_lines_card(f"compare-{index}", title, note, lines))
     return section(
-        "The runs beside each other",
+        "Comparison of the runs",
         "The first run is shown in full below. Accuracies are those after training; lines are moving averages.",
         _outcomes(runs) + _languages(runs) + grid("charts", list(filter(None, charts))) + _settings(runs),
     )
 
 
 def _outcomes(runs: Mapping[str, ReportData]) -> str:
+    """Accuracies of each run, and the gain of the first run over each other run."""
     rows = []
     first = next(iter(runs))
     for label, run in runs.items():
@@ -133,16 +134,16 @@ def _outcomes(runs: Mapping[str, ReportData]) -> str:
 
 
 def _gain(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Points and relative gain of the first run over another in the mean outside English, of the same languages."""
-    end, other_end = pair(first, "mean_non_english")[1], pair(other, "mean_non_english")[1]
-    same = set(first.get("languages") or {}) == set(other.get("languages") or {})
-    if end is None or not other_end or not same:
+    """Gain of the first run over another in the mean outside English, in points and relative; a dash if the languages
+    differ."""
+    mean, other_mean = pair(first, "mean_non_english")[1], pair(other, "mean_non_english")[1]
+    if mean is None or not other_mean or set(first.get("languages") or {}) != set(other.get("languages") or {}):
         return "–"
-    return f"{points(end - other_end)} {span('soft', points(end / other_end - 1) + ' %')}"
+    return f"{points(mean - other_mean)} {span('soft', points(mean / other_mean - 1) + ' %')}"
 
 
 def _languages(runs: Mapping[str, ReportData]) -> str:
-    """Accuracy of every language in every run, the best of each language in bold."""
+    """Accuracy of every language in every run; the best run of each language in bold."""
     codes = list(dict.fromkeys(code for run in runs.values() for code in run.summary.get("languages") or {}))
     rows = []
     for code in codes:
@@ -155,7 +156,7 @@ def _languages(runs: Mapping[str, ReportData]) -> str:
 
 
 def _settings(runs: Mapping[str, ReportData]) -> str:
-    """Settings that differ, and those that only some of the configs have."""
+    """Settings that differ, and settings that only some of the configs have."""
     configs = [_flatten(run.config) for run in runs.values()]
     differ: list[list[str]] = []
     partial: list[list[str]] = []

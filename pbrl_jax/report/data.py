@@ -1,4 +1,4 @@
-"""What a report is made of, and the numbers that are derived from it."""
+"""The data of a report, and numbers derived from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ from pbrl_jax.text.languages import LANGUAGES
 
 ACCURACY = "eval/accuracy/"
 Series = Sequence[tuple[float, float]]
-"""(step, value) with rising steps and finite values."""
+"""(step, value), steps increasing, values finite."""
 
 REAL_MODELS = (
     ("on one or more NVIDIA GPUs (for a TPU VM: '.[tpu]')", "pip install -e '.[cuda]'"),
-    ("the paper's smaller policy: the English expert writes its references, once",
+    ("the paper's smaller policy: the English expert writes the references, once",
      "pbrl pivots configs/llama31_8b_pbrlsvr.py --workdir runs/llama31_8b"),
-    ("train; the same command goes on after an interruption",
+    ("train; the same command continues after an interruption",
      "pbrl train configs/llama31_8b_pbrlsvr.py --workdir runs/llama31_8b"),
     ("this page for that run", "pbrl report runs/llama31_8b"),
-    ("the same on a Cloud TPU slice, made anew whenever it is preempted",
+    ("the same on a Cloud TPU slice, recreated whenever it is preempted",
      "TPU_NAME=my-tpu ZONE=us-east5-a ACCELERATOR_TYPE=v5p-32 SPOT=1 bash launch/tpu_vm.sh loop "
      "train configs/qwen3_32b_pbrlsvr.py --workdir gs://my-bucket/qwen3_32b"),
 )  # fmt: skip
-"""(comment, command): how to go on with real models."""
+"""(comment, command): next steps with real models."""
 
 CONTROLS = {
     "shuffled": ("Shuffled references", "references of other questions: no gain is expected"),
-    "answer": ("Gold answers", "the gold answer as the only reward: what can be reached"),
+    "answer": ("Gold answers", "the gold answer as the only reward: an upper limit"),
     "sft_continued": ("Continued SFT", "supervised training on as many responses as the rollouts had"),
 }
 """The controls of `pbrl quickstart` (see quickstart/controls.py): name -> (title, what it shows)."""
@@ -38,27 +38,27 @@ AUDITS = {"configured reward": "audit.json", "plain cosine": "audit_plain_cosine
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report is made of. `summary`, `metrics` or `audit` must be there; all else may be absent.
+    """The data of a report. `summary`, `metrics` or `audit` is required; everything else is optional.
 
     Attributes:
       title: heading of the page.
-      summary: the record of summary.json. `languages` maps a code to `{before, after}`; `mean_non_english` and
-        `gap_to_english` hold the same pair (computed where absent); `problems_per_language` is a number or a map from
-        code to number, and gives the intervals; a language may lack `before`, and may have bootstrap intervals of its
-        own, `intervals: {before: [low, high], after: [low, high]}`, and one of the change, `change: [low, high]`;
-        `controls` maps a name to a record with `mean_non_english` (and `languages`), a bare `{before, after}`, or the
-        share after; `seeds` is a list of such records with `seed`, or of numbers; `seconds` maps a stage to seconds,
-        with `total`. Shares are fractions in [0, 1].
+      summary: the record of summary.json. `languages` maps a code to `{before, after}`, where `before` is optional,
+        with optional bootstrap intervals `intervals: {before: [low, high], after: [low, high]}` and, of the change,
+        `change: [low, high]`; `mean_non_english` and `gap_to_english` are pairs `{before, after}` (computed if absent);
+        `problems_per_language` is a number or a map from code to number, and gives Wilson intervals; `controls` maps a
+        name to a record with `mean_non_english` (and `languages`), a pair `{before, after}`, or the share after;
+        `seeds` is a list of such records with `seed`, or of numbers; `seconds` maps a stage to seconds, with `total`.
+        Shares are fractions in [0, 1].
       metrics: rows of metrics.jsonl.
       evaluations: rows with accuracies over the steps, `{step, eval/...}`.
       samples: rows of samples/step_<n>.jsonl, with the fields of pbrl_jax.logs.samples.SAMPLE_FIELDS.
       config: the resolved config as nested mappings.
-      audit: title -> the table of audit.json, language -> attack -> AUC in [0, 1].
+      audit: title -> language -> attack -> AUC in [0, 1], as in audit.json.
       contamination: benchmark -> its record in contamination.json.
       next_commands: (comment, command) pairs.
       evaluation: the result of `pbrl eval`, eval.json.
-      missing: files that were looked for and not found, in words.
-      runs: label -> run, this one first, where several are compared.
+      missing: descriptions of files that were not found.
+      runs: label -> run, this one first, if several are compared.
     """
 
     title: str = "Training report"
@@ -76,21 +76,21 @@ class ReportData:
 
 
 class Intervals(NamedTuple):
-    """95 % intervals of a language's accuracies: how they were computed, and `before` and `after` -> (low, high)."""
+    """95 % intervals of a language's accuracies: the method, and `before` and `after` -> (low, high)."""
 
     method: str
     bounds: Mapping[str, tuple[float, float]]
 
 
 def problem_count(summary: Mapping[str, Any], language: str) -> int | None:
-    """Problems behind the accuracies of a language, or None where the summary does not say."""
+    """Number of evaluation problems of a language; None if the summary does not have it."""
     count = summary.get("problems_per_language")
     count = count.get(language) if isinstance(count, Mapping) else count
     return int(count) if count else None
 
 
 def accuracy_intervals(summary: Mapping[str, Any], language: str) -> Intervals | None:
-    """The bootstrap intervals that the summary has, else Wilson's from the number of problems, else None."""
+    """The summary's bootstrap intervals, else Wilson intervals from the number of problems, else None."""
     record, count = summary["languages"][language], problem_count(summary, language)
     if any((record.get("intervals") or {}).values()):
         return Intervals("bootstrap", {side: tuple(ends) for side, ends in record["intervals"].items() if ends})
@@ -101,9 +101,9 @@ def accuracy_intervals(summary: Mapping[str, Any], language: str) -> Intervals |
 
 
 def interval_methods(summary: Mapping[str, Any]) -> str:
-    """The methods of a summary's intervals in words, such as `Wilson`; "" where there are none."""
-    found = (accuracy_intervals(summary, code) for code in summary.get("languages") or {})
-    return " and ".join(dict.fromkeys(intervals.method for intervals in found if intervals))
+    """The methods of a summary's intervals, such as `Wilson`; "" without intervals."""
+    by_language = (accuracy_intervals(summary, code) for code in summary.get("languages") or {})
+    return " and ".join(dict.fromkeys(intervals.method for intervals in by_language if intervals))
 
 
 def order_languages(summary: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
@@ -114,10 +114,10 @@ def order_languages(summary: Mapping[str, Any], more: Sequence[str] = ()) -> lis
 
 
 def pair(record: Any, name: str) -> tuple[float | None, float | None]:
-    """(before, after) of `mean_non_english`, `gap_to_english` or a language code, or Nones.
+    """(before, after) of `mean_non_english`, `gap_to_english` or a language code; None for a missing value.
 
-    Given numbers come first; otherwise they are computed from the languages of the record. A bare number is the mean
-    after, a bare `{before, after}` the mean.
+    Numbers of the record are used if present, else they are computed from its languages. A record that is a number is
+    the mean after, one that is `{before, after}` the mean.
     """
     if isinstance(record, int | float):
         record = {"mean_non_english": {"after": record}}
@@ -146,13 +146,13 @@ def _difference(left: float | None, right: float | None) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None where a value is None."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    """The mean; None if a value is None."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
 
 
 def mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of several records, as `pair` reads one; None where one of them lacks a value."""
+    """The mean of several records, as a record for `pair`; None for values that one of them lacks."""
     sides = zip(*(pair(record, "mean_non_english") for record in records), strict=True)
     before, after = (_mean(side) for side in sides)
     english = _mean([pair(record, "en")[1] for record in records])
@@ -169,40 +169,38 @@ def _is_number(value: Any) -> bool:
 
 
 def metric_names(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of all metrics that are numbers somewhere, in order of appearance."""
+    """Names of all metrics that are a number in some row, in order of appearance."""
     names = dict.fromkeys(name for row in metrics for name, value in row.items() if _is_number(value))
     return [name for name in names if name != "step"]
 
 
 def language_metrics(metrics: Sequence[Mapping[str, Any]], languages: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Language code -> names of the metrics that end in `/<code>`, for known languages and those given."""
-    found: dict[str, list[str]] = {}
+    """Language code -> names of the metrics that end in `/<code>`, for known languages and `languages`."""
+    names: dict[str, list[str]] = {}
     for name in metric_names(metrics):
         code = name.rpartition("/")[2]
         if "/" in name and (code in LANGUAGES or code in languages):
-            found.setdefault(code, []).append(name)
-    return found
+            names.setdefault(code, []).append(name)
+    return names
 
 
 def end_means(series: Series, share: float = 0.1) -> tuple[float, float]:
-    """Mean of the first and of the last tenth of a series: single steps are too noisy to compare."""
+    """Means of the first and the last tenth of a series, since single steps are too noisy to compare."""
     count = max(1, int(len(series) * share))
     values = [value for _, value in series]
     return sum(values[:count]) / count, sum(values[-count:]) / count
 
 
 def evaluation_lines(data: ReportData) -> dict[str, Series]:
-    """`English` and `other languages` -> (step, accuracy); {} where no accuracy was measured while training."""
+    """`English` and `other languages` -> (step, accuracy); {} if no accuracy was measured during training."""
     names = {"other languages": "eval/mean_non_english", "English": ACCURACY + "en"}
     lines = {label: series_of(data.evaluations, name) for label, name in names.items()}
     return {label: line for label, line in lines.items() if line}
 
 
 def gap_line(data: ReportData) -> tuple[str, Series]:
-    """(`accuracy` or `reward`, (step, English less the mean of the others)): the reward's where accuracies are absent.
-
-    The reward's gap is that of the first function with values per language.
-    """
+    """(`accuracy` or `reward`, series of English minus the mean of the others): of accuracies if there are any, else of
+    the first reward function with values per language."""
     lines = evaluation_lines(data)
     if len(lines) == 2:
         english = dict(lines["English"])
@@ -217,7 +215,7 @@ def gap_line(data: ReportData) -> tuple[str, Series]:
 
 
 def part_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
-    """Reward functions and their parts -> (step, mean): `rewards/cosine/answer/mean` is `cosine, answer`."""
+    """Reward function or part -> series of means; `rewards/cosine/answer/mean` has the label `cosine, answer`."""
     lines: dict[str, Series] = {}
     for name in metric_names(metrics):
         first, *parts = name.split("/")

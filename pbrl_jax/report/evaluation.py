@@ -1,4 +1,4 @@
-"""The report's tables of `pbrl eval` and `pbrl audit`: numbers, gains over earlier ones, attacks, contamination."""
+"""The report's tables of `pbrl eval` and `pbrl audit`: accuracies, gains, attacks, contamination."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -25,13 +25,13 @@ COLUMNS = (
     ("word_pass_rate", "words pass"),
     ("code_switch_share", "code switch"),
 )
-"""(name in eval.json, heading) of the shares of a language that have a column each, where they were measured."""
+"""(name in eval.json, heading) of the shares that have a column if they were measured."""
 LENGTHS = (("mean_tokens", "tokens"), ("mean_characters", "characters"))
-"""(name in eval.json, heading) of the lengths: means over the responses."""
+"""(name in eval.json, heading) of the mean lengths of responses."""
 SAMPLED = ("pass@", "mean@", "maj@")
-"""Beginnings of the names of the metrics of several samples."""
+"""Prefixes of metrics of several samples."""
 MEANS = (("mean", "all languages"), ("seen", "seen in training, without English"), ("unseen", "unseen in training"))
-"""(name in eval.json, what it is the mean of)."""
+"""(name in eval.json, languages of the mean)."""
 INTERVAL = "95\u00a0% interval"
 WEAK = 0.95
 """AUCs below this are marked."""
@@ -42,7 +42,7 @@ def _interval(record: Mapping[str, Any]) -> str:
 
 
 def numbers_section(result: Mapping[str, Any]) -> str:
-    """What eval.json says of every language, and the means; "" without an evaluation."""
+    """The table of languages in eval.json, and of means; "" without an evaluation."""
     if not result.get("languages"):
         return ""
     rows = list(result["languages"].values())
@@ -60,7 +60,7 @@ def numbers_section(result: Mapping[str, Any]) -> str:
         cells += [percent((row.get("published") or {}).get(name)) for name in published]
         cells += [percent(row.get(name)) for name in (*sampled, *(name for name, _ in shares))]
         body.append(cells + ["–" if row.get(n) is None else short_number(row[n]) for n, _ in lengths])
-    note = "Accuracy is ours; lm eval and the like are the published gradings of the same responses. Lengths are means."
+    note = "Accuracy is ours; lm eval and others are published gradings of the same responses. Lengths are means."
     means = table(("mean of", "accuracy", INTERVAL), _means(result))
     return section("The numbers", note, table(header, body) + means)
 
@@ -85,7 +85,7 @@ def _means(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def against_section(result: Mapping[str, Any]) -> str:
-    """Gains over earlier evaluations of the same problems, in points and relative, with their intervals and tests."""
+    """Gains over earlier evaluations of the same problems, in points and relative, with intervals and p-values."""
     header = ("language", "before", "now", "points", INTERVAL, "relative", "p, bootstrap", "p, McNemar")
     body = ""
     for label, compared in (result.get("against") or {}).items():
@@ -94,7 +94,7 @@ def against_section(result: Mapping[str, Any]) -> str:
         body += f"<h3>{escape(label)}</h3>" + table(header, rows, ["all but English", *_gain(mean)] if mean else ())
         if compared.get("english_retention") is not None:
             body += paragraph(f"English keeps {percent(compared['english_retention'])} of its accuracy.")
-    note = "Paired over the same problems. A change in grey may be chance: its interval holds 0."
+    note = "Paired over the same problems. A change in grey may be chance: its interval contains 0."
     return section("Gain over earlier evaluations", note, body) if body else ""
 
 
@@ -113,7 +113,7 @@ def _p_value(value: float) -> str:
 
 
 def audit_section(audit: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Attack by language, of each audited reward; "" without an audit."""
+    """A table of attacks and languages for each audited reward; "" without an audit."""
     body = ""
     for title, by_language in audit.items():
         codes = list(by_language)
@@ -138,7 +138,7 @@ def _auc(value: float | None) -> str:
 
 
 def contamination_section(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the training text shares with benchmarks; "" where nothing was checked."""
+    """Overlap of the training text with benchmarks; "" if nothing was checked."""
     rows = []
     for name, record in benchmarks.items():
         if record.get("share") is None:
@@ -151,6 +151,6 @@ def contamination_section(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
         shown = escape(languages or "none") + (f"<br>{span('note', '“' + example + '”')}" if example else "")
         count = escape(f"{record.get('overlapping')} of {record.get('n', '–')}")
         rows.append([escape(name), count, percent(record["share"]), shown])
-    note = "Problems that share a run of words (or characters, where words are not divided) with the training text."
+    note = "Problems that share an n-gram of words (characters, in scripts without spaces) with the training text."
     body = table(("benchmark", "problems", "share", "where"), rows)
     return section("Does the training text contain the test?", note, body) if rows else ""

@@ -1,4 +1,4 @@
-"""The report's sections as HTML, in the order in which a reader meets them. Every foreign string is escaped."""
+"""The HTML page of a report and its sections. All strings from files are escaped."""
 
 import base64
 import hashlib
@@ -44,7 +44,7 @@ from pbrl_jax.report.plots import accuracy_bars, sparkline
 from pbrl_jax.report.samples import samples_section
 
 STYLE, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-"""Style sheet and script: light and dark by the reader's system, phone and desktop, nothing from the network."""
+"""Style sheet and script: light and dark by the system's setting, phone and desktop, nothing from the network."""
 
 
 def _source(text: str) -> str:
@@ -55,8 +55,7 @@ POLICY = (
     f"default-src 'none'; script-src {_source(SCRIPT)}; style-src-elem {_source(STYLE)}; "
     "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 )
-"""The browser runs this script and no other, reads this style sheet, and loads nothing: also if something foreign were
-not escaped."""
+"""Content security policy: the browser runs only this script and loads nothing, even if a string were not escaped."""
 
 SHORT = {
     "language/consistency": "right language",
@@ -64,14 +63,14 @@ SHORT = {
     "eval/accuracy": "accuracy",
     "eval/right_language": "right language, greedy",
 }
-"""Labels of a language's curves; all of these are shares."""
+"""Metric of a language -> label of its curve; all are shares."""
 
 REWARD_LABELS = {"mean": "reward", "std": "spread"}
-"""Labels behind the reward's name."""
+"""Last part of a reward's metric -> label after the reward's name."""
 
 
 def page(data: ReportData) -> str:
-    """The whole HTML document."""
+    """The HTML document."""
     sections = [
         _head_section(data),
         compare_section(data.runs),
@@ -102,7 +101,7 @@ def page(data: ReportData) -> str:
 
 
 def result_sentence(data: ReportData) -> str:
-    """What came out, in one sentence of plain text."""
+    """The result in one sentence of plain text."""
     before, after = pair(data.summary, "mean_non_english")
     if after is None:
         series = series_of(data.metrics, "reward") or series_of(data.metrics, "loss")
@@ -125,7 +124,7 @@ def result_sentence(data: ReportData) -> str:
 
 
 def _movement(before: float, after: float, verbs: tuple[str, str], show: Callable[[float], str]) -> str:
-    """`rose from 30.0 % to 50.0 %`, by the verbs for up and down; `stayed at 30.0 %`."""
+    """`rose from 30.0 % to 50.0 %`, with the verbs for up and down, or `stayed at 30.0 %`."""
     if before == after:
         return f"stayed at {show(after)}"
     return f"{verbs[after < before]} from {show(before)} to {show(after)}"
@@ -136,7 +135,7 @@ def _tile(label: str, value: str, note: str) -> str:
 
 
 def _change(before: float | None, after: float | None, good: int = 1, by_chance: bool = False) -> str:
-    """The change in points, coloured by whether it goes the `good` way; grey where it may be chance."""
+    """The change in points: green if its sign is `good`, else red; grey if it may be chance."""
     if before is None or after is None:
         return ""
     kind = "soft" if by_chance or abs(after - before) < 0.0005 else "up" if (after - before) * good > 0 else "down"
@@ -144,7 +143,7 @@ def _change(before: float | None, after: float | None, good: int = 1, by_chance:
 
 
 def _language_change(summary: Mapping[str, Any], code: str) -> str:
-    """The change of a language: grey where its paired interval holds 0 or, without one, where Wilson's overlap."""
+    """The change of a language: grey if its paired interval contains 0 or, without one, if Wilson intervals overlap."""
     before, after = pair(summary, code)
     interval, intervals = summary["languages"][code].get("change"), accuracy_intervals(summary, code)
     if interval:
@@ -211,7 +210,7 @@ def _language_section(data: ReportData) -> str:
 
 
 def _language_note(summary: Mapping[str, Any], curves: bool) -> str:
-    """What the bars, their intervals and the colours of the changes mean."""
+    """Explanation of bars, intervals and colours."""
     languages = summary.get("languages") or {}
     notes = []
     if languages:
@@ -219,7 +218,7 @@ def _language_note(summary: Mapping[str, Any], curves: bool) -> str:
     if methods := interval_methods(summary):
         notes.append(f"The thin lines are 95\u00a0% {methods} intervals over problems.")
     if any(record.get("change") for record in languages.values()):
-        notes.append("A change without colour may be chance: its paired bootstrap interval holds 0.")
+        notes.append("A change without colour may be chance: its paired bootstrap interval contains 0.")
     elif methods and any("before" in record for record in languages.values()):
         notes.append("A change without colour may be chance: the two intervals overlap.")
     if "en" in languages:
@@ -228,7 +227,7 @@ def _language_note(summary: Mapping[str, Any], curves: bool) -> str:
 
 
 def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequence[str]) -> str:
-    """Small curves of the metrics that exist for one language."""
+    """Small curves of the metrics of one language."""
     lines = ""
     for index, name in enumerate(names):
         group, series = name.rpartition("/")[0], series_of(metrics, name)
@@ -236,8 +235,8 @@ def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequ
             continue
         label, end = SHORT.get(group) or group.replace("/", " "), end_means(series)[1]
         if group.startswith("rewards/"):
-            _, reward, *more = group.split("/")
-            label = " ".join([reward, *(REWARD_LABELS.get(word, word) for word in more)])
+            _, reward, *parts = group.split("/")
+            label = " ".join([reward, *(REWARD_LABELS.get(part, part) for part in parts)])
         lines += (
             f'<div class="spark">{span("soft", label)}{sparkline(f"spark-{code}-{index}", name, series)}'
             f"<span>{percent(end) if group in SHORT else short_number(end)}</span></div>"
@@ -249,7 +248,7 @@ OUTCOME = ("before", "after", "points", "English")
 
 
 def _outcome(record: Any) -> list[str]:
-    """Cells: mean outside English before and after, change, English after."""
+    """Table cells: mean outside English before and after, its change, English after."""
     before, after = pair(record, "mean_non_english")
     return [percent(before), percent(after), _change(before, after) or "–", percent(pair(record, "en")[1])]
 
@@ -272,7 +271,7 @@ def _control_section(summary: Mapping[str, Any]) -> str:
     for name, record in controls.items():
         title, note = CONTROLS.get(name, (name.replace("_", " ").capitalize(), ""))
         rows.append([_named(title, note), *_outcome(record)])
-    note = "The same start with one thing changed. Mean accuracy outside English, and English after training."
+    note = "The same start policy with one change. Mean accuracy outside English, and English after training."
     return section("Controls", note, table(("", *OUTCOME), rows)) if controls else ""
 
 
@@ -332,4 +331,4 @@ def _missing_section(missing: Sequence[str]) -> str:
     if not missing:
         return ""
     names = "".join(f"<li>{escape(name)}</li>" for name in missing)
-    return section("Not on this page", "These were looked for and not found:", f"<ul>{names}</ul>")
+    return section("Not on this page", "These files were not found:", f"<ul>{names}</ul>")

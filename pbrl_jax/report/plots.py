@@ -1,7 +1,6 @@
-"""Pictures of the report: inline SVG for the page, which needs no library, and PNG by matplotlib.
+"""Plots of the report: inline SVG for the page, and PNG by matplotlib.
 
-Every SVG carries a <title> and a <desc>, so that a screen reader says what it shows. Widths are in the units of the
-view box; the page scales them.
+Every SVG has a <title> and a <desc> for screen readers. Widths are in units of the view box; the page scales them.
 """
 
 import io
@@ -17,17 +16,17 @@ from pbrl_jax.report.html import language_name, percent, short_number
 BAR_WIDTH = 320
 CHART_WIDTH, CHART_HEIGHT = 360, 190
 MAX_POINTS = 400
-"""Points of a line; more cannot be seen and only make the file larger."""
+"""Largest number of points of a line; more would not be visible."""
 COLOURS = 8
-"""Colours of lines, c0 to c7 in the style sheet; a ninth line starts over."""
+"""Number of line colours, c0 to c7 in the style sheet."""
 SIDES = {"before": "#96948a", "after": "#2a6fd0"}
-"""Colours of the bars of a PNG."""
+"""Colours of bars in a PNG."""
 INK, SOFT, RULE = "#14140f", "#5c5b55", "#e2e1da"
 
 
 def tick_values(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers that cover [low, high], about `count` of them; steps are 1, 2 or 5 times a power of ten."""
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant but for the rounding of float32
+    """About `count` round numbers that cover [low, high]; steps are 1, 2 or 5 times a power of ten."""
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant up to rounding in float32
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / count
@@ -39,10 +38,7 @@ def tick_values(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def moving_average(values: Sequence[float], reach: int) -> list[float]:
-    """Mean of each value and its neighbours up to `reach` to each side; fewer at the two ends.
-
-    It is centred: a trailing average would lag behind the values.
-    """
+    """Centred moving average of each value and up to `reach` neighbours on each side; fewer at both ends."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
@@ -54,20 +50,20 @@ def moving_average(values: Sequence[float], reach: int) -> list[float]:
 
 
 def thin_out(series: Series, most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points, evenly chosen, the first and the last among them."""
+    """At most `most` evenly spaced points, including the first and the last."""
     if len(series) <= most:
         return list(series)
     return [series[round(index * (len(series) - 1) / (most - 1))] for index in range(most)]
 
 
 def averaged(series: Series, windows: int = 40, most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """The moving average of a series over its length / `windows` to each side, thinned out."""
+    """The moving average of a series over length / `windows` points on each side, thinned out."""
     averages = moving_average([value for _, value in series], len(series) // windows)
     return thin_out([(step, mean) for (step, _), mean in zip(series, averages, strict=True)], most)
 
 
 def svg_picture(name: str, width: float, height: float, title: str, description: str, body: str) -> str:
-    """An SVG with its description; `name` is its id, unique on the page."""
+    """An SVG image with title and description; `name` is its id, unique on the page."""
     key = escape(name, quote=True)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{key}-t {key}-d">'
@@ -93,12 +89,12 @@ def accuracy_bars(name: str, title: str, shares: Mapping[str, float], intervals:
     """One or two bars on a scale of 0 to 100 %.
 
     Args:
-      name: id of the picture, unique on the page.
-      title: what the bars are of.
+      name: id of the image, unique on the page.
+      title: of the image.
       shares: `before` and `after`, or one of them, in [0, 1].
-      intervals: thin lines on the bars; None draws none.
-      count: problems behind each share, for the description.
-      english: share that the dashed line marks; None draws none.
+      intervals: drawn as thin lines on the bars.
+      count: number of problems, for the description.
+      english: share marked by a dashed line.
     """
     described = ", ".join(f"{side} {percent(share)}" for side, share in shares.items()).capitalize()
     bounds = intervals.bounds if intervals else {}
@@ -116,24 +112,24 @@ def accuracy_bars(name: str, title: str, shares: Mapping[str, float], intervals:
 
 
 class Axes(NamedTuple):
-    """Scales of a chart, from values to the picture's units, and its grid as SVG."""
+    """Scales of a chart, from values to units of the view box, and its grid as SVG."""
 
     x: Callable[[float], float]
     y: Callable[[float], float]
     grid: str
 
     def line(self, series: Series, kind: str) -> str:
-        """A series as a line of the class `kind`."""
+        """A series as a line of the style class `kind`."""
         points = "L".join(f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in series)
         return f'<path d="M{points}" class="{kind}"/>'
 
     def dot(self, point: tuple[float, float], radius: float, kind: str) -> str:
-        """A dot, for the end of a line."""
+        """A dot at the end of a line."""
         return f'<circle cx="{self.x(point[0]):.1f}" cy="{self.y(point[1]):.1f}" r="{radius}" class="{kind}"/>'
 
 
 def chart_axes(first: float, last: float, lowest: float, highest: float) -> Axes:
-    """The axes of a chart of steps `first` to `last` and of values between `lowest` and `highest`."""
+    """The axes of a chart with steps `first` to `last` and values `lowest` to `highest`."""
     ticks = tick_values(lowest, highest)
     left, right, top, bottom = 46.0, CHART_WIDTH - 12.0, 8.0, CHART_HEIGHT - 24.0
     span = (last - first) or 1
@@ -159,7 +155,7 @@ def chart_axes(first: float, last: float, lowest: float, highest: float) -> Axes
 
 
 def line_chart(name: str, title: str, series: Series) -> str:
-    """A value over steps, at least one: the values thin, their moving average thick. `name` is the picture's id."""
+    """A chart of a series, not empty: values as a thin line, their moving average thick. `name` is the image's id."""
     first, last = series[0], series[-1]
     lowest, highest = min(v for _, v in series), max(v for _, v in series)
     described = (
@@ -173,12 +169,12 @@ def line_chart(name: str, title: str, series: Series) -> str:
 
 
 def lines_chart(name: str, title: str, lines: Mapping[str, Series]) -> str:
-    """Several values over steps, as moving averages, with their legend.
+    """A chart of several series as moving averages, with a legend.
 
     Args:
-      name: id of the picture, unique on the page.
-      title: what the lines are of.
-      lines: label -> (step, value), at least one point each; the order is that of the colours.
+      name: id of the image, unique on the page.
+      title: of the image.
+      lines: label -> series, not empty, in the order of the colours.
     """
     shown = {label: averaged(series) for label, series in lines.items()}
     steps, values = zip(*(point for series in shown.values() for point in series), strict=True)
@@ -198,7 +194,7 @@ def _legend(labels: Iterable[str]) -> str:
 
 
 def sparkline(name: str, title: str, series: Series) -> str:
-    """A small moving average without axes, between its lowest and highest value. `name` is the picture's id."""
+    """A small curve of a moving average without axes. `name` is the image's id."""
     line = averaged(series, 25, 120)
     first, low, high = line[0][0], min(v for _, v in line), max(v for _, v in line)
     span, height = (line[-1][0] - first) or 1, (high - low) or 1
@@ -211,7 +207,7 @@ def sparkline(name: str, title: str, series: Series) -> str:
 
 
 def accuracy_png(summary: Mapping[str, Any]) -> bytes:
-    """PNG of about 900 x 360 points on white: accuracy per language, English first, then the languages by their gain.
+    """PNG of about 900 x 360 pixels on white: accuracy per language, English first, then by gain.
 
     Args:
       summary: as in ReportData; every accuracy a fraction in [0, 1].
@@ -237,7 +233,7 @@ def accuracy_png(summary: Mapping[str, Any]) -> bytes:
     axes.tick_params(length=0, labelsize=9)
     axes.tick_params(axis="x", pad=12)
     for label in axes.get_xticklabels():
-        label.set_verticalalignment("baseline")  # a name without tall letters would stand higher
+        label.set_verticalalignment("baseline")  # names with and without ascenders align
     axes.spines[:].set_visible(False)
     if any("before" in row for row in languages.values()):
         handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in SIDES.values()]
@@ -270,7 +266,7 @@ def _png_bar(axes: Any, x: float, share: float, interval: tuple[float, float] | 
     if interval:
         low, top = (100 * bound for bound in interval)
         axes.plot((x, x), (low, top), color=INK, linewidth=1, zorder=3)
-    # The box keeps the line of English from crossing the number.
+    # The box keeps the dashed line of English from crossing the number.
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6} if share < 0.98 else None
     axes.text(x, top + 1.5, f"{100 * share:.0f}", ha="center", fontsize=8, color=INK, bbox=box)
 
@@ -284,11 +280,11 @@ def _accuracy_title(summary: Mapping[str, Any]) -> str:
 
 
 def audit_png(tables: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str]) -> bytes:
-    """A PNG with one panel for each of the named audits: languages down, attacks across, AUC as colour and number.
+    """A PNG with one panel per audit: languages as rows, attacks as columns, AUC as colour and number.
 
     Args:
       tables: title -> language -> attack -> AUC in [0, 1].
-      names: the attacks, in the order of the columns.
+      names: attacks in the order of the columns.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(len(tables), 1, squeeze=False, layout="constrained")

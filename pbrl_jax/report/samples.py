@@ -1,4 +1,4 @@
-"""The browser of sampled responses: question, English reference, response, reward parts, with filters."""
+"""The report's browser of sampled responses: question, English reference, response, reward parts, with filters."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -7,21 +7,21 @@ from typing import Any
 from pbrl_jax.report.html import card, language_name, section, short_number, span
 
 MOST_SAMPLES = 240
-"""Responses on the page: enough to read, small enough for a phone."""
+"""Largest number of responses on the page, which must stay small enough for a phone."""
 
 
 def choose_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
-    """At most `most` rows from steps spread evenly over the run, the first and the last step among them.
+    """At most `most` rows, of steps spread evenly over the run, including the first and the last step.
 
-    Of a single step, such as an evaluation, rows spread evenly over it, so that every language is there.
+    The rows of a single step, such as an evaluation, are thinned evenly, so that every language is included.
     """
     steps = sorted({row["step"] for row in samples})
     if len(samples) <= most:
         return list(samples)
     if len(steps) < 2:
         return [samples[index * len(samples) // most] for index in range(most)]
-    wanted = max(2, most * len(steps) // len(samples))
-    kept = {steps[round(index * (len(steps) - 1) / (wanted - 1))] for index in range(wanted)}
+    count = max(2, most * len(steps) // len(samples))
+    kept = {steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)}
     return [row for row in samples if row["step"] in kept][-most:]
 
 
@@ -64,26 +64,25 @@ def _bound(key: str, label: str) -> str:
 
 
 def samples_section(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The section of the samples of each run, or nothing where there are none. Without a script all cards are shown."""
-    found = {run: rows for run, rows in samples.items() if rows}
-    if not found:
+    """The section with samples of each run; "" without samples. Without JavaScript all cards are shown."""
+    by_run = {run: rows for run, rows in samples.items() if rows}
+    if not by_run:
         return ""
-    shown = [(run, row) for run, rows in found.items() for row in choose_samples(rows, MOST_SAMPLES // len(found))]
+    shown = [(run, row) for run, rows in by_run.items() for row in choose_samples(rows, MOST_SAMPLES // len(by_run))]
     languages = sorted({str(row.get("language", "")) for _, row in shown}, key=language_name)
     steps = sorted({row["step"] for _, row in shown})
-    runs = [("", "all"), *((run, run) for run in found)] if len(found) > 1 else [("", "all")]
     choices = (
-        ("by-run", "Run", runs),
+        *([("by-run", "Run", [("", "all"), *((run, run) for run in by_run)])] if len(by_run) > 1 else []),
         ("by-language", "Language", [("", "all"), *((code, language_name(code)) for code in languages)]),
         ("by-step", "Step", [("", "all"), *((str(step), str(step)) for step in steps)]),
     )
-    controls = "".join(_choice(*choice) for choice in choices if choice[0] != "by-run" or len(found) > 1)
+    controls = "".join(_choice(*choice) for choice in choices)
     controls += _bound("reward-from", "Reward from") + _bound("reward-to", "to")
     order = [("", "as sampled"), ("low", "lowest reward"), ("high", "highest reward")]
     controls += _choice("by-order", "Order", order)
-    left = sum(map(len, found.values())) - len(shown)
-    note = f" {left} more are in the work directory." if left else ""
-    note = f"Sampled responses, with their reward at the top right and its parts below.{note}"
+    hidden = sum(map(len, by_run.values())) - len(shown)
+    note = "Sampled responses, with the reward at the top right and its parts below."
+    note += f" {hidden} more are in the work directory." if hidden else ""
     body = (
         f'<div class="filters" id="filters" hidden>{controls}<span class="soft" id="sample-count" role="status"></span>'
         f'</div><div id="samples">{"".join(_sample_card(row, run) for run, row in shown)}</div>'

@@ -1,7 +1,7 @@
-"""What the files of a work directory hold, as far as a page reads them, and the check that they do.
+"""Schemas of the files of a work directory, as far as a report reads them, and their check.
 
-A shape is a name in KINDS, a dict of fields (`*`: every other field), a list of one shape, or a tuple of shapes of
-which one must fit; None among them is a value that may be absent.
+A shape is a name in KINDS, a dict of fields (`*`: every other field), a list of one shape, or a tuple of alternative
+shapes; None among them: the value may be absent.
 """
 
 import os
@@ -12,11 +12,11 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import read_json_lines, read_json_object
 
 LARGEST_NUMBER = 1e60
-"""Larger numbers, and those that are not finite, cannot be drawn."""
+"""Limit of numbers in charts."""
 
 
 def is_number(value: Any) -> bool:
-    """A number that can be drawn, or a truth."""
+    """Whether a value is a number that a chart can show, or a boolean."""
     return isinstance(value, int | float) and -LARGEST_NUMBER < value < LARGEST_NUMBER
 
 
@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bounds": (lambda x: isinstance(x, list) and len(x) == 2 and all(map(is_number, x)), "a list of two numbers"),
     "object": (lambda value: isinstance(value, Mapping), "an object"),
 }
-"""Name of a shape -> (whether a value has it, how it is called in messages)."""
+"""Name of a shape -> (its test, its description in messages)."""
 
 NUMBER, SHARE, COUNT, BOUNDS = (None, "number"), (None, "share"), (None, "count"), (None, "bounds")
 PAIR = (None, "number", {"before": NUMBER, "after": NUMBER})
@@ -68,20 +68,20 @@ EVALUATION = {
 
 
 def read_object(path: os.PathLike, shape: Any) -> dict[str, Any]:
-    """`read_json_object`, of a shape (DataError for another)."""
+    """`read_json_object`, and DataError if it has another shape."""
     return checked(read_json_object(path), shape, os.fspath(path))
 
 
 def read_rows(path: os.PathLike, shape: Any) -> list[dict[str, Any]]:
-    """`read_json_lines`, each row of a shape (DataError for another)."""
+    """`read_json_lines`, and DataError if a row has another shape."""
     return [checked(row, shape, f"{os.fspath(path)}, row {n}") for n, row in enumerate(read_json_lines(path), start=1)]
 
 
 def checked(value: Any, shape: Any, place: str) -> Any:
-    """The value itself.
+    """The value, unchanged.
 
     Raises:
-      DataError: it has another shape; names the first field that does.
+      DataError: it has another shape; names the first wrong field.
     """
     if fault := _fault(value, shape, ""):
         raise DataError(f"{place}: {fault}. Correct the file, or let the same command write it again.")
@@ -89,12 +89,12 @@ def checked(value: Any, shape: Any, place: str) -> Any:
 
 
 def _fault(value: Any, shape: Any, name: str) -> str:
-    """`name is 'x'; expected a finite number` for the first field of another shape; "" for none."""
+    """The problem of the first wrong field, such as `name is 'x'; expected a finite number`; "" if there is none."""
     where = name or "the content"
     if isinstance(shape, tuple):
         if value is None and None in shape:
             return ""
-        faults = [_fault(value, one, name) for one in shape if one is not None]
+        faults = [_fault(value, alternative, name) for alternative in shape if alternative is not None]
         return "" if "" in faults else faults[-1]
     if isinstance(shape, str):
         fits, words = KINDS[shape]

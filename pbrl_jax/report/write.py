@@ -1,7 +1,4 @@
-"""The report of a run: reads what is in its work directory, and writes one HTML file that needs nothing else.
-
-Pictures, style and script are inside the file, to be opened, mailed or kept.
-"""
+"""The report of a run: reads its work directory and writes one self-contained HTML file."""
 
 import dataclasses
 import os
@@ -31,14 +28,14 @@ from pbrl_jax.report.shapes import (
 )
 
 QUICKSTART_RUN = "rl"
-"""Folder of a quickstart's reinforcement learning, which has the curves and the samples."""
+"""Folder of the reinforcement learning stage in a quickstart's work directory."""
 
 
 def write_report(path: str | os.PathLike, data: ReportData) -> epath.Path:
-    """Writes the page, whole or not at all, and returns its path.
+    """Writes the page atomically and returns its path.
 
     Raises:
-      DataError: neither accuracies nor metrics, or an accuracy that is no fraction.
+      DataError: no accuracies, metrics or audit, or a value that cannot be shown.
     """
     if not data.summary.get("languages") and not data.metrics and not data.audit:
         raise DataError(
@@ -47,12 +44,12 @@ def write_report(path: str | os.PathLike, data: ReportData) -> epath.Path:
         )
     _check_summary(data.summary)
     path = epath.Path(path)
-    write_atomic(path, page(data).encode("utf-8", "replace"))  # halves of surrogate pairs cannot be written
+    write_atomic(path, page(data).encode("utf-8", "replace"))  # lone surrogates cannot be encoded
     return path
 
 
 def _check_summary(summary: Mapping[str, Any]) -> None:
-    """Names the first value of a summary that no picture can be made of."""
+    """Raises DataError for the first value of a summary that cannot be shown."""
     for language, record in _entries(summary, "languages"):
         sides = ("before", "after") if not isinstance(record, Mapping) or "before" in record else ("after",)
         for side in sides:
@@ -77,17 +74,16 @@ def _entries(summary: Mapping[str, Any], name: str) -> Iterable[tuple[str, Any]]
 
 
 def report_workdirs(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None) -> epath.Path:
-    """Makes one HTML file of what runs left in their work directories, and returns its path.
+    """Writes the HTML report of one or several work directories, and returns its path.
 
-    The page is of the first run; several are compared with it. What is not there is named on the page.
+    The page shows the first run; others are compared with it. Missing files are listed on the page.
 
     Args:
       workdirs: of `pbrl train`, `pbrl quickstart`, `pbrl audit` or `pbrl eval`.
-      out: the file; default: `report.html` of the first work directory, `comparison.html` where there are several.
+      out: the file; default: in the first work directory `report.html`, or `comparison.html` for several.
 
     Raises:
-      DataError: a folder does not exist or is given twice, holds nothing to report, or a file in it is not what it
-        should be.
+      DataError: a folder that does not exist, is given twice or holds nothing to report, or an invalid file in it.
     """
     roots = distinct_roots(workdirs)
     runs = [read_run(root) for root in roots]
@@ -101,7 +97,7 @@ def report_workdirs(workdirs: Sequence[str | os.PathLike], out: str | os.PathLik
 
 
 def write_picture(path: str | os.PathLike, data: ReportData) -> epath.Path:
-    """The report's main figure as a small PNG, for a README: accuracy per language before and after, with intervals.
+    """Writes accuracy per language before and after, with intervals, as a small PNG.
 
     Raises:
       DataError: there are no accuracies per language.
@@ -120,14 +116,14 @@ def distinct_roots(workdirs: Sequence[str | os.PathLike]) -> list[epath.Path]:
       DataError: one is given twice.
     """
     roots = [work_dir(workdir).root for workdir in workdirs]
-    doubles = sorted({str(root) for root in roots if roots.count(root) > 1})
-    if doubles:
-        raise DataError(f"{', '.join(doubles)} is given twice. Name each work directory once.")
+    repeated = sorted({str(root) for root in roots if roots.count(root) > 1})
+    if repeated:
+        raise DataError(f"{', '.join(repeated)} is given twice. Name each work directory once.")
     return roots
 
 
 def run_labels(roots: Sequence[epath.Path]) -> list[str]:
-    """Short names of work directories: the last folder, with as many above it as tell all apart."""
+    """Short names of work directories: the last folder, with parent folders as far as needed to make names unique."""
     for depth in range(1, max((len(root.parts) for root in roots), default=0) + 1):
         labels = ["/".join(root.parts[-depth:]) for root in roots]
         if len(set(labels)) == len(labels):
@@ -139,10 +135,10 @@ def run_labels(roots: Sequence[epath.Path]) -> list[str]:
 
 
 def read_run(workdir: str | os.PathLike) -> ReportData:
-    """The data of one work directory: of `pbrl train`, `pbrl quickstart`, `pbrl audit` or `pbrl eval`.
+    """The data of the work directory of `pbrl train`, `pbrl quickstart`, `pbrl audit` or `pbrl eval`.
 
     Raises:
-      DataError: the folder does not exist, holds nothing to report, or a file in it is not what it should be.
+      DataError: the folder does not exist or holds nothing to report, or a file in it is invalid.
     """
     paths = work_dir(workdir)
     if not paths.root.is_dir():
@@ -164,8 +160,7 @@ def read_run(workdir: str | os.PathLike) -> ReportData:
     config = read_json_object(paths.config)
     if not config and not result:
         missing.append("config.json (the resolved config)")
-    found = {title: read_object(paths.root / name, AUDIT) for title, name in AUDITS.items()}
-    audit = {title: table for title, table in found.items() if table}
+    audit = {title: table for title, name in AUDITS.items() if (table := read_object(paths.root / name, AUDIT))}
     if not summary and not metrics and not audit:
         raise DataError(f"Nothing to report in {paths.root}: no " + ", no ".join(missing) + ".")
     return ReportData(
@@ -183,13 +178,13 @@ def read_run(workdir: str | os.PathLike) -> ReportData:
 
 
 def run_folder(paths: WorkDir) -> WorkDir:
-    """The folder with curves and samples: the work directory itself, or the run inside a quickstart's."""
+    """The folder with curves and samples: the work directory, or the run inside that of a quickstart."""
     inner = work_dir(paths.root / QUICKSTART_RUN)
     return inner if not paths.metrics.exists() and inner.metrics.exists() else paths
 
 
 def evaluation_summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of an eval.json, with the base as `before` where it was compared with one; {} for no result."""
+    """The summary of an eval.json, with the base of its comparison, if any, as `before`; {} for no result."""
     if not isinstance(result.get("languages"), Mapping):
         return {}
     against = (result.get("against_base") or {}).get("languages") or {}
@@ -209,7 +204,7 @@ def evaluation_summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_evaluations(run: WorkDir, metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of evaluations.jsonl (else those of metrics.jsonl with accuracies), and final.json's behind them."""
+    """The rows of evaluations.jsonl (else rows of metrics.jsonl with accuracies), and the accuracies of final.json."""
     final = read_object(run.final, FINAL)
     rows = read_rows(run.evaluations, STEP) or [row for row in metrics if _has_accuracy(row)]
     if _has_accuracy(final.get("metrics") or {}) and final.get("step") is not None:
@@ -222,9 +217,9 @@ def _has_accuracy(row: Mapping[str, Any]) -> bool:
 
 
 def trained_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Before and after of a training run: its first and its last evaluation; {} where there was none.
+    """The summary of a training run: `before` is its first evaluation, `after` its last one; {} without evaluations.
 
-    With one evaluation alone (that at the end) there is no `before`.
+    With a single evaluation (at the end) there is no `before`.
     """
     if not rows:
         return {}
@@ -242,10 +237,9 @@ def trained_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _contamination(root: epath.Path, result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """contamination.json of a training run, or what an evaluation found."""
-    found = read_object(root / "contamination.json", CONTAMINATION)
-    if found:
-        return found.get("benchmarks") or {}
+    """The records of contamination.json of a training run, else of an evaluation's result."""
+    if record := read_object(root / "contamination.json", CONTAMINATION):
+        return record.get("benchmarks") or {}
     return {str(result.get("benchmark")): result["contamination"]} if result.get("contamination") else {}
 
 
@@ -253,18 +247,18 @@ def read_samples(paths: WorkDir) -> list[dict[str, Any]]:
     """The rows of all sample files, in the order of their steps."""
     if not paths.samples.is_dir():
         return []
-    found = ((re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in paths.samples.iterdir())
-    numbered = sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in paths.samples.iterdir())
+    numbered = sorted((int(match[1]), path) for match, path in matches if match)
     rows = [{"step": step, **row} for step, path in numbered for row in read_json_lines(path)]
     return [checked(row, SAMPLE, f"{paths.samples}, step {row['step']}") for row in rows]
 
 
 def responses(paths: WorkDir, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The responses of an evaluation as samples: right is a reward of 1, and the grades are its parts."""
-    found = paths.root / "responses.jsonl"
-    rows = [row for row in read_json_lines(found) if "completion" in row and "correct" in row]
+    """The responses of an evaluation as samples: the reward is 1 for a correct one, its parts are published grades."""
+    file = paths.root / "responses.jsonl"
+    rows = [row for row in read_json_lines(file) if "completion" in row and "correct" in row]
     for row in rows:
-        checked(row, RESPONSE, str(found))
+        checked(row, RESPONSE, str(file))
     return [
         {
             "step": 0,

@@ -1,8 +1,8 @@
-"""Chunk-aligned reasoning: every sentence of a response is matched with the reference's sentences, and back.
+"""Chunk alignment: the sentences of a response are matched with the sentences of its reference, in both directions.
 
-An encoder that reads 512 tokens sees nothing of a long proof's end; here each sentence has its own vector, so length
-does not blind it. Precision (is each sentence said in the reference?) punishes padding, recall (is each of the
-reference's sentences said?) punishes what was left out; the value is their F1. A sentence said twice counts once.
+An encoder that reads 512 tokens does not see the end of a long proof; here each sentence has its own vector. Precision
+(does the reference contain each sentence of the response?) punishes padding; recall (does the response contain each
+sentence of the reference?) punishes omissions. The value is their F1. A repeated sentence counts once.
 """
 
 import functools
@@ -20,24 +20,24 @@ from pbrl_jax.rewards.similarity import SimilarityConfig, load_baselines, scale_
 from pbrl_jax.weights.encoders import Encoder
 
 LONGEST_CHUNK = 300
-"""Characters, about; a longer sentence is cut at spaces."""
+"""Approximate characters per chunk; a longer sentence is cut at spaces."""
 CHUNK_BUCKETS = (4, 8, 16, 32, 64, 128, 256)
-"""Chunks per text are padded to one of these; later chunks than the last join it."""
+"""Chunks per text are padded to one of these counts; chunks beyond the largest are joined into the last one."""
 _SENTENCE_END = re.compile(r"(?<=[.!?؟])\s+|(?<=[。！？।])\s*|\n+")
-_SAYS_SOMETHING = re.compile(r"\w")
+_WORD_CHARACTER = re.compile(r"\w")
 
 
 def chunks_of(text: str) -> list[str]:
     """Sentences of `text`, long ones cut at spaces into even pieces; pieces without a word or number are dropped."""
-    found = []
+    chunks = []
     for sentence in _SENTENCE_END.split(text):
         words = sentence.split()
         count = -(-len(sentence) // LONGEST_CHUNK)
         edges = [round(len(words) * part / max(count, 1)) for part in range(count + 1)]
-        found += [" ".join(words[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
-    found = [chunk for chunk in found if _SAYS_SOMETHING.search(chunk)]
-    last = CHUNK_BUCKETS[-1]
-    return found if len(found) <= last else [*found[: last - 1], " ".join(found[last - 1 :])]
+        chunks += [" ".join(words[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [chunk for chunk in chunks if _WORD_CHARACTER.search(chunk)]
+    most = CHUNK_BUCKETS[-1]
+    return chunks if len(chunks) <= most else [*chunks[: most - 1], " ".join(chunks[most - 1 :])]
 
 
 def soft_f1(
@@ -52,13 +52,13 @@ def soft_f1(
 ) -> tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
     """(F1, precision, recall) in [0, 1] of soft bidirectional matching.
 
-    precision = sum_c w_c credit_c max_k s_ck / sum_c w_c; recall = sum_k w_k max_c s_ck / sum_k w_k, with s the
-    cosine on the scale of `config.similarity`, cut at 0. 0 where either side has no chunk.
+    precision = sum_c w_c credit_c max_k s_ck / sum_c w_c; recall = sum_k w_k max_c s_ck / sum_k w_k, where s is the
+    cosine on the scale of `config.similarity`, clipped at 0. All three are 0 where either side has no chunk.
 
     Args:
       response_BCE, reference_BKE: unit vectors of the chunks.
-      weight_BC, weight_BK: what each chunk weighs (its length); 0 for padding.
-      credit_BC: 1, or 0 for a chunk that repeats an earlier one.
+      weight_BC, weight_BK: weight of each chunk (its length in characters); 0 for padding.
+      credit_BC: 0 for a chunk that repeats an earlier one, else 1.
       baseline_B: see similarity.scale_similarity.
     """
     cosine_BCK = jnp.einsum("bce,bke->bck", response_BCE, reference_BKE)
@@ -78,18 +78,18 @@ def _mean(value_BN, weight_BN):
 
 @functools.cache
 def compiled_f1(config: SimilarityConfig):
-    """soft_f1 as a compiled program; one per pair of chunk buckets."""
+    """soft_f1, compiled once per pair of chunk buckets."""
     return jax.jit(functools.partial(soft_f1, config=config))
 
 
 def make_alignment(config: SimilarityConfig, encoder: Encoder, languages: Sequence[str] = ()):
-    """The reward `alignment`: of the reasoning parts, or of what `config.parts` names (whole, answer). With several
-    references the first one counts.
+    """The reward `alignment` of the reasoning, or of the part that `config.parts` names (whole, answer). Of several
+    references only the first is used.
 
     Rows without a reference are invalid; an empty response is a valid 0.
 
     Raises:
-      ConfigError: similarity calibrated without a calibration of this encoder and these languages.
+      ConfigError: similarity is calibrated, and there is no calibration of this encoder and these languages.
     """
     baselines = load_baselines(config, languages, encoder.key)
     program = compiled_f1(config)
@@ -106,8 +106,8 @@ def make_alignment(config: SimilarityConfig, encoder: Encoder, languages: Sequen
         response_BCE, weight_BC, credit_BC = _padded(responses, index, vectors_NE)
         reference_BKE, weight_BK, _ = _padded(references, index, vectors_NE)
         f1, precision, recall = program(response_BCE, weight_BC, credit_BC, reference_BKE, weight_BK, baseline_B)
-        known = np.array([bool(chunks) for chunks in references], bool)
-        return Scores(f1, jnp.asarray(known) & jnp.isfinite(f1), {"precision": precision, "recall": recall})
+        has_B = np.array([bool(chunks) for chunks in references], bool)
+        return Scores(f1, jnp.asarray(has_B) & jnp.isfinite(f1), {"precision": precision, "recall": recall})
 
     return score
 
@@ -117,7 +117,7 @@ def _reference_text(prompt: Prompt, part: str) -> str:
 
 
 def _padded(texts: Sequence[Sequence[str]], index: dict[str, int], vectors_NE: np.ndarray):
-    """(vectors [B, C, E], weights [B, C], credit [B, C]) of chunked texts, C a bucket."""
+    """(vectors [B, C, E], weights [B, C], credit [B, C]) of chunked texts, padded to a bucket of C chunks."""
     longest = max((len(chunks) for chunks in texts), default=1)
     size = next(bucket for bucket in CHUNK_BUCKETS if bucket >= longest)
     vectors = np.zeros((len(texts), size, vectors_NE.shape[1]), np.float32)

@@ -1,4 +1,4 @@
-"""The verifiable answer: 1 where the extracted answer equals the gold answer, else 0."""
+"""The verifiable reward: 1 where the extracted answer equals the gold answer, else 0."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,5 +14,5 @@ def score_answers(inputs: RewardInputs) -> Scores:
         float(same_answer(extract_answer(text, prompt.language), prompt.answer))
         for text, prompt in zip(inputs.completions, inputs.prompts, strict=True)
     ]
-    known = np.array([prompt.answer is not None for prompt in inputs.prompts], bool)
-    return Scores(jnp.asarray(value, jnp.float32), jnp.asarray(known), {})
+    valid = np.array([prompt.answer is not None for prompt in inputs.prompts], bool)
+    return Scores(jnp.asarray(value, jnp.float32), jnp.asarray(valid), {})

@@ -1,4 +1,4 @@
-"""Several rewards, their weights and the language gate, as one: RewardInputs -> (Scores, Scores of each, gate)."""
+"""The reward of a run: several reward functions, their weights and the language gate."""
 
 import dataclasses
 import math
@@ -17,13 +17,13 @@ from pbrl_jax.core.records import AnyArray, Prompt, Scores
 from pbrl_jax.models.specs import TextEncoderSpec
 from pbrl_jax.rewards.alignment import make_alignment
 from pbrl_jax.rewards.answer import score_answers
-from pbrl_jax.rewards.attempt import attempted
+from pbrl_jax.rewards.attempt import call_twice
 from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
 from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rewards.intermediate import make_intermediate
-from pbrl_jax.rewards.judge import AskingConfig, JudgeConfig, make_judge
+from pbrl_jax.rewards.judge import EndpointJudgeConfig, JudgeConfig, make_judge
 from pbrl_jax.rewards.language import IDENTIFIED_GATES, Verdict, apply_gate, make_gate
 from pbrl_jax.rewards.likelihood import LikelihoodConfig, check_likelihood, make_likelihood
 from pbrl_jax.rewards.shaping import (
@@ -32,7 +32,6 @@ from pbrl_jax.rewards.shaping import (
     check_overlong,
     make_overlong,
     make_repetition,
-    make_token_overlong,
     make_token_repetition,
 )
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts
@@ -52,26 +51,26 @@ from pbrl_jax.weights.policies import Policy
 
 
 class RewardAssets(NamedTuple):
-    """What rewards may need beyond their inputs."""
+    """Models and settings that rewards may need beyond their inputs."""
 
     encoder: Encoder
     languages: Sequence[str]
     token_table: Mapping[str, np.ndarray] | None
     policy: Policy | None = None
-    """The start policy; rewards read it and never change it."""
+    """The start policy; rewards never change it."""
     form: Mapping[str, Any] = {}
-    """How prompts are put to it: style, thinking and wording (see text.prompts.form_of)."""
+    """The form of its prompts: style, thinking and wording (see text.prompts.form_of)."""
     endpoint: Endpoint | None = None
     folder: str = ""
-    """Where rewards keep what they need not compute twice; "" keeps it in memory."""
+    """Folder for caches of results; "" caches in memory only."""
     pairs: Sequence[tuple[str, str]] = ()
-    """Languages that the gate takes for one (see pbrl_jax.text.alike)."""
+    """Pairs of languages that the gate treats as one (see pbrl_jax.text.alike)."""
 
 
 def run_assets(
     config: Config, encoder: Encoder, token_table: Mapping[str, np.ndarray] | None, policy: Policy | None, folder: str
 ) -> RewardAssets:
-    """What the rewards of a run or an audit with these settings may need; arguments as the fields of RewardAssets."""
+    """The assets of a run or an audit with these settings; arguments as the fields of RewardAssets."""
     return RewardAssets(
         encoder,
         config.data.languages,
@@ -84,27 +83,27 @@ def run_assets(
 
 
 def gated_as_one(config: RewardConfig, prompts: Sequence[Prompt]) -> Related:
-    """The languages of these prompts that the gate cannot tell apart; none where it identifies no languages."""
+    """The languages of these prompts that the gate cannot tell apart; none if the gate does not identify languages."""
     questions = prompts if config.language_gate in IDENTIFIED_GATES else ()
     return related_languages(((p.language, p.question) for p in questions), config.gate_share)
 
 
 @dataclasses.dataclass(frozen=True)
 class HybridConfig(PartsConfig):
-    """What `hybrid` reads; its two functions read theirs."""
+    """Settings of `hybrid`; its two functions have their own."""
 
     hybrid_answer: str = identity("answer")
-    """Reward `hybrid`: what scores the answer part."""
+    """Reward `hybrid`: the reward of the answer part."""
     hybrid_reasoning: str = identity("alignment")
-    """Reward `hybrid`: what scores the reasoning part."""
+    """Reward `hybrid`: the reward of the reasoning part."""
 
 
 class Reward(NamedTuple):
-    """How a reward is made, the class of settings it reads, and what refuses settings that do not go together
-    (`check(config)` raises ConfigError).
+    """One entry of the table of rewards.
 
-    `of_text(config, assets)` scores decoded responses on the host; `of_tokens(config, encoder_spec)`, where a reward
-    can be computed from tokens, is its traceable twin for the fused step.
+    `of_text(config, assets)` makes the function that scores decoded responses on the host; `of_tokens(config,
+    encoder_spec)` makes its traceable twin for the fused step, if the reward can be computed from tokens. `settings` is
+    the class of its settings; `check(config)` raises ConfigError for settings that do not fit together.
     """
 
     of_text: Callable[[Any, RewardAssets], Callable[[RewardInputs], Scores]]
@@ -112,10 +111,10 @@ class Reward(NamedTuple):
     check: Callable[[Any], None] | None = None
     of_tokens: Callable[[Any, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
     signed: bool = True
-    """Whether values below 0 tell responses apart, as penalties and likelihoods do; a cosine below 0 says nothing."""
+    """Whether values below 0 are meaningful, as of penalties and likelihoods; a cosine below 0 is not."""
 
 
-#: Another reward is another line.
+#: Name -> reward. To add a reward, add a line.
 REWARDS: dict[str, Reward] = {
     "cosine": Reward(
         lambda config, assets: make_cosine(config, assets.encoder, assets.languages),
@@ -128,24 +127,20 @@ REWARDS: dict[str, Reward] = {
     "comet": Reward(make_comet, CometConfig, check_comet, signed=False),
     "implicit": Reward(make_implicit, ImplicitConfig),
     "judge": Reward(make_judge, JudgeConfig, signed=False),
-    "intermediate": Reward(make_intermediate, AskingConfig, signed=False),
+    "intermediate": Reward(make_intermediate, EndpointJudgeConfig, signed=False),
     "likelihood": Reward(make_likelihood, LikelihoodConfig, check_likelihood, signed=False),
     "alignment": Reward(
         lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig, signed=False
     ),
-    "repetition": Reward(
-        lambda config, assets: make_repetition(config), RepetitionConfig, of_tokens=make_token_repetition
-    ),
-    "overlong": Reward(
-        lambda config, assets: make_overlong(config), OverlongConfig, check_overlong, make_token_overlong
-    ),
+    "repetition": Reward(make_repetition, RepetitionConfig, of_tokens=make_token_repetition),
+    "overlong": Reward(make_overlong, OverlongConfig, check_overlong, make_overlong),
     "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), HybridConfig),
 }
 
 
 class Combined(NamedTuple):
-    """The reward of a batch: the total, each function's own scores, who passed the language gate, and what rewards made
-    of the responses in English (strings [B]; None where no reward translates)."""
+    """The reward of a batch: the total, the scores of each function, which rows passed the language gate, and the
+    English translations of the responses (strings [B]; None if no reward translates)."""
 
     total: Scores
     each: dict[str, Scores]
@@ -159,7 +154,7 @@ class Combined(NamedTuple):
 
     @property
     def valid_B(self):
-        """Which rows could be scored, [B]."""
+        """Rows that have a score, [B]."""
         return self.total.valid_B
 
 
@@ -168,12 +163,13 @@ def combine(
 ) -> Combined:
     """The weighted and gated sum of the functions' scores; traceable.
 
-    A function that does not apply to a row is left out of the row's sum. A row is valid when some function with a
-    weight scored it and none failed. See `gated` for responses in the wrong language and empty ones.
+    A function that does not apply to a row is left out of the row's sum. A row is valid if at least one function with
+    a weight scored it and none failed. See `gated` for empty responses and those in the wrong language.
 
     Args:
-      group: rows that are compared with each other, next to each other; sums over different functions cannot be, so
-        that only the rows stay valid to which the same functions apply as to most of their group (`alike_in_group`).
+      group: number of consecutive rows that are compared with each other. Sums over different functions are not
+        comparable, so only rows to which the same functions apply as to most of their group stay valid
+        (`alike_in_group`).
     """
     value_B, valid_B = jnp.zeros(empty_B.shape), jnp.ones(empty_B.shape, bool)
     scored, weights = [], dict(zip(each, weights_at(config, step), strict=True))
@@ -188,10 +184,11 @@ def combine(
 
 
 def gated(config: RewardConfig, value_B, verdict: Verdict, empty_B, step: int, signed: bool):
-    """Values behind the language gate; traceable. No response in the right language gets less than one in another
-    language or an empty one: `rejected_value` is a floor, and 0 is where it is lower and no function is `signed`.
+    """Values after the language gate; traceable.
 
-    The gates `off` and `penalty` have no floor. An empty response gets 0, or the floor where that is lower.
+    No response in the right language gets less than an empty one or one in another language: the floor of its value is
+    `rejected_value`, or 0 if that is higher and no function is `signed`. The gates `off` and `penalty` have no floor.
+    An empty response gets the lower of 0 and the floor.
     """
     floor = config.rejected_value if signed else max(config.rejected_value, 0.0)
     if config.language_gate in ("off", "penalty"):
@@ -202,21 +199,22 @@ def gated(config: RewardConfig, value_B, verdict: Verdict, empty_B, step: int, s
 
 
 def above_floor(value_B, floor: float):
-    """`value_B` where it is at least half a negative `floor`; lower values keep their order between that and the
-    floor. A floor of 0 or more cuts."""
+    """Values with a lower bound: a `floor` of 0 or more clips. With a negative floor, values below half of it are
+    squeezed monotonically into the range between the floor and half of it."""
     room = max(-floor, 0.0) / 2
     below_B = jnp.maximum(floor + room - value_B, 0.0)
     return jnp.where(below_B > 0, floor + room * room / jnp.maximum(room + below_B, 1e-9), value_B)
 
 
 def is_signed(name: str, weight: float) -> bool:
-    """Whether a function with this weight penalises; a function of the user's own may."""
+    """Whether a function with this weight can give meaningful negative values; a user's function is assumed to."""
     return weight < 0 or (weight > 0 and (name not in REWARDS or REWARDS[name].signed))
 
 
 def alike_in_group(scored_BF, valid_B, group: int):
-    """`valid_B` for the rows that the same functions scored as most valid rows of their group (of equally many, as the
-    first); rows that no function scored are not valid. `scored_BF`: which of F functions scored a row."""
+    """`valid_B`, restricted to rows that were scored by the most frequent set of functions of their group (of equally
+    frequent sets, the first). Rows that no function scored are not valid. `scored_BF`: which of F functions scored a
+    row."""
     scored_PGF = scored_BF.reshape(-1, group, scored_BF.shape[1])
     valid_PG = valid_B.reshape(-1, group) & scored_PGF.any(axis=2)
     same_PGG = (scored_PGF[:, :, None] == scored_PGF[:, None]).all(axis=-1) & valid_PG[:, None]
@@ -226,7 +224,7 @@ def alike_in_group(scored_BF, valid_B, group: int):
 
 
 def make_reward(config: RewardConfig, assets: RewardAssets, group: int = 1) -> Callable[[RewardInputs], Combined]:
-    """All functions of `config` on decoded responses; `group`: see `combine`.
+    """The combined reward of decoded responses; `group`: see `combine`.
 
     Raises:
       ConfigError: an unknown function, or weights that do not match the functions.
@@ -241,14 +239,14 @@ def make_reward(config: RewardConfig, assets: RewardAssets, group: int = 1) -> C
         inputs = inputs._replace(right_B=verdict.right_B, translations=translations)
         each = {name: function(inputs) for name, function in functions.items()}
         empty_B = jnp.asarray([not text.strip() for text in inputs.completions])
-        found = combine(config, each, verdict, empty_B, inputs.step, group)
-        return found._replace(translation_B=_whole_translations(translations))
+        combined = combine(config, each, verdict, empty_B, inputs.step, group)
+        return combined._replace(translation_B=_whole_translations(translations))
 
     return score
 
 
 def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Combined]:
-    """All functions of `config` on sampled tokens, on the device; traceable. Each must have `of_tokens`."""
+    """The combined reward of sampled tokens, on the device; traceable. Every function must have `of_tokens`."""
     functions = {name: make(config, spec) for name in config.functions if (make := REWARDS[name].of_tokens)}
 
     def score(inputs: TokenInputs) -> Combined:
@@ -259,7 +257,7 @@ def make_token_reward(config: RewardConfig, spec: TextEncoderSpec) -> Callable[[
 
 
 def _whole_translations(parts: Mapping[str, Sequence[str]]) -> np.ndarray | None:
-    """One text per row of what was translated: the whole response, else its reasoning and answer."""
+    """The translation of each response: of the whole, or of its reasoning and answer joined."""
     if not parts:
         return None
     names = ("whole",) if "whole" in parts else ("reasoning", "answer")
@@ -268,7 +266,7 @@ def _whole_translations(parts: Mapping[str, Sequence[str]]) -> np.ndarray | None
 
 
 def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
-    """The weights of the functions at a step: reward_weights, or on their way to final_weights (the curriculum)."""
+    """The functions' weights at a step: reward_weights, or with a curriculum their interpolation to final_weights."""
     if not config.final_weights:
         return config.reward_weights
     share = min(max((step - config.curriculum_start) / config.curriculum_steps, 0.0), 1.0)
@@ -279,41 +277,42 @@ def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
 
 
 def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
-    """One reward by its name or import path. What it returns is checked at every call; a call that raises is made once
-    more and then makes its rows invalid, and the guard stops a run in which that goes on.
+    """One reward by its name or import path. Every result is checked. A call that raises is repeated once; if that
+    raises too, its rows are invalid, and the guard stops a run in which that continues.
 
     Raises:
-      RewardError: (when called) another number of scores than rows.
+      RewardError: (when called) the number of scores is not the number of rows.
     """
     function = make_user_reward(name, config.timeout) if ":" in name else REWARDS[name].of_text(config, assets)
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
-        # An answer to the user's input, or a device without memory: the next call would end like this one.
-        found = attempted(name, lambda: function(inputs), count, (PbrlError, jax.errors.JaxRuntimeError))
-        if found is None:
+        # Errors in the user's input and a full device memory would occur again in a second call.
+        scores = call_twice(name, lambda: function(inputs), count, (PbrlError, jax.errors.JaxRuntimeError))
+        if scores is None:
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {}, jnp.ones(count, bool))
-        if found.value_B.shape != (count,) or found.valid_B.shape != (count,):
+        if scores.value_B.shape != (count,) or scores.valid_B.shape != (count,):
             raise RewardError(
-                f"Reward {name} returned scores of shapes {found.value_B.shape} and {found.valid_B.shape} for {count} "
-                "completions. A reward returns one value and one validity per completion."
+                f"Reward {name} returned scores of shapes {scores.value_B.shape} and {scores.valid_B.shape} for {count}"
+                " completions. A reward returns one value and one validity per completion."
             )
-        finite = jnp.isfinite(found.value_B)
-        applies_B = jnp.ones(count, bool) if found.applies_B is None else found.applies_B
-        return Scores(jnp.where(finite, found.value_B, 0.0), found.valid_B & finite, found.parts, applies_B)
+        finite = jnp.isfinite(scores.value_B)
+        applies_B = jnp.ones(count, bool) if scores.applies_B is None else scores.applies_B
+        return Scores(jnp.where(finite, scores.value_B, 0.0), scores.valid_B & finite, scores.parts, applies_B)
 
     return score
 
 
 def make_hybrid(config: HybridConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
-    """The paper's recipe with parts named by config: alpha * answer part + (1 - alpha) * reasoning part, or another
-    form (similarity.combine_parts). With `config.parts` split each function sees its own part only. A row is valid
-    where both parts are; it has no hybrid where one part does not apply."""
-    own = {part: dataclasses.replace(config, parts=part) for part in ("answer", "reasoning")}
-    if config.parts != "split":
-        own = dict.fromkeys(own, config)
-    answer = make_function(config.hybrid_answer, own["answer"], assets)
-    reasoning = make_function(config.hybrid_reasoning, own["reasoning"], assets)
+    """The reward `hybrid`: two rewards, of the answer and of the reasoning, combined by similarity.combine_parts. With
+    `config.parts` split each function sees only its part. A row is valid where both parts are valid; the reward does
+    not apply where one of them does not."""
+    split = config.parts == "split"
+    answer_config, reasoning_config = (
+        dataclasses.replace(config, parts=part) if split else config for part in ("answer", "reasoning")
+    )
+    answer = make_function(config.hybrid_answer, answer_config, assets)
+    reasoning = make_function(config.hybrid_reasoning, reasoning_config, assets)
 
     def score(inputs: RewardInputs) -> Scores:
         a, r = answer(inputs), reasoning(inputs)
@@ -325,7 +324,7 @@ def make_hybrid(config: HybridConfig, assets: RewardAssets) -> Callable[[RewardI
 
 
 def reward_names(config: RewardConfig) -> tuple[str, ...]:
-    """The functions that are computed, the parts of `hybrid` among them."""
+    """All functions that are computed, including the two of `hybrid`."""
     if "hybrid" not in config.functions:
         return config.functions
     hybrid = settings_of(config, HybridConfig)
@@ -333,13 +332,13 @@ def reward_names(config: RewardConfig) -> tuple[str, ...]:
 
 
 def policy_users(config: RewardConfig) -> list[str]:
-    """What asks the start policy: the reward `implicit`, the `translator` of a reward, both or neither."""
+    """Which of "implicit" (the reward) and "translator" (of a reward) use the start policy."""
     translates = settings_of(config, TranslatorConfig).translator == "policy"
     return ["implicit"] * ("implicit" in reward_names(config)) + ["translator"] * translates
 
 
 def check_reward(config: RewardConfig) -> None:
-    """Refuse names, weights and settings that cannot work (ConfigError)."""
+    """Raise ConfigError for unknown names, and for weights and settings that cannot work."""
     check_section("reward", config)
     names = reward_names(config)
     if "hybrid" in names[len(config.functions) :]:
@@ -347,7 +346,7 @@ def check_reward(config: RewardConfig) -> None:
     for name in names:
         if ":" not in name and name not in REWARDS:
             raise ConfigError(
-                f"Unknown reward {name!r}. {did_you_mean(name, REWARDS)} A function of your own is "
+                f"Unknown reward {name!r}. {did_you_mean(name, REWARDS)} Name a function of your own as "
                 "package.module:function."
             )
     for reward in (REWARDS[name] for name in names if name in REWARDS):

@@ -1,7 +1,7 @@
 """Semantic similarity to the English reference: cosine of sentence vectors, in one compiled program.
 
-The paper's embedding reward, R = cos(f(response), f(reference)) [paper, reward families], on the whole response or on
-reasoning and answer apart. The pivot's vectors are cached; only responses are encoded.
+The paper's embedding reward, R = cos(f(response), f(reference)) [paper, reward families], of the whole response or of
+reasoning and answer separately. The pivot's vectors are cached; only responses are encoded.
 """
 
 import functools
@@ -32,7 +32,7 @@ from pbrl_jax.weights.encoders import Encoder
 
 @dataclass(frozen=True)
 class CosineConfig(SimilarityConfig, PartsConfig):
-    """What `cosine` reads."""
+    """Settings of `cosine`."""
 
 
 def cosine_reward(
@@ -47,9 +47,9 @@ def cosine_reward(
 
     Args:
       encoder_params: the encoder's parameters.
-      tokens_BS: right-padded texts in the encoder's tokens; mask_BS marks the real ones.
+      tokens_BS: right-padded texts in the encoder's tokens; mask_BS is true for tokens that are not padding.
       pivot_BE: unit vectors of the references.
-      spec: static.
+      spec: the encoder's shape; static.
     """
     vector_BE = encode(encoder_params, tokens_BS, mask_BS, spec=spec)
     return jnp.where(mask_BS.any(axis=1), jnp.sum(vector_BE * pivot_BE, axis=-1), 0.0)
@@ -65,15 +65,15 @@ def hybrid_scores(
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
-    """The similarity of B responses, and its parts, on the scale of `config.similarity`.
+    """(similarity of B responses, its named parts), on the scale of `config.similarity`.
 
-    With `config.parts` split, `parts` and `pivots` are those of reasoning and answer and the value is that of
-    similarity.combine_parts; an absent part scores 0. With another setting there is one of each.
+    With `config.parts` split, `parts` and `pivots` hold reasoning and answer, and similarity.combine_parts gives the
+    value; an absent part scores 0. Otherwise each holds one part.
 
     Args:
-      parts: (tokens [B, S], mask [B, S]) of each part, all of one S.
+      parts: (tokens [B, S], mask [B, S]) of each part, with the same S.
       pivots: unit vectors of each part's reference, [B, E], or of K references, [B, K, E].
-      has_BK: with K references, which of them exist; `config.references` says what becomes of their similarities.
+      has_BK: with K references, which of them exist; `config.references` reduces their similarities.
       baseline_B: with similarity calibrated, the mean cosine of mismatched pairs of each row's language.
     """
     tokens = jnp.concatenate([part[0] for part in parts])
@@ -95,10 +95,11 @@ def vector_scores(
     has_BK: Bool[Array, "B K"] | None = None,
     baseline_B: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
-    """hybrid_scores of parts that are encoded already.
+    """hybrid_scores of encoded parts.
 
     Args:
-      vectors: unit vectors [parts * B, E], part by part; `present` [parts * B] is false for an empty text.
+      vectors: unit vectors [parts * B, E], one part after the other.
+      present: [parts * B]; false for an empty text.
     """
     pivot = jnp.concatenate(pivots)
     if has_BK is None:
@@ -120,7 +121,7 @@ def scaled_scores(cosine, present, *, config: CosineConfig, baseline_B=None):
 
 
 def make_token_cosine(config: CosineConfig, spec: TextEncoderSpec) -> Callable[[TokenInputs], Scores]:
-    """The reward on the device: sampled tokens go straight into the encoder; traceable."""
+    """The reward on the device: the encoder reads the sampled tokens; traceable."""
 
     def score(inputs: TokenInputs) -> Scores:
         parts, pivots = token_parts(inputs, config.parts), inputs.pivots
@@ -136,8 +137,8 @@ def make_token_cosine(config: CosineConfig, spec: TextEncoderSpec) -> Callable[[
 
 
 def _encoded_together(inputs: TokenInputs, parts, spec: EncoderSpec):
-    """(vectors [2 B, E], which parts are not empty [2 B]): reasoning and answer stay in one row as they were sampled,
-    so that both are encoded in R slots and not in R each."""
+    """(vectors [2 B, E], which parts are not empty [2 B]). Reasoning and answer stay in one row as they were sampled,
+    so that one row of R tokens is encoded instead of two."""
     lengths = [mask.sum(axis=1, keepdims=True) for _, mask in parts]
     slot_1R = jnp.arange(inputs.tokens_BR.shape[1])[None]
     segment_BR = (slot_1R >= lengths[0]).astype(jnp.int32)
@@ -147,23 +148,23 @@ def _encoded_together(inputs: TokenInputs, parts, spec: EncoderSpec):
 
 @functools.cache
 def compiled_hybrid(spec: TextEncoderSpec, config: CosineConfig):
-    """hybrid_scores as a compiled program of a spec and a config."""
+    """hybrid_scores, compiled once per spec and config."""
     return jax.jit(functools.partial(hybrid_scores, spec=spec, config=config))
 
 
 @functools.cache
 def compiled_vector_scores(config: CosineConfig):
-    """vector_scores as a compiled program of a config."""
+    """vector_scores, compiled once per config."""
     return jax.jit(functools.partial(vector_scores, config=config))
 
 
 def make_cosine(config: CosineConfig, encoder: Encoder, languages: Sequence[str] = ()):
-    """The reward on the host path: texts in, Scores out. Compiled once per length bucket.
+    """The reward `cosine` of decoded texts. Compiled once per length bucket.
 
-    Texts longer than the encoder reads are embedded in chunks, as the references are (`encoder_cut` marks them).
+    Texts longer than the encoder's maximum are embedded in chunks, as references are (`encoder_cut` marks them).
 
     Raises:
-      ConfigError: similarity calibrated without a calibration of this encoder and these languages.
+      ConfigError: similarity is calibrated, and there is no calibration of this encoder and these languages.
     """
     program, of_vectors = compiled_hybrid(encoder.spec, config), compiled_vector_scores(config)
     baselines = load_baselines(config, languages, encoder.key)
@@ -172,21 +173,21 @@ def make_cosine(config: CosineConfig, encoder: Encoder, languages: Sequence[str]
         parts = list(response_texts(inputs, config.parts).values())
         texts = [text for part in parts for text in part]
         tokens, mask, cut = encoder.tokenize(texts)
-        # A prefix alone is not a text.
+        # The mask of an empty text may hold the encoder's prefix.
         present = mask.any(axis=1) & np.array([bool(text.strip()) for text in texts])
         has = jnp.asarray(inputs.pivots.has_B)
-        more: dict[str, Any] = {"has_BK": has} if has.ndim == 2 else {}
+        options: dict[str, Any] = {"has_BK": has} if has.ndim == 2 else {}
         if baselines is not None:
-            more["baseline_B"] = jnp.asarray([baselines[prompt.language] for prompt in inputs.prompts], jnp.float32)
+            options["baseline_B"] = jnp.asarray([baselines[prompt.language] for prompt in inputs.prompts], jnp.float32)
         pivots = tuple(jnp.asarray(pivot) for pivot in part_vectors(inputs.pivots, config.parts))
         if cut.any():
-            value, named = of_vectors(jnp.asarray(encoder.embed(texts)), jnp.asarray(present), pivots, **more)
+            value, named = of_vectors(jnp.asarray(encoder.embed(texts)), jnp.asarray(present), pivots, **options)
         else:
-            halves = zip(np.split(tokens, len(parts)), np.split(mask & present[:, None], len(parts)), strict=True)
-            encoded = tuple((jnp.asarray(t), jnp.asarray(m)) for t, m in halves)
-            value, named = program(encoder.params, encoded, pivots, **more)
+            pairs = zip(np.split(tokens, len(parts)), np.split(mask & present[:, None], len(parts)), strict=True)
+            encoded = tuple((jnp.asarray(t), jnp.asarray(m)) for t, m in pairs)
+            value, named = program(encoder.params, encoded, pivots, **options)
         named = named | {"encoder_cut": jnp.asarray(cut.reshape(len(parts), -1).any(axis=0), jnp.float32)}
-        known = has.any(axis=1) if has.ndim == 2 else has
-        return Scores(value, known & jnp.isfinite(value), named)
+        has_B = has.any(axis=1) if has.ndim == 2 else has
+        return Scores(value, has_B & jnp.isfinite(value), named)
 
     return score

@@ -1,10 +1,11 @@
-"""The implicit cross-lingual reward: what a language model's own likelihoods, behind the English question, say of a
-response. No encoder, no translator.
+"""The implicit cross-lingual reward: differences of log-likelihoods of language models, given the English question. It
+needs no encoder and no translator.
 
-Two forms. `reference`: by how much the response makes the English reference likelier to the start policy,
-(log p(e | q, r) - log p(e | q)) / |e| [our reading of a likelihood reward, cf. MAPO]. `response`: by how much a policy
-with a taste finds the response likelier than the start policy does, (log p'(r | q) - log p(r | q)) / |r|, with the
-English question q before a response r in any language [arXiv 2503.04647, per token, which is its length control].
+Two forms, for the English question q, the English reference e and a response r in any language. `reference`: by how
+much the response raises the reference's likelihood under the start policy, (log p(e | q, r) - log p(e | q)) / |e|
+[our reading of a likelihood reward, cf. MAPO]. `response`: by how much likelier the response is under a
+preference-tuned policy p' than under the start policy, (log p'(r | q) - log p(r | q)) / |r| [arXiv 2503.04647; the mean
+per token is its length control].
 """
 
 import functools
@@ -27,83 +28,81 @@ from pbrl_jax.weights.policies import Policy, load_policy
 
 @dataclass(frozen=True)
 class ImplicitConfig(RewardConfig):
-    """What `implicit` reads."""
+    """Settings of `implicit`."""
 
     implicit_form: Literal["reference", "response"] = identity("reference")
-    """Reward `implicit`, log-likelihoods per token behind the English question: reference (by how much the response
-    makes the reference likelier, to the start policy) or response (by how much `implicit_policy` finds the response
-    likelier than the start policy does)."""  # ASSUMED
+    """Reward `implicit`, a gain in log-likelihood per token, given the English question: reference (of the reference
+    under the start policy, with the response before it) or response (of the response under `implicit_policy`, over the
+    start policy)."""  # ASSUMED
     implicit_policy: str = identity("", only_with=("implicit_form", "response"))
-    """Reward `implicit` of form response: folder of the policy whose preference in English is asked for."""
+    """Reward `implicit` of form response: folder of the preference-tuned policy."""
 
 
 def make_implicit(config: ImplicitConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
-    """The reward `implicit`, in nats per token. Rows without a reference (form reference) are invalid; an empty
-    response is a valid 0.
+    """The reward `implicit`, in nats per token. An empty response is a valid 0; with form reference, a row without a
+    reference is invalid.
 
     Raises:
-      ConfigError: no policy here, or form response without `implicit_policy`, or one with another tokenizer.
+      ConfigError: no start policy; form response without `implicit_policy`, or with one of another tokenizer.
     """
     if assets.policy is None:
         raise ConfigError("Reward implicit needs the run's policy; it cannot be audited without one.")
     if config.implicit_form == "reference":
-        return _of_reference(assets.policy, _asking(assets))
+        return _of_reference(assets.policy, _prompt_format(assets))
     if not config.implicit_policy:
         raise ConfigError("reward.implicit_form is response, but reward.implicit_policy is empty. Name its folder.")
-    judge = loaded(config.implicit_policy)
-    if judge.tokenizer.fingerprint != assets.policy.tokenizer.fingerprint:
+    tuned = loaded_policy(config.implicit_policy)
+    if tuned.tokenizer.fingerprint != assets.policy.tokenizer.fingerprint:
         raise ConfigError(
             f"reward.implicit_policy {config.implicit_policy!r} has another tokenizer than the policy. Use one that "
             "was trained from the same start policy."
         )
-    return _of_response(judge, assets.policy, _asking(assets))
+    return _of_response(tuned, assets.policy, _prompt_format(assets))
 
 
 @functools.lru_cache(maxsize=1)
-def loaded(source: str) -> Policy:
+def loaded_policy(source: str) -> Policy:
     """load_policy, once per process and source."""
     return load_policy(source, param_dtype="stored")
 
 
-def _asking(assets: Any) -> Callable[[Sequence[str]], list[list[int]]]:
-    """English questions -> prompts of the start policy, in the form that the run puts them."""
+def _prompt_format(assets: Any) -> Callable[[Sequence[str]], list[list[int]]]:
+    """A function from English questions to prompts in the form of the run's prompts."""
     tokenizer, form = assets.policy.tokenizer, assets.form
     return lambda questions: (
         format_prompts(questions, ["en"] * len(questions), tokenizer=tokenizer, **form) if questions else []
     )
 
 
-def _of_reference(policy: Policy, asked: Callable[[Sequence[str]], list[list[int]]]):
-    known: dict[tuple[str, str], float] = {}
+def _of_reference(policy: Policy, format_questions: Callable[[Sequence[str]], list[list[int]]]):
+    baselines: dict[tuple[str, str], float] = {}
 
     def score(inputs: RewardInputs) -> Scores:
         texts = {row: prompt.reference.text for row, prompt in enumerate(inputs.prompts) if prompt.reference}
         full = [row for row in texts if inputs.completions[row].strip()]
-        questions = asked([inputs.prompts[row].question_en for row in full])
+        questions = format_questions([inputs.prompts[row].question_en for row in full])
         responses = _encoded(policy, [inputs.completions[row].strip() + "\n" for row in full])
         references = _encoded(policy, [texts[row] for row in full])
-        # What the reference costs without any response: once per problem, whatever the group's size.
+        # The reference's likelihood without a response is computed once per problem, not once per sample.
         keys = [(inputs.prompts[row].question_en, texts[row]) for row in full]
-        new = {key: place for place, key in enumerate(keys) if key not in known}
+        new = {key: place for place, key in enumerate(keys) if key not in baselines}
         alone = mean_logprobs(policy, [questions[p] for p in new.values()], [references[p] for p in new.values()])
-        known.update(zip(new, alone.tolist(), strict=True))
-        behind = mean_logprobs(policy, [q + r for q, r in zip(questions, responses, strict=True)], references)
+        baselines.update(zip(new, alone.tolist(), strict=True))
+        given = mean_logprobs(policy, [q + r for q, r in zip(questions, responses, strict=True)], references)
         value = np.zeros(len(inputs.completions), np.float32)
-        value[full] = behind - np.array([known[key] for key in keys], np.float32)
-        valid = np.zeros(len(value), bool)
-        valid[list(texts)] = True
-        return Scores(jnp.asarray(value), jnp.asarray(valid & np.isfinite(value)), {})
+        value[full] = given - np.array([baselines[key] for key in keys], np.float32)
+        return Scores(jnp.asarray(value), jnp.asarray(inputs.has_reference_B & np.isfinite(value)), {})
 
     return score
 
 
-def _of_response(judge: Policy, base: Policy, asked: Callable[[Sequence[str]], list[list[int]]]):
+def _of_response(tuned: Policy, base: Policy, format_questions: Callable[[Sequence[str]], list[list[int]]]):
     def score(inputs: RewardInputs) -> Scores:
         full = [row for row, text in enumerate(inputs.completions) if text.strip()]
-        questions = asked([inputs.prompts[row].question_en for row in full])
+        questions = format_questions([inputs.prompts[row].question_en for row in full])
         responses = [inputs.tokens_BR[row, : inputs.lengths_B[row]].tolist() for row in full]
         value = np.zeros(len(inputs.completions), np.float32)
-        value[full] = mean_logprobs(judge, questions, responses) - mean_logprobs(base, questions, responses)
+        value[full] = mean_logprobs(tuned, questions, responses) - mean_logprobs(base, questions, responses)
         return Scores(jnp.asarray(value), jnp.asarray(np.isfinite(value)), {})
 
     return score
@@ -114,6 +113,6 @@ def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:
 
 
 def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """Mean log-prob per token of each text behind its context, in nats, [N]; 0 for a text without tokens."""
-    found = Engine.of(policy).score(contexts, texts)
-    return np.array([likelihood.logp / max(likelihood.tokens, 1) for likelihood in found], np.float32)
+    """Mean log-prob per token of each text given its context, in nats, [N]; 0 for a text without tokens."""
+    likelihoods = Engine.of(policy).score(contexts, texts)
+    return np.array([likelihood.logp / max(likelihood.tokens, 1) for likelihood in likelihoods], np.float32)

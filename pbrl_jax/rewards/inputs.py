@@ -1,4 +1,4 @@
-"""What every reward receives, the record that all of them read pivots from, and the parts of texts they look at."""
+"""Inputs of rewards on the host, the vectors of references, and the parts of texts that rewards score."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from pbrl_jax.text.normalise import fold_letters
 class PivotVectors(NamedTuple):
     """Unit vectors of the references of B rows, [B, E] each: the whole text and its two parts.
 
-    `has_B` is false where a row has no reference; its vectors are zeros and its score is invalid. Where rows have up
-    to K references the vectors are [B, K, E] and `has_B` is [B, K].
+    `has_B` is false for a row without a reference; its vectors are zeros and its score is invalid. With up to K
+    references per row the vectors are [B, K, E] and `has_B` is [B, K].
     """
 
     whole_BE: np.ndarray
@@ -23,7 +23,7 @@ class PivotVectors(NamedTuple):
     has_B: np.ndarray
 
     def rows(self, index: np.ndarray) -> "PivotVectors":
-        """The vectors of chosen rows."""
+        """The vectors of the rows of `index`."""
         return PivotVectors(*(field[index] for field in self))
 
 
@@ -31,8 +31,8 @@ class RewardInputs(NamedTuple):
     """B rows on the host: the prompt of each row, its completion as text and as tokens, and its pivot's vectors.
 
     `right_B` marks rows that passed the language gate; None: no gate was applied, and all rows count as right.
-    `translations` is filled by rewards that translate (part -> B texts, "" where nothing was translated), for the
-    samples; None: they are not needed.
+    Rewards that translate add their translations to `translations` (part -> B texts, "" where nothing was translated)
+    for the samples; None: they are not needed.
     """
 
     prompts: Sequence[Prompt]
@@ -44,14 +44,19 @@ class RewardInputs(NamedTuple):
     right_B: AnyArray | None = None
     translations: dict[str, list[str]] | None = None
 
+    @property
+    def has_reference_B(self) -> np.ndarray:
+        """Rows with a reference, [B]."""
+        return np.array([prompt.reference is not None for prompt in self.prompts], bool)
+
 
 def part_names(parts: str) -> tuple[str, ...]:
-    """The parts that `reward.parts` names."""
+    """The parts of a setting of `reward.parts`."""
     return ("reasoning", "answer") if parts == "split" else (parts,)
 
 
 def response_texts(inputs: RewardInputs, parts: str) -> dict[str, list[str]]:
-    """Part -> its text in each of the B responses; "" where it is absent; letters folded as the gate reads them."""
+    """Part -> its text in each of the B responses, "" where it is absent; letters are folded as for the gate."""
     if parts == "whole":
         return {"whole": [fold_letters(text) for text in inputs.completions]}
     rows = zip(inputs.completions, inputs.prompts, strict=True)
@@ -60,8 +65,17 @@ def response_texts(inputs: RewardInputs, parts: str) -> dict[str, list[str]]:
     return {name: columns[name] for name in part_names(parts)}
 
 
+def right_texts(inputs: RewardInputs, parts: str) -> dict[str, list[str]]:
+    """response_texts, with "" for responses that did not pass the language gate."""
+    texts = response_texts(inputs, parts)
+    if inputs.right_B is None:
+        return texts
+    right = np.asarray(inputs.right_B, bool)
+    return {name: [t if r else "" for t, r in zip(column, right, strict=True)] for name, column in texts.items()}
+
+
 def reference_text(reference: Reference, part: str) -> str:
-    """One part of a reference, or the whole of it."""
+    """One part of a reference, or its whole text."""
     return reference.text if part == "whole" else getattr(reference, part)
 
 

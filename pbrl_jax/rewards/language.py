@@ -1,7 +1,7 @@
-"""The language gate: is a response in the language of its prompt, and what becomes of its value if not?
+"""The language gate: whether a response is in the language of its prompt, and its value if it is not.
 
-Without it an English reply beats every faithful reply, because it stands nearest to the English reference. Reasoning
-and answer are judged apart, so that neither can hide behind the other's length.
+Without the gate an English response would score highest, as it is most similar to the English reference. Reasoning and
+answer are judged separately, so that a short part in another language is not outweighed by the longer one.
 """
 
 import math
@@ -24,8 +24,8 @@ IDENTIFIED_GATES = ("hard", "penalty", "soft", "scheduled")
 
 
 class Verdict(NamedTuple):
-    """Of B responses: `share_B`, the share in [0, 1] of the worst part that is in the prompt's language (1 where it
-    is too short to tell), and `right_B`, whether that is enough."""
+    """Of B responses: `share_B`, the share in [0, 1] of the worst part that is in the prompt's language (1 if it is too
+    short to identify), and `right_B`, whether the response passes."""
 
     share_B: AnyArray
     right_B: AnyArray
@@ -34,15 +34,15 @@ class Verdict(NamedTuple):
 def response_share(text: str, language: str, languages: Alternatives) -> float:
     """Share in [0, 1] of the worst part of a response that is in `language`.
 
-    Parts are the reasoning and the answer; a part whose last sentence is in another language has share 0, and a part
-    too short to identify is left out, unless it is in another script or holds words of English. Where both are too
-    short the whole text is judged; 1 where that is, too. Words count wherever they stand (pbrl_jax.text.words).
+    The parts are the reasoning and the answer. A part whose last sentence is in another language has share 0. A part
+    too short to identify is left out, unless it is in another script or contains English words. If both are too short,
+    the whole text is judged; if that is too short as well, the share is 1. Words count at any position
+    (pbrl_jax.text.words).
     """
     for parts in (split_response(text, language), (text,)):
-        shares = [_part_share(part, language, languages) for part in parts]
-        known = [share for share in shares if share is not None]
-        if known:
-            return min(known)
+        shares = [share for part in parts if (share := _part_share(part, language, languages)) is not None]
+        if shares:
+            return min(shares)
     return 1.0
 
 
@@ -52,9 +52,9 @@ def _part_share(text: str, language: str, languages: Alternatives) -> float | No
 
 
 def identified_gate(inputs: RewardInputs, languages: Alternatives, share: float) -> Verdict:
-    """Judged by identification, against all the languages that the identifier knows; `share` is what is enough.
+    """The verdict by language identification; a response passes with a share of at least `share`.
 
-    English is always among the run's languages: it is that of the references, whatever a run trains in.
+    English is always among the alternatives, as the references are English.
     """
     alternatives = tuple(dict.fromkeys((*languages, "en")))
     share_B = np.array([
@@ -81,10 +81,10 @@ def make_gate(
     table: Mapping[str, np.ndarray] | None,
     pairs: Sequence[tuple[str, str]] = (),
 ) -> Callable[[RewardInputs], Verdict]:
-    """The gate that `config.language_gate` names; `pairs` of languages that identification takes for one.
+    """The gate of `config.language_gate`; `pairs` are languages that identification treats as one.
 
     Raises:
-      ConfigError: an unknown name, `tokens` without a table, or a language that no identifier knows.
+      ConfigError: an unknown name, `tokens` without a table, or a language that cannot be identified.
     """
     check_section("reward", config)
     if config.language_gate == "off":
@@ -100,9 +100,9 @@ def make_gate(
 def apply_gate(config: RewardConfig, value_B: Float[Array, "B"], verdict: Verdict, step: int) -> Float[Array, "B"]:
     """Values after the gate.
 
-    hard and tokens: `rejected_value` for what is not right. penalty: its value less `gate_penalty`. soft: the value
-    moves towards `rejected_value` by the share that is in other languages, and never upwards. scheduled: as soft,
-    times a weight that rises from 0 to 1 over `gate_schedule_steps` as a half cosine (AdaMame's schedule).
+    hard and tokens: `rejected_value` for rejected rows. penalty: their value minus `gate_penalty`. soft: the value
+    moves towards `rejected_value` by the share in other languages, and never upwards. scheduled: as soft, with that
+    share times a weight that rises from 0 to 1 over `gate_schedule_steps` as a half cosine (AdaMame's schedule).
 
     Args:
       value_B: values before the gate.
@@ -117,6 +117,6 @@ def apply_gate(config: RewardConfig, value_B: Float[Array, "B"], verdict: Verdic
         closed = 1.0
         if config.language_gate == "scheduled" and config.gate_schedule_steps:
             closed = 0.5 - 0.5 * math.cos(math.pi * min(step / config.gate_schedule_steps, 1.0))
-        foreign_B = closed * (1 - share_B)  # weighted so that a share of 0 is `rejected_value` to the last bit
+        foreign_B = closed * (1 - share_B)  # in this form a share of 0 gives exactly `rejected_value`
         return (1 - foreign_B) * value_B + foreign_B * jnp.minimum(value_B, config.rejected_value)
     return jnp.where(right_B, value_B, config.rejected_value)

@@ -1,4 +1,4 @@
-"""From a cosine to a reward: its scale, several references, and two parts as one value. Pure functions."""
+"""From cosines to rewards: their scale, several references, and the value of two parts. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +15,29 @@ from pbrl_jax.core.paths import as_path, parse_json
 
 @dataclass(frozen=True)
 class SimilarityConfig(RewardConfig):
-    """What rewards read that are cosines."""
+    """Settings of rewards that are cosines."""
 
     similarity: Literal["raw", "affine", "floor", "calibrated"] = identity("raw")
     """Cosine to reward: raw, affine ((1 + cos) / 2), floor (see `similarity_floor`), or calibrated (baseline of
     mismatched pairs per language, see `calibration`)."""  # ASSUMED: not stated
     similarity_floor: float = identity(0.0, at_least=-1, at_most=0.99, only_with=("similarity", "floor"))
-    """With similarity floor: the cosine that earns nothing; above it the reward is (cos - floor) / (1 - floor)."""
+    """With similarity floor: the cosine with reward 0; above it the reward is (cos - floor) / (1 - floor)."""
     calibration: str = identity("", only_with=("similarity", "calibrated"))
     """With similarity calibrated: the calibration.json that `pbrl calibrate` wrote."""
 
 
 @dataclass(frozen=True)
 class PartsConfig(RewardConfig):
-    """What rewards read that score reasoning and answer apart."""
+    """Settings of rewards that score reasoning and answer separately."""
 
     answer_weight: float = identity(0.5, at_least=0, at_most=1)
     """Alpha of the hybrid: alpha * answer part + (1 - alpha) * reasoning part."""  # ASSUMED: not stated
     hybrid_form: Literal["convex", "product", "gated"] = identity("convex")
-    """How answer part a and reasoning part r become one value: convex (alpha * a + (1 - alpha) * r), product
-    (a^alpha * r^(1 - alpha), parts cut at 0), or gated (the same sum where a >= hybrid_gate, else alpha * a)."""
+    """How answer part a and reasoning part r are combined: convex (alpha * a + (1 - alpha) * r), product
+    (a^alpha * r^(1 - alpha), parts clipped at 0), or gated (the convex sum where a >= hybrid_gate, else alpha * a)."""
     # ASSUMED: not stated
     hybrid_gate: float = identity(0.5, at_least=0, at_most=1, only_with=("hybrid_form", "gated"))
-    """hybrid_form gated: the answer part from which the reasoning part counts."""  # ASSUMED
+    """hybrid_form gated: the smallest answer part with which the reasoning part counts."""  # ASSUMED
 
 
 def scale_similarity(
@@ -45,13 +45,14 @@ def scale_similarity(
 ) -> Float[Array, "..."]:
     """A cosine on the scale of `config.similarity`.
 
-    raw: the cosine. affine: (1 + cos) / 2. calibrated: (cos - b) / (1 - b) in [0, 1], where b is the mean cosine
-    of mismatched pairs of the row's language; it undoes the compression of cross-lingual cosines. floor: the same with
-    b = config.similarity_floor for every language, say the cosine of a response with one wrong number, so that a
-    near miss earns nothing.
+    raw: the cosine. affine: (1 + cos) / 2. calibrated: (cos - b) / (1 - b) clipped to [0, 1], where b is the mean
+    cosine of mismatched pairs of the row's language; this undoes the compression of cross-lingual cosines. floor: the
+    same with b = config.similarity_floor for every language, for example the cosine of a response with one wrong
+    number.
 
     Args:
-      cosine: any shape; `baseline` broadcasts against it.
+      cosine: any shape.
+      baseline: b of calibrated; broadcasts against `cosine`.
     """
     if config.similarity == "affine":
         return (1 + cosine) / 2
@@ -66,7 +67,7 @@ def scale_similarity(
 def reference_cosine(
     vector_BE: Float[Array, "B E"], pivot_BKE: Float[Array, "B K E"], has_BK: Bool[Array, "B K"], how: str
 ) -> Float[Array, "B"]:
-    """The max or mean cosine of each vector with those of its K references that exist; 0 where none does."""
+    """The max or mean (`how`) cosine of each vector with its existing references, of up to K; 0 where none exists."""
     cosine_BK = jnp.einsum("be,bke->bk", vector_BE, pivot_BKE)
     if how == "mean":
         return jnp.where(has_BK, cosine_BK, 0.0).sum(axis=1) / jnp.maximum(has_BK.sum(axis=1), 1)
@@ -77,11 +78,11 @@ def reference_cosine(
 def combine_parts(
     reasoning_B: Float[Array, "B"], answer_B: Float[Array, "B"], config: PartsConfig
 ) -> Float[Array, "B"]:
-    """The hybrid value of two parts, alpha = config.answer_weight.
+    """The value of two parts by `config.hybrid_form`, alpha = config.answer_weight.
 
-    convex: alpha * a + (1 - alpha) * r (the plainest reading of the paper). product: a^alpha * r^(1 - alpha), parts
-    cut at 0: neither makes up for the other. gated: the convex sum where a >= config.hybrid_gate, else alpha * a:
-    reasoning counts only behind a good answer.
+    convex: alpha * a + (1 - alpha) * r (the simplest reading of the paper). product: a^alpha * r^(1 - alpha), parts
+    clipped at 0, so that neither compensates for the other. gated: the convex sum where a >= config.hybrid_gate, else
+    alpha * a, so that reasoning counts only with a good answer.
     """
     alpha = config.answer_weight
     if config.hybrid_form == "product":
@@ -93,8 +94,8 @@ def combine_parts(
 
 
 def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_key: str) -> dict[str, float] | None:
-    """Language -> mean cosine of mismatched pairs, from the file that `pbrl calibrate` wrote; None where the
-    similarity is not calibrated.
+    """Language -> mean cosine of mismatched pairs, from the file that `pbrl calibrate` wrote; None if the similarity is
+    not calibrated.
 
     Raises:
       ConfigError: no path, no such file, another encoder's file, or a language that was not measured.
@@ -109,7 +110,7 @@ def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_k
         )
     try:
         stored = parse_json(as_path(path).read_text())
-        found = {code: float(row["baseline"]) for code, row in stored["languages"].items()}
+        baselines = {code: float(row["baseline"]) for code, row in stored["languages"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"reward.calibration {path!r} cannot be read ({type(error).__name__}: {error}). Write it with "
@@ -120,10 +121,10 @@ def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_k
             f"reward.calibration {path!r} was measured with encoder {stored.get('encoder')!r}, this run has "
             f"{encoder_key!r}. Run `pbrl calibrate` with this run's configuration."
         )
-    missing = sorted(set(languages) - set(found))
+    missing = sorted(set(languages) - set(baselines))
     if missing:
         raise ConfigError(
-            f"reward.calibration {path!r} lacks {', '.join(missing)}; it has {', '.join(sorted(found))}. Run `pbrl "
+            f"reward.calibration {path!r} lacks {', '.join(missing)}; it has {', '.join(sorted(baselines))}. Run `pbrl "
             "calibrate` with parallel text of these languages."
         )
-    return found
+    return baselines

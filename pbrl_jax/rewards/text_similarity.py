@@ -1,4 +1,4 @@
-"""How alike two English texts are: character and word overlap, in [0, 1]. 1 is the same text, 0 nothing in common."""
+"""Similarity of two English texts by character or word overlap, in [0, 1]: 1 for equal texts, 0 without overlap."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+")
 
 
 def chrf(hypothesis: str, reference: str) -> float:
-    """sacrebleu's chrF2 (character 6-grams, recall weighs twice)."""
+    """sacrebleu's chrF2 (character 6-grams; recall counts twice as much as precision)."""
     from sacrebleu import sentence_chrf
 
     return sentence_chrf(hypothesis, [reference]).score / 100
@@ -30,12 +30,12 @@ def rouge_l_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.n
     tf, metrics = _tensorflow()
     words = [[_WORD.findall(text.lower()) for text in texts] for texts in (hypotheses, references)]
     ragged = [tf.ragged.constant(rows, dtype=tf.string, ragged_rank=1) for rows in words]
-    found = metrics.rouge_l(*ragged, alpha=0.5).f_measure.numpy()
-    return np.nan_to_num(np.asarray(found, np.float32))
+    scores = metrics.rouge_l(*ragged, alpha=0.5).f_measure.numpy()
+    return np.nan_to_num(np.asarray(scores, np.float32))
 
 
 def check_similarity(name: str) -> None:
-    """Raises ConfigError where a measure needs a package that is not here."""
+    """Raise ConfigError if a measure needs a package that is not installed."""
     if name == "rouge_l" and not installed("tensorflow_text"):
         raise ConfigError(
             "reward.translation_similarity rouge_l needs tensorflow-text, which has no wheels for this platform or is "
@@ -63,5 +63,5 @@ def bleu_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndar
     return np.array([bleu(*pair) for pair in zip(hypotheses, references, strict=True)], np.float32)
 
 
-#: name -> (N hypotheses, N references) -> scores [N]. Another measure is another line.
+#: Name -> function from N hypotheses and N references to scores [N]. To add a measure, add a line.
 TEXT_SIMILARITIES = {"chrf": chrf_scores, "bleu": bleu_scores, "rouge_l": rouge_l_scores}

@@ -1,9 +1,9 @@
-"""Rewards on the device, from sampled tokens: what the fused step scores without decoding text.
+"""Inputs of rewards on the device: the fused step scores sampled tokens without decoding them.
 
-For policies and encoders that share a tokenizer. What the host path does on text happens here on tokens: the answer
-part begins at the last occurrence of the language's answer phrase, and the language gate looks every token up in a
-table. Sampled tokens need not be the canonical tokenisation of their text; `tests/train/test_fused.py` measures the
-share of rows in which both paths differ.
+For policies and encoders that share a tokenizer. The host path works on text, this one on tokens: the answer part
+begins at the last occurrence of the language's answer phrase, and the language gate looks up every token in a table.
+Sampled tokens may differ from the canonical tokenisation of their text; `tests/train/test_fused.py` measures the share
+of rows in which the two paths differ.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from pbrl_jax.rewards.language import Verdict
 
 @pytree
 class PivotBatch:
-    """The references of P prompts on the device, and the prompt's language as a row of the token tables."""
+    """The references of P prompts on the device, and the language of each prompt as its row in the token tables."""
 
     whole_PE: Float[Array, "P E"]
     reasoning_PE: Float[Array, "P E"]
@@ -28,7 +28,8 @@ class PivotBatch:
 
 @pytree
 class TokenTables:
-    """Per language: tokens that may stand in a response [languages, V], and the answer phrase [languages, M]."""
+    """Per language: the tokens allowed in a response [languages, V] and the answer phrase [languages, M], padded with
+    negative ids."""
 
     allowed_LV: Bool[Array, "languages V"]
     marker_LM: Int[Array, "languages M"]
@@ -37,7 +38,7 @@ class TokenTables:
 
 @pytree
 class TokenInputs:
-    """B responses as a reward on the device receives them; `pivots` has one row per response."""
+    """B responses on the device; `pivots` has one row per response."""
 
     tokens_BR: Int[Array, "B R"]
     lengths_B: Int[Array, "B"]
@@ -47,12 +48,12 @@ class TokenInputs:
 
     @property
     def sampled_BR(self) -> Bool[Array, "B R"]:
-        """Sampled tokens, the end of sequence included."""
+        """True for sampled tokens, including the end of sequence."""
         return jnp.arange(self.tokens_BR.shape[1])[None] < self.lengths_B[:, None]
 
     @property
     def text_BR(self) -> Bool[Array, "B R"]:
-        """Sampled tokens that are text."""
+        """True for sampled tokens, without the end of sequence."""
         ended_BR = (self.tokens_BR[..., None] == self.tables.eos_ids[None, None]).any(axis=-1)
         return self.sampled_BR & ~ended_BR
 
@@ -63,8 +64,8 @@ def answer_start(tokens_BR, length_B, marker_BM) -> Int[Array, "B"]:
     M = marker_BM.shape[1]
     padded = jnp.pad(tokens_BR, ((0, 0), (0, M)), constant_values=-2)
     windows_BRM = jnp.stack([padded[:, shift : shift + R] for shift in range(M)], axis=-1)
-    wanted_B1M = marker_BM[:, None]
-    match_BR = ((windows_BRM == wanted_B1M) | (wanted_B1M < 0)).all(axis=-1)
+    marker_B1M = marker_BM[:, None]
+    match_BR = ((windows_BRM == marker_B1M) | (marker_B1M < 0)).all(axis=-1)
     inside_BR = jnp.arange(R)[None] + (marker_BM >= 0).sum(axis=1, keepdims=True) <= length_B[:, None]
     place_BR = jnp.where(match_BR & inside_BR, jnp.arange(R)[None], -1)
     last_B = place_BR.max(axis=1)
@@ -80,14 +81,14 @@ def token_parts(inputs: TokenInputs, parts: str) -> tuple[tuple[Array, Array], .
     slot_1R = jnp.arange(R)[None]
     marker_BM = inputs.tables.marker_LM[inputs.pivots.language_P]
     start_B1 = answer_start(tokens_BR, inputs.lengths_B, marker_BM)[:, None]
-    moved_BR = jnp.minimum(slot_1R + start_B1, R - 1)
-    answer_BR = jnp.take_along_axis(tokens_BR, moved_BR, axis=1)
-    answer_mask_BR = jnp.take_along_axis(text_BR, moved_BR, axis=1) & (slot_1R + start_B1 < R)
+    source_BR = jnp.minimum(slot_1R + start_B1, R - 1)
+    answer_BR = jnp.take_along_axis(tokens_BR, source_BR, axis=1)
+    answer_mask_BR = jnp.take_along_axis(text_BR, source_BR, axis=1) & (slot_1R + start_B1 < R)
     return ((tokens_BR, text_BR & (slot_1R < start_B1)), (answer_BR, answer_mask_BR))
 
 
 def token_verdict(inputs: TokenInputs) -> Verdict:
-    """Whether every sampled token belongs to the prompt's language; the twin of language.token_gate."""
+    """Whether every sampled token belongs to the prompt's language; language.token_gate on the device."""
     allowed_BR = inputs.tables.allowed_LV[inputs.pivots.language_P[:, None], inputs.tokens_BR]
     right_B = (allowed_BR | ~inputs.sampled_BR).all(axis=1)
     return Verdict(right_B.astype(jnp.float32), right_B)

@@ -1,7 +1,7 @@
-"""The translation reward: the response in English, by a translator, compared with the English reference.
+"""The translation reward: the response is translated into English and compared with the English reference.
 
-R = sim(MT(response), reference) [paper, reward families]. Only responses that passed the language gate are
-translated: what is English already would be its own translation. Translations are kept under a hash of their text.
+R = sim(MT(response), reference) [paper, reward families]. Only responses that passed the language gate are translated;
+otherwise an English response would be its own translation. Translations are cached by a hash of their text.
 """
 
 import functools
@@ -17,7 +17,7 @@ from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.cosine import compiled_vector_scores
-from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, reference_text, response_texts
+from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, reference_text, right_texts
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts, load_baselines
 from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES, check_similarity
 from pbrl_jax.translate.cache import CachedTranslator
@@ -30,29 +30,29 @@ TranslateRows = Callable[[RewardInputs, str, Sequence[str]], tuple[list[str], np
 
 @dataclass(frozen=True)
 class TranslatorConfig(RewardConfig):
-    """The models that `translation`, `comet` and `likelihood` read."""
+    """The models of `translation`, `comet` and `likelihood`."""
 
     translator: str = identity("")
-    """What translates responses into English: a folder or hub id of an M2M100 or NLLB model or of a policy, `policy`
-    (the start policy, asked to translate), or `endpoint`. Rewards `translation`, and `comet` with wiring reference;
-    `likelihood` needs an M2M100 or NLLB model."""
+    """The translator of responses into English: a folder or hub id of an M2M100 or NLLB model or of a policy, `policy`
+    (the start policy, with an instruction to translate), or `endpoint`. For the rewards `translation`, and `comet` with
+    wiring reference; `likelihood` needs an M2M100 or NLLB model."""
     comet: str = identity("")
     """Folder or hub id of a COMET model, for example Unbabel/wmt22-comet-da."""
     comet_more: tuple[str, ...] = identity((), only_with=("comet",))
     """Further COMET models; a score is the mean over all, for example of Unbabel/XCOMET-XL and
-    Unbabel/wmt23-cometkiwi-da-xl. A model that was trained without references is given none."""
+    Unbabel/wmt23-cometkiwi-da-xl. A model that was trained without references receives none."""
 
 
 @dataclass(frozen=True)
 class TranslationConfig(TranslatorConfig, SimilarityConfig, PartsConfig):
-    """What `translation` reads."""
+    """Settings of `translation`."""
 
     translation_similarity: str = identity("embedding", names=("embedding", *TEXT_SIMILARITIES, "comet"))
-    """Reward `translation`: what compares a translation with the reference."""  # ASSUMED: not stated
+    """Reward `translation`: the similarity of translation and reference."""  # ASSUMED: not stated
 
 
 def check_translator(config: TranslatorConfig) -> None:
-    """Refuse a missing translator (ConfigError)."""
+    """Raise ConfigError for a missing translator."""
     if not config.translator:
         raise ConfigError(
             "The reward translates, but reward.translator is empty. Name a model, for example --reward.translator "
@@ -61,40 +61,37 @@ def check_translator(config: TranslatorConfig) -> None:
 
 
 def check_comet_model(config: TranslatorConfig) -> None:
-    """Refuse a missing COMET model (ConfigError)."""
+    """Raise ConfigError for a missing COMET model."""
     if not config.comet:
         raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
 
 
 def check_translation(config: TranslationConfig) -> None:
-    """Refuse models that are not named (ConfigError)."""
+    """Raise ConfigError for missing models."""
     check_translator(config)
     if config.translation_similarity == "comet":
         check_comet_model(config)
 
 
 def make_translator(config: TranslatorConfig, assets: Any) -> CachedTranslator:
-    """The translator that `config.translator` names, with the cache of the work directory.
+    """The translator of `config.translator`, with the cache of the work directory.
 
     Raises:
-      ConfigError: none is named, or it needs what this run does not have.
+      ConfigError: none is named, or the run lacks the endpoint or policy that it needs.
     """
     check_translator(config)
-    translator = _translator(config.translator, assets)
-    path = f"{assets.folder}/translations.jsonl" if assets.folder else ""
-    return CachedTranslator(translator, path)
-
-
-def _translator(name: str, assets: Any) -> Translator:
-    if name == "endpoint":
+    translator: Translator
+    if config.translator == "endpoint":
         if assets.endpoint is None:
             raise ConfigError("reward.translator is endpoint, but endpoint.url is empty. Use --endpoint.url.")
-        return EndpointTranslator(assets.endpoint)
-    if name == "policy":
+        translator = EndpointTranslator(assets.endpoint)
+    elif config.translator == "policy":
         if assets.policy is None:
             raise ConfigError("reward.translator is policy, but there is no policy here. Name a model's folder.")
-        return PromptedTranslator(assets.policy, max_completion_length=256)
-    return loaded_translator(name)
+        translator = PromptedTranslator(assets.policy, max_completion_length=256)
+    else:
+        translator = loaded_translator(config.translator)
+    return CachedTranslator(translator, f"{assets.folder}/translations.jsonl" if assets.folder else "")
 
 
 @functools.lru_cache(maxsize=2)
@@ -105,46 +102,39 @@ def loaded_translator(source: str) -> Translator:
 
 @functools.lru_cache(maxsize=4)
 def loaded_comet(source: str) -> Comet:
-    """load_comet, once per process and source.
-
-    Raises:
-      ConfigError: an empty source.
-    """
-    if not source:
-        raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
+    """load_comet, once per process and source."""
     return load_comet(source)
 
 
 def row_translator(config: TranslatorConfig, assets: Any) -> TranslateRows:
-    """(inputs, part, its text in each row) -> (English texts, which rows have one). A row in the wrong language gets
-    ""."""
+    """A function (inputs, part, its text in each row) -> (English texts, which rows have a translation)."""
     translator = make_translator(config, assets)
 
     def translate(inputs: RewardInputs, part: str, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-        right_B = np.ones(len(texts), bool) if inputs.right_B is None else np.asarray(inputs.right_B, bool)
-        wanted = [text if right else "" for text, right in zip(texts, right_B, strict=True)]
-        found = translator.translate(wanted, [prompt.language for prompt in inputs.prompts], "en")
-        english = [text or "" for text in found]
+        translations = translator.translate(texts, [prompt.language for prompt in inputs.prompts], "en")
+        english = [text or "" for text in translations]
         if inputs.translations is not None:
             inputs.translations[part] = english
-        return english, np.array([text is not None for text in found], bool)
+        return english, np.array([text is not None for text in translations], bool)
 
     return translate
 
 
 def make_translation(config: TranslationConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
-    """The reward `translation`. An empty part, and a response in the wrong language, is a valid 0; a row without a
-    reference, or whose translation an endpoint did not give, is invalid.
+    """The reward `translation`. An empty part and a response in the wrong language are a valid 0; a row without a
+    reference, or without a translation from the endpoint, is invalid.
 
     Raises:
-      ConfigError: no translator or no COMET model is named, or it cannot be had.
+      ConfigError: a model is not named or not available.
     """
+    check_translation(config)
     translate = row_translator(config, assets)
-    compare = _embedding(config, assets) if config.translation_similarity == "embedding" else _texts(config)
+    embeds = config.translation_similarity == "embedding"
+    compare = _compare_vectors(config, assets) if embeds else _compare_texts(config)
 
     def score(inputs: RewardInputs) -> Scores:
-        sources = response_texts(inputs, config.parts)
-        english, valid_B = {}, np.array([bool(prompt.references) for prompt in inputs.prompts], bool)
+        sources = right_texts(inputs, config.parts)
+        english, valid_B = {}, inputs.has_reference_B
         for part, texts in sources.items():
             english[part], has_B = translate(inputs, part, texts)
             valid_B &= has_B
@@ -154,7 +144,7 @@ def make_translation(config: TranslationConfig, assets: Any) -> Callable[[Reward
     return score
 
 
-def _embedding(config: TranslationConfig, assets: Any):
+def _compare_vectors(config: TranslationConfig, assets: Any):
     """Cosine of the translation's vector with the reference's, on the scale of `config.similarity`."""
     encoder = assets.encoder
     program, baselines = compiled_vector_scores(config), load_baselines(config, assets.languages, encoder.key)
@@ -164,17 +154,17 @@ def _embedding(config: TranslationConfig, assets: Any):
         present = np.array([bool(text.strip()) for text in texts], bool)
         vectors = encoder.embed(texts) * present[:, None]
         has = jnp.asarray(inputs.pivots.has_B)
-        more: dict[str, Any] = {"has_BK": has} if has.ndim == 2 else {}
+        options: dict[str, Any] = {"has_BK": has} if has.ndim == 2 else {}
         if baselines is not None:
-            more["baseline_B"] = jnp.full(len(inputs.prompts), baselines["en"], jnp.float32)
+            options["baseline_B"] = jnp.full(len(inputs.prompts), baselines["en"], jnp.float32)
         pivots = tuple(jnp.asarray(pivot) for pivot in part_vectors(inputs.pivots, config.parts))
-        return program(jnp.asarray(vectors), jnp.asarray(present), pivots, **more)
+        return program(jnp.asarray(vectors), jnp.asarray(present), pivots, **options)
 
     return compare
 
 
-def _texts(config: TranslationConfig):
-    """Overlap of words or characters, or COMET, with the best or the mean over several references."""
+def _compare_texts(config: TranslationConfig):
+    """Overlap of words or characters, or COMET; the max or the mean over several references."""
     if config.translation_similarity == "comet":
         comets = [loaded_comet(source) for source in (config.comet, *config.comet_more)]
 
@@ -188,11 +178,10 @@ def _texts(config: TranslationConfig):
             return measure(hypotheses, references)
 
     def compare(inputs: RewardInputs, sources, english):
-        parts = {}
-        for part, hypotheses in english.items():
-            parts[part] = jnp.asarray(
-                against_references(inputs, part, sources[part], hypotheses, similar, config.references)
-            )
+        parts = {
+            part: jnp.asarray(against_references(inputs, part, sources[part], hypotheses, similar, config.references))
+            for part, hypotheses in english.items()
+        }
         if config.parts == "split":
             return combine_parts(parts["reasoning"], parts["answer"], config), parts
         return parts[config.parts], parts
@@ -203,21 +192,21 @@ def _texts(config: TranslationConfig):
 def against_references(
     inputs: RewardInputs, part: str, sources: Sequence[str], hypotheses: Sequence[str], similar: Callable, how: str
 ) -> np.ndarray:
-    """The max or mean over its references of `similar(sources, hypotheses, references) -> [n]` for each row, [B]; 0
-    for an empty hypothesis, a row without a reference, and a reference without this part."""
+    """The max or mean (`how`) over the references of each row of `similar(sources, hypotheses, references) -> [n]`,
+    [B]; 0 for an empty hypothesis and a row without a reference that has this part."""
     pairs = [
-        (row, reference_text(reference, part))
+        (row, text)
         for row, prompt in enumerate(inputs.prompts)
         if hypotheses[row].strip()
         for reference in prompt.references
+        if (text := reference_text(reference, part)).strip()
     ]
-    pairs = [(row, text) for row, text in pairs if text.strip()]
     value_B = np.zeros(len(hypotheses), np.float32)
     if not pairs:
         return value_B
     rows = np.array([row for row, _ in pairs])
-    found = similar([sources[row] for row in rows], [hypotheses[row] for row in rows], [text for _, text in pairs])
+    scores = similar([sources[row] for row in rows], [hypotheses[row] for row in rows], [text for _, text in pairs])
     for row in np.unique(rows):
-        own = np.asarray(found)[rows == row]
-        value_B[row] = own.max() if how == "max" else own.mean()
+        of_row = np.asarray(scores)[rows == row]
+        value_B[row] = of_row.max() if how == "max" else of_row.mean()
     return value_B

@@ -1,4 +1,4 @@
-"""A user's reward function, by import path, called as TRL calls it: `f(prompts=, completions=, **columns)`."""
+"""The user's own reward functions, by import path, called as in TRL: `f(prompts=, completions=, **columns)`."""
 
 import asyncio
 import importlib
@@ -14,14 +14,14 @@ import numpy as np
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
-from pbrl_jax.rewards.attempt import OutOfTime, attempted
+from pbrl_jax.rewards.attempt import OutOfTime, call_twice
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.equality import let_threads_verify
 from pbrl_jax.text.prompts import as_messages
 
 
 class TrainerState(NamedTuple):
-    """What reward functions may ask of the trainer: the step, under the name that TRL's state has for it."""
+    """The state of the trainer that reward functions receive: the step, under TRL's name."""
 
     global_step: int
 
@@ -38,7 +38,7 @@ def load_function(path: str) -> Callable:
     except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise ConfigError(
             f"reward.functions names {path!r}, which cannot be imported ({type(error).__name__}: {error}). "
-            "Write package.module:function, with the package on PYTHONPATH."
+            "Give package.module:function, with the package on PYTHONPATH."
         ) from error
     if not callable(function):
         raise ConfigError(f"reward.functions names {path!r}, which is a {type(function).__name__} and no function.")
@@ -48,44 +48,44 @@ def load_function(path: str) -> Callable:
 def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs], Scores]:
     """The function, plain or async, as a reward.
 
-    It receives what `arguments` makes of the rows, by keyword; a function without `**` receives only what it names.
-    It returns one number per completion; None means that the reward does not apply to the row, NaN and infinities that
-    it failed. A call that raises is made once more; a second exception, and a call that takes more than `timeout`
-    seconds (0: no limit), make all rows invalid and are printed; the guard stops a run in which that goes on.
+    It receives the keyword arguments of `arguments`; a function without `**` receives only those that it names. It
+    returns one number per completion: None where the reward does not apply to the row, NaN or an infinity where it
+    failed. A call that raises is repeated once. A second exception, or a call longer than `timeout` seconds (0: no
+    limit), is printed and makes all rows invalid; the guard stops a run in which that continues.
 
     Raises:
-      RewardError: (when called) the wrong number of values, something that is no number, or sys.exit.
+      RewardError: (when called) a wrong number of values, a value that is not a number, or sys.exit.
     """
     function = load_function(path)
-    named = inspect.signature(function).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values())
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if timeout:
         let_threads_verify()
 
     def score(inputs: RewardInputs) -> Scores:
         count = len(inputs.completions)
-        given = arguments(inputs)
-        given = given if takes_all else {name: given[name] for name in named.keys() & given.keys()}
-        found = attempted(path, lambda: (call(function, timeout, given),), count)
-        if found is None:
+        kwargs = arguments(inputs)
+        kwargs = kwargs if takes_all else {name: kwargs[name] for name in parameters.keys() & kwargs.keys()}
+        returned = call_twice(path, lambda: (call(function, timeout, kwargs),), count)
+        if returned is None:
             return Scores(jnp.zeros(count), jnp.zeros(count, bool), {})
-        values, applies = as_numbers(path, found[0], count)
+        values, applies = as_numbers(path, returned[0], count)
         finite = np.isfinite(values)
         return Scores(jnp.asarray(np.where(finite, values, 0.0)), jnp.asarray(finite), {}, jnp.asarray(applies))
 
     return score
 
 
-def call(function: Callable, timeout: float, given: dict[str, Any]):
-    """What `function` returns, awaited where it is async.
+def call(function: Callable, timeout: float, kwargs: dict[str, Any]):
+    """The result of `function`, awaited where it is async.
 
     Raises:
-      OutOfTime: it took longer than `timeout` seconds. Its thread is left behind: Python cannot end one.
+      OutOfTime: it took longer than `timeout` seconds. Its thread runs on: Python cannot end a thread.
     """
 
     def run():
-        found = function(**given)
-        return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+        result = function(**kwargs)
+        return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
 
     if not timeout:
         return run()
@@ -94,33 +94,33 @@ def call(function: Callable, timeout: float, given: dict[str, Any]):
     def work():
         try:
             outcome.put((run(), None))
-        except BaseException as error:  # handed to the caller, whatever it is
+        except BaseException as error:  # raised again in the caller's thread
             outcome.put((None, error))
 
     threading.Thread(target=work, daemon=True, name="reward").start()
     try:
-        found, error = outcome.get(timeout=timeout)
+        result, error = outcome.get(timeout=timeout)
     except queue.Empty:
         raise OutOfTime(f"no answer within reward.timeout = {timeout:g} seconds") from None
     if error is not None:
         raise error
-    return found
+    return result
 
 
-async def _awaited(found):
-    return await found
+async def _awaited(result):
+    return await result
 
 
 def arguments(inputs: RewardInputs) -> dict[str, Any]:
     """The keyword arguments of a user's function: one value per row, and `trainer_state`.
 
-    `prompts` and `completions` are strings, or lists of messages where the row is a conversation; `completion_ids` are
-    the sampled tokens; then what the package knows of a row (`language` to `step`), and the further columns of the data
-    under their own names.
+    `prompts` and `completions` are strings, or lists of messages if the row is a conversation; `completion_ids` are the
+    sampled tokens; then the fields of each row (`language` to `step`), and the other columns of the data under their
+    own names.
     """
     rows = inputs.prompts
-    further = [dict(prompt.columns) for prompt in rows]
-    return {name: [row.get(name) for row in further] for name in {name: None for row in further for name in row}} | {
+    columns = [dict(prompt.columns) for prompt in rows]
+    return {name: [row.get(name) for row in columns] for name in {name: None for row in columns for name in row}} | {
         "prompts": [as_messages(p.turns) if p.turns else p.question for p in rows],
         "completions": [
             as_messages([("assistant", text)]) if p.turns else text
@@ -137,36 +137,31 @@ def arguments(inputs: RewardInputs) -> dict[str, Any]:
     }
 
 
-def as_numbers(path: str, found, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a function returned: float32 with NaN for None, infinite where float32 cannot hold it; and where it is not
-    None.
+def as_numbers(path: str, returned, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 [B] of the returned values, NaN for None and infinite outside float32's range; which are not None [B]).
 
     Raises:
-      RewardError: no list of numbers, or one of another length.
+      RewardError: `returned` is not a list of `count` numbers.
     """
-    if isinstance(found, Mapping | Set | str | bytes) or inspect.isgenerator(found) or inspect.isasyncgen(found) or (
-        found is not None and (not hasattr(found, "__iter__") or getattr(found, "ndim", 1) == 0)
+    expected = "Expected a list with one number (or None) per completion, in their order."
+    kind = type(returned).__name__
+    if isinstance(returned, Mapping | Set | str | bytes) or inspect.isgenerator(returned) or (
+        inspect.isasyncgen(returned)
+        or (returned is not None and (not hasattr(returned, "__iter__") or getattr(returned, "ndim", 1) == 0))
     ):  # fmt: skip
-        raise RewardError(
-            f"Reward {path} returned a {type(found).__name__}: {visible(str(found)[:80])}. Expected a list with one "
-            "number (or None) per completion, in their order."
-        )
+        raise RewardError(f"Reward {path} returned a {kind}: {visible(str(returned)[:80])}. {expected}")
     try:
-        found = list(found)
-        values = [np.nan if value is None else _number(value) for value in found]
+        returned = list(returned)
+        values = [np.nan if value is None else _number(value) for value in returned]
     except (TypeError, ValueError, OverflowError) as error:
         raise RewardError(
-            f"Reward {path} returned {type(found).__name__} that holds something other than numbers: {error}. "
-            "Return one number (or None) per completion, in their order."
+            f"Reward {path} returned {kind} that holds something other than numbers: {error}. {expected}"
         ) from error
     if len(values) != count:
-        raise RewardError(
-            f"Reward {path} returned {len(values)} values for {count} completions. "
-            "Return one number (or None) per completion, in their order."
-        )
+        raise RewardError(f"Reward {path} returned {len(values)} values for {count} completions. {expected}")
     with np.errstate(over="ignore"):
         values_B = np.array(values, np.float64).astype(np.float32)
-    return values_B, np.array([value is not None for value in found], bool)
+    return values_B, np.array([value is not None for value in returned], bool)
 
 
 def _number(value) -> float:

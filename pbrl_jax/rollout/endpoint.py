@@ -5,18 +5,15 @@ nor credentials of the URL appear in a message.
 """
 
 import asyncio
-import base64
 import email.utils
 import json
 import math
-import os
 import re
 import ssl
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 
@@ -24,11 +21,22 @@ from pbrl_jax.config.endpoint import EndpointConfig
 from pbrl_jax.core.errors import ConfigError, CutAnswer, EndpointError
 from pbrl_jax.core.stopping import map_until_stop
 from pbrl_jax.core.urls import HIDDEN, hide_credentials, printable
+from pbrl_jax.rollout.transport import (
+    SHOWN,
+    Reply,
+    Request,
+    exchange,
+    open_client,
+    read_json,
+    request_headers,
+    run_alone,
+    server_address,
+    shown_text,
+)
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the first retry, and at most before any."""
 RETRIED = (408, 409, 429)
-SHOWN = 300
 MAX_REPLY_BYTES = 1 << 24
 """A longer reply is no answer."""
 MAX_TOKENS_REPORTED = 1 << 24
@@ -38,14 +46,6 @@ BYTES_PER_TOKEN = 4
 _THOUGHT = re.compile(r"^\s*<think>(.*?</think>|.*)", re.DOTALL | re.IGNORECASE)
 
 Messages = Sequence[dict[str, str]]
-
-
-class Reply(NamedTuple):
-    """What a server sent; `content` ends at MAX_REPLY_BYTES."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
 
 
 class Endpoint:
@@ -76,7 +76,7 @@ class Endpoint:
             )
         self.config, self._sleep, self._lock = config, sleep, threading.Lock()
         self.requests = self.tokens = 0
-        self._address, self._headers = _address(config), _headers(config)
+        self._address, self._headers = _address(config), request_headers(config.full_url, config.key_variable)
         self._tls = ssl.create_default_context()
 
     def ask(self, messages: Messages, **sampling: Any) -> str:
@@ -143,27 +143,14 @@ class Endpoint:
           OSError, httpx2.HTTPError: no whole reply came in time.
           ValueError: a reply that is too long.
         """
-        loop = asyncio.new_event_loop()
         try:
-            return loop.run_until_complete(asyncio.wait_for(self._exchange(body), self.config.timeout))
+            return run_alone(asyncio.wait_for(self._exchange(body), self.config.timeout))
         except TimeoutError:
             raise TimeoutError(f"no whole answer within {self.config.timeout:g} s") from None
-        finally:
-            loop.close()
 
     async def _exchange(self, body: bytes) -> Reply:
-        content = bytearray()
-        async with (
-            httpx2.AsyncClient(timeout=None, follow_redirects=False, verify=self._tls) as client,
-            client.stream("POST", self._address, content=body, headers=self._headers) as reply,
-        ):
-            if reply.headers.get("Content-Encoding", "identity") != "identity":
-                raise ValueError("the answer is compressed, which was not asked for")
-            async for block in reply.aiter_raw():
-                content += block
-                if len(content) > MAX_REPLY_BYTES:
-                    raise ValueError(f"the answer has more than {MAX_REPLY_BYTES} bytes")
-            return Reply(reply.status_code, reply.headers, bytes(content))
+        async with open_client(self._tls) as client:
+            return await exchange(client, Request(self._address, body), self._headers, MAX_REPLY_BYTES)
 
     def _read(self, content: bytes, sent: int) -> str:
         """The text of an answer; its tokens are counted. What a server gives apart as `reasoning_content` is no part.
@@ -172,10 +159,7 @@ class Endpoint:
           CutAnswer: it ends at the token limit.
           ValueError: an answer of another form.
         """
-        try:
-            answer = json.loads(content, parse_constant=_no_number)
-        except RecursionError:
-            raise ValueError("the answer is nested too deeply") from None
+        answer = read_json(content)
         usage = answer.get("usage") if isinstance(answer, dict) else None
         used = usage.get("total_tokens") if isinstance(usage, dict) else None
         if type(used) is not int or not 0 < used <= MAX_TOKENS_REPORTED:
@@ -195,10 +179,7 @@ class Endpoint:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON may hold half a character
 
     def _shown(self, text: str) -> str:
-        """The beginning of what a server or a library says, without the key."""
-        for secret in (value.rpartition(" ")[2] for name, value in self._headers.items() if name == "Authorization"):
-            text = text.replace(secret, HIDDEN)
-        return printable(hide_credentials(text)[:SHOWN])
+        return shown_text(text, self._headers)
 
     def _advice(self, reply: Reply) -> str:
         if reply.status < 400:
@@ -213,33 +194,9 @@ def without_thoughts(text: str) -> str:
 
 
 def _address(config: EndpointConfig) -> str:
-    """Where requests go, without credentials of a user: those are a header.
-
-    Raises:
-      ConfigError: no address.
-    """
-    try:
-        url = httpx2.URL(config.full_url)
-        host = url.host
-    except httpx2.InvalidURL as error:
-        raise ConfigError(f"endpoint.url is {config.url!r}, which is no address ({error}).") from None
-    if not host:
-        raise ConfigError(f"endpoint.url is {config.url!r}; expected a host behind ://.")
-    path = url.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-    return str(url.copy_with(username=None, password=None, path=path, fragment=None))
-
-
-def _headers(config: EndpointConfig) -> dict[str, str]:
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    key = os.environ.get(config.key_variable, "").strip() if config.key_variable else ""
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"The key in {config.key_variable} has characters that no key has. Set the variable again.")
-    user = httpx2.URL(config.full_url).userinfo
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    elif user:
-        headers["Authorization"] = f"Basic {base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()}"
-    return headers
+    """Where requests go (ConfigError: no address)."""
+    url = server_address(config.full_url, "endpoint.url")
+    return str(url.copy_with(path=url.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"))
 
 
 def _joined(content: Any) -> Any:
@@ -247,10 +204,6 @@ def _joined(content: Any) -> Any:
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part.get("type") == "text")
     return content
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"the answer holds {name}, which is no number of JSON")
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:

@@ -104,7 +104,7 @@ def sample(
     Args:
       logits_BV: float32 or wider.
       keys_B: one key per row (see row_keys).
-      token_index: position in the response, from which the row's uniform number derives.
+      token_index: position in the response, from which the row's uniform number derives; one for all rows, or [B].
       params: temperature 0 is greedy (log-probs are then those of temperature 1).
     """
     greedy = params.temperature <= 0
@@ -119,7 +119,8 @@ def sample(
     )
     top_B1 = tempered_BV.max(axis=-1, keepdims=True)
     weights_BV = jnp.exp(tempered_BV - top_B1)
-    uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, token_index)))(keys_B)
+    index_B = jnp.broadcast_to(token_index, keys_B.shape)
+    uniform_B = jax.vmap(lambda key, index: jax.random.uniform(jax.random.fold_in(key, index)))(keys_B, index_B)
     sampled_B = inverse_cdf(jnp.where(tempered_BV >= smallest_B1, weights_BV, 0.0), uniform_B.astype(logits_BV.dtype))
     token_B = jnp.where(greedy, jnp.argmax(tempered_BV, axis=-1).astype(jnp.int32), sampled_B)
     chosen_B = jnp.take_along_axis(tempered_BV, token_B[:, None], axis=-1)[:, 0]

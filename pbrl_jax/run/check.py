@@ -15,6 +15,7 @@ from pbrl_jax.algos.preference import PREFERENCE_LOSSES
 from pbrl_jax.config.checks import check_fields
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
+from pbrl_jax.core.urls import hide_credentials
 from pbrl_jax.data.sources import SOURCES
 from pbrl_jax.mesh.offload import check_offload
 from pbrl_jax.mesh.sharding import mesh_shape
@@ -83,6 +84,8 @@ def validate(config: Config, device_count: int) -> None:
     _check_models(config)
     _check_pivots(config)
     _check_groups(config)
+    _check_sampler(config)
+    _check_ahead(config)
     _check_objective(config)
     _check_advantages(config)
     _check_guard(config)
@@ -159,6 +162,46 @@ def _check_groups(config: Config) -> None:
         raise ConfigError(
             "rollout.temperature is 0: all samples of a group would be equal. Use --rollout.temperature 1.0."
         )
+
+
+def _check_sampler(config: Config) -> None:
+    """What a server cannot sample, or the update cannot correct."""
+    rollout = config.rollout
+    if rollout.engine != "vllm":
+        return
+    truncated = rollout.top_p < 1 or rollout.top_k > 0
+    _refuse_first((
+        (config.train.fused,
+         "rollout.engine is vllm, but a fused step samples on the devices. Use --train.no-fused."),
+        (config.algo.importance_sampling_mode == "off",
+         "rollout.engine is vllm, whose log-probs differ from the trainer's, but algo.importance_sampling_mode is off: "
+         "nothing would correct it. Use --algo.importance-sampling-mode auto."),
+        (truncated and rollout.temperature != 1,
+         f"rollout.engine is vllm, which reports log-probs before temperature and truncation or after both, but "
+         f"rollout.temperature is {rollout.temperature}, top_p {rollout.top_p} and top_k {rollout.top_k}. Use "
+         "--rollout.temperature 1.0, or --rollout.top-p 1.0 --rollout.top-k 0."),
+        (not rollout.vllm_address.startswith(("http://", "https://")) or "@" in rollout.vllm_address,
+         f"rollout.vllm_address is {hide_credentials(rollout.vllm_address)!r}; expected http://HOST:PORT without a "
+         "user. A key goes into the environment variable VLLM_API_KEY."),
+    ))  # fmt: skip
+
+
+def _check_ahead(config: Config) -> None:
+    """What cannot be sampled before the step before it is scored, or would not be corrected."""
+    if not config.train.rollout_ahead:
+        return
+    rounds = config.algo.max_sampling_rounds
+    _refuse_first((
+        (config.train.fused,
+         "train.rollout_ahead is 1, but a fused step has no work of the host that a rollout could run beside. Use "
+         "--train.no-fused."),
+        (config.algo.importance_sampling_mode == "off",
+         "train.rollout_ahead is 1, which samples with older parameters, but algo.importance_sampling_mode is off: "
+         "nothing would correct it. Use --algo.importance-sampling-mode auto."),
+        (rounds > 1,
+         f"train.rollout_ahead is 1, but algo.max_sampling_rounds is {rounds}: which prompts come next is known only "
+         "when all rounds are scored. Use --algo.max-sampling-rounds 1, or --train.rollout-ahead 0."),
+    ))  # fmt: skip
 
 
 def _check_objective(config: Config) -> None:

@@ -1,7 +1,7 @@
 """What happens between steps: log, guard, evaluation, checkpoints, stop.
 
 Metrics of a step are read after the next one was dispatched. Everything a later step depends on is in the checkpoint:
-state, cursor, and the scored rollout batch where a cycle of several updates is under way.
+state, cursor, the scored rollout batch where a cycle of several updates is under way, and a rollout sampled ahead.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from pbrl_jax.checkpoint import params_sha256
+from pbrl_jax.checkpoint import BackgroundSaver, params_sha256
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError
 from pbrl_jax.core.paths import read_json_lines, write_atomic
@@ -23,6 +23,7 @@ from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.logs.trackers import projects_of
 from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
+from pbrl_jax.mesh.ahead import background_compiles
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
@@ -34,6 +35,7 @@ from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
+from pbrl_jax.train.rollout_ahead import step_ahead
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.start import as_rewards_read, frozen_of, kept_start, merged_params
 from pbrl_jax.train.step import Position, Record, Run, Scored, policy_step, train_step
@@ -72,7 +74,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             config=to_json(config), active=is_first(), **projects_of(config.log),
         )  # fmt: skip
         bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet and is_first())
-        with writer, bar:
+        with writer, bar, background_compiles():
             finished = True
             if position.step < config.train.max_steps:
                 if is_first():
@@ -85,7 +87,8 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
                 if finished:
                     loop = Loop(make_run(experiment, frozen), writer, evaluate, position)
                     del position  # the first step replaces its arrays
-                    position = run_steps(loop, bar)
+                    with loop.saver:
+                        position = run_steps(loop, bar)
             finished = position.step >= config.train.max_steps and finish(experiment, position, frozen, evaluate)
             if not finished:
                 kept = "saved" if position.step else "nothing to save yet"
@@ -99,7 +102,8 @@ def make_run(experiment: Experiment, frozen: Frozen) -> Run:
     Raises:
       ConfigError: a reward that cannot be made, or a step that cannot be fused.
     """
-    take = train_step if updates_per_rollout(experiment.config) == 1 else step_in_cycle
+    begin = step_ahead if experiment.config.train.rollout_ahead else train_step
+    take = begin if updates_per_rollout(experiment.config) == 1 else functools.partial(step_in_cycle, begin=begin)
     if experiment.config.train.fused:
         return Run(experiment, frozen, None, make_fused_policy_step(experiment), take)
     functions = hosted_functions(as_rewards_read(experiment, frozen))
@@ -117,8 +121,7 @@ class Loop:
         self.window = MetricWindow(position.unlogged)
         self.flat = 0
         """Steps in a row in which no group had different rewards."""
-        self.proved = False
-        """Whether a checkpoint that this process has saved was read back."""
+        self.saver = BackgroundSaver()
         self.unwritten: tuple[Record, dict[str, float]] | None = None
         """The last step's record and further metrics of it; read after the next step was dispatched."""
 
@@ -198,12 +201,12 @@ class Loop:
             )
 
     def save(self) -> None:
-        """Save the position, where it is not saved yet and its state is finite."""
+        """Save the position, where it is not saved yet and its state is finite; it is written while the run goes on."""
         finite = self.unwritten is None or is_finite(self.unwritten[0].metrics)
         if self.position.step > self.saved and finite:
             position = self.position._replace(streaks=self.streaks, unlogged=self.window.saved())
-            save(self.experiment, position, self.writer, prove=not self.proved)
-            self.saved, self.proved = self.position.step, True
+            save(self.experiment, position, self.writer, self.saver)
+            self.saved = self.position.step
 
 
 def run_steps(loop: Loop, bar: Progress) -> Position:
@@ -211,13 +214,14 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
     clock = time.perf_counter()
     try:
         while not stop_agreed():
+            loop.saver.ended()  # raises where a save has failed
             try:
                 with phase("step"):
                     loop.position, record = loop.run.take(loop.run, loop.position)
             except Interrupted:
                 break
             before, clock = clock, time.perf_counter()
-            loop.follow(record, {"step_time": clock - before})
+            loop.follow(record, {"step_time": clock - before - record.times.get("time/compile", 0.0)})
             bar.advance()
             if pauses_after(loop):
                 jax.block_until_ready(loop.position.state)
@@ -234,6 +238,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
         if isinstance(error, PbrlError) or can_save(loop.position):
             loop.write(loop.unwritten, always=True, check=False)
             loop.save()
+            loop.saver.wait()
         raise
     loop.save()
     return loop.position._replace(streaks=loop.streaks)
@@ -242,7 +247,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
 def can_save(position: Position) -> bool:
     """Whether a position can be saved after an error that only this host may know of: the host is alone, and the update
     that failed has not taken the state's arrays."""
-    leaves = jax.tree.leaves((position.state, position.batch))
+    leaves = jax.tree.leaves((position.state, position.batch, position.pending))
     return host_count() == 1 and not any(leaf.is_deleted() for leaf in leaves)
 
 
@@ -278,6 +283,7 @@ def between_steps(loop: Loop) -> bool:
             record, more = loop.unwritten
             loop.unwritten = record, more | found
     if loop.write(loop.unwritten, always=evaluating) and acts(loop.experiment.config.guard):
+        loop.saver.wait()  # the guard reads what is saved
         loop.position, message = recover(loop.experiment, loop.position, loop.streaks)
         loop.writer.say(message)
     if saves_after(loop):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.checkpoint import check_same_experiment, restore_latest, save_checkpoint
+from pbrl_jax.checkpoint import BackgroundSaver, check_same_experiment, restore_latest, save_checkpoint
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.core.errors import CheckpointError, lookup
 from pbrl_jax.data.batches import start_cursor
@@ -16,12 +16,13 @@ from pbrl_jax.mesh.sharding import place, replicated
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import acts
-from pbrl_jax.train.hosted import cycle_batch_shapes
+from pbrl_jax.train.hosted import batch_shapes, cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.staged import announce
 from pbrl_jax.train.start import keeps_start, new_critic, taken, trained_shapes
 from pbrl_jax.train.state import abstract_state, place_state, state_shapes
 from pbrl_jax.train.step import Position
+from pbrl_jax.weights.policies import let_go
 
 
 def state_parts(experiment: Experiment) -> dict[str, Any]:
@@ -48,10 +49,12 @@ def new_position(experiment: Experiment) -> Position:
     return Position(0, state, start_cursor(), None)
 
 
-def save(experiment: Experiment, position: Position, writer: MetricWriter, prove: bool = False) -> None:
+def save(
+    experiment: Experiment, position: Position, writer: MetricWriter, saver: BackgroundSaver | None = None
+) -> None:
     """Write a checkpoint from which the run continues bit by bit; the log is made durable before.
 
-    `prove`: as in `save_checkpoint`.
+    With a saver it is written while the caller goes on, who may donate the position's arrays.
     """
     writer.flush()
     meta = {
@@ -63,11 +66,12 @@ def save(experiment: Experiment, position: Position, writer: MetricWriter, prove
         "unevaluated": position.unevaluated,
         "unlogged": dict(position.unlogged),
         "keeps_beta": position.state.beta is not None,
+        "pending": position.pending is not None,
     }
-    tree = {"state": position.state, "batch": position.batch}
-    limit = experiment.config.train.save_total_limit
+    tree = {"state": position.state, "batch": position.batch, "pending": position.pending}
+    where, limit = experiment.work.checkpoints, experiment.config.train.save_total_limit
     with phase("save"):
-        save_checkpoint(experiment.work.checkpoints, position.step, tree, meta, keep=limit, prove=prove)
+        (save_checkpoint if saver is None else saver.start)(where, position.step, tree, meta, keep=limit)
 
 
 def restore(experiment: Experiment) -> Position:
@@ -90,9 +94,12 @@ def restore(experiment: Experiment) -> Position:
         saved = from_json(meta["config"], type(config))
         check_same_experiment(saved, config, meta["fingerprints"], dict(experiment.fingerprints))
         batch = cycle_batch_shapes(experiment) if meta["in_cycle"] else None
+        if not keeps_start(config):
+            let_go(experiment.policy)  # what is restored takes the place of its parameters
         keeps_beta = meta.get("keeps_beta", saved.algo.kl_target is not None)
         beta = abstract_state(place_beta(experiment)) if keeps_beta else None
-        return {"state": dataclasses.replace(shapes, beta=beta), "batch": batch}
+        pending = batch_shapes(experiment).rollout if meta.get("pending") else None
+        return {"state": dataclasses.replace(shapes, beta=beta), "batch": batch, "pending": pending}
 
     found = restore_latest(experiment.work.checkpoints, abstract)
     if found is None:
@@ -105,7 +112,7 @@ def restore(experiment: Experiment) -> Position:
     if batch is not None and batch.old_logp_BR is None:  # of a version that compared with the sampler's
         batch = dataclasses.replace(batch, old_logp_BR=batch.rollout.logp_BR)
     streaks, unlogged = meta.get("streaks", {}), meta.get("unlogged", {})
-    return Position(found.step, state, meta["cursor"], batch, streaks, unevaluated, unlogged)
+    return Position(found.step, state, meta["cursor"], batch, streaks, unevaluated, unlogged, tree["pending"])
 
 
 def place_beta(experiment: Experiment) -> jax.Array:

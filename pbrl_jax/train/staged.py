@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pbrl_jax.checkpoint import Restored, restore_latest, save_checkpoint
+from pbrl_jax.checkpoint import BackgroundSaver, Restored, restore_latest
 from pbrl_jax.config.tree import GuardConfig
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import WorkDir
@@ -77,9 +77,11 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
         jax.set_mesh(mesh),
         MetricWriter(work.root, resume_step=start, max_steps=stage.steps, quiet=True) as writer,
         Progress(stage.name, stage.steps, done=start, part=stage.part) as progress,
+        BackgroundSaver() as saver,
     ):
-        metrics, proved = dict[str, Any](), False
+        metrics = dict[str, Any]()
         for step in range(start, stage.steps):
+            saver.ended()  # raises where a save has failed
             before = metrics
             state, metrics = take(state, jax.device_put(batch_at(step), batch_sharding(mesh)), *beside)
             done, stopping = step + 1, stop_requested()
@@ -94,9 +96,9 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
                 check_update(done, metrics, dict(streaks), stage.max_skipped)
                 writer.flush()
                 meta = {"fingerprint": stage.fingerprint}
-                save_checkpoint(work.checkpoints, done, state, meta, keep=2, prove=not proved)
-                proved = True
+                saver.start(work.checkpoints, done, state, meta, keep=2)
             if stopping and done < stage.steps:
+                saver.wait()
                 raise Stopped
     return state
 

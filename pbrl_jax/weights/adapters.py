@@ -1,8 +1,8 @@
-"""LoRA adapters in PEFT's form: added to their base model as its weights are read, and written from a run.
+"""LoRA adapters in PEFT's format: merged into their base model while its weights are read, and written from a run.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors`. Its tensors are named after the base's modules:
+A folder holds `adapter_config.json` and `adapter_model.safetensors`, whose tensors are named after the base's modules:
 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank] add
-scale * B @ A to `...q_proj.weight`; a tensor without `lora_` replaces the base's. Values are checked against PEFT.
+scale * B @ A to `...q_proj.weight`; a tensor without `lora_` replaces that of the base. Tests compare with PEFT.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 BASE = "base_model_name_or_path"
 
-#: Fields that do not change the merged weights: which modules have adapters and of which rank is in the tensors.
+#: Fields that do not change the merged weights; modules and ranks of adapters are known from the tensors.
 NOT_READ = (
     "auto_mapping", "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
     "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_core",
     "modules_to_save", "peft_version", "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_modules",
     "task_type",
 )  # fmt: skip
-#: Ways to start an adapter that leave the base's weights as they are.
+#: Values of init_lora_weights that do not change the base's weights.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-#: Fields that must be off: what they do is not computed here.
+#: Fields of features that are not supported; they must be off.
 REFUSED = (
     "alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication", "lora_bias",
     "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
@@ -46,21 +46,21 @@ REFUSED = (
 )  # fmt: skip
 PART = re.compile(r"(.*?)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?")
 
-#: Our projections by the modules of transformers.
+#: Our projection -> the module in transformers.
 MODULES = {
     **{name: f"self_attn.{name[0]}_proj" for name in ("query", "key", "value", "out")},
     **{f"mlp/{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
 
 
-def whole(tensor: Tensor) -> np.ndarray:
-    """A tensor in memory."""
+def in_memory(tensor: Tensor) -> np.ndarray:
+    """The values of a tensor, read if it is remote."""
     return tensor.rows(0, tensor.shape[0]) if isinstance(tensor, RemoteTensor) else tensor
 
 
 class AdaptedTensor(RemoteTensor):
-    """A matrix [O, I] of the base with an adapter: W + scale * high @ low, computed in float32 for the rows that are
-    read. With `magnitude` [O], each row is given that length (DoRA, Liu et al. 2024, arXiv 2402.09353)."""
+    """A matrix [O, I] of the base with an adapter: W + scale * high @ low, computed in float32 when its rows are read.
+    With `magnitude` [O], each row is scaled to that norm (DoRA, Liu et al. 2024, arXiv 2402.09353)."""
 
     def __init__(self, base: Tensor, low_RI, high_OR, scale: float, magnitude_O=None, *, exact: bool):
         self.base, self.scale, self.magnitude_O = base, scale, magnitude_O
@@ -69,14 +69,14 @@ class AdaptedTensor(RemoteTensor):
         self.shape, self.size = base.shape, base.size
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        found = np.empty(self.shape, self.dtype)
+        result = np.empty(self.shape, self.dtype)
         base = self.base.rows(start, stop) if isinstance(self.base, RemoteTensor) else self.base
         merged = base[start:stop].astype(np.float32) + self.scale * (self.high_OR[start:stop] @ self.low_RI)
         if self.magnitude_O is not None:
-            length = np.linalg.norm(merged, axis=1, keepdims=True)
-            merged = merged / length * self.magnitude_O[start:stop, None].astype(np.float32)
-        found[start:stop] = merged.astype(self.dtype)
-        return found
+            norm = np.linalg.norm(merged, axis=1, keepdims=True)
+            merged = merged / norm * self.magnitude_O[start:stop, None].astype(np.float32)
+        result[start:stop] = merged.astype(self.dtype)
+        return result
 
     def elements(self, start: int, stop: int) -> np.ndarray:
         width = self.shape[1]
@@ -85,44 +85,43 @@ class AdaptedTensor(RemoteTensor):
 
 
 class Adapter(NamedTuple):
-    """The adapter in a local folder."""
+    """An adapter in a local folder."""
 
     folder: str
-    #: The user's name of it.
+    #: The name that the user gave.
     source: str
-    #: Of the base: a folder or a hub id.
+    #: Folder or hub id of the base model.
     base: str
     tensors: Weights
     alpha: float
     #: Regular expression of the end of a module's name -> its alpha.
     alphas: dict[str, float]
-    #: Scale by the root of the rank in place of the rank (rsLoRA).
+    #: Divide alpha by the square root of the rank instead of the rank (rsLoRA).
     rooted: bool
 
     def scale(self, module: str, rank: int) -> float:
-        """The factor of a module's product."""
-        own = [value for key, value in self.alphas.items() if re.fullmatch(rf"(.*\.)?({key})", module)]
-        return (own[0] if own else self.alpha) / (rank**0.5 if self.rooted else rank)
+        """The factor of high @ low for a module."""
+        matches = (value for key, value in self.alphas.items() if re.fullmatch(rf"(.*\.)?({key})", module))
+        return next(matches, self.alpha) / (rank**0.5 if self.rooted else rank)
 
     def applied(self, base: Mapping[str, Tensor], tied: bool, exact: bool) -> Weights:
-        """The base's tensors with the adapter.
+        """The base's tensors with the adapter merged in.
 
         Args:
-          tied: the base's output matrix is its embedding. Where the adapter changes the embedding alone, the output
-            matrix stays that of the base.
-          exact: adapted tensors are float32; otherwise rounded to the type of the base.
+          tied: the base's output matrix is its embedding. If the adapter changes only the embedding, the output matrix
+            is the base's embedding.
+          exact: adapted tensors are float32; otherwise they are rounded to the type of the base.
 
         Raises:
-          CheckpointError: a tensor that has no place in the base, or does not fit it.
+          CheckpointError: a tensor without a counterpart in the base, or of another shape.
         """
         names, problems = {plain_name(name): name for name in base}, []
         parts: dict[str, dict[str, np.ndarray]] = {}
         result: dict[str, Tensor] = dict(base)
         for name, tensor in self.tensors.items():
             module = name.removeprefix("base_model.model.")
-            found = PART.fullmatch(module)
-            if found:
-                parts.setdefault(found[1], {})[found[2]] = whole(tensor)
+            if match := PART.fullmatch(module):
+                parts.setdefault(match[1], {})[match[2]] = in_memory(tensor)
                 continue
             plain = plain_name(re.sub(r"\.(modules_to_save(\.default)?|base_layer)\b", "", module))
             place = names.get(plain, plain if plain == "lm_head.weight" else None)
@@ -164,17 +163,17 @@ class Adapter(NamedTuple):
 
 
 def is_adapter(place: str) -> bool:
-    """Whether a local folder holds an adapter of PEFT and no whole model."""
+    """Whether a local folder holds an adapter of PEFT and no complete model."""
     models = (WEIGHTS, f"{WEIGHTS}.index.json", TORCH_WEIGHTS, f"{TORCH_WEIGHTS}.index.json")
-    here = os.path.exists(os.path.join(place, CONFIG))
-    return here and not any(located(os.path.join(place, name)) for name in models)
+    has_config = os.path.exists(os.path.join(place, CONFIG))
+    return has_config and not any(located(os.path.join(place, name)) for name in models)
 
 
 def read_adapter(place: str, source: str) -> Adapter:
     """The adapter in a local folder.
 
     Raises:
-      CheckpointError: another kind of adapter than LoRA, a field that is not understood, no base, no weights.
+      CheckpointError: an adapter that is not LoRA, an unknown field, no base, or no weights.
     """
     where = f"{CONFIG} of {source!r}"
     fields = ConfigFields(read_json_object(os.path.join(place, CONFIG)), {}, where)
@@ -189,9 +188,9 @@ def read_adapter(place: str, source: str) -> Adapter:
     base, revision = fields.take(BASE, None), fields.take("revision", None)
     if not base:
         raise CheckpointError(f"{where}: {BASE} is {base!r}; expected the folder or hub id of the model it belongs to.")
-    beside = os.path.join(place, str(base))
-    if not os.path.exists(base) and os.path.isdir(beside):
-        base = beside
+    inside = os.path.join(place, str(base))
+    if not os.path.exists(base) and os.path.isdir(inside):
+        base = inside
     elif revision and is_hub_id(base):
         base = f"{base}@{revision}"
     alphas = {str(key): float(value) for key, value in (fields.take("alpha_pattern", None) or {}).items()}
@@ -205,7 +204,7 @@ def read_adapter(place: str, source: str) -> Adapter:
 
 @contextlib.contextmanager
 def reading_base(source: str, base: str) -> Iterator[None]:
-    """An error in here, where the base of an adapter is read, says whose base it is."""
+    """Add the name of an adapter to errors of the block, which reads the adapter's base."""
     try:
         yield
     except PbrlError as error:
@@ -213,35 +212,35 @@ def reading_base(source: str, base: str) -> Iterator[None]:
 
 
 def base_of(source: str) -> str:
-    """The model that an adapter in a folder belongs to; any other source is returned unchanged."""
+    """The base model of an adapter's folder; any other source is returned unchanged."""
     place = os.path.expanduser(source)
     return read_adapter(place, source).base if is_adapter(place) else source
 
 
 def adapter_arrays(leaves: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """PEFT's tensors of our adapters, given by path: `layers/query/lora_a` [N, inputs..., R], `lora_b` [N, R, ...]."""
+    """PEFT's tensors of our adapters, path -> array: `layers/query/lora_a` [N, inputs..., R], `lora_b` [N, R, ...]."""
     tensors = {}
     for path, leaf in leaves.items():
         stacked, (_, *middle, part) = np.asarray(jax.device_get(leaf), np.float32), path.split("/")
         module = MODULES["/".join(middle)]
-        for layer, one in enumerate(stacked):
-            matrix = one.reshape(-1, one.shape[-1]) if part == "lora_a" else one.reshape(len(one), -1)
+        for layer, array in enumerate(stacked):
+            matrix = array.reshape(-1, array.shape[-1]) if part == "lora_a" else array.reshape(len(array), -1)
             name = f"base_model.model.model.layers.{layer}.{module}.lora_{part[-1].upper()}.weight"
             tensors[name] = np.ascontiguousarray(matrix.T)
     return tensors
 
 
 def write_adapter(directory: str, adapters: Any, lora: LoraConfig, base: str, stored: Mapping[str, Tensor]) -> None:
-    """Write the adapters of a run as PEFT, transformers and vLLM load them, and read them back. The config, which marks
-    a complete folder, is written last.
+    """Write the adapters of a run in the format of PEFT, transformers and vLLM, and read them back. The config, which
+    marks a complete folder, is written last.
 
     Args:
       adapters: the trained tree, {"layers": {"query": {"lora_a", "lora_b"}, ...}}.
-      base: folder or hub id of the model that they were trained beside.
-      stored: that model's tensors.
+      base: folder or hub id of the base model.
+      stored: the base model's tensors.
 
     Raises:
-      CheckpointError: the base has no such modules, or what was read back is not what was written.
+      CheckpointError: the base has no such modules, or the folder reads back differently.
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,10 +256,10 @@ def write_adapter(directory: str, adapters: Any, lora: LoraConfig, base: str, st
     }  # fmt: skip
     write_json(folder / CONFIG, config)
     try:
-        found = read_adapter(str(folder), directory)._replace(base=base)
-        found.applied(stored, tied=False, exact=True)
-        wrong = [name for name, array in tensors.items() if not np.array_equal(whole(found.tensors[name]), array)]
-        refuse_differences(directory, [f"{name} differs" for name in wrong], CONFIG)
+        adapter = read_adapter(str(folder), directory)._replace(base=base)
+        adapter.applied(stored, tied=False, exact=True)
+        equal = {name: np.array_equal(in_memory(adapter.tensors[name]), array) for name, array in tensors.items()}
+        refuse_differences(directory, [f"{name} differs" for name in equal if not equal[name]], CONFIG)
     except Exception:
         (folder / CONFIG).unlink(missing_ok=True)
         raise

@@ -1,6 +1,6 @@
-"""Folders of unbabel-comet: a Lightning checkpoint and its settings, to our spec and parameters.
+"""Reader of unbabel-comet folders: from a Lightning checkpoint and its settings to our spec and parameters.
 
-The checkpoint is a pickle: it is read without running or importing anything that it names.
+The checkpoint is a pickle; reading it imports and runs nothing that it names.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ KINDS = {
 }
 #: encoder_model -> model_type of its config.
 ENCODERS = {"XLM-RoBERTa": "xlm-roberta", "XLM-RoBERTa-XL": "xlm-roberta-xl"}
-#: Width -> attention heads of the released encoders, which do not follow from the shapes of tensors.
+#: Width -> attention heads of the released encoders, which cannot be derived from tensor shapes.
 HEADS = {768: 12, 1024: 16, 2560: 32, 4096: 32}
 #: Defaults of unbabel-comet's classes for missing settings.
 DEFAULTS = {
@@ -52,16 +52,19 @@ ERROR_LABELS = ["minor", "major", "critical"]
 
 
 def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSpec, Any, Tokenizer, str]:
-    """(spec, parameters, tokenizer, fingerprint) of a local folder of unbabel-comet; `source` is the user's name of it.
+    """(spec, parameters, tokenizer, fingerprint) of a local folder of unbabel-comet.
+
+    Args:
+      source: the name that the user gave, for messages.
 
     Raises:
-      CheckpointError: no such folder, a damaged file, a setting or a tensor that is not supported.
+      CheckpointError: no such folder, a damaged file, or an unsupported setting or tensor.
     """
     path = os.path.join(folder, CHECKPOINT)
     if not os.path.exists(path) or not os.path.exists(os.path.join(folder, HPARAMS)):
         raise CheckpointError(
-            f"No COMET model in {source!r}: expected pbrl_comet.json, or {CHECKPOINT} with {HPARAMS}. Give a folder as "
-            "the hub has it (Unbabel/wmt22-comet-da), or one written by `pbrl convert comet`."
+            f"No COMET model in {source!r}: expected pbrl_comet.json, or {CHECKPOINT} with {HPARAMS}. Give the folder "
+            "of a released model (Unbabel/wmt22-comet-da), or one written by `pbrl convert comet`."
         )
     checkpoint = read_torch(path)
     tensors = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
@@ -70,8 +73,8 @@ def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSp
     hparams = _hparams(os.path.join(folder, HPARAMS), checkpoint.get("hyper_parameters"))
     tokenizer = _tokenizer(folder, hparams)
     begin_ids, end_ids = special_ids(tokenizer)
-    given = os.path.join(folder, CONFIG)
-    config = read_json(given) if os.path.exists(given) else _encoder_config(tensors, hparams)
+    config_file = os.path.join(folder, CONFIG)
+    config = read_json(config_file) if os.path.exists(config_file) else _encoder_config(tensors, hparams)
     encoder = dataclasses.replace(encoder_spec(config), begin_ids=begin_ids, end_ids=end_ids)
     check_vocabulary(tokenizer, encoder.vocab_size, source)
     spec = comet_spec(hparams, dataclasses.replace(encoder, dtype=dtype))
@@ -82,15 +85,15 @@ def read_comet_checkpoint(folder: str, source: str, dtype: str) -> tuple[CometSp
 
 
 def _hparams(path: str, trained: Any) -> dict[str, Any]:
-    """Settings of the checkpoint, with those that unbabel-comet reads from hparams.yaml."""
+    """Settings of the checkpoint, and those that unbabel-comet reads from hparams.yaml instead."""
     try:
         with open(path, encoding="utf-8") as file:
             listed = yaml.safe_load(file)
     except (OSError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}). Copy or download it again.") from error
     if not isinstance(listed, Mapping) or listed.get("class_identifier") not in KINDS:
-        found = listed.get("class_identifier") if isinstance(listed, Mapping) else listed
-        raise CheckpointError(f"{path} has class_identifier {found!r}. {did_you_mean(str(found), KINDS)}")
+        kind = listed.get("class_identifier") if isinstance(listed, Mapping) else listed
+        raise CheckpointError(f"{path} has class_identifier {kind!r}. {did_you_mean(str(kind), KINDS)}")
     merged = {**listed, **(trained if isinstance(trained, Mapping) else {})}
     merged["class_identifier"] = listed["class_identifier"]
     if listed.get("layer_transformation") == "sparsemax_patch":
@@ -105,25 +108,26 @@ def comet_spec(hparams: Mapping[str, Any], encoder: EncoderSpec) -> CometSpec:
       CheckpointError: a setting with an unsupported value.
     """
     kind = KINDS[hparams["class_identifier"]]
-    found = {name: DEFAULTS[name] if hparams.get(name) is None else hparams[name] for name in DEFAULTS}
+    settings = {name: DEFAULTS[name] if hparams.get(name) is None else hparams[name] for name in DEFAULTS}
     joint = kind in ("unified", "xcomet")
-    layer = found["sent_layer"] if joint else found["layer"]
-    names = {name: str(hparams.get(name) or "Identity").lower() for name in ("activations", "final_activation")}
-    names["activations"] = found["activations"].lower()
+    layer = settings["sent_layer"] if joint else settings["layer"]
+    activation = settings["activations"].lower()
+    final_activation = str(hparams.get("final_activation") or "Identity").lower()
     tags = word_layer = 0
     if kind == "xcomet":
         tags, word_layer = 1 + len(ERROR_LABELS), int(hparams.get("word_layer", 36))
     problems = [
-        f"{name}={value!r} (computed here: {', '.join(map(str, known))})"
-        for name, value, known in (
+        f"{name}={value!r} (supported: {', '.join(map(str, supported))})"
+        for name, value, supported in (
             ("sent_layer" if joint else "layer", layer, ("mix",)),
-            ("pool", found["pool"], ("avg", "cls") if not joint else (found["pool"],)),
-            ("layer_transformation", found["layer_transformation"], ("softmax", "sparsemax", "sparsemax_patch")),
-            *((name, value, tuple(ACTIVATIONS)) for name, value in names.items()),
+            ("pool", settings["pool"], ("avg", "cls") if not joint else (settings["pool"],)),
+            ("layer_transformation", settings["layer_transformation"], ("softmax", "sparsemax", "sparsemax_patch")),
+            ("activations", activation, tuple(ACTIVATIONS)),
+            ("final_activation", final_activation, tuple(ACTIVATIONS)),
             ("error_labels", hparams.get("error_labels", ERROR_LABELS), (ERROR_LABELS,)),
             ("word_layer", word_layer, range(encoder.layers + 1)),
         )
-        if value not in known
+        if value not in supported
     ]
     if not isinstance(hparams.get("hidden_sizes"), list | tuple):
         problems.append("hidden_sizes is missing")
@@ -133,12 +137,12 @@ def comet_spec(hparams: Mapping[str, Any], encoder: EncoderSpec) -> CometSpec:
         encoder=encoder,
         kind=kind,
         hidden=tuple(int(width) for width in hparams["hidden_sizes"]),
-        # unbabel-comet ignored this setting in joint models; newer files mark that by `sparsemax_patch`.
-        transform="sparsemax" if found["layer_transformation"] == "sparsemax" and not joint else "softmax",
+        # unbabel-comet ignored this setting in joint models; newer files mark this with `sparsemax_patch`.
+        transform="sparsemax" if settings["layer_transformation"] == "sparsemax" and not joint else "softmax",
         layer_norm=bool(hparams.get("layer_norm", kind in NORMED_BY_DEFAULT)),
-        pooling="cls" if joint else POOLINGS[found["pool"]],
-        activation=names["activations"],
-        final_activation=names["final_activation"],
+        pooling="cls" if joint else POOLINGS[settings["pool"]],
+        activation=activation,
+        final_activation=final_activation,
         segments=tuple(hparams.get("input_segments") or SEGMENTS) if kind == "unified" else SEGMENTS,
         tags=tags,
         word_layer=word_layer,
@@ -172,7 +176,7 @@ def _encoder_config(tensors: Mapping[str, np.ndarray], hparams: Mapping[str, Any
         types = len(tensors[f"{prefix}embeddings.token_type_embeddings.weight"])
         ffn = len(tensors[f"{prefix}encoder.layer.0.intermediate.dense.weight"])
     except KeyError as error:
-        raise CheckpointError(f"The encoder's sizes cannot be told: {error} is missing. {advice}") from error
+        raise CheckpointError(f"The encoder's sizes are unknown: {error} is missing. {advice}") from error
     if width not in HEADS:
         raise CheckpointError(f"No released encoder of {width} channels is known, so its heads are not. {advice}")
     layers = sum(name.startswith(f"{prefix}encoder.layer.") and name.endswith("query.weight") for name in tensors)
@@ -184,13 +188,13 @@ def _encoder_config(tensors: Mapping[str, np.ndarray], hparams: Mapping[str, Any
 
 
 def _tokenizer(folder: str, hparams: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer in the folder, or that of the pretrained encoder."""
-    here = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES)
-    source = folder if here else str(hparams.get("pretrained_model") or "")
+    """The tokenizer in the folder, else that of the pretrained encoder."""
+    has_tokenizer = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES)
+    source = folder if has_tokenizer else str(hparams.get("pretrained_model") or "")
     try:
         return encoder_tokenizer(source)
     except (ConfigError, DataError) as error:
         raise CheckpointError(
-            f"{folder} holds no tokenizer, and that of {source!r} cannot be had: {error} Copy the tokenizer's files "
+            f"{folder} holds no tokenizer, and that of {source!r} cannot be loaded: {error} Copy the tokenizer's files "
             "into the folder."
         ) from error

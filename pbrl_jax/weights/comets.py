@@ -17,12 +17,12 @@ from pbrl_jax.weights.comet_checkpoint import read_comet_checkpoint
 from pbrl_jax.weights.folders import own_folder, read_model, read_spec, save_model
 from pbrl_jax.weights.hub import local_copy
 
-#: Largest number of tokens in a batch, padding included: the states of all layers are in memory at once.
+#: Largest number of tokens in a batch, padding included. The states of all layers are in memory at once.
 SCORE_TOKENS = 4096
 
 
 class Comet(NamedTuple):
-    """`score(src, mt, ref)` gives one float32 number per translation: 1 is perfect, and scores are not clipped."""
+    """A COMET model; `score(src, mt, ref)` gives one float32 score per translation, about 1 for a perfect one."""
 
     spec: CometSpec
     params: Any
@@ -31,18 +31,18 @@ class Comet(NamedTuple):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `score` must be given references."""
+        """Whether `score` needs references."""
         return self.spec.kind == "regression" or "src" not in self.spec.segments
 
     def score(self, src: Sequence[str], mt: Sequence[str], ref: Sequence[str] | None = None) -> np.ndarray:
         """Scores of translations `mt` of sources `src`, [N].
 
-        As in unbabel-comet, a model that was trained without references ignores `ref`, unified and XCOMET models use it
-        if it is given, and texts are cut at the encoder's length (510 tokens for XLM-R, special ones included; see
-        `cut`): score sentences, or a few at a time.
+        As in unbabel-comet, a model that was trained without references ignores `ref`, and unified and XCOMET models
+        use it if given. Texts are cut at the encoder's length (510 tokens for XLM-R, special tokens included; see
+        `cut`), so score one or a few sentences at a time.
 
         Raises:
-          ConfigError: the model needs references and there are none.
+          ConfigError: the model needs references, and `ref` is None.
           DataError: lists of different lengths.
         """
         if ref is None and self.needs_reference:
@@ -71,26 +71,28 @@ class Comet(NamedTuple):
 
     @property
     def _room(self) -> int:
-        """Tokens of a text that are read, without special ones; the same number as in unbabel-comet."""
+        """Largest number of tokens of a text, without special tokens, as in unbabel-comet."""
         encoder = self.spec.encoder
         return encoder.max_positions - 4 - len(encoder.begin_ids) - len(encoder.end_ids)
 
     def _segments(self, texts: list[str]) -> list[list[int]]:
-        """Each text with its special tokens, cut as in unbabel-comet."""
+        """Token ids of each text with special tokens, cut as in unbabel-comet."""
         begin, end = self.spec.encoder.begin_ids, self.spec.encoder.end_ids
         return [[*begin, *ids[: self._room], *end] for ids in self.tokenizer.encode_batch(texts)]
 
     def _sequences(self, segments: Mapping[str, list[list[int]]]) -> list[list[list[int]]]:
-        """The C sequences of every translation: separate segments, or joint ones."""
+        """The C encoder inputs of every translation: separate or joined segments."""
         if self.spec.kind in ("regression", "referenceless"):
             names = ("src", "mt", "ref") if self.spec.kind == "regression" else ("src", "mt")
             return [segments[name] for name in names]
-        known = [name for name in ("mt", "src", "ref") if name in segments and name in self.spec.segments]
-        inputs = UNIFIED_INPUTS if len(known) == 3 else (tuple(known),)
-        return [[self._joined(row) for row in zip(*(segments[name] for name in one), strict=True)] for one in inputs]
+        used = [name for name in ("mt", "src", "ref") if name in segments and name in self.spec.segments]
+        inputs = UNIFIED_INPUTS if len(used) == 3 else (tuple(used),)
+        return [
+            [self._joined(row) for row in zip(*(segments[name] for name in names), strict=True)] for names in inputs
+        ]
 
     def _joined(self, parts: Sequence[list[int]]) -> list[int]:
-        """`<s> mt </s></s> src </s></s> ref </s>`, cut on the right without adding </s>."""
+        """`<s> mt </s></s> src </s></s> ref </s>`, cut on the right, where no </s> is added."""
         begin, end = self.spec.encoder.begin_ids, self.spec.encoder.end_ids
         joined = list(parts[0])
         for part in parts[1:]:
@@ -118,12 +120,12 @@ def load_comet(directory: str, dtype: str | None = None, transform: str | None =
 
     Args:
       directory: the folder, a hub id (Unbabel/wmt22-comet-da), or a `gs://` path.
-      dtype: type of the encoder's computation and of the parameters; default float32, or the stored one.
-      transform: sparsemax or softmax, to override that of the checkpoint. Released unified and XCOMET models use
-        softmax regardless of their settings; give sparsemax for a model trained with a corrected unbabel-comet.
+      dtype: type of the encoder's computation and of the parameters; default: the stored type, or float32.
+      transform: sparsemax or softmax, to override the checkpoint's. Released unified and XCOMET models use softmax
+        whatever their settings say; give sparsemax for a model trained with a corrected unbabel-comet.
 
     Raises:
-      CheckpointError: no COMET model there, one that is not supported, or a damaged one.
+      CheckpointError: no COMET model, an unsupported one, or a damaged one.
     """
     place = local_copy(directory)
     if own_folder(place, "comet"):
@@ -140,26 +142,21 @@ def load_comet(directory: str, dtype: str | None = None, transform: str | None =
 
 
 def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
-    """Write a COMET model in this package's format: safetensors, a spec and the tokenizer. Returns what was written.
+    """Convert a COMET model to this package's format: safetensors, a spec and the tokenizer. Returns the new model.
 
     Args:
       directory: as in load_comet.
       out: the folder, local or `gs://...`; it is read back and compared.
-      dtype: type of the written parameters, float32 or bfloat16; default: float32, or the stored one.
+      dtype: type of the written parameters, float32 or bfloat16; default: the stored type, or float32.
 
     Raises:
-      CheckpointError: as load_comet, or what was read back is not what was written.
+      CheckpointError: as load_comet, or the new folder reads back differently.
     """
     comet = load_comet(directory, dtype)
     if dtype is not None:
         comet = comet._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), comet.params))
-    save_comet(comet, out)
-    found = load_comet(out)
-    if not jax.tree.all(jax.tree.map(jnp.array_equal, comet.params, found.params)):
+    save_model(out, "comet", comet.spec, comet.params, comet.tokenizer)
+    written = load_comet(out)
+    if not jax.tree.all(jax.tree.map(jnp.array_equal, comet.params, written.params)):
         raise CheckpointError(f"{out} was written, but reads back differently. Check the disk, and convert again.")
-    return found
-
-
-def save_comet(comet: Comet, directory: str) -> None:
-    """Write a folder for `load_comet`."""
-    save_model(directory, "comet", comet.spec, comet.params, comet.tokenizer)
+    return written

@@ -1,4 +1,4 @@
-"""Export of encoders: a folder of sentence-transformers, in the format that all of its versions read."""
+"""Export of encoders as sentence-transformers folders, in the format that all of its versions read."""
 
 from typing import Any
 
@@ -31,22 +31,22 @@ ARCHITECTURES = {
     "bert": "BertModel", "xlm-roberta": "XLMRobertaModel", "xlm-roberta-xl": "XLMRobertaXLModel", "gte": "GteModel",
 }  # fmt: skip
 SAMPLE = ("Jibu ni 12.", "答案是 12。 She has five apples and gives two of them away.")
-#: Largest difference of two unit vectors that may come from rounding in another memory layout.
+#: Largest difference of entries of unit vectors that rounding in another memory layout may cause.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 def export_encoder(encoder: Encoder, directory: str) -> None:
     """Write a sentence-transformers folder with the parameters in their own type; modules.json is written last.
 
-    The folder is read back: every parameter must be bit for bit the same, and the vectors of two texts nearly equal.
+    The folder is read back and compared: parameters must be bit-equal, and the vectors of two texts nearly equal.
 
     Args:
-      encoder: what to write.
-      directory: the folder, local or `gs://...`; files of these names are replaced.
+      encoder: the encoder.
+      directory: the folder, local or `gs://...`; existing files are replaced.
 
     Raises:
-      CheckpointError: no model family has this spec, the folder holds an encoder of this package, or what was read
-        back is not what was written.
+      CheckpointError: no model family has this spec, the folder holds an encoder of this package, or it reads back
+        differently.
     """
     folder, spec = epath.Path(directory), encoder.spec
     if (folder / "pbrl_encoder.json").exists():
@@ -60,15 +60,15 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     flags = {flag: spec.pooling == ours for ours, (_, flag) in POOLINGS.items()}
     width = spec.decoder.width if isinstance(spec, DecoderEncoderSpec) else spec.width
     write_json(folder / "1_Pooling" / CONFIG, {"word_embedding_dimension": width, **flags, "include_prompt": True})
-    for name, own in _dense_maps(spec):
+    for name, dense in _dense_maps(spec):
         place = f"{len(modules)}_Dense"
-        described = {
-            "in_features": width, "out_features": own.width, "bias": own.bias,
-            "activation_function": TORCH_CLASSES[own.activation],
+        settings = {
+            "in_features": width, "out_features": dense.width, "bias": dense.bias,
+            "activation_function": TORCH_CLASSES[dense.activation],
         }  # fmt: skip
-        write_module(folder / place, described, encoder.params[name], dense_names(own, width))
+        write_module(folder / place, settings, encoder.params[name], dense_names(dense, width))
         modules.append(("Dense", place))
-        width = own.width
+        width = dense.width
     modules.append(("Normalize", f"{len(modules)}_Normalize"))
     (folder / modules[-1][1]).mkdir(exist_ok=True)
     special = len(spec.begin_ids) + len(spec.end_ids)
@@ -91,7 +91,7 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
 
 
 def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
-    """The `config.json` of the transformer, from which `encoder_spec` or `decoder_spec` gives the same spec.
+    """The `config.json` of the transformer, which `encoder_spec` or `decoder_spec` maps to the same spec.
 
     Raises:
       CheckpointError: no family of transformers has this spec.
@@ -99,7 +99,7 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
     spec = encoder.spec
     if isinstance(spec, DecoderEncoderSpec):
         config = hf_config(spec.decoder, {"max_position_embeddings": spec.max_positions}, dtype)
-        # Gemma 3's model without a head has another name.
+        # Gemma 3's class without a head has a name of its own.
         model = "TextModel" if config["model_type"] == "gemma3_text" else "Model"
         config["architectures"] = [name.replace("ForCausalLM", model) for name in config["architectures"]]
         if spec.bidirectional:
@@ -123,7 +123,7 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
         **{theirs: getattr(spec, ours) for ours, theirs in SIZES.items()},
         "hidden_act": "gelu",
         "layer_norm_eps": spec.norm_eps,
-        # Positions of the family begin after this id.
+        # Positions of this family start after the padding id.
         "pad_token_id": spec.position_offset - 1 if spec.position_offset else encoder.tokenizer.pad_id,
         "torch_dtype": dtype,
         **rope,
@@ -131,10 +131,10 @@ def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:
 
 
 def _dense_maps(spec: EncoderSpec | DecoderEncoderSpec) -> list[tuple[str, DenseSpec]]:
-    """(our parameter name, map) of each linear map after pooling."""
-    own = spec.projection if isinstance(spec, EncoderSpec) else 0
-    first = [("projection", DenseSpec(own))] if own else []
-    return first + [(f"dense_{index}", one) for index, one in enumerate(spec.dense)]
+    """(our parameter name, its spec) of each linear map after pooling."""
+    width = spec.projection if isinstance(spec, EncoderSpec) else 0
+    first = [("projection", DenseSpec(width))] if width else []
+    return first + [(f"dense_{index}", dense) for index, dense in enumerate(spec.dense)]
 
 
 def _write_tokenizer(encoder: Encoder, folder: epath.Path) -> None:
@@ -150,28 +150,28 @@ def _write_tokenizer(encoder: Encoder, folder: epath.Path) -> None:
 
 
 def _check(encoder: Encoder, directory: str) -> None:
-    """Read the folder back and compare.
+    """Read the folder back and compare it with the encoder.
 
     Raises:
-      CheckpointError: a parameter, a setting or a vector that differs.
+      CheckpointError: a parameter, setting or vector that differs.
     """
     kind = np.dtype(jax.tree.leaves(encoder.params)[0].dtype).name
-    found = load_encoder(directory, dtype=kind)
-    wanted = encoder.params
-    if "projection" in wanted:
-        wanted = {name: leaf for name, leaf in wanted.items() if name != "projection"}
+    exported = load_encoder(directory, dtype=kind)
+    params = encoder.params
+    if "projection" in params:
+        params = {name: leaf for name, leaf in params.items() if name != "projection"}
         maps = [encoder.params[name] for name, _ in _dense_maps(encoder.spec)]
-        wanted |= {f"dense_{index}": leaf for index, leaf in enumerate(maps)}
-    if flat_paths(wanted).keys() != flat_paths(found.params).keys():
+        params |= {f"dense_{index}": leaf for index, leaf in enumerate(maps)}
+    if flat_paths(params).keys() != flat_paths(exported.params).keys():
         raise CheckpointError(f"{directory} reads back with other parameters than it was written from. Report it.")
-    problems = differing_parameters(wanted, found.params)
+    problems = differing_parameters(params, exported.params)
     for name in ("max_length", "prefix"):
-        if getattr(found, name) != getattr(encoder, name):
-            problems.append(f"{name} is {getattr(found, name)!r}, not {getattr(encoder, name)!r}")
-    if found.tokenizer.encode_batch(SAMPLE) != encoder.tokenizer.encode_batch(SAMPLE):
+        if getattr(exported, name) != getattr(encoder, name):
+            problems.append(f"{name} is {getattr(exported, name)!r}, not {getattr(encoder, name)!r}")
+    if exported.tokenizer.encode_batch(SAMPLE) != encoder.tokenizer.encode_batch(SAMPLE):
         problems.append("the tokenizer gives other ids")
-    here = encoder._replace(spec=with_compute(encoder.spec, kind))
-    difference = float(np.abs(found.embed(SAMPLE) - here.embed(SAMPLE)).max())
+    original = encoder._replace(spec=with_compute(encoder.spec, kind))
+    difference = float(np.abs(exported.embed(SAMPLE) - original.embed(SAMPLE)).max())
     if not difference <= TOLERANCES[kind]:
         problems.append(f"vectors differ by {difference:.3g}")
     refuse_differences(directory, problems, MODULES)

@@ -1,4 +1,4 @@
-"""Text encoders: spec, parameters and tokenizer, from strings to unit vectors."""
+"""Text encoders: spec, parameters and tokenizer; they map strings to unit vectors."""
 
 import contextlib
 import dataclasses
@@ -16,11 +16,7 @@ from pbrl_jax.core.batching import fill, length_bucket, pad_tokens, split_rows
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
-from pbrl_jax.models.specs import (
-    DecoderEncoderSpec,
-    EncoderSpec,
-    TextEncoderSpec,
-)
+from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
 from pbrl_jax.text.tokenizers import XLMR_FILE, HuggingFaceTokenizer, Tokenizer, XlmrTokenizer, load_tokenizer
 from pbrl_jax.weights import hf_decoder
 from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
@@ -33,7 +29,7 @@ from pbrl_jax.weights.tensors import CONFIG, load_params, open_weights, weights_
 TEXTS_AT_A_TIME = 2048
 #: Largest batch of texts.
 EMBED_BATCH = 256
-#: Largest number of tokens in a batch, padding included: batches of long texts are smaller.
+#: Largest number of tokens in a batch, padding included, so that batches of long texts are smaller.
 EMBED_TOKENS = EMBED_BATCH * 512
 
 
@@ -44,7 +40,7 @@ class Encoder(NamedTuple):
     params: Any
     tokenizer: Tokenizer
     fingerprint: str
-    #: Tokens of text, without the special tokens that the spec adds.
+    #: Tokens of a chunk of text, without the special tokens that the spec adds.
     max_length: int
     prefix: str = ""
 
@@ -66,44 +62,44 @@ class Encoder(NamedTuple):
         return tokens, np.arange(size)[None] < lengths[:, None]
 
     def chunks(self, ids: Sequence[int]) -> list[list[int]]:
-        """A text's tokens in chunks of at most max_length tokens; each begins with the prefix."""
+        """A text's tokens in chunks of at most max_length tokens, each of which starts with the prefix."""
         ids = list(ids)
         if len(ids) <= self.max_length:
             return [ids]
-        again = self.tokenizer.encode(self.prefix) if self.prefix else []
-        room = self.max_length - len(again)
+        prefix = self.tokenizer.encode(self.prefix) if self.prefix else []
+        room = self.max_length - len(prefix)
         if room < 1:
             raise ConfigError(
-                f"encoder.max_length={self.max_length} holds no text beside the {len(again)} tokens of encoder.prefix "
+                f"encoder.max_length={self.max_length} holds no text beside the {len(prefix)} tokens of encoder.prefix "
                 f"{self.prefix!r}. Use a larger max_length."
             )
         rest = ids[self.max_length :]
-        return [ids[: self.max_length]] + [[*again, *rest[at : at + room]] for at in range(0, len(rest), room)]
+        return [ids[: self.max_length]] + [[*prefix, *rest[at : at + room]] for at in range(0, len(rest), room)]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors of the texts, in their order.
 
-        The vector of a text in several chunks is the normalised mean of theirs, weighted by their tokens.
+        The vector of a text in several chunks is the normalised mean of the chunks' vectors, weighted by token counts.
         """
         vectors = np.zeros((len(texts), self.spec.embedding_width), np.float32)
         for start in range(0, len(texts), TEXTS_AT_A_TIME):
             batch = [self.prefix + text for text in texts[start : start + TEXTS_AT_A_TIME]]
-            pieces = [self.chunks(ids) for ids in self.tokenizer.encode_batch(batch)]
-            found = self.embed_ids(*self._padded([piece for text in pieces for piece in text]))
+            texts_chunks = [self.chunks(ids) for ids in self.tokenizer.encode_batch(batch)]
+            embedded = self.embed_ids(*self._padded([chunk for chunks in texts_chunks for chunk in chunks]))
             first = 0
-            for row, text in enumerate(pieces, start):
-                own, first = found[first : first + len(text)], first + len(text)
-                vectors[row] = own[0] if len(text) == 1 else _pooled(own, [len(piece) for piece in text])
+            for row, chunks in enumerate(texts_chunks, start):
+                parts, first = embedded[first : first + len(chunks)], first + len(chunks)
+                vectors[row] = parts[0] if len(chunks) == 1 else _pooled(parts, list(map(len, chunks)))
         return vectors
 
     def embed_ids(self, tokens_NS: np.ndarray, mask_NS: np.ndarray) -> np.ndarray:
-        """Unit vectors of N right-padded texts, in batches of texts of about the same length (`length_bucket`) and of
-        few sizes (`batch_sizes`): little padding is computed and few programs are compiled."""
+        """Unit vectors of N right-padded texts. A batch has texts of about the same length (`length_bucket`) and one of
+        a few sizes (`batch_sizes`), so that little padding is computed and few programs are compiled."""
         program, mesh, rows_at = embed_tokens(self.spec), mesh_of(self.params), row_sharding(self.params)
         S, devices = tokens_NS.shape[1], 1 if mesh is None else mesh.size
         longest_N = (mask_NS * np.arange(1, S + 1)).max(axis=1)
         bucket_N = np.array([length_bucket(longest, S) for longest in longest_N.tolist()], int)
-        found = []
+        embedded = []
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             for tokens in np.unique(bucket_N).tolist():
                 left = np.flatnonzero(bucket_N == tokens).tolist()
@@ -111,47 +107,47 @@ class Encoder(NamedTuple):
                     rows, left = left[:size], left[size:]
                     chosen = np.ix_(fill(rows, size), range(tokens))
                     placed = jax.device_put((tokens_NS[chosen], mask_NS[chosen]), rows_at)
-                    found.append((rows, program(self.params, *placed)))
+                    embedded.append((rows, program(self.params, *placed)))
         vectors_NE = np.zeros((len(tokens_NS), self.spec.embedding_width), np.float32)
-        for rows, vectors in found:
+        for rows, vectors in embedded:
             vectors_NE[rows] = np.asarray(vectors)[: len(rows)]
         return vectors_NE
 
 
 def batch_sizes(tokens: int, devices: int) -> list[int]:
-    """Sizes of batches of texts of `tokens` tokens: powers of four up to `embed_block`, multiples of `devices`."""
+    """Batch sizes for texts of `tokens` tokens: powers of four up to `embed_block`, as multiples of `devices`."""
     largest = embed_block(tokens, devices)
     sizes = {-(-(4**power) // devices) * devices for power in range(EMBED_BATCH.bit_length() // 2 + 1)}
     return sorted(size for size in sizes | {largest} if size <= largest)
 
 
 def embed_block(tokens: int, devices: int) -> int:
-    """Largest batch of texts of `tokens` tokens: a multiple of the number of devices."""
+    """Largest batch size for texts of `tokens` tokens, a multiple of the number of devices."""
     return -(-max(1, min(EMBED_BATCH, EMBED_TOKENS // tokens)) // devices) * devices
 
 
 def mesh_of(params: Any) -> Mesh | None:
-    """The mesh over which an encoder's parameters are replicated; None where they are on one device."""
+    """The mesh over which an encoder's parameters are replicated; None if they are on one device."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
 def row_sharding(params: Any) -> NamedSharding | None:
-    """Sharding of a batch of texts over `mesh_of`; None where there is no mesh."""
+    """Sharding of a batch of texts over `mesh_of`; None without a mesh."""
     mesh = mesh_of(params)
     return None if mesh is None else batch_sharding(mesh)
 
 
 def over_devices(encoder: Encoder, mesh: Mesh) -> Encoder:
-    """The encoder replicated on this process's devices of a mesh, over which texts are then divided."""
+    """The encoder replicated on this process's devices of a mesh, over which its batches are then divided."""
     if len(mesh.local_devices) == 1:
         return encoder
     return encoder._replace(params=jax.device_put(encoder.params, replicated(row_mesh(mesh))))
 
 
 def _pooled(vectors_CE: np.ndarray, tokens_C: Sequence[int]) -> np.ndarray:
-    """The unit vector of C chunks: their mean, weighted by token count."""
+    """The normalised mean of the vectors of C chunks, weighted by token count."""
     mean = np.average(vectors_CE, axis=0, weights=tokens_C)
     return mean / max(np.linalg.norm(mean), 1e-12)
 
@@ -174,20 +170,21 @@ def load_encoder(
     """An encoder from a folder of `pbrl encoder`, of sentence-transformers, or of a plain Hugging Face model.
 
     Supported are BERT, XLM-R, XLM-R-XL, and decoders (Qwen3-Embedding, Harrier). Special tokens, pooling, Dense modules
-    and lengths are those of the folder; vectors are always normalised.
+    and lengths are read from the folder; vectors are always normalised.
 
     Args:
       directory: the folder, the work directory of `pbrl encoder`, a hub id, or a `gs://` path.
       max_length: tokens per chunk of a text, without special tokens; default: the folder's setting, at most the number
-        of positions. The number of positions itself counts as in sentence-transformers, special tokens included.
-      prefix: text before every text; default: the folder's default prompt, where it has one.
+        of positions. The number of positions may be given too, and then includes special tokens, as in
+        sentence-transformers.
+      prefix: text before every input; default: the folder's default prompt, if it has one.
       prompt: name of one of the folder's prompts (config_sentence_transformers.json), instead of a prefix.
       pooling: mean, cls or last; required for a folder without modules.json, and refused for others.
-      dtype: compute type, and parameter type of released models. Default: float32, or the stored one.
+      dtype: compute type, and parameter type of released models; default: the stored type, or float32.
 
     Raises:
-      CheckpointError: no encoder there, a damaged one, or one that is not supported.
-      ConfigError: max_length exceeds the encoder's positions; arguments that do not apply to this kind of folder.
+      CheckpointError: no encoder, a damaged one, or an unsupported one.
+      ConfigError: max_length exceeds the encoder's positions, or an argument does not apply to this kind of folder.
     """
     place = local_copy(directory)
     if own_folder(place, "encoder"):
@@ -219,7 +216,7 @@ def with_compute(spec: TextEncoderSpec, dtype: str) -> TextEncoderSpec:
 
 
 def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: str | None, dtype: str) -> Encoder:
-    """`load_encoder` for folders of sentence-transformers or Hugging Face; `source` is the user's name of it."""
+    """`load_encoder` for folders of sentence-transformers or Hugging Face; `source` is the name that the user gave."""
     chain = _chain(folder, source, pooling)
     if prefix and prompt:
         raise ConfigError(f"Both prefix {prefix!r} and prompt {prompt!r} are given. Give one.")
@@ -235,11 +232,11 @@ def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: s
     check_vocabulary(tokenizer, vocab_size, source)
     weights = open_weights(chain.transformer)
     params, digests = load_params(weights, names, dtype=dtype), [weights_digest(weights)]
-    for index, (own, path) in enumerate(zip(chain.dense, chain.dense_folders, strict=True)):
+    for index, (dense, path) in enumerate(zip(chain.dense, chain.dense_folders, strict=True)):
         weights = open_weights(path)
-        params[f"dense_{index}"] = load_params(weights, dense_names(own, width), dtype=dtype)
+        params[f"dense_{index}"] = load_params(weights, dense_names(dense, width), dtype=dtype)
         digests.append(weights_digest(weights))
-        width = own.width
+        width = dense.width
     fingerprint = hashlib.sha256(repr((digests, spec, tokenizer.fingerprint)).encode()).hexdigest()
     special = len(begin_ids) + len(end_ids)
     room = spec.text_tokens if chain.max_length is None else min(chain.max_length - special, spec.text_tokens)
@@ -249,25 +246,25 @@ def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: s
 def _transformer_spec(chain: Chain, dtype: str) -> TextEncoderSpec:
     """The spec of a folder's config.json, without special tokens."""
     config = read_json(os.path.join(chain.transformer, CONFIG))
-    of_family = encoder_spec if config.get("model_type") in FAMILIES else _decoder_encoder
-    return with_compute(of_family(config, pooling=chain.pooling, dense=chain.dense), dtype)
+    make_spec = encoder_spec if config.get("model_type") in FAMILIES else _decoder_encoder
+    return with_compute(make_spec(config, pooling=chain.pooling, dense=chain.dense), dtype)
 
 
 def _decoder_encoder(config: Mapping[str, Any], **shared: Any) -> DecoderEncoderSpec:
-    """The spec of a decoder that embeds; a separate output matrix is not used."""
+    """The spec of a decoder used as encoder, without an output matrix."""
     bidirectional = config.get("use_bidirectional_attention") is True
     if bidirectional:
         config = {name: value for name, value in config.items() if name != "use_bidirectional_attention"}
     decoder = dataclasses.replace(hf_decoder.decoder_spec(config), tied_embeddings=True)
     if bidirectional:
-        # The window in config.json covers both sides.
+        # The window in config.json counts both sides.
         decoder = dataclasses.replace(decoder, window=decoder.window and decoder.window // 2 + 1)
     positions = config.get("max_position_embeddings") or hf_decoder.DEFAULT_CONTEXT
     return DecoderEncoderSpec(decoder, int(positions), bidirectional, **shared)
 
 
 def _chain(folder: str, source: str, pooling: str | None) -> Chain:
-    """The module chain of a folder, or that of a plain model with the given pooling."""
+    """The module chain of a folder, or of a plain model with the given pooling."""
     if os.path.exists(os.path.join(folder, MODULES)):
         if pooling:
             raise ConfigError(f"{source!r} says itself how it pools, in {MODULES}. Leave pooling={pooling!r} out.")
@@ -279,9 +276,9 @@ def _chain(folder: str, source: str, pooling: str | None) -> Chain:
         )
     if not pooling:
         raise CheckpointError(
-            f"{source!r} has no {MODULES}, which says how to pool token states. Say it, as the model's authors "
-            f"do: --encoder.pooling mean (or cls, or last), `pbrl convert --pooling mean`, or load_encoder({source!r}, "
-            "pooling='mean')."
+            f"{source!r} has no {MODULES}, which says how to pool token states. Give the pooling of the model's "
+            f"authors: --encoder.pooling mean (or cls, or last), `pbrl convert --pooling mean`, or "
+            f"load_encoder({source!r}, pooling='mean')."
         )
     return Chain(folder, pooling, max_length=read_max_length(folder), prompts={"": ""})
 
@@ -289,8 +286,8 @@ def _chain(folder: str, source: str, pooling: str | None) -> Chain:
 def encoder_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of an encoder's folder or hub id.
 
-    XLM-R's uses SentencePiece where its model file exists: it gives the same ids, also in bulk, and text that spells a
-    special token is not read as one.
+    XLM-R's uses SentencePiece if its model file exists: it gives the same ids, and text that spells a special token is
+    not read as one.
     """
     model, config = os.path.join(source, XLMR_FILE), os.path.join(source, "tokenizer_config.json")
     kind = read_json(config).get("tokenizer_class", "") if os.path.exists(config) else "XLMRobertaTokenizer"
@@ -298,26 +295,26 @@ def encoder_tokenizer(source: str) -> Tokenizer:
         return XlmrTokenizer(model)
     tokenizer = load_tokenizer(source)
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        # Long texts are read in chunks or cut: its warning about their length would be wrong.
+        # Long texts are read in chunks or cut, so the tokenizer's warning about their length would be wrong.
         tokenizer.tokenizer.model_max_length = int(1e30)
     return tokenizer
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(ids before, ids after) every text by the tokenizer's template; none for a plain SentencePiece model."""
+    """(ids before, ids after) every text by the tokenizer's template; empty for a plain SentencePiece model."""
     if isinstance(tokenizer, XlmrTokenizer):
         return tokenizer.begin_ids, tokenizer.end_ids
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return (), ()
-    plain, whole = tokenizer.encode("a"), list(tokenizer.tokenizer("a")["input_ids"])
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
-    raise CheckpointError(f"This tokenizer's special tokens change the text: 'a' is {plain}, with them {whole}.")
+    plain, full = tokenizer.encode("a"), list(tokenizer.tokenizer("a")["input_ids"])
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return tuple(full[:start]), tuple(full[start + len(plain) :])
+    raise CheckpointError(f"This tokenizer's special tokens change the text: 'a' is {plain}, with them {full}.")
 
 
 def stored_spec(stored: Mapping[str, Any]) -> TextEncoderSpec:
-    """A spec from the dict that `save_encoder` wrote."""
+    """The spec from the dict that `save_encoder` wrote."""
     return read_spec(DecoderEncoderSpec if "decoder" in stored else EncoderSpec, stored)
 
 

@@ -1,8 +1,8 @@
 """Model folders of this package: a spec in JSON, parameters in safetensors, and the tokenizer.
 
 A folder holds `pbrl_policy.json`, `pbrl_encoder.json` or `pbrl_comet.json`, `model.safetensors` with one tensor per
-parameter path, and the tokenizer's files. A work directory is accepted in place of a model folder: its `policy/` or
-`encoder/` is used, or, in a quickstart's work directory, that of the stage which trained it.
+parameter path, and the tokenizer's files. A work directory may be given in place of a model folder: its `policy/` or
+`encoder/` is used, or that of the training stage in a quickstart's work directory.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from pbrl_jax.weights.hf_names import Stored
 from pbrl_jax.weights.safetensors_file import Planned, located, open_safetensors, write_safetensors
 from pbrl_jax.weights.tensors import WEIGHTS, Weights, load_params
 
-#: Pieces without an embedding that no text or chat template produces: Gemma 3's text models share their tokenizer with
-#: the multimodal ones, whose embedding is larger.
+#: Pieces that no text or chat template produces and that need no embedding: Gemma 3's text models share their tokenizer
+#: with multimodal models, whose embedding is larger.
 NEVER_MADE = frozenset({"<image_soft_token>"})
 
 #: Kind -> the stage of a quickstart whose work directory holds its model.
@@ -34,7 +34,7 @@ QUICKSTART_STAGES = {"policy": "rl", "encoder": "encoder"}
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
-    """Check that every id of a tokenizer has an embedding; embeddings without an id (padding) are allowed.
+    """Check that every id of a tokenizer has an embedding; unused rows of the embedding (padding) are allowed.
 
     Raises:
       CheckpointError: names the first pieces without an embedding.
@@ -52,7 +52,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None
 def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more) -> None:
     """Write a model folder; `kind` is policy, encoder or comet. The spec is written last and marks a complete folder.
 
-    `more` goes into the record beside the spec. One parameter at a time is brought to the host.
+    `more` is added to the record of the spec. One parameter at a time is copied to the host.
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def save_model(directory, kind: str, spec, params, tokenizer: Tokenizer, **more)
 
 
 def own_folder(source: str, kind: str) -> epath.Path | None:
-    """The folder itself or the one inside a work directory, if this package wrote it, else None."""
+    """The model folder of this package at `source` or inside the work directory `source`; None if there is none."""
     root = epath.Path(source)
     folders = [root, root / kind]
     if kind in QUICKSTART_STAGES:
@@ -76,10 +76,10 @@ def own_folder(source: str, kind: str) -> epath.Path | None:
 
 
 def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path:
-    """`own_folder`, which must exist; `source` is the user's name of it.
+    """`own_folder`, which must exist; `source` is the name that the user gave.
 
     Raises:
-      CheckpointError: no such model there; the message lists the expected files, or says that a run has not ended.
+      CheckpointError: there is none; the message lists the expected files, or says that a run has not ended.
     """
     folder = own_folder(place, kind)
     if folder is None and (epath.Path(place) / "checkpoints").exists():
@@ -125,13 +125,13 @@ def read_model(
       kind: policy, encoder or comet.
       spec_of: from the stored dict to a spec.
       init: `init(key, spec)` gives parameters of the expected shapes.
-      source: the user's name of it.
+      source: the name that the user gave.
       shardings: from (spec, shapes) to a tree of shardings; None: the default device.
-      dtype: type of the parameters; None: as they are stored.
+      dtype: type of the parameters; None: the stored type.
 
     Raises:
       CheckpointError: a file that this version cannot read (the message names the version that wrote it), a damaged
-        file, or tensors that do not fit the spec: all of them are listed.
+        file, or tensors that do not fit the spec (all are listed).
     """
     folder, version = model_folder(place, kind, source), FIRST_VERSION
     file = folder / f"pbrl_{kind}.json"
@@ -157,12 +157,12 @@ def _read_weights(folder: epath.Path, digest: str, abstract: Any, shardings: Any
         raise CheckpointError(f"{path} is damaged: its checksum is not the recorded one. Write it again.")
     tensors = Weights([open_safetensors(path)], str(folder))
     names = {name: Stored(name, leaf.shape) for name, leaf in flat_paths(abstract).items()}
-    wrong = []
+    problems = []
     for name, stored in names.items():
-        found = tensors[name].shape if name in tensors else None
-        if found != stored.shape:
-            wrong.append(f"{name}: expected {stored.shape}, found {found}")
-    wrong += [f"{name}: not a parameter of this spec" for name in tensors if name not in names]
-    if wrong:
-        raise CheckpointError(f"{folder} does not fit its spec: " + "; ".join(wrong))
+        shape = tensors[name].shape if name in tensors else None
+        if shape != stored.shape:
+            problems.append(f"{name}: expected {stored.shape}, found {shape}")
+    problems += [f"{name}: not a parameter of this spec" for name in tensors if name not in names]
+    if problems:
+        raise CheckpointError(f"{folder} does not fit its spec: " + "; ".join(problems))
     return load_params(tensors, names, shardings, dtype)

@@ -1,7 +1,7 @@
-"""Decoders of Hugging Face folders: `config.json` to our spec and back, and the names of their tensors.
+"""Decoders of Hugging Face folders: from `config.json` to our spec and back, and the names of their tensors.
 
 Each field of `config.json` is read, known to be irrelevant, or refused by name, so that no part of a forward pass is
-ignored. A missing field has the default of transformers.
+ignored. Missing fields have the defaults of transformers.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def _text_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str
         return inner, {**tied, **kept, **text}, "config.json, text_config"
     if model_type in NOT_HERE:
         raise CheckpointError(
-            f"config.json: model_type is {model_type!r}, which needs {NOT_HERE[model_type]}; no decoder here has that."
+            f"config.json: model_type is {model_type!r}, which needs {NOT_HERE[model_type]}. This is not supported."
         )
     if model_type not in FAMILIES:
         known = did_you_mean(str(model_type), (*FAMILIES, *MULTIMODAL))
@@ -46,7 +46,7 @@ def _text_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str
 
 
 def _layer_letters(fields: ConfigFields, model_type: str, layers: int) -> tuple[str, int]:
-    """(the letter of each layer, see DecoderSpec.layer_pattern; the window of local ones)."""
+    """(the letter of each layer as in DecoderSpec.layer_pattern, the window of local layers)."""
     local, window = _local_layers(fields, model_type, layers)
     rotated = [True] * layers
     if model_type == "cohere2":
@@ -54,16 +54,15 @@ def _layer_letters(fields: ConfigFields, model_type: str, layers: int) -> tuple[
     if model_type == "smollm3":
         interval = fields.size("no_rope_layer_interval", 4)
         listed = fields.take("no_rope_layers", None)
-        fields.take("max_window_layers", None)  # of windows, which use_sliding_window has off
+        fields.take("max_window_layers", None)  # irrelevant, since use_sliding_window must be false
         rotated = [(layer + 1) % interval != 0 for layer in range(layers)] if listed is None else listed
         if not isinstance(rotated, list) or len(rotated) != layers or set(rotated) - {0, 1}:
             raise CheckpointError(f"{fields.where}: no_rope_layers is {listed!r}; expected {layers} times 0 or 1.")
-    letters = "".join("l" if near else "g" if turns else "n" for near, turns in zip(local, rotated, strict=True))
-    return letters, window
+    return "".join("l" if near else "g" if rope else "n" for near, rope in zip(local, rotated, strict=True)), window
 
 
 def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[list[bool], int]:
-    """(whether each layer attends to the last `window` tokens only, the window)."""
+    """(whether each layer attends only to the last `window` tokens, the window)."""
     family = FAMILIES[model_type]
     windowed = family.patterns == () or any("l" in pattern for pattern in family.patterns)
     window = fields.take("sliding_window", None) if windowed else None
@@ -76,7 +75,7 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
             local = [layer >= start for layer in range(layers)]
     if family.period:
         every = fields.size("_sliding_window_pattern", fields.take("sliding_window_pattern", family.period))
-        fields.taken |= {"layer_switch", "sliding_window_size"}  # which say the same again
+        fields.taken |= {"layer_switch", "sliding_window_size"}  # the same information again
         local = [(layer + 1) % every != 0 for layer in range(layers)]
     listed = fields.take("layer_types", None)
     if listed is not None:
@@ -87,8 +86,8 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
         listed = [kind == LOCAL for kind in listed]
         if "gl" not in family.patterns and not family.period and listed != local:
             raise CheckpointError(
-                f"{fields.where}: layer_types differ from what sliding_window={window!r} means for {model_type}; "
-                "supported are layers that are all alike. Remove the one that is wrong."
+                f"{fields.where}: layer_types contradict sliding_window={window!r} for {model_type}; "
+                "supported are layers that are all alike. Remove the field that is wrong."
             )
         local = listed
     if not any(local):
@@ -102,7 +101,7 @@ def _local_layers(fields: ConfigFields, model_type: str, layers: int) -> tuple[l
 
 
 def _shortest_pattern(letters: str) -> str:
-    """The shortest string whose repetition gives the letter of every layer."""
+    """The shortest string whose repetition gives the letters of all layers."""
     for period in range(1, len(letters) + 1):
         if all(letter == letters[layer % period] for layer, letter in enumerate(letters)):
             return letters[:period]
@@ -110,10 +109,10 @@ def _shortest_pattern(letters: str) -> str:
 
 
 def _feed_forward(fields: ConfigFields, family: Family) -> dict[str, Any]:
-    """Fields of the spec for the feed-forward, or for the experts where the family has them."""
+    """Fields of the spec for the feed-forward layer, or for the experts of a family with experts."""
     if not family.experts:
         return {"ffn": fields.size("intermediate_size")}
-    fields.take("intermediate_size", None)  # used only by layers without experts, which are refused
+    fields.take("intermediate_size", None)  # for layers without experts, which are refused
     experts = fields.size("num_experts", fields.take("num_local_experts", 128))
     chosen = fields.size("num_experts_per_tok")
     if chosen > experts:
@@ -127,21 +126,22 @@ def _feed_forward(fields: ConfigFields, family: Family) -> dict[str, Any]:
 
 
 def _logits(fields: ConfigFields, family: Family) -> dict[str, Any]:
-    """Fields of the spec for scales and caps of scores and logits."""
+    """Fields of the spec for scale and soft caps of scores and logits."""
     caps = {"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping"}
-    found = {}
-    for ours, theirs in caps.items():
-        if ours in family.free and fields.take(theirs, None) is not None:
-            found[ours] = fields.number(theirs)
-    return found | ({"logit_scale": fields.number("logit_scale")} if "logit_scale" in family.free else {})
+    values = {
+        ours: fields.number(theirs)
+        for ours, theirs in caps.items()
+        if ours in family.free and fields.take(theirs, None) is not None
+    }
+    return values | ({"logit_scale": fields.number("logit_scale")} if "logit_scale" in family.free else {})
 
 
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """The spec of the decoder that a `config.json` describes.
 
     Raises:
-      CheckpointError: an unknown `model_type`, a missing field, or one that changes the forward pass in a way that is
-        not supported; the message names the field, its value and the supported values.
+      CheckpointError: an unknown `model_type`, a missing field, or a field with an unsupported value; the message names
+        the field, its value and the supported values.
     """
     model_type, values, where = _text_config(config)
     family = FAMILIES[model_type]
@@ -190,12 +190,10 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def family_of(spec: DecoderSpec) -> str:
-    """The `model_type` with the forward pass of this spec.
-
-    A Mistral without a window computes what a Llama computes, and is exported as Llama.
+    """The `model_type` with the forward pass of this spec. A Mistral without a window is exported as Llama.
 
     Raises:
-      CheckpointError: no family has this combination.
+      CheckpointError: no family has this combination of fields.
     """
     names = {name for family in FAMILIES.values() for name in family.switches}
     free = {name for family in FAMILIES.values() for name in family.free}
@@ -204,7 +202,7 @@ def family_of(spec: DecoderSpec) -> str:
     changed = {name for name in free if getattr(spec, name) != plain[name]}
     kinds = "".join(sorted(set(spec.layer_letters())))
     rope = Rope(spec.rope_theta, spec.rope_factor, spec.rope_scaling, spec.rope_divisors, spec.rope_magnitude)
-    # Local layers with a RoPE of their own are never scaled.
+    # A separate RoPE of local layers is never scaled.
     by_layer = spec.local_rope_theta != 0 or "l" not in kinds or rope == Rope(rope.theta)
     for model_type, family in FAMILIES.items():
         fits = switches == {name: plain[name] for name in names} | family.switches
@@ -220,7 +218,7 @@ def family_of(spec: DecoderSpec) -> str:
 
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `config.json` that an export repeats although no forward pass reads them (token ids, context)."""
+    """The fields of a `config.json` that no forward pass reads but an export copies (token ids, context length)."""
     _, values, where = _text_config(config)
     if values.get("max_position_embeddings") is not None:
         ConfigFields(values, {}, where).size("max_position_embeddings")
@@ -231,12 +229,12 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
     """The `config.json` that transformers and vLLM load: `decoder_spec(hf_config(spec)) == spec`.
 
     Args:
-      spec: the policy's; dtype, remat and attention kernel are settings of this machine and are not written.
-      kept: `kept_fields` of the config that the policy was loaded from; None if it was not loaded from one.
+      spec: of the policy; dtype, remat and attention kernel are operational and not written.
+      kept: `kept_fields` of the config from which the policy was loaded, if any.
       dtype: type of the stored weights.
 
     Raises:
-      CheckpointError: no family has this combination of switches.
+      CheckpointError: no family has this combination of fields.
     """
     model_type = family_of(spec)
     family = FAMILIES[model_type]
@@ -271,21 +269,21 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
     if "query_scalar" in family.free:
         scalar = spec.head_dim if spec.query_scalar is None else spec.query_scalar
         config["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
-        config["attn_logit_softcapping"] = spec.attention_softcap or None  # Gemma 3 has the field, and no cap
+        config["attn_logit_softcapping"] = spec.attention_softcap or None  # Gemma 3 has the field, but no cap
         config["final_logit_softcapping"] = spec.logit_softcap or None
     if model_type == "gemma3_text":
         config["rope_local_base_freq"] = spec.local_rope_theta or spec.rope_theta
-    if model_type == "olmo3":  # transformers 5 takes another base for local layers from the old format
-        whole = {**(config["rope_scaling"] or {"rope_type": "default"}), "rope_theta": spec.rope_theta}
+    if model_type == "olmo3":  # transformers 5 reads another base for local layers from the old format
+        full = {**(config["rope_scaling"] or {"rope_type": "default"}), "rope_theta": spec.rope_theta}
         local = {"rope_type": "default", "rope_theta": spec.local_rope_theta or spec.rope_theta}
-        config["rope_parameters"] = {"full_attention": whole, "sliding_attention": local}
+        config["rope_parameters"] = {GLOBAL: full, LOCAL: local}
     if "logit_scale" in family.free:
         config["logit_scale"] = spec.logit_scale
     return config
 
 
 def _window_fields(spec: DecoderSpec, model_type: str) -> dict[str, Any]:
-    """The config fields by which the family marks local layers."""
+    """The config fields that mark local layers in this family."""
     local, family = spec.local_layers(), FAMILIES[model_type]
     if model_type == "smollm3":
         return {"no_rope_layers": [int(letter != "n") for letter in spec.layer_letters()]}
@@ -295,9 +293,9 @@ def _window_fields(spec: DecoderSpec, model_type: str) -> dict[str, Any]:
         return {"sliding_window": spec.window or None}
     if model_type == "qwen3_moe":
         return {"use_sliding_window": any(local), "sliding_window": spec.window or None}
-    listed = {"layer_types": [LOCAL if one else GLOBAL for one in local]}
+    listed = {"layer_types": [LOCAL if is_local else GLOBAL for is_local in local]}
     if not model_type.startswith("qwen"):
-        # Older versions of transformers read no layer_types but the period of global layers.
+        # Older versions of transformers read the period of global layers instead of layer_types.
         counted = spec.layer_pattern.strip("l") in ("g", "n") and spec.layer_pattern[-1] != "l"
         pattern = {"sliding_window_pattern": len(spec.layer_pattern)} if counted and family.period else {}
         return {**listed, **pattern, "sliding_window": spec.window or None}
@@ -306,15 +304,15 @@ def _window_fields(spec: DecoderSpec, model_type: str) -> dict[str, Any]:
 
 
 def is_fused(model_type: str) -> bool:
-    """Whether the family's file holds query, key and value in one tensor, and gate and up in another."""
+    """Whether the family stores query, key and value as one tensor, and gate and up as another."""
     return model_type in FUSED
 
 
 def decoder_names(spec: DecoderSpec, fused: bool = False) -> dict[str, Stored]:
     """Our parameter path (`layers/query/kernel`) -> tensors of a checkpoint, for every parameter of `spec`.
 
-    Names are those of the `...ForCausalLM` classes (`model.embed_tokens.weight`, `lm_head.weight`); a tied output
-    matrix is not among them.
+    Names are those of the `...ForCausalLM` classes (`model.embed_tokens.weight`, `lm_head.weight`). A tied output
+    matrix is not included.
     """
     D, C, F = spec.width, spec.head_dim, spec.ffn
 
@@ -350,14 +348,14 @@ def decoder_names(spec: DecoderSpec, fused: bool = False) -> dict[str, Stored]:
 
 
 def constant_tensors(spec: DecoderSpec) -> dict[str, float]:
-    """Tensors that transformers stores and that are the same in every model: xIELU's beta and eps."""
+    """Tensors that transformers stores with the same value in every model: xIELU's beta and eps."""
     values = {} if spec.gated else {"beta": 0.5, "eps": -1e-6}
     layers = range(spec.layers)
     return {f"model.layers.{i}.mlp.act_fn.{name}": value for i in layers for name, value in values.items()}
 
 
 def _norm_names(spec: DecoderSpec) -> dict[str, str]:
-    """Our norms of the residual stream -> their modules."""
+    """Our norms of the residual stream -> their modules in transformers."""
     if spec.parallel:
         return {"attention_norm": "input_layernorm"}
     if not spec.gated:
@@ -370,7 +368,7 @@ def _norm_names(spec: DecoderSpec) -> dict[str, str]:
 
 
 def _fuse(names: dict[str, Stored], paths: tuple[str, ...], tensor: str) -> None:
-    """Make the kernels at `paths` parts of one tensor, one behind the other on its first axis."""
+    """Make the kernels at `paths` parts of one tensor, concatenated on its first axis."""
     sizes = [names[f"{path}/kernel"].file_shape()[0] for path in paths]
     for number, path in enumerate(paths):
         part = (sum(sizes[:number]), sum(sizes[: number + 1]), sum(sizes))

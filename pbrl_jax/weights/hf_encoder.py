@@ -1,4 +1,4 @@
-"""Encoders of Hugging Face folders: `config.json` to our spec, and the names of their tensors.
+"""Encoders of Hugging Face folders: from `config.json` to our spec, and the names of their tensors.
 
 Each field of `config.json` is read, known to be irrelevant, or refused by name, as for decoders.
 """
@@ -13,8 +13,7 @@ from pbrl_jax.weights.hf_decoder import decoder_names
 from pbrl_jax.weights.hf_fields import ConfigFields
 from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 
-#: `model_type` -> whether its layers are pre-norm. Positions of BERT start at 0, those of the others after the padding
-#: id.
+#: `model_type` -> whether its layers are pre-norm.
 FAMILIES = {"bert": False, "xlm-roberta": False, "xlm-roberta-xl": True, "gte": False, "new": False}
 
 #: Families with RoPE and a gated feed-forward: gte-multilingual (`new` where its own code names it), Arctic-embed 2 M.
@@ -34,7 +33,7 @@ SUPPORTED = {
     "is_encoder_decoder": (False, None),
     "quantization_config": (None,),
 }
-#: The same of families with learned positions and of the others; `logn_attention_...` scales scores by the length.
+#: The same for families with learned positions and with RoPE; `logn_attention_...` scales scores by the length.
 POSITIONS = {"position_embedding_type": ("absolute", None)}
 ROTARY_SUPPORTED = {
     "position_embedding_type": ("rope", None), "layer_norm_type": ("layer_norm",), "pack_qkv": (True,),
@@ -61,11 +60,10 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
 
     Args:
       config: the file's contents.
-      **changes: fields of the spec that are not in it (pooling, special tokens, ...).
+      **changes: fields of the spec that are not in the file (pooling, special tokens, ...).
 
     Raises:
-      CheckpointError: another architecture (the known ones are listed), or a field that is missing, unknown, or has an
-        unsupported value.
+      CheckpointError: an unknown architecture, or a field that is missing, unknown, or has an unsupported value.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -96,8 +94,8 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
 
 
 def _rope(fields: ConfigFields, dim: int) -> dict[str, Any]:
-    """Base of RoPE and divisor of its frequencies. `ntk` (in Alibaba's own code) multiplies the base by the factor f
-    and divides all frequencies by f^(2 / dim)."""
+    """Base of RoPE and divisor of its frequencies. The type `ntk` (of Alibaba's code) with factor f multiplies the base
+    by f and divides all frequencies by f^(2 / dim)."""
     values = {**(fields.take("rope_scaling", None) or {}), **(fields.take("rope_parameters", None) or {})}
     rope = ConfigFields(values, {}, f"{fields.where}, RoPE")
     theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
@@ -142,9 +140,9 @@ def _gated_names(spec: EncoderSpec) -> dict[str, Stored]:
     layer = "encoder.layer.{layer}."
     names: dict[str, Stored] = {}
     for number, part in enumerate(("query", "key", "value")):
-        whole = linear_names(f"layers/{part}", f"{layer}attention.qkv_proj", (width,), head, layers)
+        fused = linear_names(f"layers/{part}", f"{layer}attention.qkv_proj", (width,), head, layers)
         place = (number * width, (number + 1) * width, 3 * width)
-        names |= {path: stored._replace(part=place) for path, stored in whole.items()}
+        names |= {path: stored._replace(part=place) for path, stored in fused.items()}
     for number, part in enumerate(("up", "gate")):
         stored = Stored(f"{layer}mlp.up_gate_proj.weight", (width, spec.ffn), True, layers)
         names[f"layers/{part}/kernel"] = stored._replace(

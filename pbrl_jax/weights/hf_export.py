@@ -26,7 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 
 STALE = re.compile(r"(model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|generation_config\.json)")
 CHECKED_TOKENS = 16
-#: Relative to the largest logit; both sides run the same program on the same values, up to their memory layout.
+#: Relative to the largest logit. Both sides run the same program on the same values, in possibly other memory layouts.
 TOLERANCE = 1e-5
 SAMPLE_TEXT = "Jibu ni 12. 答案是 12。 คำตอบคือ 12 <think>\\boxed{12}</think>"
 
@@ -39,19 +39,19 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     a few tokens, the same logits.
 
     Args:
-      policy: what to write; on one host.
-      directory: the folder, local or `gs://...`; a model that is there is replaced.
-      dtype: type of the stored weights, float32 or bfloat16; default: that of the parameters.
+      policy: the policy; on one host.
+      directory: the folder, local or `gs://...`; a model in it is replaced.
+      dtype: type of the stored weights, float32 or bfloat16; default: the type of the parameters.
 
     Raises:
-      CheckpointError: no model family has this spec, the folder holds a model of this package, or what was read back
-        is not what was written.
+      CheckpointError: no model family has this spec, the folder holds a model of this package, or it reads back
+        differently.
       ConfigError: an unknown type.
     """
     if dtype is not None and dtype not in PARAM_TYPES[:2]:
         raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(PARAM_TYPES[:2])}.")
     kind = np.dtype(jnp.dtype(dtype or jax.tree.leaves(policy.params)[0].dtype))
-    config = hf_config(policy.spec, {**_token_ids(policy.tokenizer), **(policy.kept or {})}, kind.name)
+    config = _config(policy, kind.name)
     folder = epath.Path(directory)
     if (folder / "pbrl_policy.json").exists():
         raise CheckpointError(f"{directory} holds a policy of this package, which would be lost. Name another folder.")
@@ -60,13 +60,12 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     for file in list(folder.iterdir()):
         if STALE.fullmatch(file.name):
             file.unlink()
-    names = decoder_names(policy.spec, is_fused(config["model_type"]))
-    write_tensors(folder, policy.params, names, kind, constant_tensors(policy.spec))
+    export_weights(policy, directory, kind.name)
     if not isinstance(policy.tokenizer, MissingTokenizer):
         policy.tokenizer.save(str(folder))
         if type(policy.tokenizer) is SentencePieceTokenizer:
-            if why := write_tokenizer_json(policy.tokenizer, folder, model_type=config["model_type"]):
-                _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, why)
+            if problem := write_tokenizer_json(policy.tokenizer, folder, model_type=config["model_type"]):
+                _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, problem)
         if not (folder / GENERATION_CONFIG).exists():
             write_json(folder / GENERATION_CONFIG, _token_ids(policy.tokenizer))
     write_json(folder / CONFIG, config)
@@ -75,6 +74,21 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     except Exception:
         (folder / CONFIG).unlink(missing_ok=True)
         raise
+
+
+def export_weights(policy: Policy, directory: str, dtype: str) -> None:
+    """Write the tensors alone, for a program that has the rest of the model; the folder exists.
+
+    Raises:
+      CheckpointError: no model family has this spec, or a parameter is not finite.
+    """
+    names = decoder_names(policy.spec, is_fused(_config(policy, dtype)["model_type"]))
+    kind = np.dtype(jnp.dtype(dtype))
+    write_tensors(epath.Path(directory), policy.params, names, kind, constant_tensors(policy.spec))
+
+
+def _config(policy: Policy, dtype: str) -> dict[str, Any]:
+    return hf_config(policy.spec, {**_token_ids(policy.tokenizer), **(policy.kept or {})}, dtype)
 
 
 def _token_ids(tokenizer: Tokenizer | MissingTokenizer) -> dict[str, Any]:
@@ -92,25 +106,25 @@ def check_export(policy: Policy, directory: str, kind: np.dtype) -> None:
     """Read an exported folder back and compare it with the policy.
 
     Raises:
-      CheckpointError: a parameter, token id or logit that differs; says which.
+      CheckpointError: names the parameter that differs, or says that token ids or logits do.
     """
     place = local_copy(directory)
     config = read_config(place, directory)
-    here = {name: getattr(policy.spec, name) for name in ("dtype", "remat", "attention")}
-    spec = dataclasses.replace(decoder_spec(config or {}), **here)
+    operational = {name: getattr(policy.spec, name) for name in ("dtype", "remat", "attention")}
+    spec = dataclasses.replace(decoder_spec(config or {}), **operational)
     written = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(kind), policy.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, written)
     names = decoder_names(spec, is_fused((config or {}).get("model_type", "")))
-    found = load_params(open_weights(place), names, shardings, kind)
-    failed = differing_parameters(written, found)
+    read = load_params(open_weights(place), names, shardings, kind)
+    problems = differing_parameters(written, read)
     if not isinstance(policy.tokenizer, MissingTokenizer):
         sides = [(t.encode(SAMPLE_TEXT), t.eos_ids) for t in (policy.tokenizer, load_tokenizer(place))]
-        failed += ["the tokenizer gives other ids"] if sides[0] != sides[1] else []
+        problems += ["the tokenizer gives other ids"] if sides[0] != sides[1] else []
     tokens_BT = jnp.linspace(0, spec.vocab_size - 1, CHECKED_TOKENS).astype(jnp.int32)[None]
     mask_BT = jnp.ones(tokens_BT.shape, bool)
     logits = jax.jit(causal_logits, static_argnums=1)
-    wanted_BTV = np.asarray(logits(written, policy.spec, tokens_BT, mask_BT))
-    difference = float(np.abs(np.asarray(logits(found, spec, tokens_BT, mask_BT)) - wanted_BTV).max())
-    if not difference <= TOLERANCE * float(np.abs(wanted_BTV).max()):
-        failed.append(f"logits differ by {difference:.3g}")
-    refuse_differences(directory, failed, CONFIG)
+    expected_BTV = np.asarray(logits(written, policy.spec, tokens_BT, mask_BT))
+    difference = float(np.abs(np.asarray(logits(read, spec, tokens_BT, mask_BT)) - expected_BTV).max())
+    if not difference <= TOLERANCE * float(np.abs(expected_BTV).max()):
+        problems.append(f"logits differ by {difference:.3g}")
+    refuse_differences(directory, problems, CONFIG)

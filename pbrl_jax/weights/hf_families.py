@@ -1,26 +1,26 @@
-"""The families of decoders in Hugging Face folders: what a `model_type` means for our spec."""
+"""The decoder families of Hugging Face folders: `model_type` -> fields of our spec."""
 
 from typing import Any, NamedTuple
 
 
 class Family(NamedTuple):
-    """One `model_type`: its switches, the values that its config must have, and its defaults."""
+    """One `model_type`: its switches, required values of config fields, and defaults."""
 
     architecture: str
     #: Fields of DecoderSpec in which the family differs from Llama.
     switches: dict[str, Any] = {}
-    #: Config fields and the values of them that are supported; the first is written at export.
+    #: Config field -> supported values, of which an export writes the first.
     required: dict[str, tuple] = {"hidden_act": ("silu",)}
     #: Defaults of transformers for missing fields.
     defaults: dict[str, Any] = {}
     experts: bool = False
-    #: The letters of DecoderSpec.layer_pattern that a model has, for each kind of model.
+    #: Sets of letters in DecoderSpec.layer_pattern that models of the family may have.
     patterns: tuple[str, ...] = ("g",)
-    #: Fields of DecoderSpec that a config of the family sets, and Llama's does not.
+    #: Fields of DecoderSpec that are set by configs of this family, but not by Llama's.
     free: tuple[str, ...] = ()
-    #: Every so many layers one is global, the others are local, where nothing lists the layers.
+    #: Without a list of layers, one layer in so many is global and the others are local.
     period: int = 0
-    #: Local layers have a RoPE of their own, which is not scaled.
+    #: Local layers have a separate RoPE, which is not scaled.
     rope_by_layer: bool = False
 
 
@@ -116,14 +116,14 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
-#: Families whose file holds query, key and value in one tensor, and gate and up in another.
+#: Families that store query, key and value as one tensor, and gate and up as another.
 FUSED = ("phi3",)
 
-#: Multimodal `model_type` -> those of the decoder in its `text_config`, the first where it names none; only the text
-#: model is read.
+#: Multimodal `model_type` -> supported types of the decoder in its `text_config`, the first of which is the default.
+#: Only the text model is read.
 MULTIMODAL = {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3")}
 
-#: `model_type` of well-known models -> what in its config has no counterpart here.
+#: `model_type` of well-known models that are not supported -> the missing feature (and its config field).
 NOT_HERE = {
     "gpt_oss": "attention sinks (layer_types) and biased, clamped experts (swiglu_limit)",
     "qwen3_5": "linear attention (layer_types: linear_attention)",

@@ -1,4 +1,4 @@
-"""Reading a `config.json` so that no field that matters is ignored: each is read, irrelevant, or refused."""
+"""Reading a `config.json` such that every field is read, known to be irrelevant, or refused."""
 
 import functools
 import logging
@@ -11,7 +11,7 @@ from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import parse_json
 from pbrl_jax.weights.tensors import CONFIG
 
-#: Fields that no forward pass reads and that an export repeats.
+#: Fields that no forward pass reads, but that an export copies.
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
 
 #: Fields without influence on the forward pass: bookkeeping, dropout, output options, training losses.
@@ -25,8 +25,8 @@ HARMLESS = frozenset(KEPT) | {
     "use_cache",
 }  # fmt: skip
 
-#: Names of fields that no forward pass reads: private ones, ids, names, versions, hints for exports, training, and how
-#: older versions of transformers generated.
+#: Names of fields that no forward pass reads: private fields, ids, names, versions, hints for exports, settings of
+#: training, and generation settings of older versions of transformers.
 IGNORED = re.compile(
     r"_.*|.*_ids?|.*_?names?(_or_path)?|.*version|transformers[._]js.*|unsloth.*|.*dropout.*|.*_loss(_.*)?|.*initializer.*"
     r"|.*_pdrop|gradient_checkpointing|use_cache|.*label.*|pooler_.*|summary_.*"
@@ -35,7 +35,7 @@ IGNORED = re.compile(
 )
 #: Values that switch a field off.
 OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
-#: Parts of the names of fields that can change what a model computes.
+#: Parts of names of fields that may change what a model computes.
 MUST_KNOW = re.compile(
     r"act|alibi|attention|attn|bias|bidirection|block|cap|chunk|clip|conv|cross|decoder|depth|dim|embed|expert|factor|ffn"
     r"|gate|group|head|hidden|intermediate|kv|latent|layer|length|lora|mask|mlp|moe|mrope|multiplier|mup|nope|norm|position|prefix"
@@ -48,10 +48,10 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def read_config(folder: str, source: str) -> dict[str, Any] | None:
-    """`config.json` of a model; None where there is none, or where it is that of a run.
+    """`config.json` of a model; None if there is none, or if it is the config of a training run.
 
     Raises:
-      CheckpointError: it is not JSON.
+      CheckpointError: the file is not JSON.
     """
     path = os.path.join(folder, CONFIG)
     if not os.path.exists(path):
@@ -65,14 +65,14 @@ def read_config(folder: str, source: str) -> dict[str, Any] | None:
 
 
 def stored_compute_type(config: dict[str, Any]) -> str:
-    """bfloat16 where the config has it, else float32: models trained in bfloat16 can exceed the range of float16."""
+    """bfloat16 if the config names it, else float32 (float16 may overflow for models trained in another type)."""
     places = (config, config.get("text_config") or {})
-    named = [str(place.get(name)) for place in places for name in ("dtype", "torch_dtype") if place.get(name)]
-    return "bfloat16" if named and named[0].endswith("bfloat16") else "float32"
+    types = [str(place.get(name)) for place in places for name in ("dtype", "torch_dtype") if place.get(name)]
+    return "bfloat16" if types and types[0].endswith("bfloat16") else "float32"
 
 
 class ConfigFields:
-    """The fields of one config; each is taken by name, and `finish` refuses those that were not taken.
+    """The fields of one config. Each is read by a method, and `finish` refuses those that were not read.
 
     Args:
       values: the config.
@@ -85,7 +85,7 @@ class ConfigFields:
         self.taken: set[str] = set()
 
     def take(self, name: str, default: Any = MISSING) -> Any:
-        """The field's value, else the family's default, else the given one, else a CheckpointError."""
+        """The field's value, else the family's default, else `default`, else a CheckpointError."""
         self.taken.add(name)
         value = self.values.get(name, self.defaults.get(name, default))
         if value is MISSING:
@@ -111,24 +111,24 @@ class ConfigFields:
         return bool(self._checked(name, default, lambda x: x in (True, False, None), "true or false"))
 
     def expect(self, name: str, *supported: Any) -> None:
-        """Refuse any value but the supported ones; a missing field has the first of them."""
+        """Refuse a value that is not supported; a missing field has the first supported value."""
         value = self.take(name, supported[0])
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in supported):
-            known = " or ".join(repr(one) for one in supported)
+        if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in supported):
+            known = " or ".join(map(repr, supported))
             raise CheckpointError(f"{self.where}: {name} is {value!r}, which changes the model; supported is {known}.")
 
     def finish(self) -> None:
-        """Refuse fields that were not taken where they can change what the model computes (MUST_KNOW), and warn of the
-        others. Known to be irrelevant are HARMLESS fields, IGNORED names, and a value that switches a field off."""
-        left = set(self.values) - self.taken - HARMLESS
-        left = {name for name in left if not IGNORED.fullmatch(name) and self.values[name] not in OFF}
-        unknown = sorted(name for name in left if MUST_KNOW.search(name))
-        if others := sorted(left - set(unknown)):
+        """Refuse fields that were not read and may change what the model computes (MUST_KNOW); warn of other fields
+        that were not read. HARMLESS fields, IGNORED names and values that switch a field off are accepted."""
+        unread = set(self.values) - self.taken - HARMLESS
+        unread = {name for name in unread if not IGNORED.fullmatch(name) and self.values[name] not in OFF}
+        unknown = sorted(name for name in unread if MUST_KNOW.search(name))
+        if others := sorted(unread - set(unknown)):
             _warn_once(f"{self.where}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} not read.")
         if unknown:
-            found = ", ".join(f"{name}={self.values[name]!r}" for name in unknown)
+            listed = ", ".join(f"{name}={self.values[name]!r}" for name in unknown)
             raise CheckpointError(
-                f"{self.where} has fields that are not understood: {found}. They may change what the model computes. "
+                f"{self.where} has fields that are not understood: {listed}. They may change what the model computes. "
                 "Remove those that surely do not, or load a model without them."
             )
 

@@ -1,4 +1,4 @@
-"""M2M100 and NLLB folders of Hugging Face: `config.json` to our spec, and the names of their tensors."""
+"""M2M100 and NLLB folders of Hugging Face: from `config.json` to our spec, and the names of their tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +18,13 @@ DEFAULTS = {
     "scale_embedding": True, "pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
 
-#: Dropout, initialisation, and settings of `generate` that old files keep in config.json.
+#: Dropout, initialisation, and generation settings that old files have in config.json.
 TRAINING_ONLY = (
     "activation_dropout", "dropout", "encoder_layerdrop", "decoder_layerdrop", "init_std", "gradient_checkpointing",
     "max_length", "num_beams", "early_stopping", "length_penalty", "forced_bos_token_id",
 )  # fmt: skip
 
-#: Regular expression of tensors that are not read: copies of the shared embedding, and computed positions.
+#: Regular expression of tensors that are not read: copies of the shared embedding, and positions, which are computed.
 IGNORED = r"^(encoder|decoder)\.(embed_tokens\.weight|embed_positions\.weights?)$"
 
 
@@ -72,30 +72,31 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
 def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
     """Our parameter path -> tensors of the checkpoint."""
     names = {"embed": Stored("model.shared.weight", (spec.vocab_size, spec.width))}
-    encoder = (spec.encoder_layers, spec.width, spec.encoder_heads, spec.encoder_ffn)
-    decoder = (spec.decoder_layers, spec.width, spec.decoder_heads, spec.decoder_ffn)
-    names |= _attention("encoder", "encoder", "self_attn", *encoder[:3]) | _feed_forward("encoder", *encoder)
-    names |= _attention("decoder", "decoder", "self_attn", *decoder[:3]) | _feed_forward("decoder", *decoder)
-    cross = _attention("decoder", "decoder", "encoder_attn", *decoder[:3])
+    for side, layers, heads, ffn in (
+        ("encoder", spec.encoder_layers, spec.encoder_heads, spec.encoder_ffn),
+        ("decoder", spec.decoder_layers, spec.decoder_heads, spec.decoder_ffn),
+    ):
+        names |= _attention(side, "self_attn", layers, spec.width, heads) | _feed_forward(side, layers, spec.width, ffn)
+    cross = _attention("decoder", "encoder_attn", spec.decoder_layers, spec.width, spec.decoder_heads)
     for path, stored in cross.items():
-        # The source's keys and values are computed once per sentence, by a separate module.
+        # Keys and values of the source are computed once per sentence, by a separate module.
         part = path.removeprefix("decoder/")
-        own = part.startswith(("key/", "value/"))
-        names["cross/" + part if own else "decoder/cross_" + part.removeprefix("attention_")] = stored
+        of_source = part.startswith(("key/", "value/"))
+        names["cross/" + part if of_source else "decoder/cross_" + part.removeprefix("attention_")] = stored
     for side in ("encoder", "decoder"):
         names |= norm_names(f"{side}_norm", f"model.{side}.layer_norm", spec.width)
     return names
 
 
-def _attention(path: str, side: str, block: str, layers: int, width: int, heads: int) -> dict[str, Stored]:
-    prefix, head = f"model.{side}.layers.{{layer}}.{block}", (heads, width // heads)
+def _attention(path: str, block: str, layers: int, width: int, heads: int) -> dict[str, Stored]:
+    prefix, head = f"model.{path}.layers.{{layer}}.{block}", (heads, width // heads)
     names = norm_names(f"{path}/attention_norm", f"{prefix}_layer_norm", width, layers)
     for part in ("query", "key", "value"):
         names |= linear_names(f"{path}/{part}", f"{prefix}.{part[0]}_proj", (width,), head, layers)
     return names | linear_names(f"{path}/out", f"{prefix}.out_proj", head, (width,), layers)
 
 
-def _feed_forward(path: str, layers: int, width: int, _heads: int, ffn: int) -> dict[str, Stored]:
+def _feed_forward(path: str, layers: int, width: int, ffn: int) -> dict[str, Stored]:
     prefix = f"model.{path}.layers.{{layer}}"
     up = linear_names(f"{path}/up", f"{prefix}.fc1", (width,), (ffn,), layers)
     down = linear_names(f"{path}/down", f"{prefix}.fc2", (ffn,), (width,), layers)

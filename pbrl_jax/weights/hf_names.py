@@ -1,6 +1,6 @@
 """Tables from our parameters to the tensors of released checkpoints.
 
-Every model family has a table, our parameter path -> Stored, which loading, conversion and export use.
+Every model family has a table, our parameter path -> Stored, for loading, conversion and export.
 """
 
 import math
@@ -10,23 +10,23 @@ from typing import NamedTuple
 class Stored(NamedTuple):
     """The tensors of one of our parameters in a Hugging Face checkpoint.
 
-    With `view = tensor.T if transpose else tensor`, one entry of ours is `view.reshape(shape)`: a torch Linear is
-    [out, in], ours [in, out] with separate axes for heads and head channels. Both steps are views of the file, so any
-    slice of ours is read without reading the rest.
+    One entry of our parameter is `(tensor.T if transpose else tensor).reshape(shape)`: a torch Linear is [out, in],
+    ours is [in, out] with separate axes for heads and head channels. Both steps are views of the file, so that a slice
+    is read without reading the rest.
     """
 
-    #: Tensor name; with {layer} where layers are stacked, and {expert} where experts are.
+    #: Tensor name, with {layer} if layers are stacked and {expert} if experts are.
     template: str
     #: Shape of one entry in our layout, without the stacked axes.
     shape: tuple[int, ...]
     transpose: bool = False
-    #: Entries stacked on axis 0; 0: not stacked.
+    #: Layers stacked on axis 0; 0: not stacked.
     layers: int = 0
-    #: Entries stacked on the axis after the layers'; 0: not stacked.
+    #: Experts stacked on the next axis; 0: not stacked.
     experts: int = 0
-    #: Of a transposed one, the leading axes of `shape` that are inputs.
+    #: Number of leading axes of `shape` that are inputs, if transposed.
     inputs: int = 1
-    #: (first row, last + 1, rows in all) where the entry is a part of each tensor; empty: it is the whole.
+    #: (first row, last row + 1, number of rows) if the entry is a part of each tensor; empty: it is the full tensor.
     part: tuple[int, ...] = ()
 
     def full_shape(self) -> tuple[int, ...]:
@@ -34,13 +34,13 @@ class Stored(NamedTuple):
         return (self.layers,) * bool(self.layers) + (self.experts,) * bool(self.experts) + self.shape
 
     def file_shape(self) -> tuple[int, ...]:
-        """Shape of each tensor: [outputs, inputs] of a transposed one, one axis for a bias."""
+        """Shape of each tensor: [outputs, inputs] if transposed, one axis for a bias."""
         if self.transpose:
             return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
         return (math.prod(self.shape),) if self.template.endswith(".bias") else self.shape
 
     def names(self) -> list[str]:
-        """Names of all its tensors, experts varying fastest."""
+        """Names of all tensors, experts varying fastest."""
         layers, experts = range(max(self.layers, 1)), range(max(self.experts, 1))
         return [self.template.format(layer=layer, expert=expert) for layer in layers for expert in experts]
 

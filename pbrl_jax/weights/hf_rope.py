@@ -1,9 +1,9 @@
-"""RoPE in a `config.json`: its scaling, in the old and in the new format.
+"""RoPE and its scaling in a `config.json`, in the old and the new format.
 
-Every scaling that does not depend on the length of a text comes down to a divisor of each frequency and a factor of
-cosines and sines; formulas are those of transformers (checked by fixtures that it wrote). Two depend on the length:
+A scaling that does not depend on the length of a text is a divisor of each frequency and a factor of cosines and sines;
+the formulas are those of transformers (tests compare with fixtures that it wrote). Two scalings depend on the length:
 `dynamic` is plain RoPE up to max_position_embeddings, `longrope` uses `short_factor` up to the original length. Longer
-texts are refused (`kept_rope` gives the limit), since keys that are cached do not change with what follows them.
+texts are refused (see `positions_of`), since cached keys cannot change with the length.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ import numpy as np
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.models.specs import DecoderSpec, Llama3Scaling
-from pbrl_jax.weights.hf_fields import ConfigFields
+from pbrl_jax.weights.hf_fields import OFF, ConfigFields
 
 ORIGINAL = "original_max_position_embeddings"
 
-#: Supported RoPE types and the fields that they need.
+#: Supported RoPE type -> its required fields.
 ROPE_TYPES = {
     "default": (),
     "linear": ("factor",),
@@ -28,7 +28,7 @@ ROPE_TYPES = {
     "yarn": ("factor", ORIGINAL),
     "longrope": (ORIGINAL,),
 }
-#: Fields of a scaling that may be missing.
+#: RoPE type -> its optional fields.
 OPTIONAL = {
     "dynamic": (ORIGINAL,),
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
@@ -38,7 +38,7 @@ OPTIONAL = {
 
 
 class Rope(NamedTuple):
-    """RoPE of one kind of layer; the fields are those of DecoderSpec."""
+    """RoPE of global or local layers; the fields are those of DecoderSpec."""
 
     theta: float
     factor: float = 1.0
@@ -48,8 +48,8 @@ class Rope(NamedTuple):
 
 
 def yarn(theta: float, dim: int, values: Mapping[str, Any], where: str) -> Rope:
-    """YaRN (Peng et al. 2023, arXiv 2309.00071): planes that turn more than beta_fast times within the original length
-    are kept, those that turn less than beta_slow times are divided by the factor, others lie between."""
+    """YaRN (Peng et al. 2023, arXiv 2309.00071): frequencies with more than beta_fast turns within the original length
+    are unchanged, those with less than beta_slow turns are divided by the factor, and others are interpolated."""
     factor, original = values["factor"], values[ORIGINAL]
 
     def plane(turns: float) -> float:
@@ -73,7 +73,7 @@ def yarn(theta: float, dim: int, values: Mapping[str, Any], where: str) -> Rope:
 
 
 def longrope(theta: float, dim: int, values: Mapping[str, Any], context: Any, where: str) -> Rope:
-    """LongRoPE (Ding et al. 2024, arXiv 2402.13753) within the original length: a divisor for each plane."""
+    """LongRoPE (Ding et al. 2024, arXiv 2402.13753) within the original length: a divisor of each frequency."""
     short, original = values.get("short_factor"), values[ORIGINAL]
     if (
         not isinstance(short, list)
@@ -90,12 +90,12 @@ def longrope(theta: float, dim: int, values: Mapping[str, Any], context: Any, wh
 def parse_rope(
     values: Mapping[str, Any] | None, theta: float, dim: int, where: str, config: Mapping[str, Any]
 ) -> tuple[Rope, float]:
-    """(RoPE, the share of a head that is rotated) from a dictionary in old or new format.
+    """(RoPE, the share of a head's channels that is rotated) from a dictionary in the old or the new format.
 
     Args:
-      theta: the base where the dictionary has none.
-      dim: channels of a head; the share is of it.
-      config: the whole config, which has the lengths.
+      theta: the base, if the dictionary has none.
+      dim: channels of a head.
+      config: the full config, which has the lengths.
     """
     values = dict(values or {})
     kind = values.pop("rope_type", None) or values.get("type") or "default"
@@ -111,27 +111,27 @@ def parse_rope(
     theta = fields.number("rope_theta", theta)
     share = fields.number("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
     numbers = {name: fields.number(name) for name in ROPE_TYPES[kind]}
-    more = {name: fields.take(name, None) for name in OPTIONAL.get(kind, ())}
-    unknown = sorted(name for name in set(values) - fields.taken if values[name] not in (None, False, 0, "", [], {}))
+    optional = {name: fields.take(name, None) for name in OPTIONAL.get(kind, ())}
+    unknown = sorted(name for name in set(values) - fields.taken if values[name] not in OFF)
     if unknown:
         raise CheckpointError(f"{where}: {unknown[0]}={values[unknown[0]]!r} is not a field of rope_type {kind!r}.")
-    known = numbers | {name: value for name, value in more.items() if value is not None}
+    settings = numbers | {name: value for name, value in optional.items() if value is not None}
     dim = int(dim * share)
     if kind == "llama3":
         original = int(numbers.pop(ORIGINAL))
         return Rope(theta, scaling=Llama3Scaling(original_max_position=original, **numbers)), share
     if kind == "yarn":
-        return yarn(theta, dim, known, where), share
+        return yarn(theta, dim, settings, where), share
     if kind == "longrope":
-        return longrope(theta, dim, known, config.get("max_position_embeddings"), where), share
+        return longrope(theta, dim, settings, config.get("max_position_embeddings"), where), share
     return Rope(theta, numbers["factor"] if kind == "linear" else 1.0), share
 
 
 def read_rope(fields: ConfigFields, by_layer: bool, dim: int) -> tuple[Rope, Rope, int]:
-    """(RoPE of global layers, of local ones, channels that are rotated where not all), from the old or new format.
+    """(RoPE of global layers, RoPE of local layers, number of rotated channels or 0 for all) of a config.
 
-    Old: `rope_theta`, `rope_scaling`, and `rope_local_base_freq` for local layers. New: `rope_parameters`, flat, or one
-    dictionary per kind of layer.
+    Old format: `rope_theta`, `rope_scaling`, and `rope_local_base_freq` for local layers. New format:
+    `rope_parameters`, flat or with one dictionary per type of layer.
 
     Args:
       fields: the config.
@@ -150,16 +150,16 @@ def read_rope(fields: ConfigFields, by_layer: bool, dim: int) -> tuple[Rope, Rop
     def parse(values, theta: float, name: str) -> tuple[Rope, float]:
         return parse_rope(values, theta, dim, f"{fields.where}, {name}", fields.values)
 
-    found, share = parse(scaling, theta, "rope_scaling")
-    local = Rope(local_theta) if by_layer else found
+    rope, share = parse(scaling, theta, "rope_scaling")
+    local = Rope(local_theta) if by_layer else rope
     if parameters:
-        old = found
+        old = rope
         if by_layer:
-            found, local = _rope_by_layer(parameters, theta, local_theta, parse, f"{fields.where}, rope_parameters")
+            rope, local = _rope_by_layer(parameters, theta, local_theta, parse, f"{fields.where}, rope_parameters")
         else:
-            found, share = parse(parameters, theta, "rope_parameters")
-            local = found
-        if scaling and old != found:
+            rope, share = parse(parameters, theta, "rope_parameters")
+            local = rope
+        if scaling and old != rope:
             raise CheckpointError(
                 f"{fields.where}: rope_scaling {scaling!r} and rope_parameters {parameters!r} differ. "
                 "Remove the one that is wrong."
@@ -169,27 +169,27 @@ def read_rope(fields: ConfigFields, by_layer: bool, dim: int) -> tuple[Rope, Rop
         raise CheckpointError(
             f"{fields.where}: partial_rotary_factor {share} of {dim} channels is {rotated}, not even."
         )
-    return found, local, 0 if rotated == dim else rotated
+    return rope, local, 0 if rotated == dim else rotated
 
 
 def _rope_by_layer(parameters: Mapping[str, Any], theta: float, local_theta: float, parse, place) -> tuple[Rope, Rope]:
-    """`rope_parameters` with a dictionary per kind of layer."""
+    """RoPE of global and of local layers from `rope_parameters` with one dictionary per type of layer."""
     unknown = sorted(set(parameters) - {"full_attention", "sliding_attention"})
     if unknown:
         raise CheckpointError(
             f"{place}: {unknown[0]}={parameters[unknown[0]]!r}; supported are full_attention and sliding_attention."
         )
-    whole, _ = parse(parameters.get("full_attention"), theta, "rope_parameters, full_attention")
+    rope, _ = parse(parameters.get("full_attention"), theta, "rope_parameters, full_attention")
     local, _ = parse(parameters.get("sliding_attention"), local_theta, "rope_parameters, sliding_attention")
-    if local not in (whole, Rope(local.theta)):
+    if local not in (rope, Rope(local.theta)):
         raise CheckpointError(
             f"{place}, sliding_attention: {parameters['sliding_attention']!r}; supported is rope_type 'default'."
         )
-    return whole, local
+    return rope, local
 
 
 def kept_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaling of a config where its type cannot be told from a spec: what an export repeats, in the old format."""
+    """The scaling of a config, in the old format, if an export cannot derive its type from the spec; else {}."""
     parameters = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or parameters.get("full_attention") or parameters
     kind = scaling.get("rope_type") or scaling.get("type")
@@ -200,7 +200,7 @@ def kept_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def positions_of(kept: Mapping[str, Any], linear: float) -> int:
-    """Tokens of a text that the model was made for, from the fields that were kept; 0: unknown."""
+    """Longest text that the model supports, in tokens, from `kept_fields` and the linear RoPE factor; 0: unknown."""
     context, scaling = kept.get("max_position_embeddings") or 0, kept.get("rope_scaling") or {}
     kind, original = scaling.get("rope_type"), scaling.get(ORIGINAL) or kept.get(ORIGINAL) or context
     if kind in ("longrope", "su") or scaling.get("llama_4_scaling_beta"):
@@ -211,8 +211,8 @@ def positions_of(kept: Mapping[str, Any], linear: float) -> int:
 
 
 def rope_fields(spec: DecoderSpec) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`: the old format, which all versions of transformers and vLLM read. Divisors of
-    planes are written as `longrope`; `kept_rope` replaces it by what the config had."""
+    """RoPE in the old format, which all versions of transformers and vLLM read. Divisors of frequencies are written as
+    `longrope`, unless `kept_rope` of the original config replaces them."""
     scaling: dict[str, Any] | None = None
     if spec.rope_factor != 1.0:
         scaling = {"rope_type": "linear", "factor": spec.rope_factor}

@@ -1,8 +1,8 @@
 """From the name of a model to a local folder, whose files can be memory-mapped.
 
-A model is named by a folder, by a path of an object store (`gs://bucket/model`), or by a hub id (`Qwen/Qwen3-0.6B`,
-with `@revision` for a fixed version). Files of the hub are downloaded once. From a store, small files and torch files
-are copied once; safetensors files stay there, and ranges of them are read as needed.
+The name is a folder, a path in an object store (`gs://bucket/model`), or a hub id (`Qwen/Qwen3-0.6B`, with `@revision`
+for a fixed version). Files of the hub are downloaded once. From a store, small files and torch files are copied once;
+safetensors files are not copied, and ranges of them are read as needed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pbrl_jax.weights.safetensors_file import POINTER
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.yaml")
 WEIGHT_FILES = ("*.safetensors",)
 TORCH_FILES = ("*pytorch_model*.bin", "adapter_model.bin", "*.ckpt")
-#: Further copies of the same weights, in other formats.
+#: Copies of the same weights in other formats.
 LEFT_OUT = ("original/*", "onnx/*", "openvino/*", "consolidated*", "*.onnx")
 
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -30,7 +30,7 @@ RECORD = "copied_from.json"
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` has the form `owner/name` and is no path into an existing folder."""
+    """Whether `source` has the form `owner/name` and `owner` is not an existing folder."""
     return HUB_ID.fullmatch(source) is not None and not os.path.isdir(source.split("/")[0])
 
 
@@ -38,7 +38,7 @@ def local_copy(source: str | os.PathLike) -> str:
     """The local folder of a model; a name that is neither remote nor a hub id is returned unchanged.
 
     Raises:
-      CheckpointError: the hub or the store cannot be reached, knows no such model, or does not give it to this user.
+      CheckpointError: the hub or the store cannot be reached, has no such model, or denies access to it.
     """
     source = os.fspath(source)
     if is_remote(source):
@@ -49,15 +49,15 @@ def local_copy(source: str | os.PathLike) -> str:
 
 
 def download(source: str) -> str:
-    """The snapshot of a hub id in the hub's cache (`HF_HOME`), downloaded if it is not there.
+    """The snapshot of a hub id in the hub's cache (`HF_HOME`), downloaded if necessary.
 
     Raises:
       CheckpointError: gated, private, unknown or unreachable; the message says what to do.
     """
     from huggingface_hub import errors, snapshot_download
 
-    name, _, after = source.partition("@")
-    revision = after or None
+    name, _, suffix = source.partition("@")
+    revision = suffix or None
 
     def fetch(*patterns: str) -> str:
         return snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(LEFT_OUT))
@@ -78,8 +78,9 @@ def download(source: str) -> str:
             "model set HF_TOKEN."
         ) from error
     except errors.RevisionNotFoundError as error:
-        what = f"{name} has no revision {revision!r}."
-        raise CheckpointError(f"{what} Leave `@{revision}` out, or name a commit.") from error
+        raise CheckpointError(
+            f"{name} has no revision {revision!r}. Leave `@{revision}` out, or name a commit."
+        ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{source!r} is no folder here, and the hub cannot be reached ({_first_line(error)}). Connect to the "
@@ -94,7 +95,7 @@ def _first_line(error: Exception) -> str:
 def copy_remote(source: str) -> str:
     """Copy a folder of an object store, with a pointer file in place of every safetensors file.
 
-    Files with unchanged size and modification time are not copied again; without times from the store, all are.
+    Files with unchanged size and modification time are not copied again. If the store gives no times, all are copied.
 
     Raises:
       CheckpointError: no such folder, or the store cannot be read.
@@ -103,52 +104,47 @@ def copy_remote(source: str) -> str:
     cache = os.path.expanduser(os.environ.get("PBRL_MODEL_CACHE") or "~/.cache/pbrl_jax/models")
     target = os.path.join(cache, hashlib.sha256(source.rstrip("/").encode()).hexdigest()[:24])
     try:
-        found = _remote_files(remote)
-    except Exception as error:  # the store's client decides what it raises
+        files = _remote_files(remote)
+    except Exception as error:  # the error types depend on the store's client
         raise CheckpointError(
             f"{source} cannot be read ({_first_line(error)}). Check the path, and that this machine's account may read "
             "the bucket (`gcloud auth application-default login`)."
         ) from error
-    if not found:
+    if not files:
         raise CheckpointError(f"No model in {source}: the folder is empty or does not exist. Check the path.")
     record = _read_record(target)
-    todo = {name: stamp for name, (_, stamp) in found.items() if record.get(name) != stamp or not stamp[1]}
+    todo = {name: stamp for name, (_, stamp) in files.items() if record.get(name) != stamp or not stamp[1]}
     if todo:
         total = sum(stamp[0] for stamp in todo.values())
         with Progress(f"copying {source}", max(1, total >> 20), unit="MiB") as progress:
             for name, stamp in todo.items():
-                _copy(found[name][0], os.path.join(target, name), progress)
+                _copy(files[name][0], os.path.join(target, name), progress)
                 record[name] = stamp
                 write_atomic(os.path.join(target, RECORD), json.dumps({"source": source, "files": record}))
-    for name in record.keys() - found.keys():
+    for name in record.keys() - files.keys():
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(target, name))
     return target
 
 
-def _wanted(name: str) -> bool:
-    """Whether a file is copied; those of model folders inside a work directory are too."""
-    path = epath.Path(name)
-    return any(path.match(pattern) for pattern in (*SMALL_FILES, *TORCH_FILES))
-
-
 def _remote_files(folder: epath.Path, below: str = "") -> dict[str, tuple[epath.Path, list[int]]]:
-    """Local name -> (file, [size, modification time]), one level of folders deep, as in sentence-transformers.
+    """Local name -> (file, [size, modification time]) of the files to copy, including those in subfolders (modules of
+    sentence-transformers, or models in a work directory).
 
     A safetensors file is represented by its pointer, which does not depend on its content.
     """
-    found: dict[str, tuple[epath.Path, list[int]]] = {}
+    files: dict[str, tuple[epath.Path, list[int]]] = {}
     for child in folder.iterdir():
         name = f"{below}{child.name}"
         if child.is_dir():
             if not below:
-                found |= _remote_files(child, f"{name}/")
-        elif any(child.match(pattern) for pattern in WEIGHT_FILES):
-            found[f"{name}{POINTER}"] = child, [0, 1]
-        elif _wanted(name):
+                files |= _remote_files(child, f"{name}/")
+        elif any(map(child.match, WEIGHT_FILES)):
+            files[f"{name}{POINTER}"] = child, [0, 1]
+        elif any(map(epath.Path(name).match, (*SMALL_FILES, *TORCH_FILES))):
             stat = child.stat()
-            found[name] = child, [int(stat.length), int(stat.mtime)]
-    return found
+            files[name] = child, [int(stat.length), int(stat.mtime)]
+    return files
 
 
 def _read_record(target: str) -> dict[str, list[int]]:

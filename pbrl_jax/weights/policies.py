@@ -35,9 +35,7 @@ from pbrl_jax.weights.tensors import (
 
 PARAM_TYPES = ("float32", "bfloat16", "stored")
 COMPUTE_TYPES = ("float32", "bfloat16", "float64")
-
-
-#: Fields of config.json that are not part of a model's identity.
+#: Fields of config.json that are not part of a model's fingerprint.
 NOT_IDENTITY = ("_name_or_path", "transformers_version", "use_cache", "architectures")
 
 
@@ -47,16 +45,16 @@ class Policy(NamedTuple):
     spec: DecoderSpec
     params: Any
     tokenizer: Tokenizer
-    #: Identifies the model: sha256 of the weights file of a folder of this package; of a Hugging Face folder, of its
-    #: config.json and every tensor's name, type, shape and three samples of its bytes.
+    #: Identifies the model: sha256 of the weights file in a folder of this package; for a Hugging Face folder, of
+    #: config.json and each tensor's name, type, shape and three samples of its bytes.
     fingerprint: str
-    #: Fields of the original config.json that an export repeats.
+    #: Fields of the original config.json that an export copies.
     kept: dict[str, Any] | None = None
 
     @property
     def positions(self) -> int:
-        """Tokens of a prompt and its response together that the policy was made for: `max_position_embeddings`, with
-        the factor of a RoPE scaling that it does not count in yet; 0 where none is known."""
+        """Longest prompt and response together, in tokens, that the policy supports: `max_position_embeddings`, times
+        the factor of RoPE scaling if that is not included; 0 if unknown."""
         return positions_of(self.kept or {}, 1 if self.spec.local_rope_theta else self.spec.rope_factor)
 
     def logits(self, params, tokens_BT, mask_BT) -> Float[Array, "B T V"]:
@@ -65,38 +63,38 @@ class Policy(NamedTuple):
 
 
 class _Held:
-    """Parameters that are held until they are let go, and `load()` where they are asked for after that."""
+    """Parameters in memory (None after their release), and a function that loads them again."""
 
     def __init__(self, params: Any, load: Callable[[], Any]):
         self.params, self.load = params, load
 
 
 class StartPolicy(Policy):
-    """The policy that a run begins with. Its parameters are held until `release`; after that each use loads them anew,
-    so that a run on the devices holds no more of them than it keeps itself."""
+    """The policy that a run starts from. After `release`, each access to its parameters loads them again, so that they
+    take no device memory during the run."""
 
     @classmethod
     def of(cls, policy: Policy, load: Callable[[], Any]) -> "StartPolicy":
-        """A policy whose parameters `load()` gives again."""
+        """The policy as a StartPolicy whose parameters `load()` returns again."""
         return cls(policy.spec, _Held(policy.params, load), *policy[2:])
 
     @property
     def params(self) -> Any:
-        """The parameters, held or loaded anew."""
+        """The parameters, from memory or loaded again."""
         held = self[1]
         return held.load() if held.params is None else held.params
 
     def release(self) -> None:
-        """Hold the parameters no longer."""
+        """Drop the reference to the parameters."""
         self[1].params = None
 
     def _replace(self, **changes: Any) -> Policy:  # type: ignore[override]
-        made = super()._replace(**changes)
-        return Policy(*made) if "params" in changes else made
+        replaced = super()._replace(**changes)
+        return Policy(*replaced) if "params" in changes else replaced
 
 
 def let_go(policy: Policy) -> None:
-    """Release the parameters of a start policy; those of another policy are their owner's."""
+    """Release the parameters of a StartPolicy; other policies are unchanged."""
     if isinstance(policy, StartPolicy):
         policy.release()
 
@@ -105,15 +103,15 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
     """A policy from a folder of this package, a finished work directory, or a Hugging Face model.
 
     Args:
-      directory: the folder, a hub id (`Qwen/Qwen3-0.6B`, HF_TOKEN for gated ones), or `gs://...`; a LoRA adapter of
-        PEFT is added to the weights of its base.
-      mesh: shard the parameters over this mesh, each device reading its part; default: the default device.
+      directory: the folder, a hub id (`Qwen/Qwen3-0.6B`, HF_TOKEN for gated models), or `gs://...`; a LoRA adapter of
+        PEFT is merged into its base.
+      mesh: shard the parameters over this mesh, where each device reads its part; default: the default device.
       dtype: compute type, float32 or bfloat16; default: that of the folder.
       param_dtype: type of the parameters: float32 (for training), bfloat16, or `stored` as in the files.
 
     Raises:
-      CheckpointError: no policy there, a damaged one, a model that is not supported, weights that do not fit, a
-        tokenizer with more ids than the embedding has rows, a hub that cannot be reached.
+      CheckpointError: no policy, a damaged or unsupported one, weights that do not fit, a tokenizer with more ids than
+        the embedding has rows, or a hub that cannot be reached.
       ConfigError: an unknown type, or a mesh over which the parameters do not divide.
     """
     if param_dtype not in PARAM_TYPES:
@@ -130,9 +128,9 @@ def load_policy(directory: str, mesh=None, dtype: str | None = None, param_dtype
             config = read_config(place, adapter.base)
         if config is None:
             raise CheckpointError(
-                f"{directory!r} is a LoRA adapter for {adapter.base!r}, where no config.json of a model is. "
-                "Write the base there, or set base_model_name_or_path to where it is; a policy of this package becomes "
-                "one by `pbrl convert POLICY BASE`."
+                f"{directory!r} is a LoRA adapter for {adapter.base!r}, where there is no config.json of a model. Put "
+                "the base there, or set base_model_name_or_path to its folder or hub id. `pbrl convert POLICY BASE` "
+                "makes a base of a policy of this package."
             )
     if config is not None:
         return read_hf_policy(place, config, directory, mesh, dtype, param_dtype, adapter)
@@ -150,17 +148,17 @@ def read_hf_policy(
     folder: str, config: dict[str, Any], source: str, mesh=None, dtype: str | None = None, param_dtype: str = "float32",
     adapter: Adapter | None = None,
 ) -> Policy:  # fmt: skip
-    """A policy from a local folder, with an adapter added to its weights; see load_policy for the other arguments.
+    """A policy from a local Hugging Face folder, with an adapter merged in; see load_policy for the other arguments.
 
     Raises:
-      CheckpointError: a model that is not supported, weights that do not fit it, a tokenizer that is too large.
+      CheckpointError: an unsupported model, weights that do not fit it, or a tokenizer that is too large.
     """
     spec = dataclasses.replace(decoder_spec(config), dtype=dtype or stored_compute_type(config))
     stored = tensors = open_weights(folder)
     if adapter is not None:
         tensors = adapter.applied(stored, spec.tied_embeddings, exact=param_dtype != "stored")
     if spec.tied_embeddings and has_own_head(tensors):
-        print(f"{source}: its lm_head is another matrix than its embedding; it is used, whatever config.json says.")
+        print(f"{source}: lm_head differs from the embedding and is used, although config.json ties them.")
         spec = dataclasses.replace(spec, tied_embeddings=False)
     names = decoder_names(spec, is_fused(config["model_type"]))
     resolve_names(tensors, names)
@@ -183,7 +181,7 @@ def read_hf_policy(
 
 
 def save_policy(policy: Policy, directory: str) -> None:
-    """Write a folder for `load_policy`; settings of this machine (remat, attention kernel) are not kept."""
+    """Write a folder for `load_policy`, without the operational fields of the spec (remat, attention kernel)."""
     spec = dataclasses.replace(policy.spec, remat="none", attention="auto")
     more = {} if policy.kept is None else {"kept": policy.kept}
     save_model(directory, "policy", spec, policy.params, policy.tokenizer, **more)

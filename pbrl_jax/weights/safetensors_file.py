@@ -1,8 +1,7 @@
-"""Reading and writing of safetensors files: memory-mapped, or by range from an object store; checked and streamed.
+"""Reading safetensors files, memory-mapped or by range from an object store, and writing them tensor by tensor.
 
 A file is eight bytes of header length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, and the
-tensors' bytes one after another (format of huggingface/safetensors). Its header is
-checked against the file before it is used.
+tensors' bytes one after another (format of huggingface/safetensors). The header is checked against the file.
 """
 
 import hashlib
@@ -30,26 +29,26 @@ DTYPES = {
     "U64": np.dtype(np.uint64), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-#: Elements looked at or compared at a time, so that it takes no memory.
+#: Elements checked or compared at a time, to save memory.
 PART = 1 << 22
 #: In bytes; the limit of the safetensors library.
 LONGEST_HEADER = 100_000_000
-#: Axes of an array, and elements of one whose empty axes count as 1: NumPy takes little more.
+#: Limits for the number of axes, and for the product of the axes that are not empty; NumPy's are a little larger.
 MOST_AXES, LARGEST_ARRAY = 32, 2**56
 METADATA = "__metadata__"
-#: Suffix of a small file that replaces a large one: it holds the path of an object in a store.
+#: Suffix of a pointer file, which holds the path of an object in a store.
 POINTER = ".at"
 _REPAIR = "Download or write the file again."
 
 
 def all_finite(array: np.ndarray) -> bool:
     """Whether an array holds neither NaN nor infinities."""
-    flat = array.reshape(-1)  # a copy only where the array is no block of memory
+    flat = array.reshape(-1)  # a copy only if the array is not contiguous
     return all(np.isfinite(flat[start : start + PART]).all() for start in range(0, flat.size, PART))
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: type, shape and range of bytes."""
+    """One tensor of a file: type, shape, first byte and last byte + 1."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -58,10 +57,10 @@ class Entry(NamedTuple):
 
 
 class SafetensorsFile(dict[str, np.ndarray]):
-    """Name -> read-only view of the mapped file: only the slices that are used are read from the disk.
+    """Name -> read-only view of the memory-mapped file, of which only used slices are read from the disk.
 
     Raises:
-      CheckpointError: the file is no whole safetensors file, or its header describes another one.
+      CheckpointError: the file is truncated or not a safetensors file, or its header does not fit it.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -77,12 +76,12 @@ class SafetensorsFile(dict[str, np.ndarray]):
         return flat.reshape(entry.shape)
 
     def release(self) -> None:
-        """Let the system drop the pages that were read; they are read again when they are used again."""
+        """Let the system drop pages that were read; they are read again when used again."""
         self.map.madvise(mmap.MADV_DONTNEED)
 
 
 class RemoteTensor:
-    """A tensor in an object store: shape and type are known, values are read on demand."""
+    """A tensor in an object store, whose values are read on demand."""
 
     def __init__(self, path: epath.Path, entry: Entry):
         self.path, self.entry = path, entry
@@ -90,17 +89,17 @@ class RemoteTensor:
 
     def elements(self, start: int, stop: int) -> np.ndarray:
         """The elements from `start` to `stop` in the order of the file."""
-        found = np.empty(max(0, min(stop, self.size) - start), self.dtype)
-        self._read(found, start)
-        return found
+        elements = np.empty(max(0, min(stop, self.size) - start), self.dtype)
+        self._read(elements, start)
+        return elements
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """An array of the tensor's shape in which these rows are read; the others are uninitialised and, never being
-        written, take no physical memory."""
-        found = np.empty(self.shape, self.dtype)
+        """An array of the tensor's shape of which only these rows are read. The other rows are uninitialised; as they
+        are never written, they take no physical memory."""
+        array = np.empty(self.shape, self.dtype)
         if self.size:
-            self._read(found[start:stop].reshape(-1), start * (self.size // self.shape[0]))
-        return found
+            self._read(array[start:stop].reshape(-1), start * (self.size // self.shape[0]))
+        return array
 
     def _read(self, out: np.ndarray, start: int) -> None:
         todo = memoryview(out.view(np.uint8).data)
@@ -110,7 +109,7 @@ class RemoteTensor:
                 while todo and (block := file.read(min(len(todo), 16 * CHUNK_BYTES))):
                     todo[: len(block)] = block
                     todo = todo[len(block) :]
-        except Exception as error:  # the store's client decides what it raises
+        except Exception as error:  # the error types depend on the store's client
             raise CheckpointError(f"{self.path} cannot be read ({error}). Run the command again.") from error
         if todo:
             raise CheckpointError(f"{self.path} has become shorter while it was read. Run the command again.")
@@ -121,7 +120,7 @@ Tensor = np.ndarray | RemoteTensor
 
 
 def read_remote(path: epath.Path) -> dict[str, RemoteTensor]:
-    """Name -> tensor of a file in an object store; only the header is read here.
+    """Name -> tensor of a file in an object store; only the header is read.
 
     Raises:
       CheckpointError: as SafetensorsFile, or the store cannot be read.
@@ -165,15 +164,15 @@ def _header_bytes(file, size: int, path: str) -> bytes:
 
 
 def _no_doubles(pairs: Sequence[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return entries
 
 
 def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
-    """The entries of an open file of `size` bytes, checked: known types, sizes equal to those of the shapes, every byte
-    in one tensor.
+    """The entries of an open file of `size` bytes. Checked are types, that sizes fit the shapes, and that every byte
+    belongs to one tensor.
 
     Raises:
       CheckpointError: as SafetensorsFile.
@@ -183,11 +182,11 @@ def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
         listed = json.loads(header, object_pairs_hook=_no_doubles)
         listed.pop(METADATA, None)
         start = 8 + len(header)
-        found = {name: _entry(name, record, start) for name, record in listed.items()}
+        entries = {name: _entry(name, record, start) for name, record in listed.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged header ({type(error).__name__}: {error}). {_REPAIR}") from error
     position = start
-    for name, entry in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
             raise CheckpointError(
                 f"{path} has a damaged header: {name} begins at byte {entry.begin}, expected {position}. {_REPAIR}"
@@ -197,7 +196,7 @@ def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
             raise CheckpointError(f"{path} is truncated: {size} bytes, but {name} ends at byte {position}. {_REPAIR}")
     if position != size:
         raise CheckpointError(f"{path} has {size} bytes, but its tensors end at byte {position}. {_REPAIR}")
-    return found
+    return entries
 
 
 def _entry(name: str, record: Any, start: int) -> Entry:
@@ -233,14 +232,14 @@ def write_safetensors(
     """Write a file tensor by tensor, so that at most one is in memory; returns the hex SHA-256 of the file.
 
     Args:
-      path: local or remote file; an older one is replaced.
-      planned: names, shapes and types, known beforehand because the header comes first.
+      path: local or remote file; an existing one is replaced.
+      planned: names, shapes and types, for the header.
       arrays: the tensors, in the order of `planned`.
-      metadata: strings for the header (transformers wants {"format": "pt"}).
+      metadata: strings for the header (transformers expects {"format": "pt"}).
 
     Raises:
-      ValueError: an array that is not the planned one.
-      CheckpointError: one that holds NaN or infinities, which is no result; the file is removed.
+      ValueError: an array differs from its plan in shape or type.
+      CheckpointError: an array holds NaN or infinities; the file is then removed.
     """
     header, position = {METADATA: metadata} if metadata else {}, 0
     for tensor in planned:
@@ -261,7 +260,7 @@ def write_safetensors(
                 epath.Path(path).unlink(missing_ok=True)
                 raise CheckpointError(
                     f"{path} is not written: {tensor.name} holds numbers that are not finite (NaN or infinite) as "
-                    f"{tensor.dtype.name}. They are no result: go back to an earlier checkpoint."
+                    f"{tensor.dtype.name}. Go back to an earlier checkpoint."
                 )
             content = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b""
             digest.update(content)

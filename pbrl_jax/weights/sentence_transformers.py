@@ -1,7 +1,7 @@
-"""The module chain of a sentence-transformers folder, in its old and its new format.
+"""The module chain of a sentence-transformers folder, in the old and the new format.
 
-`modules.json` lists the modules, each with its own folder. A module is known by the last part of its `type`, since the
-paths before it differ between versions. An unknown module or setting is an error that names it.
+`modules.json` lists the modules, each with its own folder. A module is identified by the last part of its `type`, since
+the rest differs between versions. An unknown module or setting is an error.
 """
 
 import os
@@ -17,35 +17,35 @@ from pbrl_jax.weights.hf_fields import ConfigFields
 
 MODULES = "modules.json"
 
-#: Our pooling -> its name in the new format, and its flag in the old one.
+#: Our pooling -> (its name in the new format, its flag in the old format).
 POOLINGS = {
     "cls": ("cls", "pooling_mode_cls_token"),
     "mean": ("mean", "pooling_mode_mean_tokens"),
     "last": ("lasttoken", "pooling_mode_lasttoken"),
 }
-#: Config files of the Transformer module, in the order in which sentence-transformers tries them.
+#: Config files of the Transformer module, in the order of sentence-transformers.
 TRANSFORMER_CONFIGS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
-#: Tokenizers without a length limit have a `model_max_length` of at least this.
+#: Least `model_max_length` of tokenizers without a length limit.
 NO_LIMIT = 1_000_000_000
 
 
 class Chain(NamedTuple):
-    """The settings of a folder besides those of its transformer."""
+    """The settings of a folder, without those of its transformer."""
 
     #: Folder of config.json, weights and tokenizer.
     transformer: str
     pooling: str = "mean"
     dense: tuple[DenseSpec, ...] = ()
     dense_folders: tuple[str, ...] = ()
-    #: Limit of tokens of a text, special ones included; None: the number of positions.
+    #: Largest number of tokens of a text, special tokens included; None: the number of positions.
     max_length: int | None = None
-    #: Name -> text before an input; the empty name is the default.
+    #: Name -> text before an input; "" is the name of the default prompt.
     prompts: Mapping[str, str] = {}
     #: Whether a prompt's tokens are pooled.
     include_prompt: bool = True
 
     def prompt(self, name: str) -> str:
-        """The prompt called `name` (CheckpointError for an unknown one)."""
+        """The prompt called `name`, or CheckpointError."""
         if name not in self.prompts:
             raise CheckpointError(f"{self.transformer} has no prompt {name!r}. {did_you_mean(name, self.prompts)}")
         return self.prompts[name]
@@ -59,21 +59,21 @@ def read_json(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            found = parse_json(file.read())
+            value = parse_json(file.read())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing. Copy or download the whole folder.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}). Copy or download it again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object.")
-    return found
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object.")
+    return value
 
 
 def read_chain(folder: str) -> Chain:
     """The chain of a folder with `modules.json`.
 
     Raises:
-      CheckpointError: a module, a pooling, an activation or a setting that is not known; a missing file.
+      CheckpointError: an unknown module, pooling, activation or setting, or a missing file.
     """
     modules = _modules(os.path.join(folder, MODULES))
     kinds = [kind for kind, _ in modules]
@@ -99,25 +99,25 @@ def read_chain(folder: str) -> Chain:
 
 
 def _modules(path: str) -> list[tuple[str, str]]:
-    """(last part of the type, folder) of each module, in the order of their numbers."""
+    """(last part of the type, folder) of each module, in order."""
     try:
         with open(path, encoding="utf-8") as file:
             listed = sorted(parse_json(file.read()), key=lambda module: module["idx"])
-        found = [(module["type"].rpartition(".")[2], module["path"]) for module in listed]
+        modules = [(module["type"].rpartition(".")[2], module["path"]) for module in listed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not the list of modules of sentence-transformers ({type(error).__name__}: {error}). "
             "Copy or download it again."
         ) from error
     known = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
-    for kind, _ in found:
+    for kind, _ in modules:
         if kind not in known:
             raise CheckpointError(f"{path} lists a module {kind!r} that is not known. {did_you_mean(kind, known)}")
-    return found
+    return modules
 
 
 def _pooling(path: str) -> tuple[str, bool]:
-    """(our pooling, whether prompts are pooled) from either format."""
+    """(our pooling, whether prompts are pooled) from the old or the new format."""
     config = read_json(path)
     fields = ConfigFields(config, {}, path)
     for width in ("embedding_dimension", "word_embedding_dimension"):
@@ -130,16 +130,16 @@ def _pooling(path: str) -> tuple[str, bool]:
     for ours, names in POOLINGS.items():
         if len(chosen) == 1 and chosen[0] in names:
             return ours, include_prompt
-    known, found = ", ".join(name for name, _ in POOLINGS.values()), " + ".join(map(str, chosen)) or "none"
-    raise CheckpointError(f"{path} asks for pooling {found}; supported is one of {known}.")
+    known, given = ", ".join(name for name, _ in POOLINGS.values()), " + ".join(map(str, chosen)) or "none"
+    raise CheckpointError(f"{path} asks for pooling {given}; supported is one of {known}.")
 
 
 def _dense(path: str) -> DenseSpec:
-    """One Dense module."""
+    """The spec of a Dense module."""
     fields = ConfigFields(read_json(path), {}, path)
     fields.size("in_features")
     width, bias = fields.size("out_features"), fields.flag("bias", True)
-    # The default of sentence-transformers, which is missing in old folders.
+    # Old folders lack the field; Tanh is the default of sentence-transformers.
     activation = str(fields.take("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2].lower()
     if activation not in ACTIVATIONS:
         raise CheckpointError(f"{path}: activation_function {activation!r}. {did_you_mean(activation, ACTIVATIONS)}")
@@ -151,7 +151,7 @@ def _dense(path: str) -> DenseSpec:
 
 
 def _prompts(folder: str) -> tuple[dict[str, str], str]:
-    """(named prompts, name of the default one or "")."""
+    """(name -> prompt, name of the default prompt or "")."""
     path = os.path.join(folder, "config_sentence_transformers.json")
     config = read_json(path) if os.path.exists(path) else {}
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name") or ""
@@ -161,10 +161,11 @@ def _prompts(folder: str) -> tuple[dict[str, str], str]:
 
 
 def read_max_length(transformer: str) -> int | None:
-    """Limit of tokens of a text, from the Transformer module's config file or its tokenizer; None where neither has it.
+    """Largest number of tokens of a text, from the Transformer module's config file or its tokenizer; None if neither
+    has it.
 
     Raises:
-      CheckpointError: an unknown setting of that file that changes the vectors.
+      CheckpointError: an unknown setting that may change the vectors.
     """
     path = next((file for name in TRANSFORMER_CONFIGS if os.path.exists(file := os.path.join(transformer, name))), None)
     config = read_json(path) if path else {}

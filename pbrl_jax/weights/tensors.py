@@ -1,8 +1,8 @@
-"""Released weights, read by slice into (sharded) arrays.
+"""Reading released weights into (sharded) arrays, slice by slice.
 
 A checkpoint is a mapping from tensor names to arrays in memory-mapped files or in an object store. A model's table of
-`Stored` gives the tensors of each of our parameters. Parameters are assembled one at a time and slice by slice, for the
-devices of this host alone, so that besides the result a host holds at most its share of one stacked parameter.
+`Stored` gives the tensors of each of our parameters. Parameters are assembled one at a time, only the slices of this
+host's devices, so that in addition to the result a host holds at most its share of one stacked parameter.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"
 
-#: Prefixes of tensor names, depending on the class that saved them: complete models, the text part of a multimodal one
-#: (two variants), encoders within a classifier, and COMET's encoder.
+#: Prefixes of tensor names, which depend on the class that saved the model: complete models, the text part of a
+#: multimodal model (two variants), encoders in a classifier, and COMET's encoder.
 PREFIXES = (
     "language_model.model.", "model.language_model.", "language_model.", "encoder.model.", "model.", "bert.",
     "roberta.", "new.",
 )  # fmt: skip
 
-#: Tensors that are ignored: tied or unused heads, the other parts of a multimodal model, and tables that are computed.
+#: Tensors that are ignored: tied or unused heads, other parts of a multimodal model, and tables that are computed.
 HARMLESS = re.compile(
     r"^(lm_head|pooler|classifier|embeddings\.pooler|vision_tower|vision_model|multi_modal_projector|cls)\."
     r"|(^|\.)position_ids$|rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.act_fn\.(beta|eps)$"
@@ -43,10 +43,10 @@ HARMLESS = re.compile(
 SHOWN_PROBLEMS = 40
 #: Bytes of parameters above which loading and writing show a progress bar.
 LONG_LOAD = 1 << 30
-#: Elements copied at a time where a matrix is transposed, so that source and target stay in the CPU's cache.
+#: Elements copied at a time when transposing, so that source and target stay in the CPU's cache.
 BLOCK_ELEMENTS = 1 << 18
 SAMPLE_BYTES = 1024
-#: Threads that copy.
+#: Number of threads that copy.
 READERS = min(16, os.cpu_count() or 1)
 
 
@@ -57,37 +57,35 @@ class Weights(dict[str, Tensor]):
         super().__init__()
         self.files, self.source = tuple(files), source
         for file in self.files:
-            doubles = sorted(self.keys() & file.keys())
-            if doubles:
-                raise CheckpointError(f"{source}: {doubles[0]} is in two files. Remove the file that is left over.")
+            repeated = sorted(self.keys() & file.keys())
+            if repeated:
+                raise CheckpointError(f"{source}: {repeated[0]} is in two files. Remove the file that is left over.")
             self.update(file)
 
     def release(self) -> None:
-        """Let the system drop the pages that were read."""
+        """Let the system drop pages that were read."""
         for file in self.files:
             if hasattr(file, "release"):
                 file.release()
 
 
 def open_weights(folder: str | os.PathLike, file: str = "") -> Weights:
-    """The checkpoint in a local folder: safetensors, else a torch file; one file, or an index of several.
+    """The checkpoint in a local folder: safetensors, else a torch file; a single file, or an index of several.
 
     Args:
-      file: this file alone.
+      file: read only this file.
 
     Raises:
-      CheckpointError: no weights, a file of the index that is missing, a damaged file.
+      CheckpointError: no weights, a missing file of the index, or a damaged file.
     """
     folder = os.fspath(folder)
-    if file:
-        opened_one = open_safetensors if file.endswith(".safetensors") else _read_torch
-        return Weights([opened_one(os.path.join(folder, file))], folder)
-    for name, opened in ((WEIGHTS, open_safetensors), (TORCH_WEIGHTS, _read_torch)):
-        index = os.path.join(folder, f"{name}.index.json")
-        if os.path.exists(index):
-            return Weights([opened(path) for path in _indexed_files(index)], folder)
-        if located(os.path.join(folder, name)):
-            return Weights([opened(os.path.join(folder, name))], folder)
+    for name in (file,) if file else (WEIGHTS, TORCH_WEIGHTS):
+        path = os.path.join(folder, name)
+        index = f"{path}.index.json"
+        if not file and os.path.exists(index):
+            return Weights([_open_file(path) for path in _indexed_files(index)], folder)
+        if file or located(path):
+            return Weights([_open_file(path)], folder)
     found = ", ".join(sorted(os.listdir(folder))[:8]) if os.path.isdir(folder) else "no such folder"
     raise CheckpointError(
         f"No weights in {folder!r}: expected {WEIGHTS}, {WEIGHTS}.index.json or {TORCH_WEIGHTS}, found "
@@ -95,7 +93,9 @@ def open_weights(folder: str | os.PathLike, file: str = "") -> Weights:
     )
 
 
-def _read_torch(path: str) -> Mapping[str, Tensor]:
+def _open_file(path: str) -> Mapping[str, Tensor]:
+    if path.endswith(".safetensors"):
+        return open_safetensors(path)
     from pbrl_jax.weights.torch_file import state_dict
 
     return state_dict(path)
@@ -109,8 +109,9 @@ def _indexed_files(index: str) -> list[str]:
         if not names or any(os.path.basename(name) != name for name in names):
             raise ValueError(f"file names {names[:3]}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{index} is no index of weights ({type(error).__name__}: {error})."
-        raise CheckpointError(f"{what} Download the file again.") from error
+        raise CheckpointError(
+            f"{index} is no index of weights ({type(error).__name__}: {error}). Download the file again."
+        ) from error
     missing = [name for name in names if not located(os.path.join(folder, name))]
     if missing:
         raise CheckpointError(
@@ -125,10 +126,10 @@ def plain_name(name: str) -> str:
     return name[len(next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")) :]
 
 
-def fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a reshape from `found` to `wanted` only splits axes, as [D, H * C] into [D, H, C]."""
-    rest = list(wanted)
-    for size in found:
+def fits(shape: tuple[int, ...], split: tuple[int, ...]) -> bool:
+    """Whether a reshape from `shape` to `split` only splits axes, as from [D, H * C] to [D, H, C]."""
+    rest = list(split)
+    for size in shape:
         product = 1
         while rest and (product < size or rest[0] == 1):
             product *= rest.pop(0)
@@ -143,29 +144,29 @@ def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ig
     Args:
       tensors: the checkpoint.
       names: our parameter path -> its tensors.
-      ignore: regular expression of further tensors, by plain name, that are ignored.
+      ignore: regular expression of plain names of further tensors that are ignored.
 
     Raises:
-      CheckpointError: every tensor that is missing, unexpected, of another shape, or not of floating type, at once.
+      CheckpointError: lists all tensors that are missing, unexpected, of another shape, or not of floating type.
     """
     by_plain: dict[str, str] = {}
     problems = []
     for name in tensors:
-        other = by_plain.setdefault(plain_name(name), name)
-        if other != name:
-            problems.append(f"{name} and {other} name the same tensor")
-    found: dict[str, list[str]] = {}
+        first = by_plain.setdefault(plain_name(name), name)
+        if first != name:
+            problems.append(f"{name} and {first} name the same tensor")
+    resolved: dict[str, list[str]] = {}
     used: set[str] = set()
     for path, stored in names.items():
-        found[path] = []
-        for wanted in stored.names():
-            plain = plain_name(wanted)
+        resolved[path] = []
+        for expected in stored.names():
+            plain = plain_name(expected)
             if plain not in by_plain:
-                problems.append(f"{wanted} is missing")
+                problems.append(f"{expected} is missing")
                 continue
             name = by_plain[plain]
             used.add(plain)
-            found[path].append(name)
+            resolved[path].append(name)
             problems += _misfit(name, tensors[name], stored)
     for plain, name in by_plain.items():
         if plain not in used and not HARMLESS.search(plain) and not (ignore and re.search(ignore, plain)):
@@ -177,7 +178,7 @@ def resolve_names(tensors: Mapping[str, Tensor], names: Mapping[str, Stored], ig
             + "; ".join(problems[:SHOWN_PROBLEMS]) + more
             + ". Check that config.json belongs to these weights, and that all files are there."
         )  # fmt: skip
-    return found
+    return resolved
 
 
 def _misfit(name: str, tensor: Tensor, stored: Stored) -> list[str]:
@@ -210,8 +211,8 @@ def copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
 def rows_behind(shape: tuple[int, ...], stored: Stored, inner: tuple[slice, ...]) -> tuple[int, int]:
     """(first row, last row + 1) of a checkpoint's tensor that a slice of our parameter needs."""
     numbers = np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
-    every = np.broadcast_to(numbers, shape)  # a view: row numbers without memory for each element
-    needed = (every.T if stored.transpose else every).reshape(stored.shape)[inner]
+    row_of_element = np.broadcast_to(numbers, shape)  # a view, without memory for each element
+    needed = (row_of_element.T if stored.transpose else row_of_element).reshape(stored.shape)[inner]
     corners = needed[tuple(slice(None, None, max(1, size - 1)) for size in needed.shape)]
     return (int(corners.min()), int(corners.max()) + 1) if corners.size else (0, 0)
 
@@ -234,7 +235,7 @@ class _Leaf:
         return self.read[key]
 
     def _tensor(self, name: str, inner: tuple[slice, ...]) -> np.ndarray:
-        """An array of the tensor's shape with at least the values that `inner` needs."""
+        """An array of the tensor's shape in which at least the values of `inner` are read."""
         tensor = self.tensors[name]
         first, last = self.stored.part[:2] if self.stored.part else (0, None)
         if not isinstance(tensor, RemoteTensor):
@@ -243,13 +244,13 @@ class _Leaf:
             return tensor.elements(0, 1).reshape(())
         shape = (last - first, *tensor.shape[1:]) if last else tensor.shape
         rows = tuple(first + row for row in rows_behind(shape, self.stored, inner))
-        found = self.rows.get((name, *rows))
-        if found is None:
-            found = tensor.rows(*rows)
+        array = self.rows.get((name, *rows))
+        if array is None:
+            array = tensor.rows(*rows)
             needed = math.prod(part.stop - part.start for part in inner)
-            if needed < found[slice(*rows)].size:  # another device needs the rest of these rows
-                self.rows[name, *rows] = found
-        return found[first:last] if last else found
+            if needed < array[slice(*rows)].size:  # another device needs the rest of these rows
+                self.rows[name, *rows] = array
+        return array[first:last] if last else array
 
     def _assemble(self, ranges: tuple[range, ...]) -> np.ndarray:
         stored = self.stored
@@ -270,7 +271,7 @@ class _Leaf:
                 name, source = self.names[layer * experts + expert], getattr(self.tensors, "source", "the weights")
                 raise CheckpointError(
                     f"{name} of {source!r} holds numbers that are not finite (NaN or infinite) as {self.dtype.name}. "
-                    "Such a model cannot be used: take an earlier one, or download the file again."
+                    "Such a model cannot be used: use an earlier one, or download the file again."
                 )
 
         places = itertools.product(*(range(len(part)) for part in ranges[:stacked]))
@@ -294,14 +295,14 @@ def load_params(
       names: our parameter path (`layers/query/kernel`) -> its tensors.
       shardings: tree of shardings with these paths; None: the default device.
       dtype: type of the parameters; None: the stored type of each.
-      ignore: regular expression of further tensors that are ignored.
+      ignore: as in resolve_names.
       tick: called with the size in bytes of each loaded parameter.
 
     Returns:
       Nested dict of arrays: `{"layers": {"query": {"kernel": [N, D, H, C]}}, ...}`.
 
     Raises:
-      CheckpointError: see resolve_names; or tensors of one parameter have different types and no type was given.
+      CheckpointError: as resolve_names; or `dtype` is None and tensors of one parameter have different types.
     """
     resolved = resolve_names(tensors, names, ignore)
     places = {} if shardings is None else flat_paths(shardings)
@@ -327,7 +328,7 @@ def _stored_type(tensors, names: list[str]) -> np.dtype:
 
 
 def _place(leaf: _Leaf, sharding) -> jax.Array:
-    """The parameter on its devices; blocks, so that the host's copy is freed before the next parameter is read."""
+    """The parameter on its devices; waits, so that the host's copy is freed before the next parameter is read."""
     if sharding is None:
         array = jax.device_put(leaf(None))
     else:
@@ -336,13 +337,13 @@ def _place(leaf: _Leaf, sharding) -> jax.Array:
 
 
 def abstract_params(names: Mapping[str, Stored], dtype: Any = np.float32) -> dict:
-    """Shapes of the parameters of a table, as a tree."""
+    """Tree of the shapes of a table's parameters."""
     return nested({path: jax.ShapeDtypeStruct(stored.full_shape(), dtype) for path, stored in names.items()})
 
 
 def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint holds an `lm_head` of other values than its embedding: whatever its config says, the two are
-    then not tied (transformers 5 and vLLM load it so)."""
+    """Whether a checkpoint has an `lm_head` with other values than its embedding. The two are then not tied, whatever
+    the config says, as in transformers 5 and vLLM."""
     plain = {plain_name(name): tensors[name] for name in tensors}
     head, embed = plain.get("lm_head.weight"), plain.get("embed_tokens.weight")
     if head is None or embed is None:
@@ -355,7 +356,7 @@ def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _elements(tensor: Tensor, start: int) -> np.ndarray:
-    """PART elements of a tensor, or as many as there are."""
+    """At most PART elements of a tensor."""
     if isinstance(tensor, RemoteTensor):
         return tensor.elements(start, min(start + PART, tensor.size))
     return tensor.reshape(-1)[start : start + PART]
@@ -364,8 +365,8 @@ def _elements(tensor: Tensor, start: int) -> np.ndarray:
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Hex digest that distinguishes checkpoints without reading them completely.
 
-    It covers every tensor's name, type, shape, and its first, middle and last kibibyte, but not how tensors are divided
-    into files. Another training step changes it; a single flipped bit may not.
+    It covers every tensor's name, type, shape, and first, middle and last kibibyte, but not the division into files. A
+    training step changes it; a single flipped bit may not.
     """
 
     def described(name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Parameters as the tensors of a checkpoint, and the comparison of an export with what it was written from."""
+"""Writing parameters as the tensors of a checkpoint, and comparing an export with its source."""
 
 import functools
 import itertools
@@ -30,13 +30,13 @@ def _slice_layer(leaf, layer, dtype):
 
 def _host_layer(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
     if leaf.is_fully_replicated and next(iter(leaf.devices())).platform == "cpu":
-        host = np.asarray(leaf)  # a view of the device's memory, which here is the host's
+        host = np.asarray(leaf)  # a view: on CPU, device memory is host memory
         return (host if layer is None else host[layer]).astype(dtype, copy=False)
     return np.asarray(leaf.astype(dtype) if layer is None else _slice_layer(leaf, layer, dtype))
 
 
 def stored_arrays(leaf: Any, stored: Stored, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The tensors of a parameter in the order of `stored.names()`; one layer at a time is copied to the host."""
+    """Yield the tensors of a parameter in the order of `stored.names()`, copying one layer at a time to the host."""
     leaf, shape = jnp.asarray(leaf), stored.file_shape()
     for layer in range(stored.layers) if stored.layers else (None,):
         block = _host_layer(leaf, layer, dtype)
@@ -45,7 +45,7 @@ def stored_arrays(leaf: Any, stored: Stored, dtype: np.dtype) -> Iterator[np.nda
 
 
 def file_plan(planned: list[Planned], largest: int) -> list[list[Planned]]:
-    """The tensors in their order, divided into files of at most `largest` bytes (a larger tensor has its own file)."""
+    """The tensors in order, divided into files of at most `largest` bytes (a larger tensor gets its own file)."""
     files: list[list[Planned]] = [[]]
     size = 0
     for tensor in planned:
@@ -64,20 +64,20 @@ def write_tensors(
     """Write parameters as safetensors; above LARGEST_FILE bytes, several files and an index.
 
     Args:
-      folder: where to write; it exists.
-      params: tree of arrays; those that `names` does not list are left out.
+      folder: an existing folder.
+      params: tree of arrays; paths that `names` does not list are skipped.
       names: our parameter path -> tensors of the file.
-      dtype: type of the tensors; default: of each parameter its own.
-      constants: further tensors, each of one number.
+      dtype: type of the tensors; default: each parameter's own type.
+      constants: further scalar tensors.
     """
     constants = constants or {}
     leaves = flat_paths(params)
     kinds = {path: np.dtype(dtype or leaves[path].dtype) for path in names}
-    together: dict[str, list[str]] = {}  # parameters that are parts of the same tensors
+    by_tensor: dict[str, list[str]] = {}  # template -> paths of the parameters that are its parts
     for path, stored in names.items():
-        together.setdefault(stored.template, []).append(path)
+        by_tensor.setdefault(stored.template, []).append(path)
     planned = []
-    for paths in together.values():
+    for paths in by_tensor.values():
         stored = names[paths[0]]
         shape = (stored.part[2], *stored.file_shape()[1:]) if stored.part else stored.file_shape()
         planned += [Planned(name, shape, kinds[paths[0]]) for name in stored.names()]
@@ -88,48 +88,47 @@ def write_tensors(
     with Progress(f"writing {folder}", max(1, total >> 20), unit="MiB", active=total >= LONG_LOAD) as progress:
 
         def arrays() -> Iterator[np.ndarray]:
-            for paths in together.values():
+            for paths in by_tensor.values():
                 parts = [stored_arrays(leaves[path], names[path], kinds[path]) for path in paths]
-                for arrays_of in zip(*parts, strict=True):
-                    array = arrays_of[0] if len(paths) == 1 else np.concatenate(arrays_of)
+                for pieces in zip(*parts, strict=True):
+                    array = pieces[0] if len(paths) == 1 else np.concatenate(pieces)
                     yield array
                     progress.advance(array.nbytes >> 20)
             yield from (np.asarray(value, dtype or np.float32) for value in constants.values())
 
-        following = arrays()
+        remaining = arrays()
         for name, tensors in zip(file_names, files, strict=True):
-            write_safetensors(folder / name, tensors, itertools.islice(following, len(tensors)), {"format": "pt"})
+            write_safetensors(folder / name, tensors, itertools.islice(remaining, len(tensors)), {"format": "pt"})
     if len(files) > 1:
         where = {tensor.name: name for name, tensors in zip(file_names, files, strict=True) for tensor in tensors}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
 
 
 def write_module(folder: epath.Path, config: Any, params: Any, names: dict[str, Stored]) -> None:
-    """config.json and model.safetensors of one module."""
+    """Write config.json and model.safetensors of one module."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, params, names)
     write_json(folder / CONFIG, config)
 
 
 def write_json(path: epath.Path, content: Any) -> None:
-    """Write an indented JSON file; folders above it are made."""
+    """Write an indented JSON file; parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def differing_parameters(written: Any, found: Any) -> list[str]:
-    """`PATH differs` for every parameter that is not bit for bit the same in two trees of one structure."""
+def differing_parameters(left: Any, right: Any) -> list[str]:
+    """`PATH differs` for every leaf that is not bit-equal in two trees of the same structure."""
 
-    def same(left, right) -> Any:
+    def compare(left, right) -> Any:
         return jax.tree.map(lambda a, b: jnp.array_equal(a, b, equal_nan=True), left, right)
 
-    equal = jax.device_get(jax.jit(same)(written, found))
-    return [f"{path} differs" for path, alike in flat_paths(equal).items() if not alike]
+    equal = jax.device_get(jax.jit(compare)(left, right))
+    return [f"{path} differs" for path, same in flat_paths(equal).items() if not same]
 
 
 def refuse_differences(directory: str, problems: list[str], mark: str) -> None:
-    """Raise CheckpointError where an export reads back differently, after removing `mark`, the file that makes it a
-    model."""
+    """If there are problems, remove `mark`, the file that marks a complete model, and raise CheckpointError."""
     if problems:
         (epath.Path(directory) / mark).unlink(missing_ok=True)
         raise CheckpointError(

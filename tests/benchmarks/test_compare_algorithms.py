@@ -7,24 +7,16 @@ import sys
 import pytest
 from source_tree import ROOT
 
+from pbrl_jax.config.checks import unread_fields
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.quickstart.settings import quickstart_config
 from pbrl_jax.run.check import validate
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from compare_algorithms import (
-    ALGORITHMS,
-    NAMES,
-    algorithm_config,
-    copy_start,
-    finished,
-    interval,
-    markdown,
-    picture,
-    summary_of,
-    tokens_used,
-)
+from compare_algorithms import ALGORITHMS, NAMES, algorithm_config
+from compare_rewards import REWARDS, TRANSLATED, measures, parse, reward_config
+from comparison import copy_start, finished, interval, markdown, picture, summary_of, tokens_used
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -34,10 +26,37 @@ def test_every_algorithm_can_run(name):
     assert config.algo.num_iterations == 2 and config.reward == quickstart_config().reward
 
 
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_can_run_and_reads_its_settings(name):
+    config = reward_config(quickstart_config(), name, "W/translator")
+    validate(config, 1)
+    assert not [line for line in unread_fields(config) if "reward." in line]
+    assert (config.reward.translator == "W/translator") == (name in TRANSLATED)
+
+
+def test_columns_of_rewards_by_hand():
+    """Seen: sw; unseen: zh. Both replies in the right language: 0.5 and 1."""
+    table = {"en": {"accuracy": 0.9, "right_language": 1.0}, "sw": {"accuracy": 0.25, "right_language": 0.5},
+             "zh": {"accuracy": 0.75, "right_language": 1.0}}  # fmt: skip
+    values = {name: measure(table) for name, measure in measures(("en", "sw")).items()}
+    assert values == {"right_language": 0.75, "seen": 0.25, "unseen": 0.75}
+    assert list(measures(())) == ["right_language"]
+    flags = parse(["--workdir", "W", "--only", "hybrid", "--prompts-seen", "250", "500"])
+    assert flags.only == ["hybrid@250", "hybrid@500"]
+
+
+@pytest.mark.parametrize("languages, problem", [(["en", "xx"], "--languages xx: the task has en"),
+                                                (["en", "sw", "zh"], "names all languages")])  # fmt: skip
+def test_languages_that_leave_none_out_are_refused(languages, problem, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--workdir", "W", "--tiny", "--languages", *languages])
+    assert problem in capsys.readouterr().err
+
+
 def test_intervals_by_hand():
-    """1, 2, 3: mean 2, deviation 1, 4.303 / sqrt(3)."""
+    """1, 2, 3: mean 2, deviation 1, 4.30265 / sqrt(3)."""
     mean, half = interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.303 / math.sqrt(3))
+    assert mean == 2 and half == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
     assert math.isnan(interval([5.0])[1])
 
 
@@ -51,15 +70,15 @@ def test_summary_table_and_picture(tmp_path):
         0: {"start": run(0.2, 0), "grpo": run(0.5, 100), "sft": run(0.3, 100)},
         1: {"start": run(0.3, 0), "grpo": run(0.6, 110), "sft": run(0.2, 100)},
     }
-    summary = summary_of(seeds)
+    summary = summary_of(seeds, NAMES, "grpo")
     assert summary["grpo"]["gain"] == pytest.approx((0.3, 0.0)) and summary["grpo"]["tokens"] == 105
     assert summary["sft"]["gain"][0] == pytest.approx(0.0) and summary["sft"]["gain"][1] > 1
-    assert summary["sft"]["grpo_ahead"][0] == pytest.approx(0.3) and summary["grpo"]["grpo_ahead"] is None
-    lines = markdown(summary).splitlines()
+    assert summary["sft"]["ahead"][0] == pytest.approx(0.3) and summary["grpo"]["ahead"] is None
+    lines = markdown(summary, "algorithm", "GRPO").splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["grpo", "start", "sft"]
     assert "| 55.0 ± 63.5 | 30.0 ± 0.0 |  |" in lines[4] and lines[4].endswith("| 4 | 2 | 2 |")
     del seeds[1]["sft"]
-    assert summary_of(seeds)["sft"]["seeds"] == 1 and "ppo" not in summary
+    assert summary_of(seeds, NAMES, "grpo")["sft"]["seeds"] == 1 and "ppo" not in summary
     picture(summary, tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").stat().st_size > 1000
     assert set(NAMES) >= set(summary) - {"start"}
@@ -82,11 +101,11 @@ def test_starts_are_copied_and_finished_runs_are_found(tmp_path):
     copy_start(start, root, 1)
     copy_start(start, root, 1)
     assert (root / "sft" / "weights").read_text() == "w"
-    assert finished(root.parent) == {1: {"start": run(0.5, 0) | {"steps": 0, "seconds": 0.0, "table": table}}}
+    assert finished(root.parent, NAMES) == {1: {"start": run(0.5, 0) | {"steps": 0, "seconds": 0.0, "table": table}}}
     used = {"result": {"tokens": 7, "steps": 3}, "seconds": 2.5}
     (root / "stages" / "sft_pivots.json").write_text(json.dumps(used))
     (root / "stages" / "evaluate_sft.json").write_text(json.dumps({"result": table, "seconds": 1.0}))
-    found = finished(root.parent)[1]["sft"]
+    found = finished(root.parent, NAMES)[1]["sft"]
     assert found["accuracy"] == 0.5 and (found["tokens"], found["steps"], found["seconds"]) == (7, 3, 2.5)
 
 

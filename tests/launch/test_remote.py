@@ -213,6 +213,39 @@ def test_gpu_box_that_is_this_machine(machine):
     assert_fails(machine.run("gpu_node.sh", "run"), "needs a verb")
 
 
+VLLM = """#!/usr/bin/env bash
+case "$*" in
+  -c*) echo "asked ${@: -1}" >>"$CALLS"; [ -e answers ] ;;
+  *) echo "vllm $VLLM_SERVER_DEV_MODE $*" >>"$CALLS"; [ "${4:-}" != broken ] || { echo no such model; exit 1; }
+     touch answers; trap 'rm answers; exit 0' TERM; sleep 30 & wait ;;
+esac
+"""
+
+
+def test_a_vllm_server_beside_a_run(machine):
+    """It is started, waited for and ended; a run's own files are left alone, and one that ends is not waited for."""
+    machine.add("vllm_python", VLLM)
+    machine.add("touch", '#!/usr/bin/env bash\n: >"$1"\n')
+    here = {"VLLM_PYTHON": str(machine.programs / "vllm_python"), "VLLM_PORT": "8123", "VLLM_WAIT": "20"}
+    result = machine.run("gpu_node.sh", "serve", "Qwen/Qwen3-0.6B", "--dtype", "float32", **here)
+    assert result.returncode == 0 and "it answers" in result.stderr, result.stderr
+    served = [call for call in machine.calls if call.startswith("vllm")]
+    assert served == ["vllm 1 -m vllm.entrypoints.openai.api_server --model Qwen/Qwen3-0.6B --dtype float32 --host "
+                      "127.0.0.1 --port 8123 --generation-config vllm --logprobs-mode processed_logprobs"]  # fmt: skip
+    assert machine.calls[-1] == "asked http://127.0.0.1:8123/health"
+    assert_fails(machine.run("gpu_node.sh", "serve", "other", **here), "already going on")
+    assert machine.run("gpu_node.sh", "end_server", **here).returncode == 0
+    gone = "for n in $(seq 100); do kill -0 $(cat vllm.pid) 2>/dev/null || exit 0; sleep 0.1; done; exit 1"
+    assert machine.run("gpu_node.sh", "shell", gone, **here).returncode == 0
+    assert not (machine.checkout / "answers").exists() and not (machine.checkout / "pbrl.pid").exists()
+    broken = machine.run("gpu_node.sh", "serve", "broken", **here)
+    assert_fails(broken, "the vLLM server has ended")
+    assert "no such model" in broken.stderr
+    remote = machine.run("gpu_node.sh", "--dry-run", "serve", "m", HOST="me@box", VLLM_PORT="8123")
+    assert "ssh me@box" in remote.stdout and "PBRL_JOB=vllm VLLM_PORT=8123" in remote.stdout
+    assert_fails(machine.run("vllm.sh", "serve", "m"), ".vllm/bin/python is no Python", "VLLM_PYTHON")
+
+
 def test_local_runs_any_verb(machine):
     machine.add("python3.12", FAKE_PYTHON)
     machine.add("pbrl")

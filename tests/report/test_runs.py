@@ -47,7 +47,7 @@ def test_two_runs_in_one_file(tmp_path):
     path = report_workdirs([tmp_path / "a", tmp_path / "b"])
     assert path == tmp_path / "a" / "comparison.html" and not (tmp_path / "b" / "comparison.html").exists()
     text, words = path.read_text(encoding="utf-8"), words_of(path)
-    assert "Comparison of a, b" in words and "The runs beside each other" in words
+    assert "Comparison of a, b" in words and "Comparison of the runs" in words
     assert "Settings that differ (1)" in words and "algo.beta 0.1 0.2" in words
     assert "Settings that only some of these runs have (1)" in words and "guard.new – 7" in words
     assert "Swahili sw 70.0 % 70.0 % 256" in words, "accuracy of each run, and the number of problems"

@@ -11,7 +11,7 @@ from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import RewardError
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
-from pbrl_jax.rewards.judge import pairs_of, verdict
+from pbrl_jax.rewards.judge import pairs_of, read_verdict
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.train.signals import watch_signals
 
@@ -85,7 +85,7 @@ def test_without_a_verdict_a_row_is_invalid(reply, changes):
     ],
 )  # fmt: skip
 def test_verdicts_are_read_strictly(value, said):
-    assert {text: verdict(text) for text in said} == dict.fromkeys(said, value)
+    assert {text: read_verdict(text) for text in said} == dict.fromkeys(said, value)
 
 
 def test_a_judge_that_takes_a_place_says_nothing():
