@@ -122,7 +122,7 @@ def test_sampled_tokens_have_the_log_probs_of_the_policy(running, tmp_path):
     made = sampler(policy, address, tmp_path, samples=4, temperature=0.7)
     first, again, other = (made.rollout(policy.params, prompts, step_key(seed, 0)) for seed in (0, 0, 1))
     tokens, lengths = np.asarray(first.tokens_BR), np.asarray(first.lengths_B)
-    assert len({tuple(row) for row in tokens.tolist()}) == 12
+    assert len({tuple(row) for row in tokens.tolist()}) > len(LENGTHS)
     assert np.array_equal(tokens, np.asarray(again.tokens_BR)) and not np.array_equal(
         tokens, np.asarray(other.tokens_BR)
     )
