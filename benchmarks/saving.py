@@ -2,10 +2,10 @@
 
     python benchmarks/saving.py --gigabytes 0.5 --json saving.json
 
-Updates of float32 arrays of that size, in place, on the devices at hand; every save goes to `--folder`, is proved as the
-first of a process is, and the one before it is removed. Medians over `--saves`. `stopped` are the seconds from the last
-update's end to the moment the next one can be dispatched; `update` the seconds of an update, of one beside a save, and
-`lost` is what the save has cost in all: `stopped`, and how much longer the updates beside it took.
+Updates of float32 arrays of that size, in place, on the devices at hand; every save removes the one before it, and the
+first is proved. Medians over `--saves`: `stopped` are the seconds from an update's end to the moment the next one can be
+dispatched, `update` those of an update, and `lost` what a save has cost in all: `stopped`, and how much longer the
+updates beside it took.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def measure(flags: argparse.Namespace, background: bool) -> dict[str, float]:
             written.append(time.perf_counter() - start)
             beside += during
             lost.append(stopped[-1] + sum(during) - usual * len(during))
-    found = {"stopped": stopped, "update": alone, "update beside a save": beside, "written after": written, "lost": lost}
-    return {name: statistics.median(values) for name, values in found.items() if values}
+    found = {"stopped": stopped, "update": alone, "update beside a save": beside, "written after": written}
+    return {name: statistics.median(values) for name, values in (found | {"lost": lost}).items() if values}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rest", type=float, default=0.5, help="seconds between two updates, in which a step samples")
     parser.add_argument("--json", help="file for the figures")
     flags = parser.parse_args(arguments)
-    found = {name: measure(flags, name.startswith("beside")) for name in ("before the next step", "beside the next steps")}
+    found = {"before the next step": measure(flags, False), "beside the next steps": measure(flags, True)}
     for name, figures in found.items():
         print(f"{name}: " + ", ".join(f"{what} {seconds:.3f} s" for what, seconds in figures.items()))
     if flags.json:

@@ -195,7 +195,8 @@ class MetricWriter:
     def later(self, function: Callable, *arguments: Any) -> None:
         """Runs `function(*arguments)` in a single background thread, so that a slow disk delays no step.
 
-        Its exception is raised by the next call of this method, flush or close.
+        Its exception is raised by the next call of this method, flush or close; rows that it returns then go to
+        trackers that take tables.
         """
         if not self.active:
             return
@@ -210,9 +211,11 @@ class MetricWriter:
         self._pending = [future for future in self._pending if future not in done]
         for future in done:
             try:
-                future.result()
+                rows = future.result()
             except OSError as error:
                 raise _cannot_write("samples", error) from error
+            for tracker in self._trackers if rows else ():
+                tracker.table(rows)
 
     def _append_waiting(self) -> None:
         try:

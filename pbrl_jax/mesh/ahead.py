@@ -102,6 +102,11 @@ def _waiting() -> Iterator[None]:
         _waited[0] += time.perf_counter() - start
 
 
+def in_background() -> bool:
+    """Whether a thread compiles what is not needed yet."""
+    return bool(_current)
+
+
 class Variants:
     """`program(*args, bucket=b)` for several b, each a program of its own.
 

@@ -200,12 +200,21 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     total = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
     attended = position * rows * read_positions(T, R) / R
-    laid = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
+    laid = config.rollout.weights != "as_trained" and (mesh.fsdp > 1 or _item(spec) < 4)
     if laid or mesh.fsdp == 1:
-        plain = total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
+        shares = mesh.fsdp if config.rollout.weights == "tensor" else 1
+        plain = (total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor) / shares
         copy = plain * _item(spec)
-        moved = steps * (total * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
+        moved = steps * (total / shares * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
         sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": steps * sums}
+        if shares > 1:
+            # Activations of the rows along fsdp: gathered for two products, exchanged for queries, keys and values,
+            # and added up behind two products; logits of each row come back.
+            heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / shares
+            widths = spec.layers * (2.0 * spec.width + heads + 4 * spec.width) * _item(spec)
+            logits = spec.vocab_size * 4.0 / shares
+            exchanged = rows * (shares - 1) * (widths + logits) / mesh.tensor
+            sent = {"all-gather": steps * exchanged, "all-reduce": steps * sums}
         cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
         return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
     # For few rows the compiler keeps weights sharded and communicates activations instead.

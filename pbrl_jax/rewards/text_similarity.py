@@ -35,7 +35,7 @@ def rouge_l_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.n
 
 
 def check_similarity(name: str) -> None:
-    """Raises ConfigError where a measure needs a package that is not here."""
+    """Raise ConfigError if a measure needs a package that is not installed."""
     if name == "rouge_l" and not installed("tensorflow_text"):
         raise ConfigError(
             "reward.translation_similarity rouge_l needs tensorflow-text, which has no wheels for this platform or is "

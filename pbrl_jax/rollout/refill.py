@@ -148,8 +148,11 @@ class Refill(NamedTuple):
         Raises:
           Interrupted: `should_stop()` is true.
         """
-        (*_, (out, _)) = self.steps(params, prompts, key, sampling, should_stop)
-        return out
+        running = Running(self, mesh_of(prompts), prompts, key, sampling, None)
+        for _ in running.steps(params, should_stop):
+            pass
+        running.warm_up()
+        return running.out
 
     def steps(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None,
               prompts_D: np.ndarray | None = None) -> Iterator[tuple[Rollout, list[Ended]]]:  # fmt: skip
@@ -159,14 +162,7 @@ class Refill(NamedTuple):
         Args:
           prompts_D: prompts of each device that are to be answered, its first ones; default: all.
         """
-        running = Running(self, mesh_of(prompts), prompts, key, sampling, prompts_D)
-        yield running.first(params)
-        while running.queue.waiting or running.queue.running_D.any() or running.looks == 1:
-            found = running.step()
-            if should_stop is not None and should_stop():
-                raise Interrupted
-            yield found
-        running.warm_up()
+        return Running(self, mesh_of(prompts), prompts, key, sampling, prompts_D).steps(params, should_stop)
 
 
 class Running:
@@ -178,7 +174,6 @@ class Running:
     slots: Slots
     out: Rollout
     staged: Staged | None = None
-    looks = 0
 
     def __init__(self, refill: Refill, mesh: Mesh | None, prompts: PromptBatch, key, sampling: SamplingParams,
                  prompts_D: np.ndarray | None) -> None:  # fmt: skip
@@ -189,6 +184,17 @@ class Running:
         self.sizes = slot_sizes(refill.slots, P * refill.samples, devices)
         self.queue = Queue(np.full(devices, P // devices) if prompts_D is None else prompts_D, refill.samples,
                            self.sizes[0])  # fmt: skip
+
+    def steps(self, params, should_stop=None) -> Iterator[tuple[Rollout, list[Ended]]]:
+        """See `Refill.steps`; at least one segment runs."""
+        yield self.first(params)
+        going = True
+        while going:
+            found = self.step()
+            if should_stop is not None and should_stop():
+                raise Interrupted
+            yield found
+            going = self.queue.waiting or bool(self.queue.running_D.any())
 
     def first(self, params) -> tuple[Rollout, list[Ended]]:
         """The first rows in their slots."""
@@ -246,7 +252,7 @@ class Running:
             for size in self.sizes:
                 if size < self.queue.held_DS.shape[1]:
                     self._narrow(size)
-                    self._decode(np.int32(0))
+                    self._decode(0)
         self.refill.warm.add(shape)
 
     def _narrow(self, size: int) -> None:
@@ -262,12 +268,10 @@ class Running:
         self.slots = Slots(self.programs.narrowed_rows(self.slots.rows, index_S), cache)
 
     def _decode(self, steps: int) -> None:
-        self.slots = self.programs.segment(
-            self.params, self.slots, self.sampling, until(self.queue, self.sizes, steps)
-        )
+        end = until(self.queue, self.sizes, steps)
+        self.slots = self.programs.segment(self.params, self.slots, self.sampling, end)
 
     def _look(self) -> tuple[Rollout, list[Ended]]:
-        self.looks += 1
         self.out, done_S = self.programs.retired(self.out, self.slots.rows)
         return self.out, self.queue.end(host_array(done_S))
 
@@ -280,7 +284,7 @@ def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_leng
       segment_length: most tokens between two looks of the host.
       weights, slots: as `rollout.weights` and `rollout.slots` of the config.
 
-    Nothing is compiled after the first rollout of a shape.
+    `rollout` compiles nothing after its first call for a shape.
     """
     return Refill(slot_programs(spec, samples, max_length, weights), samples, segment_length, slots, set())
 

@@ -10,19 +10,19 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import estimate_step, parameter_count, save_bytes
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
-from pbrl_jax.plan.roofline import USABLE, Plan, fitting_slots, make_plan, mesh_sizes, nearest_change, sweep
+from pbrl_jax.plan.roofline import USABLE, Plan, chosen_decoding, make_plan, mesh_sizes, nearest_change, sweep
 from pbrl_jax.plan.shapes import Models, run_models
 from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
-from pbrl_jax.run.slots import local_plan_chip
+from pbrl_jax.run.decoding import local_plan_chip
 
 #: Settings of libtpu on a machine without a TPU.
 NO_TPU = {
@@ -195,10 +195,8 @@ def main(
         return plan
     print(batch_arithmetic(config, chips))
     chip = local_plan_chip(chips) if where is None else where.chip
-    if not config.rollout.slots and not config.train.fused and config.rollout.engine == "jax":
-        slots = fitting_slots(config, models, mesh_sizes(config, chips), chip.memory)
-        config = with_values(config, rollout={"slots": slots})
-        print(f"{slots} rows decode at a time (rollout.slots 0: as many as fit by the estimate).")
+    config, notes = chosen_decoding(config, models, mesh_sizes(config, chips), chip)
+    print("".join(f"{note}\n" for note in notes), end="")
     by_hand = estimate_step(config, models, mesh_sizes(config, chips))
     place = f"{chips} local devices" if where is None else where.name
     if mesh is None:

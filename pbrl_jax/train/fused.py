@@ -21,7 +21,7 @@ from pbrl_jax.rewards.combine import REWARDS, Combined, make_token_reward
 from pbrl_jax.rewards.cosine import CosineConfig
 from pbrl_jax.rewards.tokens import PivotBatch, TokenInputs, TokenTables
 from pbrl_jax.rollout.generate import generate_samples
-from pbrl_jax.rollout.weights import decoding_params
+from pbrl_jax.rollout.weights import decoding_params, decoding_spec
 from pbrl_jax.train.experiment import Experiment, token_tables
 from pbrl_jax.train.hosted import run_sampling
 from pbrl_jax.train.microbatches import ChosenBuckets, packing_of
@@ -87,9 +87,10 @@ def device_functions(
 ) -> StepFunctions:
     """The functions of a step that never leaves the device; all traceable."""
     context, G = update_context(spec, config), config.algo.num_generations
-    if packing := packing_of(spec, config, row_shards(), coarse=True):
+    if packing := packing_of(spec, config, row_shards(), traced=True):
         context = context._replace(packed=ChosenBuckets(packing))
     score = make_token_reward(config.reward, encoder_spec)
+    decoding = decoding_spec(spec, config.rollout.weights)
 
     def params(state: TrainState, frozen: Frozen) -> Any:
         policy = forward_params(state.params, frozen.base, config.lora)
@@ -98,7 +99,7 @@ def device_functions(
     def rollout(policy: Any, drawn: Drawn) -> Rollout:
         length = config.rollout.max_completion_length
         return generate_samples(
-            policy, drawn.prompts, drawn.key, inputs.sampling, spec=spec, samples=G, max_length=length
+            policy, drawn.prompts, drawn.key, inputs.sampling, spec=decoding, samples=G, max_length=length
         )  # fmt: skip
 
     def reward(rollout: Rollout, drawn: Drawn) -> Scored:

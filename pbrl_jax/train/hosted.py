@@ -18,6 +18,7 @@ from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
 from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.ahead import Variants, in_background
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
@@ -42,11 +43,12 @@ from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
-from pbrl_jax.train.packed import make_policy_update, make_rows, make_targets
-from pbrl_jax.train.programs import critic_values, policy_logp, updates_per_rollout
+from pbrl_jax.train.packed import PackedUpdate, make_policy_update, make_rows, make_targets
+from pbrl_jax.train.programs import critic_values, policy_logp, reference_first, updates_per_rollout
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
+from pbrl_jax.train.update import advantage_targets
 
 
 def hosted_functions(experiment: Experiment) -> StepFunctions:
@@ -65,6 +67,7 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
         sample = with_column(sample, "value_BR", make_rows(spec, config, critic_values))
     update = make_policy_update(spec, config)
+    sample = begins_to_compile(sample, update, experiment)
     update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
     return StepFunctions(
         params=functools.partial(decoding_policy, config=config),
@@ -216,6 +219,23 @@ def waiting(update: Callable) -> Callable:
 
     def call(*args):
         return jax.block_until_ready(update(*args))
+
+    return call
+
+
+def begins_to_compile(sample: Callable, update: Variants | PackedUpdate, experiment: Experiment) -> Callable:
+    """Sampling that first has the update compiled beside it, on one device: where the arrays of a batch will lie on
+    several is seen when they are made."""
+    config, mesh, begun = experiment.config, experiment.mesh, list[bool]()
+
+    def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
+        if not begun and state is not None and in_background() and mesh.size == 1 and not config.train.offload:
+            batch = cycle_batch_shapes(experiment)
+            reference = batch.rollout.logp_BR if reference_first(config) else None
+            targets = jax.eval_shape(functools.partial(advantage_targets, config=config), state, batch, reference)
+            update.prepare((state, frozen, batch, targets), (None,))
+            begun.append(True)
+        return sample(functions, state, frozen, drawn)
 
     return call
 

@@ -11,7 +11,7 @@ from pbrl_jax.train.step import Position, Record, Run, train_step, update_policy
 def step_in_cycle(
     run: Run, position: Position, begin: Callable[[Run, Position], tuple[Position, Record]] = train_step
 ) -> tuple[Position, Record]:
-    """A whole step, `begin`, where a cycle begins; then updates on the same batch until it has had all of its updates."""
+    """A whole step, `begin`, where a cycle begins; then updates on the same batch until it has had all of them."""
     batch = position.batch
     if batch is None:
         following, record = begin(run, position)

@@ -48,22 +48,23 @@ def group_samples(config: Config) -> int:
     return config.train.microbatch_samples or config.algo.num_generations
 
 
-def packing_of(spec: DecoderSpec, config: Config, shards: int, coarse: bool = False) -> Packing | None:
+def packing_of(spec: DecoderSpec, config: Config, shards: int, traced: bool = False) -> Packing | None:
     """How updates of a run are packed; None where train.packed is off or the batches are too small to gain by it.
 
     Args:
       shards: devices that hold different rows; each has as many groups of every microbatch.
-      coarse: few buckets in any case.
+      traced: one program holds all buckets and is compiled before the first step: few buckets, and large batches only.
     """
     G, R = group_samples(config), config.rollout.max_completion_length
     prompts = config.algo.minibatch_prompts or config.train.prompts_per_step
     groups = prompts * config.algo.num_generations // G
     limit, least = config.train.microbatch_prompts or groups, LEAST_SLOTS * shards
-    if not config.train.packed or limit * G * R < least or limit % shards:
+    enough = FINE_SLOTS * shards if traced else least
+    if not config.train.packed or limit * G * R < enough or limit % shards:
         return None
     even = [n for n in range(shards, limit + 1, shards) if groups % n == 0 and groups <= n * MOST_MICROBATCHES]
     size = min((n for n in even if n * G * R >= least), default=limit)
-    ratio = 2**-0.5 if size * G * R >= FINE_SLOTS * shards and not coarse else 0.5
+    ratio = 2**-0.5 if size * G * R >= FINE_SLOTS * shards and not traced else 0.5
     buckets = packed_buckets(G, R, slot_cost(spec, config.rollout.max_prompt_length), ratio)
     useful = tuple(bucket for bucket in buckets if size * bucket.slots >= least // 8)
     return Packing(size, useful) if len(useful) > 1 else None

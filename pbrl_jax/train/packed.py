@@ -7,6 +7,7 @@ program makes the whole pass.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +111,18 @@ class PackedUpdate:
         rows = groups_at((parts, targets), index, parts.prompts.lengths_P.shape[0])
         return rows_gradient(*gradient_of(state, frozen, targets), state.beta, rows, context=context)
 
-    def _prepare(self, args: tuple, bucket: Bucket) -> None:
-        """The zeros that sums begin with, and the program that adds to them; sums lie as the parameters do."""
+    def prepare(self, args: tuple, needed: Any = ()) -> None:
+        """Begin to compile for (state, frozen, batch, targets), arrays or their shapes; `needed` is not read."""
+        everywhere = args[0].step.sharding
+        index = jax.ShapeDtypeStruct((self._packing.size,), jnp.int32, sharding=everywhere)
+        sums = self._make((*args, index), self._packing.buckets[-1])
+        assert self._add is not None
+        self._add.prepare((sums, *args, index), self._packing.buckets[-1:])
+        self._apply.prepare((args[0], *args[2:], sums), (None,))
+
+    def _make(self, args: tuple, bucket: Bucket) -> Any:
+        """The zeros that sums begin with, whose shapes are returned, and the program that adds to them; sums lie as the
+        parameters do."""
         state, shapes = args[0], jax.eval_shape(functools.partial(self._piece, bucket=bucket), *args)
         trained, _ = gradient_of(state, args[1], args[3])
         lie = (state.step.sharding, jax.tree.map(lambda x: x.sharding, trained))
@@ -122,6 +133,9 @@ class PackedUpdate:
 
         program = jax.jit(add, static_argnames="bucket", donate_argnums=0, out_shardings=lie)
         self._add = variants(program, self._config, self._packing.buckets)
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lie[0]), shapes[0])
+        own = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes[1], lie[1])
+        return placed, own
 
     def __call__(self, state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets):
         config, groups = self._config, batch.prompts.lengths_P.shape[0]
@@ -132,10 +146,11 @@ class PackedUpdate:
         indices = [on_devices(state, part.index) for part in plan]
         args = (state, frozen, batch, targets)
         if self._add is None or self._zeros is None:
-            self._prepare((*args, indices[0]), plan[0].bucket)
+            self._make((*args, indices[0]), plan[0].bucket)
         assert self._add is not None and self._zeros is not None
         sums = self._zeros()
         self._add.prepare((sums, *args, indices[0]), [part.bucket for part in plan])
+        self._apply.prepare((state, batch, targets, sums), (None,))
         for part, index in zip(plan, indices, strict=True):
             sums = self._add(sums, *args, index, bucket=part.bucket)
         return self._apply(state, batch, targets, sums)

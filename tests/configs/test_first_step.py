@@ -24,7 +24,6 @@ POLICIES = {"meta-llama/Llama-3.1-8B-Instruct": "llama", "meta-llama/Llama-3.2-1
 ENCODERS = {"intfloat/multilingual-e5-large": "e5", "intfloat/multilingual-e5-base": "e5", "BAAI/bge-m3": "bge",
             "sentence-transformers/LaBSE": "labse"}  # fmt: skip
 HF = ROOT / "tests" / "fixtures" / "hf"
-RANDOM = {"source": "random", "preset": "tiny", "tokenizer": ""}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +41,11 @@ def world(tmp_path_factory):
 
 def small(config, world):
     """The configuration with its models' and files' places, small lengths, batches and one device."""
-    policy = RANDOM | {"preset": config.policy.preset}
+    policy = encoder = {"preset": "tiny"}
     if config.policy.source != "random":
         policy = {"source": str(world / POLICIES[config.policy.source])}
-    encoder = {} if config.encoder.source == "random" else {"source": str(world / ENCODERS[config.encoder.source])}
+    if config.encoder.source != "random":
+        encoder = {"source": str(world / ENCODERS[config.encoder.source])}
     reward = {"overlong_length": 8} if "overlong" in config.reward.functions else {}
     for name, folder in (("comet", "comet_regression"), ("translator", "m2m100")):
         reward |= {name: str(HF / folder)} if getattr(config.reward, name) else {}
@@ -60,6 +60,11 @@ def small(config, world):
         rollout={"max_completion_length": 8}, mesh={"data": 1, "fsdp": 1, "tensor": 1}, eval={"limit": 1},
         log={"compilation_cache": ""}, sft=steps | {"prompts": 4, "min_reward": -9.0}, dpo=steps | {"prompts": 4},
     )  # fmt: skip
+
+
+def read_only(config, _policy, trained):
+    """In the place of an evaluation: its problems are read, and nothing is answered."""
+    assert evaluation_prompts(config, trained)
 
 
 def kinds(name, config):
@@ -81,7 +86,7 @@ def test_goes_to_its_first_step(file, world, runs, tmp_path, monkeypatch):
     key = kinds(file.stem, config)
     verb = VERBS.get(file.stem, train)
     if key not in runs:
-        monkeypatch.setattr(train, "make_evaluate", lambda config, _, trained: evaluation_prompts(config, trained) * 0)
+        monkeypatch.setattr(train, "make_evaluate", read_only)
         verb.main(small(config, world), str(tmp_path))
         runs[key] = read_json_lines(tmp_path / "metrics.jsonl")
     row = runs[key][0]

@@ -99,6 +99,8 @@ def test_what_is_packed():
     assert packing(64, microbatch_prompts=2).size == 2 and packing(64, longest=64).size == 4
     assert packing(64, microbatch_samples=2, microbatch_prompts=16).size == 16
     assert packing(4, longest=16) is None and packing(64, packed=False) is None
+    quickstart = tiny_config(8, 24, train={"prompts_per_step": 32, "packed": True})
+    assert packing_of(LLAMA_8B, quickstart, 1).size == 8 and packing_of(LLAMA_8B, quickstart, 1, traced=True) is None
     assert packing(64, longest=64).buckets[-1] == (8, 64) and len(packing(64, longest=64).buckets) == 5
 
 
@@ -149,9 +151,7 @@ def test_packed_minibatches(monkeypatch):
     """Every microbatch is of the groups whose turn it is, those that one program would take."""
     config, seen = with_values(CONFIG, algo={"minibatch_prompts": 2}), []
     update = PackedUpdate(SPEC, config, PACKING._replace(size=1))
-    monkeypatch.setattr(update, "_prepare", lambda *_: None)
     monkeypatch.setattr(update, "_zeros", lambda: 0)
-    monkeypatch.setattr(update, "_apply", lambda state, batch, targets, sums: sums)
 
     class Adds:
         def prepare(self, args, needed):
@@ -161,7 +161,15 @@ def test_packed_minibatches(monkeypatch):
             seen[-1] += args[-1].tolist()
             return sums + 1
 
+    class Applies:
+        def prepare(self, args, needed):
+            pass
+
+        def __call__(self, state, batch, targets, sums):
+            return sums
+
     monkeypatch.setattr(update, "_add", Adds())
+    monkeypatch.setattr(update, "_apply", Applies())
     state, frozen, batch, targets = setting()
     batch = dataclasses.replace(batch, prompts=dataclasses.replace(batch.prompts, row_ids_P=jnp.arange(P)))
     for step in range(3):
