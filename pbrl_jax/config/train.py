@@ -15,7 +15,8 @@ class TrainConfig:
     prompts_per_step: int = identity(32, at_least=1)
     """Prompts of a rollout batch, over all devices."""
     microbatch_prompts: int = operational(0, at_least=0)
-    """Prompt groups whose gradients are computed at a time; 0: all. Sums are exact."""
+    """Prompt groups whose gradients are computed at a time, at most: packed updates take fewer; 0: all. Sums are
+    exact."""
     microbatch_samples: int = operational(0, at_least=0)
     """Split groups: samples of a group whose gradients are computed at a time. The prompt is recomputed for each part,
     and microbatch_prompts counts parts. 0: whole groups, whose prompt is computed once."""

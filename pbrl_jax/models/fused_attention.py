@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import LOGICAL_AXES, partition_spec, row_shards
@@ -40,7 +40,7 @@ def require_backend(kernel: str, backend: str) -> None:
         )
 
 
-def fused_kernel(kernel, query_XQHC: jax.Array, key_XSKC: jax.Array) -> str | None:
+def fused_kernel(kernel, query_XQHC, key_XSKC) -> str | None:
     """The fused kernel that computes this, or None: one that is asked for, or for `auto` that of the platform where it
     takes such arrays (half precision, rows and heads that divide over the mesh, a block of queries or more)."""
     if kernel != "auto":
@@ -66,7 +66,7 @@ def cudnn_attention(
     query_XQHC: Float[Array, "X Q H C"],
     key_XSKC: Float[Array, "X S K C"],
     value_XSKC: Float[Array, "X S K C"],
-    segment_XS: Bool[Array, "X S"],
+    segment_XS: Shaped[Array, "X S"],
     window: int | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "X Q H C"]:
@@ -96,9 +96,9 @@ def cudnn_attention(
     return shifted(out, start_X)[:, before:] if before else out
 
 
-def shifted(x_XL: Float[Array, "X L ..."], by_X: Int[Array, " X"]) -> Float[Array, "X L ..."]:
+def shifted(x_XLHC: Float[Array, "X L H C"], by_X: Int[Array, " X"]) -> Float[Array, "X L H C"]:
     """Each row moved to the right by its own number of positions, around the end."""
-    return jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))(x_XL, by_X)
+    return jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))(x_XLHC, by_X)
 
 
 def splash_attention(query_XQHC, key_XSKC, value_XSKC, segment_XS, window: int | None, interpret: bool = False):
@@ -178,6 +178,5 @@ def fused_causal(name: str, query, key, value, segment, window: int | None, loca
     kernel = FUSED[name]
     if window is None or local is True:
         return kernel(query, key, value, segment, window)
-    return jax.lax.cond(
-        local, lambda *inputs: kernel(*inputs, window), lambda *inputs: kernel(*inputs, None), query, key, value, segment
-    )
+    inputs = query, key, value, segment
+    return jax.lax.cond(local, lambda *inputs: kernel(*inputs, window), lambda *inputs: kernel(*inputs, None), *inputs)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pbrl_jax.plan.hlo_text import NAME, Computation, Instruction, parse_module
+from pbrl_jax.models.fused_attention import PAIRS_SCOPE
+from pbrl_jax.plan.hlo_text import ITEM_BYTES, NAME, Computation, Instruction, parse_module
 
 #: Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips.
 COLLECTIVES = {
@@ -30,6 +31,14 @@ FREE = frozenset(
 )
 #: Instructions that copy between the host's memory and the device's.
 COPIES = ("copy", "copy-start")
+
+
+#: A Splash call: its pairs of a row and head (see models.fused_attention.PAIRS_SCOPE), and which kernel it is.
+PAIRS = re.compile(PAIRS_SCOPE.format(r"(\d+)") + r".*splash_\w+?_(fwd|dq|dkv)_")
+#: Matrix products of a pair in each kernel of Splash.
+PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+#: Names of the blocks for whose every one it reads the other side again.
+BLOCKS = {"fwd": "block_q", "dq": "block_q_dq", "dkv": "block_kv_dkv"}
 
 
 class Cost(NamedTuple):
@@ -74,6 +83,18 @@ def dot_flops(instruction: Instruction, computation: Computation) -> float:
     left = computation[instruction.operands[0]].shapes[0].sizes
     contracted = math.prod(left[axis] for axis in _numbers(instruction.attributes, "lhs_contracting_dims"))
     return 2.0 * math.prod(instruction.shapes[0].sizes) * contracted
+
+
+def kernel_cost(instruction: Instruction, computation: Computation, pairs: int, kind: str) -> Cost:
+    """Products of a Splash kernel, and what it reads again: for each block of queries the keys and values that they
+    see, and the reverse for the gradient of those."""
+    arrays = [computation[name] for name in instruction.operands if name in computation]
+    query, key = [line for line in arrays if line.shapes[0].kind in ("bf16", "f16", "f32")][:2]
+    *rows, _, channels = query.shapes[0].sizes
+    block = int(attribute(instruction, BLOCKS[kind] + r'\\": (\d+)'))
+    read = query if kind == "dkv" else key
+    again = 0.0 if read.shapes[0].on_chip else 2.0 * ITEM_BYTES[read.shapes[0].kind] * channels * pairs / block
+    return Cost().plus(Cost(2.0 * PRODUCTS[kind] * channels * pairs, again), math.prod(rows))
 
 
 @functools.cache
@@ -156,6 +177,8 @@ class Walker:
             cost = Cost(dot_flops(instruction, computation))
         elif opcode == "convolution":
             cost = Cost(convolution_flops(instruction, computation))
+        elif opcode == "custom-call" and (kernel := PAIRS.search(instruction.attributes)):
+            cost = kernel_cost(instruction, computation, int(kernel[1]), kernel[2])
         elif opcode == "fusion":
             cost = self.cost(called[0], True)
             return cost if fused else cost.plus(Cost(0.0, self.fusion_bytes(instruction, computation, called[0])))

@@ -23,6 +23,7 @@ from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.logs.trackers import projects_of
 from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
+from pbrl_jax.mesh.ahead import background_compiles
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
@@ -73,7 +74,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             config=to_json(config), active=is_first(), **projects_of(config.log),
         )  # fmt: skip
         bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet and is_first())
-        with writer, bar:
+        with writer, bar, background_compiles():
             finished = True
             if position.step < config.train.max_steps:
                 if is_first():
@@ -220,7 +221,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
             except Interrupted:
                 break
             before, clock = clock, time.perf_counter()
-            loop.follow(record, {"step_time": clock - before})
+            loop.follow(record, {"step_time": clock - before - record.times.get("time/compile", 0.0)})
             bar.advance()
             if pauses_after(loop):
                 jax.block_until_ready(loop.position.state)
