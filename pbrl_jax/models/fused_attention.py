@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.mesh.sharding import LOGICAL_AXES, partition_spec, row_shards
+from pbrl_jax.mesh.sharding import LOGICAL_AXES, on_each_device, partition_spec, row_shards
 
 #: Lanes of Splash, and the largest block of queries and keys that it takes at a time.
 SPLASH_LANES, SPLASH_BLOCK = 128, 512
@@ -112,8 +112,7 @@ def splash_attention(query_XQHC, key_XSKC, value_XSKC, segment_XS, window: int |
     if not jax.sharding.get_abstract_mesh().empty:
         heads, kv_heads = (partition_spec("batch", "none", name, "none") for name in ("heads", "kv_heads"))
         rows = partition_spec("batch", "none")
-        # Pallas kernels carry no information on the mesh axes over which their results vary.
-        local = jax.shard_map(local, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)
+        local = on_each_device(local, (heads, kv_heads, kv_heads, rows), heads)
     return local(query_XQHC, key_XSKC, value_XSKC, segment_XS)
 
 

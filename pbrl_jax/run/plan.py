@@ -17,7 +17,7 @@ from pbrl_jax.plan.analytic import estimate_step
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
 from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, sweep
-from pbrl_jax.plan.shapes import Models, run_models
+from pbrl_jax.plan.shapes import Models, check_shards, run_models
 from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
@@ -197,6 +197,7 @@ def main(
     chips = jax.device_count() if where is None else where.chips
     check_start(config, chips)
     models = run_models(config)
+    check_shards(models.policy, mesh_sizes(config, chips))
     mesh, reason = mesh_of(config, where)
     if mesh is None:
         say(f"{reason}: the numbers are estimates, not compiled.")

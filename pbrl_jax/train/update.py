@@ -22,7 +22,8 @@ from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, map_microbatches, select, sum_microbatches
+from pbrl_jax.core.trees import all_finite, map_microbatches, select
+from pbrl_jax.mesh.microbatches import DATA, data_sums, sum_over_data
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
 from pbrl_jax.models.packing import rollout_outputs
@@ -205,8 +206,15 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
         loss_sum, count, pairs, grads = jax.tree.map(jnp.add, *sums)
         return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
 
-    sums = functools.partial(value_and_grad, trained, frozen, beta)
-    (loss_sum, (count, pairs, gap)), grads = sum_microbatches(sums, rows, groups, size, add)
+    def join(total):
+        (loss_sum, (count, pairs, gap)), grads = total
+        loss_sum, count, pairs, grads = sum_over_data((loss_sum, count, pairs, grads))
+        return (loss_sum, (count, pairs, jax.lax.pmax(gap, DATA))), grads
+
+    def sums(params, rows):
+        return value_and_grad(*params, rows)
+
+    (loss_sum, (count, pairs, gap)), grads = data_sums(sums, (trained, frozen, beta), rows, groups, size, add, join)
     divisor = jnp.maximum(count, 1).astype(loss_sum.dtype)
     metrics = {name: jnp.where(den > 0, num / jnp.maximum(den, 1), jnp.nan) for name, (num, den) in pairs.items()}
     metrics |= {"loss": loss_sum / divisor, "sampling/logp_difference/max": gap, "loss/count": count}
