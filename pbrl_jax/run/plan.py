@@ -16,7 +16,7 @@ from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import estimate_step
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
-from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, sweep
+from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, on_topology, sweep
 from pbrl_jax.plan.shapes import Models, check_shards, run_models
 from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
@@ -125,7 +125,7 @@ def print_verdict(config: Config, plan: Plan, topology: Topology | None, models,
         return
     print(f"It does not fit: {free}.")
     if topology is not None:
-        by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+        by_hand = estimate_step(config, on_topology(models, topology), mesh_sizes(config, chips))
         beyond = {name: row.need.hbm_bytes - by_hand[name].hbm_bytes for name, row in plan.rows.items()}
         print(f"The nearest change that would fit, by the estimate: {nearest_change(config, models, topology, beyond)}")
 
@@ -207,7 +207,7 @@ def main(
             write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
         return plan
     print(batch_arithmetic(config, chips))
-    by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+    by_hand = estimate_step(config, on_topology(models, where), mesh_sizes(config, chips))
     place = f"{chips} local devices" if where is None else where.name
     if mesh is None:
         needs, title = by_hand, f"{place}, by hand"
