@@ -29,7 +29,8 @@ def data_sums(
 
     Each part of the `data` axis adds up its own microbatches, and the parts are joined once, after the last: left to
     the compiler, gradients would cross the axis at every microbatch. Sums take no more memory so, since each part has
-    them in full either way. Other axes are the compiler's, as without microbatches.
+    them in full either way. Other axes are the compiler's, as without microbatches; where two of them cut arrays, so is
+    `data`, because XLA's partitioner (jaxlib 0.10.2) ends the process there with a failed check.
 
     Args:
       add: see `core.trees.sum_microbatches`.
@@ -41,7 +42,8 @@ def data_sums(
 
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else mesh.shape[DATA]
-    if parts == 1 or not 0 < size < groups or groups % parts or size % parts:
+    others = sum(count > 1 for axis, count in mesh.shape.items() if axis != DATA)
+    if parts == 1 or others > 1 or not 0 < size < groups or groups % parts or size % parts:
         return local(params, rows, groups, size)
 
     def part(params, rows):

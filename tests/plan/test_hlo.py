@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pbrl_jax.plan.hlo import Cost, Walker, program_cost, valid_positions
+from pbrl_jax.plan.hlo import Cost, Walker, group_size, program_cost, valid_positions
 from pbrl_jax.plan.hlo_text import parse_instruction
 
 CONVOLUTION = """HloModule m
@@ -161,6 +161,16 @@ ENTRY %main (a: f32[8,100], i: s32[]) -> f32[2,100] {
   ROOT %f = f32[2,100]{1,0} fusion(%b, %i), kind=kCustom, calls=%scatter
 }
 """
+
+
+def test_groups_of_chips_are_read_in_every_form():
+    forms = {
+        "replica_groups=[2,4]<=[8], x": 4, "replica_groups={{0,1,2},{3,4,5}}": 3,
+        "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, x": 4,
+        "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}": 8,
+        "replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}": 4,
+    }  # fmt: skip
+    assert {form: group_size(form) for form in forms} == forms
 
 
 def test_what_ends_elsewhere_counts_once_and_a_reduction_that_is_sliced_as_one():
