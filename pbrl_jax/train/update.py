@@ -4,7 +4,6 @@ Traceable functions, which `train.programs` compiles. A gradient that is not fin
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax

@@ -37,7 +37,8 @@ def test_gradients_cross_the_data_axis_once():
 
     with jax.set_mesh(mesh):
         placed = jax.device_put(rows, batch_sharding(mesh))
-        apart = jax.jit(lambda weights, rows: data_sums(squares, weights, rows, 48, 16)).lower(weights, placed).compile()
+        sums = jax.jit(lambda weights, rows: data_sums(squares, weights, rows, 48, 16))
+        apart = sums.lower(weights, placed).compile()
         left = jax.jit(plain).lower(weights, placed).compile()
         found = apart(weights, placed)
     expected = squares(weights, rows)
