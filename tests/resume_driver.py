@@ -174,6 +174,8 @@ def in_update(marker: str, call: int, name: str = "make_policy_update", stops: b
                 wait(marker, stops)
             return result
 
+        if hasattr(update, "prepare"):
+            held.prepare = update.prepare
         return held
 
     setattr(module, name, make_held)
