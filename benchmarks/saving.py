@@ -3,9 +3,9 @@
     python benchmarks/saving.py --gigabytes 0.5 --json saving.json
 
 Updates of float32 arrays of that size, in place, on the devices at hand; every save removes the one before it, and the
-first is proved. Medians over `--saves`: `stopped` are the seconds from an update's end to the moment the next one can be
-dispatched, `update` those of an update, and `lost` what a save has cost in all: `stopped`, and how much longer the
-updates beside it took.
+first is proved. Medians over `--saves`: `stopped` are the seconds from the end of an update to the moment the next one
+can be dispatched, `update` those of an update, and `lost` what a save has cost in all: `stopped`, and how much longer
+the updates beside it took.
 """
 
 import argparse

@@ -1,10 +1,8 @@
 """What the loop leaves: the log, the samples, config.json and final.json; and that it compiles nothing twice."""
 
 import dataclasses
-import errno
 import json
 import re
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,9 @@ from tiny_policy import compilations, quick_compiles, tiny_batch, tiny_spec  # n
 
 from configs.tiny_cpu import get_config
 from pbrl_jax import Config, with_values
-from pbrl_jax.checkpoint import list_checkpoints, manifest, params_sha256, read_meta
+from pbrl_jax.checkpoint import list_checkpoints, params_sha256, read_meta
 from pbrl_jax.config.serialize import from_json
-from pbrl_jax.core.errors import CheckpointError, NotFiniteError, RewardError
+from pbrl_jax.core.errors import NotFiniteError, RewardError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.samples import SAMPLE_FIELDS
 from pbrl_jax.mesh.ahead import background_compiles
@@ -152,59 +150,6 @@ def test_updates_that_are_skipped_again_and_again_end_a_run(trained, tmp_path, m
     skipped.clear()
     longer = experiment._replace(config=with_values(config, train={"max_steps": 6}))
     assert loop.train(longer, quiet=True).streaks == {}
-
-
-def test_steps_go_on_while_a_save_is_written(trained, tmp_path, monkeypatch):
-    """The save of step 2 does not end before step 4 is made, where the next one waits for it."""
-    reached, release, seen, hashed = threading.Event(), threading.Event(), [], manifest.hashed_files
-
-    def slow(folder):
-        reached.set()
-        assert release.wait(60)
-        return hashed(folder)
-
-    def metrics_of(step):
-        if step == 4:
-            assert reached.wait(60)
-            seen.extend(saved for saved, _ in list_checkpoints(experiment.work.checkpoints))
-            release.set()
-        return {}
-
-    monkeypatch.setattr(manifest, "hashed_files", slow)
-    monkeypatch.setattr(loop, "make_run", scripted_run(metrics_of))
-    experiment = trained[0]._replace(config=tiny(), work=work_dir(tmp_path))
-    assert loop.train(experiment, quiet=True).step == STEPS and seen == []
-    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [5, 4, 2]
-
-
-def test_a_save_that_fails_ends_the_run_at_the_next_step(trained, tmp_path, monkeypatch):
-    """With its one message, and the checkpoint before it; the failure of the last one does not pass either."""
-    hashed, failing = manifest.hashed_files, {"step_00000004"}
-
-    def full(folder):
-        if any(name in str(folder) for name in failing):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return hashed(folder)
-
-    def metrics_of(step):
-        for thread in threading.enumerate():
-            if thread.name == "save":
-                thread.join()
-        return {}
-
-    monkeypatch.setattr(manifest, "hashed_files", full)
-    monkeypatch.setattr(loop, "make_run", scripted_run(metrics_of))
-    experiment = trained[0]._replace(config=tiny(train={"max_steps": 9}), work=work_dir(tmp_path))
-    with pytest.raises(CheckpointError, match="step_00000004: .*No space left on device.*Free space"):
-        loop.train(experiment, quiet=True)
-    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [2]
-    assert [row["step"] for row in rows_of(experiment.work)] in ([1, 2, 3, 4], [1, 2, 3, 4, 5])
-    failing = {"step_00000009"}
-    with pytest.raises(CheckpointError, match="step_00000009: .*No space left on device"):
-        loop.train(experiment, quiet=True)
-    assert not experiment.work.final.exists()
-    failing = {}
-    assert loop.train(experiment, quiet=True).step == 9
 
 
 def test_groups_without_different_rewards_are_said_once(trained, tmp_path, monkeypatch, capsys):
