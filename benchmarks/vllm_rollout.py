@@ -32,7 +32,7 @@ from pbrl_jax.core.batching import pad_prompts
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.rollout.vllm import VllmSampler
 from pbrl_jax.text.tokenizers import load_tokenizer

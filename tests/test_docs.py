@@ -11,7 +11,8 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.run.check import field_value
 
 GUIDES = (
-    "REPRODUCTION", "data", "evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "troubleshooting",
+    "REPRODUCTION", "data", "evaluation", "from_other_trainers", "guide_one_gpu", "guide_tpu_vm", "real_model_cpu",
+    "troubleshooting",
 )  # fmt: skip
 PAGES = [ROOT / "docs" / f"{name}.md" for name in GUIDES]
 MAIN_VERBS = ("eval", "harness", "convert", "translate", "plan", "generate", "dry_run")

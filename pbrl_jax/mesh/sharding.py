@@ -5,13 +5,13 @@ with NamedSharding: the compiler inserts the collectives.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pbrl_jax.config.tree import MeshConfig
 from pbrl_jax.core.errors import ConfigError
@@ -111,11 +111,28 @@ def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -
 
 
 def partition_spec(*logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> PartitionSpec:
-    """PartitionSpec of an array with these logical axes."""
-    return PartitionSpec(*(table[name] for name in logical))
+    """PartitionSpec of an array with these logical axes; without mesh axes over which the program is already apart."""
+    apart = jax.sharding.get_abstract_mesh().manual_axes
+
+    def left(axes):
+        if isinstance(axes, tuple):
+            return tuple(axis for axis in axes if axis not in apart) or None
+        return None if axes in apart else axes
+
+    return PartitionSpec(*(left(table[name]) for name in logical))
 
 
-def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
+def on_each_device(function: Callable, in_specs, out_specs) -> Callable:
+    """`function` of each device's part of its arguments, on the mesh set by `jax.set_mesh`; also within `data_sums`.
+
+    Unchecked: Pallas kernels and loops do not say over which mesh axes their results vary.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    together = set(mesh.axis_names) - set(mesh.manual_axes)
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=together, check_vma=False)
+
+
+def tree_shardings(tree: Any, rules, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for each parameter, from the model's AXES table.
 
     Args:
@@ -197,7 +214,10 @@ def sequence_axis(length: int) -> str:
 def row_shards(mesh: Mesh | None = None) -> int:
     """Number of devices with different rows, on this mesh or the one set by `jax.set_mesh`; 1 without a mesh."""
     used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])
+    if used.empty:
+        return 1
+    apart = () if mesh is not None else jax.sharding.get_abstract_mesh().manual_axes
+    return math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"] if axis not in apart)
 
 
 def vocab_shards() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.mesh.sharding import LOGICAL_AXES, partition_spec, row_shards
+from pbrl_jax.mesh.sharding import LOGICAL_AXES, on_each_device, partition_spec, row_shards
 
 #: Lanes of Splash, and the largest block of queries and keys that it takes at a time.
 SPLASH_LANES, SPLASH_BLOCK = 128, 512
@@ -112,8 +112,7 @@ def splash_attention(query_XQHC, key_XSKC, value_XSKC, segment_XS, window: int |
     if not jax.sharding.get_abstract_mesh().empty:
         heads, kv_heads = (partition_spec("batch", "none", name, "none") for name in ("heads", "kv_heads"))
         rows = partition_spec("batch", "none")
-        # Pallas kernels carry no information on the mesh axes over which their results vary.
-        local = jax.shard_map(local, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)
+        local = on_each_device(local, (heads, kv_heads, kv_heads, rows), heads)
     return local(query_XQHC, key_XSKC, value_XSKC, segment_XS)
 
 
@@ -123,13 +122,19 @@ def splash_block(length: int) -> int:
 
 
 def block_pairs(queries: int, keys: int, blocks: tuple[int, int], offset: int, window: int | None) -> int:
-    """(query, key) pairs of the blocks that hold a visible one, which is what Splash computes of a row and head."""
+    """(query, key) pairs of the blocks that hold a visible one."""
     first_q = np.arange(0, queries, blocks[0])[:, None] + offset
     first_k = np.arange(0, keys, blocks[1])[None]
     visible = first_k < first_q + blocks[0]
     if window is not None:
         visible &= first_k + blocks[1] - 1 > first_q - window
     return int(visible.sum()) * blocks[0] * blocks[1]
+
+
+def splash_pairs(queries: int, keys: int, window: int | None) -> int:
+    """(query, key) pairs that Splash computes of a row and head."""
+    blocks = splash_block(queries), splash_block(keys)
+    return block_pairs(queries, keys, blocks, keys - queries, window)
 
 
 def _splash_rows(query, key, value, segment, window: int | None, interpret: bool):
@@ -159,7 +164,7 @@ def _splash_rows(query, key, value, segment, window: int | None, interpret: bool
 
     segment = segment.astype(jnp.int32)
     arrays = (padded((query * C**-0.5).astype(query.dtype), shape[0]), padded(key, shape[1]), padded(value, shape[1]))
-    with jax.named_scope(PAIRS_SCOPE.format(block_pairs(*shape, (block, block_kv), S - Q, window))):
+    with jax.named_scope(PAIRS_SCOPE.format(splash_pairs(Q, S, window))):
         out = jax.vmap(one_row)(
             *(jnp.swapaxes(x, 1, 2) for x in arrays), padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])
         )

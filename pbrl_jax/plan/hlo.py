@@ -27,7 +27,7 @@ COLLECTIVES = {
 #: Instructions that move no data of their own.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
-    "copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota".split()
+    "async-update iota".split()
 )
 #: Instructions that copy between the host's memory and the device's.
 COPIES = ("copy", "copy-start")
@@ -139,6 +139,10 @@ def group_size(attributes: str) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(found[1].split(","))
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # an axis, or a part of it
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
     return 2
 
 
@@ -189,7 +193,8 @@ class Walker:
             return Cost(0.0, size, host_bytes=size)
         else:
             cost = Cost(0.0, 0.0, self.sent_bytes(instruction, computation))
-        return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, computation)))
+        free = fused or opcode in FREE or opcode.endswith("-done")
+        return cost if free else cost.plus(Cost(0.0, moved_bytes(instruction, computation)))
 
     def loop_cost(self, instruction: Instruction, computation: Computation) -> Cost:
         body, condition = (attribute(instruction, name + r"=%?([\w.\-]+)") for name in ("body", "condition"))
@@ -262,6 +267,8 @@ class Walker:
         opcode = instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             return {}
+        if opcode == "all-reduce" and is_scattered(instruction, computation):
+            opcode = "reduce-scatter"
         chips = group_size(instruction.attributes)
         given = sum(computation[name].bytes for name in instruction.operands if name in computation)
         full = given * chips if opcode == "all-gather" else given
@@ -326,6 +333,14 @@ def is_host_copy(instruction: Instruction, computation: Computation) -> bool:
     return source is not None and (instruction.hosted or source.hosted)
 
 
+def is_scattered(instruction: Instruction, computation: Computation) -> bool:
+    """Whether of an all-reduce only a slice is used: how the TPU compiler writes a reduce-scatter."""
+    users = [line for line in computation.values() if instruction.name in line.operands]
+    while len(users) == 1 and users[0].opcode in ("bitcast", "reshape"):
+        users = [line for line in computation.values() if users[0].name in line.operands]
+    return bool(users) and all(line.opcode == "dynamic-slice" for line in users)
+
+
 def is_sliced(user: Instruction, name: str) -> bool:
     """Whether `user` reads or writes only a slice of the array."""
     slices = ("slice", "dynamic-slice", "gather", "dynamic-update-slice")
@@ -333,16 +348,19 @@ def is_sliced(user: Instruction, name: str) -> bool:
 
 
 def moved_bytes(instruction: Instruction, computation: Computation) -> float:
-    """Memory traffic of an instruction outside a fusion; a copy that begins here names its source as a result too."""
+    """Memory traffic of an instruction outside a fusion. One that ends elsewhere (`...-start`) counts where it begins,
+    and names its operands among its results, before the true ones, or after the true one of a copy."""
     read = [computation[name].memory_bytes for name in instruction.operands if name in computation]
-    if instruction.opcode in ("dynamic-slice", "gather", "slice"):
-        return instruction.bytes + instruction.memory_bytes
-    if instruction.opcode in ("dynamic-update-slice", "scatter"):
+    opcode, shapes = instruction.opcode.removesuffix("-start"), instruction.shapes
+    if opcode != instruction.opcode and len(shapes) > 1:
+        count = len(instruction.operands) if opcode in COLLECTIVES else 1
+        shapes = shapes[:1] if opcode == "copy" else shapes[count : 2 * count]
+    made = sum(shape.bytes for shape in shapes if not shape.on_chip)
+    if opcode in ("dynamic-slice", "gather", "slice"):
+        return sum(shape.bytes for shape in shapes) + made
+    if opcode in ("dynamic-update-slice", "scatter"):
         return 2 * sum(read[1:])
-    if instruction.opcode == "copy-start":
-        target = instruction.shapes[0]
-        return sum(read) + (0.0 if target.on_chip else target.bytes)
-    return instruction.memory_bytes + sum(read)
+    return made + sum(read)
 
 
 def program_cost(text: str, unknown_trips: float = 1.0) -> Cost:

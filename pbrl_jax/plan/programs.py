@@ -177,8 +177,8 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     times = P * G / at.slots.rows.row_S.shape[0]
     cost = laid.cost.plus(first.cost, P / at.prompts.lengths_P.shape[0])
     cost = cost.plus(decode_cost(segment).rows(T, R, config.rollout.segment_length), times)
-    waiting = tree_bytes(staged) if times > 1 else 0.0
-    most = max(segment.memory.total + waiting, first.memory.total + tree_bytes(at.slots) + waiting)
+    waiting = tree_bytes(staged.cache) if times > 1 else 0.0
+    most = max(segment.memory.total + waiting, first.memory.total + tree_bytes(at.slots.cache) + waiting)
     return Need(
         other_bytes + max(most, laid.memory.temporary + laid.memory.results),
         segment.memory.temporary,

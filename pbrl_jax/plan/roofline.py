@@ -1,5 +1,6 @@
 """Roofline model: from memory and cost of programs to whether they fit, how long they take, and what limits them."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -92,10 +93,18 @@ def mesh_sizes(config: Config, chips: int) -> Sizes:
     return Sizes(*mesh_shape(config.mesh, chips))
 
 
+def on_topology(models: Models, topology: Topology | None) -> Models:
+    """The models with the attention kernel that `auto` takes there, as `models.fused_attention.fused_kernel` does."""
+    spec = models.policy
+    if topology is None or spec.attention != "auto" or spec.dtype != "bfloat16" or spec.attention_softcap:
+        return models
+    return models._replace(policy=dataclasses.replace(spec, attention="splash" if topology.is_tpu else "cudnn"))
+
+
 def estimate_plan(config: Config, models: Models, topology: Topology) -> Plan:
     """The estimated plan on a topology."""
-    sizes = mesh_sizes(config, topology.chips)
-    return make_plan(config, estimate_step(config, models, sizes), topology.chip)
+    needs = estimate_step(config, on_topology(models, topology), mesh_sizes(config, topology.chips))
+    return make_plan(config, needs, topology.chip)
 
 
 def decoding_weights(config: Config, models: Models, sizes: Sizes, chip: Chip) -> tuple[str, str]:

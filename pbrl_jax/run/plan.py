@@ -17,8 +17,17 @@ from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import estimate_step, parameter_count, save_bytes
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
-from pbrl_jax.plan.roofline import USABLE, Plan, chosen_decoding, make_plan, mesh_sizes, nearest_change, sweep
-from pbrl_jax.plan.shapes import Models, run_models
+from pbrl_jax.plan.roofline import (
+    USABLE,
+    Plan,
+    chosen_decoding,
+    make_plan,
+    mesh_sizes,
+    nearest_change,
+    on_topology,
+    sweep,
+)
+from pbrl_jax.plan.shapes import Models, check_shards, run_models
 from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
@@ -113,7 +122,7 @@ def print_verdict(config: Config, plan: Plan, topology: Topology | None, models,
         return
     print(f"It does not fit: {free}.")
     if topology is not None:
-        by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+        by_hand = estimate_step(config, on_topology(models, topology), mesh_sizes(config, chips))
         beyond = {name: row.need.hbm_bytes - by_hand[name].hbm_bytes for name, row in plan.rows.items()}
         print(f"The nearest change that would fit, by the estimate: {nearest_change(config, models, topology, beyond)}")
 
@@ -185,6 +194,7 @@ def main(
     chips = jax.device_count() if where is None else where.chips
     check_start(config, chips)
     models = run_models(config)
+    check_shards(models.policy, mesh_sizes(config, chips))
     mesh, reason = mesh_of(config, where)
     if mesh is None:
         say(f"{reason}: the numbers are estimates, not compiled.")
@@ -197,7 +207,7 @@ def main(
     chip = local_plan_chip(chips) if where is None else where.chip
     config, notes = chosen_decoding(config, models, mesh_sizes(config, chips), chip)
     print("".join(f"{note}\n" for note in notes), end="")
-    by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+    by_hand = estimate_step(config, on_topology(models, where), mesh_sizes(config, chips))
     place = f"{chips} local devices" if where is None else where.name
     if mesh is None:
         needs, title = by_hand, f"{place}, by hand"

@@ -4,7 +4,6 @@ Traceable functions, which `train.programs` compiles. A gradient that is not fin
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,8 @@ from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, select, sum_microbatches
+from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.mesh.microbatches import DATA, data_sums, sum_over_data
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
 from pbrl_jax.models.packing import Bucket, rollout_outputs
@@ -190,6 +190,13 @@ def add_sums(total, new):
     return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
 
 
+def join_sums(total):
+    """The sums of all parts of the mesh's data axis."""
+    (loss_sum, (count, pairs, gap)), grads = total
+    loss_sum, count, pairs, grads = sum_over_data((loss_sum, count, pairs, grads))
+    return (loss_sum, (count, pairs, jax.lax.pmax(gap, DATA))), grads
+
+
 def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
     """Gradient and metrics, summed exactly over microbatches and divided once."""
 
@@ -200,7 +207,11 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
         return mean_gradient(context.packed.sums(sums, rows, context, add_sums))
     groups = rows[0].prompts.tokens_PT.shape[0]
     size = context.config.train.microbatch_prompts or groups
-    return mean_gradient(sum_microbatches(functools.partial(sums, context=context), rows, groups, size, add_sums))
+
+    def piece(fixed, rows):
+        return rows_gradient(*fixed, rows, context=context)
+
+    return mean_gradient(data_sums(piece, (trained, frozen, beta), rows, groups, size, add_sums, join_sums))
 
 
 def mean_gradient(sums) -> tuple[Any, dict[str, jax.Array]]:

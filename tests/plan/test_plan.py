@@ -25,6 +25,7 @@ from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import PROGRAMS, Need, compile_step
 from pbrl_jax.plan.roofline import USABLE, chosen_decoding, estimate_plan, make_plan, nearest_change, sweep
 from pbrl_jax.plan.shapes import adapters, policy_shapes, run_models
+from pbrl_jax.run.plan import main as plan_config
 
 TINY = with_values(
     Config(), encoder={"max_length": 16}, rollout={"max_prompt_length": 16, "max_completion_length": 24},
@@ -107,6 +108,13 @@ def test_what_binds():
         assert plan.rows["update"].binds == binds and plan.step_seconds == pytest.approx(2)
         assert plan.tokens_per_second == pytest.approx(4 * 2 * 24 / 2) and plan.fits
     assert not make_plan(TINY, {"update": Need(USABLE * chip.memory + 1, 1.0, Cost())}, chip).fits
+
+
+def test_a_mesh_that_training_refuses_is_refused():
+    """8 kv heads over 16 chips; also where nothing is compiled."""
+    config = with_values(LARGE, mesh={"data": 1, "fsdp": 1, "tensor": 16})
+    with pytest.raises(ConfigError, match="'kv_heads' of size 8 does not divide over mesh axis 'tensor' of 16"):
+        plan_config(config, topology="h100:16")
 
 
 def test_the_nearest_change_fits():
