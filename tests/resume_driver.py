@@ -174,6 +174,7 @@ def in_update(marker: str, call: int, name: str = "make_policy_update", stops: b
                 wait(marker, stops)
             return result
 
+        held.prepare = getattr(update, "prepare", None)
         return held
 
     setattr(module, name, make_held)
