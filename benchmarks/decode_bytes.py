@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--prompt-length", type=int, default=256)
     parser.add_argument("--response-length", type=int, default=2048)
-    parser.add_argument("--weights", default="whole", choices=("whole", "as_trained"))
+    parser.add_argument("--weights", default="whole", choices=("whole", "tensor", "as_trained"))
     parser.add_argument("--json", help="file for the results")
     return parser.parse_args(arguments)
 

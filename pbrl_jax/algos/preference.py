@@ -51,17 +51,21 @@ def _nca_pair(chosen_P, rejected_P):
 
 #: dpo.loss_type -> loss [P] of gains and settings; see `preference_loss`.
 PREFERENCE_LOSSES: dict[str, Callable[[PairGains, DpoConfig], jax.Array]] = {
-    "sigmoid": lambda gains, c: _smoothed(c.beta * gains.margin_P, c.label_smoothing),
-    "sigmoid_norm": lambda gains, c: -jax.nn.log_sigmoid(c.beta * gains.token_margin_P),
-    "robust": lambda gains, c: _robust(c.beta * gains.margin_P, c.label_smoothing),
-    "hinge": lambda gains, c: jax.nn.relu(1 - c.beta * gains.margin_P),
-    "ipo": lambda gains, c: jnp.square(gains.token_margin_P - 0.5 / c.beta),
-    "nca_pair": lambda gains, c: _nca_pair(c.beta * gains.chosen_P, c.beta * gains.rejected_P),
-    "sppo_hard": lambda gains, c: (
-        jnp.square(gains.chosen_P - 0.5 / c.beta) + jnp.square(gains.rejected_P + 0.5 / c.beta)
+    "sigmoid": lambda gains, dpo: _smoothed(dpo.beta * gains.margin_P, dpo.label_smoothing),
+    "sigmoid_norm": lambda gains, dpo: -jax.nn.log_sigmoid(dpo.beta * gains.token_margin_P),
+    "robust": lambda gains, dpo: _robust(dpo.beta * gains.margin_P, dpo.label_smoothing),
+    "hinge": lambda gains, dpo: jax.nn.relu(1 - dpo.beta * gains.margin_P),
+    "ipo": lambda gains, dpo: jnp.square(gains.token_margin_P - 0.5 / dpo.beta),
+    "nca_pair": lambda gains, dpo: _nca_pair(dpo.beta * gains.chosen_P, dpo.beta * gains.rejected_P),
+    "sppo_hard": lambda gains, dpo: (
+        jnp.square(gains.chosen_P - 0.5 / dpo.beta) + jnp.square(gains.rejected_P + 0.5 / dpo.beta)
     ),
-    "apo_zero": lambda gains, c: jax.nn.sigmoid(-c.beta * gains.chosen_P) + jax.nn.sigmoid(c.beta * gains.rejected_P),
-    "apo_down": lambda gains, c: jax.nn.sigmoid(c.beta * gains.chosen_P) + jax.nn.sigmoid(-c.beta * gains.margin_P),
+    "apo_zero": lambda gains, dpo: (
+        jax.nn.sigmoid(-dpo.beta * gains.chosen_P) + jax.nn.sigmoid(dpo.beta * gains.rejected_P)
+    ),
+    "apo_down": lambda gains, dpo: (
+        jax.nn.sigmoid(dpo.beta * gains.chosen_P) + jax.nn.sigmoid(-dpo.beta * gains.margin_P)
+    ),
 }
 
 

@@ -120,8 +120,10 @@ def make_scorer(
         if None in place:
             raise DataError("The audit needs the English reference of every problem; some have none.")
         parts = [[getattr(reference, part) for reference in unique] for part in ("text", "reasoning", "answer")]
-        vectors = [encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts]
-        table = PivotVectors(*vectors, np.ones(len(unique), bool))
+        whole, reasoning, answer = (
+            encoder.embed(texts) * np.array([bool(t.strip()) for t in texts])[:, None] for texts in parts
+        )
+        table = PivotVectors(whole, reasoning, answer, np.ones(len(unique), bool))
         value, valid = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), bool)
         for numbers, rows in by_length([len(reply) for reply in replies], min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]

@@ -38,7 +38,7 @@ class Decoder(NamedTuple):
     style: str = "plain"
     thinking: bool | None = None
     wording: Wording = OURS
-    weights: str = "whole"
+    weights: str = "auto"
 
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[Question], languages: Sequence[str],

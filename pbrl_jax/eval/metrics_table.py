@@ -176,7 +176,8 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
     others = [sides for code, sides in pairs.items() if code != "en"]
     result: dict[str, Any] = {"languages": tests, "mean_non_english": None, "english_retention": None}
     if len({len(base) for base, _ in others}) == 1:
-        result["mean_non_english"] = _comparison(*np.mean(others, axis=0), seed)
+        base, new = np.mean(others, axis=0)
+        result["mean_non_english"] = _comparison(base, new, seed)
     if "en" in tests and tests["en"]["base"] > 0:
         result["english_retention"] = (tests["en"]["base"] + tests["en"]["points"]) / tests["en"]["base"]
     return result

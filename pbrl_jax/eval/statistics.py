@@ -1,9 +1,8 @@
-"""Intervals and tests for accuracies, and metrics of several samples per problem, in NumPy on the host.
+"""Intervals and tests for accuracies, and metrics of several samples per problem, on the host.
 
 N problems, S samples of each. All random numbers are seeded, so that results are reproducible.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,14 +103,15 @@ def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
     return Interval(float(np.mean([row.mean() for row in rows])), *_bounds(means, level))
 
 
-def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share observed over `count` independent trials; 95 % by default.
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval (1927) of a share observed over `count` independent trials.
 
-    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1. Wilson (1927).
+    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1.
     """
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest  # slow to import
+
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mcnemar_exact(lost: int, won: int) -> float:
@@ -119,11 +119,9 @@ def mcnemar_exact(lost: int, won: int) -> float:
     without any."""
     if lost < 0 or won < 0:
         raise ConfigError(f"McNemar's test: found counts {lost} and {won}; expected none below 0.")
-    pairs, fewer = lost + won, min(lost, won)
-    if lost == won:
-        return 1.0
-    # Integers up to the final division, so that thousands of pairs neither overflow nor round.
-    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / 2**pairs)
+    from scipy.stats import binomtest  # slow to import
+
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
 def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.95,

@@ -5,13 +5,13 @@ with NamedSharding: the compiler inserts the collectives.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pbrl_jax.config.tree import MeshConfig
 from pbrl_jax.core.errors import ConfigError
@@ -21,6 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
+    "gathered": "data",
     "vocab": "tensor",
     "width": "fsdp",
     "heads": "tensor",
@@ -30,11 +31,14 @@ LOGICAL_AXES: dict[str, Any] = {
     "layers": None,
     "none": None,
 }
-"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups; `sequence` is the
+"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups, `gathered` the same
+where the rows of all devices along fsdp are gathered; `sequence` is the
 position axis of hidden states between layers, sharded over the same devices as heads and ffn."""
 
 DECODING_AXES = LOGICAL_AXES | {"width": None}
 """For decoding: parameters are not sharded over fsdp (see rollout.weights)."""
+
+SHARED_AXES = ("tensor", "fsdp")
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
@@ -90,6 +94,16 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 
 
+def inference_mesh(fsdp: int, tensor: int) -> Mesh | None:
+    """All devices, their rest along `data`; None for a single one.
+
+    Raises:
+      ConfigError: as mesh_shape.
+    """
+    sizes = MeshConfig(-1, fsdp, tensor)
+    return make_mesh(sizes) if jax.device_count() > 1 or fsdp * tensor != 1 else None
+
+
 def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:
     """Devices of several slices in the shape of the mesh, slice after slice along the first axis."""
     within = (shape[0] // slices, *shape[1:])
@@ -97,11 +111,28 @@ def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -
 
 
 def partition_spec(*logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> PartitionSpec:
-    """PartitionSpec of an array with these logical axes."""
-    return PartitionSpec(*(table[name] for name in logical))
+    """PartitionSpec of an array with these logical axes; without mesh axes over which the program is already apart."""
+    apart = jax.sharding.get_abstract_mesh().manual_axes
+
+    def left(axes):
+        if isinstance(axes, tuple):
+            return tuple(axis for axis in axes if axis not in apart) or None
+        return None if axes in apart else axes
+
+    return PartitionSpec(*(left(table[name]) for name in logical))
 
 
-def tree_shardings(tree: Any, rules, mesh: Mesh) -> Any:
+def on_each_device(function: Callable, in_specs, out_specs) -> Callable:
+    """`function` of each device's part of its arguments, on the mesh set by `jax.set_mesh`; also within `data_sums`.
+
+    Unchecked: Pallas kernels and loops do not say over which mesh axes their results vary.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    together = set(mesh.axis_names) - set(mesh.manual_axes)
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=together, check_vma=False)
+
+
+def tree_shardings(tree: Any, rules, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for each parameter, from the model's AXES table.
 
     Args:
@@ -157,6 +188,15 @@ def row_mesh(mesh: Mesh) -> Mesh:
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def tensor_parallel_axes(size: int) -> dict[str, Any]:
+    """The table of one axis of parameters of this size while decoding tensor-parallel over fsdp too: sharded over both
+    mesh axes if they divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in SHARED_AXES)
+    sharded = SHARED_AXES if size % shards == 0 else "tensor"
+    return DECODING_AXES | dict.fromkeys(("vocab", "heads", "kv_heads", "ffn"), sharded)
+
+
 def constrain(x: jax.Array, *logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> jax.Array:
     """Constrain a value's sharding if a mesh is set (`jax.set_mesh`)."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -174,7 +214,10 @@ def sequence_axis(length: int) -> str:
 def row_shards(mesh: Mesh | None = None) -> int:
     """Number of devices with different rows, on this mesh or the one set by `jax.set_mesh`; 1 without a mesh."""
     used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])
+    if used.empty:
+        return 1
+    apart = () if mesh is not None else jax.sharding.get_abstract_mesh().manual_axes
+    return math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"] if axis not in apart)
 
 
 def vocab_shards() -> int:

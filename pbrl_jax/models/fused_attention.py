@@ -13,10 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.mesh.sharding import LOGICAL_AXES, partition_spec, row_shards
+from pbrl_jax.mesh.sharding import LOGICAL_AXES, on_each_device, partition_spec, row_shards
 
 #: Lanes of Splash, and the largest block of queries and keys that it takes at a time.
 SPLASH_LANES, SPLASH_BLOCK = 128, 512
@@ -40,7 +40,7 @@ def require_backend(kernel: str, backend: str) -> None:
         )
 
 
-def fused_kernel(kernel, query_XQHC: jax.Array, key_XSKC: jax.Array) -> str | None:
+def fused_kernel(kernel, query_XQHC, key_XSKC) -> str | None:
     """The fused kernel that computes this, or None: one that is asked for, or for `auto` that of the platform where it
     takes such arrays (half precision, rows and heads that divide over the mesh, a block of queries or more)."""
     if kernel != "auto":
@@ -66,7 +66,7 @@ def cudnn_attention(
     query_XQHC: Float[Array, "X Q H C"],
     key_XSKC: Float[Array, "X S K C"],
     value_XSKC: Float[Array, "X S K C"],
-    segment_XS: Bool[Array, "X S"],
+    segment_XS: Shaped[Array, "X S"],
     window: int | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "X Q H C"]:
@@ -96,9 +96,9 @@ def cudnn_attention(
     return shifted(out, start_X)[:, before:] if before else out
 
 
-def shifted(x_XL: Float[Array, "X L ..."], by_X: Int[Array, " X"]) -> Float[Array, "X L ..."]:
+def shifted(x_XLHC: Float[Array, "X L H C"], by_X: Int[Array, " X"]) -> Float[Array, "X L H C"]:
     """Each row moved to the right by its own number of positions, around the end."""
-    return jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))(x_XL, by_X)
+    return jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))(x_XLHC, by_X)
 
 
 def splash_attention(query_XQHC, key_XSKC, value_XSKC, segment_XS, window: int | None, interpret: bool = False):
@@ -112,8 +112,7 @@ def splash_attention(query_XQHC, key_XSKC, value_XSKC, segment_XS, window: int |
     if not jax.sharding.get_abstract_mesh().empty:
         heads, kv_heads = (partition_spec("batch", "none", name, "none") for name in ("heads", "kv_heads"))
         rows = partition_spec("batch", "none")
-        # Pallas kernels carry no information on the mesh axes over which their results vary.
-        local = jax.shard_map(local, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)
+        local = on_each_device(local, (heads, kv_heads, kv_heads, rows), heads)
     return local(query_XQHC, key_XSKC, value_XSKC, segment_XS)
 
 
@@ -123,13 +122,19 @@ def splash_block(length: int) -> int:
 
 
 def block_pairs(queries: int, keys: int, blocks: tuple[int, int], offset: int, window: int | None) -> int:
-    """(query, key) pairs of the blocks that hold a visible one, which is what Splash computes of a row and head."""
+    """(query, key) pairs of the blocks that hold a visible one."""
     first_q = np.arange(0, queries, blocks[0])[:, None] + offset
     first_k = np.arange(0, keys, blocks[1])[None]
     visible = first_k < first_q + blocks[0]
     if window is not None:
         visible &= first_k + blocks[1] - 1 > first_q - window
     return int(visible.sum()) * blocks[0] * blocks[1]
+
+
+def splash_pairs(queries: int, keys: int, window: int | None) -> int:
+    """(query, key) pairs that Splash computes of a row and head."""
+    blocks = splash_block(queries), splash_block(keys)
+    return block_pairs(queries, keys, blocks, keys - queries, window)
 
 
 def _splash_rows(query, key, value, segment, window: int | None, interpret: bool):
@@ -159,7 +164,7 @@ def _splash_rows(query, key, value, segment, window: int | None, interpret: bool
 
     segment = segment.astype(jnp.int32)
     arrays = (padded((query * C**-0.5).astype(query.dtype), shape[0]), padded(key, shape[1]), padded(value, shape[1]))
-    with jax.named_scope(PAIRS_SCOPE.format(block_pairs(*shape, (block, block_kv), S - Q, window))):
+    with jax.named_scope(PAIRS_SCOPE.format(splash_pairs(Q, S, window))):
         out = jax.vmap(one_row)(
             *(jnp.swapaxes(x, 1, 2) for x in arrays), padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])
         )
@@ -178,6 +183,5 @@ def fused_causal(name: str, query, key, value, segment, window: int | None, loca
     kernel = FUSED[name]
     if window is None or local is True:
         return kernel(query, key, value, segment, window)
-    return jax.lax.cond(
-        local, lambda *inputs: kernel(*inputs, window), lambda *inputs: kernel(*inputs, None), query, key, value, segment
-    )
+    inputs = query, key, value, segment
+    return jax.lax.cond(local, lambda *inputs: kernel(*inputs, window), lambda *inputs: kernel(*inputs, None), *inputs)

@@ -146,12 +146,15 @@ class SharedPrefix:
         prompt_out, _ = Causal(self.prompt_valid_XT).attend(kernel, *prompt, None, layer, reach)
         if query.shape[1] == T:
             return prompt_out, cache
-        own_query, own_key = self._own(query), self._own(key)
-        fused = fused_kernel(kernel, own_query, own_key)
-        if self.segment_XSR is not None and (fused == "cudnn" or reach is not None):
-            fused = None
+        fused = self.fused_kernel(kernel, query, key, reach)
         out = self._fused(fused, query, key, value, reach) if fused else self._merged(kernel, query, key, value, reach)
         return jnp.concatenate([prompt_out, out], axis=1), cache
+
+    def fused_kernel(self, kernel, query, key, reach: Reach | None) -> str | None:
+        """The fused kernel that takes the streams, or None."""
+        fused = fused_kernel(kernel, self._own(query), self._own(key))
+        unable = self.segment_XSR is not None and (fused == "cudnn" or reach is not None)
+        return None if unable else fused
 
     def _own(self, x):
         """Of [X, T + S * R, ...] the streams' part, [X * S, R, ...]."""
@@ -164,19 +167,19 @@ class SharedPrefix:
         T = valid_XT.shape[1]
         # The prompt is moved next to the response, so that distances of keys are those in the text.
         start_X1 = T - valid_XT.sum(axis=1, keepdims=True)
-        place_XT = jnp.maximum(jnp.arange(T) - start_X1, 0)
+        place_XT = jnp.arange(T)[None] - start_X1
 
         def before(x_XT):
             """The prompt's part for each copy in each stream; a sum over these in the gradient is a wide one."""
-            moved = jax.vmap(lambda x, place: x[place])(x_XT, place_XT)
+            moved = jax.vmap(lambda x, place: x[jnp.maximum(place, 0)])(x_XT, place_XT)
             wide = jnp.broadcast_to(widened(moved)[:, None, None], (len(moved), self.streams, copies, *moved.shape[1:]))
             return wide.reshape(len(moved) * self.streams, copies * T, *moved.shape[2:]).astype(x_XT.dtype)
 
         def keys(x):
             return jnp.concatenate([before(x[:, :T]), self._own(x)], axis=1)
 
-        number = jnp.arange(1, copies + 1)[:, None]
-        prompt_segment = jnp.where((jnp.arange(T) >= start_X1)[:, None], number, 0).reshape(-1, copies * T)
+        number = jnp.arange(1, copies + 1)[None, :, None]
+        prompt_segment = jnp.where((place_XT >= 0)[:, None], number, 0).reshape(-1, copies * T)
         rows = len(prompt_segment) * self.streams
         own_XR = jnp.ones((rows, self._own(key).shape[1]), jnp.int32)
         if self.segment_XSR is not None:

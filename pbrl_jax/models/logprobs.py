@@ -145,8 +145,8 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
 
 class OutputOptions(NamedTuple):
     """What is computed of responses, and how. `chunk`: positions, over all prompts, whose logits exist at a time (0:
-    chosen by `chunk_positions`); `packed`: responses that a stream holds at most (0: one each); `entropy_gradient`: the gradient flows
-    through the entropies, at the cost of one more softmax."""
+    chosen by `chunk_positions`); `packed`: responses that a stream holds at most (0: one each); `entropy_gradient`: the
+    gradient flows through the entropies, at the cost of one more softmax."""
 
     spec: DecoderSpec
     chunk: int

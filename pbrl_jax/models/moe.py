@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.mesh.sharding import LOGICAL_AXES, partition_spec
+from pbrl_jax.mesh.sharding import LOGICAL_AXES, on_each_device, partition_spec
 from pbrl_jax.models.grouped import group_items, grouped_dot
 from pbrl_jax.models.layers import ACTIVATIONS, Projection
 from pbrl_jax.models.precision import widened
@@ -51,8 +51,7 @@ def on_each_shard(function, x, weight, expert, gate, up, down):
         return jax.lax.psum(function(*inputs), LOGICAL_AXES["ffn"])
 
     specs = (rows, rows, rows, inner, inner, partition_spec("none", "ffn", "none"))
-    # Unchecked: the check needs the loop over blocks to declare the axes over which its sums vary.
-    return jax.shard_map(local, in_specs=specs, out_specs=rows, check_vma=False)(x, weight, expert, gate, up, down)
+    return on_each_device(local, specs, rows)(x, weight, expert, gate, up, down)
 
 
 class Kernel(nn.Module):

@@ -11,14 +11,18 @@ import jax.numpy as jnp
 
 from pbrl_jax.config.tree import Config
 from pbrl_jax.models.attention import AUTO_CHUNK_PAIRS, QUERY_CHUNK
+from pbrl_jax.models.fused_attention import FUSED, SPLASH_BLOCK, SPLASH_LANES, splash_pairs
 from pbrl_jax.models.logprobs import chunk_positions
 from pbrl_jax.models.lora import projections
 from pbrl_jax.models.slots import BLOCK, slot_positions
 from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost
-from pbrl_jax.plan.programs import Need, reward_calls
+from pbrl_jax.plan.programs import Need, reward_calls, run_here
 from pbrl_jax.plan.shapes import Models
 from pbrl_jax.train.start import keeps_start, narrows_frozen
+
+#: Bytes that a pass of unfused attention moves for each pair and head: scores in float32, weights in the compute type.
+SCORE_BYTES = 14.0
 
 
 class Sizes(NamedTuple):
@@ -90,10 +94,37 @@ def slots_of(config: Config) -> int:
     return min(config.rollout.slots or rows, rows)
 
 
-def _times(config: Config, queries: int, keys: int) -> int:
-    """Attention passes of one update: forward, two backward, and one more for each checkpoint."""
-    chunked = config.policy.attention == "chunked" or queries * keys > AUTO_CHUNK_PAIRS
-    return 3 + (config.policy.remat != "none") + chunked
+class Attention(NamedTuple):
+    """A part of the update's attention on one prompt group: (query, key) pairs of a head that are computed, the mean of
+    the layers; passes over them, forward ones and those of the gradient, in units of a forward one; and bytes that a
+    pass moves for each pair and head."""
+
+    pairs: float
+    forward: float
+    backward: float
+    pair_bytes: float
+
+
+def attention_parts(config: Config, spec: DecoderSpec) -> list[Attention]:
+    """The attention of prompts and of responses: by a fused kernel where the spec names one (see
+    `roofline.on_topology`), whose scores are never in memory, or with scores written."""
+    _, G, T, R = _parts(config)
+    again = config.policy.remat != "none"
+    if spec.attention in FUSED:
+        whole = spec.attention == "cudnn"  # whose queries are those of the prompt, too
+        windows = [spec.window if local else None for local in spec.local_layers()]
+        counted = {
+            window: (splash_pairs(T, T, window), G * splash_pairs(R + T * whole, T + R, window))
+            for window in set(windows)
+        }  # fmt: skip
+        means = [sum(counted[window][part] for window in windows) / spec.layers for part in (0, 1)]
+        read_again = 2.0 * spec.head_dim * _item(spec) / SPLASH_BLOCK
+        return [Attention(pairs, 1 + again, 2.5 if whole else 3.5, read_again) for pairs in means]
+    parts = []
+    for queries, keys, pairs in [(T, T, T * T), (G * R, T, G * R * T), (R, R, G * R * R)]:
+        chunked = config.policy.attention == "chunked" or queries * keys > AUTO_CHUNK_PAIRS
+        parts.append(Attention(pairs, 1 + again + chunked, 2, SCORE_BYTES))
+    return parts
 
 
 def update_flops(config: Config, spec: DecoderSpec) -> float:
@@ -103,12 +134,40 @@ def update_flops(config: Config, spec: DecoderSpec) -> float:
     beside = 2.0 * adapter_count(config, spec) * P * (T + G * R)
     head = 2.0 * spec.width * spec.vocab_size * P * G * R
     own = 0 if config.lora.rank else 1  # products for the gradient of the weights
-    attentions = [(T, T, P * T * T), (G * R, T, P * G * R * T), (R, R, P * G * R * R)]
-    forward = products + head + sum(attention_flops(spec, pairs) for _, _, pairs in attentions)
+    attention = attention_parts(config, spec)
+    forward = products + head + sum(attention_flops(spec, P * part.pairs) for part in attention)
     again = int(config.policy.remat == "full")
     flops = products * (2 + own + again) + beside * (3 + again) + (3 + own) * head
-    flops += sum(_times(config, queries, keys) * attention_flops(spec, pairs) for queries, keys, pairs in attentions)
+    flops += sum((part.forward + part.backward) * attention_flops(spec, P * part.pairs) for part in attention)
     return flops + (forward if config.algo.beta > 0 else 0)
+
+
+def layer_traffic(config: Config, spec: DecoderSpec, mesh: Sizes, groups: float) -> float:
+    """Bytes that one layer of an update moves on a chip for a microbatch of so many prompt groups there: activations,
+    in passes over arrays as wide as the residual stream, as the heads and as the feed-forward; attention beyond that;
+    the layer's matrices, gathered, read and with their gradient."""
+    _, G, T, R = _parts(config)
+    item, reference, again = _item(spec), int(config.algo.beta > 0), int(config.policy.remat == "full")
+    heads = (spec.heads + spec.kv_heads) * spec.head_dim
+    narrow, fed = 20 * spec.width + 12 * heads, 4 * spec.ffn * (spec.experts_per_token or 1)
+    forward = narrow + fed
+    passed = forward * (1 + reference) + again * (narrow + fed / 2) + 1.6 * narrow + 3.25 * fed
+    moved = groups * (T + G * R) * item * passed / mesh.tensor
+    for part in attention_parts(config, spec):
+        times = part.forward + reference + (2 if spec.attention in FUSED else part.backward)
+        moved += groups * spec.heads / mesh.tensor * part.pairs * times * part.pair_bytes
+    return moved + layer_weights(spec) / mesh.tensor * item * (2 * (2 + again + reference) + 3)
+
+
+def head_traffic(config: Config, spec: DecoderSpec, mesh: Sizes, groups: float) -> float:
+    """Bytes that the output matrix and the logits of a microbatch move on a chip."""
+    _, G, _, R = _parts(config)
+    asked = chunk_positions(config.train.logprob_chunk, spec.vocab_size, mesh.row_shards, mesh.tensor)
+    chunks = max(1.0, groups * G * R / (asked / mesh.row_shards))
+    matrix, forward = spec.vocab_size * spec.width / mesh.tensor, 2 + (config.algo.beta > 0)
+    logits = 4.0 * groups * G * R * spec.vocab_size / mesh.tensor
+    gradient = 8 if not config.lora.rank else 0
+    return chunks * matrix * (_item(spec) * (forward + 1) + gradient) + logits * (forward + 9)
 
 
 def reward_flops(config: Config, spec: TextEncoderSpec, chips: int = 1) -> float:
@@ -169,6 +228,12 @@ def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, flo
     return trained, 2 * trained, start
 
 
+def save_bytes(config: Config, models: Models, mesh: Sizes, chips_per_host: int) -> float:
+    """Bytes of a host's memory that a save takes while it is written, at most: parameters and moments of its chips."""
+    trained, moments, _ = state_bytes(config, models, mesh)
+    return (trained + moments) * min(chips_per_host, mesh.weight_shards)
+
+
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
     """Bytes of state, start policy and the reward's models in the memory of one chip."""
     trained, moments, start = state_bytes(config, models, mesh)
@@ -194,12 +259,21 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     total = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
     attended = position * rows * read_positions(T, R) / R
-    laid = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
+    laid = config.rollout.weights != "as_trained" and (mesh.fsdp > 1 or _item(spec) < 4)
     if laid or mesh.fsdp == 1:
-        plain = total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
+        shares = mesh.fsdp if config.rollout.weights == "tensor" else 1
+        plain = (total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor) / shares
         copy = plain * _item(spec)
-        moved = steps * (total * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
+        moved = steps * (total / shares * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
         sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": steps * sums}
+        if shares > 1:
+            # Activations of the rows along fsdp: gathered for two products, exchanged for queries, keys and values,
+            # and added up behind two products; logits of each row come back.
+            heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / shares
+            widths = spec.layers * (2.0 * spec.width + heads + 4 * spec.width) * _item(spec)
+            logits = spec.vocab_size * 4.0 / shares
+            exchanged = rows * (shares - 1) * (widths + logits) / mesh.tensor
+            sent = {"all-gather": steps * exchanged, "all-reduce": steps * sums}
         cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
         return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
     # For few rows the compiler keeps weights sharded and communicates activations instead.
@@ -234,6 +308,8 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     inside = (2.0 * spec.ffn / mesh.tensor + 6 * spec.width) * item
     kept = {"full": spec.width * item, "dots": inside / 1.5, "none": inside * 1.5}[config.policy.remat]
     scores = groups * spec.heads / mesh.tensor * min(G * R, QUERY_CHUNK * G) * max(R, T) * 4.0 * 2
+    if spec.attention in FUSED:
+        scores = groups * spec.heads / mesh.tensor * G * R * SPLASH_LANES * 4.0 * 2  # log-denominators, in every lane
     positions = chunk_positions(config.train.logprob_chunk, spec.vocab_size, mesh.row_shards, mesh.tensor)
     chunk = max(1.0, positions / size) * groups * spec.vocab_size / mesh.tensor * 4.0 * 3
     weights = parameter_count(spec)
@@ -250,12 +326,14 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     host = 2 * fetched + start * ("reference" in offload)
     count = P / size
     passes = 2 + (config.policy.remat == "full") + (config.algo.beta > 0)
-    gathered = 4.0 * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (passes + 1)
+    gathered = item * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (passes - 1)
     reduced = 2.0 * own * (mesh.data - 1) / mesh.data
     sums = 4.0 * passes * spec.layers * tokens * spec.width * item * (mesh.tensor - 1) / mesh.tensor
     flops = update_flops(config, spec) / mesh.chips
-    moved = count * (weights / mesh.tensor * 8 * passes + tokens * spec.layers * passes * inside * 3) + own * 8
-    collectives = {"all-gather": count * gathered, "all-reduce": count * (sums + reduced)}
+    moved = spec.layers * layer_traffic(config, spec, mesh, groups) + head_traffic(config, spec, mesh, groups)
+    moved = count * (moved + 6 * own * (count > 1)) + own * 10
+    scattered = count * float(item) * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (config.lora.rank == 0)
+    collectives = {"all-gather": count * gathered, "all-reduce": count * sums + reduced, "reduce-scatter": scattered}
     times = config.algo.num_iterations
     cost = Cost(flops, moved, collectives, host_bytes=host)
     held = resident(config, models, mesh) + fetched
@@ -267,4 +345,4 @@ ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update":
 
 def estimate_step(config: Config, models: Models, mesh: Sizes) -> dict[str, Need]:
     """Memory and cost of each program of the step, estimated."""
-    return {name: estimate(config, models, mesh) for name, estimate in ESTIMATES.items()}
+    return {name: estimate(config, models, mesh) for name, estimate in run_here(config, ESTIMATES).items()}

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pbrl_jax.plan.hlo_text import NAME, Computation, Instruction, parse_module
+from pbrl_jax.models.fused_attention import PAIRS_SCOPE
+from pbrl_jax.plan.hlo_text import ITEM_BYTES, NAME, Computation, Instruction, parse_module
 
 #: Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips.
 COLLECTIVES = {
@@ -26,10 +27,18 @@ COLLECTIVES = {
 #: Instructions that move no data of their own.
 FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
-    "copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota".split()
+    "async-update iota".split()
 )
 #: Instructions that copy between the host's memory and the device's.
 COPIES = ("copy", "copy-start")
+
+
+#: A Splash call: its pairs of a row and head (see models.fused_attention.PAIRS_SCOPE), and which kernel it is.
+PAIRS = re.compile(PAIRS_SCOPE.format(r"(\d+)") + r".*splash_\w+?_(fwd|dq|dkv)_")
+#: Matrix products of a pair in each kernel of Splash.
+PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+#: Names of the blocks for whose every one it reads the other side again.
+BLOCKS = {"fwd": "block_q", "dq": "block_q_dq", "dkv": "block_kv_dkv"}
 
 
 class Cost(NamedTuple):
@@ -76,6 +85,18 @@ def dot_flops(instruction: Instruction, computation: Computation) -> float:
     return 2.0 * math.prod(instruction.shapes[0].sizes) * contracted
 
 
+def kernel_cost(instruction: Instruction, computation: Computation, pairs: int, kind: str) -> Cost:
+    """Products of a Splash kernel, and what it reads again: for each block of queries the keys and values that they
+    see, and the reverse for the gradient of those."""
+    arrays = [computation[name] for name in instruction.operands if name in computation]
+    query, key = [line for line in arrays if line.shapes[0].kind in ("bf16", "f16", "f32")][:2]
+    *rows, _, channels = query.shapes[0].sizes
+    block = int(attribute(instruction, BLOCKS[kind] + r'\\": (\d+)'))
+    read = query if kind == "dkv" else key
+    again = 0.0 if read.shapes[0].on_chip else 2.0 * ITEM_BYTES[read.shapes[0].kind] * channels * pairs / block
+    return Cost().plus(Cost(2.0 * PRODUCTS[kind] * channels * pairs, again), math.prod(rows))
+
+
 @functools.cache
 def valid_positions(output: int, kernel: int, data: int, stride: int, low: int, hole: int, spread: int) -> int:
     """Pairs of (output, kernel) positions of one spatial axis that read data, not padding or dilation holes."""
@@ -118,6 +139,10 @@ def group_size(attributes: str) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(found[1].split(","))
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # an axis, or a part of it
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
     return 2
 
 
@@ -156,6 +181,8 @@ class Walker:
             cost = Cost(dot_flops(instruction, computation))
         elif opcode == "convolution":
             cost = Cost(convolution_flops(instruction, computation))
+        elif opcode == "custom-call" and (kernel := PAIRS.search(instruction.attributes)):
+            cost = kernel_cost(instruction, computation, int(kernel[1]), kernel[2])
         elif opcode == "fusion":
             cost = self.cost(called[0], True)
             return cost if fused else cost.plus(Cost(0.0, self.fusion_bytes(instruction, computation, called[0])))
@@ -166,7 +193,8 @@ class Walker:
             return Cost(0.0, size, host_bytes=size)
         else:
             cost = Cost(0.0, 0.0, self.sent_bytes(instruction, computation))
-        return cost if fused or opcode in FREE else cost.plus(Cost(0.0, moved_bytes(instruction, computation)))
+        free = fused or opcode in FREE or opcode.endswith("-done")
+        return cost if free else cost.plus(Cost(0.0, moved_bytes(instruction, computation)))
 
     def loop_cost(self, instruction: Instruction, computation: Computation) -> Cost:
         body, condition = (attribute(instruction, name + r"=%?([\w.\-]+)") for name in ("body", "condition"))
@@ -239,6 +267,8 @@ class Walker:
         opcode = instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             return {}
+        if opcode == "all-reduce" and is_scattered(instruction, computation):
+            opcode = "reduce-scatter"
         chips = group_size(instruction.attributes)
         given = sum(computation[name].bytes for name in instruction.operands if name in computation)
         full = given * chips if opcode == "all-gather" else given
@@ -303,6 +333,14 @@ def is_host_copy(instruction: Instruction, computation: Computation) -> bool:
     return source is not None and (instruction.hosted or source.hosted)
 
 
+def is_scattered(instruction: Instruction, computation: Computation) -> bool:
+    """Whether of an all-reduce only a slice is used: how the TPU compiler writes a reduce-scatter."""
+    users = [line for line in computation.values() if instruction.name in line.operands]
+    while len(users) == 1 and users[0].opcode in ("bitcast", "reshape"):
+        users = [line for line in computation.values() if users[0].name in line.operands]
+    return bool(users) and all(line.opcode == "dynamic-slice" for line in users)
+
+
 def is_sliced(user: Instruction, name: str) -> bool:
     """Whether `user` reads or writes only a slice of the array."""
     slices = ("slice", "dynamic-slice", "gather", "dynamic-update-slice")
@@ -310,16 +348,19 @@ def is_sliced(user: Instruction, name: str) -> bool:
 
 
 def moved_bytes(instruction: Instruction, computation: Computation) -> float:
-    """Memory traffic of an instruction outside a fusion; a copy that begins here names its source as a result too."""
+    """Memory traffic of an instruction outside a fusion. One that ends elsewhere (`...-start`) counts where it begins,
+    and names its operands among its results, before the true ones, or after the true one of a copy."""
     read = [computation[name].memory_bytes for name in instruction.operands if name in computation]
-    if instruction.opcode in ("dynamic-slice", "gather", "slice"):
-        return instruction.bytes + instruction.memory_bytes
-    if instruction.opcode in ("dynamic-update-slice", "scatter"):
+    opcode, shapes = instruction.opcode.removesuffix("-start"), instruction.shapes
+    if opcode != instruction.opcode and len(shapes) > 1:
+        count = len(instruction.operands) if opcode in COLLECTIVES else 1
+        shapes = shapes[:1] if opcode == "copy" else shapes[count : 2 * count]
+    made = sum(shape.bytes for shape in shapes if not shape.on_chip)
+    if opcode in ("dynamic-slice", "gather", "slice"):
+        return sum(shape.bytes for shape in shapes) + made
+    if opcode in ("dynamic-update-slice", "scatter"):
         return 2 * sum(read[1:])
-    if instruction.opcode == "copy-start":
-        target = instruction.shapes[0]
-        return sum(read) + (0.0 if target.on_chip else target.bytes)
-    return instruction.memory_bytes + sum(read)
+    return made + sum(read)
 
 
 def program_cost(text: str, unknown_trips: float = 1.0) -> Cost:

@@ -96,7 +96,7 @@ def parse_module(text: str) -> tuple[Mapping[str, Computation], str]:
     """(computations by name, name of the entry) of a module's text."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in re.sub(r'\n(?="|\}\})', "", text).splitlines():  # notes of a Pallas kernel are lines of their own
         header = re.match(r"(ENTRY )?%?([\w.\-]+) (\(.*\) -> .*)?\{\s*$", line)
         if header and not line.startswith(" "):
             current = computations.setdefault(header[2], {})

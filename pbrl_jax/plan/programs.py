@@ -4,7 +4,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +218,7 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
     state = sharded_state(with_values(config, train={"offload": ()}), models.policy, mesh)
     start, batch = sharded_frozen(config, models.policy, mesh), sharded_batch(config, mesh)
     reference, base = start if config.algo.beta > 0 else None, start if config.lora.rank else None
-    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=0)
+    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=None)
     held = other_bytes - tree_bytes((between, reference, base))
     moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
     cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
@@ -233,11 +233,17 @@ def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
     return tree_bytes((state, reference, sharded_encoder(models.encoder, mesh))) + models.reward_bytes
 
 
+Program = TypeVar("Program")
 PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {
     "generate": generate_need,
     "reward": reward_need,
     "update": update_need,
 }
+
+
+def run_here(config: Config, programs: dict[str, Program]) -> dict[str, Program]:
+    """Those of a step's programs that run on the chips of the run: a server samples with memory of its own."""
+    return {name: program for name, program in programs.items() if name != "generate" or config.rollout.engine == "jax"}
 
 
 def refused_bytes(error: Exception) -> float | None:
@@ -259,7 +265,7 @@ def compile_step(
     """
     needs = {}
     held = resident_bytes(config, models, mesh)
-    for name, need in PROGRAMS.items():
+    for name, need in run_here(config, PROGRAMS).items():
         say(f"compiling {name} ...")
         try:
             needs[name] = need(config, models, mesh, held)

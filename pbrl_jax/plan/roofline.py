@@ -1,5 +1,6 @@
 """Roofline model: from memory and cost of programs to whether they fit, how long they take, and what limits them."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -92,10 +93,52 @@ def mesh_sizes(config: Config, chips: int) -> Sizes:
     return Sizes(*mesh_shape(config.mesh, chips))
 
 
+def on_topology(models: Models, topology: Topology | None) -> Models:
+    """The models with the attention kernel that `auto` takes there, as `models.fused_attention.fused_kernel` does."""
+    spec = models.policy
+    if topology is None or spec.attention != "auto" or spec.dtype != "bfloat16" or spec.attention_softcap:
+        return models
+    return models._replace(policy=dataclasses.replace(spec, attention="splash" if topology.is_tpu else "cudnn"))
+
+
 def estimate_plan(config: Config, models: Models, topology: Topology) -> Plan:
     """The estimated plan on a topology."""
-    sizes = mesh_sizes(config, topology.chips)
-    return make_plan(config, estimate_step(config, models, sizes), topology.chip)
+    needs = estimate_step(config, on_topology(models, topology), mesh_sizes(config, topology.chips))
+    return make_plan(config, needs, topology.chip)
+
+
+def decoding_weights(config: Config, models: Models, sizes: Sizes, chip: Chip) -> tuple[str, str]:
+    """(`whole` or `tensor` as rollout.weights, why): the faster one by the estimate, of those that fit. Exchanged
+    activations are waited for."""
+    needs = {name: generate_estimate(with_values(config, rollout={"weights": name}), models, sizes)
+             for name in ("whole", "tensor")}  # fmt: skip
+    seconds = {name: need.cost.bytes / chip.bandwidth + need.cost.collective_bytes / chip.link
+               for name, need in needs.items()}  # fmt: skip
+    fit = [name for name, need in needs.items() if need.hbm_bytes <= USABLE * chip.memory] or ["tensor"]
+    estimates = ", ".join(f"{name} {seconds[name]:.3g} s and {needs[name].hbm_bytes / 1e9:.3g} GB" for name in needs)
+    return min(fit, key=seconds.__getitem__), f"a full rollout on a device, by the plan: {estimates}"
+
+
+def chosen_decoding(config: Config, models: Models, sizes: Sizes, chip: Chip) -> tuple[Config, list[str]]:
+    """(the configuration with a value of rollout.weights and rollout.slots where it leaves them to the plan, a sentence
+    for each choice)."""
+    notes: list[str] = []
+    if config.rollout.engine != "jax":
+        return config, notes
+    if config.rollout.weights == "auto":
+        chosen, why = ("whole", "") if sizes.fsdp == 1 else decoding_weights(config, models, sizes, chip)
+        config = with_values(config, rollout={"weights": chosen})
+        notes += [f"Decoding with --rollout.weights {chosen}: {why}."] if why else []
+    if not config.rollout.slots and not config.train.fused:
+        slots, rows = fitting_slots(config, models, sizes, chip.memory), rollout_rows(config)
+        config = with_values(config, rollout={"slots": slots if slots < rows else 0})
+        notes += [f"{slots} of a rollout's {rows} rows decode at a time (rollout.slots)."] if slots < rows else []
+    return config, notes
+
+
+def rollout_rows(config: Config) -> int:
+    """Rows of a rollout."""
+    return config.train.prompts_per_step * config.algo.num_generations
 
 
 def fitting_slots(config: Config, models: Models, sizes: Sizes, memory: float) -> int:
@@ -104,7 +147,7 @@ def fitting_slots(config: Config, models: Models, sizes: Sizes, memory: float) -
     Args:
       memory: bytes of a chip.
     """
-    slots, least = config.train.prompts_per_step * config.algo.num_generations, sizes.row_shards
+    slots, least = rollout_rows(config), sizes.row_shards
     while slots > least:
         need = generate_estimate(with_values(config, rollout={"slots": slots}), models, sizes)
         if need.hbm_bytes <= USABLE * memory:
@@ -139,7 +182,8 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
     while slots % 2 == 0 and slots // 2 >= mesh_sizes(config, topology.chips).row_shards:
         slots //= 2
         add(f"--rollout.slots {slots}", rollout={"slots": slots})
-    if config.rollout.weights == "whole":
+    if config.rollout.weights != "as_trained":
+        add("--rollout.weights tensor", rollout={"weights": "tensor"})
         add("--rollout.weights as_trained", rollout={"weights": "as_trained"})
     able = ("optimizer", "reference") if config.algo.beta > 0 and not config.lora.rank else ("optimizer",)
     for names in (able[:1], able):

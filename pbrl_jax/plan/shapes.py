@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.config.fields import settings_of
@@ -17,7 +17,7 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.offload import HOST_MEMORY, in_host_memory
-from pbrl_jax.mesh.sharding import replicated, tree_shardings
+from pbrl_jax.mesh.sharding import MESH_AXES, replicated, tree_shardings
 from pbrl_jax.models.comet import CometSpec, init_comet
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.encoder import init_encoder
@@ -172,6 +172,11 @@ def add_shardings(shapes: Any, shardings: Any) -> Any:
 def policy_shapes(spec: DecoderSpec) -> Any:
     """Shapes of the policy's parameters."""
     return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
+
+
+def check_shards(spec: DecoderSpec, sizes: tuple[int, int, int]) -> None:
+    """Raise ConfigError where the policy's parameters do not divide over a mesh of these sizes, as training does."""
+    tree_shardings(policy_shapes(spec), decoder_axes(spec), AbstractMesh(sizes, MESH_AXES))
 
 
 def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: bool = False) -> Any:

@@ -33,10 +33,11 @@ def call_twice(
     Raises:
       RewardError: the function called sys.exit.
     """
+    raised_at_once: tuple[type[Exception], ...] = (Interrupted, *passed_on)
     for last in (False, True):
         try:
             return call()
-        except (Interrupted, *passed_on):
+        except raised_at_once:
             raise
         except SystemExit as leaving:
             raise RewardError(

@@ -95,7 +95,7 @@ class Engine(NamedTuple):
     mesh: Any = None
     max_prompt_length: int = 0
     positions: int = 0
-    weights: str = "whole"
+    weights: str = "auto"
 
     @classmethod
     def of(cls, policy: Policy, batch_size: int = 32, mesh: Any = None) -> "Engine":

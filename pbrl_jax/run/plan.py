@@ -5,23 +5,33 @@ import os
 import sys
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.plan.analytic import estimate_step
+from pbrl_jax.plan.analytic import estimate_step, parameter_count, save_bytes
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
-from pbrl_jax.plan.roofline import USABLE, Plan, fitting_slots, make_plan, mesh_sizes, nearest_change, sweep
-from pbrl_jax.plan.shapes import Models, run_models
+from pbrl_jax.plan.roofline import (
+    USABLE,
+    Plan,
+    chosen_decoding,
+    make_plan,
+    mesh_sizes,
+    nearest_change,
+    on_topology,
+    sweep,
+)
+from pbrl_jax.plan.shapes import Models, check_shards, run_models
 from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
-from pbrl_jax.run.slots import local_plan_chip
+from pbrl_jax.run.decoding import local_plan_chip
 
 #: Settings of libtpu on a machine without a TPU.
 NO_TPU = {
@@ -112,7 +122,7 @@ def print_verdict(config: Config, plan: Plan, topology: Topology | None, models,
         return
     print(f"It does not fit: {free}.")
     if topology is not None:
-        by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+        by_hand = estimate_step(config, on_topology(models, topology), mesh_sizes(config, chips))
         beyond = {name: row.need.hbm_bytes - by_hand[name].hbm_bytes for name, row in plan.rows.items()}
         print(f"The nearest change that would fit, by the estimate: {nearest_change(config, models, topology, beyond)}")
 
@@ -184,6 +194,7 @@ def main(
     chips = jax.device_count() if where is None else where.chips
     check_start(config, chips)
     models = run_models(config)
+    check_shards(models.policy, mesh_sizes(config, chips))
     mesh, reason = mesh_of(config, where)
     if mesh is None:
         say(f"{reason}: the numbers are estimates, not compiled.")
@@ -194,11 +205,9 @@ def main(
         return plan
     print(batch_arithmetic(config, chips))
     chip = local_plan_chip(chips) if where is None else where.chip
-    if not config.rollout.slots and not config.train.fused:
-        slots = fitting_slots(config, models, mesh_sizes(config, chips), chip.memory)
-        config = with_values(config, rollout={"slots": slots})
-        print(f"{slots} rows decode at a time (rollout.slots 0: as many as fit by the estimate).")
-    by_hand = estimate_step(config, models, mesh_sizes(config, chips))
+    config, notes = chosen_decoding(config, models, mesh_sizes(config, chips), chip)
+    print("".join(f"{note}\n" for note in notes), end="")
+    by_hand = estimate_step(config, on_topology(models, where), mesh_sizes(config, chips))
     place = f"{chips} local devices" if where is None else where.name
     if mesh is None:
         needs, title = by_hand, f"{place}, by hand"
@@ -206,7 +215,16 @@ def main(
         needs, title = compile_step(config, models, mesh, by_hand, say), f"{place}, compiled"
     plan = make_plan(config, needs, chip)
     print_plan(plan, title)
+    if config.rollout.engine == "vllm":
+        size = parameter_count(models.policy) * jnp.dtype(models.policy.dtype).itemsize
+        print(
+            f"The vLLM server holds {size / 1e9:.2f} GB of weights and its cache beside this. On the same chips, "
+            "--gpu-memory-utilization is its share and XLA_CLIENT_MEM_FRACTION that of the run."
+        )
     print_verdict(config, plan, where, models, chips)
+    together = jax.local_device_count() if where is None else where.chips_per_host
+    saved = save_bytes(config, models, mesh_sizes(config, chips), together)
+    print(f"While a save is written, a host of {together} chips holds a copy in its memory: {saved / 1e9:.2f} GB.")
     if json_file:
         write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
     return plan

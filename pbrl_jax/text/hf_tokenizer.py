@@ -109,10 +109,10 @@ class HuggingFaceTokenizer:
             text = render(messages)
         except Exception as error:  # a template is code and may raise anything
             failure = error
-        if failure or not holds(text, messages):
+        if failure or not _contains_all(text, messages):
             with contextlib.suppress(Exception):
                 from_parts = render([{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages])
-                if holds(from_parts, messages):
+                if _contains_all(from_parts, messages):
                     return from_parts
         if failure is None:
             return text
@@ -172,7 +172,7 @@ def dated(template: str) -> str:
     return TODAY.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), template)
 
 
-def holds(text: str, messages: Iterable[dict[str, str]]) -> bool:
+def _contains_all(text: str, messages: Iterable[dict[str, str]]) -> bool:
     """Whether a rendered conversation contains all messages."""
     return all(message["content"].strip() in text for message in messages)
 

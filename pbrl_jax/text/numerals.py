@@ -12,16 +12,7 @@ _HAN_DIGITS = {
     "九": 9, "壹": 1, "贰": 2, "貳": 2, "叁": 3, "參": 3, "肆": 4, "伍": 5, "陆": 6, "陸": 6, "柒": 7, "捌": 8, "玖": 9,
 }  # fmt: skip
 _HAN_UNITS = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
-_HAN_MYRIADS = {
-    "万": 10**4,
-    "萬": 10**4,
-    "만": 10**4,
-    "亿": 10**8,
-    "億": 10**8,
-    "억": 10**8,
-    "兆": 10**12,
-    "조": 10**12,
-}
+_HAN_MYRIADS = dict.fromkeys("万萬만", 10**4) | dict.fromkeys("亿億억", 10**8) | dict.fromkeys("兆조", 10**12)
 _DIGITS, _UNITS = "".join(_HAN_DIGITS), "".join(_HAN_UNITS)
 HAN_NUMBER = re.compile(rf"-?[{_DIGITS}{_UNITS}万萬亿億](?:[{_DIGITS}{_UNITS}万萬亿億]|[点點.,](?=[{_DIGITS}]))*")
 """A Han numeral: positional ("一二五〇", "二,一二五", as in CLDR) or with units ("一千二百五十", "三点五")."""

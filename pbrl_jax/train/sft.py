@@ -12,7 +12,8 @@ from jaxtyping import Array, Int
 
 from pbrl_jax.config.tree import LoraConfig, OptimConfig, SftConfig
 from pbrl_jax.core.records import STATE_FINITE, PromptBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, select, sum_microbatches
+from pbrl_jax.core.trees import all_finite, select
+from pbrl_jax.mesh.microbatches import data_sums
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
@@ -82,8 +83,8 @@ def mean_gradient(sums: Callable, trained, batch, groups: int, microbatch: int):
       groups: groups of rows in the batch.
       microbatch: groups whose gradients are computed at a time; 0: all.
     """
-    one = functools.partial(jax.value_and_grad(sums, has_aux=True), trained)
-    (loss_sum, (count, more)), grads = sum_microbatches(one, batch, groups, microbatch)
+    one = jax.value_and_grad(sums, has_aux=True)
+    (loss_sum, (count, more)), grads = data_sums(one, trained, batch, groups, microbatch)
     divisor = jnp.maximum(count, 1).astype(loss_sum.dtype)
     metrics = {name: value / divisor.astype(value.dtype) for name, value in ({"loss": loss_sum} | more).items()}
     return jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads), metrics

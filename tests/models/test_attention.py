@@ -13,9 +13,9 @@ from pbrl_jax.models.attention import (
     AUTO_CHUNK_PAIRS,
     Visibility,
     attend,
-    auto_attention,
     chunked_attention,
     merge_attention,
+    portable_attention,
     xla_attention,
 )
 
@@ -146,7 +146,7 @@ def test_half_precision_is_reduced_in_float32():
     np.testing.assert_allclose(out.astype(jnp.float32), expected[0], atol=2e-2)
 
 
-def test_auto_makes_no_large_array_of_scores():
+def test_portable_makes_no_large_array_of_scores():
     """Past the threshold the scores of all queries never exist together."""
     length = 2 * int(np.sqrt(AUTO_CHUNK_PAIRS))
     shape = jax.ShapeDtypeStruct((1, length, 1, 2), jnp.float32)
@@ -156,7 +156,7 @@ def test_auto_makes_no_large_array_of_scores():
         return f"{length},{length}]" in text
 
     assert largest(xla_attention)
-    assert not largest(auto_attention)
+    assert not largest(portable_attention)
 
 
 def test_unknown_kernel_is_named():

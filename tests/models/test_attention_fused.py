@@ -20,8 +20,15 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.models import fused_attention
 from pbrl_jax.models.attention import Visibility, xla_attention
 from pbrl_jax.models.decoder import causal_logits, hidden_states, init_decoder
-from pbrl_jax.models.fused_attention import FUSED, cudnn_attention, fused_causal, splash_attention
-from pbrl_jax.models.layouts import Causal
+from pbrl_jax.models.fused_attention import (
+    FUSED,
+    block_pairs,
+    cudnn_attention,
+    fused_causal,
+    fused_kernel,
+    splash_attention,
+)
+from pbrl_jax.models.layouts import Causal, Packed, Reach, SharedPrefix
 from pbrl_jax.models.specs import TINY_FAMILIES
 
 X, L, H, K, C = 2, 40, 4, 2, 8
@@ -61,6 +68,95 @@ def test_fused_equals_portable(name, window):
     expected = value_and_gradients(portable, window)
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 0.5
     assert largest_difference(value_and_gradients(KERNELS[name], window), expected) < 1e-5
+
+
+def streams(packed: bool, window: int | None):
+    """A shared prompt of 20 tokens, 13 in the second row, with two streams of 40, and the reach of its layers."""
+    T, S, R = 20, 2, 40
+    lengths, offset, segment = np.array([20, 13]), np.broadcast_to(np.arange(R), (X, S, R)), None
+    if packed:  # three responses in a stream, the last with unused slots behind it
+        sizes = np.array([[[5, 13, 9], [11, 7, 20]], [[1, 30, 9], [12, 13, 14]]])
+        ends = sizes.cumsum(axis=-1)
+        segment = np.minimum((ends[..., None, :] <= np.arange(R)[:, None]).sum(axis=-1), 2)
+        offset = offset - np.take_along_axis(ends - sizes, segment, axis=-1)
+    places = np.concatenate([np.tile(np.arange(T), (X, 1)), (lengths[:, None, None] + offset).reshape(X, -1)], axis=1)
+    valid = jnp.asarray(np.arange(T) < lengths[:, None])
+    layout = SharedPrefix(valid, None if segment is None else jnp.asarray(segment), S, 3 if packed else 1)
+    return layout, None if window is None else Reach(window, True, jnp.asarray(places))
+
+
+@pytest.mark.parametrize(
+    "name, packed, window",
+    [("splash", False, 30), ("splash", True, None), ("cudnn", False, None), ("cudnn", False, 30)],
+)
+def test_one_call_equals_the_merged_parts(monkeypatch, name, packed, window):
+    """Responses against the keys of their prompt and their own: values, and gradients of all three. A window of 30
+    reaches into prompts, and ends within them."""
+    monkeypatch.setitem(FUSED, name, KERNELS[name])
+    layout, reach = streams(packed, window)
+    rng = np.random.default_rng(2)
+    draw = [rng.normal(size=(X, 20 + 2 * 40, heads, C)) for heads in (H, K, K, H)]
+    *inputs, weights = (jnp.asarray(one, jnp.float32) for one in draw)
+
+    def made(attended):
+        def total(*inputs):
+            out = attended(*inputs)
+            return (weights[:, 20:] * out).sum(), out
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*inputs)
+
+    expected = made(lambda *inputs: layout._merged("xla", *inputs, reach))
+    found = made(lambda *inputs: layout._fused(name, *inputs, reach))
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1
+    assert largest_difference(found[1], expected[1]) < 1e-6
+    assert largest_difference(found[0], expected[0]) < 4e-6
+
+
+def test_which_streams_take_a_fused_kernel():
+    """cuDNN knows no segments; a window in a packed stream has no fused form."""
+    cases = {
+        ("splash", False, None): "splash", ("splash", True, None): "splash", ("splash", True, 4): None,
+        ("cudnn", False, 4): "cudnn", ("cudnn", True, None): None, ("auto", False, None): None,
+    }  # fmt: skip
+    query, key = (np.zeros((X, 20 + 2 * 40, heads, C), np.float32) for heads in (H, K))
+    for (kernel, packed, window), expected in cases.items():
+        layout, reach = streams(packed, window)
+        assert layout.fused_kernel(kernel, query, key, reach) == expected, (kernel, packed, window)
+
+
+def test_auto_takes_the_kernel_of_the_platform(monkeypatch):
+    """On a TPU Splash, where it takes the arrays: half precision, a block of queries."""
+
+    def chosen(kernel="auto", queries=128, dtype=jnp.bfloat16):
+        query, key = (jax.ShapeDtypeStruct((X, queries, heads, C), dtype) for heads in (H, K))
+        return fused_kernel(kernel, query, key)
+
+    assert chosen() is None and chosen("splash") == "splash" and chosen("chunked") is None
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert chosen() == "splash"
+    assert chosen(queries=127) is None and chosen(dtype=jnp.float32) is None
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert chosen() is None, "without a mesh nobody says which device has which rows"
+
+
+def test_pairs_that_splash_computes():
+    """By the blocks of a mask written out."""
+    for offset, window in ((0, None), (128, None), (128, 100), (128, 300)):
+        query, key = np.arange(256)[:, None] + offset, np.arange(384)[None]
+        seen = (key <= query) & (key > query - (window or 1000))
+        blocks = seen.reshape(2, 128, 3, 128).any(axis=(1, 3))
+        assert block_pairs(256, 384, (128, 128), offset, window) == blocks.sum() * 128 * 128
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_splash_takes_packed_rows(monkeypatch, window):
+    monkeypatch.setitem(FUSED, "splash", KERNELS["splash"])
+    layout = Packed(jnp.asarray(np.repeat([[0, 1], [0, 0]], 20, axis=1)))
+    reach = None if window is None else Reach(window, True, jnp.zeros((X, L), jnp.int32))
+    attended = jax.jit(lambda kernel, *inputs: layout.attend(kernel, *inputs, None, 0, reach)[0], static_argnums=0)
+    found, expected = (attended(kernel, *arrays()) for kernel in ("splash", "xla"))
+    assert np.abs(found - expected).max() < 1e-6
 
 
 def test_layers_of_both_kinds_choose_at_run_time(monkeypatch):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pbrl_jax.plan.hlo import Cost, Walker, program_cost, valid_positions
+from pbrl_jax.plan.hlo import Cost, Walker, group_size, program_cost, valid_positions
 from pbrl_jax.plan.hlo_text import parse_instruction
 
 CONVOLUTION = """HloModule m
@@ -132,6 +132,74 @@ ENTRY %main (a: f32[100]) -> f32[100] {
 """
     cost = program_cost(text)
     assert (cost.host_bytes, cost.bytes) == (400, 400)
+
+
+STARTED = """HloModule m
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%scatter (a: f32[8,100], i: s32[]) -> f32[2,100] {
+  %a = f32[8,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %r = f32[8,100]{1,0} all-reduce(%a), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %d = f32[2,100]{1,0} dynamic-slice(%r, %i), dynamic_slice_sizes={2,100}
+}
+
+ENTRY %main (a: f32[8,100], i: s32[]) -> f32[2,100] {
+  %a = f32[8,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %c = (f32[8,100]{1,0}, f32[8,100]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %b = f32[8,100]{1,0} copy-done(%c)
+  %l = (f32[8,100]{1,0}, f32[1,100]{1,0}, s32[]) slice-start(%b), slice={[0:1], [0:100]}
+  %e = f32[1,100]{1,0} slice-done(%l)
+  %g = (f32[1,100]{1,0}, f32[4,100]{1,0}) all-gather-start(%e), replica_groups={{0,1,2,3}}, dimensions={0}
+  %h = f32[4,100]{1,0} all-gather-done(%g)
+  ROOT %f = f32[2,100]{1,0} fusion(%b, %i), kind=kCustom, calls=%scatter
+}
+"""
+
+
+def test_groups_of_chips_are_read_in_every_form():
+    forms = {
+        "replica_groups=[2,4]<=[8], x": 4, "replica_groups={{0,1,2},{3,4,5}}": 3,
+        "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, x": 4,
+        "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}": 8,
+        "replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}": 4,
+    }  # fmt: skip
+    assert {form: group_size(form) for form in forms} == forms
+
+
+def test_what_ends_elsewhere_counts_once_and_a_reduction_that_is_sliced_as_one():
+    """A copy reads and writes 3200 bytes, a slice 400, a gathering reads 400 and writes 1600; of a sum of 3200 over
+    four chips each sends three quarters once, and keeps one."""
+    cost = program_cost(STARTED)
+    assert cost.bytes == 2 * 3200 + 2 * 400 + 400 + 1600 + 3200 + 4 + 800
+    assert dict(cost.collectives) == {"all-gather": 1600 * 3 / 4, "reduce-scatter": 3200 * 3 / 4}
+
+
+SPLASH = """HloModule m
+
+ENTRY %main (q: bf16[2,4,256,128], k: bf16[2,2,384,128]) -> bf16[2,4,256,128] {
+  %q = bf16[2,4,256,128]{3,2,1,0} parameter(0)
+  %k = bf16[2,2,384,128]{3,2,1,0} parameter(1)
+  %f = bf16[2,4,256,128]{3,2,1,0} custom-call(%q, %k, %k), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128, \\"block_kv\\": 384}"
+}}, metadata={op_name="jit(f)/attention_pairs_1000/vmap(x)/splash_mha_fwd_segmented_residuals/pallas_call"}
+  ROOT %c = bf16[2,4,256,128]{3,2,1,0} copy(%f)
+}
+"""
+
+
+def test_kernels_of_splash_are_counted_by_their_pairs():
+    """Two products of 128 channels for 1000 pairs of 2 rows and 4 heads; keys and values once more for each block of
+    128 queries. The lines after the kernel's notes belong to the computation, too."""
+    cost, size = program_cost(SPLASH), 2 * 4 * 256 * 128 * 2
+    assert cost.flops == 2 * 2 * 128 * 1000 * 8
+    assert cost.bytes == pytest.approx(2 * size + 2 * (2 * 2 * 384 * 128 * 2) + 2 * 2 * 128 * 1000 / 128 * 8 + 2 * size)
 
 
 def test_collectives_count_as_often_as_their_loop_runs():
