@@ -34,7 +34,7 @@ SETTINGS = (
 ).split()
 HOSTS = ["--data.limit", "8", "--train.prompts-per-step", "8"]
 """Two hosts have rows of their own each."""
-REWARD = '''
+REWARD = """
 import os, pathlib
 FILE = pathlib.Path(os.environ["CHAOS_FAILURES"])
 def length(completions, step):
@@ -43,7 +43,7 @@ def length(completions, step):
         FILE.write_text(str(left - 1))
         raise ConnectionError("reset by peer")
     return [len(text) % 7 / 7 for text in completions]
-'''
+"""
 
 
 class Outcome(NamedTuple):

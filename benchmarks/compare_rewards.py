@@ -42,7 +42,7 @@ from pbrl_jax import Config, with_values
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.quickstart.controls import shuffled_references
-from pbrl_jax.quickstart.stages import Stages, cached, unchanged
+from pbrl_jax.quickstart.stages import Stages, cached
 from pbrl_jax.run.translator import train_translator
 from pbrl_jax.translate.m2m100_translator import export_translator
 
@@ -105,7 +105,7 @@ def reinforce(stages: Stages, name: str, config: Config, tokens: float, tiny: bo
     if prompts:
         config = with_values(config, data={"limit": int(prompts)})
     translator = translator_stage(stages, tiny) if reward in TRANSLATED else ""
-    change = shuffled_references if reward == "shuffled" else unchanged
+    change = shuffled_references if reward == "shuffled" else None
     return reinforced(stages, name, reward_config(config, reward, translator), tokens, change)
 
 

@@ -20,15 +20,7 @@ from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError, PbrlError
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.quickstart.settings import quickstart_config, tiny_quickstart_config
-from pbrl_jax.quickstart.stages import (
-    Stages,
-    accuracy,
-    cached,
-    reward_encoder,
-    rl_config,
-    start_policy,
-    unchanged,
-)
+from pbrl_jax.quickstart.stages import Stages, accuracy, cached, reward_encoder, rl_config, start_policy
 from pbrl_jax.run.assemble import build_experiment, use_compilation_cache
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.loop import train, trained_policy
@@ -106,12 +98,13 @@ def spend(experiment: Experiment, tokens: float) -> None:
 
 
 def reinforced(stages: Stages, name: str, config: Config, tokens: float,
-               change: Callable[[Experiment], Experiment] = unchanged) -> dict:  # fmt: skip
+               change: Callable[[Experiment], Experiment] | None = None) -> dict:  # fmt: skip
     """Train with one configuration; what it used. `change`: a control's change of the experiment."""
     work = work_dir(stages.work.root / name)
 
     def make():
-        experiment = change(build_experiment(config, work))
+        experiment = build_experiment(config, work)
+        experiment = experiment if change is None else change(experiment)
         spend(experiment, tokens)
         with jax.set_mesh(experiment.mesh):
             position = restore(experiment)

@@ -13,17 +13,15 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.config.tree import MeshConfig
-from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated
+from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.models.slots import BLOCK
 from pbrl_jax.models.specs import DECODERS
-from pbrl_jax.plan.programs import compile_ahead, result_shapes, with_room
-from pbrl_jax.plan.shapes import add_shardings, sharded_batch, sharded_sampler
-from pbrl_jax.rollout.generate import make_programs
-from pbrl_jax.rollout.sampling import row_keys, sampling_params
+from pbrl_jax.plan.programs import compile_ahead, decode_cost, slot_shapes
+from pbrl_jax.rollout.slots import slot_programs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,13 +34,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--prompt-length", type=int, default=256)
     parser.add_argument("--response-length", type=int, default=2048)
-    parser.add_argument("--weights", default="whole", choices=("whole", "as_trained"))
+    parser.add_argument("--weights", default="whole", choices=("whole", "tensor", "as_trained"))
     parser.add_argument("--json", help="file for the results")
     return parser.parse_args(arguments)
 
 
 def compile_decoding(flags: argparse.Namespace):
-    """(spec, the compiled loop over tokens, shapes of its parameters and state)."""
+    """(spec, the compiled loop over tokens, shapes of its arguments)."""
     chips = math.prod(flags.mesh)
     if flags.topology == "cpu":
         devices = jax.devices("cpu")[:chips]
@@ -55,16 +53,9 @@ def compile_decoding(flags: argparse.Namespace):
         rollout={"max_prompt_length": flags.prompt_length, "max_completion_length": flags.response_length},
     )  # fmt: skip
     mesh = make_mesh(MeshConfig(*flags.mesh), list(devices))
-    programs = make_programs(spec, flags.samples, flags.response_length, 128, flags.weights)
-    prompts, params = sharded_batch(config, mesh).prompts, sharded_sampler(config, spec, mesh)
-    params = result_shapes(mesh, programs.lay, compile_ahead(mesh, programs.lay, params), params)
-    sampling = add_shardings(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, (1, 2))), replicated(mesh))
-    keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, flags.samples), prompts.row_ids_P)
-    given = params, prompts, add_shardings(keys, batch_sharding(mesh)), sampling
-    state = result_shapes(mesh, programs.start, compile_ahead(mesh, programs.start, *given), *given)
-    state = with_room(state, flags.response_length)
-    stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return spec, compile_ahead(mesh, programs.segment, params, state, sampling, stop), params, state
+    programs = slot_programs(spec, flags.samples, flags.response_length, flags.weights)
+    at, _ = slot_shapes(config, spec, mesh, programs)
+    return spec, compile_ahead(mesh, programs.segment, at.params, at.slots, at.sampling, at.until), at
 
 
 def chip_bytes(tree) -> float:
@@ -74,13 +65,15 @@ def chip_bytes(tree) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = parse(arguments)
-    spec, loop, params, state = compile_decoding(flags)
-    matrices = {name: leaf for name, leaf in params.items() if name != "embed" or spec.tied_embeddings}
-    ideal = {"matrices": chip_bytes(matrices), "responses": chip_bytes(state.own), "prompts": chip_bytes(state.prompt)}
+    spec, loop, shapes = compile_decoding(flags)
+    matrices = {name: leaf for name, leaf in shapes.params.items() if name != "embed" or spec.tied_embeddings}
+    ideal = {"matrices": chip_bytes(matrices), "rows": chip_bytes(shapes.slots.cache)}
+    cost = decode_cost(loop)
+    token = cost.token.plus(cost.block, max(1, shapes.slots.cache.positions // BLOCK))
     found = {
-        "token_bytes": loop.token.bytes, "ideal_bytes": sum(ideal.values()), "ideal": ideal,
-        "ratio": loop.token.bytes / sum(ideal.values()), "temporary_bytes": loop.memory.temporary,
-        "sent_bytes": loop.token.collective_bytes, "compile_seconds": loop.seconds,
+        "token_bytes": token.bytes, "ideal_bytes": sum(ideal.values()), "ideal": ideal,
+        "ratio": token.bytes / sum(ideal.values()), "temporary_bytes": loop.memory.temporary,
+        "sent_bytes": token.collective_bytes, "compile_seconds": loop.seconds,
     }  # fmt: skip
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in ideal.items())
     print(f"{flags.preset}, {spec.layers} layers, {flags.topology}, {flags.prompts} x {flags.samples} rows of "

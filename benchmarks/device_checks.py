@@ -102,9 +102,7 @@ def updated(device, prompts: int) -> tuple:
     )  # fmt: skip
     spec = DecoderSpec(vocab_size=vocab, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=384, qk_norm=True)
     rng, B = np.random.default_rng(1), prompts * G
-    tokens = PromptBatch(
-        rng.integers(4, vocab, (prompts, T)), rng.integers(T // 2, T + 1, prompts), np.arange(prompts)
-    )
+    tokens = PromptBatch(rng.integers(4, vocab, (prompts, T)), rng.integers(T // 2, T + 1, prompts), np.arange(prompts))
     rollout = Rollout(rng.integers(4, vocab, (B, R)), rng.integers(1, R + 1, B), np.full((B, R), -6.0, np.float32),
                       np.zeros(B, bool))  # fmt: skip
     batch = TrainBatch(tokens, rollout, rng.normal(size=B).astype(np.float32), np.ones(B, bool), None)

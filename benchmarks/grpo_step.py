@@ -3,9 +3,10 @@
     python benchmarks/grpo_step.py --steps 8 --json ours.json
 
 The step is the one that training runs: rollout.generate samples, the host computes the reward from the tokens,
-train.programs makes advantages, reference log-probs, loss, gradient and AdamW in one program. Since the reference pass
-lies inside that program, the column `reference` is measured apart, after the last step, on the same batches: it says
-what share of `update` it is, and belongs neither to `total` nor to `cpu_seconds`.
+train.packed makes advantages, reference log-probs, loss, gradient and AdamW. Since the reference pass lies inside the
+gradient's program, the column `reference` is measured apart, after the last step, on the same batches: it says what
+share of `update` it is, and belongs neither to `total` nor to `cpu_seconds`. The first step compiles what it needs; the
+programs of other lengths are compiled beside it, and waited for before the steps that are measured.
 """
 
 import os
@@ -13,6 +14,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import functools
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -20,21 +22,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from peers import bench_workload as workload
-from peers.bench_protocol import StepClock, cpu_name, finish, parse_flags, workload_dict
+from peers.bench_protocol import WARMUP_STEPS, StepClock, cpu_name, finish, parse_flags, workload_dict
 
 from pbrl_jax import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
 from pbrl_jax.core.batching import pad_prompts
-from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
-from pbrl_jax.models.packing import choose_bucket, packed_buckets
+from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch, TrainState
+from pbrl_jax.mesh.ahead import Background, background_compiles
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.programs import make_update, update_context
+from pbrl_jax.train.packed import make_policy_update, make_rows, make_targets
+from pbrl_jax.train.programs import reference_logp
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.update import row_outputs
-
-NOT_PACKED = 0
+from pbrl_jax.train.trained import Frozen
 
 
 def add_own_flags(parser) -> None:
@@ -132,27 +133,24 @@ def run_config(flags) -> Config:
 class Programs(NamedTuple):
     """What is compiled, and the start of the run."""
 
-    generate: object
-    update: object
-    reference: object
-    ref_params: dict | None
-    state: object
+    generate: Callable
+    targets: Callable
+    update: Callable
+    reference: Callable
+    frozen: Frozen
+    state: TrainState
     config: Config
 
 
 def make_programs(flags) -> Programs:
     spec, config, params = policy_spec(flags), run_config(flags), policy_params(flags)
-
-    def reference(params, batch, *, bucket):
-        return row_outputs(params, None, batch, update_context(spec, config, bucket), False)[0]
-
     state = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), make_optimizer(config.optim)))(params)
-    generate = make_generate(spec, flags.group, flags.response_len, config.rollout.segment_length)
     return Programs(
-        generate,
-        make_update(spec, config),
-        jax.jit(reference, static_argnames="bucket"),
-        params if flags.beta > 0 else None,
+        make_generate(spec, flags.group, flags.response_len, config.rollout.segment_length),
+        make_targets(spec, config),
+        make_policy_update(spec, config),
+        make_rows(spec, config, reference_logp),
+        Frozen(params if flags.beta > 0 else None),
         state,
         config,
     )
@@ -170,29 +168,8 @@ def even_share_rewards(rollout: Rollout) -> np.ndarray:
     return np.array([workload.even_share(row[:length]) for row, length in rows], np.float32)
 
 
-def possible_buckets(flags) -> tuple[int, ...]:
-    """Every packed stream length that a step of this workload can meet."""
-    if flags.no_packed or flags.mean_response == 0:
-        return (NOT_PACKED,)
-    return (*packed_buckets(flags.group, flags.response_len), NOT_PACKED)
-
-
-def compile_everything(flags, programs: Programs) -> None:
-    """One rollout that nothing ends early and one update per bucket, all of it thrown away."""
-    rows = flags.prompts * flags.group
-    prompts = device_prompts(flags, workload.prompt_ids(flags)[0], 0)
-    for eos_ids in ((), (workload.EOS,)):
-        sampling = sampling_params(1.0, 1.0, 0, eos_ids)
-        rollout = programs.generate(programs.state.params, prompts, step_key(flags.seed, 0), sampling)
-    short = Rollout(rollout.tokens_BR, jnp.ones(rows, jnp.int32), rollout.logp_BR, rollout.truncated_B)
-    batch = TrainBatch(prompts, short, *jax.device_put((np.zeros(rows, np.float32), np.ones(rows, bool))))
-    for bucket in possible_buckets(flags):
-        copy = jax.tree.map(jnp.copy, programs.state)
-        jax.block_until_ready(programs.update(copy, programs.ref_params, batch, bucket=bucket))
-
-
-def run_steps(flags, programs: Programs, clock: StepClock) -> list[tuple[TrainBatch, int]]:
-    """All steps under the clock; returns every step's batch and bucket."""
+def run_steps(flags, programs: Programs, clock: StepClock, background: Background):
+    """All steps under the clock; returns the last state and every step's batch."""
     prompts = workload.prompt_ids(flags)
     sampling = sampling_params(1.0, 1.0, 0, (workload.EOS,))
     state, done = programs.state, []
@@ -202,33 +179,34 @@ def run_steps(flags, programs: Programs, clock: StepClock) -> list[tuple[TrainBa
         rollout = programs.generate(state.params, batch, step_key(flags.seed, step), sampling)
         return batch, rollout, jax.device_get(rollout)
 
-    def updated(batch: TrainBatch, bucket: int):
-        new, metrics = programs.update(state, programs.ref_params, batch, bucket=bucket)
-        return jax.block_until_ready((new, metrics))[0]
+    def updated(batch: TrainBatch):
+        targets = programs.targets(state, programs.frozen, batch)
+        return jax.block_until_ready(programs.update(state, programs.frozen, batch, targets))[0]
 
     for step in range(flags.steps):
         prompt_batch, rollout, host = clock.timed("rollout", rollout_of, step)
         rewards = clock.timed("reward", even_share_rewards, host)
         clock.add_response_tokens(host.lengths_B.sum())
         batch = TrainBatch(prompt_batch, rollout, *jax.device_put((rewards, np.ones(len(rewards), bool))))
-        bucket = NOT_PACKED if flags.no_packed else choose_bucket(host.lengths_B, flags.group, flags.response_len)
-        state = clock.timed("update", updated, batch, bucket)
+        state = clock.timed("update", updated, batch)
         clock.end_step()
-        done.append((batch, bucket))
-    return done
+        done.append(batch)
+        if step < WARMUP_STEPS - 1:
+            background.join()
+    return state, done
 
 
-def time_reference(programs: Programs, batches: list[tuple[TrainBatch, int]], clock: StepClock) -> None:
-    """Put the reference pass of every step, run alone, into the steps' records."""
-    if programs.ref_params is None:
+def time_reference(programs: Programs, state: TrainState, batches: list[TrainBatch], clock: StepClock) -> None:
+    """Adds the reference pass of the measured steps' batches to their records."""
+    if programs.frozen.reference is None:
         return
-    for batch, bucket in batches:  # compile first: the clock shall see none of it
-        jax.block_until_ready(programs.reference(programs.ref_params, batch, bucket=bucket))
-    for record, (batch, bucket) in zip(clock.steps, batches, strict=True):
+    run = functools.partial(programs.reference, state, programs.frozen)
+    for batch in batches:  # compile first: the clock shall see none of it
+        jax.block_until_ready(run(batch))
+    for record, batch in zip(clock.steps, batches, strict=True):
         apart = StepClock()
-        run = functools.partial(programs.reference, programs.ref_params, batch, bucket=bucket)
         apart.start()
-        apart.timed("reference", lambda run=run: jax.block_until_ready(run()))
+        apart.timed("reference", lambda batch=batch: jax.block_until_ready(run(batch)))
         apart.end_step()
         record.update({name: apart.steps[0][name] for name in ("reference", cpu_name("reference"))})
 
@@ -248,9 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     programs = make_programs(flags)
     clock.start()  # step 0 is the first step with all compilation
-    compile_everything(flags, programs)
-    batches = run_steps(flags, programs, clock)
-    time_reference(programs, batches, clock)
+    with background_compiles() as background:
+        state, batches = run_steps(flags, programs, clock, background)
+    time_reference(programs, state, batches, clock)
     finish("pbrl_jax", package_version(), workload_dict(flags), clock, True, flags.json)
     print("reference: the reference pass run alone; it is part of update and not added to total.")
 

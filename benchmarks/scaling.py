@@ -101,7 +101,7 @@ def run_times(config, models, mesh, steps: int) -> dict[str, dict[str, float]]:
     from pbrl_jax.mesh.sharding import batch_sharding, tree_shardings
     from pbrl_jax.models.decoder import decoder_axes, init_decoder
     from pbrl_jax.plan.shapes import sharded_batch
-    from pbrl_jax.rollout.generate import make_generate
+    from pbrl_jax.rollout.refill import make_generate
     from pbrl_jax.rollout.sampling import sampling_params
     from pbrl_jax.train.optimizer import make_optimizer
     from pbrl_jax.train.programs import make_update

@@ -51,7 +51,7 @@ Algorithm and update:
               count_masked_rows=False, weight_BR=None, entropy_BR=None, beta=None) -> (sum, count, metrics)
   make_optimizer(config) -> optax.GradientTransformation
   new_state(params, optimizer, beta=None, critic=None) -> TrainState
-  make_update(spec, config) -> compiled (state, ref_params, batch, base=None, bucket=0) -> (state, metrics)
+  make_update(spec, config) -> compiled (state, ref_params, batch, base=None, bucket=None) -> (state, metrics)
   make_fused_step(spec, encoder_spec, config) -> compiled (state, ref_params, encoder_params, prompts, pivots, tables,
               sampling, key) -> (state, metrics, rollout, rewards)
 

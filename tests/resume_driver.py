@@ -158,11 +158,11 @@ def fails_in_reward(_marker: str, call: int) -> None:
     hosted.completions = failing
 
 
-def in_update(marker: str, call: int, name: str = "compiled_ahead", stops: bool = True) -> None:
+def in_update(marker: str, call: int, name: str = "make_policy_update", stops: bool = True) -> None:
     """Update number `call` is dispatched; nothing of it is logged or saved. `stops`: as in `wait`."""
-    from pbrl_jax.train import fused, programs
+    from pbrl_jax.train import fused, hosted
 
-    module = fused if name == "make_fused_step" else programs
+    module = fused if name == "make_fused_step" else hosted
     make, calls = getattr(module, name), itertools.count(1)
 
     def make_held(*settings):
@@ -170,9 +170,7 @@ def in_update(marker: str, call: int, name: str = "compiled_ahead", stops: bool 
 
         def held(*arguments, **more):
             result = update(*arguments, **more)
-            # Other programs compiled ahead have no targets: the log-probs before an update, a critic's values.
-            is_update = name != "compiled_ahead" or len(arguments) == 4
-            if is_update and next(calls) == call:
+            if next(calls) == call:
                 wait(marker, stops)
             return result
 
@@ -261,7 +259,7 @@ HOLDS = {
     "update": in_update,
     "fused": in_fused,
     "rename": before_rename,
-    "stuck": functools.partial(in_update, name="compiled_ahead", stops=False),
+    "stuck": functools.partial(in_update, name="make_policy_update", stops=False),
     "evaluate": in_evaluation,
     "clock": clock_steps,
 }

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from pbrl_jax import Config, EvalConfig, GuardConfig
-from pbrl_jax.train import fused, hosted, programs
+from pbrl_jax.train import fused, hosted
 
 #: Settings of the loop, which no program reads.
 CADENCE = {"max_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "eval_steps": 0}
@@ -32,8 +32,7 @@ def programs_made_once(made: dict):
         return first
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("make_generate", "make_advantages", "make_parameter_update", "make_values"):
+        for name in ("make_generate", "make_targets", "make_policy_update", "make_rows"):
             patch.setattr(hosted, name, once(getattr(hosted, name)))
-        patch.setattr(programs, "compiled_ahead", once(programs.compiled_ahead))
         patch.setattr(fused, "make_fused_step", once(fused.make_fused_step))
         yield made

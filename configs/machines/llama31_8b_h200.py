@@ -7,11 +7,11 @@ Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/llama31_8b_h200.py --topology h200:1
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate   110.5       71.9    4330   17.860  memory   hand
-    reward      30.5        8.1     257    0.480  memory   hand
-    update      38.4       15.9   18409   18.610  compute  hand
+    generate    88.0       49.5   17167     73.2  memory   hand
+    reward      30.5        8.1     858      1.6  memory   hand
+    update      38.4       15.9   73634     74.5  compute  hand
 
-Per device, of 141.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 37 s.
+Per device, of 141.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 149 s.
 """
 
 from pathlib import Path
@@ -27,8 +27,8 @@ def get_config() -> Config:
         encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
         lora={"rank": 16, "alpha": 32.0},  # ASSUMED: usual values
         optim={"learning_rate": 1e-5},  # ASSUMED: ten times that of full fine-tuning
+        rollout={"slots": 128},  # a quarter of the rows at a time: their keys and values are 43 GB
         train={
-            "prompts_per_step": 16,  # ASSUMED: the keys and values of 128 responses are 35 GB, twice while it decodes
             "microbatch_prompts": 1,
             "logprob_chunk": 1024,
         },

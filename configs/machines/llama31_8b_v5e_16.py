@@ -8,11 +8,11 @@ Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/llama31_8b_v5e_16.py --topology v5litepod-16
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    13.0        5.4     538  150.0    memory   compiled
-    reward       3.3        0.1      27    0.4    memory   compiled
-    update      14.8        7.7    2720   37.7    memory   compiled
+    generate     9.4        6.3    1067     27.1  memory   hand
+    reward       3.6        0.5      54      0.6  memory   hand
+    update      15.3        8.1    5737     29.1  compute  hand
 
-Per chip, of 17.2 GB; seconds are at least. Decoding is slow: the weights are exchanged at every token (118 s of links).
+Per chip, of 17.2 GB, by hand; seconds are at least. Weights are exchanged at every token, which the links bound, too.
 """
 
 from pathlib import Path
@@ -28,9 +28,11 @@ def get_config() -> Config:
         encoder={"source": "BAAI/bge-m3", "prefix": ""},  # ASSUMED
         # ASSUMED: COMET and its translator, 4.8 GB, have no room here, so the answer part is an embedding cosine, too.
         reward={"hybrid_answer": "cosine", "comet": "", "translator": ""},
-        rollout={"weights": "as_trained"},  # a copy in bfloat16 would be 4 GB on each chip
+        rollout={
+            "weights": "as_trained",  # a copy in bfloat16 would be 4 GB on each chip
+            "slots": 256,  # half of the rows at a time: their keys and values are 5.4 GB on each chip
+        },
         train={
-            "prompts_per_step": 32,  # ASSUMED: the keys and values of 256 responses are 5.4 GB on each chip
             "microbatch_prompts": 4,  # parts of groups: one on each four chips
             "microbatch_samples": 4,
             "logprob_chunk": 4096,

@@ -1,7 +1,7 @@
-"""Algorithms: maths on arrays, without models or text.
+"""Algorithms: functions of arrays, without models or text.
 
-Another algorithm is one file with a function like `grpo.estimate` and one line in ALGORITHMS; settings of its own are a
-frozen dataclass in its file, which the line names. Another loss is a function in `losses.py` and a line in its table.
+To add an algorithm, write a file with a function like `grpo.estimate` and, for its own settings, a frozen dataclass,
+and add a line to ALGORITHMS. To add a loss, write a function in `losses.py` and add a line to its table.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pbrl_jax.config.algo import AlgoConfig
 
 
 class Algorithm(NamedTuple):
-    """How rewards become advantages, and what that needs. The loss is `grpo.policy_loss` for all.
+    """An advantage estimator and its requirements. The loss of all algorithms is `grpo.policy_loss`.
 
     `estimate(groups: ScoredGroups, value_BR, *, config) -> (adv [B] or [B, R], return_BR)`: `value_BR` are a critic's
     values and `return_BR` its targets, both None without a `critic`; with one, `ppo.value_loss` is added to the loss.
@@ -21,14 +21,14 @@ class Algorithm(NamedTuple):
 
     estimate: Callable
     settings: type[AlgoConfig] = AlgoConfig
-    """The settings it reads: AlgoConfig, or a subclass with settings of its own."""
+    """The class of its settings: AlgoConfig, or a subclass with further settings."""
     check: Callable | None = None
-    """`check(config)` refuses settings that do not go together (ConfigError)."""
+    """`check(config)` raises ConfigError for settings that do not fit together."""
     critic: bool = False
     compares_groups: bool = False
-    """The baseline is made of a prompt's other samples, so that two are needed."""
+    """Whether the baseline is computed from a prompt's other samples, so that at least two are needed."""
     per_token: bool = False
-    """Rewards are summed over tokens, so that the tokens of a response have advantages of their own."""
+    """Whether each token has its own advantage, from a sum of rewards over tokens."""
 
 
 ALGORITHMS = {

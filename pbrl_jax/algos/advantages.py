@@ -1,8 +1,8 @@
 """Advantages of groups of samples: how much better a response is than the others to the same prompt.
 
 Group-relative advantages are those of GRPO (Shao et al., 2024, arXiv 2402.03300, section 4.1.2). The conventions are
-TRL's: unbiased spread (divisor n - 1), epsilon added to the spread and not under the root, and rows that could not be
-scored left out of mean and spread.
+TRL's: unbiased standard deviation (divisor n - 1) plus epsilon, and rows without a score are left out of mean and
+standard deviation.
 """
 
 import jax
@@ -13,17 +13,17 @@ from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_mean, masked_range, masked_std, where_valid
 from pbrl_jax.core.records import pytree
 
-#: Rewards of a group that lie within this of each other count as all the same (TRL compares the spread with 1e-8).
+#: Rewards of a group with at most this range count as equal (TRL compares the standard deviation with 1e-8).
 SAME_REWARD = 1e-8
 
 
 @pytree
 class ScoredGroups:
-    """P groups of G responses as an algorithm sees them, B = P * G.
+    """Rewards of P groups of G responses, the input of algorithms; B = P * G.
 
-    `reward_PG` is anything where `valid_PG` is false. `mask_BR` marks the tokens that count. `penalty_BR` is taken off
-    the tokens' rewards (`returns.kl_penalty`), where the KL is in the reward. `rewards_PGF` are the rewards of F
-    functions apart, NaN where one could not score a row, and `weights_F` their weights; only where they are scaled
+    `reward_PG` is ignored where `valid_PG` is false. `mask_BR` marks the tokens that count. `penalty_BR` is subtracted
+    from the tokens' rewards (`returns.kl_penalty`) if the KL is in the reward. `rewards_PGF` are the separate rewards
+    of F functions, NaN where one could not score a row, and `weights_F` their weights; given only if they are scaled
     before they are summed.
     """
 
@@ -36,28 +36,28 @@ class ScoredGroups:
 
     @property
     def net_reward_PG(self) -> Float[Array, "P G"]:
-        """Rewards of rows minus the sum of their tokens' penalties, where there are any."""
+        """Rewards of rows minus the sums of their tokens' penalties."""
         if self.penalty_BR is None:
             return self.reward_PG
         return self.reward_PG - self.penalty_BR.sum(axis=1).reshape(self.reward_PG.shape)
 
 
-def group_spread(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "P 1"]:
+def group_std(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "P 1"]:
     """Unbiased standard deviation within each group."""
     return masked_std(reward_PG, valid_PG, axis=1, keepdims=True, ddof=1)
 
 
-def batch_spread(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "1 1"]:
-    """Unbiased standard deviation of all valid rewards, whatever their group."""
+def batch_std(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "1 1"]:
+    """Unbiased standard deviation of all valid rewards of the batch."""
     return masked_std(reward_PG, valid_PG, keepdims=True, ddof=1)
 
 
-#: What `scale` names: the spread that an advantage is divided by. None divides by nothing (Dr. GRPO).
-SCALES = {"group": group_spread, "batch": batch_spread, "none": None}
+#: `scale` -> the standard deviation that advantages are divided by; None does not divide (Dr. GRPO).
+SCALES = {"group": group_std, "batch": batch_std, "none": None}
 
 
 def flat_groups(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Bool[Array, "P"]:
-    """Which groups carry no signal because their valid rewards are all the same (or there is at most one)."""
+    """Groups without a training signal: their valid rewards are all equal, or there is at most one."""
     return masked_range(reward_PG, valid_PG, axis=1) <= SAME_REWARD
 
 
@@ -70,35 +70,35 @@ def group_advantages(
     leave_one_out: bool = False,
     floor: float = 0.0,
 ) -> Float[Array, "P G"]:
-    """Reward minus the group's baseline, over a spread.
+    """Reward minus the group's baseline, divided by a standard deviation.
 
     Args:
-      reward_PG: one reward per sample; anything where invalid, NaN included.
-      valid_PG: which rewards could be computed. Invalid rows leave mean and spread and get advantage 0.
-      scale: `group` divides by the spread of the row's group, `batch` by the spread over all valid rewards, `none`
-        by nothing (Liu et al., 2025, arXiv 2503.20783).
-      epsilon: added to the spread. With TRL's 1e-4 a group whose rewards differ by noise alone is blown up to unit
-        spread; a value near the noise of the reward keeps it small.
+      reward_PG: one reward per sample; ignored where invalid, also NaN.
+      valid_PG: rows with a reward. Invalid rows are left out of mean and standard deviation and get advantage 0.
+      scale: `group` divides by the standard deviation of the row's group, `batch` by that of all valid rewards, `none`
+        does not divide (Liu et al., 2025, arXiv 2503.20783).
+      epsilon: added to the standard deviation. With TRL's 1e-4 rewards that differ only by noise are scaled to unit
+        variance; a value near the noise of the reward avoids that.
       leave_one_out: the baseline is the mean of the *other* valid samples (RLOO, Ahmadian et al., 2024,
-        arXiv 2402.14740): n / (n - 1) times the deviation from the group's mean. The spread stays that of all.
-      floor: the least spread to divide by, in the unit of the reward: groups that differ by less are not blown up.
+        arXiv 2402.14740): n / (n - 1) times the deviation from the group's mean. The divisor does not change.
+      floor: lower bound of the divisor, in the unit of the reward.
 
     Returns:
-      Advantages, 0 in rows that are invalid, in groups with fewer than two valid rows, and (exactly, rounding errors
-      are not amplified) in groups whose rewards are all the same. A reward that is not finite although it is marked
-      valid makes its group's advantages not finite, so that the update is skipped and counted instead of being wrong.
+      Advantages; exactly 0 in invalid rows, in groups with fewer than two valid rows, and in groups with equal rewards.
+      A valid reward that is not finite makes its group's advantages not finite, so that the update is skipped and
+      counted.
 
     Raises:
       ConfigError: `scale` is not a name in SCALES.
     """
-    spread = lookup(SCALES, scale, "value of algo.scale_rewards")
+    std_of = lookup(SCALES, scale, "value of algo.scale_rewards")
     adv_PG = where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, axis=1, keepdims=True)
     if leave_one_out:
         count_P1 = masked_count(valid_PG, axis=1, keepdims=True, dtype=adv_PG.dtype)
         adv_PG = adv_PG * divide_or_zero(count_P1, jnp.maximum(count_P1 - 1, 0))
-    if spread is not None:
-        width = spread(reward_PG, valid_PG)
-        adv_PG = adv_PG / ((jnp.maximum(width, floor) if floor else width) + epsilon)
+    if std_of is not None:
+        std = std_of(reward_PG, valid_PG)
+        adv_PG = adv_PG / ((jnp.maximum(std, floor) if floor else std) + epsilon)
     return where_valid(adv_PG, valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None])
 
 
@@ -112,36 +112,36 @@ def normalize_then_sum(
 ) -> Float[Array, "P G"]:
     """Advantages of F reward functions, each scaled within its groups before they are weighted and added (GDPO).
 
-    Summed first, the function with the widest spread drowns the others; here each weighs what its weight says (Liu
-    et al., 2026, arXiv 2601.05242; TRL's `multi_objective_aggregation: normalize_then_sum`). The sum is centred and
-    scaled once more over the whole batch.
+    If rewards are summed first, the function with the largest standard deviation dominates; here only the weights
+    decide (Liu et al., 2026, arXiv 2601.05242; TRL's `multi_objective_aggregation: normalize_then_sum`). The sum is
+    centred and scaled again over the whole batch.
 
     Args:
-      reward_FPG: rewards by function; anything where invalid.
-      valid_FPG: a row that one function could not score takes part with the others; one without any gets 0.
+      reward_FPG: rewards by function; ignored where invalid.
+      valid_FPG: a row that some functions could not score has the sum of the others, or 0 without any.
       weights_F: weight of each function.
-      epsilon, floor: see `group_advantages`; the floor is that of each function's groups.
+      epsilon, floor: see `group_advantages`; the floor applies to each function's groups.
     """
     parts_FPG = jax.vmap(
         lambda reward, valid: group_advantages(reward, valid, scale="group", epsilon=epsilon, floor=floor)
     )(reward_FPG, valid_FPG)
     value_PG, valid_PG = (parts_FPG * weights_F[:, None, None]).sum(axis=0), valid_FPG.any(axis=0)
-    spread_11 = batch_spread(value_PG, valid_PG)
-    return where_valid((value_PG - masked_mean(value_PG, valid_PG)) / (spread_11 + epsilon), valid_PG)
+    std_11 = batch_std(value_PG, valid_PG)
+    return where_valid((value_PG - masked_mean(value_PG, valid_PG)) / (std_11 + epsilon), valid_PG)
 
 
 def zero_std_share(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, ""]:
-    """Share in [0, 1] of the groups without spread, among the groups that have at least two valid rewards; groups of
-    one response never have a spread, and count."""
+    """Share in [0, 1] of flat groups among those with at least two valid rewards. With one response per group every
+    valid group is flat and counts."""
     comparable_P = masked_count(valid_PG, axis=1) >= min(2, reward_PG.shape[1])
     return masked_mean(flat_groups(reward_PG, valid_PG).astype(reward_PG.dtype), comparable_P)
 
 
 def group_metrics(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> dict[str, Float[Array, ""]]:
-    """TRL's reward metrics over the valid rows of a whole batch; a spread is no sum, so do not add them over parts.
+    """TRL's reward metrics over the valid rows of a whole batch, which cannot be added over parts of it.
 
-    `reward` and `reward_std` are the mean and the unbiased standard deviation over all valid rows together, as in
-    TRL 1.16 (older versions averaged the groups' spreads); `frac_reward_zero_std` is `zero_std_share`.
+    `reward` and `reward_std` are the mean and the unbiased standard deviation over all valid rows, as in TRL 1.16
+    (older versions averaged the groups' standard deviations); `frac_reward_zero_std` is `zero_std_share`.
     """
     return {
         "reward": masked_mean(reward_PG, valid_PG),

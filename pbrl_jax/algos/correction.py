@@ -1,4 +1,4 @@
-"""Importance weights between the sampler and the trainer, where the two compute different log-probs of one policy."""
+"""Importance weights between sampler and trainer, which compute different log-probs of the same policy."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -17,7 +17,7 @@ def _mask(ratio, low, high):
     return jnp.where(inside, ratio, 0.0)
 
 
-#: mode -> (whether the ratio is that of the whole row, what happens beyond the bounds).
+#: mode -> (whether the ratio is that of the whole row, function that applies the bounds).
 MODES = {
     "token_truncate": (False, _truncate),
     "token_mask": (False, _mask),
@@ -27,7 +27,7 @@ MODES = {
 
 
 def correction_mode(mode: str, sampler_differs: bool) -> str:
-    """The mode that `auto` stands for: `token_truncate` where sampler and trainer compute different log-probs."""
+    """`mode`; `auto` becomes `token_truncate` if sampler and trainer compute different log-probs, else `off`."""
     if mode != "auto":
         return mode
     return "token_truncate" if sampler_differs else "off"
@@ -42,22 +42,21 @@ def sampler_weights(
     clip_min: float | None = None,
     clip_max: float | None = None,
 ) -> Float[Array, "B R"]:
-    """Weight of each token's policy loss: p_trainer / p_sampler of the policy that sampled, bounded.
+    """Weight of each token's policy loss: the bounded ratio p_trainer / p_sampler of the policy that sampled.
 
     Truncated importance sampling (Yao et al., 2025, "Your efficient RL framework secretly brings you off-policy RL
-    training"); masking instead of truncating is IcePop's and TRL's choice. Conventions are TRL's: a sequence's ratio
-    is the product of its tokens' (the *sum* of log-ratios, not the mean), bounds may be None.
+    training"); masking instead of truncating is the choice of IcePop and TRL. Conventions are TRL's: the ratio of a
+    sequence is the product of its tokens' ratios (the *sum* of log-ratios, not the mean); bounds may be None.
 
     Args:
-      trainer_logp_BR: log-probs of the sampled tokens as the trainer computes them, for the parameters that sampled;
-        pass them without gradient.
-      sampler_logp_BR: those that the sampler recorded.
-      mask_BR: tokens that count. Anything may stand outside it.
-      mode: a name in MODES. `*_truncate` clips the ratio to the bounds; `*_mask` sets it to 0 beyond them.
+      trainer_logp_BR: the trainer's log-probs of the sampled tokens, for the parameters that sampled; without gradient.
+      sampler_logp_BR: those of the sampler.
+      mask_BR: tokens that count; values outside it are ignored.
+      mode: a name in MODES. `*_truncate` clips the ratio to the bounds; `*_mask` sets it to 0 outside them.
       clip_min, clip_max: the bounds, both inclusive.
 
     Returns:
-      Weights without units, 0 outside the mask.
+      Weights, 0 outside the mask.
 
     Raises:
       ConfigError: `mode` is not a name in MODES.

@@ -1,7 +1,7 @@
-"""Advantage estimators beside GRPO's and PPO's: OPO and GPG within groups, REINFORCE++ over a batch.
+"""Further advantage estimators: OPO and GPG within groups, REINFORCE++ over a batch.
 
-REINFORCE++ (Hu, 2025, arXiv 2501.03262) has neither critic nor group: advantages are whitened over the tokens of a
-batch. Its KL belongs into the reward (`kl_in: reward`), where the return to go carries it.
+REINFORCE++ (Hu, 2025, arXiv 2501.03262) has neither critic nor groups: advantages are whitened over the tokens of a
+batch. Its KL belongs in the reward (`kl_in: reward`), so that the return to go contains it.
 """
 
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_mean, mas
 def estimate_opo(
     groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: AlgoConfig
 ) -> tuple[Float[Array, "B"], None]:
-    """Reward minus the group's mean weighted by length: the baseline of least gradient variance if every token's
-    gradient is as long as any other's (OPO, Hao et al., 2025, arXiv 2505.23585). Nothing is scaled.
+    """Reward minus the group's length-weighted mean, not scaled: the baseline with the least gradient variance if the
+    gradients of all tokens have the same norm (OPO, Hao et al., 2025, arXiv 2505.23585).
     """
     reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
     length_PG = masked_count(groups.mask_BR, axis=1).reshape(reward_PG.shape).astype(reward_PG.dtype)
@@ -30,8 +30,8 @@ def estimate_opo(
 def estimate_gpg(
     groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: AlgoConfig
 ) -> tuple[Float[Array, "B"], None]:
-    """Reward minus the group's mean, times (rows / rows of groups with signal), so that groups whose rewards are all
-    the same do not shrink the gradient of the others (GPG, Chu et al., 2025, arXiv 2504.02546).
+    """Reward minus the group's mean, times (rows / rows of groups with different rewards), so that groups with equal
+    rewards do not reduce the gradient of the others (GPG, Chu et al., 2025, arXiv 2504.02546).
     """
     reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
     adv_PG = group_advantages(reward_PG, valid_PG, scale="none", epsilon=0.0)
@@ -54,7 +54,7 @@ def estimate_reinforce_pp_baseline(
 ) -> tuple[Float[Array, "B R"], None]:
     """REINFORCE++-baseline: reward minus the group's mean on every token, whitened over the tokens of the batch.
 
-    A penalty is taken off the reward, in sum over the row.
+    The sum of a row's penalties is subtracted from its reward.
     """
     reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
     centred_PG = where_valid(where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, 1, True), valid_PG)

@@ -1,11 +1,11 @@
-"""The policy objective of the whole family, and GRPO's advantages.
+"""The policy loss of all algorithms, and GRPO's advantages.
 
-Shao et al., 2024 (arXiv 2402.03300), equations 3 and 4, with the variants that `AlgoConfig` names. One function makes
-every loss: a ratio (`importance_sampling_level`), a surrogate and its aggregation (`loss_type`), the clip's bounds
+Shao et al., 2024 (arXiv 2402.03300), equations 3 and 4, with the variants of `AlgoConfig`. One function computes every
+loss: a ratio (`importance_sampling_level`), a surrogate and its aggregation (`loss_type`), the clip's bounds
 (`epsilon`, `epsilon_high`, `delta`), a weight between sampler and trainer, an entropy bonus, and the KL. RLOO
 (`leave_one_out`, `scale_rewards none`), Dr. GRPO (`loss_type dr_grpo`, `scale_rewards none`), DAPO (`loss_type dapo`,
 `epsilon_high 0.28`, `mask_truncated_completions`, `mask_zero_std_groups`) and GSPO (`importance_sampling_level
-sequence`) are settings of it. All switches are Python values: what is off is not in the program.
+sequence`) are combinations of settings. All switches are Python values: disabled terms are not compiled.
 """
 
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ Pair = tuple[Float[Array, ""], Float[Array, ""]]
 
 @dataclass(frozen=True)
 class GrpoConfig(AlgoConfig):
-    """What GRPO's advantages read."""
+    """Settings of GRPO's advantages."""
 
     scale_rewards: str = identity("group", names=SCALES)
-    """What an advantage is divided by: the spread of its group, of the batch, or none."""
+    """Divisor of advantages: the standard deviation of the group, of the batch, or none."""
     min_reward_std: float = identity(0.0, at_least=0, only_with=("scale_rewards",))
-    """Least spread that an advantage is divided by; keeps near-equal groups from amplifying noise."""
+    """Lower bound of that standard deviation; keeps groups of nearly equal rewards from amplifying noise."""
     leave_one_out: bool = identity(False)
-    """Baseline of the other samples only (RLOO) in place of the group mean."""
+    """Use the mean of the other samples (RLOO) as the baseline, instead of the group mean."""
     advantage_epsilon: float = identity(1e-4, at_least=0, only_with=("scale_rewards",))
-    """Added to the spread."""
+    """Added to the standard deviation."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = identity("sum_then_normalize")
     """Several rewards: sum_then_normalize, or normalize_then_sum (GDPO: each is scaled within its groups first)."""
 
@@ -45,9 +45,9 @@ class GrpoConfig(AlgoConfig):
 def estimate(
     groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: GrpoConfig
 ) -> tuple[Float[Array, "B"], None]:
-    """`group_advantages` with the scale, epsilon, floor and baseline of `config`, or `normalize_then_sum`.
+    """`group_advantages` or `normalize_then_sum`, with the settings of `config`.
 
-    A penalty (the KL in the reward) is taken off each row's reward, in sum over its tokens, before groups compare.
+    The sum of a row's penalties (the KL in the reward) is subtracted from its reward first.
     """
     if config.multi_objective_aggregation == "normalize_then_sum":
         if groups.rewards_PGF is None or groups.weights_F is None:
@@ -71,7 +71,7 @@ def scales_rewards_separately(config: AlgoConfig) -> bool:
 
 
 def check_scaling(config: GrpoConfig) -> None:
-    """Refuse what `normalize_then_sum` does itself."""
+    """Raise ConfigError for settings that normalize_then_sum replaces."""
     alone = config.scale_rewards == "group" and not config.leave_one_out and config.kl_in == "loss"
     if config.multi_objective_aggregation == "normalize_then_sum" and not alone:
         raise ConfigError(
@@ -96,27 +96,27 @@ def policy_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Pair]]:
     """Surrogate plus beta times the KL estimate minus the entropy bonus, as a sum and a count.
 
-    The loss is sum / count; add both over microbatches and hosts before the one division. Differentiate the sum. The
-    KL enters here, once, where `kl_in` is loss, and nowhere else.
+    The loss is sum / count; add both over microbatches and hosts, then divide once. Differentiate the sum. With `kl_in`
+    loss this is the only place where the KL enters.
 
     Args:
       logp_BR: log-probs of the sampled tokens under the policy being trained; it (and `entropy_BR`) has a gradient.
-      old_logp_BR: those of the sampler. On-policy `jax.lax.stop_gradient(logp_BR)` will do.
+      old_logp_BR: those of the sampler; on-policy `jax.lax.stop_gradient(logp_BR)`.
       adv_B: advantage of each row, or [B, R] of each token.
-      mask_BR: tokens that count: from lengths, all False in rows that are left out. What the other arrays hold
-        outside it, NaN and infinity included, reaches neither value nor gradient.
-      ref_logp_BR: those under the reference; needed where beta times a KL is in the loss, else only logged.
+      mask_BR: tokens that count, all False in rows that are left out. Values of the other arrays outside it, NaN and
+        infinity included, affect neither value nor gradient.
+      ref_logp_BR: those under the reference; needed if the loss has a KL term, else only for the metric.
       max_completion_length: the constant of loss_type dr_grpo, in tokens: the configured length; default R.
       count_masked_rows: see `losses.aggregate`.
       weight_BR: weights of the surrogate's tokens, without gradient (`correction.sampler_weights`).
       entropy_BR: entropy of the policy at each token, for `entropy_coef`; the bonus is aggregated like the loss.
-      beta: the KL weight of this step, where it adapts; default `config.beta`.
+      beta: the KL weight of this step if it is adaptive; default `config.beta`.
 
     Returns:
       sum, count: float scalars.
       metrics: name -> (numerator, denominator), both to be added like sum and count, without gradient, under TRL's
-        names. `clip_ratio/*` and `cispo_clip_ratio` are shares of tokens, or of rows where the ratio is a row's; `kl`
-        (with a reference) is the mean estimate per token, times the ratio under `use_bias_correction_kl`.
+        names. `clip_ratio/*` and `cispo_clip_ratio` are shares of tokens, or of rows with a ratio per row; `kl` (with a
+        reference) is the mean estimate per token, times the ratio with `use_bias_correction_kl`.
 
     Raises:
       ConfigError: unknown names; beta without reference log-probs, a bonus without entropies; shapes that do not fit.
@@ -143,14 +143,14 @@ def policy_loss(
 
 
 def _surrogate(logp_BR, ratio_BR, adv, mask_BR, config: AlgoConfig):
-    """Per-token loss without KL and bonus, and the clip metrics as pairs."""
+    """Per-token loss without KL and entropy bonus, and the clip metrics as pairs."""
     surrogate = lookup(LOSSES, config.loss_type, "value of algo.loss_type").surrogate
     loss_BR, indicators = surrogate(logp_BR, ratio_BR, _token_advantages(adv, mask_BR), config)
     return loss_BR, _indicator_metrics(indicators, mask_BR, config, loss_BR.dtype)
 
 
 def _token_advantages(adv, mask_BR):
-    """Advantages of tokens, 0 where the mask is False (a row's advantage: where the whole row is out)."""
+    """Advantages of tokens, 0 outside the mask; those of a row [B] are only 0 if the whole row is outside."""
     if adv.ndim == 2:
         return where_valid(adv, mask_BR)
     return jnp.broadcast_to(where_valid(adv, mask_BR.any(axis=1))[:, None], mask_BR.shape)
@@ -161,7 +161,7 @@ def _token_pair(values_BR, mask_BR, dtype) -> Pair:
 
 
 def _indicator_metrics(indicators, mask_BR, config: AlgoConfig, dtype) -> dict[str, Pair]:
-    """Shares of tokens; of rows where a row has one ratio."""
+    """Shares of tokens, or of rows with a ratio per row."""
     if config.importance_sampling_level == "token":
         return {name: _token_pair(values, mask_BR, dtype) for name, values in indicators.items()}
     rows = masked_count(mask_BR.any(axis=1), dtype=dtype)
@@ -171,7 +171,7 @@ def _indicator_metrics(indicators, mask_BR, config: AlgoConfig, dtype) -> dict[s
 
 
 def _check(config: AlgoConfig, logp_BR, old_logp_BR, adv, mask_BR, ref_logp_BR, weight_BR, entropy_BR) -> None:
-    """Refuse what would broadcast, or train without a term that was asked for, in silence."""
+    """Raise ConfigError for shapes that would broadcast, and for missing inputs of configured terms."""
     if config.beta != 0 and config.kl_in == "loss" and ref_logp_BR is None:
         raise ConfigError(
             f"algo.beta is {config.beta}, which needs the reference's log-probs, but ref_logp_BR is None. "
@@ -182,16 +182,16 @@ def _check(config: AlgoConfig, logp_BR, old_logp_BR, adv, mask_BR, ref_logp_BR, 
             f"algo.entropy_coef is {config.entropy_coef}, which needs entropies, but entropy_BR is None. "
             "Pass entropy_BR, or set --algo.entropy-coef 0."
         )
-    found = {
+    arrays = {
         "logp_BR": logp_BR, "old_logp_BR": old_logp_BR, "mask_BR": mask_BR, "ref_logp_BR": ref_logp_BR,
         "weight_BR": weight_BR, "entropy_BR": entropy_BR,
     }  # fmt: skip
-    found = {name: array.shape for name, array in found.items() if array is not None}
-    if logp_BR.ndim != 2 or len(set(found.values())) != 1 or adv.shape not in (logp_BR.shape[:1], logp_BR.shape):
-        shapes = ", ".join(f"{name} {shape}" for name, shape in found.items())
+    shapes = {name: array.shape for name, array in arrays.items() if array is not None}
+    if logp_BR.ndim != 2 or len(set(shapes.values())) != 1 or adv.shape not in (logp_BR.shape[:1], logp_BR.shape):
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ConfigError(
-            f"policy_loss got {shapes}, adv_B {adv.shape}; expected one shape (B, R) for all and (B,) or (B, R) for "
-            "adv_B. Advantages of groups [P, G] are passed as adv_PG.reshape(-1)."
+            f"policy_loss got {listed}, adv_B {adv.shape}; expected one shape (B, R) for all and (B,) or (B, R) for "
+            "adv_B. Pass advantages of groups [P, G] as adv_PG.reshape(-1)."
         )
     if mask_BR.dtype != bool:
         raise ConfigError(f"policy_loss got a mask of {mask_BR.dtype}; expected bool. Pass `mask_BR > 0`.")

@@ -1,8 +1,8 @@
-"""The losses that `loss_type` names: what a token loses, and how tokens are added up.
+"""The losses of `loss_type`: per-token surrogates and their aggregations.
 
-A surrogate is a function `(logp_BR, ratio_BR, adv_BR, config) -> (loss_BR, indicators)`; the indicators are the
-per-token facts behind the clip metrics. An aggregation is a function `(loss_BR, mask_BR, rows, length) -> (sum,
-count)`. Another loss is one function and one line in LOSSES; settings of its own are a frozen dataclass beside it.
+A surrogate is a function `(logp_BR, ratio_BR, adv_BR, config) -> (loss_BR, indicators)`; the indicators are per-token
+booleans for the clip metrics. An aggregation is a function `(loss_BR, mask_BR, rows, length) -> (sum, count)`. To add a
+loss, write a function and, for its own settings, a frozen dataclass, and add a line to LOSSES.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class UpperClipConfig(AlgoConfig):
     """The upper bound of the importance ratio."""
 
     epsilon_high: float | None = identity(None, at_least=0)
-    """Upper clip, 1 + epsilon_high; None: the same as epsilon. For loss_type cispo the largest ratio itself."""
+    """Upper clip, 1 + epsilon_high; None: the same as epsilon. For loss_type cispo it is the largest ratio."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ClipConfig(UpperClipConfig):
     epsilon: float = identity(0.2, at_least=0, at_most=1)
     """Lower clip of the importance ratio: 1 - epsilon."""
     delta: float | None = identity(None, at_least=1)
-    """Largest ratio that counts where the advantage is negative (two-sided clip, dual clip); None is off."""
+    """Largest ratio with a negative advantage (two-sided clip, dual clip); None: no bound."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class SapoConfig(AlgoConfig):
 def clipped(logp_BR, ratio_BR, adv_BR, config: ClipConfig):
     """PPO's clip with clip-higher; `delta` also bounds the ratio where the advantage is negative.
 
-    Without `delta` a ratio that has grown large on a bad token weighs as much as it has grown: two-sided clipping
-    (INTELLECT-2, arXiv 2505.07291) and dual clip (Ye et al., 2020, arXiv 1912.09729) are the same bound under two
-    names, since `delta` lies above 1 + epsilon_high.
+    Without `delta` the loss of a token with a negative advantage grows with its ratio without bound. Two-sided clipping
+    (INTELLECT-2, arXiv 2505.07291) and dual clip (Ye et al., 2020, arXiv 1912.09729) are the same bound, as `delta` is
+    above 1 + epsilon_high.
     """
     if config.delta is not None:
         ratio_BR = jnp.where(ratio_BR > config.delta, config.delta, ratio_BR)
@@ -67,7 +67,7 @@ def clipped(logp_BR, ratio_BR, adv_BR, config: ClipConfig):
 
 
 def check_clip(config: ClipConfig) -> None:
-    """Refuse a `delta` inside the clip."""
+    """Raise ConfigError for a `delta` inside the clip."""
     upper = 1 + (config.epsilon if config.epsilon_high is None else config.epsilon_high)
     if config.delta is not None and config.delta <= upper:
         raise ConfigError(
@@ -77,10 +77,10 @@ def check_clip(config: ClipConfig) -> None:
 
 
 def cispo(logp_BR, ratio_BR, adv_BR, config: UpperClipConfig):
-    """Log-prob times advantage times the ratio, bounded by `epsilon_high` itself and without gradient.
+    """Minus log-prob times advantage times the ratio, which is clipped at `epsilon_high` and has no gradient.
 
-    CISPO (MiniMax-M1, arXiv 2506.13585): no token loses its gradient. As in TRL `epsilon_high` is the
-    bound, not its distance from 1, and there is no lower one.
+    CISPO (MiniMax-M1, arXiv 2506.13585): every token keeps its gradient. As in TRL `epsilon_high` is the bound, not its
+    distance from 1, and there is no lower bound.
     """
     if config.epsilon_high is None:
         raise ConfigError(
@@ -93,7 +93,7 @@ def cispo(logp_BR, ratio_BR, adv_BR, config: UpperClipConfig):
 
 
 def check_cispo(config: UpperClipConfig) -> None:
-    """Refuse a bound that is missing, or that is a distance from 1."""
+    """Raise ConfigError for a bound that is missing or below 1."""
     if config.epsilon_high is None or config.epsilon_high < 1:
         raise ConfigError(
             f"algo.loss_type cispo bounds the ratio by algo.epsilon_high itself, and it is {config.epsilon_high}; "
@@ -102,22 +102,23 @@ def check_cispo(config: UpperClipConfig) -> None:
 
 
 def sapo(logp_BR, ratio_BR, adv_BR, config: SapoConfig):
-    """A sigmoid gate in place of the clip: gradients fade as the ratio leaves 1 (SAPO, arXiv 2511.20347).
+    """A sigmoid gate instead of the clip: gradients decrease with the distance of the ratio from 1 (SAPO, arXiv
+    2511.20347).
 
-    The gate is 4 / t * sigmoid(t * (ratio - 1)), whose slope at ratio 1 is 1; t is `sapo_temperature_pos` where the
-    advantage is positive and `sapo_temperature_neg` elsewhere.
+    The gate is 4 / t * sigmoid(t * (ratio - 1)), with slope 1 at ratio 1; t is `sapo_temperature_pos` where the
+    advantage is positive, else `sapo_temperature_neg`.
     """
     t_BR = jnp.where(adv_BR > 0, config.sapo_temperature_pos, config.sapo_temperature_neg).astype(ratio_BR.dtype)
     return -4 / t_BR * jax.nn.sigmoid(t_BR * (ratio_BR - 1)) * adv_BR, {}
 
 
 def policy_gradient(logp_BR, ratio_BR, adv_BR, config: AlgoConfig):
-    """-log-prob times advantage, without any ratio (GPG, arXiv 2504.02546, and plain REINFORCE)."""
+    """-log-prob times advantage, without a ratio (GPG, arXiv 2504.02546, and plain REINFORCE)."""
     return -adv_BR * logp_BR, {}
 
 
 def check_no_ratio(config: AlgoConfig) -> None:
-    """Refuse what only a loss with an importance ratio can do."""
+    """Raise ConfigError for settings that need an importance ratio."""
     if config.num_iterations > 1 or config.minibatch_prompts or config.importance_sampling_level != "token":
         raise ConfigError(
             f"algo.loss_type {config.loss_type} has no importance ratio, but algo.num_iterations is "
@@ -127,7 +128,7 @@ def check_no_ratio(config: AlgoConfig) -> None:
 
 
 def row_means(loss_BR, mask_BR, rows, length):
-    """Sum of row means / rows: every response weighs the same, so a token of a long one weighs less."""
+    """Sum of row means / rows: every response has the same weight, so tokens of long responses have less."""
     count_B = masked_count(mask_BR, axis=1, dtype=loss_BR.dtype)
     return divide_or_zero(masked_sum(loss_BR, mask_BR, axis=1), count_B).sum(), rows
 
@@ -138,13 +139,13 @@ def token_mean(loss_BR, mask_BR, rows, length):
 
 
 def constant_length(loss_BR, mask_BR, rows, length):
-    """Token sum / (rows * max_completion_length): a constant, so length changes no weight."""
+    """Token sum / (rows * max_completion_length): weights do not depend on lengths."""
     return masked_sum(loss_BR, mask_BR), rows * length
 
 
 class Loss(NamedTuple):
-    """A loss: its surrogate, its aggregation, the class of settings that the surrogate reads, and what refuses settings
-    that do not go together (`check(config)` raises ConfigError)."""
+    """A loss: its surrogate, its aggregation, the class of the surrogate's settings, and a function `check(config)`
+    that raises ConfigError for settings that do not fit together."""
 
     surrogate: Callable
     aggregation: Callable
@@ -152,8 +153,8 @@ class Loss(NamedTuple):
     check: Callable | None = None
 
 
-#: loss_type -> loss. In TRL bnpo divides each microbatch by its own tokens and averages the quotients, and dapo divides
-#: by the tokens of the whole generation batch; with one division of exact sums they coincide.
+#: loss_type -> loss. In TRL bnpo divides each microbatch by its own tokens and averages, and dapo divides by the tokens
+#: of the whole generation batch; here exact sums are divided once, so that both are the same.
 LOSSES = {
     "grpo": Loss(clipped, row_means, ClipConfig, check_clip),
     "bnpo": Loss(clipped, token_mean, ClipConfig, check_clip),
@@ -177,13 +178,13 @@ def aggregate(
     once.
 
     Args:
-      loss_BR: per-token losses; anything under the mask.
-      mask_BR: tokens that count. Rows that are invalid or left out arrive all False.
+      loss_BR: per-token losses; ignored outside the mask.
+      mask_BR: tokens that count; all False in rows that are invalid or left out.
       loss_type: a name in LOSSES.
       max_completion_length: the constant of `constant_length`, in tokens.
-      count_masked_rows: whether a row without any token still counts as a row in `row_means` and `constant_length`.
-        False: it has left the loss, and the other rows weigh what they would weigh without it (verl's sequence mean).
-        True: it counts with loss 0, which shrinks the others (TRL).
+      count_masked_rows: whether rows without tokens count as rows in `row_means` and `constant_length`. False: they do
+        not affect the other rows (verl's sequence mean). True: they count with loss 0, which reduces the weight of the
+        others (TRL).
 
     Raises:
       ConfigError: `loss_type` is not a name in LOSSES.

@@ -1,10 +1,11 @@
-"""The pieces of a policy objective: importance ratios, clipped surrogate and KL estimates.
+"""Parts of policy objectives: importance ratios, clipped surrogate and KL estimates.
 
-All are functions of arrays. Log-probs are natural logarithms of the sampled tokens' probabilities. Only what enters an
-exp is clamped (log-ratios to +-20; k3 also at its output to +-10, as verl and NeMo-RL do), so ordinary values are
-untouched and extreme ones stay finite, with a zero gradient beyond the clamp.
+Log-probs are natural logarithms of the sampled tokens' probabilities. Only arguments of exp are clamped (log-ratios to
++-20; k3 also at its output to +-10, as in verl and NeMo-RL): ordinary values are unchanged, and extreme ones stay
+finite, with zero gradient beyond the clamp.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,10 +50,10 @@ def ratio_at_level(
       sequence: the geometric mean of a row's token ratios, the same for all its tokens (GSPO, Zheng et al., 2025,
         arXiv 2507.18071).
       sequence_token: that value, with the gradient of each token's own log-prob (GSPO-token, same paper). With one
-        advantage per row it has the gradient of `sequence`; advantages may then differ between tokens.
+        advantage per row its gradient is that of `sequence`; it also allows one advantage per token.
 
     Args:
-      logp_BR, old_logp_BR: log-probs, masked entries replaced before (`where_valid`).
+      logp_BR, old_logp_BR: log-probs with finite values outside the mask (`where_valid`).
       mask_BR: tokens that count.
       level: a name in LEVELS. Log-ratios are clamped to +-20 before the exp.
 
@@ -62,21 +63,17 @@ def ratio_at_level(
     return lookup(LEVELS, level, "value of algo.importance_sampling_level")(logp_BR, old_logp_BR, mask_BR)
 
 
-def _k1(logp, ref_logp):
-    return logp - ref_logp
-
-
-def _k2(logp, ref_logp):
-    return 0.5 * jnp.square(logp - ref_logp)
-
-
 def _k3(logp, ref_logp):
     reverse = jnp.clip(ref_logp - logp, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    # expm1 keeps the digits that exp(x) - 1 - x loses where the two policies are close, which is where training lives.
+    # expm1 keeps the digits that exp(x) - 1 - x loses if the two policies are similar, as they are in training.
     return jnp.clip(jnp.expm1(reverse) - reverse, -MAX_K3, MAX_K3)
 
 
-KL_ESTIMATORS = {"k1": _k1, "k2": _k2, "k3": _k3}
+KL_ESTIMATORS: dict[str, Callable] = {
+    "k1": lambda logp, ref_logp: logp - ref_logp,
+    "k2": lambda logp, ref_logp: 0.5 * jnp.square(logp - ref_logp),
+    "k3": _k3,
+}
 
 
 def kl_estimate(
@@ -85,18 +82,18 @@ def kl_estimate(
     """Per-token estimate of KL(policy || reference) from tokens that the policy sampled (Schulman, 2020).
 
     With d = logp - ref_logp: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. As *values*, k1 and k3 are unbiased (k3 has
-    less variance and is never negative) and k2 is biased. What matters in a loss is the expected *gradient*, which
-    is another matter (Tang and Munos, 2025, arXiv 2506.09477):
+    less variance and is never negative) and k2 is biased. In a loss only the expected *gradient* matters (Tang and
+    Munos, 2025, arXiv 2506.09477):
 
-      k1: exactly zero. The mean of grad log p over p's own samples vanishes, so a k1 loss adds noise and no pull.
-      k2: the gradient of KL(policy || reference), the one that is meant.
-      k3: the gradient of the *forward* KL(reference || policy): it pulls towards covering the reference.
+      k1: exactly zero, as the mean of grad log p over samples of p is zero: a k1 loss only adds noise.
+      k2: the gradient of KL(policy || reference), which is the intended one.
+      k3: the gradient of the *forward* KL(reference || policy), which favours covering the reference.
 
-    Times the importance ratio (`use_bias_correction_kl`), on-policy, k1 and k3 both have the gradient of
-    KL(policy || reference), and k2 has that of its own biased value.
+    Multiplied by the importance ratio (`use_bias_correction_kl`), on-policy, k1 and k3 have the gradient of
+    KL(policy || reference), and k2 has that of its biased value.
 
     Args:
-      logp: log-probs under the policy; gradients flow through it.
+      logp: log-probs under the policy, with gradient.
       ref_logp: log-probs of the same tokens under the reference. Replace masked entries first (`where_valid`).
       estimator: `k1`, `k2` or `k3`. k1 and k2 contain no exp and are not clamped.
 
@@ -107,7 +104,7 @@ def kl_estimate(
 
 
 class Surrogate(NamedTuple):
-    """Per-token policy loss (lower is better) and which tokens the clip has cut off from the gradient."""
+    """Per-token policy loss (lower is better), and the tokens whose gradient the clip sets to zero."""
 
     loss: Float[Array, "*shape"]
     low_clipped: Bool[Array, "*shape"]
@@ -119,15 +116,15 @@ def clipped_surrogate(
 ) -> Surrogate:
     """-min(ratio * adv, clip(ratio, 1 - epsilon, 1 + epsilon_high) * adv), elementwise.
 
-    PPO's clip (Schulman et al., 2017, arXiv 1707.06347, equation 7) with an upper bound of its own (clip-higher, DAPO,
-    arXiv 2503.14476). The minimum is attained at a bound only where the ratio has left the range in the direction the
-    advantage asked for, and so it is written: a token exactly on a bound keeps its whole gradient.
+    PPO's clip (Schulman et al., 2017, arXiv 1707.06347, equation 7) with a separate upper bound (clip-higher, DAPO,
+    arXiv 2503.14476). Written as a choice by the sign of the advantage, so that a token exactly on a bound keeps its
+    whole gradient.
 
     Args:
       ratio: importance ratio of each token.
-      adv: advantage of each token; spread a row's advantage over its tokens before.
-      epsilon: lower bound is 1 - epsilon.
-      epsilon_high: upper bound is 1 + epsilon_high; None takes epsilon.
+      adv: advantage of each token.
+      epsilon: the lower bound is 1 - epsilon.
+      epsilon_high: the upper bound is 1 + epsilon_high; None: epsilon.
     """
     low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
     low_clipped = (ratio < low) & (adv < 0)

@@ -1,8 +1,9 @@
-"""Learning from pairs of responses: DPO (Rafailov et al., 2023, arXiv 2305.18290), IPO (Azar et al., 2023, arXiv
-2310.12036) and their relatives, with TRL's names and formulas. With pairs ranked by how well a response agrees with an
-English reference it is MAPO's form (She et al., 2024, arXiv 2401.06838)."""
+"""Losses of pairs of responses: DPO (Rafailov et al., 2023, arXiv 2305.18290), IPO (Azar et al., 2023, arXiv
+2310.12036) and others, with TRL's names and formulas. With pairs ranked by agreement with an English reference this is
+MAPO (She et al., 2024, arXiv 2401.06838)."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,8 +15,8 @@ from pbrl_jax.core.errors import lookup
 
 
 class PairGains(NamedTuple):
-    """What the policy has gained over the reference on the two responses of each pair: the difference of the
-    log-probs of whole responses (sums over their tokens), and the numbers of tokens."""
+    """Log-ratios of policy and reference for both responses of each pair (sums over their tokens), and their numbers of
+    tokens."""
 
     chosen_P: Float[Array, "P"]
     rejected_P: Float[Array, "P"]
@@ -34,60 +35,37 @@ class PairGains(NamedTuple):
 
 
 def _smoothed(logit_P, share: float):
-    """-log sigmoid(logit), `share` of it with the pair turned round."""
+    """-log sigmoid(logit), mixed with a share of the loss of the reversed pair."""
     return -(1 - share) * jax.nn.log_sigmoid(logit_P) - share * jax.nn.log_sigmoid(-logit_P)
 
 
-def _sigmoid(gains: PairGains, config: DpoConfig):
-    return _smoothed(config.beta * gains.margin_P, config.label_smoothing)
+def _robust(logit_P, share: float):
+    kept_P, reversed_P = jax.nn.log_sigmoid(logit_P), jax.nn.log_sigmoid(-logit_P)
+    return (share * reversed_P - (1 - share) * kept_P) / (1 - 2 * share)
 
 
-def _sigmoid_norm(gains: PairGains, config: DpoConfig):
-    return -jax.nn.log_sigmoid(config.beta * gains.token_margin_P)
+def _nca_pair(chosen_P, rejected_P):
+    lowered_P = jax.nn.log_sigmoid(-chosen_P) + jax.nn.log_sigmoid(-rejected_P)
+    return -jax.nn.log_sigmoid(chosen_P) - 0.5 * lowered_P
 
 
-def _robust(gains: PairGains, config: DpoConfig):
-    share, logit_P = config.label_smoothing, config.beta * gains.margin_P
-    kept_P, turned_P = jax.nn.log_sigmoid(logit_P), jax.nn.log_sigmoid(-logit_P)
-    return (share * turned_P - (1 - share) * kept_P) / (1 - 2 * share)
-
-
-def _hinge(gains: PairGains, config: DpoConfig):
-    return jax.nn.relu(1 - config.beta * gains.margin_P)
-
-
-def _ipo(gains: PairGains, config: DpoConfig):
-    return jnp.square(gains.token_margin_P - 0.5 / config.beta)
-
-
-def _nca_pair(gains: PairGains, config: DpoConfig):
-    chosen_P, rejected_P = config.beta * gains.chosen_P, config.beta * gains.rejected_P
-    pushed_down = jax.nn.log_sigmoid(-chosen_P) + jax.nn.log_sigmoid(-rejected_P)
-    return -jax.nn.log_sigmoid(chosen_P) - 0.5 * pushed_down
-
-
-def _sppo_hard(gains: PairGains, config: DpoConfig):
-    return jnp.square(gains.chosen_P - 0.5 / config.beta) + jnp.square(gains.rejected_P + 0.5 / config.beta)
-
-
-def _apo_zero(gains: PairGains, config: DpoConfig):
-    return jax.nn.sigmoid(-config.beta * gains.chosen_P) + jax.nn.sigmoid(config.beta * gains.rejected_P)
-
-
-def _apo_down(gains: PairGains, config: DpoConfig):
-    return jax.nn.sigmoid(config.beta * gains.chosen_P) + jax.nn.sigmoid(-config.beta * gains.margin_P)
-
-
-PREFERENCE_LOSSES = {
-    "sigmoid": _sigmoid,
-    "sigmoid_norm": _sigmoid_norm,
-    "robust": _robust,
-    "hinge": _hinge,
-    "ipo": _ipo,
-    "nca_pair": _nca_pair,
-    "sppo_hard": _sppo_hard,
-    "apo_zero": _apo_zero,
-    "apo_down": _apo_down,
+#: dpo.loss_type -> loss [P] of gains and settings; see `preference_loss`.
+PREFERENCE_LOSSES: dict[str, Callable[[PairGains, DpoConfig], jax.Array]] = {
+    "sigmoid": lambda gains, dpo: _smoothed(dpo.beta * gains.margin_P, dpo.label_smoothing),
+    "sigmoid_norm": lambda gains, dpo: -jax.nn.log_sigmoid(dpo.beta * gains.token_margin_P),
+    "robust": lambda gains, dpo: _robust(dpo.beta * gains.margin_P, dpo.label_smoothing),
+    "hinge": lambda gains, dpo: jax.nn.relu(1 - dpo.beta * gains.margin_P),
+    "ipo": lambda gains, dpo: jnp.square(gains.token_margin_P - 0.5 / dpo.beta),
+    "nca_pair": lambda gains, dpo: _nca_pair(dpo.beta * gains.chosen_P, dpo.beta * gains.rejected_P),
+    "sppo_hard": lambda gains, dpo: (
+        jnp.square(gains.chosen_P - 0.5 / dpo.beta) + jnp.square(gains.rejected_P + 0.5 / dpo.beta)
+    ),
+    "apo_zero": lambda gains, dpo: (
+        jax.nn.sigmoid(-dpo.beta * gains.chosen_P) + jax.nn.sigmoid(dpo.beta * gains.rejected_P)
+    ),
+    "apo_down": lambda gains, dpo: (
+        jax.nn.sigmoid(dpo.beta * gains.chosen_P) + jax.nn.sigmoid(-dpo.beta * gains.margin_P)
+    ),
 }
 
 
@@ -96,20 +74,20 @@ def preference_loss(
 ) -> tuple[Float[Array, "P"], dict[str, Float[Array, "P"]]]:
     """Loss of each pair, and metrics of each pair under TRL's names.
 
-    With c and r the gains over the reference on the chosen and the rejected response, h = c - r, and t the difference
-    of the gains *per token*:
+    With c and r the log-ratios of policy and reference for the chosen and the rejected response, h = c - r, and t the
+    same difference of the log-ratios *per token*:
 
-      sigmoid: -log sigmoid(beta h), `label_smoothing` of it with the pair turned round (DPO; conservative DPO).
+      sigmoid: -log sigmoid(beta h), with weight `label_smoothing` for the reversed pair (DPO; conservative DPO).
       sigmoid_norm: -log sigmoid(beta t) (DPO with log-probs per token).
-      robust: DPO without the bias of pairs that are the wrong way round (Chowdhury et al., 2024, arXiv 2403.00409).
+      robust: DPO without the bias of reversed pairs (Chowdhury et al., 2024, arXiv 2403.00409).
       hinge: max(0, 1 - beta h) (SLiC, arXiv 2305.10425).
-      ipo: (t - 1 / (2 beta))^2; per token, as its authors ran it and as TRL computes it.
+      ipo: (t - 1 / (2 beta))^2; per token, as in its authors' experiments and in TRL.
       nca_pair: -log sigmoid(beta c) - (log sigmoid(-beta c) + log sigmoid(-beta r)) / 2 (arXiv 2402.05369).
       sppo_hard: (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2 (arXiv 2405.00675).
-      apo_zero, apo_down: sigmoids of each gain (arXiv 2408.06266, equations 7 and 8).
+      apo_zero, apo_down: sums of sigmoids (arXiv 2408.06266, equations 7 and 8).
 
     Args:
-      logp_P2: log-probs of whole responses (sums over their tokens) under the policy, with gradient: chosen, rejected.
+      logp_P2: log-probs of responses (sums over their tokens) under the policy, with gradient: chosen, rejected.
       ref_logp_P2: those under the reference.
       lengths_P2: numbers of tokens of the responses.
 
@@ -130,20 +108,19 @@ def preference_loss(
 
 
 def preferred_pairs(rewards: Sequence[float | None], *, pairs: str, min_margin: float) -> list[tuple[int, int]]:
-    """(chosen, rejected) places in a group, those with the widest margin first.
+    """(chosen, rejected) indices in a group, sorted by falling margin.
 
     Args:
-      rewards: one per response; None is invalid and takes no part.
+      rewards: one per response; None is invalid and in no pair.
       pairs: `all` pairs whose rewards differ by at least min_margin, or only `best_worst`.
-      min_margin: least difference, in the unit of the reward; equal rewards never make a pair.
+      min_margin: smallest difference, in the unit of the reward; equal rewards never form a pair.
     """
     valid = {i: value for i, value in enumerate(rewards) if value is not None}
     order = sorted(valid, key=lambda i: (-valid[i], i))
-    found = [
+    matches = [
         (better, worse)
-        for place, better in enumerate(order)
-        for worse in order[place + 1 :]
+        for better, worse in itertools.combinations(order, 2)
         if valid[better] > valid[worse] and valid[better] - valid[worse] >= min_margin
     ]
-    found.sort(key=lambda pair: valid[pair[1]] - valid[pair[0]])
-    return found[:1] if pairs == "best_worst" else found
+    matches.sort(key=lambda pair: valid[pair[1]] - valid[pair[0]])
+    return matches[:1] if pairs == "best_worst" else matches

@@ -1,4 +1,4 @@
-"""Rewards of tokens and what follows from them: returns to go, generalised advantages, whitening, the KL penalty."""
+"""Token rewards, returns to go, generalised advantages, whitening and the KL penalty."""
 
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ WHITEN_EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class DiscountConfig(AlgoConfig):
-    """What algorithms read that sum rewards over tokens."""
+    """Settings of algorithms that sum rewards over tokens."""
 
     absent = "gives every token of a response the same advantage"
     gamma: float = identity(1.0, at_least=0, at_most=1)
-    """Discount per token, where rewards of tokens are summed (reinforce_plus_plus, ppo)."""
+    """Discount per token, of algorithms that sum rewards over tokens (reinforce_plus_plus, ppo)."""
 
 
 def kl_penalty(
@@ -32,19 +32,19 @@ def kl_penalty(
     beta: float | Float[Array, ""],
     estimator: str,
 ) -> Float[Array, "B R"]:
-    """beta * KL estimate of each sampled token, to be taken off its reward; 0 outside the mask, without gradient.
+    """beta * KL estimate of each sampled token, to be subtracted from its reward; 0 outside the mask, no gradient.
 
-    In the reward the estimate is a number that the policy gradient multiplies, so its *value* matters and not its
-    slope. With d = logp - ref_logp, on-policy, the expected gradient is
+    In the reward only the *value* of the estimate matters, as a factor of the policy gradient, not its own gradient.
+    With d = logp - ref_logp, on-policy, the expected gradient is
 
-      k1: that of KL(policy || reference), exactly.
-      k2: that of the mean of d^2 / 2 with d held fixed: not a KL's.
+      k1: exactly that of KL(policy || reference).
+      k2: that of the mean of d^2 / 2 with constant d, which is not the gradient of a KL.
       k3: that of KL(policy || reference) minus that of KL(reference || policy).
 
     Args:
       logp_BR: log-probs under the policy that sampled.
       ref_logp_BR: log-probs under the reference.
-      mask_BR: sampled tokens. Anything may stand outside it.
+      mask_BR: sampled tokens; values outside it are ignored.
       beta: weight, a number or a scalar array.
       estimator: k1, k2 or k3; see `objectives.kl_estimate`.
     """
@@ -71,13 +71,13 @@ def generalised_advantages(
 ) -> Float[Array, "B R"]:
     """GAE (Schulman et al., 2016, arXiv 1506.02438, equation 16), not whitened; 0 outside the mask.
 
-    A token that the mask leaves out is passed over, as if its neighbours stood side by side. Returns, the targets of
-    the value function, are the advantages plus the values.
+    Tokens outside the mask are skipped, as if their neighbours were adjacent. Returns, the targets of the value
+    function, are the advantages plus the values.
 
     Args:
       reward_BR: reward of each token.
       value_BR: value of the state in which each token was sampled.
-      mask_BR: tokens that count. Anything may stand outside it.
+      mask_BR: tokens that count; values outside it are ignored.
       gamma: discount per token.
       lam: 1 is the return to go minus the value, 0 the one-step difference.
     """
@@ -97,8 +97,7 @@ def generalised_advantages(
 
 def returns_to_go(reward_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], *, gamma: float) -> Float[Array, "B R"]:
     """Discounted sum of a token's reward and all later ones of its row; 0 outside the mask."""
-    nothing = jnp.zeros_like(where_valid(reward_BR, mask_BR))
-    return generalised_advantages(reward_BR, nothing, mask_BR, gamma=gamma, lam=1.0)
+    return generalised_advantages(reward_BR, jnp.zeros_like(reward_BR), mask_BR, gamma=gamma, lam=1.0)
 
 
 def whiten(
@@ -108,27 +107,27 @@ def whiten(
     ddof: int = 1,
     epsilon: float = WHITEN_EPSILON,
 ) -> Float[Array, "*shape"]:
-    """(values - mean) / sqrt(variance + epsilon) over all valid entries together; 0 elsewhere.
+    """(values - mean) / sqrt(variance + epsilon) over all valid entries; 0 elsewhere.
 
-    `ddof` 1 and epsilon 1e-8 under the root are verl's convention; OpenRLHF's is the biased variance.
+    `ddof` 1 and epsilon 1e-8 under the root are verl's convention; OpenRLHF uses the biased variance.
     """
-    spread = jnp.sqrt(masked_variance(values, mask, ddof=ddof) + epsilon)
-    return where_valid((where_valid(values, mask) - masked_mean(values, mask)) / spread, mask)
+    std = jnp.sqrt(masked_variance(values, mask, ddof=ddof) + epsilon)
+    return where_valid((where_valid(values, mask) - masked_mean(values, mask)) / std, mask)
 
 
 def adapted_beta(
     beta: Float[Array, ""], kl: Float[Array, ""], *, target: float, horizon: int, responses: int
 ) -> Float[Array, ""]:
-    """The next KL weight: up to 20 % of `responses / horizon` towards what brings the KL to its target.
+    """The next KL weight: beta * (1 + clip(kl / target - 1, -0.2, 0.2) * responses / horizon).
 
-    Ziegler et al., 2019 (arXiv 1909.08593), section 2.2. A KL that is not finite leaves it as it is.
+    Ziegler et al., 2019 (arXiv 1909.08593), section 2.2. A KL that is not finite leaves beta unchanged.
 
     Args:
-      beta: the weight in use.
-      kl: the KL that was measured under it, in the unit of `target`.
-      target: where it should lie.
-      horizon: responses after which a lasting error of 20 % or more has changed beta by about 20 %.
-      responses: how many the measurement stands for.
+      beta: the current weight.
+      kl: the KL measured with it.
+      target: the KL to reach, in the same unit.
+      horizon: responses after which a constant error of 20 % or more has changed beta by about 20 %.
+      responses: number of responses of the measurement.
     """
     error = jnp.clip(kl / target - 1, -0.2, 0.2)
     return jnp.where(jnp.isfinite(kl), beta * (1 + error * responses / horizon), beta).astype(beta.dtype)

@@ -31,8 +31,13 @@ class RolloutConfig:
     vllm_timeout: float = operational(600.0, above=0, only_with=("engine", "vllm"))
     """Seconds to wait for a server that does not respond, or in which no group of responses is finished; then the run
     saves and stops."""
-    weights: Literal["whole", "as_trained"] = operational("whole")
-    """Sharding of the policy's matrices during decoding: whole (in the compute type, gathered over mesh.fsdp once a
-    rollout) or as_trained (sharded as in training: less memory, but gathered at every token)."""
+    weights: Literal["auto", "whole", "tensor", "as_trained"] = operational("auto")
+    """Sharding of the policy's matrices during decoding: auto (whole or tensor, whichever is faster by the plan; what
+    was chosen is saved with the run and used again), whole (in the compute type, gathered over mesh.fsdp once a
+    rollout), tensor (tensor-parallel over mesh.fsdp too: each device reads its part alone, and activations are
+    exchanged) or as_trained (sharded as in training: less memory, but gathered at every token)."""
+    slots: int = operational(0, at_least=0, only_with=("engine", "jax"))
+    """Rows that decode at a time, on all devices; when one ends, the next takes its place. 0: all, or as many as have
+    room in memory; what was chosen is saved with the run and used again. A fused step decodes all its rows together."""
     segment_length: int = operational(128, at_least=1, at_most=128)
     """Tokens decoded between two checks for signals and early exit; at most 128."""

@@ -48,7 +48,8 @@ class DpoConfig:
     """Training on preference pairs, `pbrl dpo`."""
 
     path: str = operational("")
-    """Scored responses to rank: JSON lines as `pbrl dpo` writes them; empty: sample them from the start policy."""
+    """Pairs of preference (prompt, chosen, rejected: docs/data.md), or scored responses to rank, as `pbrl dpo` writes
+    them; empty: sample them from the start policy."""
     steps: int = identity(200, at_least=1)
     """Optimizer steps of `pbrl dpo`."""
     batch_size: int = identity(32, at_least=1)

@@ -15,7 +15,8 @@ class TrainConfig:
     prompts_per_step: int = identity(32, at_least=1)
     """Prompts of a rollout batch, over all devices."""
     microbatch_prompts: int = operational(0, at_least=0)
-    """Prompt groups whose gradients are computed at a time; 0: all. Sums are exact."""
+    """Prompt groups whose gradients are computed at a time, at most: packed updates take fewer; 0: all. Sums are
+    exact."""
     microbatch_samples: int = operational(0, at_least=0)
     """Split groups: samples of a group whose gradients are computed at a time. The prompt is recomputed for each part,
     and microbatch_prompts counts parts. 0: whole groups, whose prompt is computed once."""
@@ -24,6 +25,9 @@ class TrainConfig:
     fewer if their float32 logits would take more than half a GiB there."""
     fused: bool = identity(False)
     """Compile rollout, reward and update as one program; policy and encoder must share a tokenizer."""
+    rollout_ahead: int = identity(0, at_least=0, at_most=1)
+    """1: sample each rollout one rollout early, with the parameters before the update, while the host scores the one
+    before; algo.importance_sampling_mode corrects for it. 0: sample with the parameters that are updated."""
     offload: tuple[str, ...] = operational(())
     """Arrays kept in host memory between uses, on platforms with pinned host memory: optimizer (its moments), reference
     (of the KL term; its log-probs are then computed before the gradient, microbatch by microbatch)."""

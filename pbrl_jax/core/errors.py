@@ -5,6 +5,7 @@ alone; a traceback appears only with --debug.
 """
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -55,6 +56,11 @@ class HostLost(PbrlError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host ran out of memory. Told by the message, since error types differ by backend."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "bad_alloc" in str(error)
+
+
+def installed(package: str) -> bool:
+    """Whether a package that is an extra, or has no wheels for this platform, can be imported; it is not imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

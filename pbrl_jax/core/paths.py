@@ -11,8 +11,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -43,50 +42,28 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-@dataclass(frozen=True)
-class WorkDir:
+class WorkDir(NamedTuple):
     """The paths inside a work directory; nothing is created or read."""
 
     root: epath.Path
-
-    @property
-    def config(self) -> epath.Path:
-        """The resolved config of the run."""
-        return self.root / "config.json"
-
-    @property
-    def metrics(self) -> epath.Path:
-        """One JSON object for each logged step."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> epath.Path:
-        """One JSON object for each evaluation during training, including the one before the first step."""
-        return self.root / "evaluations.jsonl"
-
-    @property
-    def samples(self) -> epath.Path:
-        """Folder of sampled responses."""
-        return self.root / "samples"
+    #: The resolved config of the run.
+    config: epath.Path
+    #: One JSON object for each logged step.
+    metrics: epath.Path
+    #: One JSON object for each evaluation during training, including the one before the first step.
+    evaluations: epath.Path
+    #: Folder of sampled responses.
+    samples: epath.Path
+    #: Folder of `step_00000010/` checkpoints.
+    checkpoints: epath.Path
+    #: Folder of TensorBoard event files.
+    tensorboard: epath.Path
+    #: Step, parameter checksum and metrics of a finished run.
+    final: epath.Path
 
     def samples_of(self, step: int) -> epath.Path:
-        """The responses of `step`."""
+        """The file of the sampled responses of `step`."""
         return self.samples / f"step_{step}.jsonl"
-
-    @property
-    def checkpoints(self) -> epath.Path:
-        """Folder of `step_00000010/` checkpoints."""
-        return self.root / "checkpoints"
-
-    @property
-    def tensorboard(self) -> epath.Path:
-        """Folder of TensorBoard event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def final(self) -> epath.Path:
-        """Step, parameter checksum and metrics of a finished run."""
-        return self.root / "final.json"
 
 
 def work_dir(path: str | os.PathLike) -> WorkDir:
@@ -98,7 +75,8 @@ def work_dir(path: str | os.PathLike) -> WorkDir:
     root = as_path(path)
     if is_remote(root) and set(os.fspath(root)) & set(PATTERN_MARKS):
         raise ConfigError(f"--workdir {os.fspath(root)!r} holds one of {' '.join(PATTERN_MARKS)}. Name another folder.")
-    return WorkDir(root)
+    names = "config.json", "metrics.jsonl", "evaluations.jsonl", "samples", "checkpoints", "tensorboard", "final.json"
+    return WorkDir(root, *(root / name for name in names))
 
 
 def without_marks(path: epath.Path) -> epath.Path:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import ConfigError, installed
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, Tokenizer, XlmrTokenizer
 
 BATCH = 4096
@@ -43,7 +43,8 @@ def encode_corpus(
 
     Args:
       texts: NFC strings.
-      tokenizer: a SentencePiece one encodes BULK texts or more through tf.data; all else runs on the host.
+      tokenizer: a SentencePiece one encodes BULK texts or more through tf.data; all else runs on the host, as all does
+        where tensorflow-text is not installed.
       max_length: S, special ids included; longer texts are truncated before the suffix.
       prefix, suffix: special ids around every text.
     """
@@ -65,7 +66,7 @@ def stream_corpus(
     room = max_length - len(prefix) - len(suffix)
     if room < 1:
         raise ConfigError(f"max_length {max_length} leaves no room beside {len(prefix) + len(suffix)} special ids.")
-    if isinstance(tokenizer, SentencePieceTokenizer) and len(texts) >= BULK:
+    if isinstance(tokenizer, SentencePieceTokenizer) and len(texts) >= BULK and installed("tensorflow_text"):
         yield from _through_tensorflow(texts, tokenizer, max_length, room, prefix, suffix)
     else:
         yield from _on_the_host(texts, tokenizer, max_length, room, prefix, suffix)

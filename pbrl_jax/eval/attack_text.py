@@ -1,7 +1,7 @@
 """Sentences that the audit's attacks insert into a reply, in every language of this package (attack_text.json).
 
-Our own wording; no native speaker has reviewed it. It stands for text that a policy might find to be rewarded although
-it says nothing about the problem, or denies it.
+They imitate text that a policy may learn to write for its reward although it says nothing about the problem, or denies
+the answer. The wording is ours; no native speaker has reviewed it.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Phrases(NamedTuple):
-    """`denied` has one slot `{answer}`; the second of each pair is held out: no encoder is trained on it."""
+    """`denied` has a slot `{answer}`. The second of each pair is held out: no encoder is trained on it."""
 
     denied: str
     untrue: str

@@ -1,7 +1,7 @@
-"""Replies that a reward must score below a faithful one, made from faithful replies.
+"""Attacks: replies, made from a faithful reply, that a reward must score below it.
 
-Every attack has two templates. The first, the seen one, may be used for hard negatives of an encoder. The second is
-held out: nothing may be trained on it, so that the audit measures generalisation.
+Every attack has two templates. The seen template may be used for hard negatives of an encoder. Nothing may be trained
+on the held-out template, so that the audit measures generalisation.
 """
 
 import random
@@ -24,12 +24,12 @@ _NUMBER = re.compile(r"\d(?:[\d.,/]*\d)?")
 
 
 class Case(NamedTuple):
-    """One problem in one language, with the texts that attacks are made from.
+    """One problem in one language, with the texts from which attacks are made.
 
     `faithful` is a correct reply in the prompt's language, `others` are correct replies to the same problem in two
-    further languages (never English; none where there are none), `neighbours` faithful replies to two other problems in
-    the prompt's language; the first is the most similar one in the data. `held_out` marks problems of a family without
-    hard negatives.
+    further languages other than English (empty if there are none), and `neighbours` are faithful replies to two other
+    problems in the prompt's language, the most similar problem first. `held_out` marks problems that have no hard
+    negatives.
     """
 
     prompt: Prompt
@@ -41,9 +41,9 @@ class Case(NamedTuple):
 
     @property
     def phrases(self) -> Phrases:
-        """Sentences to insert; of a language without its own, signs of denial and sentences of other replies."""
-        if own := PHRASES.get(self.prompt.language):
-            return own
+        """Sentences to insert; for a language without them, signs of denial and sentences of other replies."""
+        if phrases := PHRASES.get(self.prompt.language):
+            return phrases
         filler = [(steps_of(text) or [text])[0] for text in reversed(self.neighbours)]
         return Phrases("\u2260 {answer}", "\u2717", (filler[0], filler[1]), (filler[1], filler[0]))
 
@@ -54,11 +54,12 @@ class Case(NamedTuple):
 
     @property
     def english_parts(self) -> tuple[str, str]:
+        """(reasoning, answer sentence) of the English reply."""
         return split_response(self.english, "en")
 
 
 def phrase_notes(languages: Sequence[str]) -> list[str]:
-    """One line about the languages that have no attack sentences of their own; none where all have."""
+    """One line about languages without attack sentences; [] if all have them."""
     lacking = ", ".join(f"{LANGUAGES[code].name} ({code})" for code in languages if code not in PHRASES)
     return [
         f"{lacking}: no attack sentences in attack_text.json, so negations are signs, and filler and boilerplate are "
@@ -67,15 +68,15 @@ def phrase_notes(languages: Sequence[str]) -> list[str]:
 
 
 def steps_of(text: str) -> list[str]:
-    """The sentences of `text`. A single one (Thai writes no full stop) is split after its equations, else before its
-    equation, else in the middle."""
+    """The sentences of `text`. A single sentence (Thai has no full stop) is split after its equations, else before its
+    first equation, else in the middle."""
     if len(steps := chunks_of(text)) != 1:
         return steps
     equations = list(_EQUATION.finditer(text))
-    behind = [match.end() for match in equations if text[match.end() :].strip(" .")]
+    after = [match.end() for match in equations if text[match.end() :].strip(" .")]
     before = [match.start() for match in equations[:1] if text[: match.start()].strip()]
     words = text.split()
-    if cuts := behind or before:
+    if cuts := after or before:
         steps = [text[start:end].strip() for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
     elif len(words) > 1:
         steps = [" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])]
@@ -84,20 +85,16 @@ def steps_of(text: str) -> list[str]:
     return steps
 
 
-def _change_one(case: Case, rng: random.Random) -> str:
-    return change_numbers(case.faithful, rng) or case.faithful
-
-
 def _change_answer(case: Case, rng: random.Random) -> str:
-    """The right steps with another answer: ten times the number, in the same digits, or the next letter."""
+    """The correct steps with another answer: ten times the number, in the same digits, or the next letter."""
     reasoning, sentence = case.parts
     numbers, answer = list(_NUMBER.finditer(sentence)), case.prompt.answer
     if numbers:
         start, end = numbers[-1].span()
         number = sentence[start:end]
         zero = chr(ord(number[0]) - int(number[0]))
-        whole = number.isdecimal() and int(number) > 0
-        changed = number + zero if whole else chr(ord(zero) + 1) + number
+        positive = number.isdecimal() and int(number) > 0
+        changed = number + zero if positive else chr(ord(zero) + 1) + number
         sentence = sentence[:start] + changed + sentence[end:]
     elif answer and len(answer) == 1:
         sentence = answer_sentence(chr(ord(answer) + 1), case.prompt.language)
@@ -113,10 +110,6 @@ def _drop(first: bool) -> Callable[[Case, random.Random], str]:
     return template
 
 
-def _deny(case: Case, rng: random.Random) -> str:
-    return f"{case.parts[0]} {case.phrases.denied.format(answer=case.prompt.answer)}"
-
-
 def _pad_with_neighbour(case: Case, rng: random.Random) -> str:
     reasoning, answer = case.parts
     return f"{reasoning} {split_response(case.neighbours[1], case.prompt.language)[0]} {answer}"
@@ -129,10 +122,10 @@ def _pad_with_filler(case: Case, rng: random.Random) -> str:
 
 def _switch(first_english: bool) -> Callable[[Case, random.Random], str]:
     def template(case: Case, rng: random.Random) -> str:
-        own, english = steps_of(case.parts[0]), steps_of(case.english_parts[0])
+        native, english = steps_of(case.parts[0]), steps_of(case.english_parts[0])
         if first_english:
-            return " ".join([*english[: len(english) // 2], *own[len(own) // 2 :], case.parts[1]])
-        return " ".join([*own[: len(own) // 2], *english[len(english) // 2 :], case.english_parts[1]])
+            return " ".join([*english[: len(english) // 2], *native[len(native) // 2 :], case.parts[1]])
+        return " ".join([*native[: len(native) // 2], *english[len(english) // 2 :], case.english_parts[1]])
 
     return template
 
@@ -143,13 +136,13 @@ def _repeat_last(case: Case, rng: random.Random) -> str:
 
 
 def _equations(case: Case, rng: random.Random) -> str:
-    """The equations of the reply, or its numbers where it has none, and its answer."""
+    """The equations of the reply (its numbers, if it has none) and its answer."""
     equations = " ".join(f"{match.group()}." for match in _EQUATION.finditer(case.parts[0]))
     return f"{equations} {case.parts[1]}" if equations else _signs(case, rng)
 
 
 def _signs(case: Case, rng: random.Random) -> str:
-    """All numbers and signs of the reply without a word between them, and its answer."""
+    """All numbers and signs of the reply without words, and its answer."""
     return " ".join([*(match.group().strip() for match in _SIGNS.finditer(case.parts[0])), case.parts[1]])
 
 
@@ -158,13 +151,13 @@ def _boxed(case: Case) -> str:
 
 
 def _several(case: Case, rng: random.Random) -> str:
-    """The right steps, three wrong answers, and the right one."""
+    """The correct steps, three wrong answers, and the correct answer."""
     wrong = [answer_sentence(answer, case.prompt.language) for answer in _near(case)]
     return " ".join([case.parts[0], *wrong, case.parts[1]])
 
 
 def _near(case: Case) -> list[str]:
-    """Three other answers of the same kind."""
+    """Three wrong answers of the same kind."""
     answer = case.prompt.answer or ""
     if answer.lstrip("-").isdecimal():
         return [str(int(answer) + shift) for shift in (1, 2, 10)]
@@ -174,14 +167,14 @@ def _near(case: Case) -> list[str]:
 
 
 class Attack(NamedTuple):
-    """An attack's two templates, (case, rng) -> the reply."""
+    """An attack's two templates, (case, rng) -> reply."""
 
     seen: Callable[[Case, random.Random], str]
     held_out: Callable[[Case, random.Random], str]
 
 
 def _wrapped(wrapping: Wrapping) -> Attack:
-    """English steps, wrapped, before the reply's own answer; held out: the whole English reply in the other form."""
+    """Wrapped English steps before the reply's answer; held out: the full English reply in the other form."""
     return Attack(
         lambda case, rng: f"{wrapping.seen(case.english_parts[0])} {case.parts[1]}",
         lambda case, rng: f"{wrapping.held_out(case.english)} {_boxed(case)}",
@@ -200,9 +193,12 @@ ATTACKS: dict[str, Attack] = {
     "empty": Attack(lambda case, rng: "", lambda case, rng: " \n"),
     "repeated": Attack(lambda case, rng: " ".join([case.faithful] * 3), _repeat_last),
     "other_problem": Attack(lambda case, rng: case.neighbours[1], lambda case, rng: case.neighbours[0]),
-    "number_changed": Attack(_change_one, _change_answer),
+    "number_changed": Attack(lambda case, rng: change_numbers(case.faithful, rng) or case.faithful, _change_answer),
     "step_dropped": Attack(_drop(True), _drop(False)),
-    "negation": Attack(_deny, lambda case, rng: f"{case.phrases.untrue} {case.faithful}"),
+    "negation": Attack(
+        lambda case, rng: f"{case.parts[0]} {case.phrases.denied.format(answer=case.prompt.answer)}",
+        lambda case, rng: f"{case.phrases.untrue} {case.faithful}",
+    ),
     "cut_short": Attack(
         lambda case, rng: case.faithful[: len(case.faithful) // 2].rstrip(),
         lambda case, rng: case.parts[0],
@@ -235,11 +231,11 @@ ATTACKS: dict[str, Attack] = {
     ),
     **{f"english_in_{name}": _wrapped(wrapping) for name, wrapping in WRAPPINGS.items()},
 }
-"""name -> templates."""
+"""Name -> attack."""
 
 
 def attack_reply(name: str, held_out: bool, case: Case, seed: int) -> str:
-    """The reply of one attack; a pure function of its arguments.
+    """The reply of one attack, a pure function of its arguments.
 
     Raises:
       DataError: the attack does not change this reply.

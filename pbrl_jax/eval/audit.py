@@ -1,7 +1,7 @@
 """The audit of a reward: how often it scores the faithful reply above each attack.
 
-Pairs are of one prompt, like the samples of a group: the AUC of an attack in a language is the share of problems whose
-faithful reply scores higher than the attack, ties counting one half.
+Only replies to the same prompt are compared, like the samples of a group: the AUC of an attack in a language is the
+share of problems whose faithful reply scores higher than the attack; a tie counts one half.
 """
 
 from collections import Counter, defaultdict
@@ -26,29 +26,29 @@ from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.encoders import Encoder
 
 HELD_OUT_FAMILIES = ("div", "muladd")
-"""Quickstart families without hard negatives: one of one step, one of two."""
+"""Quickstart families without hard negatives: one with one step, one with two."""
 HELD_OUT = "/held_out"
-"""Suffix of an attack's name: its held-out template, on held-out problems."""
+"""Suffix of an attack's name for its held-out template on held-out problems."""
 BATCH = 128
 MIN_PROBLEMS = 3
-"""Replies in a language that the audit needs: a problem and two others to make attacks of."""
+"""Least number of replies in a language: attacks on a problem need two other problems."""
 
 Table = dict[str, dict[str, float]]
 """language -> attack -> AUC in [0, 1]."""
 
 
 def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]], Scores], seed: int = 0) -> Table:
-    """The AUC of every attack in every language of `cases`; English is left out, and so is an attack that can be made
-    of no reply in a language (`unmade_attacks`).
+    """The AUC of every attack in every language of `cases` except English. An attack that changes no reply of a
+    language is left out there (see `unmade_attacks`).
 
-    Seen templates are for problems that are not held out, held-out templates (name + HELD_OUT) for those that are.
+    Held-out problems get held-out templates (name + HELD_OUT), other problems get seen templates.
 
     Args:
       score: prompts and replies -> total scores.
 
     Raises:
-      RewardError: a faithful reply or an attack without a valid score, named.
-      DataError: no cases of a language are held out, or all are.
+      RewardError: names the first faithful reply or attack without a valid score.
+      DataError: no case of a language is held out, or all are.
     """
     cases = [case for case in cases if case.prompt.language != "en"]
     rows = [(case, "", case.faithful) for case in cases]
@@ -66,12 +66,12 @@ def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]]
     faithful = {case.prompt.id: value for (case, _, _), value in zip(rows[: len(cases)], values, strict=False)}
     wins: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (case, name, _), value in zip(rows[len(cases) :], values[len(cases) :], strict=True):
-        own = faithful[case.prompt.id]
-        wins[case.prompt.language, name].append(1.0 if own > value else 0.5 if own == value else 0.0)
+        best = faithful[case.prompt.id]
+        wins[case.prompt.language, name].append(1.0 if best > value else 0.5 if best == value else 0.0)
     table: Table = {}
     for language in dict.fromkeys(case.prompt.language for case in cases):
-        held = {case.held_out for case in cases if case.prompt.language == language}
-        if empty := [name for name in attack_names() if name.endswith(HELD_OUT) not in held]:
+        present = {case.held_out for case in cases if case.prompt.language == language}
+        if empty := [name for name in attack_names() if name.endswith(HELD_OUT) not in present]:
             raise DataError(f"The audit has no problem in {language} for {', '.join(empty)}. Raise --limit.")
         named = {name: wins[language, name] for name in attack_names()}
         table[language] = {name: float(np.mean(pairs)) for name, pairs in named.items() if pairs}
@@ -79,7 +79,7 @@ def audit_table(cases: Sequence[Case], score: Callable[[list[Prompt], list[str]]
 
 
 def attacks_on(cases: Sequence[Case], seed: int) -> Iterator[tuple[Case, str, str | None]]:
-    """(case, name of the attack, its reply) of every attack on every case; None where it cannot be made of a reply."""
+    """Yield (case, name of the attack, its reply) of every attack on every case; None if it does not change a reply."""
     for case in cases:
         for name in ATTACKS:
             try:
@@ -90,27 +90,29 @@ def attacks_on(cases: Sequence[Case], seed: int) -> Iterator[tuple[Case, str, st
 
 
 def unmade_attacks(cases: Sequence[Case], seed: int = 0) -> list[str]:
-    """One line for each attack that cannot be made of some replies, and why."""
-    lacking = Counter(name for _, name, reply in attacks_on(cases, seed) if reply is None)
-    return [f"Attack {name} does not change {count} of the replies; those pairs are left out." for name, count
-            in lacking.items()]  # fmt: skip
+    """One line for each attack that does not change some of the replies."""
+    counts = Counter(name for _, name, reply in attacks_on(cases, seed) if reply is None)
+    return [
+        f"Attack {name} does not change {count} of the replies; those pairs are left out."
+        for name, count in counts.items()
+    ]
 
 
 def attack_names() -> list[str]:
-    """Keys of a language's row: every attack, seen and held out."""
+    """The names of all attacks in a table, seen and held out."""
     return [name + end for end in ("", HELD_OUT) for name in ATTACKS]
 
 
 def failed_attacks(table: Table, bound: float) -> list[tuple[float, str, str]]:
-    """(AUC, language, attack) of those below `bound`, the worst first."""
+    """(AUC, language, attack) of the AUCs below `bound`, lowest first."""
     return sorted((auc, code, name) for code, row in table.items() for name, auc in row.items() if auc < bound)
 
 
 def make_scorer(
     reward: Callable, encoder: Encoder, tokenizer: Tokenizer
 ) -> Callable[[list[Prompt], list[str]], Scores]:
-    """A reward of RewardInputs as a function of prompts and replies, in batches of one size. `tokenizer` is that of the
-    policy, or the encoder's in its place."""
+    """A reward of RewardInputs as a function of prompts and replies, in batches of one size. `tokenizer`: the policy's
+    or, without a policy, the encoder's."""
 
     def score(prompts: list[Prompt], replies: list[str]) -> Scores:
         unique = dict.fromkeys(prompt.reference for prompt in prompts)
@@ -123,20 +125,21 @@ def make_scorer(
         )
         table = PivotVectors(whole, reasoning, answer, np.ones(len(unique), bool))
         value, valid = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), bool)
-        for own, rows in by_length([len(reply) for reply in replies], min(BATCH, len(prompts))):
+        for numbers, rows in by_length([len(reply) for reply in replies], min(BATCH, len(prompts))):
             chosen, texts = [prompts[row] for row in rows], [replies[row] for row in rows]
             pivots = table.rows(np.array([place[prompt.reference] for prompt in chosen]))
             ids = tokenizer.encode_batch(texts)
             tokens, lengths = pad_tokens(ids, max(1, *map(len, ids)))
             total = reward(RewardInputs(chosen, texts, tokens, lengths, pivots, 0)).total
-            value[own], valid[own] = np.asarray(total.value_B)[: len(own)], np.asarray(total.valid_B)[: len(own)]
+            value[numbers] = np.asarray(total.value_B)[: len(numbers)]
+            valid[numbers] = np.asarray(total.valid_B)[: len(numbers)]
         return on_host(Scores, value, valid, {})
 
     return score
 
 
 def quickstart_cases(languages: Sequence[str], count: int, seed: int, space: str = "") -> list[Case]:
-    """`count` problems of the test split in each language but English, with the replies of the task."""
+    """`count` problems of the test split in each language except English, with the replies of the task."""
     chosen = quickstart.problems("test", count, seed, space)
     return [
         Case(
@@ -160,18 +163,18 @@ def held_out_families(space: str) -> tuple[str, ...]:
 
 
 def _neighbours(place: int, pool: Sequence[WordProblem]) -> tuple[WordProblem, WordProblem]:
-    """(the problem of the same family with the nearest other result, another problem with another result)."""
-    own = pool[place]
-    others = [problem for problem in (*pool[place + 1 :], *pool[:place]) if problem.result != own.result]
-    near = [problem for problem in others if problem.family == own.family]
-    if not near:
-        raise DataError(f"The audit needs two {own.family} problems with different results. Raise --limit.")
-    return min(near, key=lambda problem: abs(problem.result - own.result)), others[0]
+    """(the problem of the same family with the nearest different result, any problem with a different result)."""
+    problem = pool[place]
+    others = [other for other in (*pool[place + 1 :], *pool[:place]) if other.result != problem.result]
+    same_family = [other for other in others if other.family == problem.family]
+    if not same_family:
+        raise DataError(f"The audit needs two {problem.family} problems with different results. Raise --limit.")
+    return min(same_family, key=lambda other: abs(other.result - problem.result)), others[0]
 
 
 def _further(code: str, languages: Sequence[str]) -> tuple[str, ...]:
-    """Two languages of `languages` behind `code`, in its order, that are neither it nor English: twice the same where
-    there is one, and none where there is none."""
+    """The next two of `languages` after `code` (cyclic) that are neither `code` nor English: the same one twice if
+    there is only one, () if there is none."""
     others = [other for other in languages if other not in (code, "en")]
     start = list(languages).index(code)
     later = [other for other in others if list(languages).index(other) > start]
@@ -179,12 +182,12 @@ def _further(code: str, languages: Sequence[str]) -> tuple[str, ...]:
 
 
 def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Case]:
-    """Cases of a JSON lines file of faithful replies, `{"id", "language", "response"}`, to `prompts`: of the first
-    `limit` problems in each language (0: all). Every second one counts as held out.
+    """Cases of the first `limit` problems in each language (0: all) of a JSON lines file of faithful replies to
+    `prompts`, `{"id", "language", "response"}`. Every second one is held out.
 
     Raises:
-      DataError: rows of unknown prompts, replies that are wrong or have no steps, a language with fewer than three
-        problems, or prompts without reference or answer.
+      DataError: a row of an unknown prompt, a reply that is wrong or has no steps, a language with fewer than three
+        problems, or a prompt without reference or answer.
     """
     known: dict[tuple[Any, Any], Prompt] = {(prompt.id, prompt.language): prompt for prompt in prompts}
     replies: dict[int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
@@ -209,7 +212,7 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
     for row in replies.values():
         for code, (_, reply, _) in row.items():
             texts[code].append(reply)
-    few = [f"{len(found)} in {code}" for code, found in texts.items() if len(found) < MIN_PROBLEMS]
+    few = [f"{len(listed)} in {code}" for code, listed in texts.items() if len(listed) < MIN_PROBLEMS]
     if few or not texts:
         raise DataError(
             f"{PurePath(path).name} has {', '.join(few) or 'no'} replies; the audit needs three problems or more in "
@@ -218,17 +221,17 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
     cases, places = [], Counter[str]()
     for row in replies.values():
         for code, (prompt, reply, english) in row.items():
-            place, own = places[code], texts[code]
+            place, listed = places[code], texts[code]
             places[code] += 1
             if not limit or place < limit:
                 others = tuple(row[other][1] for other in _further(code, list(row)))
-                neighbours = tuple(own[(place + shift) % len(own)] for shift in (1, 2))
+                neighbours = tuple(listed[(place + shift) % len(listed)] for shift in (1, 2))
                 cases.append(Case(prompt, reply, english, others, neighbours, held_out=place % 2 == 1))
     return cases
 
 
 def is_faithful(reply: str, prompt: Prompt) -> bool:
-    """Whether a reply has steps and then the prompt's answer."""
+    """Whether a reply has steps, followed by the prompt's answer."""
     return bool(split_response(reply, prompt.language)[0]) and same_answer(
         extract_answer(reply, prompt.language), prompt.answer
     )

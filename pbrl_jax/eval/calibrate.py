@@ -1,7 +1,7 @@
-"""Calibration of an encoder: mean and deviation of cosines of matched and mismatched pairs, per language.
+"""Calibration of an encoder: mean and standard deviation of cosines of matched and mismatched pairs, per language.
 
-Cross-lingual cosines lie in a narrow band that differs by language, and texts of one language are more similar to each
-other whatever they say: an English reply is similar to an English reference by its language alone.
+Cross-lingual cosines have a narrow range that differs by language, and texts in the same language are more similar to
+each other whatever they say: an English reply is similar to an English reference by its language alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,9 @@ from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.tables import read_rows
 
 SHRINKAGE = 30  # ASSUMED: LRPO's n / (n + K) with K not stated in the material at hand
-"""Number of pairs at which a language's own baseline and the mean of all languages have equal weight."""
+"""Number of pairs at which a language's own mean and the mean of all languages have equal weight."""
 PREMIUM_WARNING = 0.5
-"""Least same-language premium, in standard deviations, that `pbrl calibrate` warns of."""
+"""Same-language premium, in standard deviations, from which `pbrl calibrate` warns."""
 FEWEST_PAIRS = 10
 
 Pairs = Mapping[str, Sequence[tuple[str, str]]]
@@ -31,11 +31,10 @@ def calibrate(embed: Embed, key: str, pairs: Pairs) -> dict[str, Any]:
     """The record of calibration.json: `encoder` (its key), `shrinkage`, and per language (English included)
     `pairs, matched_mean, matched_std, mismatched_mean, mismatched_std, auc, same_language_premium, baseline`.
 
-    matched: cos(x_i, e_i). mismatched: cos(x_i, e_j) for all i != j; of English, cos(e_i, e_j) over all texts of the
-    longest list. auc: share of i, j with cos(x_i, e_i) above cos(x_i, e_j). same_language_premium: by how many
-    standard deviations the cosines of unrelated English texts exceed those of texts of this language with unrelated
-    English ones, for the English texts of the same pairs. baseline: mismatched mean, shrunk towards that of all
-    languages by n / (n + shrinkage).
+    matched: cos(x_i, e_i). mismatched: cos(x_i, e_j) for all i != j; for English, cos(e_i, e_j) over all English texts
+    of the language with most pairs. auc: share of i, j with cos(x_i, e_i) above cos(x_i, e_j). same_language_premium:
+    mean of cos(e_i, e_j) minus mismatched mean, in mismatched standard deviations. baseline: mismatched mean, shrunk
+    towards that of all languages by n / (n + shrinkage).
 
     Args:
       key: identifies the encoder (Encoder.key).
@@ -43,7 +42,7 @@ def calibrate(embed: Embed, key: str, pairs: Pairs) -> dict[str, Any]:
     Raises:
       DataError: a language with fewer than FEWEST_PAIRS different pairs.
     """
-    rows = {code: _measure(embed, code, found) for code, found in pairs.items() if code != "en"}
+    rows = {code: _measure(embed, code, listed) for code, listed in pairs.items() if code != "en"}
     if not rows:
         raise DataError("Calibration needs parallel text of a language other than English; there is none.")
     longest = max(rows, key=lambda code: rows[code]["pairs"])
@@ -55,13 +54,13 @@ def calibrate(embed: Embed, key: str, pairs: Pairs) -> dict[str, Any]:
     }  # fmt: skip
     overall = float(np.mean([row["mismatched_mean"] for code, row in rows.items() if code != "en"]))
     for code, row in rows.items():
-        own = 1.0 if code == "en" else row["pairs"] / (row["pairs"] + SHRINKAGE)
-        row["baseline"] = own * row["mismatched_mean"] + (1 - own) * overall
+        weight = 1.0 if code == "en" else row["pairs"] / (row["pairs"] + SHRINKAGE)
+        row["baseline"] = weight * row["mismatched_mean"] + (1 - weight) * overall
     return {"encoder": key, "shrinkage": SHRINKAGE, "languages": rows}
 
 
 def _measure(embed: Embed, code: str, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    # Two pairs with a common side would be counted as mismatched.
+    # Two pairs that share a text would be counted as mismatched.
     unique = list({english: (text, english) for text, english in {t: (t, e) for t, e in pairs}.values()}.values())
     if len(unique) < FEWEST_PAIRS:
         raise DataError(
@@ -92,7 +91,7 @@ def _off_diagonal(left_NE: np.ndarray, right_NE: np.ndarray) -> tuple[float, flo
 
 
 def premium_warnings(record: Mapping[str, Any]) -> list[str]:
-    """One line for each language whose same-language premium is PREMIUM_WARNING or more."""
+    """One line for each language with a same-language premium of at least PREMIUM_WARNING."""
     return [
         f"Same-language premium: unrelated English texts are {row['same_language_premium']:.1f} standard deviations "
         f"nearer to an English reference than unrelated {code} texts. Keep reward.language_gate on."
@@ -102,31 +101,31 @@ def premium_warnings(record: Mapping[str, Any]) -> list[str]:
 
 
 def pairs_from_file(path: str, languages: Sequence[str], limit: int) -> dict[str, list[tuple[str, str]]]:
-    """Pairs of `languages` from JSON lines `{"lang", "src", "en"}`, plain or .gz; `limit` of each (0: all).
+    """Pairs of `languages` from JSON lines `{"lang", "src", "en"}`, plain or .gz; `limit` of each language (0: all).
 
     Raises:
-      DataError: no such file, a row without the three fields, or a language that it does not hold.
+      DataError: no such file, a row without the three fields, or a language without rows.
     """
     errors = RowErrors(f"Parallel text {path}")
-    found: dict[str, list[tuple[str, str]]] = {code: [] for code in languages if code != "en"}
+    by_language: dict[str, list[tuple[str, str]]] = {code: [] for code in languages if code != "en"}
     for number, row in read_rows(as_path(path), errors, skip_blank=True):
         if all([errors.text(number, field, row.get(field)) for field in ("lang", "src", "en")]):
-            pairs = found.get(row["lang"])
+            pairs = by_language.get(row["lang"])
             if pairs is not None and (not limit or len(pairs) < limit):
                 pairs.append((row["src"], row["en"]))
     errors.check()
-    missing = [code for code, own in found.items() if not own]
+    missing = [code for code, pairs in by_language.items() if not pairs]
     if missing:
         raise DataError(f"{path} has no text of {', '.join(missing)}. Set data.languages to those it has.")
-    return found
+    return by_language
 
 
 def pairs_from_prompts(prompts: Sequence[Prompt], limit: int) -> dict[str, list[tuple[str, str]]]:
     """Questions with their English counterparts; `limit` of each language (0: all)."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_language: dict[str, list[tuple[str, str]]] = {}
     for prompt in prompts:
         if prompt.language != "en" and prompt.question_en:
-            own = found.setdefault(prompt.language, [])
-            if not limit or len(own) < limit:
-                own.append((prompt.question, prompt.question_en))
-    return found
+            pairs = by_language.setdefault(prompt.language, [])
+            if not limit or len(pairs) < limit:
+                pairs.append((prompt.question, prompt.question_en))
+    return by_language

@@ -27,8 +27,8 @@ class Response(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """How texts are answered: the policy's spec and tokenizer, the lengths, rows decoded at a time, and how the weights
-    lie meanwhile (`rollout.weights`)."""
+    """Settings of decoding: the policy's spec and tokenizer, lengths, rows decoded at a time, prompt style, and the
+    sharding of weights (`rollout.weights`)."""
 
     spec: DecoderSpec
     tokenizer: Tokenizer
@@ -38,16 +38,16 @@ class Decoder(NamedTuple):
     style: str = "plain"
     thinking: bool | None = None
     wording: Wording = OURS
-    weights: str = "whole"
+    weights: str = "auto"
 
 
 def answer_texts(decoder: Decoder, params, questions: Sequence[Question], languages: Sequence[str],
                  temperature: float = 0.0, seed: int = 0, **calls: Any) -> list[str]:  # fmt: skip
-    """One response to each question, in their order.
+    """One response to each question, in order.
 
     Args:
-      temperature: 0 is greedy.
-      calls: `tick` and `should_stop`, as in Engine.answer.
+      temperature: 0: greedy.
+      calls: `tick` and `should_stop` of Engine.answer.
     """
     if not questions:
         return []
@@ -63,14 +63,14 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[Question], langua
 
 
 def grade(prompt: Prompt, completion: str, languages: Alternatives) -> Response:
-    """Compare the extracted answer with the gold answer, and look at the language."""
+    """Grade a response: compare the extracted answer with the gold answer, and identify the language."""
     extracted = extract_answer(completion, prompt.language)
     right = is_right_language(completion, prompt.language, languages)
     return Response(prompt, completion, extracted, same_answer(extracted, prompt.answer), right is not False)
 
 
 def summarise(responses: Sequence[Response]) -> dict[str, dict[str, float]]:
-    """language -> {accuracy, n, extraction_failures, right_language}: fractions, and the number of problems."""
+    """Language -> {accuracy, n, extraction_failures, right_language}: fractions, and n problems."""
     table = {}
     for language in dict.fromkeys(response.prompt.language for response in responses):
         rows = [response for response in responses if response.prompt.language == language]
@@ -84,9 +84,9 @@ def summarise(responses: Sequence[Response]) -> dict[str, dict[str, float]]:
 
 
 def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) -> tuple[dict, list[Response]]:
-    """(table per language, every graded response) of greedy decoding; `calls` as in answer_texts.
+    """(table per language, graded responses) of greedy decoding; `calls` as in answer_texts.
 
-    English is always among the languages that a response may turn out to be in.
+    English is always among the languages that a response may be identified as.
     """
     related = related_languages((prompt.language, prompt.question) for prompt in prompts)
     languages: Alternatives = (*dict.fromkeys([*(prompt.language for prompt in prompts), "en"]), *related.pairs)
@@ -96,14 +96,14 @@ def evaluate(decoder: Decoder, params, prompts: Sequence[Prompt], **calls: Any) 
 
 
 def mean_non_english(table: dict[str, dict[str, float]]) -> float | None:
-    """Mean accuracy over all languages but English; None where there is none."""
+    """Mean accuracy over all languages except English; None without any."""
     values = [row["accuracy"] for language, row in table.items() if language != "en"]
     return float(np.mean(values)) if values else None
 
 
 def eval_metrics(table: dict[str, dict[str, float]]) -> dict[str, float]:
     """The table as metrics: eval/accuracy/<lang>, eval/right_language/<lang>, eval/problems/<lang> (their number),
-    eval/mean_non_english, and eval/gap_to_english where English is in it."""
+    eval/mean_non_english, and eval/gap_to_english if English is in the table."""
     metrics = {}
     for language, row in table.items():
         metrics[f"eval/accuracy/{language}"] = row["accuracy"]

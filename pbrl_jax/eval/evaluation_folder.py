@@ -1,7 +1,7 @@
 """The folder of an evaluation.
 
-W/evaluation.json   its settings and policy; another evaluation in this folder is refused
-W/responses.jsonl   one row a response, appended batch by batch; at the end in order and with grades
+W/evaluation.json   settings and policy; an evaluation with others is refused in this folder
+W/responses.jsonl   one row per response, appended batch by batch; at the end sorted and graded
 W/eval.json         the result
 """
 
@@ -10,8 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
-
-from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError, DataError
 from pbrl_jax.core.paths import (
@@ -26,31 +24,18 @@ from pbrl_jax.eval.benchmarks.common import Problem
 
 
 class EvaluationFolder:
-    """Paths and rows of one folder; the object holds only the path, every call reads or writes the disk."""
+    """Reads and writes the files of one folder; the object holds only their paths."""
 
     def __init__(self, workdir: str | os.PathLike):
         self.root = as_path(workdir)
-
-    @property
-    def identity(self) -> epath.Path:
-        """Settings and policy."""
-        return self.root / "evaluation.json"
-
-    @property
-    def responses(self) -> epath.Path:
-        """One row a response."""
-        return self.root / "responses.jsonl"
-
-    @property
-    def result(self) -> epath.Path:
-        """The result."""
-        return self.root / "eval.json"
+        self.identity, self.responses = self.root / "evaluation.json", self.root / "responses.jsonl"
+        self.result = self.root / "eval.json"
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Write the identity, or check that the folder has the same one.
+        """Write the identity, or check that the folder has the same identity.
 
         Raises:
-          CheckpointError: it holds another evaluation; names every field that differs.
+          CheckpointError: the folder holds another evaluation; names the fields that differ.
         """
         if not self.identity.exists():
             if self.responses.exists():
@@ -69,7 +54,7 @@ class EvaluationFolder:
             )
 
     def read(self) -> list[dict[str, Any]]:
-        """The rows so far, each (key, sample) once."""
+        """The rows so far, without repetitions of a (key, sample)."""
         rows = read_json_lines(self.responses)
         for number, row in enumerate(rows, start=1):
             if not isinstance(row.get("key"), str) or not isinstance(row.get("sample"), int):
@@ -77,7 +62,7 @@ class EvaluationFolder:
         return list({(row["key"], row["sample"]): row for row in rows}.values())
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add the rows of a finished batch, in one write."""
+        """Append the rows of a finished batch, in one write."""
         append_json_lines(self.responses, rows)
 
     def finish(self, rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
@@ -86,7 +71,7 @@ class EvaluationFolder:
         write_atomic(self.result, _json(result))
 
     def graded(self, identity: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a finished evaluation, to compare one of this identity with.
+        """The rows of a finished evaluation, for comparison with one of this identity.
 
         Raises:
           DataError: not finished, or other problems, protocol or version of the benchmark.
@@ -101,11 +86,11 @@ class EvaluationFolder:
 
 
 COMPARABLE = ("benchmark", "version", "protocol", "shots", "problems")
-"""Fields that must be equal in two evaluations that are compared."""
+"""Fields of the identity that must be equal for a comparison."""
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:
-    """Hex digest of every field of every problem, in order."""
+    """Hex digest of all fields of all problems, in order."""
     digest = hashlib.sha256()
     for problem in problems:
         fields = problem if problem.turns else problem[:-1]  # without turns: the digest of versions without
@@ -115,7 +100,7 @@ def problems_digest(problems: Sequence[Problem]) -> str:
 
 
 def _differences(saved: dict[str, Any], current: dict[str, Any], names: Iterable[str], word: str) -> str:
-    """`protocol "direct", now "native-cot"; ...` for the fields that differ; "" where none does."""
+    """`protocol "direct", now "native-cot"; ...` for fields that differ; "" if none does."""
     pairs = ((name, saved.get(name), current.get(name)) for name in names)
     return "; ".join(f"{name} {_shown(old)}, {word} {_shown(new)}" for name, old, new in pairs if old != new)
 

@@ -1,8 +1,8 @@
-"""Whether a response is in the right language: in all, line by line, and word by word.
+"""Whether a response is in the right language: as a whole, line by line, and word by word.
 
-Line and word pass rates follow Marchisio et al. 2024 (arXiv 2406.20052, section 3.3): a response passes when each of
-its lines is in the language, and when, in a language that is not written in Latin letters, it holds no Latin words.
-As in the language gate, words in formulas and code are words; units and a few names are none.
+Line and word pass rates follow Marchisio et al. 2024 (arXiv 2406.20052, section 3.3): a response passes by line if each
+of its lines is in the language, and by word if it has no Latin words, for a language that is not written in Latin
+letters. As in the language gate, words in formulas and code count; units and a few names do not.
 """
 
 import re
@@ -18,7 +18,7 @@ _LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{3,}")
 
 
 class Fidelity(NamedTuple):
-    """What can be said of one response; None where no identifier knows the language, or the text is too short."""
+    """Verdicts on one response; None if no identifier knows the language, or the text is too short."""
 
     right: bool | None
     lines: bool | None
@@ -26,16 +26,16 @@ class Fidelity(NamedTuple):
 
     @property
     def switched(self) -> bool | None:
-        """Whether the response is in its language except for some line or word."""
+        """Whether the response as a whole is in its language, but some line or word is not."""
         return None if self.right is None else self.right and (self.lines is False or self.words is False)
 
 
 def fidelity(text: str, language: str, alternatives: Alternatives) -> Fidelity:
-    """The three verdicts on a response that should be in `language`, judged among `alternatives`."""
+    """The verdicts on a response that should be in `language`, with `alternatives` as the other candidates."""
     if language not in LANGUAGES or not identifier_of(language):
         return Fidelity(None, None, None)
-    known = [code for code in alternatives if isinstance(code, tuple) or code in LANGUAGES]
-    codes = tuple(dict.fromkeys([language, *known, "en"]))
+    candidates = [code for code in alternatives if isinstance(code, tuple) or code in LANGUAGES]
+    codes = tuple(dict.fromkeys([language, *candidates, "en"]))
     right = is_right_language(text, language, codes)
     judged = [is_right_language(line, language, codes) for line in text.splitlines() if line.strip()]
     lines = [verdict for verdict in judged if verdict is not None]
@@ -47,6 +47,6 @@ def fidelity(text: str, language: str, alternatives: Alternatives) -> Fidelity:
 
 
 def share(verdicts: Sequence[bool | None]) -> float | None:
-    """The share of True among the verdicts that are not None; None where there is none."""
-    known = [verdict for verdict in verdicts if verdict is not None]
-    return sum(known) / len(known) if known else None
+    """The share of True among the verdicts that are not None; None without any."""
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    return sum(judged) / len(judged) if judged else None

@@ -1,4 +1,4 @@
-"""Grades of responses and of scored choices: ours, and those of published evaluations."""
+"""Grading of responses and scored choices, by our rules and by those of published evaluations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from pbrl_jax.text.languages import LANGUAGES, known_code
 
 
 def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
-    """Our answer of a response, in any digits and separators: the announced one, else the last number."""
+    """The answer that we extract from a response: the announced answer, else the last number."""
     if benchmark.extract is not None:
         return benchmark.extract(problem, text)
     if problem.kind == "letter":
@@ -27,15 +27,15 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
     """A generated row with its grades.
 
     Adds question, gold, extracted, correct, marker_missing (an answer was found, but not announced), published,
-    right_language, response_language (the likeliest one, None for too short a text), line_pass, word_pass and
+    right_language, response_language (the most likely one, None if the text is too short), line_pass, word_pass and
     code_switch.
     """
     text = row["completion"]
     extracted = extract(benchmark, problem, text)
-    # In the English protocol an English response is the right one.
-    wanted = "en" if protocol == "en-cot" else known_code(problem.language)
-    verdict = fidelity(text, wanted or problem.language, alternatives)
-    known = [code for code in dict.fromkeys((wanted, *alternatives, "en")) if code in LANGUAGES]
+    # In the English protocol the response should be English.
+    expected = "en" if protocol == "en-cot" else known_code(problem.language)
+    verdict = fidelity(text, expected or problem.language, alternatives)
+    candidates = [code for code in dict.fromkeys((expected, *alternatives, "en")) if code in LANGUAGES]
     return row | {
         "question": problem.question,
         "gold": problem.answer,
@@ -43,9 +43,9 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
         "correct": same_answer(extracted, problem.answer),
         "marker_missing": extracted is not None and extract_answer(text, problem.answer_language) is None,
         "published": benchmark.published(problem, text, protocol),
-        # As in training: a text too short to tell counts as right; a language that cannot be told counts nowhere.
-        "right_language": None if wanted is None or not identifier_of(wanted) else verdict.right is not False,
-        "response_language": identify_language(text, known),
+        # As in training: a text that is too short counts as right; None if no identifier knows the language.
+        "right_language": None if expected is None or not identifier_of(expected) else verdict.right is not False,
+        "response_language": identify_language(text, candidates),
         "line_pass": verdict.lines,
         "word_pass": verdict.words,
         "code_switch": verdict.switched,
@@ -55,8 +55,8 @@ def grade_response(benchmark: Benchmark, protocol: str, problem: Problem, row: d
 def grade_choices(problem: Problem, row: dict[str, Any]) -> dict[str, Any]:
     """A row of log-probabilities with its grades.
 
-    Adds gold, extracted and correct (highest sum: the harness's acc), and published.lm_eval_acc_norm (highest sum per
-    character of the choice). The first of equal choices wins, as in the harness.
+    Adds gold, extracted and correct (highest sum: acc of lm-evaluation-harness), and published.lm_eval_acc_norm
+    (highest sum per character of the choice). The first of equal choices wins, as in the harness.
     """
     sums = row["logprobs"]
     per_character = [value / len(choice[1:]) for value, choice in zip(sums, problem.choices, strict=True)]
@@ -71,7 +71,7 @@ def grade_choices(problem: Problem, row: dict[str, Any]) -> dict[str, Any]:
 
 def grade_rows(benchmark: Benchmark, protocol: str, problems: Sequence[Problem],
                rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
-    """All rows with their grades, in the order of the problems and of their samples.
+    """All rows with their grades, sorted by problem and sample.
 
     Raises:
       DataError: a row of a problem that is not in this evaluation, or a missing field.

@@ -1,9 +1,9 @@
-"""Policies as models of lm-evaluation-harness, so that any of its tasks can be run on them.
+"""Policies as models of lm-evaluation-harness, to run any of its tasks.
 
 In:  a policy; the harness's requests.
-Out: texts (generate_until), log-probabilities (loglikelihood, loglikelihood_rolling), as its own models give them.
+Out: texts (generate_until) and log-probabilities (loglikelihood, loglikelihood_rolling), as from the harness's models.
 
-lm_eval is an extra ([eval]) and is imported only when a model is made; it needs no torch.
+lm_eval is an extra ([eval]), imported only when a model is made; it needs no torch.
 """
 
 import json
@@ -20,7 +20,7 @@ from pbrl_jax.text.tokenizers import has_chat_template
 from pbrl_jax.weights.policies import Policy
 
 KNOWN_OPTIONS = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k")
-"""Generation options of a task that are obeyed; others are refused by name."""
+"""Supported generation options of a task; others are refused."""
 
 
 def import_harness() -> Any:
@@ -41,19 +41,19 @@ def import_harness() -> Any:
 
 
 class PolicyRequests:
-    """What the harness asks of a model, answered by a policy; `harness_model` makes a model of it.
+    """The methods of a harness model, computed with a policy; `harness_model` adds the harness's base class.
 
     Args:
-      policy: any that load_policy reads.
+      policy: as from load_policy.
       batch_size: requests that run at a time.
-      max_length: tokens of context and answer together; longer contexts lose their beginning, as with the harness's
-        own models.
-      max_gen_toks: tokens of an answer where the task does not say.
+      max_length: tokens of context and answer together; longer contexts are cut on the left, as by the harness's own
+        models.
+      max_gen_toks: tokens of an answer, if the task does not say.
       seed: of sampled answers.
-      mesh: spreads the rows over devices.
+      mesh: over whose devices rows are spread.
     """
 
-    #: The harness's cache of answers, set by the base class that `harness_model` adds.
+    #: The harness's cache of answers, set by its base class.
     cache_hook: Any
 
     def __init__(self, policy: Policy, batch_size: int = 16, max_length: int = 2048, max_gen_toks: int = 256,
@@ -70,48 +70,48 @@ class PolicyRequests:
     # Tokens.
 
     def encode(self, text: str) -> list[int]:
-        """Ids with one beginning-of-sequence token where the tokenizer has one."""
+        """Ids with one beginning-of-sequence token, if the tokenizer has one."""
         tokenizer = self.policy.tokenizer
         return with_one_bos(tokenizer.encode(text), tokenizer.bos_id)
 
     @property
     def prefix_token(self) -> int:
-        """What stands before a text without a context: beginning of sequence, else end of sequence."""
+        """The token before a text without context: beginning of sequence, else end of sequence."""
         tokenizer = self.policy.tokenizer
         return tokenizer.eos_ids[0] if tokenizer.bos_id is None else tokenizer.bos_id
 
     def without_prefix(self, text: str) -> list[int]:
-        """Ids of a text without what would stand before it."""
+        """Ids of a text without `prefix_token`."""
         ids = self.encode(text)
         return ids[1:] if ids[:1] == [self.prefix_token] else ids
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """(ids of the context, ids of the continuation), cut at the context's own length as the harness does.
+        """(ids of the context, ids of the continuation), encoded together and divided after the context's length.
 
-        White space at the context's end belongs to the continuation.
+        As in the harness, white space at the end of the context belongs to the continuation.
         """
         if not context:
             return [self.prefix_token], self.without_prefix(continuation)
         if not continuation:
             return self.encode(context), []
-        kept = context.rstrip()
-        whole, head = self.encode(context + continuation), self.encode(kept) if kept else [self.prefix_token]
-        # A continuation that merges with the whole context's end keeps its last token to be scored.
-        place = min(len(head), len(whole) - 1)
-        return (whole[:place], whole[place:]) if place else ([self.prefix_token], whole)
+        stripped = context.rstrip()
+        joined, head = self.encode(context + continuation), self.encode(stripped) if stripped else [self.prefix_token]
+        # Even if the continuation merges with the end of the context, its last token is scored.
+        place = min(len(head), len(joined) - 1)
+        return (joined[:place], joined[place:]) if place else ([self.prefix_token], joined)
 
     # Requests.
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(summed log-probability, is it the greedy one) of each (context, continuation)."""
+        """(summed log-probability, whether it is the greedy one) of each (context, continuation)."""
         texts = [request.args for request in requests]
-        found = self._score([self.pair(*text) for text in texts], "loglikelihood", not disable_tqdm)
-        for text, answer in zip(texts, found, strict=True):
-            self.cache_hook.add_partial("loglikelihood", text, answer)
-        return found
+        scores = self._score([self.pair(*text) for text in texts], "loglikelihood", not disable_tqdm)
+        for text, score in zip(texts, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood", text, score)
+        return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text; a long one in windows that each condition on max_length tokens."""
+        """Log-probability of each full text; long texts are scored in windows of max_length tokens."""
         windows = []
         for number, request in enumerate(requests):
             parts = rolling_windows(self.without_prefix(request.args[0]), self.prefix_token, self.max_length - 1)
@@ -125,17 +125,17 @@ class PolicyRequests:
         return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The answer to each context, up to the first stop string; sampled only where the task asks for it."""
+        """The answer to each context, up to the first stop string; sampled only if the task asks for it."""
         options = [generation_options(request.args[1], self.max_gen_toks) for request in requests]
         answers = [""] * len(requests)
         with Progress("generate_until", len(requests), unit="request", active=not disable_tqdm) as progress:
-            for shared in dict.fromkeys(own[1:] for own in options):  # requests that share their options
-                numbers = [number for number, own in enumerate(options) if own[1:] == shared]
+            for sampling in dict.fromkeys(entry[1:] for entry in options):  # requests with the same options together
+                numbers = [number for number, entry in enumerate(options) if entry[1:] == sampling]
                 contexts = [requests[number].args[0] for number in numbers]
-                prompts = [self.encode(context)[-max(1, self.max_length - shared[0]) :] for context in contexts]
+                prompts = [self.encode(context)[-max(1, self.max_length - sampling[0]) :] for context in contexts]
                 ids = list(map(problem_id, contexts))
-                found = self.engine.answer(prompts, Sampling(*shared, seed=self.seed), ids, progress.advance)
-                for number, result in zip(numbers, found, strict=True):
+                results = self.engine.answer(prompts, Sampling(*sampling, seed=self.seed), ids, progress.advance)
+                for number, result in zip(numbers, results, strict=True):
                     answers[number] = cut_at_stop(result.text, options[number][0])
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
@@ -145,11 +145,11 @@ class PolicyRequests:
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells tokenizers apart in the harness's caches."""
+        """Identifies the tokenizer in the harness's caches."""
         return self.policy.tokenizer.fingerprint[:16]
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The tokenizer's chat template; "" where it has none or none is asked for."""
+        """The tokenizer's chat template; "" if it has none or none is asked for."""
         tokenizer = self.policy.tokenizer
         return str(tokenizer.tokenizer.chat_template) if chat_template and has_chat_template(tokenizer) else ""
 
@@ -171,17 +171,17 @@ class PolicyRequests:
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]], name: str, shown: bool) -> list[tuple[float, bool]]:
         contexts, answers = zip(*(self._fitting(*pair) for pair in pairs), strict=True) if pairs else ((), ())
         with Progress(name, sum(map(bool, answers)), unit="request", active=shown) as progress:
-            return [(found.logp, found.greedy) for found in self.engine.score(contexts, answers, progress.advance)]
+            return [(score.logp, score.greedy) for score in self.engine.score(contexts, answers, progress.advance)]
 
     def _fitting(self, context: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
-        """The last max_length tokens of both together, the context never empty."""
+        """The last max_length tokens of both together; the context keeps at least one token."""
         answer = answer[-(self.max_length - 1) :]
         return context[-(self.max_length - len(answer)) :], answer
 
 
 def rolling_windows(ids: list[int], prefix: int, size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(context, tokens to predict) that cover `ids` once: at most `size` tokens at a time, and for the last of them as
-    much context as fits beside, as the harness divides long texts."""
+    """Yield (context, tokens to predict) that cover `ids` once, divided as by the harness: at most `size` tokens each,
+    and for the last ones as much context as fits."""
     for done in range(0, len(ids), size):
         end = min(done + size, len(ids))
         yield ([prefix] if done == 0 else ids[end - size - 1 : done]), ids[done:end]
@@ -190,10 +190,10 @@ def rolling_windows(ids: list[int], prefix: int, size: int) -> Iterator[tuple[li
 def generation_options(options: dict[str, Any], default_tokens: int) -> tuple[tuple[str, ...], int, float, float, int]:
     """(stop strings, most tokens, temperature, top_p, top_k) of a request.
 
-    As in the harness: without do_sample, or with a temperature of 0, it is greedy.
+    As in the harness, decoding is greedy without do_sample or with a temperature of 0.
 
     Raises:
-      ConfigError: an option that would be ignored.
+      ConfigError: an unsupported option.
     """
     unknown = sorted(set(options) - set(KNOWN_OPTIONS))
     if unknown:
@@ -219,7 +219,7 @@ def harness_model(policy: Policy, **settings: Any) -> Any:
     """The policy as an `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`.
 
     Args:
-      settings: those of PolicyRequests.
+      settings: arguments of PolicyRequests.
 
     Raises:
       ConfigError: lm_eval is not installed.
@@ -229,12 +229,12 @@ def harness_model(policy: Policy, **settings: Any) -> Any:
 
 
 def result_text(result: dict[str, Any]) -> str:
-    """The harness's results as JSON; what JSON does not know becomes text."""
+    """The harness's results as JSON; values of other types become text."""
     return json.dumps(result, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 def sample_lines(samples: dict[str, Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row a document: task, its number, the question as it was put, the responses, the target and the metrics."""
+    """One row per document: task, number, prompt, responses, target and metrics."""
     return [
         {"task": task, **json.loads(json.dumps(sample, default=str))}
         for task, rows in samples.items()

@@ -1,4 +1,4 @@
-"""The numbers of eval.json from graded rows: per language, over languages, and against an earlier evaluation.
+"""The numbers of eval.json from graded rows: per language, over languages, and compared with an earlier evaluation.
 
 Accuracies and shares are fractions in [0, 1]; intervals are 95 % bootstrap intervals over problems.
 """
@@ -28,7 +28,7 @@ FIDELITY = {"right_language": "right_language", "line_pass_rate": "line_pass", "
 
 
 def rows_by_problem(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Key -> the samples of the problem, in order."""
+    """Key -> samples of the problem, in order."""
     table: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         table.setdefault(row["key"], []).append(row)
@@ -44,12 +44,12 @@ def rows_by_language(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def accuracies(rows: Rows) -> dict[str, float]:
-    """Key -> share of the problem's samples that are right."""
+    """Key -> share of correct samples of the problem."""
     return {key: float(np.mean([row["correct"] for row in samples])) for key, samples in rows_by_problem(rows).items()}
 
 
 def votes(samples: Rows) -> list[int]:
-    """One number a sample, equal for equal answers; -1 for no answer."""
+    """One number per sample, equal for equal answers; -1 without an answer."""
     answers: list[str] = []
     numbers = []
     for row in samples:
@@ -57,26 +57,26 @@ def votes(samples: Rows) -> list[int]:
         if answer is None:
             numbers.append(-1)
             continue
-        place = next((i for i, other in enumerate(answers) if same_answer(answer, other)), len(answers))
+        place = next((i for i, earlier in enumerate(answers) if same_answer(answer, earlier)), len(answers))
         answers += [answer] if place == len(answers) else []
         numbers.append(place)
     return numbers
 
 
 def sample_metrics(rows: Rows) -> dict[str, float]:
-    """pass@k, mean@k and maj@k for k = 1, 2, 4 ... and all samples; {} where each problem has one sample."""
+    """pass@k, mean@k and maj@k for k = 1, 2, 4 ... and all samples; {} if each problem has one sample."""
     problems = list(rows_by_problem(rows).values())
     count = min(len(samples) for samples in problems)
     if count == 1:
         return {}
     correct_NS = [[row["correct"] for row in samples[:count]] for samples in problems]
     votes_NS = [votes(samples[:count]) for samples in problems]
-    found = {}
-    for k in sorted({*(2**power for power in range(count.bit_length()) if 2**power <= count), count}):
-        found[f"pass@{k}"] = float(pass_at_k(correct_NS, k).mean())
-        found[f"mean@{k}"] = float(mean_at_k(correct_NS, k).mean())
-        found[f"maj@{k}"] = float(majority_at_k(votes_NS, correct_NS, k).mean())
-    return found
+    metrics = {}
+    for k in sorted({*(2**power for power in range(count.bit_length())), count}):
+        metrics[f"pass@{k}"] = float(pass_at_k(correct_NS, k).mean())
+        metrics[f"mean@{k}"] = float(mean_at_k(correct_NS, k).mean())
+        metrics[f"maj@{k}"] = float(majority_at_k(votes_NS, correct_NS, k).mean())
+    return metrics
 
 
 def language_row(rows: Rows, seed: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def language_row(rows: Rows, seed: int) -> dict[str, Any]:
 
 
 def mean_of(languages: Iterable[str], columns: Mapping[str, list[float]], seed: int) -> dict[str, Any] | None:
-    """{languages, accuracy, low, high} of the mean over those of `languages` that were evaluated; None for none."""
+    """{languages, accuracy, low, high} of the mean over the evaluated ones of `languages`; None without any."""
     codes = [code for code in languages if code in columns]
     if not codes:
         return None
@@ -114,20 +114,20 @@ def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, An
     """The numbers of eval.json.
 
     Args:
-      rows: graded, at least one.
-      seen: languages the policy was trained in; () omits the division.
+      rows: graded rows, at least one.
+      seen: languages of the policy's training; (): no means of seen and unseen languages.
       seed: of the bootstrap.
     """
     tables = {code: language_row(part, seed) for code, part in rows_by_language(rows).items()}
     columns = {code: list(accuracies(part).values()) for code, part in rows_by_language(rows).items()}
     others = [code for code in columns if code != "en"]
-    mean, everywhere = mean_of(others, columns, seed), mean_of(columns, columns, seed)
-    found: dict[str, Any] = {
+    mean, overall = mean_of(others, columns, seed), mean_of(columns, columns, seed)
+    result: dict[str, Any] = {
         "languages": tables,
         "mean_non_english": None if mean is None else mean["accuracy"],
         "mean_non_english_interval": None if mean is None else [mean["low"], mean["high"]],
         "gap_to_english": None if mean is None or "en" not in tables else tables["en"]["accuracy"] - mean["accuracy"],
-        "mean": everywhere and everywhere["accuracy"],
+        "mean": overall and overall["accuracy"],
         "worst_language": None,
         "published_mean_non_english": {
             name: float(np.mean([tables[code]["published"][name] for code in others]))
@@ -137,24 +137,24 @@ def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, An
     }
     if others:
         worst = min(others, key=lambda code: tables[code]["accuracy"])
-        found["worst_language"] = {"language": worst, "accuracy": tables[worst]["accuracy"]}
+        result["worst_language"] = {"language": worst, "accuracy": tables[worst]["accuracy"]}
     if seen:
-        found["seen"] = mean_of([code for code in others if code in seen], columns, seed)
-        found["unseen"] = mean_of([code for code in others if code not in seen], columns, seed)
-    return found
+        result["seen"] = mean_of([code for code in others if code in seen], columns, seed)
+        result["unseen"] = mean_of([code for code in others if code not in seen], columns, seed)
+    return result
 
 
-# Against an earlier evaluation of the same problems.
+# Comparison with an earlier evaluation of the same problems.
 
 
 def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
-    """This evaluation against a base's: points, relative gain and significance per language and over them.
+    """Comparison of an evaluation with a base: points, relative gain and significance per language and over languages.
 
     Returns:
-      languages: code -> {base, base_low, base_high, points, relative, low, high, p_bootstrap, p_mcnemar}: the base with
-        its interval, the change with its own; `relative` is None for a base of 0;
-      mean_non_english: the same of the mean over languages but English, if they have the same number of problems;
-      english_retention: English accuracy over the base's, None without English or for a base of 0.
+      languages: code -> {base, base_low, base_high, points, relative, low, high, p_bootstrap, p_mcnemar}: the base's
+        accuracy and interval, then the change and its interval; `relative` is None for a base of 0;
+      mean_non_english: the same for the mean over languages except English, if they have equally many problems;
+      english_retention: English accuracy over that of the base; None without English or for a base of 0.
 
     Raises:
       DataError: the two evaluations have different problems.
@@ -167,17 +167,20 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
             f"({', '.join(lacking[:3])}), {len(more)} only here ({', '.join(more[:3])}). Run both with the same "
             "--benchmark, --languages and --limit."
         )
-    keys = {code: [row["key"] for row in part] for code, part in rows_by_language(rows).items()}
-    keys = {code: list(dict.fromkeys(found)) for code, found in keys.items()}
-    tests = {code: _comparison([before[k] for k in own], [after[k] for k in own], seed) for code, own in keys.items()}
-    others = [code for code in keys if code != "en"]
-    found: dict[str, Any] = {"languages": tests, "mean_non_english": None, "english_retention": None}
-    if others and len({len(keys[code]) for code in others}) == 1:
-        base, new = (np.mean([[table[k] for k in keys[code]] for code in others], axis=0) for table in (before, after))
-        found["mean_non_english"] = _comparison(base, new, seed)
+    pairs = {
+        code: ([before[key] for key in keys], [after[key] for key in keys])
+        for code, part in rows_by_language(rows).items()
+        if (keys := dict.fromkeys(row["key"] for row in part))
+    }
+    tests = {code: _comparison(*sides, seed) for code, sides in pairs.items()}
+    others = [sides for code, sides in pairs.items() if code != "en"]
+    result: dict[str, Any] = {"languages": tests, "mean_non_english": None, "english_retention": None}
+    if len({len(base) for base, _ in others}) == 1:
+        base, new = np.mean(others, axis=0)
+        result["mean_non_english"] = _comparison(base, new, seed)
     if "en" in tests and tests["en"]["base"] > 0:
-        found["english_retention"] = (tests["en"]["base"] + tests["en"]["points"]) / tests["en"]["base"]
-    return found
+        result["english_retention"] = (tests["en"]["base"] + tests["en"]["points"]) / tests["en"]["base"]
+    return result
 
 
 def _comparison(before: Values, after: Values, seed: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A policy's responses to problems, and its log-probabilities of choices.
 
-A batch that was written before is not run again, so a stopped evaluation goes on where it was and ends with the same
-responses.
+Batches that were written before are not run again, so that a stopped evaluation continues and gives the same responses.
 """
 
 import itertools
@@ -19,14 +18,14 @@ from pbrl_jax.text.prompts import format_prompts, resolve_style, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.text.wording import OURS, Wording
 
-STYLES = {"benchmark": "the benchmark's own text, as published evaluations put it", **PROMPT_STYLES}
+STYLES = {"benchmark": "the benchmark's own text, as in published evaluations", **PROMPT_STYLES}
 Write = Callable[[list[dict[str, Any]]], None]
-"""Takes the rows of a finished batch."""
+"""Writes the rows of a finished batch."""
 
 
 class Settings(NamedTuple):
-    """How a policy answers. `style` is one of STYLES: the benchmark's own prompt, or one the policy was trained with;
-    `thinking` is the switch of chat templates that have one; `mesh` spreads the rows of a batch over devices."""
+    """How a policy answers. `style` is one of STYLES: the benchmark's own prompt, or a style of the policy's training;
+    `thinking` is the switch of chat templates that have one; rows are spread over the devices of `mesh`."""
 
     style: str = "benchmark"
     samples: int = 1
@@ -41,7 +40,7 @@ class Settings(NamedTuple):
 
 
 class Answering(NamedTuple):
-    """A policy's parts and the settings."""
+    """A policy and the settings of its answers."""
 
     spec: DecoderSpec
     params: Any
@@ -51,20 +50,20 @@ class Answering(NamedTuple):
 
     @property
     def engine(self) -> Engine:
-        """What answers and scores."""
-        of = self.settings
-        return Engine(self.spec, self.params, self.tokenizer, of.batch_size, of.mesh, positions=self.positions)
+        """The engine that answers and scores."""
+        batch_size, mesh = self.settings.batch_size, self.settings.mesh
+        return Engine(self.spec, self.params, self.tokenizer, batch_size, mesh, positions=self.positions)
 
 
 def encode_prompts(
     problems: Sequence[Problem], tokenizer: Tokenizer, style: str, thinking: bool | None = None,
     wording: Wording = OURS,
 ) -> list[list[int]]:  # fmt: skip
-    """Ids of each problem's prompt, with one beginning-of-sequence token where the tokenizer has one.
+    """Ids of each problem's prompt, with one beginning-of-sequence token if the tokenizer has one.
 
-    `benchmark` is the benchmark's text. The other styles put the bare question as `pbrl_jax.text.prompts` does, in the
-    answer's language; a problem that is more than its question (options, a request for a box) keeps the benchmark's
-    text, as the user's turn where the style is a chat. A user's own words stand around either.
+    Style `benchmark` is the benchmark's text. Other styles format the bare question with `pbrl_jax.text.prompts`, in
+    the answer's language. If problems consist of more than a question (options, a request for a box), the benchmark's
+    text is kept, as the user turn of a chat style. `wording` is applied to either.
     """
     if any(problem.turns for problem in problems):
         style = "chat_question" if style == "benchmark" else style
@@ -87,12 +86,12 @@ def encode_prompts(
 
 
 def problem_id(key: str) -> int:
-    """A stable 31-bit number of a problem, from which its sampling keys derive."""
+    """A stable 31-bit number of a problem, from which its sampling keys are derived."""
     return zlib.crc32(key.encode()) & 0x7FFFFFFF
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of the stop strings."""
+    """`text` up to the first stop string."""
     return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
 
@@ -104,9 +103,9 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
     included) and truncated (the limit was reached).
 
     Args:
-      done: (key, sample) of rows that an earlier run has written.
-      write: takes the new rows of a batch.
-      tick: told the number of problems that a batch has finished.
+      done: (key, sample) of rows that an earlier run wrote.
+      write: called with the new rows of each batch.
+      tick: called with the number of problems of each finished batch.
     """
     settings = answering.settings
     encoded = encode_prompts(problems, answering.tokenizer, settings.style, settings.thinking, settings.wording)
@@ -117,15 +116,15 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
     ids, samples = [problem_id(problem.key) for problem in problems], range(settings.samples)
     wanted = {row for row, p in enumerate(problems) if any((p.key, sample) not in done for sample in samples)}
     for rows, answers in answering.engine.answer_batches(encoded, sampling, ids, wanted, ends_early):
-        found = []
+        new_rows = []
         for (row, sample), answer in zip(itertools.product(rows, samples), answers, strict=True):
             problem, text = problems[row], cut_at_stop(answer.text, problems[row].stops)
             if (problem.key, sample) not in done:
-                found.append({
+                new_rows.append({
                     "key": problem.key, "language": problem.language, "sample": sample, "completion": text,
                     "tokens": len(answer.tokens), "truncated": answer.truncated and text == answer.text,
                 })  # fmt: skip
-        write(found)
+        write(new_rows)
         tick(len(wanted.intersection(rows)))
         check_stop()
 
@@ -134,22 +133,21 @@ def generate_responses(answering: Answering, problems: Sequence[Problem], done: 
 
 
 def continuations(problem: Problem, tokenizer: Tokenizer) -> Continuations:
-    """Context and choice are encoded together and divided after the context's own tokens, as the harness does.
+    """Ids of context and choices, encoded together and divided after the context's tokens, as the harness does.
 
     Raises:
       DataError: a context without tokens.
     """
     text = problem.prompt
-    head = text.rstrip()
-    whole = tokenizer.encode_batch([head, *(text + choice for choice in problem.choices)])
-    context, joined = with_one_bos(whole[0], tokenizer.bos_id), [with_one_bos(x, tokenizer.bos_id) for x in whole[1:]]
+    encoded = tokenizer.encode_batch([text.rstrip(), *(text + choice for choice in problem.choices)])
+    context, *joined = (with_one_bos(ids, tokenizer.bos_id) for ids in encoded)
     size = len(context)
     shared = 0
     while shared < size and all(len(ids) > shared + 1 and ids[shared] == joined[0][shared] for ids in joined):
         shared += 1
     if not shared:
         raise DataError(f"Problem {problem.key} has no token that its choices share. Its prompt is {text[:60]!r}.")
-    # A choice that merges with the whole context's end keeps its last token to be scored.
+    # Even if a choice merges with the end of the context, its last token is scored.
     return Continuations(
         joined[0][:shared], [ids[shared:] for ids in joined], [min(size, len(ids) - 1) - shared for ids in joined]
     )
@@ -157,21 +155,21 @@ def continuations(problem: Problem, tokenizer: Tokenizer) -> Continuations:
 
 def score_choices(answering: Answering, problems: Sequence[Problem], done: Collection[tuple[str, int]],
                   write: Write, tick: Callable[[int], Any]) -> None:  # fmt: skip
-    """The log-probability of every choice of every problem, written batch by batch; arguments as generate_responses.
+    """Write the log-probability of every choice of every problem, batch by batch; arguments as generate_responses.
 
-    A row has key, language, sample (0), logprobs (one sum for each choice, natural logarithm) and tokens (scored
-    tokens of each choice).
+    A row has key, language, sample (0), logprobs (one sum per choice, natural logarithm) and tokens (scored tokens of
+    each choice).
     """
     encoded = [continuations(problem, answering.tokenizer) for problem in problems]
     wanted = {row for row, problem in enumerate(problems) if (problem.key, 0) not in done}
-    for rows, found in answering.engine.score_batches(encoded, wanted):
+    for rows, scores in answering.engine.score_batches(encoded, wanted):
         write([
             {
                 "key": problems[row].key, "language": problems[row].language, "sample": 0,
                 "logprobs": [round(choice.logp, 6) for choice in choices],
                 "tokens": [choice.tokens for choice in choices],
             }
-            for row, choices in zip(rows, found, strict=True)
+            for row, choices in zip(rows, scores, strict=True)
             if row in wanted
         ])  # fmt: skip
         tick(len(wanted.intersection(rows)))

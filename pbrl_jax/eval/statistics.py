@@ -1,9 +1,8 @@
-"""Intervals and tests for accuracies, and the metrics of several samples per problem. NumPy only, on the host.
+"""Intervals and tests for accuracies, and metrics of several samples per problem, on the host.
 
-N problems, S samples of each. All random numbers come from a seed, so results are reproducible.
+N problems, S samples of each. All random numbers are seeded, so that results are reproducible.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,10 +13,10 @@ from pbrl_jax.core.errors import ConfigError
 DRAWS = 10_000
 """Resamples of a bootstrap."""
 _CHUNK = 2_000_000
-"""Indices drawn at a time, at most."""
+"""Largest number of indices drawn at a time."""
 
 Values = Sequence[float] | np.ndarray
-"""One number for each problem."""
+"""One number per problem."""
 
 
 class Interval(NamedTuple):
@@ -29,10 +28,10 @@ class Interval(NamedTuple):
 
 
 class PairedTest(NamedTuple):
-    """Two runs on the same problems: `difference` is the second's mean minus the first's.
+    """Two runs on the same problems: `difference` is the mean of the second minus the mean of the first.
 
-    `p_bootstrap` is two-sided; `p_mcnemar` is None where a value is neither 0 nor 1. `lost` and `won` count the
-    problems that only the first and only the second run solved.
+    `p_bootstrap` is two-sided; `p_mcnemar` is None if some value is neither 0 nor 1. `lost` and `won` count the
+    problems solved only by the first and only by the second run.
     """
 
     difference: float
@@ -67,7 +66,7 @@ def bootstrap_interval(values: Values, seed: int = 0, level: float = 0.95, draws
     """The mean with its percentile bootstrap interval (Efron 1979).
 
     Args:
-      values: one number a problem, [N]; an accuracy's are 0 and 1.
+      values: one number per problem, [N]; 0 and 1 for an accuracy.
       seed: of the resampling.
       level: mass between the bounds.
       draws: resamples.
@@ -78,17 +77,22 @@ def bootstrap_interval(values: Values, seed: int = 0, level: float = 0.95, draws
     values_N = _values(values, "Bootstrap interval")
     if not 0 < level < 1:
         raise ConfigError(f"The level of an interval is {level}; expected a share between 0 and 1, such as 0.95.")
+    return Interval(float(values_N.mean()), *_bounds(resampled_means(values_N, seed, draws), level))
+
+
+def _bounds(means: np.ndarray, level: float) -> tuple[float, float]:
+    """The percentiles of resampled means between which a share `level` of them lies."""
     tail = 50 * (1 - level)
-    low, high = np.percentile(resampled_means(values_N, seed, draws), [tail, 100 - tail])
-    return Interval(float(values_N.mean()), float(low), float(high))
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
                   draws: int = DRAWS) -> Interval:  # fmt: skip
-    """The mean over several languages' means, with an interval.
+    """The mean of the means of several languages, with an interval.
 
     Languages with the same number of problems are assumed to have the same problems, which are resampled together: a
-    hard problem is hard in every language, so the languages are correlated. Otherwise each is resampled alone.
+    hard problem is hard in every language, so that languages are correlated. Otherwise each is resampled separately.
     """
     rows = [_values(column, "Mean over languages") for column in columns]
     if not rows:
@@ -96,33 +100,28 @@ def mean_interval(columns: Sequence[Values], seed: int = 0, level: float = 0.95,
     if len({len(row) for row in rows}) == 1:
         return bootstrap_interval(np.mean(rows, axis=0), seed, level, draws)
     means = np.mean([resampled_means(row, seed + index, draws) for index, row in enumerate(rows)], axis=0)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(float(np.mean([row.mean() for row in rows])), float(low), float(high))
+    return Interval(float(np.mean([row.mean() for row in rows])), *_bounds(means, level))
 
 
-def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share observed over `count` independent trials; 95 % by default.
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval (1927) of a share observed over `count` independent trials.
 
-    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1. Wilson (1927).
+    Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1.
     """
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest  # slow to import
+
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mcnemar_exact(lost: int, won: int) -> float:
-    """Two-sided exact p-value of McNemar's test: `lost` and `won` discordant pairs under a fair coin.
-
-    McNemar (1947); the exact binomial form. 1.0 where no pair differs.
-    """
+    """Two-sided p-value of McNemar's test (1947) in its exact binomial form, for `lost` and `won` discordant pairs; 1.0
+    without any."""
     if lost < 0 or won < 0:
         raise ConfigError(f"McNemar's test: found counts {lost} and {won}; expected none below 0.")
-    pairs, fewer = lost + won, min(lost, won)
-    if lost == won:
-        return 1.0
-    # Integers until the one division, so that thousands of pairs neither overflow nor round.
-    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / 2**pairs)
+    from scipy.stats import binomtest  # slow to import
+
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
 def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.95,
@@ -130,8 +129,7 @@ def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.9
     """Whether `second` differs from `first` on the same problems in the same order.
 
     The bootstrap resamples problems, so that difficulty common to both runs cancels. Its p-value is twice the smaller
-    share of resamples on either side of no difference, with one added to count and draws (Davison and Hinkley 1997,
-    4.2).
+    share of resamples on either side of 0, with one added to count and draws (Davison and Hinkley 1997, 4.2).
     """
     first_N, second_N = _values(first, "Paired test, first run"), _values(second, "Paired test, second run")
     if len(first_N) != len(second_N):
@@ -141,15 +139,14 @@ def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.9
         )
     difference_N = second_N - first_N
     means = resampled_means(difference_N, seed, draws)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = _bounds(means, level)
     side = min(int((means <= 0).sum()), int((means >= 0).sum()))
     binary = bool(np.isin(first_N, (0, 1)).all() and np.isin(second_N, (0, 1)).all())
     lost, won = int((difference_N < 0).sum()), int((difference_N > 0).sum())
     return PairedTest(
         difference=float(difference_N.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p_bootstrap=min(1.0, 2 * (side + 1) / (draws + 1)),
         p_mcnemar=mcnemar_exact(lost, won) if binary else None,
         lost=lost,
@@ -158,9 +155,9 @@ def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.9
 
 
 def pass_at_k(correct_NS: Sequence[Values], k: int) -> np.ndarray:
-    """For each problem the chance that at least one of k samples is right, [N].
+    """Probability that at least one of k samples is correct, [N].
 
-    Unbiased from S >= k samples: 1 - C(S - c, k) / C(S, k) with c right ones (Chen et al. 2021, equation 1).
+    Unbiased estimate from S >= k samples: 1 - C(S - c, k) / C(S, k) with c correct ones (Chen et al. 2021, equation 1).
     """
     right_N, samples = _right(correct_NS, k)
     # C(S - c, k) / C(S, k) as a product neither overflows nor loses digits; with S - c < k one factor is 0.
@@ -169,18 +166,18 @@ def pass_at_k(correct_NS: Sequence[Values], k: int) -> np.ndarray:
 
 
 def mean_at_k(correct_NS: Sequence[Values], k: int) -> np.ndarray:
-    """For each problem the share of right answers among its first k samples, [N]."""
+    """Share of correct answers among the first k samples of each problem, [N]."""
     _right(correct_NS, k)
     return np.asarray(correct_NS, np.float64)[:, :k].mean(axis=1)
 
 
 def majority_at_k(votes_NS: Sequence[Sequence[int]], correct_NS: Sequence[Values], k: int) -> np.ndarray:
-    """For each problem whether the answer that most of its first k samples give is right, [N] of 0 and 1.
+    """Whether the most frequent answer among the first k samples of each problem is correct, [N] of 0 and 1.
 
     Args:
-      votes_NS: one number for each sample, equal for equal answers; negative for a sample without an answer, which
-        does not vote. The first of several most frequent answers wins.
-      correct_NS: whether each sample is right.
+      votes_NS: one number per sample, equal for equal answers; negative without an answer, which does not vote. The
+        first of several most frequent answers wins.
+      correct_NS: whether each sample is correct.
     """
     _right(correct_NS, k)
     outcomes = []
@@ -195,7 +192,7 @@ def majority_at_k(votes_NS: Sequence[Sequence[int]], correct_NS: Sequence[Values
 
 
 def _right(correct_NS: Sequence[Values], k: int) -> tuple[np.ndarray, int]:
-    """(right samples of each problem, samples of each problem)."""
+    """(correct samples of each problem [N], S)."""
     table = np.asarray(correct_NS, np.int64)
     if table.ndim != 2 or table.size == 0:
         raise ConfigError(f"Found samples of shape {table.shape}; expected as many samples of every problem.")

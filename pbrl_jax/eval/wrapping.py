@@ -1,5 +1,5 @@
-"""Ways to hide a text from a language gate that a reader, or an encoder, still reads: in formulas, code, tags, a link,
-in other letters, in pieces. Each is a function of the text; `WRAPPINGS` has a seen and a held-out form of each."""
+"""Ways to hide a text from a language gate that a reader or an encoder can still read: in formulas, code, tags, a link,
+other letters, or pieces. `WRAPPINGS` has a seen and a held-out form of each."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ _LOOKALIKES = str.maketrans("aceopxyAEOPCTKH", "асеорхуАЕОРСТКН")
 
 
 class Wrapping(NamedTuple):
-    """Two forms of one way, text -> wrapped text; nothing is trained on the second."""
+    """Two forms of one way to wrap a text, text -> wrapped text; nothing is trained on the held-out form."""
 
     seen: Callable[[str], str]
     held_out: Callable[[str], str]
@@ -19,12 +19,12 @@ def _sentences(text: str) -> list[str]:
 
 
 def _shifted(upper: int, lower: int) -> Callable[[str], str]:
-    """Latin letters moved to the alphabets that begin at these characters."""
+    """Replacement of Latin letters by the alphabets that begin at these characters."""
 
-    def letter(c: str) -> str:
+    def shift(c: str) -> str:
         return chr(ord(c) - 65 + upper) if "A" <= c <= "Z" else chr(ord(c) - 97 + lower) if "a" <= c <= "z" else c
 
-    return lambda text: "".join(map(letter, text))
+    return lambda text: "".join(map(shift, text))
 
 
 WRAPPINGS: dict[str, Wrapping] = {
@@ -58,4 +58,4 @@ WRAPPINGS: dict[str, Wrapping] = {
         lambda text: "  ".join(" ".join(word) for word in text.split()),
     ),
 }
-"""name -> forms."""
+"""Name -> forms."""

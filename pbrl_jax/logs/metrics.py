@@ -25,6 +25,7 @@ from pbrl_jax.core.paths import append_json_lines, is_remote, parse_json, work_d
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.logs.trackers import Tracker, make_trackers
 from pbrl_jax.mesh import watch
+from pbrl_jax.mesh.ahead import waited_seconds
 
 REMOTE_FLUSH_SECONDS = 60.0
 """Time for which remote rows are buffered, since appending to an object in a bucket rewrites it."""
@@ -194,7 +195,8 @@ class MetricWriter:
     def later(self, function: Callable, *arguments: Any) -> None:
         """Runs `function(*arguments)` in a single background thread, so that a slow disk delays no step.
 
-        Its exception is raised by the next call of this method, flush or close.
+        Its exception is raised by the next call of this method, flush or close; rows that it returns then go to
+        trackers that take tables.
         """
         if not self.active:
             return
@@ -209,9 +211,11 @@ class MetricWriter:
         self._pending = [future for future in self._pending if future not in done]
         for future in done:
             try:
-                future.result()
+                rows = future.result()
             except OSError as error:
                 raise _cannot_write("samples", error) from error
+            for tracker in self._trackers if rows else ():
+                tracker.table(rows)
 
     def _append_waiting(self) -> None:
         try:
@@ -277,13 +281,18 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside the block to `name`; a phase may be entered several times, and may raise."""
-        start = self._clock()
+        """Adds the time inside the block to `name`; a phase may be entered several times, and may raise.
+
+        Seconds that it waits for programs to be compiled (mesh.ahead) are added to the phase `compile` instead.
+        """
+        start, waited = self._clock(), waited_seconds()
         try:
             with watch.phase(name):
                 yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
+            waited = waited_seconds() - waited
+            spent = {name: self._clock() - start - waited} | ({"compile": waited} if waited else {})
+            self.seconds |= {phase: self.seconds.get(phase, 0.0) + more for phase, more in spent.items()}
 
     def metrics(self) -> dict[str, float]:
         """`{"time/<phase>": seconds}`."""

@@ -30,8 +30,8 @@ def round_robin(rows: Sequence[Mapping[str, Any]], count: int, turn: int = 0) ->
     return chosen[:count]
 
 
-def write_samples(workdir: Any, step: int, rows: Sequence[Mapping[str, Any]], count: int) -> None:
-    """Write at most `count` rows, round-robin over languages; nothing if `count` is 0.
+def write_samples(workdir: Any, step: int, rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Write at most `count` rows, round-robin over languages; nothing if `count` is 0. The rows that were written.
 
     Args:
       rows: one mapping per response with the fields SAMPLE_FIELDS; `parts` maps a reward's name to its value.
@@ -40,10 +40,11 @@ def write_samples(workdir: Any, step: int, rows: Sequence[Mapping[str, Any]], co
       ValueError: a row lacks a field, or has another one.
     """
     if count <= 0 or not rows:
-        return
+        return []
     for row in rows:
         if set(row) - set(OPTIONAL_FIELDS) != set(SAMPLE_FIELDS):
             raise ValueError(f"A sample row has the fields {sorted(row)}; expected {sorted(SAMPLE_FIELDS)}.")
     names = (*SAMPLE_FIELDS, *OPTIONAL_FIELDS)
     chosen = [{name: row[name] for name in names if name in row} for row in round_robin(rows, count, turn=step)]
     write_json_lines(work_dir(workdir).samples_of(step), chosen)
+    return chosen

@@ -1,6 +1,6 @@
 """Trackers: TensorBoard event files, and the tracking services for which section log names a project.
 
-Each has `write(step, row)`, which skips strings, `flush()` and `close()`.
+Each has `write(step, row)`, which skips strings, `table(rows)` of sampled responses, `flush()` and `close()`.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -36,6 +36,9 @@ class TensorBoardLog:
         for name, value in row.items():
             if name != "step" and not isinstance(value, str):
                 self._writer.add_scalar(name, value, step)
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """TensorBoard has no tables."""
 
 
 class Service(ABC):
@@ -79,6 +82,17 @@ class Service(ABC):
         """Log one row of numbers."""
 
     @abstractmethod
+    def log_table(self, columns: dict[str, list]) -> None:
+        """A table of sampled responses, column by column."""
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        self.log_table({
+            name: [json.dumps(row[name]) if isinstance(row.get(name), dict) else row.get(name) for row in rows]
+            for name in names
+        })  # fmt: skip
+
+    @abstractmethod
     def close(self) -> None:
         """End the run."""
 
@@ -103,6 +117,10 @@ class WandbLog(Service):
     def log(self, step: int, row: dict[str, Any]) -> None:
         self._run.log(row, step=step)
 
+    def log_table(self, columns: dict[str, list]) -> None:
+        table = self._module.Table(columns=list(columns), data=list(zip(*columns.values(), strict=True)))
+        self._run.log({"samples": table}, commit=False)  # W&B drops rows of steps before the last one
+
     def close(self) -> None:
         self._run.finish()
 
@@ -119,6 +137,10 @@ class TrackioLog(Service):
 
     def log(self, step: int, row: dict[str, Any]) -> None:
         self._module.log(row, step=step)
+
+    def log_table(self, columns: dict[str, list]) -> None:
+        table = self._module.Table(columns=list(columns), data=list(map(list, zip(*columns.values(), strict=True))))
+        self._module.log({"samples": table}, step=columns["step"][0])
 
     def close(self) -> None:
         self._module.finish()
@@ -141,6 +163,9 @@ class MlflowLog(Service):
 
     def log(self, step: int, row: dict[str, Any]) -> None:
         self._module.log_metrics({name: float(value) for name, value in row.items() if name != "step"}, step=step)
+
+    def log_table(self, columns: dict[str, list]) -> None:
+        self._module.log_table(data=columns, artifact_file="samples.json")  # appended to what is there
 
     def close(self) -> None:
         self._module.end_run()

@@ -21,6 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 LOGICAL_AXES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
+    "gathered": "data",
     "vocab": "tensor",
     "width": "fsdp",
     "heads": "tensor",
@@ -30,11 +31,14 @@ LOGICAL_AXES: dict[str, Any] = {
     "layers": None,
     "none": None,
 }
-"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups; `sequence` is the
+"""Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups, `gathered` the same
+where the rows of all devices along fsdp are gathered; `sequence` is the
 position axis of hidden states between layers, sharded over the same devices as heads and ffn."""
 
 DECODING_AXES = LOGICAL_AXES | {"width": None}
 """For decoding: parameters are not sharded over fsdp (see rollout.weights)."""
+
+SHARED_AXES = ("tensor", "fsdp")
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
@@ -88,6 +92,16 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
             f"between slices are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
         )
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+
+
+def inference_mesh(fsdp: int, tensor: int) -> Mesh | None:
+    """All devices, their rest along `data`; None for a single one.
+
+    Raises:
+      ConfigError: as mesh_shape.
+    """
+    sizes = MeshConfig(-1, fsdp, tensor)
+    return make_mesh(sizes) if jax.device_count() > 1 or fsdp * tensor != 1 else None
 
 
 def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:
@@ -172,6 +186,15 @@ def row_mesh(mesh: Mesh) -> Mesh:
     """A mesh of this process's devices, all along its data axis; for a replicated model."""
     devices = np.array(mesh.local_devices).reshape(-1, 1, 1)
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def tensor_parallel_axes(size: int) -> dict[str, Any]:
+    """The table of one axis of parameters of this size while decoding tensor-parallel over fsdp too: sharded over both
+    mesh axes if they divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in SHARED_AXES)
+    sharded = SHARED_AXES if size % shards == 0 else "tensor"
+    return DECODING_AXES | dict.fromkeys(("vocab", "heads", "kv_heads", "ffn"), sharded)
 
 
 def constrain(x: jax.Array, *logical: str, table: Mapping[str, Any] = LOGICAL_AXES) -> jax.Array:

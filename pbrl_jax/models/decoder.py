@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.mesh.sharding import constrain, sequence_axis
+from pbrl_jax.mesh.sharding import constrain, sequence_axis, tensor_parallel_axes
 from pbrl_jax.models.attention import Kernel
 from pbrl_jax.models.fused_attention import FUSED
 from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, XieluMLP, apply, apply_rope, rope_tables
 from pbrl_jax.models.layouts import Causal, KVCache, Reach
 from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.precision import gradient_to, wide_type
+from pbrl_jax.models.slots import SlotCache
 from pbrl_jax.models.specs import DecoderSpec
 
 REMAT_POLICIES = {
@@ -120,6 +121,19 @@ def norm_of(spec: DecoderSpec, name: str | None = None) -> RMSNorm:
     return RMSNorm(spec.norm_eps, spec.norm_offset, spec.centered_norms, name=name)
 
 
+def with_all_rows(spec: DecoderSpec, h: jax.Array, *axes: str) -> jax.Array:
+    """Activations of all rows along fsdp, where products are tensor-parallel over it; else as they are.
+
+    Args:
+      axes: logical axes behind the rows; the last that is named is sharded as the parameters are.
+    """
+    if not spec.gathered_rows:
+        return h
+    axes = axes or ("none",) * (h.ndim - 1)
+    sizes = [size for size, name in zip(h.shape[1:], axes, strict=True) if name != "none"]
+    return constrain(h, "gathered", *axes, table=tensor_parallel_axes(sizes[0] if sizes else 1))
+
+
 class DecoderLayer(nn.Module):
     """Attention and feed-forward. The carry is (hidden, cache); a scan over layers has no cache."""
 
@@ -142,12 +156,15 @@ class DecoderLayer(nn.Module):
         def gather(h, heads: str = "none"):
             """In training, replicate positions for products that are sharded over heads or ffn: otherwise the compiler
             keeps queries sharded by position and gathers them for every chunk."""
-            return constrain(h, "batch", "none", heads, *["none"] * (h.ndim - 3)) if training else h
+            if training or spec.gathered_rows:
+                return constrain(h, "batch", "none", heads, *["none"] * (h.ndim - 3))
+            return h
 
-        h = gather(norm("attention_norm")(x) if spec.pre_norms else x)
+        h = with_all_rows(spec, gather(norm("attention_norm")(x) if spec.pre_norms else x))
         query = Projection((spec.heads, spec.head_dim), use_bias=spec.qkv_bias, name="query")(h)
         key = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="key")(h)
         value = Projection((spec.kv_heads, spec.head_dim), use_bias=spec.qkv_bias, name="value")(h)
+        query, key, value = (with_all_rows(spec, x, "none", "heads", "none") for x in (query, key, value))
         if spec.qk_norm:
             query, key = qk_norm("query_norm", query), qk_norm("key_norm", key)
         query, key, value = gather(query, "heads"), gather(key, "kv_heads"), gather(value, "kv_heads")
@@ -159,10 +176,11 @@ class DecoderLayer(nn.Module):
         reach = reach_of(spec, role.local, inputs.positions_XL)
         kernel = Kernel(spec.attention, spec.attention_softcap) if spec.attention_softcap else spec.attention
         attended, cache = layout.attend(kernel, query, key, value, cache, role.layer, reach)
+        attended = with_all_rows(spec, attended, "none", "heads", "none")
         attended = gather(Projection((spec.width,), in_axes=2, name="out")(attended))
         x = x + (norm("attention_out_norm")(attended) if spec.sandwich_norms else attended)
         if not spec.parallel:
-            h = gather(norm("mlp_norm")(x) if spec.pre_norms else x)
+            h = with_all_rows(spec, gather(norm("mlp_norm")(x) if spec.pre_norms else x))
         fed = gather(self.feed_forward()(h))
         x = x + (norm("mlp_out_norm")(fed) if spec.sandwich_norms else fed)
         return (constrain(x, "batch", sequence_axis(x.shape[1]), "none"), cache), None
@@ -227,7 +245,9 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
     return Decoder(spec).init(key, tokens, tokens, Causal(valid))["params"]
 
 
-def hidden_states(params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | None = None):
+def hidden_states(
+    params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | SlotCache | None = None
+):
     """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`.
 
     With a cache the layers run one after another, without a scan: a scan would copy each layer's part out of the stack.
@@ -291,7 +311,10 @@ def logits_of(params, spec: DecoderSpec, hidden: Float[Array, "*rows D"]) -> Flo
     """Next-token logits of hidden states, in float32 or wider; scaled and soft-capped where the spec says so."""
     product = "...d,vd->...v" if spec.tied_embeddings else "...d,dv->...v"
     matrix = params[output_name(spec)].astype(hidden.dtype)
-    logits = jnp.einsum(product, hidden, matrix, preferred_element_type=wide_type(hidden.dtype))
+    logits = jnp.einsum(product, with_all_rows(spec, hidden), matrix, preferred_element_type=wide_type(hidden.dtype))
+    if spec.gathered_rows:
+        between = ["none"] * (hidden.ndim - 2)
+        logits = constrain(with_all_rows(spec, logits, *between, "vocab"), "batch", *between, "vocab")
     if spec.logit_scale != 1.0:
         logits = logits * spec.logit_scale
     return spec.logit_softcap * jnp.tanh(logits / spec.logit_softcap) if spec.logit_softcap else logits

@@ -7,7 +7,7 @@ in and out; keys and values of the source are computed once per sentence and sha
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -278,7 +278,7 @@ def token_logprobs(
     """
     B, R = targets_BR.shape
     inputs_BR = jnp.concatenate([jnp.full((B, 1), spec.start_id), targets_BR[:, :-1]], axis=1)
-    hidden_BRD = M2M100(spec).apply({"params": params}, tokens_BS, mask_BS, inputs_BR, lengths_B)
+    hidden_BRD: Any = M2M100(spec).apply({"params": params}, tokens_BS, mask_BS, inputs_BR, lengths_B)
 
     @jax.checkpoint  # the gradient keeps no logits either
     def logprob(position):  # one position at a time: all logits of a vocabulary of 256,000 do not fit
@@ -292,9 +292,9 @@ def token_logprobs(
     return logp_RB.T, (place_1R > 0) & (place_1R < lengths_B[:, None])
 
 
-def target_logprobs(spec: M2M100Spec, params, *translations: jax.Array) -> Float[Array, "B"]:
+def target_logprobs(spec: M2M100Spec, params, tokens_BS, mask_BS, targets_BR, lengths_B) -> Float[Array, "B"]:
     """Mean log-prob per token, [B], of given translations; arguments as of `token_logprobs`."""
-    logp_BR, counted_BR = token_logprobs(spec, params, *translations)
+    logp_BR, counted_BR = token_logprobs(spec, params, tokens_BS, mask_BS, targets_BR, lengths_B)
     return jnp.where(counted_BR, logp_BR, 0.0).sum(axis=1) / counted_BR.sum(axis=1)
 
 

@@ -90,6 +90,9 @@ class DecoderSpec:
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
+    #: While decoding: matrices are tensor-parallel over the mesh's fsdp axis too, and the rows of the devices along it
+    #: are gathered for every product (see rollout.weights).
+    gathered_rows: bool = False
 
     def layer_letters(self) -> str:
         """The letter of `layer_pattern` of each layer."""

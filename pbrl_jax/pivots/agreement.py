@@ -1,4 +1,4 @@
-"""Which of several samples of one question become its references: those that agree, on the right answer where known."""
+"""The choice of references among several samples for one question: those that agree, preferably on the gold answer."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from pbrl_jax.text.answers import same_answer
 
 
 class Choice(NamedTuple):
-    """The references that are kept, at least one, and the share in [0, 1] of samples with their answer."""
+    """The kept references, at least one, and the share in [0, 1] of samples with their answer."""
 
     references: tuple[Reference, ...]
     share: float
 
 
 def choose(samples: Sequence[Reference], gold: str | None, count: int, language: str = "en") -> Choice:
-    """At most `count` different samples of one answer, in their order: of the gold answer where a sample has it, else
-    of the most frequent answer (the earlier one of equals). Samples without an answer agree with nothing.
+    """At most `count` different samples with the same answer, in their order: the gold answer if a sample has it, else
+    the most frequent answer (of equally frequent ones the first). Samples without an answer agree with no other.
 
     Args:
       samples: at least one.
@@ -27,11 +27,11 @@ def choose(samples: Sequence[Reference], gold: str | None, count: int, language:
     for row, answer in enumerate(answers):
         if answer is None:
             continue
-        own = next((group for group in groups if same_answer(answer, answers[group[0]])), None)
-        if own is None:
+        equal = next((group for group in groups if same_answer(answer, answers[group[0]])), None)
+        if equal is None:
             groups.append([row])
         else:
-            own.append(row)
+            equal.append(row)
     if not groups:
         return Choice((samples[0],), 0.0)
     right = [group for group in groups if gold is not None and same_answer(answers[group[0]], gold)]

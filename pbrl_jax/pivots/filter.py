@@ -1,6 +1,6 @@
-"""Which references are kept: wrong ones are dropped where a gold answer tells, and so are those without an answer.
+"""The filter of references: those with a wrong answer (if a gold answer is known) or without an answer are dropped.
 
-A policy rewarded for agreeing with a wrong reference learns the mistake in every language at once.
+A policy that is rewarded for agreeing with a wrong reference learns the mistake in every language.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ class FilterReport(NamedTuple):
     right: int
     wrong: int
     unverified: int
-    """Kept although nothing could tell: no gold answer is known, or nobody compared."""
+    """Kept without verification: no gold answer is known, or the source is not filtered."""
     no_answer: int
 
 
 def answer_value(answer: str, language: str) -> str | None:
-    """What an answer part says, as `extract_answer` writes it; an answer without announcement ("18") is all answer."""
+    """The value of an answer part, as of `extract_answer`; without an announcement ("18") the whole part is read."""
     if not answer.strip():
         return None
     announced = extract_answer(answer, language)
@@ -33,17 +33,17 @@ def answer_value(answer: str, language: str) -> str | None:
 def keep_reference(
     reference: Reference, gold: str | None, language: str = "en", *, keep_wrong: bool = False
 ) -> tuple[bool, bool | None]:
-    """Whether a reference is kept, and whether its answer was found right.
+    """Whether a reference is kept, and whether its answer is right.
 
     Args:
-      reference: its answer part may carry an announcement ("The answer is 18.") or be the bare answer ("18").
-      gold: the answer that is known to be right; None where none is.
+      reference: its answer part is a sentence ("The answer is 18.") or the bare answer ("18").
+      gold: the known right answer, or None.
       language: the language of the reference.
-      keep_wrong: keep a reference whose answer is not the gold one.
+      keep_wrong: keep references with a wrong answer.
 
     Returns:
-      (keep, verified). Without an answer part (False, None); without a gold answer (True, None); else verified says
-      whether the answers are one, and a wrong one is kept only with `keep_wrong`.
+      (keep, verified): (False, None) without an answer part; (True, None) without a gold answer; else `verified` is
+      whether the answers are equal, and a wrong one is kept only with `keep_wrong`.
     """
     if not reference.answer.strip():
         return False, None
@@ -54,7 +54,7 @@ def keep_reference(
 
 
 def filter_report(outcomes: Iterable[tuple[bool, bool | None]]) -> FilterReport:
-    """Counts what `keep_reference` returned for a number of references."""
+    """Counts of results of `keep_reference`."""
     outcomes = list(outcomes)
     return FilterReport(
         total=len(outcomes),

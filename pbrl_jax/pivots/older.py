@@ -1,4 +1,4 @@
-"""The store of 0.1.0 and 0.2.0: one JSON lines file of references, with a checksum in each line."""
+"""The store of versions 0.1.0 and 0.2.0: a JSON lines file of references, with a checksum in each line."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ _FIELDS = {"key", *Origin._fields, "reasoning", "answer", "verified", "checksum"
 
 
 def read_older(path: epath.Path) -> Iterator[StoredReference]:
-    """The references of such a file, line by line. A last line that a killed writer left half-written is left out, and
-    named in the log.
+    """The references of such a file, line by line. An incomplete last line, as of a killed writer, is left out with a
+    warning.
 
     Raises:
-      DataError: a line that is broken.
+      DataError: a broken line.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -40,7 +40,7 @@ def _stored(line: bytes, place: str) -> StoredReference:
     """The reference of one line.
 
     Raises:
-      DataError: no JSON, other fields or types, or a checksum or key that does not belong to the content.
+      DataError: no JSON, other fields or types, or a checksum or key that does not match the content.
     """
     try:
         row = json.loads(line)
@@ -55,7 +55,7 @@ def _stored(line: bytes, place: str) -> StoredReference:
     texts = (*origin[:4], row["reasoning"], row["answer"])
     if not all(isinstance(text, str) for text in texts) or row["verified"] not in (True, False, None):
         raise _broken(place, "has a value of another type than `pbrl pivots` writes")
-    if (key := sha256(list(origin))[:32]) != row["key"]:  # the question as it is spelled
+    if (key := sha256(list(origin))[:32]) != row["key"]:  # without normalisation of the question
         raise _broken(place, f"has the key {row['key']!r}, but its fields have the key {key!r}")
     return StoredReference(origin, row["reasoning"], row["answer"], row["verified"])
 

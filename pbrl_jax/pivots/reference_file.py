@@ -1,4 +1,4 @@
-"""References of a user's own, from a JSON lines file."""
+"""The user's own references, from a JSON lines file."""
 
 import json
 import os
@@ -18,21 +18,21 @@ from pbrl_jax.text.languages import answer_sentence
 def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> dict[str, Reference]:
     """References of a JSON lines file, by English question.
 
-    A line is `{"question": ..., "reasoning": ..., "answer": ...}` or `{"question": ..., "response": ...}`. In place
-    of `question`, the English text, it may name a prompt by `id`; then it serves the problem's other languages too.
-    Further fields are ignored, and so are problems that no prompt asks. A bare answer ("18") is put into the answer
+    A line is `{"question": ..., "reasoning": ..., "answer": ...}` or `{"question": ..., "response": ...}`. Instead of
+    `question`, the English text, it may have the `id` of a prompt; it then also applies to the problem's other
+    languages. Other fields, and problems without a prompt, are ignored. A bare answer ("18") is put into the answer
     sentence ("The answer is 18."), as rewards compare it with sentences.
 
     Raises:
       ConfigError: the path is empty.
-      DataError: no such file, lines that cannot be used (each is named), two references for one problem.
+      DataError: no such file, invalid lines (each is listed), two references for one problem.
     """
     if not os.fspath(path):
         raise ConfigError("pivot.source is file, but pivot.file is empty. Name a JSON lines file: --pivot.file FILE.")
     file = as_path(path)
     if not file.exists() or file.is_dir():
-        found = "a folder" if file.exists() else "nothing"
-        raise DataError(f"pivot.file {file} is {found}, expected a JSON lines file of references. Change pivot.file.")
+        kind = "a folder" if file.exists() else "nothing"
+        raise DataError(f"pivot.file {file} is {kind}, expected a JSON lines file of references. Change pivot.file.")
     by_id = {prompt.id: prompt.question_en for prompt in prompts}
     by_text = {normalised(prompt.question_en): prompt.question_en for prompt in prompts}
     errors = RowErrors(str(file))
@@ -41,23 +41,23 @@ def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> d
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
-        row, what = _usable_row(line)
-        if what:
-            errors.add(number, what)
+        row, problem = _parse_row(line)
+        if problem:
+            errors.add(number, problem)
             continue
-        named = by_text.get(normalised(row["question"])) if "question" in row else by_id.get(row["id"])
-        if named is None:
+        question = by_text.get(normalised(row["question"])) if "question" in row else by_id.get(row["id"])
+        if question is None:
             continue
         reference = _row_reference(row)
-        if references.setdefault(named, reference) != reference:
-            errors.add(number, f"another reference for the problem of row {first_row[named]}, expected one")
-        first_row.setdefault(named, number)
+        if references.setdefault(question, reference) != reference:
+            errors.add(number, f"another reference for the problem of row {first_row[question]}, expected one")
+        first_row.setdefault(question, number)
     errors.check()
     return references
 
 
-def _usable_row(line: bytes) -> tuple[dict[str, Any], str]:
-    """(the row, "") or ({}, what is wrong with it)."""
+def _parse_row(line: bytes) -> tuple[dict[str, Any], str]:
+    """(the row, "") or ({}, the problem with it)."""
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -86,7 +86,7 @@ def _row_reference(row: dict[str, Any]) -> Reference:
 
 
 def _announced(answer: str) -> str:
-    """A bare answer in the English answer sentence; in a box where it is LaTeX, or would be read otherwise."""
+    """A bare answer in the English answer sentence, in a box if it is LaTeX or would be read differently."""
     if not answer or split_response(answer, "en")[1]:
         return answer
     sentence = answer_sentence(answer.removesuffix("."), "en")

@@ -1,4 +1,4 @@
-"""One stored reference, all that it depends on, and the key that it is found under."""
+"""A stored reference, everything that it depends on, and its key."""
 
 import hashlib
 import json
@@ -9,15 +9,15 @@ from pbrl_jax.core.records import Reference
 
 
 class Origin(NamedTuple):
-    """All that a reference depends on."""
+    """Everything that a reference depends on."""
 
     question: str
     expert: str
     """The expert's name: a folder or a hub id."""
     revision: str
-    """Fingerprint of the expert's weights and tokenizer, or its revision at the hub."""
+    """Fingerprint of the expert's weights and tokenizer, or its revision on the hub."""
     template: str
-    """How the question was put to the expert, `{question}` standing for it."""
+    """The prompt of the expert, with `{question}` for the question."""
     temperature: float
     max_tokens: int
     seed: int
@@ -29,7 +29,7 @@ class Origin(NamedTuple):
 
 
 class StoredReference(NamedTuple):
-    """One reference and where it comes from. `verified` is None where no gold answer was known."""
+    """A reference and its origin. `verified` is None without a gold answer."""
 
     origin: Origin
     reasoning: str
@@ -42,16 +42,16 @@ class StoredReference(NamedTuple):
 
     @property
     def reference(self) -> Reference:
-        """The two parts that rewards look at."""
+        """The two parts that rewards compare."""
         return Reference(self.reasoning, self.answer)
 
 
 def normalised(question: str) -> str:
-    """A question with its accents composed (NFC) and its white space as single spaces."""
+    """A question in NFC, with single spaces as white space."""
     return " ".join(unicodedata.normalize("NFC", question).split())
 
 
 def sha256(value: Any) -> str:
-    """Hex digest of a JSON value, whatever the order of its names."""
+    """Hex digest of a JSON value, independent of the order of object names."""
     content = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()

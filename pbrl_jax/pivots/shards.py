@@ -1,12 +1,12 @@
-"""References on disk: Parquet shards that are only ever added to, and an index.
+"""References on disk: append-only Parquet shards and an index.
 
   <folder>/index.json               {"next": 17, "shards": [{file, rows, bytes, level, digest}], ...}
   <folder>/shard_00000016.parquet   key binary [16], digest binary [32], then the fields of a StoredReference
 
-Every batch is a shard. MERGED shards of one level become one of the next, so that a million references written 16 at a
-time lie in about a hundred files, and each was written about four times. A shard counts from the moment that the index
-lists it, and the index is replaced last and whole: a writer killed at any point leaves a file that nothing lists, and
-the next one overwrites it. The pages of a shard have checksums. The folder may be behind `gs://`.
+Every batch is a shard. MERGED shards of one level are merged into one of the next level: a million references written
+16 at a time are stored in about a hundred files, and each was written about four times. Only shards in the index count,
+and the index is replaced atomically after the shard is written: a writer killed at any point leaves at most an unlisted
+file, which the next writer overwrites. The pages of a shard have checksums. The folder may be on `gs://`.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from pbrl_jax.core.paths import is_remote, sync_folder, write_atomic, write_sync
 from pbrl_jax.pivots.references import Origin, StoredReference, sha256
 
 MERGED = 16
-"""Neighbouring shards of one level that become one of the next."""
+"""Number of consecutive shards of one level that are merged into one of the next level."""
 MERGED_BYTES = 1 << 26
-"""Size in memory of what is merged, at most."""
+"""Maximum size in memory of shards that are merged."""
 GROUP_ROWS = 4096
 """Rows of a shard that are read at a time."""
 INDEX = "index.json"
@@ -43,7 +43,8 @@ FIELDS = tuple(SCHEMA.names[2:])
 
 
 class Shard(NamedTuple):
-    """What the index says of a shard: its size in memory, how often it was merged, the sum of its rows' digests."""
+    """A shard's entry in the index: `bytes` is its size in memory, `level` the number of merges, `digest` the sum of
+    its rows' digests."""
 
     file: str
     rows: int
@@ -53,17 +54,17 @@ class Shard(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The number in its name."""
+        """The number in its file name."""
         return int(self.file.removeprefix("shard_").removesuffix(".parquet"))
 
 
 class Shards:
-    """The shards of a folder. The object remembers the keys of those that it has seen, which never change.
+    """The shards of a folder. The keys of shards are cached, as a shard never changes.
 
     Attributes:
-      listed: the shards as `refresh` found them.
-      notes: what else the index says, by name.
-      damaged: shards that could not be read, and why; `settle` says so.
+      listed: the shards of the index at the last `refresh`.
+      notes: the other entries of the index, by name.
+      damaged: shards that could not be read, with the error; `drop_damaged` handles them.
     """
 
     def __init__(self, folder: epath.Path):
@@ -71,10 +72,10 @@ class Shards:
         self.listed: tuple[Shard, ...] = ()
         self.notes: dict[str, Any] = {}
         self.damaged: dict[Shard, Exception] = {}
-        self._places: dict[bytes, int] = {}  # key -> its shard's number, in the lower 32 bits its row
+        self._places: dict[bytes, int] = {}  # key -> shard number << 32 | row
 
     def refresh(self) -> None:
-        """Read the index, and the keys of shards that are new in it."""
+        """Read the index, and the keys of new shards."""
         before, (self.listed, self.notes) = set(self.listed), self._read_index()
         if before - set(self.listed):
             kept = {shard.number for shard in self.listed if shard in before}
@@ -83,9 +84,10 @@ class Shards:
             if shard not in before and (keys := self._read(shard, ["key"])) is not None:
                 self._add_places(shard, keys)
 
-    def settle(self, writes: bool) -> None:
-        """Read the index again after damage was met. A shard that it no longer lists was merged meanwhile. One that it
-        lists is named and left out; with `writes`, which only a writer may say, it is put aside for good."""
+    def drop_damaged(self, writes: bool) -> None:
+        """Read the index again, and leave out the damaged shards that it still lists, with a warning; shards that it no
+        longer lists were merged meanwhile. With `writes` (only for writers) their files are renamed and removed from
+        the index."""
         damaged, self.damaged = self.damaged, {}
         self.refresh()
         for shard, error in damaged.items():
@@ -113,28 +115,29 @@ class Shards:
 
     @property
     def digest(self) -> str:
-        """Digest of all keys and texts, whatever their order."""
+        """Digest of all keys and texts, independent of their order."""
         return add_digests(shard.digest for shard in self.listed)
 
     def rows(self, keys: Iterable[str], columns: Sequence[str]) -> Iterator[tuple]:
-        """(key, value of each column) of those of the keys that are there, shard by shard."""
-        wanted: dict[int, list[tuple[int, str]]] = {}
+        """(key, value of each column) of those of the keys that are stored, shard by shard."""
+        by_shard: dict[int, list[tuple[int, str]]] = {}
         for key in dict.fromkeys(keys):
             place = self._places.get(_binary(key))
             if place is not None:
-                wanted.setdefault(place >> 32, []).append((place & 0xFFFFFFFF, key))
+                by_shard.setdefault(place >> 32, []).append((place & 0xFFFFFFFF, key))
         for shard in self.listed:
-            if shard.number not in wanted:
+            if shard.number not in by_shard:
                 continue
-            with self._noting_damage(shard), self._opened(shard) as file:
-                for group, pairs in itertools.groupby(sorted(wanted[shard.number]), lambda pair: pair[0] // GROUP_ROWS):
-                    rows, own = zip(*pairs, strict=True)
+            with self._record_damage(shard), self._open(shard) as file:
+                pairs_of_shard = sorted(by_shard[shard.number])
+                for group, pairs in itertools.groupby(pairs_of_shard, lambda pair: pair[0] // GROUP_ROWS):
+                    rows, row_keys = zip(*pairs, strict=True)
                     table = file.read_row_group(group, list(columns)).take([row % GROUP_ROWS for row in rows])
-                    yield from zip(own, *(table.column(name).to_numpy().tolist() for name in columns), strict=True)
+                    yield from zip(row_keys, *(table.column(name).to_numpy().tolist() for name in columns), strict=True)
 
     def append(self, references: Iterable[StoredReference], **notes: Any) -> None:
-        """Adds a shard of those references whose key is new, on the disk when this returns, and notes to the index.
-        One writer at a time."""
+        """Add a shard with the references whose keys are new, synced to disk, and notes to the index. One writer at a
+        time."""
         fresh: dict[bytes, StoredReference] = {}
         for stored in references:
             if (key := _binary(stored.key)) not in self._places:
@@ -148,23 +151,23 @@ class Shards:
             self._save(self.listed)
 
     def merge(self) -> None:
-        """Merge the last shards while MERGED of them have one level. Their files stay until the next `append`, for
-        those who read meanwhile. One writer at a time."""
+        """Merge the last shards while MERGED of them have the same level. Their files stay until the next `append`, for
+        concurrent readers. One writer at a time."""
         while len(last := self.listed[-MERGED:]) == MERGED and len({shard.level for shard in last}) == 1:
             tables = [] if sum(shard.bytes for shard in last) > MERGED_BYTES else map(self._read, last)
-            whole = [table for table in tables if table is not None]
-            if len(whole) < MERGED:
+            readable = [table for table in tables if table is not None]
+            if len(readable) < MERGED:
                 return
-            self._write(pyarrow.concat_tables(whole), last[0].level + 1, last)
+            self._write(pyarrow.concat_tables(readable), last[0].level + 1, last)
 
     def _write(self, table: pyarrow.Table, level: int, replaced: Sequence[Shard]) -> None:
-        """A new shard, in place of the last ones where `replaced` names them."""
+        """Write a new shard, which replaces the shards `replaced` at the end of the list."""
         number, content = self.notes.get("next", 0), io.BytesIO()
         pyarrow.parquet.write_table(
             table, content, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True,
             use_dictionary=["expert", "revision", "template"],
         )  # fmt: skip
-        shard = _described(f"shard_{number:08d}.parquet", table, level)
+        shard = _index_entry(f"shard_{number:08d}.parquet", table, level)
         self.folder.mkdir(parents=True, exist_ok=True)
         if is_remote(self.folder):
             (self.folder / shard.file).write_bytes(content.getvalue())
@@ -192,50 +195,50 @@ class Shards:
                 notes = json.loads(path.read_text())
                 return tuple(Shard(**record) for record in notes.pop("shards")), notes
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                logging.getLogger(__name__).warning("%s is damaged (%s): the shards tell the same.", path, error)
-        return self._found_shards() if self.folder.exists() else ((), {})
+                logging.getLogger(__name__).warning("%s is damaged (%s); rebuilt from the shards.", path, error)
+        return self._rebuild_index() if self.folder.exists() else ((), {})
 
-    def _found_shards(self) -> tuple[tuple[Shard, ...], dict[str, Any]]:
-        """The index as the shards tell it. One whose keys all lie in others was merged, or came out of a merge."""
-        found: list[Shard] = []
-        known: set[bytes] = set()
+    def _rebuild_index(self) -> tuple[tuple[Shard, ...], dict[str, Any]]:
+        """The index from the files of shards. A shard without new keys was merged, or is the result of a merge."""
+        shards: list[Shard] = []
+        seen: set[bytes] = set()
         number = -1
         for path in sorted(self.folder.glob("shard_*.parquet")):
             shard = Shard(path.name, 0, 0, 0, "")
             number, table = shard.number, self._read(shard)
             if table is None:
-                why = self.damaged.pop(shard)
-                logging.getLogger(__name__).warning("%s is not whole and counts for nothing (%s).", path, why)
-            elif not (keys := set(_values(table, "key", 16))) <= known:
-                known |= keys
-                found.append(_described(path.name, table, 0))
-        return tuple(found), {"next": number + 1}
+                error = self.damaged.pop(shard)
+                logging.getLogger(__name__).warning("%s is not whole and is ignored (%s).", path, error)
+            elif not (keys := set(_values(table, "key", 16))) <= seen:
+                seen |= keys
+                shards.append(_index_entry(path.name, table, 0))
+        return tuple(shards), {"next": number + 1}
 
     def _read(self, shard: Shard, columns: Sequence[str] = tuple(SCHEMA.names)) -> pyarrow.Table | None:
         table = None
-        with self._noting_damage(shard), self._opened(shard) as file:
+        with self._record_damage(shard), self._open(shard) as file:
             table = file.read(list(columns))
         return table
 
     @contextlib.contextmanager
-    def _opened(self, shard: Shard) -> Iterator[pyarrow.parquet.ParquetFile]:
+    def _open(self, shard: Shard) -> Iterator[pyarrow.parquet.ParquetFile]:
         with _Readable((self.folder / shard.file).open("rb")) as file:
             yield pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
 
     @contextlib.contextmanager
-    def _noting_damage(self, shard: Shard) -> Iterator[None]:
-        """Where the file of a shard is damaged or gone, the block ends there, and `damaged` names it."""
+    def _record_damage(self, shard: Shard) -> Iterator[None]:
+        """Leave the block at the first error of a damaged or missing file, and record the error in `damaged`."""
         try:
             yield
         except (OSError, pyarrow.ArrowException) as error:
-            # pyarrow's own errors have no errno; what has one, of the disk or the network, is no damage.
+            # Errors with an errno come from the disk or the network; pyarrow's errors of damaged files have none.
             if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError):
                 raise
             self.damaged[shard] = error
 
 
 class _Readable(io.RawIOBase):
-    """A file as pyarrow needs it: those of object stores lack some methods."""
+    """A file with all methods that pyarrow needs; files of object stores lack some."""
 
     def __init__(self, file):
         self.file = file
@@ -276,11 +279,11 @@ def row_digest(key: str, reasoning: str, answer: str) -> str:
 
 
 def add_digests(digests: Iterable[str]) -> str:
-    """The sum of hex numbers of 256 bits: a digest of rows whatever their order."""
+    """The sum of 256-bit hex numbers: a digest of rows that does not depend on their order."""
     return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}"
 
 
-def _described(file: str, table: pyarrow.Table, level: int) -> Shard:
+def _index_entry(file: str, table: pyarrow.Table, level: int) -> Shard:
     digests = (digest.hex() for digest in _values(table, "digest", 32))
     return Shard(file, len(table), table.nbytes, level, add_digests(digests))
 
@@ -297,14 +300,14 @@ def _table(references: dict[bytes, StoredReference]) -> pyarrow.Table:
 
 
 def _values(table: pyarrow.Table, column: str, width: int) -> list[bytes]:
-    """A column of binary values as bytes; much faster than `to_pylist`."""
+    """The binary values of a column; much faster than `to_pylist`."""
     chunks = [chunk.buffers()[1][width * chunk.offset : width * (chunk.offset + len(chunk))].to_pybytes()
               for chunk in table.column(column).chunks if len(chunk)]  # fmt: skip
     return [chunk[at : at + width] for chunk in chunks for at in range(0, len(chunk), width)]
 
 
 def _binary(key: str) -> bytes:
-    """A key as it is stored; what is no key is found nowhere."""
+    """A key in its stored form; b"", which is never stored, for an invalid key."""
     try:
         return bytes.fromhex(key)
     except ValueError:

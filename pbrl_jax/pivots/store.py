@@ -1,10 +1,10 @@
-"""The store of English references: what the expert wrote, and apart from it the vectors of those texts.
+"""The store of English references: the expert's texts and, separately, their vectors.
 
-  <directory>/references/           references under keys of all that they depend on, see pivots.shards
+  <directory>/references/           references by a key of everything that they depend on, see pivots.shards
   <directory>/vectors/<encoder>/    SHA-256 of a text -> its unit vector, see pivots.vectors
 
-So another encoder embeds the texts anew and asks the expert nothing, and another expert, template, sampling or seed
-shares no reference with this one. The folder may be behind `gs://`.
+So a new encoder only embeds the stored texts, and references of different experts, templates, sampling settings or
+seeds are kept apart. The folder may be on `gs://`.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from pbrl_jax.pivots.shards import FIELDS, Shards, add_digests, row_digest, stor
 from pbrl_jax.pivots.vectors import append_vectors, check_width, gather, read_cache
 
 EMBED_BATCH = 256
-"""Texts given to the encoder at a time."""
+"""Texts per call of the encoder."""
 SAVE_EVERY = 4096
-"""New vectors after which they are saved: rows of a shard."""
+"""Number of new vectors that are saved as one shard."""
 CONVERTED_AT_A_TIME = 1 << 15
-"""References of an earlier version's file that become one shard."""
+"""References of an earlier version's file that are converted to one shard."""
 
 
 class PivotStore:
-    """References and their vectors in a folder. Nothing is created before something is written.
+    """References and their vectors in a folder, which is created by the first write.
 
-    Every call sees what other processes have added. On a local disk writers take turns; behind gs:// there is one. The
-    `references.jsonl` of earlier versions is converted once, and stays as it is.
+    Every call sees the additions of other processes. On a local disk several writers may take turns; on gs:// only one
+    is allowed. The `references.jsonl` of earlier versions is converted once, and is not changed.
 
     Args:
       directory: local, or `gs://bucket/...`.
-      writes: False for all processes of a run but the first. They read, and embed what they miss, but save nothing.
+      writes: False for all processes of a run but the first: they read, and embed missing texts, but save nothing.
     """
 
     def __init__(self, directory: str | os.PathLike, writes: bool = True):
@@ -62,7 +62,7 @@ class PivotStore:
         return self.directory / "vectors" / sha256(encoder_key)[:32]
 
     def add_references(self, references: Sequence[StoredReference]) -> None:
-        """Appends references, on the disk when this returns. A key that is there already keeps its first reference."""
+        """Append references, synced to disk. A stored key keeps its first reference."""
         if not self.writes or not references:
             return
         if self._older is None:
@@ -73,25 +73,25 @@ class PivotStore:
             self._shards.merge()
 
     def references(self, keys: Iterable[str] | None = None) -> dict[str, StoredReference]:
-        """Those of the references under `keys` that are there, in the order of `keys`; of all, where it is None.
+        """The stored references of `keys`, in their order; None: all references.
 
         Raises:
-          DataError: a broken line in the file of an earlier version. A shard that is damaged is no error: it is left
-            out, which is logged, and so its references are `missing`.
+          DataError: a broken line in the file of an earlier version. A damaged shard is left out with a warning, so
+            that its references are `missing`.
         """
         older = self._refresh()
         keys = list(dict.fromkeys((*self._shards, *older))) if keys is None else list(keys)
-        found = older | {key: stored_reference(values) for key, *values in self._rows(keys, FIELDS)}
-        return {key: found[key] for key in keys if key in found}
+        stored = older | {key: stored_reference(values) for key, *values in self._rows(keys, FIELDS)}
+        return {key: stored[key] for key in keys if key in stored}
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys without a reference, each once, in their order. Raises as `references` does."""
+        """The keys without a reference, each once, in their order. Raises as `references`."""
         older = self._refresh()
         return [key for key in dict.fromkeys(keys) if key not in self._shards and key not in older]
 
     def fingerprint(self, keys: Iterable[str] | None = None) -> str:
-        """Hex digest of keys and texts, whatever their order; of all references, or of those under `keys`. The index
-        and the shards hold digests: no text is read."""
+        """Hex digest of keys and texts, independent of their order, of all references or of those of `keys`. It is
+        computed from stored digests; no text is read."""
         older = self._refresh()
         if keys is None and not older:
             return self._shards.digest
@@ -101,22 +101,22 @@ class PivotStore:
         return add_digests([*digests.values(), *(row_digest(k, s.reasoning, s.answer) for k, s in rows.items())])
 
     def _rows(self, keys: Collection[str], columns: Sequence[str]) -> Iterator[tuple]:
-        """Rows of the shards; all of them once more where a shard was merged or put aside meanwhile."""
+        """Rows of the shards; all of them again if a shard was merged or dropped meanwhile."""
         yield from self._shards.rows(keys, columns)
         while self._shards.damaged:
-            self._settle()
+            self._drop_damaged()
             yield from self._shards.rows(keys, columns)
 
-    def _settle(self) -> None:
+    def _drop_damaged(self) -> None:
         with locked(self.directory) if self.writes else contextlib.nullcontext():
-            self._shards.settle(self.writes)
+            self._shards.drop_damaged(self.writes)
 
     def _refresh(self) -> dict[str, StoredReference]:
-        """Look at the disk. Returns what is in the file of an earlier version, and not in shards: a store that writes
-        converts it."""
+        """Read the index. Returns the references of an earlier version's file that are not in shards: none for a store
+        that writes, which converts the file."""
         self._shards.refresh()
         while self._shards.damaged:
-            self._settle()
+            self._drop_damaged()
         if self._older is None:
             self._older = self._read_older()
         return self._older
@@ -126,7 +126,7 @@ class PivotStore:
         if not path.exists() or self._shards.notes.get("converted") == (size := path.stat().length):
             return {}
         if self.writes:
-            with contextlib.suppress(PermissionError):  # a store of somebody else's is read as it is
+            with contextlib.suppress(PermissionError):  # without write permission the file is read without conversion
                 self._convert(path, size)
                 return {}
         return {stored.key: stored for stored in reversed(list(read_older(path)))}
@@ -142,16 +142,16 @@ class PivotStore:
         print(f"Converted {path} of an earlier version: {count} references are now in {self.path} as well.")
 
     def vectors(self, encoder_key: str, texts: Sequence[str], embed: Callable[[list[str]], Any]) -> np.ndarray:
-        """Unit vectors of texts, float32 [N, E]. Equal texts are embedded once, and those in the cache not at all.
+        """Unit vectors of texts, float32 [N, E]. Equal texts are embedded once, and cached ones are not embedded.
 
-        A text of white space has no direction: its vector is zero, and no encoder is asked. New vectors are saved
-        every SAVE_EVERY and at the end, also when `embed` fails on a later batch.
+        The vector of a text of white space is zero, without a call of `embed`. New vectors are saved every SAVE_EVERY
+        and at the end, also if `embed` fails on a later batch.
 
         Args:
-          encoder_key: names all that a vector depends on besides its text (weights, pooling and projection, prefix,
-            length), such as `Encoder.key`. Its SHA-256 names the folder.
+          encoder_key: identifies everything that a vector depends on besides its text (weights, pooling and projection,
+            prefix, length), such as `Encoder.key`. Its SHA-256 is the name of the folder.
           texts: N texts, without the encoder's prefix.
-          embed: takes at most EMBED_BATCH texts, puts the prefix before them, returns [n, E].
+          embed: takes at most EMBED_BATCH texts, adds the prefix, returns [n, E].
 
         Raises:
           DataError: a damaged cache or another encoder's, an `embed` of another width than the cache, a vector that
@@ -160,9 +160,9 @@ class PivotStore:
         folder = self.vector_folder(encoder_key)
         _refuse_old_form(folder)
         cache = read_cache(folder, encoder_key)
-        wanted = {_digest(text): text for text in texts if text.strip()}
-        # Shortest first: a batch then holds texts of one length, and little padding is encoded.
-        new = sorted((item for item in wanted.items() if item[0] not in cache.places), key=lambda item: len(item[1]))
+        by_digest = {_digest(text): text for text in texts if text.strip()}
+        # Sorted by length, so that a batch has little padding.
+        new = sorted((item for item in by_digest.items() if item[0] not in cache.places), key=lambda item: len(item[1]))
         made: dict[bytes, np.ndarray] = {}
         width, saved = cache.width, 0
         try:
@@ -186,7 +186,7 @@ class PivotStore:
         return out_NE
 
     def _save(self, folder: epath.Path, encoder_key: str, made: dict[bytes, np.ndarray], saved: int) -> int:
-        """Write what was made beyond the first `saved`; how many are saved now."""
+        """Write the new vectors after the first `saved`. Returns the number of saved vectors."""
         new = list(made.items())[saved:]
         if self.writes and new:
             with locked(self.directory):
@@ -196,8 +196,8 @@ class PivotStore:
 
 @contextlib.contextmanager
 def locked(folder: epath.Path) -> Iterator[None]:
-    """One writer of a local folder at a time; the lock of a killed process goes with it. Where the disk has no locks
-    nobody waits."""
+    """A context with a lock for writers of a local folder; the lock of a killed process is released. File systems
+    without locks are not locked."""
     if is_remote(folder):
         yield
         return
@@ -209,12 +209,12 @@ def locked(folder: epath.Path) -> Iterator[None]:
 
 
 def open_store(pivot: PivotConfig, workdir: str | os.PathLike, writes: bool = True) -> PivotStore:
-    """The store of a run: `pivot.store`, or `pivots/` in the work directory where that is empty."""
+    """The store of a run: `pivot.store`, or `pivots/` in the work directory if that is empty."""
     return PivotStore(pivot.store or as_path(workdir) / "pivots", writes)
 
 
 def _refuse_old_form(folder: epath.Path) -> None:
-    """Say what to do with the one file of vectors that earlier versions wrote (DataError)."""
+    """Raise DataError for the single file of vectors of earlier versions."""
     old = folder.parent / f"{folder.name}.npz"
     if old.exists():
         raise DataError(
@@ -224,7 +224,7 @@ def _refuse_old_form(folder: epath.Path) -> None:
 
 
 def _unit_vectors(vectors: Any, count: int) -> np.ndarray:
-    """What an encoder gave for `count` texts, as float32 of length 1."""
+    """An encoder's vectors of `count` texts, as float32 unit vectors [count, E]; DataError for invalid ones."""
     vectors_NE = np.asarray(vectors, np.float32)
     if vectors_NE.ndim != 2 or len(vectors_NE) != count or not vectors_NE.shape[1]:
         raise DataError(

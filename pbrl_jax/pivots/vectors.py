@@ -1,12 +1,11 @@
-"""Vectors of texts on disk, one folder for each encoder: safetensors shards that are only ever added to, and an index.
+"""Vectors of texts on disk, one folder per encoder: append-only safetensors shards and an index.
 
   <folder>/index.json                 {encoder, width, shards: [{file, rows, sha256}], fingerprint}
   <folder>/shard_00000.safetensors    digests uint8 [N, 32], vectors float32 [N, E], checksums uint32 [N]
 
-A shard counts from the moment that the index lists it, and the index is replaced last and whole: a writer killed at any
-point leaves at most a file that nothing lists, which the next one overwrites. A look-up reads the digests of all shards
-and, of the vectors, the rows that are asked for, each of which is compared with its checksum. The folder may be behind
-`gs://`.
+Only shards in the index count, and the index is replaced atomically after the shard is written: a writer killed at any
+point leaves at most an unlisted file, which the next writer overwrites. A look-up reads the digests of all shards, and
+only the requested rows of vectors, whose checksums are verified. The folder may be on `gs://`.
 """
 
 import hashlib
@@ -25,12 +24,12 @@ from pbrl_jax.weights.safetensors_file import Entry, Planned, read_entries, writ
 
 INDEX = "index.json"
 SHARD_ROWS = 1 << 32
-"""More than any shard has."""
+"""Upper bound of the rows of a shard."""
 _FIELDS = {"encoder", "width", "shards", "fingerprint"}
 
 
 class Shard(NamedTuple):
-    """A shard as far as it was read: not its vectors, `vectors` says where those lie."""
+    """A shard whose vectors are not read; `vectors` is their entry in the file."""
 
     path: epath.Path
     checksums_N: np.ndarray
@@ -38,8 +37,8 @@ class Shard(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What a folder holds: `places` are shard * SHARD_ROWS + row by digest, of two with one digest the first. `width`
-    is E, 0 where there is nothing."""
+    """The content of a folder: `places` maps digests to shard * SHARD_ROWS + row (the first of equal digests); `width`
+    is E, or 0 for an empty cache."""
 
     width: int
     shards: tuple[Shard, ...]
@@ -47,13 +46,13 @@ class Cache(NamedTuple):
 
 
 def read_cache(folder: epath.Path, encoder: str) -> Cache:
-    """The cache in a folder, empty where there is none; no vector is read yet.
+    """The cache in a folder, empty if there is none; no vector is read yet.
 
     Args:
-      encoder: the key of the encoder whose vectors are expected.
+      encoder: the key of the expected encoder.
 
     Raises:
-      DataError: damage, or another encoder's cache; says what to delete.
+      DataError: a damaged cache, or another encoder's.
     """
     index = _read_index(folder, encoder)
     if index is None:
@@ -69,7 +68,7 @@ def read_cache(folder: epath.Path, encoder: str) -> Cache:
 
 
 def gather(cache: Cache, digests: Sequence[bytes]) -> np.ndarray:
-    """The vectors of B texts, float32 [B, E]; every digest is in `cache.places`.
+    """The vectors of B texts, float32 [B, E]; every digest must be in `cache.places`.
 
     Raises:
       DataError: a row that does not match its checksum.
@@ -80,15 +79,15 @@ def gather(cache: Cache, digests: Sequence[bytes]) -> np.ndarray:
     numbers_B = places_B[order_B] // SHARD_ROWS
     for start in np.flatnonzero(np.diff(numbers_B, prepend=-1)).tolist():
         number = int(numbers_B[start])
-        own_M = order_B[start : np.searchsorted(numbers_B, number, side="right")]
-        rows_N, first_N, inverse_M = np.unique(places_B[own_M] % SHARD_ROWS, return_index=True, return_inverse=True)
-        names_N = [digests[row] for row in own_M[first_N].tolist()]
-        out_BE[own_M] = _read_rows(cache.shards[number], rows_N, names_N)[inverse_M]
+        index_M = order_B[start : np.searchsorted(numbers_B, number, side="right")]
+        rows_N, first_N, inverse_M = np.unique(places_B[index_M] % SHARD_ROWS, return_index=True, return_inverse=True)
+        digests_N = [digests[row] for row in index_M[first_N].tolist()]
+        out_BE[index_M] = _read_rows(cache.shards[number], rows_N, digests_N)[inverse_M]
     return out_BE
 
 
 def append_vectors(folder: epath.Path, encoder: str, digests: Sequence[bytes], vectors_NE: np.ndarray) -> None:
-    """Adds a shard, on the disk when this returns. One writer at a time.
+    """Add a shard, synced to disk. One writer at a time.
 
     Args:
       digests: N digests of 32 bytes.
@@ -119,7 +118,7 @@ def append_vectors(folder: epath.Path, encoder: str, digests: Sequence[bytes], v
 
 
 def check_width(folder: epath.Path, cached: int, given: int) -> None:
-    """Refuse vectors of another width than those in the cache (DataError); width 0: there is nothing yet."""
+    """Raise DataError for vectors of another width than the cache's; 0 is the width of an empty cache."""
     if cached and cached != given:
         raise _broken(folder, f"has vectors of width {cached}, but the encoder gives {given}")
 
@@ -130,10 +129,10 @@ def _read_index(folder: epath.Path, encoder: str) -> dict[str, Any] | None:
         return None
     try:
         index = json.loads(path.read_text())
-        whole = set(index) == _FIELDS and index["fingerprint"] == _fingerprint(index)
+        valid = set(index) == _FIELDS and index["fingerprint"] == _fingerprint(index)
     except (ValueError, TypeError) as error:
         raise _broken(folder, f"has a damaged {INDEX} ({error})") from error
-    if not whole:
+    if not valid:
         raise _broken(folder, f"has an {INDEX} that does not match its fingerprint")
     if index["encoder"] != encoder:
         raise _broken(folder, f"holds the vectors of encoder {index['encoder']!r}, but this run has {encoder!r}")
@@ -141,7 +140,7 @@ def _read_index(folder: epath.Path, encoder: str) -> dict[str, Any] | None:
 
 
 def _fingerprint(index: dict[str, Any]) -> str:
-    """Hex digest of all that an index says."""
+    """Hex digest of an index."""
     content = {name: value for name, value in index.items() if name != "fingerprint"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -157,14 +156,13 @@ def _open_shard(folder: epath.Path, record: dict[str, Any], width: int) -> tuple
             checksums_N = np.frombuffer(_read(file, entries["checksums"], 0, rows), np.uint32)
     except (OSError, CheckpointError, KeyError, ValueError) as error:
         raise _broken(folder, f"cannot be read ({type(error).__name__}: {error})") from error
-    found = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
-    shapes = {
-        "vectors": (np.float32, (rows, width)),
-        "checksums": (np.uint32, (rows,)),
-        "digests": (np.uint8, (rows, 32)),
-    }
-    if found != {name: (np.dtype(dtype), shape) for name, (dtype, shape) in shapes.items()}:
-        raise _broken(folder, f"has a {path.name} of other tensors than its {INDEX} says ({found})")
+    tensors = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+    if tensors != {
+        "vectors": (np.dtype(np.float32), (rows, width)),
+        "checksums": (np.dtype(np.uint32), (rows,)),
+        "digests": (np.dtype(np.uint8), (rows, 32)),
+    }:
+        raise _broken(folder, f"has a {path.name} of other tensors than its {INDEX} says ({tensors})")
     digests_N = [digests[32 * row : 32 * row + 32] for row in range(rows)]
     return Shard(path, checksums_N, entries["vectors"]), digests_N
 
@@ -177,7 +175,7 @@ def _read(file, entry: Entry, start: int, stop: int) -> bytes:
 
 
 def _read_rows(shard: Shard, rows_N: np.ndarray, digests_N: Sequence[bytes]) -> np.ndarray:
-    """Rows of a shard, which rise, read in runs of neighbours and compared with their checksums: [N, E]."""
+    """Rows of a shard (sorted), read in runs of consecutive rows and verified by their checksums: [N, E]."""
     width = shard.vectors.shape[1]
     out_NE = np.zeros((len(rows_N), width), np.float32)
     with shard.path.open("rb") as file:

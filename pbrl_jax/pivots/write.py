@@ -1,7 +1,7 @@
-"""An English reference for every prompt: the data set's own, a file's, or written by the expert and kept in the store.
+"""An English reference for every prompt: from the data set, from a file, or written by the expert and stored.
 
-One problem in eight languages is one English question and so one reference; problems are told apart by the text of
-`question_en`. What a filter drops takes its prompts with it, counted by language.
+A problem in eight languages has one English question and so one reference; problems are identified by `question_en`.
+Prompts whose reference is dropped by the filter are removed, and counted by language.
 """
 
 import contextlib
@@ -26,31 +26,31 @@ from pbrl_jax.pivots.store import PivotStore
 from pbrl_jax.text.answers import split_response
 
 TEMPLATE = "{question}"
-"""The expert is given the question as it is."""
+"""The prompt of the expert is the question alone."""
 SHOWN = 5
 
 Sampler = Callable[..., list[str | EndpointError]]
-"""English questions -> one response each, in their order. Where several samples are asked for, the second argument is
-the sample's number, from 1. An error stands for a response that did not come; one that was cut has no answer."""
+"""English questions -> one response each, in their order. With several samples per question the second argument is the
+sample's number, from 1. An error stands for a missing response, CutAnswer for one that was cut."""
 
 
 class AttachReport(NamedTuple):
-    """What became of the prompts."""
+    """Counts of attach_references."""
 
     source: str
     prompts: int
-    """Prompts given, of which `kept` came back."""
+    """Given prompts, of which `kept` were returned."""
     kept: int
     problems: FilterReport
-    """References of distinct problems; nothing is verified where the source is `dataset`."""
+    """References of distinct problems; not verified with source `dataset`."""
     dropped: dict[str, int]
-    """Prompts removed because their reference was wrong or had no answer, by language."""
+    """Language -> prompts removed because their reference was wrong or had no answer."""
     missing: dict[str, int]
-    """Prompts removed because the file has no reference for them, by language."""
+    """Language -> prompts removed because the file has no reference for them."""
     asked: int
-    """Questions that the expert answered now, and not in an earlier run."""
+    """References that the expert wrote in this call."""
     fingerprint: str
-    """Digest of the questions and references in use, whatever their order."""
+    """Digest of the kept questions and references, independent of their order."""
     disagreed: int = 0
     """Distinct problems dropped because their samples do not agree (pivot.min_agreement)."""
 
@@ -81,30 +81,29 @@ def attach_references(
 ) -> tuple[list[Prompt], AttachReport]:
     """The prompts with their English references, without those whose reference is dropped.
 
-    `config.pivot.source` says where references come from: `dataset` takes `Prompt.reference` as it is; `file` reads
-    the JSON lines file `config.pivot.file` (see `read_reference_file`); `policy` and `endpoint` take them from the
-    store and let the expert write what is missing. All but the first are filtered by `filter.keep_reference`, and
-    several samples of one question by `agreement.choose`. A function of its
-    arguments and the store: a second call asks the expert nothing and returns the same.
+    `config.pivot.source` is the source of references: `dataset` uses `Prompt.reference`; `file` reads the JSON lines
+    file `config.pivot.file` (see `read_reference_file`); `policy` and `endpoint` take them from the store and let the
+    expert write missing ones. All but the first are filtered by `filter.keep_reference`, and several samples of one
+    question by `agreement.choose`. A second call returns the same without asking the expert.
 
     Args:
-      sample_texts: answers English questions; None: the store must hold every reference.
+      sample_texts: the expert; None: the store must hold every reference.
       progress: makes the progress of a stage, e.g. `Progress` or `functools.partial(Progress, part=(2, 7))`.
-      expert, revision, template: who answers and how it is asked, as in `store.Origin`; where the source is `policy`
-        the first two are needed, for they tell this expert's references from another's.
+      expert, revision, template: as in `store.Origin`; `expert` and `revision` are required for `policy` and
+        `endpoint`, as they identify the expert's references.
 
     Raises:
       ConfigError: an unknown source, or no file given.
       DataError: a prompt without a reference (`dataset`) or without an English question, a damaged file or store,
-        references that are missing and nobody to ask, or no prompt left.
+        missing references without an expert, or no prompt left.
     """
-    source = lookup(SOURCES, config.pivot.source, "source of references (pivot.source)")
+    find = lookup(SOURCES, config.pivot.source, "source of references (pivot.source)")
     if not prompts:
         raise DataError("Found no prompts to attach references to. Check data.path, data.split and data.languages.")
     who = (expert, revision, template)
-    found = source.find(prompts, _Means(config, store, sample_texts, progress, who))
-    outcomes = _outcomes(prompts, found, config) if source.filtered else [(True, None)] * len(prompts)
-    return _kept(prompts, found, outcomes, config)
+    candidates = find(prompts, _SourceInputs(config, store, sample_texts, progress, who))
+    outcomes = [(True, None)] * len(prompts) if find is _from_dataset else _filter(prompts, candidates, config)
+    return _keep(prompts, candidates, outcomes, config)
 
 
 def write_references(
@@ -118,23 +117,23 @@ def write_references(
     *,
     template: str = TEMPLATE,
 ) -> dict[str, StoredReference]:
-    """Lets the expert answer every distinct English question that the store has no reference for.
+    """Let the expert answer every distinct English question without a stored reference.
 
-    `config.eval.batch_size` questions are asked at a time, in the order of the prompts, and stored at once: an
-    interrupted call loses at most one batch. All responses are stored, wrong ones too: the filter comes later, so
-    that a changed `pivot.keep_wrong` asks nobody again.
+    Questions are asked in batches of `config.eval.batch_size`, in the order of the prompts, and every batch is stored:
+    an interrupted call loses at most one batch. Wrong responses are stored too: they are filtered when they are read,
+    so that a changed `pivot.keep_wrong` needs no new responses.
 
     Returns:
       The new references by key.
 
     Raises:
-      EndpointError: responses that did not come; the others of their batch are stored.
+      EndpointError: missing responses; the others of their batch are stored.
       Interrupted: a stop was requested; whole batches, and an endpoint's answers so far, are stored.
-      ValueError: `sample_texts` gave another number of responses than it was asked for.
+      ValueError: `sample_texts` gave another number of responses than questions.
     """
     golds = _english_golds(prompts)
     who = (expert, revision, template)
-    # Sample by sample, so that a batch is asked for with one seed.
+    # Ordered by sample, so that a batch has one seed.
     numbers = {
         _origin(question, config, who, sample): sample for sample in range(config.pivot.samples) for question in golds
     }
@@ -146,19 +145,19 @@ def write_references(
     stage = progress("references", len(origins), done=done, unit="question") if progress and missing else None
     with stage or contextlib.nullcontext():
         for sample in range(config.pivot.samples):
-            wanted = [origins[key] for key in missing if numbers[origins[key]] == sample]
-            for start in range(0, len(wanted), size):
-                batch = wanted[start : start + size]
-                new = _asked(batch, sample_texts, sample, golds, store)
+            pending = [origins[key] for key in missing if numbers[origins[key]] == sample]
+            for start in range(0, len(pending), size):
+                batch = pending[start : start + size]
+                new = _write_batch(batch, sample_texts, sample, golds, store)
                 written |= {stored.key: stored for stored in new}
                 if stage:
                     stage.advance(len(batch))
     return written
 
 
-def _asked(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[str, str | None],
-           store: PivotStore) -> list[StoredReference]:  # fmt: skip
-    """The expert's answers to a batch, stored."""
+def _write_batch(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[str, str | None],
+                 store: PivotStore) -> list[StoredReference]:  # fmt: skip
+    """Ask the expert a batch of questions and store its references."""
     questions = [origin.question for origin in batch]
     responses = sample_texts(questions, sample) if sample else sample_texts(questions)
     if len(responses) != len(batch):
@@ -170,14 +169,14 @@ def _asked(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[
     check_stop()
     if failed := [error for _, error in pairs if not isinstance(error, str | CutAnswer)]:
         raise EndpointError(
-            f"{len(failed)} of {len(batch)} questions got no answer, and {len(new)} are stored; the same command goes "
-            f"on from there. The first: {failed[0]}"
+            f"{len(failed)} of {len(batch)} questions got no answer, and {len(new)} are stored; the same command "
+            f"continues from there. The first error: {failed[0]}"
         )
     return new
 
 
-class _Means(NamedTuple):
-    """What a source of references may use; the fields are arguments of `attach_references`."""
+class _SourceInputs(NamedTuple):
+    """Inputs of a source of references; the fields are arguments of `attach_references`."""
 
     config: Config
     store: PivotStore
@@ -187,10 +186,10 @@ class _Means(NamedTuple):
     """(expert, revision, template)."""
 
 
-class Found(NamedTuple):
-    """The reference of each prompt (None: it has none), and how many were asked for.
+class Candidates(NamedTuple):
+    """The reference of each prompt (None for a missing one), and the number of new ones from the expert.
 
-    `more` holds the further references of a question, `disagreed` the questions whose samples do not agree.
+    `more` holds further references by question, `disagreed` the questions whose samples do not agree.
     """
 
     references: list[Reference | None]
@@ -199,14 +198,7 @@ class Found(NamedTuple):
     disagreed: frozenset[str] = frozenset()
 
 
-class Source(NamedTuple):
-    """`find(prompts, means)` gives what a source has; `filtered`: whether it is checked."""
-
-    find: Callable[[Sequence[Prompt], _Means], Found]
-    filtered: bool
-
-
-def _from_dataset(prompts: Sequence[Prompt], means: _Means) -> Found:
+def _from_dataset(prompts: Sequence[Prompt], inputs: _SourceInputs) -> Candidates:
     bare = [prompt for prompt in prompts if prompt.reference is None or not prompt.reference.text]
     if bare:
         raise DataError(
@@ -214,17 +206,17 @@ def _from_dataset(prompts: Sequence[Prompt], means: _Means) -> Found:
             "Choose a data set with references, or let the start policy write them: --pivot.source policy, then "
             "`pbrl pivots CONFIG`."
         )
-    return Found([prompt.reference for prompt in prompts])
+    return Candidates([prompt.reference for prompt in prompts])
 
 
-def _from_file(prompts: Sequence[Prompt], means: _Means) -> Found:
+def _from_file(prompts: Sequence[Prompt], inputs: _SourceInputs) -> Candidates:
     _check_questions(prompts)
-    references = read_reference_file(means.config.pivot.file, prompts)
-    return Found([references.get(prompt.question_en) for prompt in prompts])
+    references = read_reference_file(inputs.config.pivot.file, prompts)
+    return Candidates([references.get(prompt.question_en) for prompt in prompts])
 
 
-def _from_expert(prompts: Sequence[Prompt], means: _Means) -> Found:
-    config, store, sample_texts, progress, who = means
+def _from_expert(prompts: Sequence[Prompt], inputs: _SourceInputs) -> Candidates:
+    config, store, sample_texts, progress, who = inputs
     expert, revision, template = who
     if not expert or not revision:
         raise ValueError("An expert writes: attach_references needs the expert's name and revision.")
@@ -234,19 +226,19 @@ def _from_expert(prompts: Sequence[Prompt], means: _Means) -> Found:
     written = {}
     if sample_texts is not None:
         written = write_references(prompts, sample_texts, store, config, expert, revision, progress, template=template)
-    # The store comes second: where two writers raced, its first line is what every later run reads.
-    found = written | store.references(key for own in keys.values() for key in own)
-    absent = [question for question, own in keys.items() if not found.keys() >= set(own)]
+    # Stored references take precedence: if two writers raced, every later run reads the stored one.
+    stored = written | store.references(key for sample_keys in keys.values() for key in sample_keys)
+    absent = [question for question, sample_keys in keys.items() if not stored.keys() >= set(sample_keys)]
     if absent:
         raise DataError(
             f"{store.path} lacks the references of {len(absent)} of {len(keys)} questions by {expert!r}, the first: "
             f"{absent[0]!r}. Type `pbrl pivots CONFIG` with the same settings to write them."
         )
     chosen = {
-        question: choose([found[key].reference for key in own], golds[question], pivot.references)
-        for question, own in keys.items()
+        question: choose([stored[key].reference for key in sample_keys], golds[question], pivot.references)
+        for question, sample_keys in keys.items()
     }
-    return Found(
+    return Candidates(
         [chosen[prompt.question_en].references[0] for prompt in prompts],
         len(written),
         {question: choice.references[1:] for question, choice in chosen.items()},
@@ -254,43 +246,41 @@ def _from_expert(prompts: Sequence[Prompt], means: _Means) -> Found:
     )
 
 
-SOURCES = {
-    "dataset": Source(_from_dataset, filtered=False),
-    "file": Source(_from_file, filtered=True),
-    "policy": Source(_from_expert, filtered=True),
-    "endpoint": Source(_from_expert, filtered=True),
+SOURCES: dict[str, Callable[[Sequence[Prompt], _SourceInputs], Candidates]] = {
+    "dataset": _from_dataset,
+    "file": _from_file,
+    "policy": _from_expert,
+    "endpoint": _from_expert,
 }
-"""Where references come from: the values of `pivot.source`."""
+"""pivot.source -> function that finds the candidates."""
 
 
-def _outcomes(prompts: Sequence[Prompt], found: Found, config: Config) -> list[tuple[bool, bool | None]]:
-    """`keep_reference` of each prompt; of a missing reference, and without agreement, it is (False, None)."""
-    seen: dict[tuple, tuple[bool, bool | None]] = {}
-    for prompt, reference in zip(prompts, found.references, strict=True):
-        if (prompt.question_en, prompt.answer) not in seen:
+def _filter(prompts: Sequence[Prompt], candidates: Candidates, config: Config) -> list[tuple[bool, bool | None]]:
+    """`keep_reference` of each prompt; (False, None) for a missing reference, and for samples that disagree."""
+    outcomes: dict[tuple, tuple[bool, bool | None]] = {}
+    for prompt, reference in zip(prompts, candidates.references, strict=True):
+        if (prompt.question_en, prompt.answer) not in outcomes:
             outcome: tuple[bool, bool | None] = (False, None)
-            if reference is not None and prompt.question_en not in found.disagreed:
+            if reference is not None and prompt.question_en not in candidates.disagreed:
                 outcome = keep_reference(reference, prompt.answer, keep_wrong=config.pivot.keep_wrong)
-            seen[prompt.question_en, prompt.answer] = outcome
-    return [seen[prompt.question_en, prompt.answer] for prompt in prompts]
+            outcomes[prompt.question_en, prompt.answer] = outcome
+    return [outcomes[prompt.question_en, prompt.answer] for prompt in prompts]
 
 
-def _kept(
-    prompts: Sequence[Prompt],
-    found: Found,
-    outcomes: Sequence[tuple[bool, bool | None]],
-    config: Config,
+def _keep(
+    prompts: Sequence[Prompt], candidates: Candidates, outcomes: Sequence[tuple[bool, bool | None]], config: Config
 ) -> tuple[list[Prompt], AttachReport]:
-    rows = list(zip(prompts, found.references, outcomes, strict=True))
+    """The prompts with kept references, and the report; DataError if none is kept."""
+    rows = list(zip(prompts, candidates.references, outcomes, strict=True))
     kept = [
-        prompt._replace(reference=reference, more_references=tuple(found.more.get(prompt.question_en, ())))
+        prompt._replace(reference=reference, more_references=candidates.more.get(prompt.question_en, ()))
         for prompt, reference, (keep, _) in rows
         if keep
     ]
     problems = {
         (p.question_en, p.answer, reference): outcome
         for p, reference, outcome in rows
-        if reference is not None and p.question_en not in found.disagreed
+        if reference is not None and p.question_en not in candidates.disagreed
     }
     report = AttachReport(
         source=config.pivot.source,
@@ -299,9 +289,9 @@ def _kept(
         problems=filter_report(problems.values()),
         dropped=dict(Counter(p.language for p, reference, (keep, _) in rows if reference is not None and not keep)),
         missing=dict(Counter(p.language for p, reference, _ in rows if reference is None)),
-        asked=found.asked,
+        asked=candidates.asked,
         fingerprint=_fingerprint(kept),
-        disagreed=len(found.disagreed),
+        disagreed=len(candidates.disagreed),
     )
     if not kept:
         raise _nothing_left(report, rows)
@@ -326,7 +316,7 @@ def _nothing_left(report: AttachReport, rows: Iterable[tuple]) -> DataError:
 
 
 def _origin(question: str, config: Config, who: tuple[str, str, str], sample: int = 0) -> Origin:
-    """What a reference of an English question depends on; `who` is (expert, revision, template)."""
+    """The origin of a reference of an English question; `who` is (expert, revision, template)."""
     pivot = config.pivot
     return Origin(question, *who, pivot.temperature, pivot.max_completion_length, config.train.seed + sample)
 
@@ -338,7 +328,7 @@ def _stored(origin: Origin, response: str, golds: dict[str, str | None]) -> Stor
 
 
 def _english_golds(prompts: Sequence[Prompt]) -> dict[str, str | None]:
-    """Distinct English questions in their order, each with the first gold answer that is known."""
+    """Distinct English questions in their order, each with its first known gold answer."""
     golds: dict[str, str | None] = {}
     for prompt in prompts:
         if golds.setdefault(prompt.question_en, prompt.answer) is None:
@@ -361,10 +351,10 @@ def _rows(prompts: Sequence[Prompt]) -> str:
 
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Hex digest of the distinct (English question, reference) pairs, whatever their order."""
+    """Hex digest of the distinct (English question, reference) pairs, independent of their order."""
     pairs = sorted({(p.question_en, *(text for reference in p.references for text in reference)) for p in prompts})
     digest = hashlib.sha256(b"[")
-    for number, pair in enumerate(pairs):  # the JSON of the list, a pair at a time: a million references are a gigabyte
+    for number, pair in enumerate(pairs):  # the JSON of the list in parts: that of a million references is a gigabyte
         digest.update(b", " * bool(number) + json.dumps(pair).encode())
     digest.update(b"]")
     return digest.hexdigest()

@@ -14,11 +14,11 @@ from pbrl_jax.models.attention import AUTO_CHUNK_PAIRS, QUERY_CHUNK
 from pbrl_jax.models.fused_attention import FUSED, SPLASH_BLOCK, SPLASH_LANES, splash_pairs
 from pbrl_jax.models.logprobs import chunk_positions
 from pbrl_jax.models.lora import projections
+from pbrl_jax.models.slots import BLOCK, slot_positions
 from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost
-from pbrl_jax.plan.programs import Need, reward_calls
+from pbrl_jax.plan.programs import Need, reward_calls, run_here
 from pbrl_jax.plan.shapes import Models
-from pbrl_jax.rollout.generate import windows
 from pbrl_jax.train.start import keeps_start, narrows_frozen
 
 #: Bytes that a pass of unfused attention moves for each pair and head: scores in float32, weights in the compute type.
@@ -78,12 +78,20 @@ def generate_flops(config: Config, spec: DecoderSpec) -> float:
     products = 2.0 * (spec.layers * layer_weights(spec) + adapter_count(config, spec))
     head = 2.0 * spec.width * spec.vocab_size
     flops = P * T * products + attention_flops(spec, P * T * T) + P * head
-    filled = 1
-    for window in windows(R):
-        tokens = P * G * (window - filled)
-        flops += tokens * (products + head) + attention_flops(spec, tokens * (T + window))
-        filled = window
-    return flops
+    return flops + P * G * ((R - 1) * (products + head) + attention_flops(spec, read_positions(T, R)))
+
+
+def read_positions(T: int, R: int) -> int:
+    """Positions of the cache that R tokens behind T read, the first of which is sampled with the prompt."""
+    if slot_positions(T + R) <= BLOCK:
+        return (R - 1) * (T + R)
+    return sum(((T + token) // BLOCK + 1) * BLOCK for token in range(R - 1))
+
+
+def slots_of(config: Config) -> int:
+    """Rows that decode at a time, on all chips."""
+    rows = config.train.prompts_per_step * config.algo.num_generations
+    return min(config.rollout.slots or rows, rows)
 
 
 class Attention(NamedTuple):
@@ -220,6 +228,12 @@ def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, flo
     return trained, 2 * trained, start
 
 
+def save_bytes(config: Config, models: Models, mesh: Sizes, chips_per_host: int) -> float:
+    """Bytes of a host's memory that a save takes while it is written, at most: parameters and moments of its chips."""
+    trained, moments, _ = state_bytes(config, models, mesh)
+    return (trained + moments) * min(chips_per_host, mesh.weight_shards)
+
+
 def resident(config: Config, models: Models, mesh: Sizes) -> float:
     """Bytes of state, start policy and the reward's models in the memory of one chip."""
     trained, moments, start = state_bytes(config, models, mesh)
@@ -235,30 +249,41 @@ def _item(spec) -> int:
 
 def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     spec, (P, G, T, R) = models.policy, _axes(config)
-    rows = P * G / mesh.row_shards
+    rows = slots_of(config) / mesh.row_shards
+    steps = R * P * G / slots_of(config)
     position = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * _item(spec) / mesh.tensor
-    cache = position * (rows * R + P / mesh.row_shards * T)
+    # The slots, the prompts whose rows wait for one, and a tenth to spare.
+    cache = 1.1 * position * (rows * slot_positions(T + R) + math.ceil(rows / G) * T)
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
-    # Compiled programs hold the cache once; the second one counted here is room to spare.
-    temporary = 2 * cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
+    temporary = cache + 3 * rows * spec.vocab_size / mesh.tensor * 4 + layer
     total = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
-    attended = position * (P / mesh.row_shards * T * G + rows * R / 2)
-    laid = config.rollout.weights == "whole" and (mesh.fsdp > 1 or _item(spec) < 4)
+    attended = position * rows * read_positions(T, R) / R
+    laid = config.rollout.weights != "as_trained" and (mesh.fsdp > 1 or _item(spec) < 4)
     if laid or mesh.fsdp == 1:
-        plain = total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor
+        shares = mesh.fsdp if config.rollout.weights == "tensor" else 1
+        plain = (total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor) / shares
         copy = plain * _item(spec)
-        moved = R * (total * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
-        sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": R * sums}
+        moved = steps * (total / shares * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
+        sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": steps * sums}
+        if shares > 1:
+            # Activations of the rows along fsdp: gathered for two products, exchanged for queries, keys and values,
+            # and added up behind two products; logits of each row come back.
+            heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / shares
+            widths = spec.layers * (2.0 * spec.width + heads + 4 * spec.width) * _item(spec)
+            logits = spec.vocab_size * 4.0 / shares
+            exchanged = rows * (shares - 1) * (widths + logits) / mesh.tensor
+            sent = {"all-gather": steps * exchanged, "all-reduce": steps * sums}
         cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
         return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
     # For few rows the compiler keeps weights sharded and communicates activations instead.
     widths = 2 * spec.width + (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.ffn
-    exchanged = P * G / mesh.data * spec.layers * widths * _item(spec) / mesh.tensor
+    exchanged = slots_of(config) / mesh.data * spec.layers * widths * _item(spec) / mesh.tensor
     gathered = min(4.0 * total, exchanged) * (mesh.fsdp - 1) / mesh.fsdp
     read = total * (4 + 2 * _item(spec)) if 4.0 * total < exchanged else 4.0 * total / mesh.fsdp
-    moved = R * (read + attended)
-    cost = Cost(generate_flops(config, spec) / mesh.chips, moved, {"all-gather": R * gathered, "all-reduce": R * sums})
+    moved = steps * (read + attended)
+    sent = {"all-gather": steps * gathered, "all-reduce": steps * sums}
+    cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
     return Need(resident(config, models, mesh) + temporary, temporary, cost)
 
 
@@ -320,4 +345,4 @@ ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update":
 
 def estimate_step(config: Config, models: Models, mesh: Sizes) -> dict[str, Need]:
     """Memory and cost of each program of the step, estimated."""
-    return {name: estimate(config, models, mesh) for name, estimate in ESTIMATES.items()}
+    return {name: estimate(config, models, mesh) for name, estimate in run_here(config, ESTIMATES).items()}

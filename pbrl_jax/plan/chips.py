@@ -61,6 +61,12 @@ class Topology(NamedTuple):
         return math.prod(int(size) for size in self.shape.split("x"))
 
     @property
+    def chips_per_host(self) -> int:
+        """Of one virtual machine: TPUs come by fours, v5e and v6e also as one machine of eight; GPUs by eights."""
+        most = 8 if not self.is_tpu or (self.kind in ("v5e", "v6e") and self.chips == 8) else 4
+        return min(self.chips, most)
+
+    @property
     def chip(self) -> Chip:
         return CHIPS[self.kind]
 

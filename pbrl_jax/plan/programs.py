@@ -1,19 +1,21 @@
 """The programs of a step, compiled ahead of time for a mesh of devices that need not be present."""
 
-import dataclasses
+import functools
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.batching import length_bucket
-from pbrl_jax.mesh.sharding import MESH_AXES, batch_sharding, replicated
-from pbrl_jax.models.specs import TextEncoderSpec
+from pbrl_jax.core.records import PromptBatch, SamplingParams
+from pbrl_jax.mesh.sharding import MESH_AXES, batch_sharding, replicated, row_shards
+from pbrl_jax.models.slots import BLOCK
+from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost, program_cost
 from pbrl_jax.plan.holds import update_faults
 from pbrl_jax.plan.shapes import (
@@ -26,8 +28,9 @@ from pbrl_jax.plan.shapes import (
     sharded_state,
     tree_bytes,
 )
-from pbrl_jax.rollout.generate import DecodeState, make_programs, windows
-from pbrl_jax.rollout.sampling import row_keys, sampling_params
+from pbrl_jax.rollout.refill import slot_sizes
+from pbrl_jax.rollout.sampling import sampling_params
+from pbrl_jax.rollout.slots import SlotPrograms, Slots, Until, slot_programs, spec_of
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
@@ -100,68 +103,88 @@ def result_shapes(mesh: Mesh, program, compiled: Compiled, *shapes):
         return add_shardings(jax.eval_shape(program, *shapes), compiled.shardings)
 
 
-def decode_cost(small: Compiled, large: Compiled, share: float, tokens: int, segment: int) -> Cost:
-    """Cost of decoding `tokens` tokens in segments, interpolated at `share` between the windows of two programs.
+class DecodeCost(NamedTuple):
+    """Cost of a segment of decoding: what it does once, at every token, and at every token for a block of the cache."""
 
-    What a program does before its loop, such as gathering weights, counts once per segment.
-    """
-    calls = -(-tokens // segment)
+    once: Cost
+    token: Cost
+    block: Cost
 
-    def all_segments(part: Compiled) -> Cost:
-        return Cost().plus(part.cost, calls).plus(part.token, tokens - calls)
+    def rows(self, prompt: int, tokens: int, segment: int) -> Cost:
+        """Cost of rows of `prompt` + `tokens` tokens, the first of which comes with the prompt, in segments."""
+        blocks = sum((prompt + number) // BLOCK + 1 for number in range(tokens - 1))
+        total = Cost().plus(self.once, -(-tokens // segment))
+        return total.plus(self.token, tokens - 1).plus(self.block, blocks)
 
-    return Cost().plus(all_segments(small), 1 - share).plus(all_segments(large), share)
+
+def decode_cost(program: Compiled) -> DecodeCost:
+    """From a program's cost with n turns of every loop of unknown length, which is once + n token + n n block."""
+    first, second, third = (program_cost(program.text, turns) for turns in (1, 2, 3))
+    block = Cost().plus(third.plus(second, -2).plus(first), 0.5)
+    token = second.plus(first, -1).plus(block, -3)
+    return DecodeCost(first.plus(token, -1).plus(block, -1), token, block)
+
+
+class SlotShapes(NamedTuple):
+    """Shapes of the arguments of a rollout's programs on a mesh."""
+
+    params: Any
+    prompts: PromptBatch
+    keys_N: Any
+    sampling: SamplingParams
+    slots: Slots
+    until: Until
+
+
+def slot_shapes(config: Config, spec: DecoderSpec, mesh: Mesh, programs: SlotPrograms) -> tuple[SlotShapes, Compiled]:
+    """(the shapes of a rollout's programs, the program that lays the parameters out)."""
+    G, P, T = config.algo.num_generations, config.train.prompts_per_step, config.rollout.max_prompt_length
+    given, batch = sharded_sampler(config, spec, mesh), sharded_batch(config, mesh).prompts
+    laid = compile_ahead(mesh, programs.lay, given)
+    devices = row_shards(mesh)
+    slots = slot_sizes(config.rollout.slots, P * G, devices)[0]
+    at_once = -(-slots // G) * devices
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=batch_sharding(mesh))
+
+    def keys(rows: int):
+        found = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+        return add_shardings(found, batch_sharding(mesh))
+
+    everywhere = replicated(mesh)
+    sampling = add_shardings(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), everywhere)
+    make = functools.partial(programs.empty, rows=slots * devices)
+    with jax.set_mesh(mesh):
+        empty = jax.eval_shape(make, batch, keys(P * G))[0]
+        empty = jax.tree.map(lambda x: add_shardings(x, NamedSharding(mesh, spec_of(x))), empty)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    prompts = PromptBatch(shape(at_once, T), shape(at_once), shape(at_once))
+    params = result_shapes(mesh, programs.lay, laid, given)
+    return SlotShapes(params, prompts, keys(at_once * G), sampling, empty, Until(count, count, count)), laid
 
 
 def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
-    """The rollout at full length: prefill, and one decode program per window.
-
-    The smallest and the largest window are compiled and those between interpolated, since only attention depends on
-    the window, and linearly.
-    """
-    spec, G, R = models.policy, config.algo.num_generations, config.rollout.max_completion_length
-    params, prompts = sharded_sampler(config, spec, mesh), sharded_batch(config, mesh).prompts
-    programs = make_programs(spec, G, R, config.rollout.segment_length, config.rollout.weights)
-    laid = compile_ahead(mesh, programs.lay, params)
-    params = result_shapes(mesh, programs.lay, laid, params)
-    sampling = add_shardings(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), replicated(mesh))
-    keys = jax.eval_shape(lambda rows: row_keys(jax.random.key(0), rows, G), prompts.row_ids_P)
-    keys = add_shardings(keys, batch_sharding(mesh))
-    first = compile_ahead(mesh, programs.start, params, prompts, keys, sampling)
-    state = result_shapes(mesh, programs.start, first, params, prompts, keys, sampling)
-    stop = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-
-    def with_window(window: int) -> Compiled:
-        return compile_ahead(mesh, programs.segment, params, with_room(state, window), sampling, stop)
-
-    sizes = windows(R)
-    large = with_window(sizes[-1])
-    small = large if len(sizes) == 1 else with_window(sizes[0])
-    cost, filled = first.cost.plus(laid.cost), 1
-    for size in sizes:
-        share = 0.0 if len(sizes) == 1 else (size - sizes[0]) / (sizes[-1] - sizes[0])
-        if size > filled:
-            cost = cost.plus(decode_cost(small, large, share, size - filled, config.rollout.segment_length))
-        filled = size
-    parts: tuple[Compiled, ...] = (first, large, small)
-    most = max(parts, key=lambda part: part.memory.total)
-    copying = laid.memory.temporary + laid.memory.results
+    """The rollout at full length: prefill of as many prompts as fill the slots, and the segment, once for every time
+    that the slots are filled."""
+    spec, P, G = models.policy, config.train.prompts_per_step, config.algo.num_generations
+    T, R = config.rollout.max_prompt_length, config.rollout.max_completion_length
+    programs = slot_programs(spec, G, R, config.rollout.weights)
+    at, laid = slot_shapes(config, spec, mesh, programs)
+    first = compile_ahead(mesh, programs.start, at.params, at.prompts, at.keys_N, at.sampling)
+    staged = result_shapes(mesh, programs.start, first, at.params, at.prompts, at.keys_N, at.sampling)
+    segment = compile_ahead(mesh, programs.segment, at.params, at.slots, at.sampling, at.until)
+    times = P * G / at.slots.rows.row_S.shape[0]
+    cost = laid.cost.plus(first.cost, P / at.prompts.lengths_P.shape[0])
+    cost = cost.plus(decode_cost(segment).rows(T, R, config.rollout.segment_length), times)
+    waiting = tree_bytes(staged.cache) if times > 1 else 0.0
+    most = max(segment.memory.total + waiting, first.memory.total + tree_bytes(at.slots.cache) + waiting)
     return Need(
-        other_bytes + max(most.memory.total, copying),
-        most.memory.temporary,
+        other_bytes + max(most, laid.memory.temporary + laid.memory.results),
+        segment.memory.temporary,
         cost,
-        sum({id(p): p.seconds for p in (*parts, laid)}.values()),
+        laid.seconds + first.seconds + segment.seconds,
     )
-
-
-def with_room(state: DecodeState, window: int) -> DecodeState:
-    """Shapes of a decoding state whose cache has room for `window` tokens."""
-
-    def sized(part):
-        X, K, _, C = part.shape
-        return jax.ShapeDtypeStruct((X, K, window, C), part.dtype, sharding=part.sharding)
-
-    return dataclasses.replace(state, own=jax.tree.map(sized, state.own))
 
 
 def reward_calls(config: Config, rows: int, devices: int = 1) -> tuple[int, int, int]:
@@ -195,7 +218,7 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
     state = sharded_state(with_values(config, train={"offload": ()}), models.policy, mesh)
     start, batch = sharded_frozen(config, models.policy, mesh), sharded_batch(config, mesh)
     reference, base = start if config.algo.beta > 0 else None, start if config.lora.rank else None
-    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=0)
+    found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=None)
     held = other_bytes - tree_bytes((between, reference, base))
     moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
     cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
@@ -210,11 +233,17 @@ def resident_bytes(config: Config, models: Models, mesh: Mesh) -> float:
     return tree_bytes((state, reference, sharded_encoder(models.encoder, mesh))) + models.reward_bytes
 
 
+Program = TypeVar("Program")
 PROGRAMS: dict[str, Callable[[Config, Models, Mesh, float], Need]] = {
     "generate": generate_need,
     "reward": reward_need,
     "update": update_need,
 }
+
+
+def run_here(config: Config, programs: dict[str, Program]) -> dict[str, Program]:
+    """Those of a step's programs that run on the chips of the run: a server samples with memory of its own."""
+    return {name: program for name, program in programs.items() if name != "generate" or config.rollout.engine == "jax"}
 
 
 def refused_bytes(error: Exception) -> float | None:
@@ -236,7 +265,7 @@ def compile_step(
     """
     needs = {}
     held = resident_bytes(config, models, mesh)
-    for name, need in PROGRAMS.items():
+    for name, need in run_here(config, PROGRAMS).items():
         say(f"compiling {name} ...")
         try:
             needs[name] = need(config, models, mesh, held)

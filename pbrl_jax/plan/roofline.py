@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import mesh_shape
-from pbrl_jax.plan.analytic import Sizes, estimate_step
+from pbrl_jax.plan.analytic import Sizes, estimate_step, generate_estimate, slots_of
 from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, Chip, Topology
 from pbrl_jax.plan.programs import Need
 from pbrl_jax.plan.shapes import Models
@@ -107,6 +107,55 @@ def estimate_plan(config: Config, models: Models, topology: Topology) -> Plan:
     return make_plan(config, needs, topology.chip)
 
 
+def decoding_weights(config: Config, models: Models, sizes: Sizes, chip: Chip) -> tuple[str, str]:
+    """(`whole` or `tensor` as rollout.weights, why): the faster one by the estimate, of those that fit. Exchanged
+    activations are waited for."""
+    needs = {name: generate_estimate(with_values(config, rollout={"weights": name}), models, sizes)
+             for name in ("whole", "tensor")}  # fmt: skip
+    seconds = {name: need.cost.bytes / chip.bandwidth + need.cost.collective_bytes / chip.link
+               for name, need in needs.items()}  # fmt: skip
+    fit = [name for name, need in needs.items() if need.hbm_bytes <= USABLE * chip.memory] or ["tensor"]
+    estimates = ", ".join(f"{name} {seconds[name]:.3g} s and {needs[name].hbm_bytes / 1e9:.3g} GB" for name in needs)
+    return min(fit, key=seconds.__getitem__), f"a full rollout on a device, by the plan: {estimates}"
+
+
+def chosen_decoding(config: Config, models: Models, sizes: Sizes, chip: Chip) -> tuple[Config, list[str]]:
+    """(the configuration with a value of rollout.weights and rollout.slots where it leaves them to the plan, a sentence
+    for each choice)."""
+    notes: list[str] = []
+    if config.rollout.engine != "jax":
+        return config, notes
+    if config.rollout.weights == "auto":
+        chosen, why = ("whole", "") if sizes.fsdp == 1 else decoding_weights(config, models, sizes, chip)
+        config = with_values(config, rollout={"weights": chosen})
+        notes += [f"Decoding with --rollout.weights {chosen}: {why}."] if why else []
+    if not config.rollout.slots and not config.train.fused:
+        slots, rows = fitting_slots(config, models, sizes, chip.memory), rollout_rows(config)
+        config = with_values(config, rollout={"slots": slots if slots < rows else 0})
+        notes += [f"{slots} of a rollout's {rows} rows decode at a time (rollout.slots)."] if slots < rows else []
+    return config, notes
+
+
+def rollout_rows(config: Config) -> int:
+    """Rows of a rollout."""
+    return config.train.prompts_per_step * config.algo.num_generations
+
+
+def fitting_slots(config: Config, models: Models, sizes: Sizes, memory: float) -> int:
+    """How many rows can decode at a time by the estimate: all of them, or half, a quarter, ..., at least one a chip.
+
+    Args:
+      memory: bytes of a chip.
+    """
+    slots, least = rollout_rows(config), sizes.row_shards
+    while slots > least:
+        need = generate_estimate(with_values(config, rollout={"slots": slots}), models, sizes)
+        if need.hbm_bytes <= USABLE * memory:
+            break
+        slots = -(-slots // 2 // least) * least
+    return slots
+
+
 Change = tuple[str, Config]
 
 
@@ -129,7 +178,12 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
         add("--policy.remat full", policy={"remat": "full"})
     if not 0 < config.train.logprob_chunk <= 128:
         add("--train.logprob-chunk 128", train={"logprob_chunk": 128})
-    if config.rollout.weights == "whole":
+    slots = slots_of(config)
+    while slots % 2 == 0 and slots // 2 >= mesh_sizes(config, topology.chips).row_shards:
+        slots //= 2
+        add(f"--rollout.slots {slots}", rollout={"slots": slots})
+    if config.rollout.weights != "as_trained":
+        add("--rollout.weights tensor", rollout={"weights": "tensor"})
         add("--rollout.weights as_trained", rollout={"weights": "as_trained"})
     able = ("optimizer", "reference") if config.algo.beta > 0 and not config.lora.rank else ("optimizer",)
     for names in (able[:1], able):

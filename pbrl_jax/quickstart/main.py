@@ -38,26 +38,24 @@ from pbrl_jax.train.staged import Stopped
 def make_summary(stages: Stages, before: dict, after: dict, controls: dict) -> dict[str, Any]:
     """The record of summary.json."""
 
-    def pair(function):
-        return {"before": function(before), "after": function(after)}
-
     def mean(table):
         values = [row["accuracy"] for code, row in table.items() if code != "en"]
         return sum(values) / len(values)
 
-    languages = {code: {"before": before[code]["accuracy"], "after": after[code]["accuracy"]} for code in before}
+    def means(table):
+        return {"before": mean(before), "after": mean(table)}
+
+    def by_language(field, table):
+        return {code: {"before": before[code][field], "after": table[code][field]} for code in before}
+
+    gaps = {side: table["en"]["accuracy"] - mean(table) for side, table in (("before", before), ("after", after))}
     summary = {
-        "languages": languages,
-        "mean_non_english": pair(mean),
-        "gap_to_english": pair(lambda table: table["en"]["accuracy"] - mean(table)),
-        "right_language": {
-            code: {"before": before[code]["right_language"], "after": after[code]["right_language"]} for code in before
-        },
+        "languages": by_language("accuracy", after),
+        "mean_non_english": means(after),
+        "gap_to_english": gaps,
+        "right_language": by_language("right_language", after),
         "controls": {
-            name: {
-                "mean_non_english": {"before": mean(before), "after": mean(table)},
-                "languages": {c: {"before": before[c]["accuracy"], "after": table[c]["accuracy"]} for c in table},
-            }
+            name: {"mean_non_english": means(table), "languages": by_language("accuracy", table)}
             for name, table in controls.items()
         },
         "seed": stages.config.train.seed,

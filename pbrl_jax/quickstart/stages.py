@@ -114,9 +114,12 @@ def rl_config(stages: Stages) -> Config:
     )
 
 
-def reinforce(
-    stages: Stages, name: str, number: int, config: Config, change: Callable[[Experiment], Experiment] = lambda x: x
-) -> Any:
+def unchanged(experiment: Experiment) -> Experiment:
+    """The experiment itself."""
+    return experiment
+
+
+def reinforce(stages: Stages, name: str, number: int, config: Config, change=unchanged) -> Any:
     """Train with `config` in `W/<name>`; returns the trained parameters.
 
     Args:

@@ -235,8 +235,8 @@ def _language_lines(metrics: Sequence[Mapping[str, Any]], code: str, names: Sequ
             continue
         label, end = SHORT.get(group) or group.replace("/", " "), end_means(series)[1]
         if group.startswith("rewards/"):
-            _, reward, *more = group.split("/")
-            label = " ".join([reward, *(REWARD_LABELS.get(word, word) for word in more)])
+            _, reward, *parts = group.split("/")
+            label = " ".join([reward, *(REWARD_LABELS.get(part, part) for part in parts)])
         lines += (
             f'<div class="spark">{span("soft", label)}{sparkline(f"spark-{code}-{index}", name, series)}'
             f"<span>{percent(end) if group in SHORT else short_number(end)}</span></div>"

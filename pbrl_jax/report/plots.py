@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from pbrl_jax.core.errors import ConfigError, installed
 from pbrl_jax.report.data import Intervals, Series, accuracy_intervals, interval_methods, order_languages, pair
 from pbrl_jax.report.html import language_name, percent, short_number
 
@@ -242,6 +243,8 @@ def accuracy_png(summary: Mapping[str, Any]) -> bytes:
 
 
 def _pyplot():
+    if not installed("matplotlib"):
+        raise ConfigError("Pictures need matplotlib, which is not installed. Use: pip install -e '.[plots]'")
     import matplotlib  # slow to import
 
     matplotlib.use("Agg")

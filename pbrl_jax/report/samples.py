@@ -20,8 +20,8 @@ def choose_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLE
         return list(samples)
     if len(steps) < 2:
         return [samples[index * len(samples) // most] for index in range(most)]
-    wanted = max(2, most * len(steps) // len(samples))
-    kept = {steps[round(index * (len(steps) - 1) / (wanted - 1))] for index in range(wanted)}
+    count = max(2, most * len(steps) // len(samples))
+    kept = {steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)}
     return [row for row in samples if row["step"] in kept][-most:]
 
 

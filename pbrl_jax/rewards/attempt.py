@@ -1,4 +1,4 @@
-"""Calls of reward functions: a call that raises is made once more; if that raises too, its rows are invalid."""
+"""Calls of reward functions: a call that raises is repeated once; if that raises too, its rows are invalid."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ class OutOfTime(TimeoutError):
 def call_twice(
     name: str, call: Callable[[], Result], count: int, passed_on: tuple[type[Exception], ...] = ()
 ) -> Result | None:
-    """The result of `call()`, which is made again after an exception; None where it raised twice, which is printed.
+    """The result of `call()`, which is repeated once after an exception; None if it raised twice, which is printed.
 
     Args:
       name: of the reward, for messages.
@@ -33,10 +33,11 @@ def call_twice(
     Raises:
       RewardError: the function called sys.exit.
     """
+    raised_at_once: tuple[type[Exception], ...] = (Interrupted, *passed_on)
     for last in (False, True):
         try:
             return call()
-        except (Interrupted, *passed_on):
+        except raised_at_once:
             raise
         except SystemExit as leaving:
             raise RewardError(

@@ -277,7 +277,7 @@ def weights_at(config: RewardConfig, step: int) -> tuple[float, ...]:
 
 
 def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Callable[[RewardInputs], Scores]:
-    """One reward by its name or import path. Every result is checked. A call that raises is made once more; if that
+    """One reward by its name or import path. Every result is checked. A call that raises is repeated once; if that
     raises too, its rows are invalid, and the guard stops a run in which that continues.
 
     Raises:
@@ -338,7 +338,7 @@ def policy_users(config: RewardConfig) -> list[str]:
 
 
 def check_reward(config: RewardConfig) -> None:
-    """Refuse names, weights and settings that cannot work (ConfigError)."""
+    """Raise ConfigError for unknown names, and for weights and settings that cannot work."""
     check_section("reward", config)
     names = reward_names(config)
     if "hybrid" in names[len(config.functions) :]:

@@ -148,7 +148,7 @@ def pairs_of(prompts: Sequence[Prompt], opponents: int) -> list[tuple[int, int]]
         if len(rows) < 2:
             raise RewardError(
                 "Reward judge compares samples of one prompt, and there is only one sample. Use "
-                "--algo.num-generations 8. This reward cannot be audited."
+                "--algo.num-generations 8. The audit of single responses does not support this reward."
             )
         ring = {
             (min(row, other), max(row, other))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pbrl_jax.core.errors import ConfigError, installed
+
 _WORD = re.compile(r"\w+")
 
 
@@ -30,6 +32,15 @@ def rouge_l_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.n
     ragged = [tf.ragged.constant(rows, dtype=tf.string, ragged_rank=1) for rows in words]
     scores = metrics.rouge_l(*ragged, alpha=0.5).f_measure.numpy()
     return np.nan_to_num(np.asarray(scores, np.float32))
+
+
+def check_similarity(name: str) -> None:
+    """Raise ConfigError if a measure needs a package that is not installed."""
+    if name == "rouge_l" and not installed("tensorflow_text"):
+        raise ConfigError(
+            "reward.translation_similarity rouge_l needs tensorflow-text, which has no wheels for this platform or is "
+            "not installed. Use chrf or bleu."
+        )
 
 
 @functools.cache

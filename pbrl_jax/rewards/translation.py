@@ -19,7 +19,7 @@ from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.cosine import compiled_vector_scores
 from pbrl_jax.rewards.inputs import RewardInputs, part_vectors, reference_text, right_texts
 from pbrl_jax.rewards.similarity import PartsConfig, SimilarityConfig, combine_parts, load_baselines
-from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES
+from pbrl_jax.rewards.text_similarity import TEXT_SIMILARITIES, check_similarity
 from pbrl_jax.translate.cache import CachedTranslator
 from pbrl_jax.translate.load import PromptedTranslator, load_translator
 from pbrl_jax.translate.translator import EndpointTranslator, Translator
@@ -171,6 +171,7 @@ def _compare_texts(config: TranslationConfig):
         def similar(sources, hypotheses, references):
             return np.mean([comet.score(sources, hypotheses, references) for comet in comets], axis=0)
     else:
+        check_similarity(config.translation_similarity)
         measure = TEXT_SIMILARITIES[config.translation_similarity]
 
         def similar(sources, hypotheses, references):

@@ -1,5 +1,4 @@
-"""Reward functions of the user's own, by import path, called as TRL calls them: `f(prompts=, completions=, **columns)`.
-"""
+"""The user's own reward functions, by import path, called as in TRL: `f(prompts=, completions=, **columns)`."""
 
 import asyncio
 import importlib
@@ -51,7 +50,7 @@ def make_user_reward(path: str, timeout: float = 0.0) -> Callable[[RewardInputs]
 
     It receives the keyword arguments of `arguments`; a function without `**` receives only those that it names. It
     returns one number per completion: None where the reward does not apply to the row, NaN or an infinity where it
-    failed. A call that raises is made once more. A second exception, or a call longer than `timeout` seconds (0: no
+    failed. A call that raises is repeated once. A second exception, or a call longer than `timeout` seconds (0: no
     limit), is printed and makes all rows invalid; the guard stops a run in which that continues.
 
     Raises:
@@ -115,8 +114,8 @@ async def _awaited(result):
 def arguments(inputs: RewardInputs) -> dict[str, Any]:
     """The keyword arguments of a user's function: one value per row, and `trainer_state`.
 
-    `prompts` and `completions` are strings, or lists of messages where the row is a conversation; `completion_ids` are
-    the sampled tokens; then the fields of each row (`language` to `step`), and the other columns of the data under their
+    `prompts` and `completions` are strings, or lists of messages if the row is a conversation; `completion_ids` are the
+    sampled tokens; then the fields of each row (`language` to `step`), and the other columns of the data under their
     own names.
     """
     rows = inputs.prompts

@@ -1,12 +1,13 @@
 """One engine for everything that decodes or scores: token ids in; token ids, log-probs and texts out.
 
-Training calls `generate.Programs` on batches that it lays out itself; everything else goes through an Engine, which
-sorts rows by length into batches of few compiled shapes. Batches depend on the rows and the batch size alone, and a
-row's randomness on the seed, its id and the sample's number: an interrupted caller that leaves out finished batches
-gets the same tokens.
+Training calls `rollout.refill` on batches that it lays out itself; everything else goes through an Engine, which
+sorts rows by length into batches of few compiled shapes. Batches of one padded length share a queue of rows, and slots
+for one batch. Batches depend on the rows and the batch size alone, and a row's randomness on the seed, its id and the
+sample's number: an interrupted caller that leaves out finished batches gets the same tokens.
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
@@ -19,12 +20,12 @@ from pbrl_jax.core.batching import by_length, few_rows, length_bucket, pad_promp
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import PromptBatch, Rollout
 from pbrl_jax.mesh.agree import host_array
-from pbrl_jax.mesh.sharding import batch_sharding, row_shards
+from pbrl_jax.mesh.sharding import batch_sharding, constrain, row_shards
 from pbrl_jax.models.decoder import logits_of
 from pbrl_jax.models.logprobs import predicting_hidden, unpacked_streams
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import finish, make_programs
+from pbrl_jax.rollout.refill import make_programs
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.policies import Policy
@@ -94,7 +95,7 @@ class Engine(NamedTuple):
     mesh: Any = None
     max_prompt_length: int = 0
     positions: int = 0
-    weights: str = "whole"
+    weights: str = "auto"
 
     @classmethod
     def of(cls, policy: Policy, batch_size: int = 32, mesh: Any = None) -> "Engine":
@@ -135,21 +136,39 @@ class Engine(NamedTuple):
           Interrupted: `should_stop()` was true.
         """
         self._refuse_beyond(max(map(len, prompts), default=0), sampling.max_completion_length)
-        run = self._programs(sampling, SEGMENT_LENGTH).rollout
-        settings, ids = self._settings(sampling), range(len(prompts)) if row_ids is None else row_ids
-        for rows, filled, length in self._batches(prompts, wanted):
-            batch = pad_prompts([prompts[n] for n in filled], length, [ids[n] for n in filled], self.tokenizer.pad_id)
-            rollout = run(self.params, self._placed(batch), step_key(sampling.seed, 0), settings, should_stop)
-            yield rows, read_answers(rollout, self.tokenizer)[: len(rows) * sampling.samples]
+        ids = range(len(prompts)) if row_ids is None else row_ids
+        for length, batches in itertools.groupby(self._batches(prompts, wanted), operator.itemgetter(2)):
+            yield from self._answer_batches(list(batches), length, prompts, ids, sampling, should_stop)
+
+    def _answer_batches(self, batches, length: int, prompts, ids, sampling: Sampling, should_stop
+                        ) -> Iterator[tuple[list[int], list[Answer]]]:  # fmt: skip
+        """Batches of one padded length as one queue of rows over the slots of one batch."""
+        places = spread([rows for rows, _, _ in batches], len(batches[0][1]), row_shards(self.mesh))
+        lists = [prompts[n] if n >= 0 else [self.tokenizer.pad_id] for n in places.prompts]
+        batch = pad_prompts(lists, length, [ids[n] if n >= 0 else 0 for n in places.prompts], self.tokenizer.pad_id)
+        G = sampling.samples
+        run = self._programs(sampling, SEGMENT_LENGTH)._replace(slots=len(batches[0][1]) * G)
+        settings, left = self._settings(sampling), [len(rows) * G for rows, _, _ in batches]
+        steps = run.steps(self.params, self._placed(batch), step_key(sampling.seed, 0), settings, should_stop,
+                          places.counts_D)  # fmt: skip
+        given = 0
+        for rollout, ended in steps:
+            for device, row in ended:
+                left[places.batches[places.place(device, row // G)]] -= 1
+            while given < len(batches) and not left[given]:
+                rows, filled, _ = batches[given]
+                at = np.array([places.of[number] * G + sample for number in filled for sample in range(G)], np.int32)
+                yield rows, read_answers(taken_rows(rollout, at), self.tokenizer)[: len(rows) * G]
+                given += 1
 
     def stream(self, prompt: Sequence[int], sampling: Sampling, tokens: int) -> Iterator[Answer]:
         """One answer as it grows: after the first token and then after every `tokens` tokens."""
         self._refuse_beyond(len(prompt), sampling.max_completion_length)
-        programs = self._programs(sampling._replace(samples=1), tokens)
+        run = self._programs(sampling._replace(samples=1), tokens)
         batch = self._placed(pad_prompts([prompt], padded_length(len(prompt)), [0], self.tokenizer.pad_id))
-        for state in programs.states(self.params, batch, step_key(sampling.seed, 0), self._settings(sampling)):
-            yield read_answers(finish(state), self.tokenizer)[0]
-            if bool(state.done_B.all()):
+        for rollout, ended in run.steps(self.params, batch, step_key(sampling.seed, 0), self._settings(sampling)):
+            yield read_answers(rollout, self.tokenizer)[0]
+            if ended:
                 return
 
     def score(self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]],
@@ -221,6 +240,39 @@ class Engine(NamedTuple):
 
     def _settings(self, sampling: Sampling):
         return sampling_params(sampling.temperature, sampling.top_p, sampling.top_k, self.tokenizer.eos_ids)
+
+
+class Places(NamedTuple):
+    """Where the prompts of several batches stand in one array: the number of the prompt at each place, -1 for none, and
+    of its batch, the place of each prompt, and how many prompts each device has, at its first places."""
+
+    prompts: list[int]
+    batches: list[int]
+    of: dict[int, int]
+    counts_D: np.ndarray
+
+    def place(self, device: int, prompt: int) -> int:
+        """The place of a device's prompt."""
+        return device * (len(self.prompts) // len(self.counts_D)) + prompt
+
+
+def spread(batches: Sequence[list[int]], size: int, devices: int) -> Places:
+    """Prompts of batches dealt to the devices in turn, in the order of the batches; of a power of two times `size`
+    places, so that few shapes are compiled."""
+    count = size << (len(batches) - 1).bit_length()
+    prompts, numbers = [-1] * count, [-1] * count
+    dealt = [(number, prompt) for number, rows in enumerate(batches) for prompt in rows]
+    for turn, (number, prompt) in enumerate(dealt):
+        place = turn % devices * (count // devices) + turn // devices
+        prompts[place], numbers[place] = prompt, number
+    counts_D = np.array([len(dealt[device::devices]) for device in range(devices)])
+    return Places(prompts, numbers, {prompt: place for place, prompt in enumerate(prompts)}, counts_D)
+
+
+@jax.jit
+def taken_rows(rollout: Rollout, rows) -> Rollout:
+    """Some rows of a rollout, on every device."""
+    return jax.tree.map(lambda x: constrain(x[rows], "none"), rollout)
 
 
 def beyond_positions(prompt: int, response: int, positions: int) -> str:

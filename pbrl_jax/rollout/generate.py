@@ -1,13 +1,9 @@
-"""Sampling responses: the prompt once per group, then one compiled loop over tokens.
-
-`generate` is a pure function and can be traced into a larger program. `Programs` are the same parts compiled apart
-(prefill, and one decode program per window size), so that a host can look outside between segments of tokens.
+"""Sampling responses as one pure function, which can be traced into a larger program: the prompt once per group, then
+one compiled loop over tokens. With a host between segments of tokens, `rollout.refill` does the same in less time.
 """
 
-import functools
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.config.tree import AlgoConfig, RolloutConfig
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
-from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.mesh.sharding import constrain
 from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
 from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
-from pbrl_jax.rollout.weights import decoding_params
 
 #: The cache of the responses, which attention reads whole at every token, grows in doubling windows from this size.
 FIRST_WINDOW = 128
@@ -94,23 +88,6 @@ def grow(state: DecodeState, window: int) -> DecodeState:
     return replace(state, own=on_mesh(state.own.grown(window)))
 
 
-@functools.partial(jax.jit, static_argnames="window")
-def grown_part(part, window: int):
-    """One array of a cache with more room."""
-    return on_mesh(KVCache((part,), ()).grown(window)).key[0]
-
-
-def widen(state: DecodeState, window: int) -> DecodeState:
-    """`grow` on arrays: layer by layer, each old array let go at once, so that no second cache is held."""
-
-    def one(part):
-        new = grown_part(part, window)
-        part.delete()
-        return new
-
-    return replace(state, own=jax.tree.map(one, state.own))
-
-
 def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: DecoderSpec) -> DecodeState:
     """Sample on until slot `stop`, until the cache is full, or until every row is done.
 
@@ -174,72 +151,3 @@ def generate(policy_params, prompts: PromptBatch, key, sampling: SamplingParams,
         policy_params, prompts, key, sampling,
         spec=spec, samples=algo.num_generations, max_length=config.max_completion_length,
     )  # fmt: skip
-
-
-class Programs(NamedTuple):
-    """The compiled parts of a rollout, and the loop over them that every caller uses.
-
-    `lay(params)` gives the parameters as decoding reads them, `keys_of(key, row_ids_P)` the keys of the rows,
-    `start(laid, prompts, keys_B, sampling)` is prefill and `segment(laid, state, sampling, stop)` is decode, which
-    reuses the state's memory.
-    """
-
-    max_length: int
-    segment_length: int
-    lay: Callable[..., Any]
-    keys_of: Callable[..., Any]
-    start: Callable[..., DecodeState]
-    segment: Callable[..., DecodeState]
-
-    def states(self, params, prompts: PromptBatch, key, sampling: SamplingParams) -> Iterator[DecodeState]:
-        """The state after the first token, then after every segment, at full length. The next segment runs when the
-        next state is asked for, and the arrays of the state before it are then gone.
-        """
-        params = self.lay(params)
-        state = self.start(params, prompts, self.keys_of(key, prompts.row_ids_P), sampling)
-        yield state
-        filled = 0
-        for window in windows(self.max_length):
-            state = state if state.own.positions == window else widen(state, window)
-            while filled < window - 1:
-                filled = min(filled + self.segment_length, window - 1)
-                state = self.segment(params, state, sampling, jnp.int32(filled))
-                yield state
-
-    def rollout(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None) -> Rollout:
-        """The rollout. After each segment the host calls `should_stop()` and reads whether all rows are done.
-
-        Raises:
-          Interrupted: `should_stop()` is true.
-        """
-        states = self.states(params, prompts, key, sampling)
-        state = next(states)
-        for state in states:
-            if should_stop is not None and should_stop():
-                raise Interrupted
-            if bool(state.done_B.all()):
-                break
-        return finish(state)
-
-
-def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_length: int,
-                  weights: str = "whole") -> Programs:  # fmt: skip
-    """Programs for `samples` responses a prompt of at most `max_length` tokens, in segments of `segment_length`;
-    `weights`: as `rollout.weights` of the config.
-
-    Nothing is compiled after the first full-length rollout of a shape.
-    """
-    return Programs(
-        max_length,
-        segment_length,
-        jax.jit(functools.partial(decoding_params, spec=spec, weights=weights)),
-        jax.jit(functools.partial(row_keys, samples=samples)),
-        jax.jit(functools.partial(prefill, spec=spec, samples=samples, max_length=max_length)),
-        jax.jit(functools.partial(decode, spec=spec), donate_argnums=1),
-    )
-
-
-def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int,
-                  weights: str = "whole") -> Callable[..., Rollout]:  # fmt: skip
-    """`(params, prompts, key, sampling, should_stop=None) -> Rollout`: `Programs.rollout`, as training uses it."""
-    return make_programs(spec, samples, max_length, segment_length, weights).rollout

@@ -5,7 +5,7 @@ What a row samples depends on its key and its prompt alone, whatever the number 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,11 @@ from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.mesh.agree import host_array
 from pbrl_jax.mesh.sharding import batch_sharding, place, row_shards
-from pbrl_jax.rollout.slots import Admissions, SlotPrograms, Slots, Staged, Until
+from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.rollout.slots import Admissions, SlotPrograms, Slots, Staged, Until, slot_programs
 
-#: The last rows run in half as many slots, again and again, down to so many.
-FEWEST_SLOTS = 8
+#: The last rows run in fewer slots, divided by SHRINK again and again, down to FEWEST_SLOTS.
+SHRINK, FEWEST_SLOTS = 4, 8
 #: Share of the slots that must have ended before a segment ends for their next rows.
 ENDED_SHARE = 1 / 8
 
@@ -59,8 +60,8 @@ class Queue:
         return (self.held_DS >= 0).sum(axis=1)
 
     def stage(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(first prompt to be run, whether it must be run now) of each device; None where no device needs a prompt: none
-        has both a free slot and a waiting row whose prompt was not run."""
+        """(first prompt to be run, whether it must be run now) of each device, where one has both a free slot and a
+        waiting row whose prompt was not run; None where no device has."""
         run_D = self.next_D >= (self.first_D + self.prompts_at_once) * self.samples
         fresh_D = run_D & (self.rows_D > self.next_D) & (self.held_DS < 0).any(axis=1)
         self.first_D = np.where(fresh_D, self.next_D // self.samples, self.first_D)
@@ -83,7 +84,8 @@ class Queue:
     def end(self, done_S: np.ndarray) -> list[Ended]:
         """Free the slots whose rows are done."""
         done_DS = done_S.reshape(self.held_DS.shape) & (self.held_DS >= 0)
-        found = [Ended(device, row) for device in range(len(done_DS)) for row in self.held_DS[device, done_DS[device]]]
+        rows_D = [held_S[done_S].tolist() for held_S, done_S in zip(self.held_DS, done_DS, strict=True)]
+        found = [Ended(device, row) for device, rows in enumerate(rows_D) for row in rows]
         self.held_DS[done_DS] = -1
         return found
 
@@ -105,9 +107,9 @@ def slot_sizes(slots: int, rows: int, devices: int = 1) -> tuple[int, ...]:
       slots: on all devices together; 0: one for each row.
       devices: that hold different rows.
     """
-    sizes = [max(1, -(-min(slots or rows, rows) // devices))]
-    while sizes[-1] >= 2 * max(1, FEWEST_SLOTS // devices):
-        sizes.append(-(-sizes[-1] // 2))
+    sizes, fewest = [max(1, -(-min(slots or rows, rows) // devices))], max(1, FEWEST_SLOTS // devices)
+    while sizes[-1] >= 2 * fewest:
+        sizes.append(max(fewest, -(-sizes[-1] // SHRINK)))
     return tuple(sizes)
 
 
@@ -136,7 +138,9 @@ class Refill(NamedTuple):
     programs: SlotPrograms
     samples: int
     segment_length: int
-    slots: int = 0
+    slots: int
+    #: Shapes whose programs are all compiled.
+    warm: set[Any]
 
     def rollout(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None) -> Rollout:
         """The rollout. After each segment the host calls `should_stop()`.
@@ -144,8 +148,11 @@ class Refill(NamedTuple):
         Raises:
           Interrupted: `should_stop()` is true.
         """
-        (*_, (out, _)) = self.steps(params, prompts, key, sampling, should_stop)
-        return out
+        running = Running(self, mesh_of(prompts), prompts, key, sampling, None)
+        for _ in running.steps(params, should_stop):
+            pass
+        running.warm_up()
+        return running.out
 
     def steps(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None,
               prompts_D: np.ndarray | None = None) -> Iterator[tuple[Rollout, list[Ended]]]:  # fmt: skip
@@ -155,13 +162,7 @@ class Refill(NamedTuple):
         Args:
           prompts_D: prompts of each device that are to be answered, its first ones; default: all.
         """
-        running = Running(self, mesh_of(prompts), prompts, key, sampling, prompts_D)
-        yield running.first(params)
-        while running.queue.waiting or running.queue.running_D.any() or running.looks == 1:
-            found = running.step()
-            if should_stop is not None and should_stop():
-                raise Interrupted
-            yield found
+        return Running(self, mesh_of(prompts), prompts, key, sampling, prompts_D).steps(params, should_stop)
 
 
 class Running:
@@ -173,7 +174,6 @@ class Running:
     slots: Slots
     out: Rollout
     staged: Staged | None = None
-    looks = 0
 
     def __init__(self, refill: Refill, mesh: Mesh | None, prompts: PromptBatch, key, sampling: SamplingParams,
                  prompts_D: np.ndarray | None) -> None:  # fmt: skip
@@ -184,6 +184,17 @@ class Running:
         self.sizes = slot_sizes(refill.slots, P * refill.samples, devices)
         self.queue = Queue(np.full(devices, P // devices) if prompts_D is None else prompts_D, refill.samples,
                            self.sizes[0])  # fmt: skip
+
+    def steps(self, params, should_stop=None) -> Iterator[tuple[Rollout, list[Ended]]]:
+        """See `Refill.steps`; at least one segment runs."""
+        yield self.first(params)
+        going = True
+        while going:
+            found = self.step()
+            if should_stop is not None and should_stop():
+                raise Interrupted
+            yield found
+            going = self.queue.waiting or bool(self.queue.running_D.any())
 
     def first(self, params) -> tuple[Rollout, list[Ended]]:
         """The first rows in their slots."""
@@ -199,9 +210,10 @@ class Running:
         """Rows into free slots, and a segment of tokens."""
         with self._on_mesh():
             self._fill()
-            self._narrow()
-            end = until(self.queue, self.sizes, self.refill.segment_length)
-            self.slots = self.programs.segment(self.params, self.slots, self.sampling, end)
+            for size in self.sizes if not self.queue.waiting else ():
+                if self.queue.running_D.max() <= size < self.queue.held_DS.shape[1]:
+                    self._narrow(size)  # one size after another: each move is compiled once
+            self._decode(self.refill.segment_length)
             return self._look()
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
@@ -230,12 +242,22 @@ class Running:
         new = programs.start(self.params, prompts, keys_N, self.sampling)
         self.staged = new if self.staged is None else programs.kept(self.staged, new, self._placed(fresh_D))
 
-    def _narrow(self) -> None:
-        """Move the last rows into as few slots as hold them; each layer's old arrays are let go before the next's."""
-        fitting = [size for size in self.sizes if size >= self.queue.running_D.max()]
-        if self.queue.waiting or fitting[-1] >= self.queue.held_DS.shape[1]:
+    def warm_up(self) -> None:
+        """Once for each shape, compile the programs of the smaller numbers of slots that this rollout did not need, so
+        that no later one waits for a compiler."""
+        shape = (self.sizes, self.slots.cache.positions, self.mesh)
+        if shape in self.refill.warm:
             return
-        index_S = self._placed(self.queue.narrow(fitting[-1]))
+        with self._on_mesh():
+            for size in self.sizes:
+                if size < self.queue.held_DS.shape[1]:
+                    self._narrow(size)
+                    self._decode(0)
+        self.refill.warm.add(shape)
+
+    def _narrow(self, size: int) -> None:
+        """Move the rows into `size` slots a device; each layer's old arrays are let go before the next's are made."""
+        index_S = self._placed(self.queue.narrow(size))
 
         def one(part):
             new = self.programs.narrowed(part, index_S)
@@ -245,7 +267,29 @@ class Running:
         cache = jax.tree.map(one, self.slots.cache)
         self.slots = Slots(self.programs.narrowed_rows(self.slots.rows, index_S), cache)
 
+    def _decode(self, steps: int) -> None:
+        end = until(self.queue, self.sizes, steps)
+        self.slots = self.programs.segment(self.params, self.slots, self.sampling, end)
+
     def _look(self) -> tuple[Rollout, list[Ended]]:
-        self.looks += 1
         self.out, done_S = self.programs.retired(self.out, self.slots.rows)
         return self.out, self.queue.end(host_array(done_S))
+
+
+def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_length: int, weights: str = "whole",
+                  slots: int = 0) -> Refill:  # fmt: skip
+    """Rollouts of `samples` responses a prompt of at most `max_length` tokens.
+
+    Args:
+      segment_length: most tokens between two looks of the host.
+      weights, slots: as `rollout.weights` and `rollout.slots` of the config.
+
+    `rollout` compiles nothing after its first call for a shape.
+    """
+    return Refill(slot_programs(spec, samples, max_length, weights), samples, segment_length, slots, set())
+
+
+def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int, weights: str = "whole",
+                  slots: int = 0) -> Callable[..., Rollout]:  # fmt: skip
+    """`(params, prompts, key, sampling, should_stop=None) -> Rollout`: `Refill.rollout`, as training uses it."""
+    return make_programs(spec, samples, max_length, segment_length, weights, slots).rollout

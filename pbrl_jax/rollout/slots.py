@@ -23,7 +23,7 @@ from pbrl_jax.models.precision import wide_type
 from pbrl_jax.models.slots import BLOCK, PromptPart, SlotCache, SlotStep, empty_slots, slot_positions
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
-from pbrl_jax.rollout.weights import decoding_params
+from pbrl_jax.rollout.weights import decoding_params, decoding_spec
 
 #: Longer prompts are run in parts of so many tokens.
 PREFILL_TOKENS = 1024
@@ -128,7 +128,7 @@ def picked(prompts: PromptBatch, keys_B, start_D, *, count: int, samples: int):
     def own(prompts, keys_B, start_D):
         P = prompts.lengths_P.shape[0]
         chosen = jnp.minimum(start_D[0] + jnp.arange(count), P - 1)
-        rows = (chosen[:, None] * samples + jnp.arange(samples)).reshape(-1)
+        rows = (chosen[:, None] * samples + jnp.arange(samples)[None]).reshape(-1)
         return jax.tree.map(lambda x: x[chosen], prompts), keys_B[rows]
 
     return on_devices(own, prompts, keys_B, start_D)
@@ -293,6 +293,7 @@ class SlotPrograms(NamedTuple):
 
 def slot_programs(spec: DecoderSpec, samples: int, max_length: int, weights: str) -> SlotPrograms:
     """The programs of rollouts of `samples` responses a prompt of at most `max_length` tokens."""
+    run = decoding_spec(spec, weights)
     return SlotPrograms(
         lay=jax.jit(functools.partial(decoding_params, spec=spec, weights=weights)),
         keys_of=jax.jit(functools.partial(row_keys, samples=samples)),
@@ -300,10 +301,10 @@ def slot_programs(spec: DecoderSpec, samples: int, max_length: int, weights: str
             functools.partial(empty, spec=spec, samples=samples, max_length=max_length), static_argnames="rows"
         ),
         picked=jax.jit(functools.partial(picked, samples=samples), static_argnames="count"),
-        start=jax.jit(functools.partial(start, spec=spec)),
+        start=jax.jit(functools.partial(start, spec=run)),
         kept=jax.jit(kept, donate_argnums=0),
         admit=jax.jit(admit, donate_argnums=0),
-        segment=jax.jit(functools.partial(segment, spec=spec), donate_argnums=1),
+        segment=jax.jit(functools.partial(segment, spec=run), donate_argnums=1),
         retired=jax.jit(retired, donate_argnums=0),
         narrowed=jax.jit(narrowed),
         narrowed_rows=jax.jit(narrowed_rows),

@@ -1,15 +1,25 @@
 """Parameters as decoding reads them: one step reads them all for one token a row, so they are exchanged once a rollout
 and not at every token."""
 
+import dataclasses
 from typing import Any
 
 import jax
 
 from pbrl_jax.core.trees import first_rule, map_with_path
-from pbrl_jax.mesh.sharding import DECODING_AXES, constrain
+from pbrl_jax.mesh.sharding import DECODING_AXES, constrain, tensor_parallel_axes
 from pbrl_jax.models.decoder import decoder_axes, unstack_layers
 from pbrl_jax.models.precision import MATRICES, cast_matrices
 from pbrl_jax.models.specs import DecoderSpec
+
+#: Values of rollout.weights whose matrices are tensor-parallel over fsdp too.
+TENSOR = ("auto", "tensor")
+PRODUCT_AXES = ("vocab", "heads", "kv_heads", "ffn")
+
+
+def decoding_spec(spec: DecoderSpec, weights: str) -> DecoderSpec:
+    """The spec of a model that decodes with parameters from `decoding_params`."""
+    return dataclasses.replace(spec, gathered_rows=weights in TENSOR)
 
 
 def decoding_params(params: Any, spec: DecoderSpec, weights: str = "whole") -> Any:
@@ -17,15 +27,19 @@ def decoding_params(params: Any, spec: DecoderSpec, weights: str = "whole") -> A
     trained.
 
     Args:
-      weights: as `rollout.weights` of the config: whole (laid by DECODING_AXES: not cut along `fsdp`) or as_trained.
+      weights: as `rollout.weights` of the config.
     """
     mesh, rules = jax.sharding.get_abstract_mesh(), decoder_axes(spec)
     params = cast_matrices(params, spec.dtype)
 
     def laid(path: str, leaf):
         rule = first_rule(path, rules) if path.split("/")[-1] in MATRICES else None
-        return leaf if rule is None else constrain(leaf, *rule[1], table=DECODING_AXES)
+        if rule is None:
+            return leaf
+        sharded = [size for size, name in zip(leaf.shape, rule[1], strict=True) if name in PRODUCT_AXES]
+        table = tensor_parallel_axes(sharded[0] if sharded else 1) if weights in TENSOR else DECODING_AXES
+        return constrain(leaf, *rule[1], table=table)
 
-    if weights == "whole" and not mesh.empty and mesh.shape["fsdp"] > 1:
+    if weights != "as_trained" and not mesh.empty and mesh.shape["fsdp"] > 1:
         params = map_with_path(laid, params)
     return unstack_layers(params)

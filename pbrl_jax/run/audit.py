@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 
 from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
-from pbrl_jax.core.errors import ConfigError, DataError, RewardError
+from pbrl_jax.core.errors import ConfigError, DataError, RewardError, installed
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, work_dir, write_atomic, write_json_lines
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import fit_prompts, load_prompts
@@ -91,11 +91,14 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     own = next(iter(tables.values()))
     made = set().union(*own.values())
     columns = [name + end for name in ATTACKS for end in ("", HELD_OUT) if name + end in made]
-    write_atomic(work.root / "audit.png", audit_png(tables, columns))
+    pictured = installed("matplotlib")
+    if pictured:
+        write_atomic(work.root / "audit.png", audit_png(tables, columns))
     console = Console()
     for title, found in tables.items():
         console.print(audit_lines(found, title, min_auc))
-    print(f"Wrote {work.root / 'audit.json'} and {work.root / 'audit.png'}.")
+    picture = work.root / "audit.png" if pictured else "no picture (pip install -e '.[plots]')"
+    print(f"Wrote {work.root / 'audit.json'} and {picture}.")
     failed = [] if min_auc is None else failed_attacks(own, min_auc)
     if failed:
         worst = ", ".join(f"{name} in {code} ({auc:.3f})" for auc, code, name in failed[:SHOWN])

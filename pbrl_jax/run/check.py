@@ -85,6 +85,7 @@ def validate(config: Config, device_count: int) -> None:
     _check_pivots(config)
     _check_groups(config)
     _check_sampler(config)
+    _check_ahead(config)
     _check_objective(config)
     _check_advantages(config)
     _check_guard(config)
@@ -182,6 +183,24 @@ def _check_sampler(config: Config) -> None:
         (not rollout.vllm_address.startswith(("http://", "https://")) or "@" in rollout.vllm_address,
          f"rollout.vllm_address is {hide_credentials(rollout.vllm_address)!r}; expected http://HOST:PORT without a "
          "user. A key goes into the environment variable VLLM_API_KEY."),
+    ))  # fmt: skip
+
+
+def _check_ahead(config: Config) -> None:
+    """What cannot be sampled before the step before it is scored, or would not be corrected."""
+    if not config.train.rollout_ahead:
+        return
+    rounds = config.algo.max_sampling_rounds
+    _refuse_first((
+        (config.train.fused,
+         "train.rollout_ahead is 1, but a fused step has no work of the host that a rollout could run beside. Use "
+         "--train.no-fused."),
+        (config.algo.importance_sampling_mode == "off",
+         "train.rollout_ahead is 1, which samples with older parameters, but algo.importance_sampling_mode is off: "
+         "nothing would correct it. Use --algo.importance-sampling-mode auto."),
+        (rounds > 1,
+         f"train.rollout_ahead is 1, but algo.max_sampling_rounds is {rounds}: which prompts come next is known only "
+         "when all rounds are scored. Use --algo.max-sampling-rounds 1, or --train.rollout-ahead 0."),
     ))  # fmt: skip
 
 

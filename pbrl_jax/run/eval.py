@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
-from pbrl_jax.config.tree import Config, DataConfig, LogConfig, MeshConfig
+from pbrl_jax.config.tree import Config, DataConfig, LogConfig
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, DataError, is_out_of_memory, lookup
 from pbrl_jax.core.paths import as_path, parse_json
@@ -21,7 +20,7 @@ from pbrl_jax.eval.metrics_table import compare, summary
 from pbrl_jax.eval.respond import STYLES, Answering, Settings, generate_responses, score_choices
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.hosts import refuse_several
-from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.mesh.sharding import inference_mesh
 from pbrl_jax.report.write import distinct_roots, run_labels
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.config_file import load_config
@@ -77,7 +76,7 @@ def make_settings(options: argparse.Namespace, benchmark: Benchmark, protocol: s
     return Settings(
         style=options.style, samples=options.samples, temperature=options.temperature, top_p=options.top_p,
         seed=options.seed, max_completion_length=options.max_completion_length or benchmark.tokens[protocol] or 1,
-        batch_size=options.batch_size, mesh=make_mesh(MeshConfig()) if jax.device_count() > 1 else None,
+        batch_size=options.batch_size, mesh=inference_mesh(options.fsdp, options.tensor),
         thinking=THINKING[options.thinking],
         wording=wording_of(with_own_words(DataConfig(prompt_style="auto"), options)),
     )  # fmt: skip

@@ -4,17 +4,16 @@ import argparse
 import difflib
 import os
 
-import jax
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pbrl_jax.config.tree import Config, LogConfig, MeshConfig
+from pbrl_jax.config.tree import Config, LogConfig
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import as_path, write_atomic, write_json_lines
 from pbrl_jax.eval.harness import harness_model, import_harness, result_text, sample_lines
-from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.mesh.sharding import inference_mesh
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.weights.policies import load_policy
 
@@ -57,7 +56,7 @@ def main(options: argparse.Namespace) -> None:
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     manager = check_tasks(names, options.include_path)
     use_compilation_cache(Config(log=LogConfig(compilation_cache=options.compilation_cache)))
-    mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
+    mesh = inference_mesh(options.fsdp, options.tensor)
     policy = load_policy(options.policy, mesh, options.dtype)
     model = harness_model(
         policy, batch_size=options.batch_size, max_length=options.max_length, max_gen_toks=options.max_gen_toks,

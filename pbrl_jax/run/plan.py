@@ -5,6 +5,7 @@ import os
 import sys
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
@@ -13,14 +14,24 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.plan.analytic import estimate_step
+from pbrl_jax.plan.analytic import estimate_step, parameter_count, save_bytes
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
-from pbrl_jax.plan.roofline import USABLE, Plan, local_chip, make_plan, mesh_sizes, nearest_change, on_topology, sweep
+from pbrl_jax.plan.roofline import (
+    USABLE,
+    Plan,
+    chosen_decoding,
+    make_plan,
+    mesh_sizes,
+    nearest_change,
+    on_topology,
+    sweep,
+)
 from pbrl_jax.plan.shapes import Models, check_shards, run_models
 from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
+from pbrl_jax.run.decoding import local_plan_chip
 
 #: Settings of libtpu on a machine without a TPU.
 NO_TPU = {
@@ -66,20 +77,6 @@ def mesh_of(config: Config, topology: Topology | None) -> tuple[Mesh | None, str
     if devices is None:
         return None, "the TPU compiler is not installed (pip install libtpu)"
     return make_mesh(config.mesh, devices), ""
-
-
-def local_memory() -> float:
-    """Bytes of memory of one local device."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    return float(stats["bytes_limit"]) if stats else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def local_plan_chip(count: int):
-    """The chip of this machine: a known accelerator, or its processor."""
-    kind = jax.devices()[0].device_kind.lower()
-    known = next((chip for name, chip in CHIPS.items() if name in kind), None)
-    return known._replace(memory=local_memory()) if known else local_chip(count, local_memory())
 
 
 def plan_table(plan: Plan, title: str) -> Table:
@@ -207,15 +204,27 @@ def main(
             write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
         return plan
     print(batch_arithmetic(config, chips))
+    chip = local_plan_chip(chips) if where is None else where.chip
+    config, notes = chosen_decoding(config, models, mesh_sizes(config, chips), chip)
+    print("".join(f"{note}\n" for note in notes), end="")
     by_hand = estimate_step(config, on_topology(models, where), mesh_sizes(config, chips))
     place = f"{chips} local devices" if where is None else where.name
     if mesh is None:
         needs, title = by_hand, f"{place}, by hand"
     else:
         needs, title = compile_step(config, models, mesh, by_hand, say), f"{place}, compiled"
-    plan = make_plan(config, needs, local_plan_chip(chips) if where is None else where.chip)
+    plan = make_plan(config, needs, chip)
     print_plan(plan, title)
+    if config.rollout.engine == "vllm":
+        size = parameter_count(models.policy) * jnp.dtype(models.policy.dtype).itemsize
+        print(
+            f"The vLLM server holds {size / 1e9:.2f} GB of weights and its cache beside this. On the same chips, "
+            "--gpu-memory-utilization is its share and XLA_CLIENT_MEM_FRACTION that of the run."
+        )
     print_verdict(config, plan, where, models, chips)
+    together = jax.local_device_count() if where is None else where.chips_per_host
+    saved = save_bytes(config, models, mesh_sizes(config, chips), together)
+    print(f"While a save is written, a host of {together} chips holds a copy in its memory: {saved / 1e9:.2f} GB.")
     if json_file:
         write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
     return plan

@@ -5,6 +5,7 @@ from pbrl_jax.core.paths import work_dir
 from pbrl_jax.mesh.agree import in_turn
 from pbrl_jax.run.assemble import build_experiment, make_evaluate, use_compilation_cache
 from pbrl_jax.run.contamination import check_names, check_training
+from pbrl_jax.run.decoding import with_decoding
 from pbrl_jax.run.several import assembled, save_from_first
 from pbrl_jax.train.loop import train, trained_policy
 from pbrl_jax.train.signals import watch_signals
@@ -17,11 +18,11 @@ def main(config: Config, workdir: str) -> None:
     use_compilation_cache(config)
     work = work_dir(workdir)
     check_names(config)
-    experiment = assembled(lambda: build_experiment(config, work), work)
+    experiment = with_decoding(assembled(lambda: build_experiment(config, work), work))
     prompts = (*experiment.sampler.target, *experiment.sampler.english)
     prints = {name: experiment.fingerprints[name] for name in ("dataset", "pivots")}
     in_turn("contamination", lambda: check_training(config, work, prompts, prints))
-    position = train(experiment, make_evaluate(config, experiment.policy, prompts))
+    position = train(experiment, make_evaluate(experiment.config, experiment.policy, prompts))
     if position is not None:
         save_from_first(trained_policy(experiment, position), str(work.root / "policy"))
         print(f"Finished step {position.step}. Parameters: {work.root / 'policy'}; numbers: {work.final}.")

@@ -145,7 +145,7 @@ class EncodedPairs:
         """The pairs of one step, padded to length buckets."""
         sizes = {code: len(own) for code, own in self.pairs.items()}
         rows = [self.pairs[code][row] for code, row in mixed_rows(sizes, self.counts, self.seed, step)]
-        sides = []
+        sides: list[Any] = []
         for side in zip(*rows, strict=True):
             sides += pad_tokens(side, length_bucket(max(map(len, side)), self.limit), self.spec.pad_id)
         return TranslationBatch(*sides)

@@ -1,7 +1,7 @@
-r"""Whether two answers are one: by their form, by their value, at a few points, and last by math-verify.
+r"""Equality of two answers: by their form, by their value, at a few points, and last by math-verify.
 
-math-verify (sympy) can compute for minutes on a short text, and its own time limits use signals that only a main
-thread may set. So it runs without them, and only on expressions whose size bounds the work (`_is_cheap`).
+math-verify (sympy) may take minutes for a short text, and its time limits use signals, which only the main thread may
+set. So it runs without them, and only on expressions that are small enough (`_is_cheap`).
 """
 
 import functools
@@ -14,15 +14,15 @@ from pbrl_jax.text.expressions import equal_expressions
 from pbrl_jax.text.values import LONGEST_NUMBER, plain, squeeze
 
 TOLERANCE = Fraction(1, 10**6)
-"""Of numbers, absolute; below 1 relative."""
+"""Tolerance of numbers: absolute, and relative for numbers below 1."""
 LONGEST_EXPRESSION, MOST_COMMANDS, MOST_BRACKETS = 40, 5, 5
-"""Bounds of what math-verify is asked: characters, LaTeX commands, brackets."""
+"""Limits of expressions for math-verify: characters, LaTeX commands, brackets."""
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:/\d+)?")
 _COSTLY = re.compile(
     r"\\(?:d?binom|sum|prod|int|lim|choose|begin|pmod|sqrt\[)|!|\d{10}|\^\{?-?(?:[7-9]|\d\d)|\^\{?[\\(]"
     r"|\^\{[^{}]*\^|\^\w\^|(?<![\\A-Za-z])[A-Za-z]{3}"
 )
-"""What may take long: sums, products, integrals, factorials, long numbers, towers, large powers; and prose."""
+"""Expressions that may take long: sums, products, integrals, factorials, long numbers, large powers; and prose."""
 _WRAPPERS = re.compile(r"\\(?:left|right|displaystyle|big|Big|limits)(?![A-Za-z])|\\[,;:! ]|\\q?quad|~|\\\$")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
@@ -39,8 +39,8 @@ _ALGEBRA = re.compile(r"[\\^/()+*_A-Za-z!-]")
 
 
 def same_answer(answer: str | None, gold: str | None) -> bool:
-    """Whether an answer is the gold answer: numbers within 1e-6, lists in any order, letters and LaTeX by their form
-    or their value. `$` of either kind, units of degree and per cent, and the case of words do not count."""
+    """Whether an answer equals the gold answer: numbers within 1e-6, lists in any order, letters and LaTeX by form or
+    value. Dollar signs, degree and per cent signs, and the case of words are ignored."""
     if answer is None or gold is None:
         return False
     a, b = _form(answer), _form(gold)
@@ -53,67 +53,67 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
         return abs(x - y) <= TOLERANCE * min(Fraction(1), max(abs(x), abs(y)))
     if a == b or _same_list(a, b):
         return True
-    # An equation equals only another one, and an expression of numbers and letters only such another one.
+    # An equation can only equal an equation, and an expression of numbers and letters only such an expression.
     if bool(_RELATION.search(a)) != bool(_RELATION.search(b)) or not (_ALGEBRA.search(a) or _ALGEBRA.search(b)):
         return False
-    found = _same_sides(a, b) or equal_expressions(a, b)
-    if found is not None or _is_expression(a) or _is_expression(b):
-        return bool(found)
+    equal = _same_sides(a, b) or equal_expressions(a, b)
+    if equal is not None or _is_expression(a) or _is_expression(b):
+        return bool(equal)
     return _is_cheap(a) and _is_cheap(b) and _same_by_math_verify(a, b)
 
 
 @functools.lru_cache(maxsize=4096)
 def _form(text: str) -> str:
-    """LaTeX in one of its spellings: without wrappers, spaces and delimiters, with x^2 for x^{2}."""
-    found = text.strip()
-    if len(found) > 10 * LONGEST_NUMBER:
-        return squeeze(found)
-    while len(found) > 1 and found[0] == found[-1] == "$":
-        found = found[1:-1].strip()
-    found = re.sub(r"^\\[(\[]|\\[)\]]$", "", found) if re.fullmatch(r"\\[(\[].*\\[)\]]", found, re.DOTALL) else found
-    found = _DEGREES.sub("", _TEXT.sub(r"\1", _WRAPPERS.sub("", found)))
-    for name, plainer in _NAMES.items():
-        found = found.replace(name, plainer)
-    found = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", squeeze(found.replace("$", "")))
-    found = re.sub(r"\\le(?![a-z])", r"\\leq", re.sub(r"\\ge(?![a-z])", r"\\geq", found))
-    return re.sub(r"([\^_])\{(\w)\}", r"\1\2", re.sub(r"\\sqrt(\d)", r"\\sqrt{\1}", found))
+    """LaTeX in a normal form: without wrappers, spaces and delimiters, with x^2 for x^{2}."""
+    text = text.strip()
+    if len(text) > 10 * LONGEST_NUMBER:
+        return squeeze(text)
+    while len(text) > 1 and text[0] == text[-1] == "$":
+        text = text[1:-1].strip()
+    text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text) if re.fullmatch(r"\\[(\[].*\\[)\]]", text, re.DOTALL) else text
+    text = _DEGREES.sub("", _TEXT.sub(r"\1", _WRAPPERS.sub("", text)))
+    for name, normal in _NAMES.items():
+        text = text.replace(name, normal)
+    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", squeeze(text.replace("$", "")))
+    text = re.sub(r"\\le(?![a-z])", r"\\leq", re.sub(r"\\ge(?![a-z])", r"\\geq", text))
+    return re.sub(r"([\^_])\{(\w)\}", r"\1\2", re.sub(r"\\sqrt(\d)", r"\\sqrt{\1}", text))
 
 
 def _value(text: str) -> Fraction | None:
-    """The exact value of a canonical answer, or of a plain number as data sets write it ("2,125", "8.0")."""
-    found = plain(text) if not text.isascii() else text
-    mixed = _MIXED.fullmatch(found)
+    """The exact value of a canonical answer or of a plain number of a data set ("2,125", "8.0"); None if it is none."""
+    number = plain(text) if not text.isascii() else text
+    mixed = _MIXED.fullmatch(number)
     if mixed:
-        found = f"{mixed[1]}{int(mixed[2] or 0) * int(mixed[4]) + int(mixed[3])}/{mixed[4]}"
-    found = re.sub(r",(?=\d{3}(?!\d))", "", found).replace(" ", "")
-    if len(found) > LONGEST_NUMBER or not _PLAIN_NUMBER.fullmatch(found):
+        number = f"{mixed[1]}{int(mixed[2] or 0) * int(mixed[4]) + int(mixed[3])}/{mixed[4]}"
+    number = re.sub(r",(?=\d{3}(?!\d))", "", number).replace(" ", "")
+    if len(number) > LONGEST_NUMBER or not _PLAIN_NUMBER.fullmatch(number):
         return None
     try:
-        above, _, below = found.partition("/")
+        above, _, below = number.partition("/")
         return Fraction(above) / Fraction(below or "1")
     except ZeroDivisionError:
         return None
 
 
 def _same_sides(a: str, b: str) -> bool:
-    """Whether two equations or inequalities have the same sides, written otherwise."""
+    """Whether two equations or inequalities have equal sides."""
     relations = [_RELATION.findall(text) for text in (a, b)]
     sides = zip(_RELATION.split(a), _RELATION.split(b), strict=False)
     return bool(relations[0]) and relations[0] == relations[1] and all(_same_item(x, y) for x, y in sides)
 
 
 def _same_list(a: str, b: str) -> bool:
-    """Whether both list the same things: bare or in braces in any order, in other brackets in their own."""
-    one, other = _items(a), _items(b)
-    if min(len(one), len(other)) < 2 or len(one) != len(other):
+    """Whether both are lists of equal items: in any order, but in the same order in round or square brackets."""
+    items, unmatched = _items(a), _items(b)
+    if min(len(items), len(unmatched)) < 2 or len(items) != len(unmatched):
         return False
     if a[0] in "([" and a[-1] in ")]" and len(_split(a)) == 1:
-        return a[0] + a[-1] == b[0] + b[-1] and all(map(_same_item, one, other))
-    for item in one:
-        match = next((left for left in other if _same_item(item, left)), None)
+        return a[0] + a[-1] == b[0] + b[-1] and all(map(_same_item, items, unmatched))
+    for item in items:
+        match = next((candidate for candidate in unmatched if _same_item(item, candidate)), None)
         if match is None:
             return False
-        other.remove(match)
+        unmatched.remove(match)
     return True
 
 
@@ -122,7 +122,7 @@ def _same_item(a: str, b: str) -> bool:
 
 
 def _items(text: str) -> list[str]:
-    """The members of a list: bare, in braces, or in one pair of round or square brackets."""
+    """The items of a list with or without brackets."""
     inside = text[1:-1] if text[:1] in "{([" and text[-1:] in "})]" and len(_split(text)) == 1 else text
     return _split(re.sub(r"(?<=[\d})])(?:and|und|et|y|和)(?=[-\d\\({])", ",", inside))
 
@@ -143,7 +143,7 @@ def _is_expression(text: str) -> bool:
 
 
 def _is_cheap(text: str) -> bool:
-    """Whether the size of what math-verify is asked bounds its work."""
+    """Whether an expression is small enough for math-verify."""
     return (
         len(text) <= LONGEST_EXPRESSION
         and text.count("\\") <= MOST_COMMANDS
@@ -153,15 +153,15 @@ def _is_cheap(text: str) -> bool:
 
 
 def _same_by_math_verify(answer: str, gold: str) -> bool:
-    """LaTeX equality by math-verify, which takes the gold answer first."""
+    """LaTeX equality by math-verify, whose first argument is the gold answer."""
     import math_verify
 
-    found = _parsed(gold), _parsed(answer)
-    return all(found) and bool(math_verify.verify(*found, timeout_seconds=None))
+    parsed = _parse(gold), _parse(answer)
+    return all(parsed) and bool(math_verify.verify(*parsed, timeout_seconds=None))
 
 
 @functools.lru_cache(maxsize=1024)
-def _parsed(text: str) -> list:
+def _parse(text: str) -> list:
     import math_verify
 
     for name in ("math_verify.parser", "math_verify.grader"):
@@ -170,9 +170,9 @@ def _parsed(text: str) -> list:
 
 
 def let_threads_verify() -> None:
-    """math-verify in any thread: off the main one its calls run without their own time limit, which needs signals.
+    """Make math-verify usable outside the main thread, there without its own time limit, which needs signals.
 
-    For functions of users that call it with its defaults; `reward.timeout` still ends them.
+    For users' functions that call it with its defaults; `reward.timeout` still ends them.
     """
     from math_verify import grader, parser, utils
 

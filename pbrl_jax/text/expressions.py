@@ -1,8 +1,7 @@
-r"""LaTeX expressions as numbers: two are equal where they agree at a few points, whatever their letters stand for.
+r"""Numeric comparison of LaTeX expressions: two are equal if they agree at a few values of their letters.
 
-Sums, products, powers, roots, fractions, logarithms, trigonometric functions and factorials of numbers and letters, in
-microseconds and with no way to run long. What is none of this (sets, intervals, relations, sums over an index) is not
-decided here.
+Supports sums, products, powers, roots, fractions, logarithms, trigonometric functions and factorials of numbers and
+letters. A comparison takes microseconds. Other expressions (sets, intervals, relations, indexed sums) are not decided.
 """
 
 import cmath
@@ -29,23 +28,23 @@ _TIMES = ("*", "\\cdot", "\\times")
 _CLOSING = {"(": ")", "{": "}", "[": "]"}
 POINTS = 3
 LONGEST, DEEPEST = 400, 40
-"""Characters and nested brackets; what is larger is not decided."""
+"""Largest number of characters and depth of brackets; larger expressions are not decided."""
 LARGEST_EXPONENT = 300.0
-"""Powers are computed up to e to this."""
+"""Powers are computed up to exp(LARGEST_EXPONENT)."""
 
 
 class _Undecided(Exception):
-    """The text is no expression of this grammar, or too large."""
+    """The text is not an expression of this grammar, or too large."""
 
 
 def equal_expressions(a: str, b: str) -> bool | None:
-    """Whether two LaTeX texts without spaces are equal at every point tried; None where that cannot be decided."""
+    """Whether two LaTeX texts without spaces are equal at POINTS points; None if that cannot be decided."""
     if max(len(a), len(b)) > LONGEST or _WORD.search(a) or _WORD.search(b):
         return None
     tolerance = 1e-6 if "." in a + b else 1e-9
     try:
         for point in range(POINTS):
-            x, y = (_Reader(text, point).whole() for text in (a, b))
+            x, y = (_Parser(text, point).whole() for text in (a, b))
             if abs(x - y) > tolerance * max(abs(x), abs(y)):
                 return False
     except (_Undecided, ArithmeticError, ValueError):
@@ -53,8 +52,8 @@ def equal_expressions(a: str, b: str) -> bool | None:
     return True
 
 
-class _Reader:
-    """A recursive descent over the tokens of one expression, which computes its value at one point."""
+class _Parser:
+    """A recursive descent parser of one expression, which computes its value at one point."""
 
     def __init__(self, text: str, point: int):
         self.tokens = _TOKEN.findall(text)
@@ -111,7 +110,7 @@ class _Reader:
 
     def argument(self) -> complex:
         if self.next and self.next[0].isdigit() and len(self.next) > 1:
-            # x^12 and \frac12 take one digit.
+            # In x^12 and \frac12 the argument is one digit.
             first, self.tokens[self.place] = self.next[0], self.next[1:]
             return float(first)
         return -self.argument() if self.next == "-" and self.take() else self.atom()

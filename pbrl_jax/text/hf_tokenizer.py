@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face models: `tokenizer.json`, the chat template, and what ends a response. No torch."""
+"""Tokenizers of Hugging Face models: `tokenizer.json`, the chat template and the stop tokens. Torch is not needed."""
 
 import contextlib
 import datetime
@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 from etils import epath
@@ -17,23 +17,23 @@ from etils import epath
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import parse_json
 
-#: No tokenizer has so many tokens.
+#: Upper bound of token ids; larger ones are errors in a file.
 LARGEST_VOCABULARY = 2**24
 GENERATION_CONFIG = "generation_config.json"
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
-"""The day that a chat template is told where it asks for today's (Llama 3.1 and 3.2): the default that those templates
-name. A run asks the same prompts on every day."""
+"""The date in chat templates that ask for the current date (Llama 3.1 and 3.2): the default of those templates. A fixed
+date gives a run the same prompts on every day."""
 TODAY = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
 TOKENIZER_FILE = re.compile(
     r"(tokenizer(_config)?|special_tokens_map|added_tokens|vocab|chat_template)\.json|vocab\.txt|merges\.txt|.*\.model"
     r"|chat_template\.jinja"
 )
 STAND_IN = "\ue000"
-"""A character of private use, which no text holds."""
+"""A private-use character, which does not occur in texts."""
 
 
 class HuggingFaceTokenizer:
-    """A `transformers` tokenizer: a folder or a hub id (`HF_TOKEN` for gated ones). Torch is not needed."""
+    """A `transformers` tokenizer: a folder or a hub id (`HF_TOKEN` for gated ones)."""
 
     def __init__(self, source: str):
         with _local_folder(source) as local:
@@ -58,13 +58,13 @@ class HuggingFaceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        # Specials that the text spells out are split like any word: neither a data set nor a policy may inject one.
+        # Special tokens in a text are split like words, so that neither a data set nor a policy can inject one.
         return self._ids(list(texts), split_special_tokens=True)
 
     def _ids(self, texts: str | list[str], **options: bool) -> Any:
         try:
             return self.tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
-        except Exception as error:  # the library raises plain ones
+        except Exception as error:  # the library raises plain Exception
             raise DataError(f"The tokenizer cannot read a text: {error}. Download its files again.") from error
 
     def encode_chat(self, messages: Sequence[dict[str, str]], thinking: bool | None = None) -> list[int]:
@@ -75,26 +75,27 @@ class HuggingFaceTokenizer:
         if not any(special in content for special in self._specials for content in contents):
             text = self._chat_text(list(messages), switch)
             return self._ids(text)
-        # A special token that somebody spelled must stay plain text: the template is rendered around stand-ins.
-        stands = [f"{STAND_IN}{number}{STAND_IN}" for number in range(len(contents))]
-        text = self._chat_text([{**m, "content": stand} for m, stand in zip(messages, stands, strict=True)], switch)
+        # Special tokens in a message must stay plain text: the template is rendered with placeholders for messages.
+        placeholders = [f"{STAND_IN}{number}{STAND_IN}" for number in range(len(contents))]
+        masked = [{**m, "content": placeholder} for m, placeholder in zip(messages, placeholders, strict=True)]
+        text = self._chat_text(masked, switch)
         ids: list[int] = []
-        for part in re.split(f"({'|'.join(stands)})", text):
-            if part in stands:
-                ids += self.encode(contents[stands.index(part)].strip())
+        for part in re.split(f"({'|'.join(placeholders)})", text):
+            if part in placeholders:
+                ids += self.encode(contents[placeholders.index(part)].strip())
             elif part:
                 ids += self._ids(part)
         return ids
 
     @functools.cached_property
     def _specials(self) -> tuple[str, ...]:
-        """Every special token that an unguarded text would be searched for."""
+        """All special tokens, which transformers would recognise in a text."""
         added = {piece.content for piece in self.tokenizer.added_tokens_decoder.values() if piece.special}
         return tuple({*added, *self.tokenizer.all_special_tokens})
 
     def _chat_text(self, messages: list[dict[str, str]], switch: dict) -> str:
-        """The template's text, with contents as lists of parts where it reads them so; where it knows no system turn
-        (Gemma 1, Mistral), the user's turn begins with it."""
+        """The rendered template, with contents as text or as lists of parts, whichever it supports; without support of
+        system turns (Gemma 1, Mistral), the user's turn begins with the system's."""
         from jinja2.exceptions import TemplateError
 
         def render(turns: list[dict[str, Any]]) -> str:
@@ -103,23 +104,23 @@ class HuggingFaceTokenizer:
                 turns, tokenize=False, add_generation_prompt=True, chat_template=template, **switch
             )
 
-        text, failed = "", None
+        text, failure = "", None
         try:
             text = render(messages)
         except Exception as error:  # a template is code and may raise anything
-            failed = error
-        if failed or not holds(text, messages):
+            failure = error
+        if failure or not _contains_all(text, messages):
             with contextlib.suppress(Exception):
-                other = render([{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages])
-                if holds(other, messages):
-                    return other
-        if failed is None:
+                from_parts = render([{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages])
+                if _contains_all(from_parts, messages):
+                    return from_parts
+        if failure is None:
             return text
-        if not isinstance(failed, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
-            raise ConfigError(f"The chat template refuses this conversation: {failed}.") from failed
+        if not isinstance(failure, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
+            raise ConfigError(f"The chat template refuses this conversation: {failure}.") from failure
         system, user, *rest = messages
-        both = "\n\n".join((system["content"], user["content"]))
-        return self._chat_text([{**user, "content": both}, *rest], switch)
+        content = f"{system['content']}\n\n{user['content']}"
+        return self._chat_text([{**user, "content": content}, *rest], switch)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         plain = [int(i) for i in ids]
@@ -127,7 +128,7 @@ class HuggingFaceTokenizer:
 
     def pieces(self) -> list[str]:
         specials = set(self.tokenizer.all_special_ids)
-        # A piece is read behind another one: alone, many decoders drop its leading space.
+        # Each piece is decoded after another one, as many decoders drop the leading space of a text.
         anchor = self.encode("a")[-1:]
         decode = functools.partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
         start = len(decode(anchor))
@@ -145,7 +146,8 @@ class HuggingFaceTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as local:
             if self.files and self.tokenizer.chat_template == self._loaded_template:
-                for name, content in self.files.items():  # what another version would write, older ones may not read
+                # The original files, as older versions of transformers may not read what this one writes.
+                for name, content in self.files.items():
                     epath.Path(local, name).write_bytes(content)
             else:
                 self.tokenizer.save_pretrained(local)
@@ -160,44 +162,36 @@ class HuggingFaceTokenizer:
 
 
 def _tokenizer_files(folder: str) -> dict[str, bytes]:
-    """Name -> content of the files of a local folder from which a tokenizer was read; {} where it is a hub id."""
+    """Name -> content of the tokenizer files of a local folder; {} for a hub id."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return {name: epath.Path(folder, name).read_bytes() for name in names if TOKENIZER_FILE.fullmatch(name)}
 
 
 def dated(template: str) -> str:
-    """A chat template that writes TEMPLATE_DATE for today's date."""
+    """A chat template with TEMPLATE_DATE in place of the current date."""
     return TODAY.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), template)
 
 
-def holds(text: str, messages: Iterable[dict[str, str]]) -> bool:
-    """Whether a rendered conversation has the contents of all messages."""
+def _contains_all(text: str, messages: Iterable[dict[str, str]]) -> bool:
+    """Whether a rendered conversation contains all messages."""
     return all(message["content"].strip() in text for message in messages)
 
 
-class _local_folder:
-    """`with _local_folder(source) as local`: a remote folder's small files copied here; anything else as it is."""
-
-    def __init__(self, source: str):
-        self.source = source
-        self.temporary: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> str:
-        if "://" not in self.source:
-            return self.source
-        self.temporary = folder = tempfile.TemporaryDirectory()
-        for child in epath.Path(self.source).iterdir():
+@contextlib.contextmanager
+def _local_folder(source: str) -> Iterator[str]:
+    """A temporary local copy of the small files of a remote folder; any other source unchanged."""
+    if "://" not in source:
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for child in epath.Path(source).iterdir():
             if child.suffix in (".json", ".model", ".txt", ".jinja"):
-                epath.Path(folder.name, child.name).write_bytes(child.read_bytes())
-        return folder.name
-
-    def __exit__(self, *_) -> None:
-        if self.temporary is not None:
-            self.temporary.cleanup()
+                epath.Path(folder, child.name).write_bytes(child.read_bytes())
+        yield folder
 
 
 def _transformers():
-    """The package, without its advice to install a deep-learning framework."""
+    """The package, imported without its warning that no deep-learning framework is installed."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -212,7 +206,7 @@ def _auto_tokenizer(local: str, source: str):
     transformers = _transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(local, trust_remote_code=False)
-    except Exception as error:  # the library raises plain ones
+    except Exception as error:  # the library raises plain Exception
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"No tokenizer found for {source!r}: {first} Expected a .model file, a folder with tokenizer.json, or a "
@@ -221,7 +215,7 @@ def _auto_tokenizer(local: str, source: str):
 
 
 def _generation_config(local: str) -> dict:
-    """`generation_config.json` of a folder or hub id; {} where there is none.
+    """`generation_config.json` of a folder or hub id; {} if there is none.
 
     Raises:
       DataError: it is not a JSON object.
@@ -234,28 +228,28 @@ def _generation_config(local: str) -> dict:
         return {}
     try:
         with open(path, encoding="utf-8") as file:
-            found = parse_json(file.read())
+            settings = parse_json(file.read())
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}. Download the file again.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}, expected an object. Download the file again.")
-    return found
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} holds a {type(settings).__name__}, expected an object. Download the file again.")
+    return settings
 
 
 def _stop_ids(tokenizer, generation_config: dict, source: str) -> tuple[int, ...]:
-    """The tokenizer's end of sequence first, then every further one of `generation_config.json`.
+    """The tokenizer's end-of-sequence id, then the others of `generation_config.json`.
 
     Raises:
-      DataError: one that cannot be a token's.
+      DataError: an id that cannot be a token id.
     """
-    found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    more = generation_config.get("eos_token_id")
-    found += more if isinstance(more, list) else [] if more is None else [more]
-    # Whether the model has an embedding of each is checked where the model is (weights.folders.check_vocabulary).
-    wrong = [one for one in found if not (type(one) is int and 0 <= one < LARGEST_VOCABULARY)]
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    configured = generation_config.get("eos_token_id")
+    ids += configured if isinstance(configured, list) else [] if configured is None else [configured]
+    # weights.folders.check_vocabulary checks that the model has an embedding of each.
+    wrong = [i for i in ids if not (type(i) is int and 0 <= i < LARGEST_VOCABULARY)]
     if wrong:
         raise DataError(
             f"{source!r} stops at the id {wrong[0]!r} (eos_token_id of {GENERATION_CONFIG}, or of its tokenizer); "
             "expected ids of the vocabulary. Correct that file."
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(ids))

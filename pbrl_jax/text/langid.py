@@ -1,12 +1,12 @@
-"""Which language a text is written in.
+"""Language identification of texts.
 
-First the script, which settles most pairs and cannot be fooled; then a naive Bayes classifier over byte n-grams
-(py3langid) with all the languages it knows, so that a drift to a language outside the run is seen. Languages that it
-does not know are identified by CLD2, and what neither knows by its script where no other language shares that
-(`check_identifiable`). Inside the sets of CONFUSABLE no identifier can be trusted: a member that the run does not use
-counts as the one it does, and what a run uses is measured (pbrl_jax.text.alike). Long texts are judged in windows.
-Every run of words counts, in formulas, code, tags and links as well (pbrl_jax.text.words); numbers, units, variables
-and names say nothing about language.
+The script decides most pairs reliably. Then a naive Bayes classifier over byte n-grams (py3langid) compares with all
+languages that it supports, so that a drift to a language outside the run is detected. Languages that it does not
+support are identified by CLD2, and those that neither supports by their script if no other language shares it
+(`check_identifiable`). Within the sets of CONFUSABLE no identifier is reliable: a language that the run does not use
+counts as the one that it uses, and the pairs of a run are measured (pbrl_jax.text.alike). Long texts are judged in
+windows. Words in formulas, code, tags and links count as well (pbrl_jax.text.words); numbers, units, variables and
+names are ignored.
 """
 
 import functools
@@ -19,18 +19,18 @@ from pbrl_jax.text.languages import LANGUAGES, check_languages, letters_of, scri
 from pbrl_jax.text.words import has_english, judged_lines, plain_words, without_names
 
 MIN_LETTERS = 8
-"""Fewer letters than this are too few to tell two languages of one alphabet apart."""
+"""Letters needed to tell apart two languages of one alphabet."""
 MIN_LETTERS_HAN = 4
-"""Han characters without kana, where a run has Chinese and Japanese."""
+"""Han characters needed without kana, in a run with Chinese and Japanese."""
 TAIL_WORDS = 3
-"""Words in another script that are a sentence behind one without a full stop."""
+"""Words in another script that count as a sentence after one without a full stop."""
 MIN_LETTERS_SCRIPT = 2
-"""Enough where the script alone decides."""
+"""Letters needed where the script alone decides."""
 RIGHT_SHARE = 0.8  # ASSUMED: not stated in the material at hand
-"""A response is in a language when at least this share of its letters is."""
+"""Smallest share of letters in a language with which a response is in that language."""
 WINDOW, SMALL_WINDOW, SURE_WINDOW = 60, 20, 40
-"""Letters of the pieces that a text is judged in: long sentences are cut at about the first, short ones joined until
-they have the second; from the third on a small lead convinces."""
+"""Letters of the windows that are judged: long sentences are cut to about the first, short ones joined up to the
+second; windows from the third on need only a small lead."""
 
 
 Alternatives = Sequence[str | tuple[str, str]]
@@ -38,8 +38,8 @@ Alternatives = Sequence[str | tuple[str, str]]
 
 
 class Margins(NamedTuple):
-    """Lead in log-likelihood (nats) by which a language must beat the right one: one of the run, or any other of the
-    world, which is rare and so must be clearer."""
+    """Lead in log-likelihood (nats) with which another language wins over the expected one: a language of the run, or
+    any other language, which is less likely and so needs a larger lead."""
 
     run: float
     outside: float
@@ -72,7 +72,7 @@ CONFUSABLE = {
     "Latvian": ("lv", "ltg"),
     "Kurdish": ("ku", "sdh"),
 }
-"""Languages that a few words cannot tell apart. A language may stand in two sets."""
+"""Sets of languages that cannot be told apart by a few words. A language may be in two sets."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？।؟])\s*")
 _WORDS = re.compile(r"[^\W\d_]+")
@@ -81,12 +81,12 @@ _EXTRA_WEIGHT = ((script_pattern(("Hani",)), 2), (script_pattern(("Hang", *_KANA
 
 
 def identify_language(text: str, languages: Sequence[str] | None = None) -> str | None:
-    """The language of `text`; None when it is too short, or in a script of none of the languages.
+    """The language of `text`; None if it is too short, or in a script of none of the languages.
 
     Args:
-      text: any text; formulas and numbers are ignored.
-      languages: the alternatives, codes in pbrl_jax.text.languages.LANGUAGES; None: all that the classifier knows
-        (codes outside LANGUAGES among them), and texts of fewer than SMALL_WINDOW letters are too short.
+      text: any text; signs of formulas and numbers are ignored.
+      languages: the alternatives, codes of pbrl_jax.text.languages.LANGUAGES; None: all languages of the classifier
+        (including codes outside LANGUAGES), and texts of fewer than SMALL_WINDOW letters are too short.
     """
     words = plain_words(text)
     if languages is not None:
@@ -99,7 +99,7 @@ def identify_language(text: str, languages: Sequence[str] | None = None) -> str 
 
 @functools.cache
 def identifier_of(code: str) -> str:
-    """What identifies a language: "py3langid", "cld2", "script" (one that no other language shares), or ""."""
+    """The identifier of a language: "py3langid", "cld2", "script" (which no other language shares), or "" for none."""
     label, scripts = LANGUAGES[code].label, LANGUAGES[code].scripts
     if label in _classifier().labels:
         return "py3langid"
@@ -109,7 +109,7 @@ def identifier_of(code: str) -> str:
 
 
 def check_identifiable(languages: Sequence[str]) -> None:
-    """Refuse languages that no identifier can tell from others (ConfigError): their gate would be open."""
+    """Raise ConfigError for languages without an identifier, as their gate would accept any text."""
     lacking = [f"{LANGUAGES[code].name} ({code})" for code in check_languages(languages) if not identifier_of(code)]
     if lacking:
         raise ConfigError(
@@ -119,14 +119,14 @@ def check_identifiable(languages: Sequence[str]) -> None:
 
 
 def language_share(text: str, language: str, languages: Alternatives) -> float | None:
-    """Share in [0, 1] of the letters of `text` that are written in `language`; None when the text is too short.
+    """Share in [0, 1] of the letters of `text` that are written in `language`; None if the text is too short.
 
-    A letter counts when it is in a script of the language and its window (a sentence, or some 60 letters of one) is
-    identified as the language, or as one that cannot be told from it; there a word in a foreign script counts against
-    it once, however often it stands (iPhone). `languages` are those of the run: another one of them wins a window by
-    a small lead, any other language in the world by a clear one, one in a pair with `language` never. Han letters weigh
-    three, kana and Hangul two: that is what they say in Latin letters. A text too short to identify that holds words of
-    English has share 0.
+    A letter counts if it is in a script of the language and its window (a sentence, or about 60 letters of one) is
+    identified as the language or as one that cannot be told from it. In such windows each different word in a foreign
+    script (iPhone) counts against the language once. `languages` are those of the run: another one of them wins a
+    window with a small lead, any other language with a large one, and one in a pair with `language` never. Han letters
+    count three times, kana and Hangul twice, for about the same content as Latin letters. A text that is too short to
+    identify and contains English words has share 0.
     """
     codes = _checked((language, *languages))
     lines = judged_lines(text, LANGUAGES[language].scripts)
@@ -138,30 +138,30 @@ def language_share(text: str, language: str, languages: Alternatives) -> float |
         return 0.0 if letters and not _own_script(letters, language) else None
     script = len(_own_script(letters, language)) / len(letters)
     if len(letters) < (_letters_needed(language, codes, letters) if script >= RIGHT_SHARE else MIN_LETTERS):
-        # Too few for a classifier: only a foreign script counts against it.
+        # Too few letters for a classifier: only a foreign script counts against the language.
         return None if script >= RIGHT_SHARE else script
-    own = foreign = 0.0
+    right = wrong = 0.0
     names: set[str] = set()
     for window in _windows(lines):
-        inside = _size(_own_script(letters_of(window), language))
         if not _is_language(window, language, codes):
-            foreign += _size(window)
+            wrong += _size(window)
             continue
-        own += inside
+        right += _size(_own_script(letters_of(window), language))
         for word in _foreign_words(window, language) - names:
             names.add(word)
-            foreign += _size(word)
-    return own / (own + foreign)
+            wrong += _size(word)
+    return right / (right + wrong)
 
 
 def is_right_language(text: str, language: str, languages: Alternatives, share: float = RIGHT_SHARE) -> bool | None:
-    """Whether `text` is written in `language`, to its end; None when it is too short, or no identifier knows that.
+    """Whether `text` is written in `language` up to its end; None if it is too short, or no identifier supports the
+    language.
 
-    At least `share` of its letters are in the language (see language_share), and its last sentence is in no other
-    language of the run, nor in English.
+    At least `share` of its letters must be in the language (see language_share), and its last sentence must not be in
+    another language.
     """
-    found = language_share(text, language, languages) if identifier_of(language) else None
-    return None if found is None else found >= share and not foreign_tail(text, language, languages)
+    measured = language_share(text, language, languages) if identifier_of(language) else None
+    return None if measured is None else measured >= share and not foreign_tail(text, language, languages)
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,28 +171,28 @@ def _checked(languages: tuple[str | tuple[str, str], ...]) -> tuple[str | tuple[
 
 
 def foreign_tail(text: str, language: str, languages: Alternatives) -> bool:
-    """Whether the last sentence of `text` is in another language; False where it has too few letters to tell."""
+    """Whether the last sentence of `text` is in another language; False if it has too few letters to identify."""
     codes = _checked((language, *languages, "en"))
     lines = judged_lines(text, LANGUAGES[language].scripts)
     sentences = [piece for piece in _SENTENCE_END.split(lines[-1]) if letters_of(piece)] if lines else []
     letters = letters_of(sentences[-1]) if sentences else ""
     if len(letters) < MIN_LETTERS:
         return False
-    # Where sentences end without a sign (Thai), what follows the last letter of the own script is a sentence, too.
+    # Without full stops (Thai), the text after the last letter in a script of the language is a sentence as well.
     rest = script_pattern(LANGUAGES[language].scripts).split(sentences[-1])[-1]
     if len(letters_of(rest)) >= MIN_LETTERS and (has_english(rest) or len(_WORDS.findall(rest)) >= TAIL_WORDS):
         return True
-    own = len(_own_script(letters, language)) / len(letters)
-    return own < 0.5 or not _is_language(sentences[-1], language, codes)
+    share = len(_own_script(letters, language)) / len(letters)
+    return share < 0.5 or not _is_language(sentences[-1], language, codes)
 
 
 def _is_language(words: str, language: str, codes: Alternatives) -> bool:
-    """Whether no other language leads `language` by more than its margin, with the names in `words` or without."""
+    """Whether no other language leads `language` by more than its margin, for `words` with or without their names."""
     size = _size(words)
     if size < MIN_LETTERS or identifier_of(language) in ("script", ""):
         return True
     if language == "ja" and size >= SMALL_WINDOW and not script_pattern(_KANA).search(words):
-        return False  # Japanese prose has kana; the classifier alone takes a short Chinese clause for it
+        return False  # Japanese prose has kana; the classifier alone identifies short Chinese clauses as Japanese
     judge = _leads if identifier_of(language) == "py3langid" else _cld2_agrees
     if judge(words, language, codes):
         return True
@@ -202,35 +202,35 @@ def _is_language(words: str, language: str, codes: Alternatives) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _alike(language: str, codes: Alternatives) -> tuple[frozenset[str], frozenset[str]]:
-    """(labels that count as `language`: its own, those of its pairs, and of its sets those that the run does not use;
-    the run's labels)"""
-    own = LANGUAGES[language].label
+    """(labels that count as `language`, labels of the run). The former are its own label, those of its pairs, and those
+    of its CONFUSABLE sets that the run does not use."""
+    label = LANGUAGES[language].label
     run = frozenset(LANGUAGES[code].label for code in codes if isinstance(code, str))
     pairs = {LANGUAGES[code].label for pair in codes if isinstance(pair, tuple) and language in pair for code in pair}
-    near = frozenset(label for group in CONFUSABLE.values() if own in group for label in group)
-    return near - run | pairs | {own}, run
+    similar = frozenset(member for group in CONFUSABLE.values() if label in group for member in group)
+    return similar - run | pairs | {label}, run
 
 
 def _leads(words: str, language: str, codes: Alternatives) -> bool:
-    known = _scores(words)
+    scores = _scores(words)
     margins = SURE_MARGINS if _size(words) >= SURE_WINDOW else SMALL_MARGINS
     alike, run = _alike(language, codes)
-    own = max(known[label] for label in alike if label in known)
-    # The best come first: the first outside the run is the strongest there.
-    outside = next(score for label, score in known.items() if label not in alike and label not in run)
-    inside = max((known[label] for label in run - alike if label in known), default=-float("inf"))
-    return own >= max(outside - margins.outside, inside - margins.run)
+    expected = max(scores[label] for label in alike if label in scores)
+    # The scores are sorted: the first language outside the run is the best of those.
+    outside = next(score for label, score in scores.items() if label not in alike and label not in run)
+    inside = max((scores[label] for label in run - alike if label in scores), default=-float("inf"))
+    return expected >= max(outside - margins.outside, inside - margins.run)
 
 
 def _cld2_agrees(words: str, language: str, codes: Alternatives) -> bool:
-    """By CLD2; what it cannot name is the language where it is short and holds no English."""
-    found = _cld2_label(words)
-    unnamed = found == "" and _size(words) < SURE_WINDOW and not has_english(words)
-    return unnamed or found in _alike(language, codes)[0]
+    """Whether CLD2 gives `language`, or no label for a short text without English words."""
+    label = _cld2_label(words)
+    unlabelled = label == "" and _size(words) < SURE_WINDOW and not has_english(words)
+    return unlabelled or label in _alike(language, codes)[0]
 
 
 def _foreign_words(words: str, language: str) -> set[str]:
-    """The different words of `words` in scripts that the language does not use: names and brands, mostly."""
+    """The different words in scripts that the language does not use, mostly names and brands."""
     return set(_WORDS.findall(script_pattern(LANGUAGES[language].scripts).sub(" ", words)))
 
 
@@ -239,7 +239,7 @@ def _own_script(letters: str, language: str) -> str:
 
 
 def _size(words: str) -> int:
-    """Letters of `words`, in Latin letters' worth."""
+    """Number of letters of `words`, weighted as in language_share."""
     letters = letters_of(words)
     if letters.isascii():
         return len(letters)
@@ -256,40 +256,40 @@ def _identify(words: str, languages: tuple[str, ...]) -> str | None:
     if not candidates or len(letters) < MIN_LETTERS:
         return None
     scores = _scores(words)
-    named = {code: LANGUAGES[code].label for code in candidates}
-    if (found := _cld2_label(words)) in named.values() and any(label not in scores for label in named.values()):
-        return next(code for code, label in named.items() if label == found)
-    known = [code for code, label in named.items() if label in scores]
-    return max(known, key=lambda code: scores[named[code]], default=None)
+    labels = {code: LANGUAGES[code].label for code in candidates}
+    if (cld2 := _cld2_label(words)) in labels.values() and any(label not in scores for label in labels.values()):
+        return next(code for code, label in labels.items() if label == cld2)
+    scored = [code for code, label in labels.items() if label in scores]
+    return max(scored, key=lambda code: scores[labels[code]], default=None)
 
 
 def _by_script(letters: str, languages: tuple[str, ...]) -> list[str]:
-    """The languages whose script holds the most letters, and at least half of them."""
-    counts = {code: len(script_pattern(LANGUAGES[code].scripts).findall(letters)) for code in languages}
+    """The languages with the most letters in their scripts, if these are at least half of the letters."""
+    counts = {code: len(_own_script(letters, code)) for code in languages}
     best = max(counts.values())
-    found = [code for code in languages if counts[code] == best and 2 * best >= len(letters)]
-    if "ja" in found and len(found) > 1:
-        # Japanese prose has kana; Chinese has none, so the script counts alone would leave both.
-        kana = len(script_pattern(_KANA).findall(letters))
-        found = ["ja"] if kana else [code for code in found if code != "ja"]
-    return found
+    candidates = [code for code in languages if counts[code] == best and 2 * best >= len(letters)]
+    if "ja" in candidates and len(candidates) > 1:
+        # Han letters are counted for Chinese and Japanese; only Japanese has kana.
+        kana = script_pattern(_KANA).search(letters)
+        candidates = ["ja"] if kana else [code for code in candidates if code != "ja"]
+    return candidates
 
 
 def _letters_needed(code: str, languages: Alternatives, letters: str) -> int:
-    """Letters that settle `code` once the script points to it: few for a script that no other language of the run
-    writes (kana are Japanese alone), many for the Latin one, which any language may borrow."""
-    own = set(LANGUAGES[code].scripts)
-    if "Latn" in own:
+    """Letters needed to identify `code` by its script: few for a script of no other language of the run (kana are only
+    Japanese), many for the Latin script, which any language may borrow."""
+    scripts = set(LANGUAGES[code].scripts)
+    if "Latn" in scripts:
         return MIN_LETTERS
     others = [other for other in languages if isinstance(other, str) and other != code]
-    shared = any(own & set(LANGUAGES[other].scripts) for other in others)
+    shared = any(scripts & set(LANGUAGES[other].scripts) for other in others)
     if not shared or (code == "ja" and script_pattern(_KANA).search(letters)):
         return MIN_LETTERS_SCRIPT
-    return MIN_LETTERS_HAN if "Hani" in own else MIN_LETTERS
+    return MIN_LETTERS_HAN if "Hani" in scripts else MIN_LETTERS
 
 
 def _windows(lines: Sequence[str]) -> list[str]:
-    """Sentences; long ones in even pieces of about WINDOW letters, short ones joined to their predecessor."""
+    """Sentences; long ones are cut into even pieces of about WINDOW letters, short ones joined to their predecessor."""
     pieces = [piece for line in lines for sentence in _SENTENCE_END.split(line) for piece in _even_pieces(sentence)]
     windows: list[list[str]] = []
     sizes: list[int] = []
@@ -308,7 +308,7 @@ def _windows(lines: Sequence[str]) -> list[str]:
 
 
 def _even_pieces(sentence: str) -> list[str]:
-    """`sentence` cut between words, or between characters where it has hardly any spaces."""
+    """`sentence` cut between words, or between characters if it has few spaces."""
     count = round(_size(sentence) / WINDOW)
     if count < 2:
         return [sentence] if sentence else []
@@ -319,7 +319,7 @@ def _even_pieces(sentence: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _scores(words: str) -> dict[str, float]:
-    """Log-likelihood of `words`, up to a constant, in each language of the classifier, the best first."""
+    """Label -> log-likelihood of `words`, up to a constant, for each language of the classifier; the best first."""
     return dict(_classifier().rank(words))
 
 
@@ -332,7 +332,7 @@ def _classifier():
 
 @functools.lru_cache(maxsize=4096)
 def _cld2_label(words: str) -> str:
-    """CLD2's language of `words`, "" where it names none."""
+    """CLD2's label of `words`, "" if it gives none."""
     import pycld2
 
     try:

@@ -1,9 +1,9 @@
-"""The languages this package knows: one entry of languages.json each.
+"""The supported languages: one entry of languages.json each.
 
 An entry holds the name, the scripts, the NLLB code, the phrase that states an answer and the words that announce one,
-how numbers and options are written, and what a prompt says. Only name, scripts and NLLB code are required: a language
-without a phrase states its answer in a box, and one without instructions is asked in English, by its name
-(`fallback_notes` says so). The phrases of the eleven MGSM languages are those of MGSM's own worked solutions. The
+the forms of numbers and options, and the texts of prompts. Only name, scripts and NLLB code are required: a language
+without a phrase states its answer in a box, and one without instructions gets English instructions that name it
+(`fallback_notes` reports both). The phrases of the eleven MGSM languages are those of MGSM's own worked solutions. The
 others are ours; no native speaker has reviewed them.
 """
 
@@ -48,10 +48,10 @@ SCRIPT_RANGES = {
     "Kana": "\u30a0-\u30ff\u31f0-\u31ff\uff66-\uff9f",
     "Hani": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af",
 }
-"""Unicode blocks of each ISO 15924 script, as the inside of a regular-expression character class."""
+"""Unicode blocks of each ISO 15924 script, as the content of a regular-expression character class."""
 
 UNSPACED = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hani", "Hira", "Kana", "Hang")
-"""Scripts in which a word may follow another without a space, or takes its endings without one."""
+"""Scripts that do not separate words, or words and their endings, by spaces."""
 
 LETTER = re.compile(r"[^\W\d_]")
 _BOX_PHRASE = r"\boxed{{{answer}}}"
@@ -62,19 +62,19 @@ VOWEL_SIGN = (
     "[\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a3c-\u0a4d\u0abc-\u0acd\u0b3c-\u0b4d\u0bbe-\u0bcd"
     "\u0c3e-\u0c4d\u0cbe-\u0ccd]"
 )
-"""Marks that go on with a word of India's scripts; regular expressions count them as no letters."""
+"""Combining marks of India's scripts, which belong to a word; regular expressions do not count them as letters."""
 
 
 class Language(NamedTuple):
     """One language.
 
-    `label` is what the identifiers call it, "" where none knows it. `answer_phrase` is a format string with one slot
-    `{answer}`. `answer` and `verbs` are regular expressions of the words for "the answer" and "is"; `result`, of words
-    that announce an answer only where it follows at once; `bare` says that a number may follow without a verb.
-    `comma_decimal` says that 1,5 is one and a half. `options` are the native option letters in order (alternatives
-    between bars); `scales` is power of ten -> its words; `numbers` the words of 0, 1, 2 ..., `tens` those of 30 to 100.
-    `ask` is what stands before a question and before its solution; `instruction`, `lead`, `boxed` and `tags` are the
-    sentences of prompts (see pbrl_jax.text.prompts). What is "" has no wording of our own.
+    `label` is its label in the language identifiers, "" if none supports it. `answer_phrase` is a format string with
+    one slot `{answer}`. `answer` and `verbs` are regular expressions of the words for "the answer" and "is"; `result`
+    is one of words that announce an answer only if it follows immediately; with `bare` a number may follow without a
+    verb. With `comma_decimal` 1,5 is one and a half. `options` are the native option letters in order (alternatives
+    separated by bars); `scales` maps powers of ten to their words; `numbers` are the words of 0, 1, 2 ..., `tens` those
+    of 30 to 100. `ask` holds the words before a question and before its solution; `instruction`, `lead`, `boxed` and
+    `tags` are sentences of prompts (see pbrl_jax.text.prompts), "" where the language has none.
     """
 
     name: str
@@ -99,17 +99,17 @@ class Language(NamedTuple):
 
     @property
     def phrased(self) -> bool:
-        """Whether the language has a sentence of its own that states an answer."""
+        """Whether the language has its own sentence that states an answer."""
         return self.answer_phrase != _BOX_PHRASE
 
     @property
     def spaced(self) -> bool:
-        """Whether words end at spaces."""
+        """Whether words are separated by spaces."""
         return not set(self.scripts) & set(UNSPACED)
 
     @property
     def answer_markers(self) -> str:
-        """Regular expression of the announcements of a final answer, up to where the answer begins."""
+        """Regular expression of the announcements of a final answer, up to the start of the answer."""
         return _announcement(self, self.answer, self.verbs, self.bare)
 
     @property
@@ -122,7 +122,7 @@ def _announcement(entry: Language, noun: str, verbs: str, bare: bool) -> str:
     if not noun:
         return "(?!)"
     start, end = (r"(?<![^\W_])", r"(?![^\W_])") if entry.spaced else ("", "")
-    # Thai SARA AM may arrive composed or, after NFKC, in two parts.
+    # Thai SARA AM is one character or, after NFKC, two.
     noun = noun.replace("ำ", "(?:ำ|ํา)")
     follows = [_COLON, r"[*_]*\s*="]
     follows += [rf"{end}[*_]*\s*(?:{verbs}){'' if verbs.endswith(')') else end}"] if verbs else []
@@ -134,31 +134,31 @@ def _announcement(entry: Language, noun: str, verbs: str, bare: bool) -> str:
 
 def _read_table() -> dict[str, Language]:
     table = json.loads(Path(__file__).with_name("languages.json").read_text(encoding="utf-8"))
-    found = {}
+    languages = {}
     for code, entry in table.items():
-        # "like" takes over what the entry does not say itself.
+        # "like" names the entry from which missing fields are copied.
         entry = {"label": code, **table.get(entry.get("like"), {}), **entry}
         entry.pop("like", None)
         if "phrase" in entry:
             entry["answer_phrase"] = entry.pop("phrase")
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
-        found[code] = Language(**fields)
-    return found
+        languages[code] = Language(**fields)
+    return languages
 
 
 LANGUAGES: dict[str, Language] = _read_table()
 ALIASES = {entry.nllb: code for code, entry in reversed(LANGUAGES.items()) if entry.nllb not in LANGUAGES}
-"""Names of data sets (FLORES, NLLB, Belebele: `afr_Latn`) -> our code."""
+"""Codes of data sets (FLORES, NLLB, Belebele: `afr_Latn`) -> our code."""
 
 
 def known_code(code: str) -> str | None:
-    """Our code of a language that a data set may call by its FLORES name; None for an unknown one."""
+    """Our code of a language, given ours or its FLORES code; None for an unknown one."""
     code = ALIASES.get(code, code)
     return code if code in LANGUAGES else None
 
 
 def named_like(text: str, known: Iterable[str]) -> str:
-    """What to type for `text`, of the codes `known`: that of a language whose name is near it, else a near code."""
+    """A hint for an unknown code `text`: the code of a language with a similar name, and similar codes, of `known`."""
     names = {LANGUAGES[code].name.lower(): code for code in known if code in LANGUAGES}
     near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.7)
     hint = f" Did you mean {names[near[0]]!r}?" if near else ""
@@ -166,7 +166,11 @@ def named_like(text: str, known: Iterable[str]) -> str:
 
 
 def check_languages(codes: Iterable[str]) -> tuple[str, ...]:
-    """`codes` as a tuple, or a ConfigError that names the unknown ones, the empty list and the doubles."""
+    """`codes` as a tuple.
+
+    Raises:
+      ConfigError: no code, an unknown one, or one given twice.
+    """
     codes = tuple(codes)
     if not codes:
         raise ConfigError("No languages given. Set data.languages, for example --data.languages en sw zh.")
@@ -174,20 +178,20 @@ def check_languages(codes: Iterable[str]) -> tuple[str, ...]:
         if code not in LANGUAGES:
             near = f" Did you mean {ALIASES[code]!r}?" if code in ALIASES else named_like(str(code), LANGUAGES)
             raise ConfigError(f"Unknown language {code!r}.{near}")
-    doubles = sorted({code for code in codes if codes.count(code) > 1})
-    if doubles:
-        raise ConfigError(f"Languages given twice: {', '.join(doubles)}. Name each one once.")
+    repeated = sorted({code for code in codes if codes.count(code) > 1})
+    if repeated:
+        raise ConfigError(f"Languages given twice: {', '.join(repeated)}. Name each one once.")
     return codes
 
 
 def language(code: str) -> Language:
-    """The entry of `code`, or a ConfigError that lists the known ones."""
+    """The entry of `code`, or a ConfigError for an unknown one."""
     check_languages((code,))
     return LANGUAGES[code]
 
 
 def fallback_notes(codes: Iterable[str]) -> list[str]:
-    """One line for each language whose phrase or instructions are the general ones."""
+    """One line for each language without its own answer phrase or instructions."""
     notes = []
     for code in dict.fromkeys(codes):
         entry = language(code)
@@ -214,14 +218,6 @@ def letters_of(text: str) -> str:
     return "".join(LETTER.findall(text))
 
 
-def script_share(text: str, code: str) -> float | None:
-    """Share in [0, 1] of the letters of `text` written in a script of language `code`; None without any letter."""
-    letters = letters_of(text)
-    if not letters:
-        return None
-    return len(script_pattern(language(code).scripts).findall(letters)) / len(letters)
-
-
 def nfc(text: str) -> str:
-    """`text` in Unicode's composed form."""
+    """`text` in Unicode's composed form (NFC)."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)

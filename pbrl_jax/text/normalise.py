@@ -1,11 +1,11 @@
-"""Letters as a reader sees them: circled, full-width, mathematical and look-alike letters, and what is invisible."""
+"""Normalisation of disguised letters: circled, full-width, mathematical, look-alike and invisible characters."""
 
 import re
 import unicodedata
 
 FORMAT = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
                     "\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]")  # fmt: skip
-"""Characters without a shape of their own: zero-width ones, direction marks, variation selectors, tags."""
+"""Invisible characters: zero-width ones, direction marks, variation selectors, tags."""
 _DISGUISED = re.compile(
     "[\u02b0-\u02b8\u02e0-\u02e4\u1d00-\u1dbf\u2071\u207f\u2090-\u209c\u2100-\u214f\u249c-\u24e9\ua730-\ua7ff\uff21-\uff3a"
     "\uff41-\uff5a\U0001d400-\U0001d7cb\U0001f110-\U0001f189\U0001f1e6-\U0001f1ff]"
@@ -24,10 +24,10 @@ _SPELLED = re.compile(r"(?<![^\W_])[A-Za-z](?:[ \u00a0.\u00b7_-][A-Za-z]){4,}(?!
 
 
 def fold_letters(text: str) -> str:
-    """`text` with disguised letters in their plain form and without invisible characters; other text is untouched.
+    """`text` with disguised letters in their plain form and without invisible characters; other text is unchanged.
 
-    Latin words that hold Cyrillic or Greek look-alikes become Latin, marks that no composed letter holds are taken off
-    Latin letters, and words that are spelled letter by letter are joined.
+    Cyrillic and Greek look-alikes in Latin words become Latin, marks without a composed letter are removed from Latin
+    letters, and words spelled letter by letter are joined.
     """
     if not text.isascii():
         text = _DISGUISED.sub(_plain_letter, FORMAT.sub("", text)).translate(_SMALL_CAPITALS)

@@ -1,4 +1,4 @@
-"""Numbers as scripts and schools write them, in ASCII: digits of every script, Han numerals, powers of ten."""
+"""Conversion of numerals to ASCII digits: digits of every script, Han numerals, number words, powers of ten."""
 
 import functools
 import re
@@ -12,19 +12,10 @@ _HAN_DIGITS = {
     "九": 9, "壹": 1, "贰": 2, "貳": 2, "叁": 3, "參": 3, "肆": 4, "伍": 5, "陆": 6, "陸": 6, "柒": 7, "捌": 8, "玖": 9,
 }  # fmt: skip
 _HAN_UNITS = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
-_HAN_MYRIADS = {
-    "万": 10**4,
-    "萬": 10**4,
-    "만": 10**4,
-    "亿": 10**8,
-    "億": 10**8,
-    "억": 10**8,
-    "兆": 10**12,
-    "조": 10**12,
-}
+_HAN_MYRIADS = dict.fromkeys("万萬만", 10**4) | dict.fromkeys("亿億억", 10**8) | dict.fromkeys("兆조", 10**12)
 _DIGITS, _UNITS = "".join(_HAN_DIGITS), "".join(_HAN_UNITS)
 HAN_NUMBER = re.compile(rf"-?[{_DIGITS}{_UNITS}万萬亿億](?:[{_DIGITS}{_UNITS}万萬亿億]|[点點.,](?=[{_DIGITS}]))*")
-"""A Han numeral: by place ("一二五〇", "二,一二五", as CLDR writes them) or by units ("一千二百五十", "三点五")."""
+"""A Han numeral: positional ("一二五〇", "二,一二五", as in CLDR) or with units ("一千二百五十", "三点五")."""
 _SCALES = {"百": 100, "백": 100, "千": 1000, "천": 1000, **_HAN_MYRIADS}
 _SCALE = rf"(?:[{''.join(_HAN_MYRIADS)}천백]|[千百](?![克米瓦卡分]))"
 _MYRIAD_RUN = re.compile(rf"(?<![\d,])(?:\d[\d,]*(?:\.\d+)?\s*{_SCALE}+\s*)+(?:\d[\d,]*)?")
@@ -53,7 +44,7 @@ def ascii_digits(text: str) -> str:
 
 
 def han_number(written: str) -> str:
-    """A match of HAN_NUMBER in ASCII digits, separators kept where it counts by place ("二,一二五" -> "2,125")."""
+    """A match of HAN_NUMBER in ASCII digits; positional numerals keep their separators ("二,一二五" -> "2,125")."""
     sign, digits = ("-", written[1:]) if written.startswith("-") else ("", written)
     if not set(digits) & {*_HAN_UNITS, *_HAN_MYRIADS}:
         return sign + "".join(str(_HAN_DIGITS.get(c, "." if c in "点點" else c)) for c in digits)
@@ -70,7 +61,7 @@ def _by_units(text: str) -> int:
     unit = 1
     for c in text:
         if c in _HAN_DIGITS:
-            # A last digit right behind a unit counts the next smaller one: 一千五 is 1500, 一千零五 is 1005.
+            # A last digit directly after a unit counts the next smaller unit: 一千五 is 1500, 一千零五 is 1005.
             digit, unit = _HAN_DIGITS[c], unit if _HAN_DIGITS[c] else 1
         elif c in _HAN_UNITS:
             section, digit, unit = section + (digit or 1) * _HAN_UNITS[c], 0, _HAN_UNITS[c]
@@ -82,7 +73,7 @@ def _by_units(text: str) -> int:
 
 
 def korean_number(text: str) -> int | None:
-    """The value of the Korean number word that `text` begins with, native (스물하나) or Sino-Korean (이십)."""
+    """The value of the Korean number word at the beginning of `text`, native (스물하나) or Sino-Korean (이십)."""
     ending = _KOREAN_ENDINGS.search(text)
     word = text[: ending.start()].strip() if ending else text.strip()
     native = _KOREAN.fullmatch(word)
@@ -94,7 +85,7 @@ def korean_number(text: str) -> int | None:
 _HAN_ANSWER = re.compile(
     rf"(?:第|约|約|一?共)?({HAN_NUMBER.pattern})(?:分[之の]({HAN_NUMBER.pattern}))?(?![样樣般直些起共定切旦致番部緒])"
 )
-"""A Han numeral that opens a text; behind 一 the last characters make another word (一样, 一共)."""
+"""A Han numeral at the beginning of a text; with the excluded characters 一 is part of another word (一样, 一共)."""
 _ONE_ALONE = re.compile(r"\s*(?:$|[.,;:!?)*。।])")
 _FRACTIONS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "thirds"), 3)
 _FRACTIONS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
@@ -102,17 +93,17 @@ _PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(_FRACTIONS)})(?![^\W_])", 
 
 
 def number_word(text: str, code: str, whole: bool = False) -> str | None:
-    """The value of the number word that `text` opens with, in figures ("20", "2/3"); None without one.
+    """The value of the number word at the beginning of `text`, in figures ("20", "2/3"); None without one.
 
     Han numerals in Chinese and Japanese, both Korean series, and the words of languages.json: 0 to 20 or less, tens,
-    and in English hundreds, thousands and fractions. With `whole` the text is nothing else, and only Han numerals are
-    read.
+    and in English hundreds, thousands and fractions. With `whole` the word must be the whole text, and only Han
+    numerals are read.
     """
     if code in ("zh", "ja", "zho_Hant"):
-        found = HAN_NUMBER.fullmatch(text) if whole else _HAN_ANSWER.match(text)
-        if found is None:
+        match = HAN_NUMBER.fullmatch(text) if whole else _HAN_ANSWER.match(text)
+        if match is None:
             return None
-        below, above = (found.group(), None) if whole else found.groups()
+        below, above = (match.group(), None) if whole else match.groups()
         if above is None:
             return han_number(below)
         return han_number(above) if below == "百" else f"{han_number(above)}/{han_number(below)}"
@@ -138,7 +129,7 @@ def _word_of_table(text: str, code: str) -> str | None:
     part = _PART.match(text, end) if code == "en" else None
     if part is not None and (words or end == 0):
         return f"{total or 1}/{_FRACTIONS[part.group(1).lower()]}"
-    # "one" and "un" are articles and pronouns, too.
+    # "one" and "un" may also be articles and pronouns.
     return str(total) if words and (total != 1 or _ONE_ALONE.match(text, end)) else None
 
 
@@ -153,7 +144,7 @@ def _number_words(code: str) -> tuple[re.Pattern | None, dict[str, int]]:
 
 
 def without_myriads(plain: str) -> str:
-    """Digits with 백, 千, 万, 억 ... behind them written out: "5万7500" -> "57500", "3.5 万" -> "35000"."""
+    """`plain` with 백, 千, 万, 억 ... after digits multiplied out: "5万7500" -> "57500", "3.5 万" -> "35000"."""
 
     def value(match: re.Match) -> str:
         total = Decimal(0)
@@ -168,7 +159,8 @@ def without_myriads(plain: str) -> str:
 
 
 def without_powers(plain: str) -> str:
-    """Powers of ten written out: "1.5 × 10^3" -> "1500.0", "2e-2" -> "0.02". A comma may be the decimal mark."""
+    """`plain` with powers of ten multiplied out: "1.5 × 10^3" -> "1500.0", "2e-2" -> "0.02". A comma may be the decimal
+    mark."""
 
     def value(match: re.Match) -> str:
         whole, decimals, power = match.groups()

@@ -1,4 +1,4 @@
-"""Option letters as languages write them: (B), B., **B**, option B, В, খ, 乙."""
+"""Option letters in the forms of each language: (B), B., **B**, option B, В, খ, 乙."""
 
 import functools
 import re
@@ -31,11 +31,11 @@ _REASON = re.compile(
 
 
 def option_letter(line: str, code: str) -> str | None:
-    """The option letter that a line opens with; "" where it names two or may be none; None without one."""
-    found = unicodedata.normalize("NFKC", line).replace("**", "")
-    match = _OPTION.match(found)
+    """The option letter at the beginning of a line; "" if it names two or may not be an option; None without one."""
+    text = unicodedata.normalize("NFKC", line).replace("**", "")
+    match = _OPTION.match(text)
     if match is not None and (match[1] or match[2].isupper()):
-        letter, rest = (match[1] or match[2]).upper(), found[match.end() :]
+        letter, rest = (match[1] or match[2]).upper(), text[match.end() :]
         if _SECOND_OPTION.match(rest):
             return ""
         word = re.match(r"\s+[^\W\d_]", rest)
@@ -43,13 +43,13 @@ def option_letter(line: str, code: str) -> str | None:
         if match[2] and letter in "AEI" and word and "Latn" in language(code).scripts and not _REASON.match(rest):
             return None
         return letter
-    if code == "en" and re.match(rf"{_BEFORE_OPTION}[A-J]\s+\d", found):
+    if code == "en" and re.match(rf"{_BEFORE_OPTION}[A-J]\s+\d", text):
         return ""
     native = native_option(code)
-    match = native.match(found) if native else None
+    match = native.match(text) if native else None
     if match is None:
         return None
-    if _SECOND_OPTION.match(found[match.end() :]):
+    if _SECOND_OPTION.match(text[match.end() :]):
         return ""
     index = next(int(name[1:]) for name, value in match.groupdict().items() if value)
     return LETTERS[index % 10]
@@ -57,10 +57,11 @@ def option_letter(line: str, code: str) -> str | None:
 
 @functools.cache
 def native_option(code: str) -> re.Pattern | None:
+    """A pattern of the native option letters of language `code`, with groups o0, o1, ...; None without any."""
     options = language(code).options
     if not options:
         return None
     groups = "|".join(f"(?P<o{i}>{letter})" for i, letter in enumerate(options))
-    bare = groups.replace("<o", "<o1")  # the same letters, numbered from 10: option_letter takes the last digit
+    bare = groups.replace("<o", "<o1")  # the same letters, numbered from 10; option_letter reads the last digit
     bare = rf"(?:{bare})(?:(?=です|입니다|이다)|(?![^\W\d_]){_STOP})"
     return re.compile(rf"{_BEFORE_OPTION}(?:[(\[【]\s*(?:{groups})\s*[)\]】]|{bare})", re.IGNORECASE)

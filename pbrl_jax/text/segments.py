@@ -1,10 +1,9 @@
-r"""Text in the pieces that a translator reads: sentences, protected spans, and whether the numbers came through.
+r"""Text preparation for translators: sentences, protected spans, and a check that numbers are preserved.
 
-Formulas (`$x^2$`, `\boxed{12}`) and tags are put behind short capital letters, which translation models copy as they
-copy names, and are put back afterwards.
+Formulas (`$x^2$`, `\boxed{12}`) and tags are replaced by short placeholders of capital letters, which translation
+models copy like names, and restored afterwards.
 """
 
-import functools
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -15,7 +14,7 @@ from pbrl_jax.text.numerals import ascii_digits, without_myriads
 _BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 FORMULA = re.compile(
     r"\$\$.+?\$\$|\\\(.+?\\\)|\\\[.+?\\\]"
-    # As pandoc: no space inside the dollars, no digit behind them, or "$5 and $6" would be a formula.
+    # As in pandoc: no space inside the dollars and no digit after them; otherwise "$5 and $6" would be a formula.
     r"|(?<![\\$])\$(?=[^\s$])[^$\n]*?(?<=[^\s\\])\$(?!\d)"
     rf"|\\[A-Za-z]+\s?(?:{_BRACES})+|</?[A-Za-z_]+>|####",
     re.DOTALL,
@@ -35,16 +34,16 @@ _SHORT_WORD = re.compile(
 )
 _LIST_NUMBER = re.compile(r"(?:^|\n)\s*\d{1,3}\.$")
 _BREAKS = tuple(re.compile(pattern) for pattern in (r"[,;:，、；：،]\s*", r"\s+", r"(?=.)"))
-"""Where a sentence that is too long is cut: behind a clause, else between words, else anywhere."""
+"""Positions at which long sentences are cut: after a clause, else between words, else anywhere."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PREFIXES = ("X", "Q", "Z", "XQ", "ZX", "QZ")
 
 
 def lines_and_sentences(text: str) -> Iterator[tuple[str, str]]:
-    """(sentence, the line breaks behind it) pairs; spaces between sentences are dropped, line breaks are kept.
+    """(sentence, line breaks after it) pairs; spaces between sentences are dropped.
 
-    A full stop inside a number, behind an initial, an abbreviation or a list number, or before a lower-case word ends
-    nothing.
+    A full stop in a number, after an initial, an abbreviation or a list number, or before a lower-case word does not
+    end a sentence.
     """
     for line, breaks in re.findall(r"([^\n]*)(\n*)", text):
         parts = list(_sentences(line))
@@ -67,7 +66,7 @@ def _sentences(line: str) -> Iterator[str]:
 
 
 def fitting_parts(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """`text` cut into parts that fit, at the best break nearest its middle; one character always passes."""
+    """`text` cut into parts that fit, at the best break nearest the middle; a single character is never cut."""
     if len(text) < 2 or fits(text):
         return [text]
     for pattern in _BREAKS:
@@ -80,25 +79,25 @@ def fitting_parts(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 class Masked(NamedTuple):
-    """A text whose protected spans stand behind names: `spans` is name -> span."""
+    """A text with placeholders for protected spans; `spans` is placeholder -> span."""
 
     text: str
     spans: dict[str, str]
 
 
 def mask(text: str, pattern: re.Pattern) -> Masked:
-    """Every match of `pattern` behind a name of capital letters that the text does not hold.
+    """`text` with every match of `pattern` replaced by a placeholder of capital letters that the text does not contain.
 
-    A name that would touch a letter or a digit gets a space, which stays.
+    A placeholder next to a letter or a digit is separated by a space, which unmask keeps.
     """
-    found = [match for match in pattern.finditer(text) if match.group()]
-    if not found:
+    matches = [match for match in pattern.finditer(text) if match.group()]
+    if not matches:
         return Masked(text, {})
     prefix = next((p for p in _PREFIXES if not re.search(rf"(?<![A-Za-z]){p}[A-Z]+(?![A-Za-z])", text)), "ZZQ")
     pieces: list[str] = []
     spans: dict[str, str] = {}
     start = 0
-    for number, match in enumerate(found):
+    for number, match in enumerate(matches):
         name = prefix + _letters(number)
         spans[name] = match.group()
         before, after = text[start : match.start()], text[match.end() : match.end() + 1]
@@ -119,27 +118,24 @@ def _name_pattern(name: str) -> re.Pattern:
 
 
 def names_in(text: str, spans: dict[str, str]) -> dict[str, str]:
-    """Those of `spans` whose names stand in `text`."""
+    """The entries of `spans` whose placeholders occur in `text`."""
     return {name: span for name, span in spans.items() if _name_pattern(name).search(text)}
 
 
-def _replacement(span: str, _match: re.Match) -> str:
-    return span
-
-
 def unmask(text: str, spans: dict[str, str]) -> str | None:
-    """The spans back in their places; None if a name is not there exactly once."""
+    """`text` with the spans in place of their placeholders; None if a placeholder does not occur exactly once."""
     for name, span in spans.items():
-        text, count = _name_pattern(name).subn(functools.partial(_replacement, span), text)
-        if count != 1:
+        before, *after = _name_pattern(name).split(text)
+        if len(after) != 1:
             return None
+        text = before + span + after[0]
     return text
 
 
 def readings(token: str) -> frozenset[str]:
-    """The values that a number can have, whatever its language's separators: "1.250" is 1250 or 1.25.
+    """The possible values of a number with the separators of any language: "1.250" is 1250 or 1.25.
 
-    Empty where no reading makes one number of it ("1,2,3").
+    Empty if it is not one number ("1,2,3").
     """
     digits = re.sub(r"['’٬\u00a0\u202f ]", "", token.replace("٫", "."))
     values = set()
@@ -154,18 +150,18 @@ def readings(token: str) -> frozenset[str]:
 
 
 def numbers_in(text: str) -> list[frozenset[str]]:
-    """Readings of every number that is written in digits, of any script."""
-    found = []
+    """Readings of every number in digits of any script."""
+    numbers = []
     for token in NUMBER.findall(without_myriads(ascii_digits(text))):
-        whole = readings(token)
-        found += [whole] if whole else [readings(part) for part in re.split(r"[.,]", token) if part]
-    return found
+        values = readings(token)
+        numbers += [values] if values else [readings(part) for part in re.split(r"[.,]", token) if part]
+    return numbers
 
 
 def numbers_agree(source: str, translation: str) -> bool:
-    """Whether both texts hold the same numbers, each as often, in any order and any language's way of writing them.
+    """Whether both texts contain the same numbers, equally often, in any order and with any separators.
 
-    Signs are not compared. Numbers in words are not read, but an English "zero" to "twelve" may stand for a digit.
+    Signs are not compared. Number words are not read, except English "zero" to "twelve" in place of digits.
     """
     variants = [(source, translation)]
     if _SPACED.search(source) or _SPACED.search(translation):
@@ -176,18 +172,18 @@ def numbers_agree(source: str, translation: str) -> bool:
 
 
 def _covers(a: str, b: str) -> bool:
-    """Whether each number of `a` has one of its own in `b` (bipartite matching by augmenting paths)."""
-    wanted = numbers_in(a)
-    offered = numbers_in(b) + [frozenset([_SMALL[word.lower()]]) for word in _SMALL_WORD.findall(b)]
-    taken: dict[int, int] = {}
+    """Whether each number of `a` has a different partner in `b` (bipartite matching by augmenting paths)."""
+    numbers = numbers_in(a)
+    candidates = numbers_in(b) + [frozenset([_SMALL[word.lower()]]) for word in _SMALL_WORD.findall(b)]
+    partner: dict[int, int] = {}
 
-    def place(index: int, seen: set[int]) -> bool:
-        for other, values in enumerate(offered):
-            if other not in seen and wanted[index] & values:
-                seen.add(other)
-                if other not in taken or place(taken[other], seen):
-                    taken[other] = index
+    def match(index: int, visited: set[int]) -> bool:
+        for candidate, values in enumerate(candidates):
+            if candidate not in visited and numbers[index] & values:
+                visited.add(candidate)
+                if candidate not in partner or match(partner[candidate], visited):
+                    partner[candidate] = index
                     return True
         return False
 
-    return all(place(index, set()) for index in range(len(wanted)))
+    return all(match(index, set()) for index in range(len(numbers)))

@@ -1,8 +1,7 @@
-"""A SentencePiece model in the form that transformers and vLLM read: `tokenizer.json` and `tokenizer_config.json`.
+"""A SentencePiece model as `tokenizer.json` and `tokenizer_config.json`, for transformers and vLLM.
 
-Written beside `tokenizer.model` when a policy is exported. What is written gives the ids of the SentencePiece model, or
-is not written: both are asked for the same texts first. Only special tokens that a text spells out differ, which
-transformers reads as the tokens.
+Written beside `tokenizer.model` when a policy is exported, and only if both tokenizers give the same ids for a set of
+texts. They differ only for special tokens that are spelled out in a text, which transformers encodes as those tokens.
 """
 
 import hashlib
@@ -17,10 +16,10 @@ from pbrl_jax.text.tokenizers import SENTENCEPIECE_RECORD, TOKENIZER_FILES, Sent
 
 SPACE = "\u2581"
 OWN_CLASSES = ("qwen2",)
-"""Model types for which transformers puts a tokenizer class of theirs in the place of whatever class is named."""
+"""Model types for which transformers ignores the configured tokenizer class and uses its own."""
 OWN_MODULE, OWN_CLASS = "tokenization_sentencepiece", "SentencePieceTokenizerFast"
-#: A class of the folder's own stands above theirs. With trust_remote_code it is run; without, tokenizer.json is read
-#: as it is, which is the same thing.
+#: A class in the folder takes precedence over that. With trust_remote_code it is used; without, tokenizer.json is read
+#: unchanged, with the same result.
 OWN_SOURCE = f'''"""tokenizer.json as it is, for any model type."""
 
 from transformers import PreTrainedTokenizerFast
@@ -32,22 +31,22 @@ class {OWN_CLASS}(PreTrainedTokenizerFast):
 TEXTS = (
     "Jibu ni 12. 答案是 12。 คำตอบคือ 12", "  two  spaces \n\nand lines\n", "", " ", "1", "x=3,4; «ok» 🙂 \\boxed{12}\t",
 )  # fmt: skip
-"""Compared beside every piece of the vocabulary."""
-NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
-"""Kinds of pieces, as SentencePiece numbers them."""
+"""Texts that are compared, in addition to every piece of the vocabulary."""
+NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
+"""SentencePiece's kinds of pieces."""
 UNIGRAM, BPE = 1, 2
 
 
 def write_tokenizer_json(
     tokenizer: SentencePieceTokenizer, directory: str | os.PathLike, begin: bool = True, model_type: str = ""
 ) -> str:
-    """Write both files into a folder; "" where they stand, else why there are none.
+    """Write both files into a folder. Returns "" where they were written, else the reason why not.
 
-    With `begin` every text gets a beginning-of-sequence token, as prompts of a policy do. For some values of the
-    config's `model_type` a third file keeps transformers from reading the two in its own way.
+    With `begin` every text gets a beginning-of-sequence token, as a policy's prompts do. For the model types of
+    OWN_CLASSES a third file keeps transformers from replacing the tokenizer class.
     """
     folder = epath.Path(directory)
-    core, problem = converted(tokenizer, begin)
+    core, problem = convert(tokenizer, begin)
     if core is None:
         for name in TOKENIZER_FILES[:2]:
             (folder / name).unlink(missing_ok=True)
@@ -55,9 +54,9 @@ def write_tokenizer_json(
     text = core.to_str()
     (folder / "tokenizer.json").write_text(text)
     piece = tokenizer.processor.id_to_piece
-    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_ids[0], "pad_token": tokenizer.pad_id,
-             "unk_token": tokenizer.processor.unk_id()}  # fmt: skip
-    settings: dict[str, Any] = {name: piece(i) for name, i in named.items() if i is not None}
+    specials = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_ids[0], "pad_token": tokenizer.pad_id,
+                "unk_token": tokenizer.processor.unk_id()}  # fmt: skip
+    settings: dict[str, Any] = {name: piece(i) for name, i in specials.items() if i is not None}
     settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -70,12 +69,12 @@ def write_tokenizer_json(
     return ""
 
 
-def converted(tokenizer: SentencePieceTokenizer, begin: bool = True) -> tuple[Any, str]:
-    """(tokenizers.Tokenizer, "") with the ids of the SentencePiece model, or (None, why there is none)."""
+def convert(tokenizer: SentencePieceTokenizer, begin: bool = True) -> tuple[Any, str]:
+    """(tokenizers.Tokenizer with the ids of the SentencePiece model, ""), or (None, the reason why not)."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Tokenizer, processors
 
-    messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    messages: Any = sentencepiece_model_pb2  # its classes are created at import, so type checkers do not see them
     proto = messages.ModelProto.FromString(tokenizer.model_bytes)
     if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
         return None, "its model is neither BPE nor unigram"
@@ -92,11 +91,11 @@ def converted(tokenizer: SentencePieceTokenizer, begin: bool = True) -> tuple[An
         core.post_processor = processors.TemplateProcessing(
             single=f"{first} $A", pair=f"{first} $A $B", special_tokens=[(first, tokenizer.bos_id)]
         )
-    # A piece inside a word, and one at the beginning of a text.
+    # Every piece at the beginning of a text and inside a word.
     surfaces = [piece for piece in tokenizer.pieces() if piece and "\ufffd" not in piece]
     texts = [*TEXTS, *surfaces, *(f"a{piece}1{piece}" for piece in surfaces)]
-    found = core.encode_batch(texts, add_special_tokens=False)
-    wrong = [t for t, ids, one in zip(texts, tokenizer.encode_batch(texts), found, strict=True) if ids != one.ids]
+    encodings = core.encode_batch(texts, add_special_tokens=False)
+    wrong = [t for t, ids, new in zip(texts, tokenizer.encode_batch(texts), encodings, strict=True) if ids != new.ids]
     return (None, f"it would give other ids for {len(wrong)} texts, as {wrong[0]!r}") if wrong else (core, "")
 
 
@@ -109,14 +108,14 @@ def _model(proto, unknown: int):
         return models.Unigram([(piece.piece, piece.score) for piece in pieces], unknown, byte_fallback)
     ids = {piece.piece: i for i, piece in enumerate(pieces)}
     normal = {piece.piece: piece.score for piece in pieces if piece.type == NORMAL}
-    # Of two merges that could be done, SentencePiece does that which makes the piece of the higher score.
+    # Of two possible merges, SentencePiece takes the one whose result has the higher score.
     merges = [
         (left, right)
         for piece in sorted(normal, key=lambda piece: normal[piece], reverse=True)
         for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
         if left in normal and right in normal
     ]
-    # `ignore_merges`: a piece of the user's stands alone before the model, and is taken as it is.
+    # `ignore_merges`: user-defined pieces, which the pre-tokenizer isolates, are not results of merges.
     return models.BPE(
         ids, merges, unk_token=pieces[unknown].piece, fuse_unk=True, byte_fallback=byte_fallback, ignore_merges=True
     )
@@ -136,11 +135,11 @@ def _normalizer(spec):
 
 
 def _user_pieces(proto):
-    """Cuts a text at the user's own pieces, the longest first: they never join their neighbours."""
+    """A pre-tokenizer that isolates user-defined pieces, the longest first, so that they never merge with others."""
     from tokenizers import Regex, pre_tokenizers
 
-    own = sorted((piece.piece for piece in proto.pieces if piece.type == USER), key=len, reverse=True)
-    return pre_tokenizers.Split(Regex("|".join(map(re.escape, own))), "isolated") if own else None
+    pieces = sorted((piece.piece for piece in proto.pieces if piece.type == USER), key=len, reverse=True)
+    return pre_tokenizers.Split(Regex("|".join(map(re.escape, pieces))), "isolated") if pieces else None
 
 
 def _decoder(prefix: bool):

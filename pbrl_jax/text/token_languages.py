@@ -1,7 +1,7 @@
-"""Which tokens belong to which language: a table that gates a response token by token, on the device too.
+"""The tokens of each language: a table for the language gate that judges every token, also on the device.
 
-A phrase-level identifier does not see a single foreign word in a long response; this table looks at every token. It
-suits closed vocabularies, where each language's words are known (the quickstart); for open text use text.langid.
+An identifier of whole phrases misses a single foreign word in a long response; this table checks every token. It suits
+closed vocabularies, where each language's words are known (the quickstart); for open text use text.langid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from pbrl_jax.text.tokenizers import Tokenizer
 def token_language_table(
     tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], textless: bool = True
 ) -> dict[str, np.ndarray]:
-    """For each language a bool vector over the vocabulary: true where a token may stand in a response.
+    """Language -> bool [V]: true for the tokens that are allowed in a response.
 
-    A token belongs to a language when it occurs in that language's texts, or when it carries no letter (digits,
-    operators, punctuation, spaces); ends of sequence belong to all.
+    A token belongs to a language if it occurs in texts of the language, or if it contains no letter (digits, operators,
+    punctuation, spaces). End-of-sequence tokens belong to all languages.
 
     Args:
       tokenizer: the policy's.
-      texts: language -> text in that language and in no other.
-      textless: whether special tokens, the unknown one among them, and parts of characters carry no letter. They may
-        stand for any letter, so that a gate must not let them pass.
+      texts: language -> texts in that language only.
+      textless: whether special tokens and parts of characters count as tokens without letters. False for a gate, as
+        they may stand for any letter.
     """
     pieces = tokenizer.pieces()
     neutral = np.array([not any(c.isalpha() for c in piece) for piece in pieces], bool)
@@ -40,7 +40,7 @@ def token_language_table(
 
 
 def marker_tokens(tokenizer: Tokenizer, markers: Mapping[str, str]) -> np.ndarray:
-    """Token ids of each language's answer phrase as it stands inside a response, [languages, M], padded with -1."""
+    """Token ids of each language's answer phrase inside a response, [languages, M], padded with -1."""
     ids = [tokenizer.encode(marker) for marker in markers.values()]
     width = max(len(row) for row in ids)
     table = np.full((len(ids), width), -1, np.int32)

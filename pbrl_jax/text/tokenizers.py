@@ -1,8 +1,7 @@
-"""Tokenizers behind one small protocol: SentencePiece files and Hugging Face folders.
+"""Tokenizers with a common protocol: SentencePiece files and Hugging Face folders.
 
-A policy never sees text and a reward never sees policy ids without passing through one of these. `encode` adds no
-special token of any kind; who needs a beginning-of-sequence token asks `pbrl_jax.text.prompts.format_prompt`.
-Special tokens that a user or a policy spells out ("</s>", "<|im_end|>") are ordinary characters here.
+`encode` adds no special tokens; `pbrl_jax.text.prompts.format_prompts` adds the beginning-of-sequence token of a
+prompt. Special tokens that are spelled out in a text ("</s>", "<|im_end|>") are encoded as ordinary characters.
 """
 
 import functools
@@ -22,22 +21,23 @@ from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.text.hf_tokenizer import HuggingFaceTokenizer
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
-"""Ids of the special pieces of every vocabulary that this package trains."""
+"""Ids of the special pieces of vocabularies that this package trains."""
 
 NUMBER_SYMBOLS = (*".。।?？¿,，", *"一二两三四五六七八九十")
-"""Characters that must stay pieces of their own, or numbers fuse with them (`19.` and `19` become unrelated)."""
+"""Characters that are always separate pieces; otherwise numbers merge with them (`19.` and `19` become unrelated)."""
 
 MODEL_FILE = "tokenizer.model"
 XLMR_FILE = "sentencepiece.bpe.model"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", MODEL_FILE, XLMR_FILE)
 SENTENCEPIECE_RECORD = "pbrl_sentencepiece"
-"""In tokenizer_config.json: the sha256 of a tokenizer.json that was made from the tokenizer.model beside it."""
+"""Key in tokenizer_config.json: the sha256 of a tokenizer.json that was made from the tokenizer.model in the same
+folder."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
+    """The interface of tokenizers."""
 
     vocab_size: int
     """Ids are in [0, vocab_size)."""
@@ -50,40 +50,44 @@ class Tokenizer(Protocol):
         """Ids of `text`, without special tokens."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts, in their order."""
+        """Ids of each text, as `encode` gives them."""
 
     def encode_chat(self, messages: Sequence[dict[str, str]], thinking: bool | None = None) -> list[int]:
-        """Ids of a conversation that awaits the assistant's turn, with the special tokens of the chat template.
+        """Ids of a conversation up to the assistant's turn, with the special tokens of the chat template.
 
-        `thinking` is the switch of templates that have one (Qwen3's enable_thinking); None leaves the template its own
-        choice, and a template without the switch does not look at it.
+        `thinking` is the switch of templates that have one (Qwen3's enable_thinking); None is the template's default.
+        Templates without the switch ignore it.
         """
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text of `ids`; special tokens leave nothing behind."""
+        """Text of `ids`, without special tokens."""
 
     def pieces(self) -> list[str]:
-        """Surface text of every id inside a running text: a leading space where the piece begins a word, "" for
-        special tokens, U+FFFD for a piece that is no whole character."""
+        """Text of every id inside a longer text: with a leading space if the piece begins a word, "" for special
+        tokens, U+FFFD for a piece that is not a whole character."""
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest; two tokenizers with one fingerprint give the same ids for every text."""
+        """Hex digest; tokenizers with the same fingerprint give the same ids for every text."""
 
     def save(self, directory: str) -> None:
-        """Writes what `load_tokenizer(directory)` reads back."""
+        """Write the files that `load_tokenizer(directory)` reads."""
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model: a file, a path on remote storage, or the model's own bytes."""
+    """A SentencePiece model: a local or remote path, or the model's bytes."""
+
+    file_name = MODEL_FILE
+    digest_prefix = b""
 
     def __init__(self, model: str | os.PathLike | bytes):
         self.model_bytes = model if isinstance(model, bytes) else _read_model(model)
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
         except Exception as error:
-            what = f"Not a SentencePiece model: {_shown(model)} ({error})."
-            raise DataError(f"{what} Give the path of a .model file.") from error
+            raise DataError(
+                f"Not a SentencePiece model: {_shown(model)} ({error}). Give the path of a .model file."
+            ) from error
         self.vocab_size = self.processor.vocab_size()
         eos, pad, bos = self.processor.eos_id(), self.processor.pad_id(), self.processor.bos_id()
         if eos < 0:
@@ -118,31 +122,33 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.model_bytes).hexdigest()
+        return hashlib.sha256(self.digest_prefix + self.model_bytes).hexdigest()
 
     def save(self, directory: str) -> None:
         folder = epath.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_FILE).write_bytes(self.model_bytes)
+        (folder / self.file_name).write_bytes(self.model_bytes)
 
 
 class XlmrTokenizer(SentencePieceTokenizer):
-    """XLM-R's vocabulary: a SentencePiece model whose ids move up by one, behind <s>, <pad>, </s> and <unk>.
+    """XLM-R's vocabulary: a SentencePiece model whose ids are shifted by one, after <s>, <pad>, </s> and <unk>.
 
-    The ids are those of Hugging Face's XLMRobertaTokenizer, but for a special token that a text spells out: there it
-    is taken for the token, here for characters.
+    The ids are those of Hugging Face's XLMRobertaTokenizer, except that a special token that is spelled out in a text
+    is encoded as characters.
     """
 
+    file_name = XLMR_FILE
+    digest_prefix = b"xlm-roberta\0"
     begin_ids, end_ids = (0,), (2,)
     shift, first_piece, unknown = 1, 3, 3
     """Piece i of the model has id i + shift from `first_piece` on; its unknown piece has id `unknown`."""
 
     def __init__(self, model: str | os.PathLike | bytes):
         super().__init__(model)
-        found = tuple(self.processor.piece_to_id(piece) for piece in ("<unk>", "<s>", "</s>"))
-        if found != (0, 1, 2):
-            raise DataError(f"{_shown(model)} is not XLM-R's: its <unk>, <s>, </s> have ids {found}, expected 0, 1, 2.")
-        # <pad> stands before the pieces and <mask> behind them.
+        ids = tuple(self.processor.piece_to_id(piece) for piece in ("<unk>", "<s>", "</s>"))
+        if ids != (0, 1, 2):
+            raise DataError(f"{_shown(model)} is not XLM-R's: its <unk>, <s>, </s> have ids {ids}, expected 0, 1, 2.")
+        # <pad> comes before the pieces and <mask> after them.
         self.vocab_size = self.processor.vocab_size() + 2
         self.bos_id, self.pad_id, self.eos_ids = 0, 1, (2,)
 
@@ -160,25 +166,16 @@ class XlmrTokenizer(SentencePieceTokenizer):
     def pieces(self) -> list[str]:
         return [""] * 4 + [self._surface(i) for i in range(self.first_piece, self.processor.vocab_size())] + [""]
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(b"xlm-roberta\0" + self.model_bytes).hexdigest()
-
-    def save(self, directory: str) -> None:
-        folder = epath.Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / XLMR_FILE).write_bytes(self.model_bytes)
-
 
 def load_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of a `.model` file, a folder, or a hub id.
 
-    A folder with `tokenizer.json` or `tokenizer_config.json` is a Hugging Face one; a folder with only
-    `tokenizer.model` is SentencePiece (what `save` and `train_sentencepiece` write), and so is one whose
-    `tokenizer.json` an export made of it; one with only `sentencepiece.bpe.model` is XLM-R's.
+    A folder with `tokenizer.json` or `tokenizer_config.json` is read by Hugging Face transformers. A folder with only
+    `tokenizer.model`, or with a `tokenizer.json` that was exported from it, is read by SentencePiece; a folder with
+    only `sentencepiece.bpe.model` is read as XLM-R's.
 
     Raises:
-      ConfigError: `source` is empty, or neither a file, a folder, nor a reachable hub id.
+      ConfigError: `source` is empty, or not a file, a folder or a reachable hub id.
       DataError: the file or folder exists but holds no tokenizer.
     """
     if not source:
@@ -204,14 +201,14 @@ def load_tokenizer(source: str) -> Tokenizer:
 
 
 def _made_from_sentencepiece(folder: epath.Path) -> bool:
-    """Whether tokenizer.json is, unchanged, what an export made of tokenizer.model."""
+    """Whether tokenizer.json was exported from tokenizer.model and not changed since."""
     config, made = folder / "tokenizer_config.json", folder / "tokenizer.json"
     if not (config.exists() and made.exists()):
         return False
     try:
         recorded = json.loads(config.read_text()).get(SENTENCEPIECE_RECORD)
     except (ValueError, AttributeError):
-        return False  # not ours; who reads it says what is wrong with it
+        return False  # not written by this package; transformers will report the error
     return recorded == hashlib.sha256(made.read_bytes()).hexdigest()
 
 
@@ -223,21 +220,21 @@ def train_sentencepiece(
     user_symbols: Sequence[str] = NUMBER_SYMBOLS,
     byte_fallback: bool = False,
 ) -> SentencePieceTokenizer:
-    """Trains a BPE vocabulary; the same sentences in the same order give the same bytes.
+    """Train a BPE vocabulary; the same sentences in the same order give the same bytes.
 
-    BPE, because unigram breaks the frequent short words of a templated corpus; identity normalisation, because NFKC
-    takes Thai SARA AM apart, after which no answer phrase matches; a soft vocabulary limit, because a small corpus
-    has fewer pieces than asked for. The newline is a piece of its own (prompts end in one).
+    BPE, because unigram splits the frequent short words of a templated corpus; identity normalisation, because NFKC
+    decomposes Thai SARA AM, so that no answer phrase would match; a soft vocabulary limit, because a small corpus
+    may have fewer pieces. The newline is a separate piece (prompts end with one).
 
     Args:
       sentences: NFC text, one line each.
-      vocab_size: pieces wanted, the four special ones included; fewer when the corpus does not give them.
-      out_path: where the `.model` file is written; None writes nothing.
-      user_symbols: strings that are always pieces of their own.
-      byte_fallback: spell unseen characters in bytes; needed for real text, a waste of 256 ids for closed corpora.
+      vocab_size: maximum number of pieces, including the four special ones.
+      out_path: path of the `.model` file; None writes nothing.
+      user_symbols: strings that are always separate pieces.
+      byte_fallback: encode unseen characters as bytes; needed for real text, costs 256 ids.
 
     Raises:
-      DataError: no sentences, a sentence that is not NFC, or one that does not survive encode and decode.
+      DataError: no sentences, a sentence that is not NFC, or one that encode and decode change.
     """
     lines = [line for line in sentences if line.strip()]
     if not lines:
@@ -245,11 +242,11 @@ def train_sentencepiece(
     for number, line in enumerate(lines):
         if not unicodedata.is_normalized("NFC", line):
             raise DataError(f"Sentence {number} is not NFC: {line[:60]!r}. Apply unicodedata.normalize('NFC', text).")
-    written = io.BytesIO()
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
-            model_writer=written,
+            model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
             hard_vocab_limit=False,
@@ -268,7 +265,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ConfigError(f"data.vocab_size={vocab_size} cannot hold every character of the text: {error}") from error
-    tokenizer = SentencePieceTokenizer(written.getvalue())
+    tokenizer = SentencePieceTokenizer(model.getvalue())
     check_round_trip(tokenizer, lines[:: max(1, len(lines) // 2000)])
     if out_path is not None:
         path = epath.Path(out_path)
@@ -278,12 +275,12 @@ def train_sentencepiece(
 
 
 def check_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-    """Raises DataError for the first text that `decode(encode(text))` changes."""
+    """Raise DataError for the first text that `decode(encode(text))` changes."""
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        back = tokenizer.decode(ids)
-        if back != text:
+        decoded = tokenizer.decode(ids)
+        if decoded != text:
             raise DataError(
-                f"The vocabulary does not give this text back: {text[:80]!r} became {back[:80]!r}. "
+                f"The vocabulary does not give this text back: {text[:80]!r} became {decoded[:80]!r}. "
                 "Train it on text of this language, or with byte_fallback=True."
             )
 
@@ -300,9 +297,9 @@ def _read_model(path: str | os.PathLike) -> bytes:
 
 
 class MissingTokenizer:
-    """Stands for the tokenizer of a model folder that has none: every use of it says so.
+    """Placeholder for a model folder without a tokenizer: every use raises DataError.
 
-    Such a model can be looked at, converted and exported by its token ids; it cannot read or write text.
+    Such a model can be inspected, converted and exported; it cannot encode or decode text.
     """
 
     def __init__(self, source: str):
@@ -318,8 +315,7 @@ class MissingTokenizer:
 
 
 def folder_tokenizer(folder: str, source: str) -> Any:
-    """The Tokenizer of a local model folder, which `source` is the user's name of; a MissingTokenizer where it has
-    none."""
+    """The Tokenizer of a local model folder, or a MissingTokenizer; `source` is the user's name of the folder."""
     if any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
         return load_tokenizer(folder)
     return MissingTokenizer(source)
@@ -331,7 +327,7 @@ def has_chat_template(tokenizer: Tokenizer) -> TypeGuard[HuggingFaceTokenizer]:
 
 
 def pieces_beyond(tokenizer: Tokenizer, limit: int) -> dict[str, int]:
-    """The pieces whose id is `limit` or above: an embedding of so many rows has none for them."""
+    """Piece -> id of the pieces with id `limit` or above, which an embedding of `limit` rows lacks."""
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return {piece: i for piece, i in tokenizer.tokenizer.get_vocab().items() if i >= limit}
     pieces = tokenizer.pieces() if tokenizer.vocab_size > limit else []

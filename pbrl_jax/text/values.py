@@ -1,4 +1,4 @@
-r"""What the words of an answer mean: numbers in every script and separator, fractions, times, options, LaTeX."""
+r"""Values of answers: numbers in any script and with any separators, fractions, times, options, LaTeX."""
 
 import functools
 import re
@@ -57,15 +57,15 @@ UNITS = frozenset(
     "kW kWh Wh kJ kcal cal Pa kPa ms min hr hrs sec km² m² mph kmh kph mpg rpm px MB GB TB KB kB USD EUR GBP INR CNY "
     "RMB JPY KES TZS NGN ZAR RUB IDR VND THB BDT Rp RM TL am pm AM PM".split()
 )
-"""Units and currency codes that a number may be glued to, and that say nothing about a language."""
+"""Units and currency codes that may follow a number without a space; they are words of no language."""
 LONGEST_NUMBER = 400
-"""Digits; a longer run of them is no answer."""
+"""Largest number of digits of an answer."""
 LONGEST_LINE = 2000
-"""Characters of a line that are looked at."""
+"""Number of characters of a line that are read."""
 
 
 def canonical_number(token: str, code: str) -> str | None:
-    """`token` ("1.250,50") as a canonical decimal string under the separators of language `code`; None if none."""
+    """`token` ("1.250,50") with the separators of language `code` as a canonical decimal string; None if it is none."""
     sign, digits = ("-", token[1:]) if token.startswith("-") else ("", token)
     digits = digits.rstrip(".,'’" + _SPACES)
     for mark in "'’" + _SPACES:
@@ -80,32 +80,33 @@ def canonical_number(token: str, code: str) -> str | None:
 
 
 def plain(text: str) -> str:
-    """NFKC, ASCII digits, no markdown, no currency; powers stay powers and fractions stay fractions."""
+    """`text` in NFKC with ASCII digits, without markdown and currency; powers and fractions are kept."""
     spread = text if text.isascii() else FORMAT.sub("", "".join(_spread(c) for c in text))
-    found = ascii_digits(unicodedata.normalize("NFKC", spread)).replace("\u2044", "/")
-    found = found.replace("{,}", ",").replace("\\!", "").replace("\\%", "%").replace("**", "")
-    found = re.sub(r"(?<=\d)\\,(?=\d{3})", "", found)
-    return _CURRENCY.sub("", re.sub(r"\\[,;: ]|~", " ", found))
+    folded = ascii_digits(unicodedata.normalize("NFKC", spread)).replace("\u2044", "/")
+    folded = folded.replace("{,}", ",").replace("\\!", "").replace("\\%", "%").replace("**", "")
+    folded = re.sub(r"(?<=\d)\\,(?=\d{3})", "", folded)
+    return _CURRENCY.sub("", re.sub(r"\\[,;: ]|~", " ", folded))
 
 
 def _spread(c: str) -> str:
-    """NFKC would turn m² into m2 and 7½ into 71/2."""
+    """`c` with a sign or space that keeps NFKC from turning m² into m2 and 7½ into 71/2."""
     kind = unicodedata.decomposition(c).split(" ")[0]
     if kind in ("<super>", "<sub>"):
         return "^" + c
     return " " + c if kind == "<fraction>" else c
 
 
-def _written_out(text: str, code: str) -> str:
-    """`plain` with signs in figures, LaTeX fractions, powers of ten, and in Chinese, Japanese and Korean, myriads."""
-    found = _LATEX_FRACTION.sub(_slashed, _MINUS.sub("-", plain(text)))
+def _in_figures(text: str, code: str) -> str:
+    """`plain` with minus words, LaTeX fractions and powers of ten in ASCII figures; in Chinese, Japanese and Korean
+    also myriads, times and fractions."""
+    folded = _LATEX_FRACTION.sub(_slashed, _MINUS.sub("-", plain(text)))
     if code in ("ar", "fa", "ur", "he"):
-        found = _TRAILING_MINUS.sub(r"-\1", found)
+        folded = _TRAILING_MINUS.sub(r"-\1", folded)
     if code in ("zh", "ja", "ko"):
-        found = _HAN_TIME.sub(lambda match: f"{match[1]}:{match[2].zfill(2)}", found)
-        found = without_myriads(_HAN_FRACTION.sub(r"\2/\1", found))
-        found = re.sub(r"百分之\s*(?=\d)", "", found)
-    return without_powers(found)
+        folded = _HAN_TIME.sub(lambda match: f"{match[1]}:{match[2].zfill(2)}", folded)
+        folded = without_myriads(_HAN_FRACTION.sub(r"\2/\1", folded))
+        folded = re.sub(r"百分之\s*(?=\d)", "", folded)
+    return without_powers(folded)
 
 
 def _slashed(match: re.Match) -> str:
@@ -114,14 +115,14 @@ def _slashed(match: re.Match) -> str:
 
 
 def last_number(text: str, code: str) -> str | None:
-    """The last number of a text, whatever stands around it."""
-    found = list(_NUMBER.finditer(plain(text)))
-    free = [m for m in found if not re.search(r"[A-Za-z^_]$", m.string[: m.start()][-1:])] or found
+    """The last number of a text, preferably one that does not follow a letter, `^` or `_`."""
+    numbers = list(_NUMBER.finditer(plain(text)))
+    free = [m for m in numbers if not re.search(r"[A-Za-z^_]$", m.string[: m.start()][-1:])] or numbers
     return canonical_number(free[-1].group(), code) if free else None
 
 
 def read_line(line: str, code: str, at_once: bool = False) -> str | None:
-    """The answer that a line opens with, or holds; with `at_once` only the first."""
+    """The answer in a line; with `at_once` only one at its beginning."""
     line = line[:LONGEST_LINE]
     letter = option_letter(line, code)
     if letter is not None:
@@ -131,53 +132,47 @@ def read_line(line: str, code: str, at_once: bool = False) -> str | None:
         inside = next(group for group in formula.groups() if group)
         if re.search(r"[\\^_A-Za-z]", inside) and ("\\" in line or re.search(r"[\^_=]", inside)):
             return read_box(inside, code)
-    found = _written_out(_SUPERSCRIPT.sub("", line), code)
-    if at_once and not re.match(r"[-+(\[$%±≈~]*\.?\d", _LEAD.sub("", found, count=1).lstrip("$([ ")):
-        named = _NAMED.match(found)
-        return _word_value(found, code) if named is None else _first_value(found, code)
-    return _first_value(found, code) if re.search(r"\d", found) else _word_value(found, code)
+    figures = _in_figures(_SUPERSCRIPT.sub("", line), code)
+    if at_once and not re.match(r"[-+(\[$%±≈~]*\.?\d", _LEAD.sub("", figures, count=1).lstrip("$([ ")):
+        return _first_value(figures, code) if _NAMED.match(figures) else _word_value(figures, code)
+    return _first_value(figures, code) if re.search(r"\d", figures) else _word_value(figures, code)
 
 
-def _word_value(found: str, code: str) -> str | None:
-    word = number_word(_LEAD.sub("", found, count=1), code)
+def _word_value(line: str, code: str) -> str | None:
+    word = number_word(_LEAD.sub("", line, count=1), code)
     if word and "/" in word:
         return canonical(Fraction(word))
     return canonical_number(word, code) if word else None
 
 
-def _first_value(found: str, code: str) -> str | None:
-    """The first value of a line that holds digits; of an equation its last side; the number behind "not 20, but"."""
-    start = _NUMBER.search(found)
+def _first_value(line: str, code: str) -> str | None:
+    """The first value of a line with digits; of an equation its last side; of "not 20, but 30" the second number."""
+    start = _NUMBER.search(line)
+    if start is not None and _NOT.search(line[: start.start()]):
+        but = _BUT.search(line, start.end())
+        start = _NUMBER.search(line, but.end()) if but else None
     if start is None:
         return None
-    if _NOT.search(found[: start.start()]):
-        but = _BUT.search(found, start.end())
-        start = _NUMBER.search(found, but.end()) if but else None
-        if start is None:
-            return None
-    behind = _CIRCUMSTANCE.match(found)
-    if behind is not None:
-        return canonical_number(behind.group(1), code)
-    rest = found[start.start() :]
+    after_phrase = _CIRCUMSTANCE.match(line)
+    if after_phrase is not None:
+        return canonical_number(after_phrase.group(1), code)
+    rest = line[start.start() :]
     end = _CLAUSE_END.search(rest, start.end() - start.start())
     clause = rest[: end.start()] if end else rest
     left, equals, _ = clause.rpartition("=")
     if equals and _OPERATION.search(left):
         sides = _SIDE.findall(clause)
         return canonical_number(sides[-1], code) if sides else None
-    return _value_at(rest, start.group(), found[: start.start()], code)
+    return _value_at(rest, start.group(), line[: start.start()], code)
 
 
 def _value_at(rest: str, token: str, before: str, code: str) -> str | None:
-    """The value of a number token and of what is glued to it."""
-    fraction = _FRACTION.match(rest)
-    if fraction is not None:
+    """The value of a number token and of the characters directly after it."""
+    if (fraction := _FRACTION.match(rest)) is not None:
         return _fraction(fraction)
-    time = _TIME.match(rest)
-    if time is not None:
+    if (time := _TIME.match(rest)) is not None:
         return time[1] + (f"{time[2].upper()}M" if time[2] else "")
-    ratio = _RATIO.match(rest)
-    if ratio is not None:
+    if (ratio := _RATIO.match(rest)) is not None:
         return ratio.group()
     after = rest[len(token) :]
     if _RANGE.match(after):
@@ -188,7 +183,7 @@ def _value_at(rest: str, token: str, before: str, code: str) -> str | None:
 
 
 def _is_expression(after: str) -> bool:
-    """Whether what is glued to a number makes a product or power of it: 2x, 5xy, 2\\pi, 2^10, 3(a+b)."""
+    """Whether the characters directly after a number make a product or power of it: 2x, 5xy, 2\\pi, 2^10, 3(a+b)."""
     glued = re.match(r"[A-Za-zα-ωΑ-Ωµ]+", after)
     if glued is None:
         return bool(
@@ -211,7 +206,7 @@ def _scale_pattern(code: str) -> re.Pattern | None:
 
 
 def _scaled(number: str | None, before: str, after: str, code: str) -> str | None:
-    """`number` times the thousand, lakh or million that stands behind it (in Swahili before it)."""
+    """`number` times the thousand, lakh or million after it (in Swahili before it)."""
     pattern = _scale_pattern(code)
     if number is None or pattern is None or "/" in number:
         return number
@@ -226,19 +221,20 @@ def _scaled(number: str | None, before: str, after: str, code: str) -> str | Non
 
 
 def whole_value(text: str, code: str) -> str | None:
-    """The answer where a text is nothing else: a number with its unit, an option letter, a boxed value's words."""
+    """The answer if the text is only an answer: a number with its unit, an option letter, a time; else None."""
     bare = _LEAD.sub("", text.strip(), count=1).rstrip(" *_`.\n।。")
     if "\n" in bare or len(bare) > 60:
         return None
     letter = option_letter(bare, code)
     if letter:
         return letter
-    found = read_box(bare.removeprefix("#").lstrip("# "), code)
-    return found if found is not None and re.fullmatch(r"-?[\d.]+(?:/\d+)?|\d+:\d+\w*|[A-Ja-j]", found) else None
+    value = read_box(bare.removeprefix("#").lstrip("# "), code)
+    return value if value is not None and re.fullmatch(r"-?[\d.]+(?:/\d+)?|\d+:\d+\w*|[A-Ja-j]", value) else None
 
 
 def read_box(inside: str, code: str) -> str | None:
-    """A number where the whole of `inside` is one (units and currency aside), a letter, else LaTeX without spaces."""
+    """The content of a box: a number if it is one (with or without unit and currency), an option letter, else LaTeX
+    without spaces; None if it is empty."""
     if len(inside) > LONGEST_LINE:
         return squeeze(inside)
     content = _TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
@@ -252,22 +248,22 @@ def read_box(inside: str, code: str) -> str | None:
     native = native_option(code)
     if native is not None and native.fullmatch(content):
         return option_letter(content, code)
-    written = _written_out(content, code).strip().rstrip(".")
-    found = _NAMED.sub("", written).strip()
-    if found.count("=") and (value := _last_side(found, code)) is not None:
+    figures = _in_figures(content, code).strip().rstrip(".")
+    text = _NAMED.sub("", figures).strip()
+    if text.count("=") and (value := _last_side(text, code)) is not None:
         return value
-    if found.count("/") and (fraction := _FRACTION.match(found)) and _is_unit(found[fraction.end() :]):
+    if text.count("/") and (fraction := _FRACTION.match(text)) and _is_unit(text[fraction.end() :]):
         return _fraction(fraction)
-    if re.fullmatch(r"\d+\s*:\s*\d+|\d{1,2}:\d{2}(?::\d{2})?\s*[ap]\.?m\.?", found, re.IGNORECASE):
-        time = _TIME.fullmatch(found)
-        return squeeze(found) if time is None else time[1] + (f"{time[2].upper()}M" if time[2] else "")
-    number = _NUMBER.match(found)
+    if re.fullmatch(r"\d+\s*:\s*\d+|\d{1,2}:\d{2}(?::\d{2})?\s*[ap]\.?m\.?", text, re.IGNORECASE):
+        time = _TIME.fullmatch(text)
+        return squeeze(text) if time is None else time[1] + (f"{time[2].upper()}M" if time[2] else "")
+    number = _NUMBER.match(text)
     if number is None:
-        word = number_word(found, code, whole=True)
+        word = number_word(text, code, whole=True)
         return canonical_number(word, code) if word else squeeze(inside) or None
-    after = found[number.end() :]
-    # "x = -1,1" names two values in every language.
-    named = len(found) < len(written)
+    after = text[number.end() :]
+    # "x = -1,1" is a list of two values in every language.
+    named = len(text) < len(figures)
     a_list = _LIST.fullmatch(number.group()) and (named or not LANGUAGES[code].comma_decimal)
     if not a_list and (value := _scaled(canonical_number(number.group(), code), "", after, code)):
         scales = _scale_pattern(code)
@@ -277,7 +273,7 @@ def read_box(inside: str, code: str) -> str | None:
 
 
 def _is_unit(after: str) -> bool:
-    """Whether what stands behind a number is a unit: "km/h", " apples", "°", and not "x", " a + b" or " or 3"."""
+    """Whether the text after a number is a unit: "km/h", " apples", "°", and not "x", " a + b" or " or 3"."""
     after = after.strip("$ ") if after[:1] in " $" else after.rstrip("$ ")
     spaced = after.lstrip("°%^ ")
     if not spaced:
@@ -297,9 +293,9 @@ def _is_unit(after: str) -> bool:
     return not (_FUNCTION.match(word) or _CONNECTIVE.search(spaced))
 
 
-def _last_side(found: str, code: str) -> str | None:
-    """The last side of an arithmetic equation that holds ("9 * 2 = 18"), None for any other."""
-    sides = re.sub(r"\\times|\\cdot|×|·", "*", found).replace("\\div", "/").replace("÷", "/").split("=")
+def _last_side(text: str, code: str) -> str | None:
+    """The value of a true arithmetic equation ("9 * 2 = 18"), None for any other."""
+    sides = re.sub(r"\\times|\\cdot|×|·", "*", text).replace("\\div", "/").replace("÷", "/").split("=")
     values = {_arithmetic(side, code) for side in sides}
     value = values.pop()
     if value is None or values or not any(re.search(r"\d\s*[-+*/]", side) for side in sides[:-1]):
@@ -334,7 +330,7 @@ def _fraction(match: re.Match) -> str | None:
 
 
 def _with_point(digits: str, comma_decimal: bool) -> str:
-    """`digits` with at most a decimal point: thousands marks removed, a decimal comma replaced."""
+    """`digits` with a decimal point and without thousands separators; "" if they are not one number."""
     dots, commas = digits.count("."), digits.count(",")
     if dots and commas:
         point = "." if digits.rfind(".") > digits.rfind(",") else ","
@@ -347,7 +343,7 @@ def _with_point(digits: str, comma_decimal: bool) -> str:
     head, _, tail = digits.rpartition(mark)
     if dots + commas > 1:
         groups = digits.split(mark)
-        # 1,234,567 and 1,14,200; 2,3,7 is a list and no number.
+        # 1,234,567 and 1,14,200 are numbers; 2,3,7 is a list.
         grouped = len(groups[-1]) == 3 and all(len(group) in (2, 3) for group in groups[1:-1])
         return "".join(groups) if grouped and len(groups[0]) <= 3 else ""
     grouped = len(tail) == 3 and 1 <= len(head) <= 3 and not head.startswith("0")
@@ -357,7 +353,7 @@ def _with_point(digits: str, comma_decimal: bool) -> str:
 
 
 def canonical(value: Decimal | Fraction) -> str:
-    """Decimals without trailing zeros, or a reduced fraction where the decimals do not end."""
+    """Decimals without trailing zeros, or a reduced fraction if the decimals do not terminate."""
     if isinstance(value, Fraction):
         rest = value.denominator
         for prime in (2, 5):
@@ -372,5 +368,5 @@ def canonical(value: Decimal | Fraction) -> str:
 
 
 def squeeze(text: str) -> str:
-    """`text` without spaces and without a full stop at its end."""
+    """`text` without spaces and a full stop at its end."""
     return re.sub(r"\s+", "", text).rstrip(".")

@@ -1,8 +1,8 @@
-r"""The words of a text wherever they stand: in prose, formulas, code, tags and links.
+r"""The words of a text, in prose, formulas, code, tags and links.
 
-What carries no language is left out: numbers, operators, LaTeX commands, known tags, single consonants (variables,
-options), units behind a number, and in other scripts units, names of functions and a few names. A word in `\text{}`,
-between dollars, in a tag or in code is a word: an encoder reads it, so the language gate judges it.
+Parts without a language are left out: numbers, operators, LaTeX commands, known tags, single consonants (variables,
+options), units after a number, and in other scripts units, names of functions and a few names. A word in `\text{}`,
+between dollars, in a tag or in code counts: an encoder reads it, so the language gate judges it.
 """
 
 import functools
@@ -25,18 +25,18 @@ COMMANDS = frozenset(
     "hat widehat bar vec tilde hline tag label lfloor rfloor lceil rceil mid vert Vert color textcolor overset "
     "underset substack allowbreak prime star ast hspace vspace newline limits not begin end".split()
 )
-"""LaTeX commands that stand for signs. A few others may stand for signs, too; where there are more, they are words."""
+"""LaTeX commands, which are not words. Up to MOST_UNKNOWN other commands are not words either."""
 TELLING_ENGLISH = frozenset(
     "the and were with from that this there then they their she you have each which when how answer because therefore "
     "since sold bought eats eggs dollars gives makes number where these would should question problem equals".split()
 )
-"""Frequent words of English worked solutions that hardly any other language in Latin letters has."""
+"""Frequent words of English worked solutions that are rare in other languages in Latin letters."""
 ENGLISH = TELLING_ENGLISH | frozenset(
     "them her your many much buys who what why those into out our we it its of is be been are was after before first "
     "next finally step solution so thus hence let find total left remaining more less than per day every by for in on "
     "at to has had he his can will equal two three four five six seven eight nine ten".split()
 )
-"""Frequent words of English: none of them is a name."""
+"""Frequent words of English, none of which is a name."""
 _TAGS = re.compile(r"</?(?:think|answer|b|i|u|em|strong|br|p|sub|sup|ul|ol|li)\s*/?>|<\|[a-z_]{2,20}\|>", re.IGNORECASE)
 _MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.{1,1000}?\\\]|\\\(.{1,1000}?\\\)", re.DOTALL)
 _SHORT = re.compile(r"(?<![^\W\d_\\])(?:[A-Za-z]{1,3}|[α-ωΑ-Ω]+)(?![^\W\d_])")
@@ -52,21 +52,21 @@ _NOT_WORDS = re.compile(r"[\d²³¹⁰-₉¼-¾=+*/<>^_#{}\[\]|~%&@$\\`()-]+")
 _FOREIGN = re.compile(r"[^\W\d_]+(?:[ '’.-]{1,2}[^\W\d_]+)*")
 _WORD = re.compile(r"[^\W\d_]+")
 MOST_UNKNOWN = 3
-"""Different commands outside COMMANDS that still count as signs."""
+"""Largest number of different commands outside COMMANDS that are not words; with more of them, all are words."""
 MOST_NAMES, LONGEST_NAME = 3, 3
-"""Different names in another script that do not count, and the words that one may have."""
+"""Largest number of different names in another script that are ignored, and of words in a name."""
 FREE_LETTERS = 12
-"""Letters of names that do not count in a text with letters of its own; in a longer one, as many as those."""
+"""Total letters of ignored names, or as many as the text has letters in its own scripts, if that is more."""
 
 
 def plain_words(text: str) -> str:
-    """The words of `text`, without what carries no language; spaces collapsed."""
+    """The words of `text`, separated by single spaces."""
     return " ".join(word_lines(text))
 
 
 @functools.lru_cache(maxsize=1024)
 def word_lines(text: str) -> tuple[str, ...]:
-    """The lines of `text` that hold words, as plain words."""
+    """The words of each line of `text` that has any."""
     text = fold_letters(text)
     for pattern in (_FENCE, _TAGS, _LINK):
         text = pattern.sub(" ", text)
@@ -79,52 +79,52 @@ def word_lines(text: str) -> tuple[str, ...]:
 
 
 def _without_commands(text: str) -> str:
-    names = {name for name in _COMMAND.findall(text) if name and name not in COMMANDS}
-    signs = len(names) <= MOST_UNKNOWN and not names & ENGLISH
-    return _COMMAND.sub(lambda match: f" {match[1]} " if not signs and match[1] in names else " ", text)
+    unknown = {name for name in _COMMAND.findall(text) if name and name not in COMMANDS}
+    words = unknown if len(unknown) > MOST_UNKNOWN or unknown & ENGLISH else ()
+    return _COMMAND.sub(lambda match: f" {match[1]} " if match[1] in words else " ", text)
 
 
 def _unless_english(match: re.Match) -> str:
-    """A symbol or product of letters (AB, dx) is no word; "the" is one, also between dollars."""
+    """The match if it is an English word, also between dollars; else " ", as of symbols and products (AB, dx)."""
     return match.group() if match.group().lower() in ENGLISH and len(match.group()) > 1 else " "
 
 
 @functools.lru_cache(maxsize=1024)
 def judged_lines(text: str, scripts: tuple[str, ...]) -> tuple[str, ...]:
-    """`word_lines` for a language in `scripts`: units, functions, letters and names in another script left out."""
+    """`word_lines` for a language in `scripts`, without units, functions, letters and names in another script."""
     lines = word_lines(text)
     if "Latn" in scripts:
         return lines
-    own = script_pattern(scripts)
+    own_script = script_pattern(scripts)
     names: set[str] = set()
-    letters = len(own.findall(" ".join(lines)))
+    letters = len(own_script.findall(" ".join(lines)))
     most = max(FREE_LETTERS, letters) if letters else 0
 
     def kept(match: re.Match) -> str:
         run = match.group()
-        if own.search(run):
-            return _WORD.sub(lambda word: word.group() if own.search(word.group()) else kept(word), run)
+        if own_script.search(run):
+            return _WORD.sub(lambda word: word.group() if own_script.search(word.group()) else kept(word), run)
         words = [w for w in _WORD.findall(run) if len(w) > 1 and w not in UNITS and w.lower() not in _FUNCTIONS]
         if not words:
             return " "
         name = " ".join(words)
         if len(words) <= LONGEST_NAME and all(is_name(word) for word in words):
-            if name in names or (len(names) < MOST_NAMES and sum(len(one) for one in names) + len(name) <= most):
+            if name in names or (len(names) < MOST_NAMES and sum(map(len, names)) + len(name) <= most):
                 names.add(name)
                 return " "
         return name
 
-    found = [" ".join(_FOREIGN.sub(kept, line).split()) for line in lines]
-    return tuple(line for line in found if letters_of(line))
+    judged = [" ".join(_FOREIGN.sub(kept, line).split()) for line in lines]
+    return tuple(line for line in judged if letters_of(line))
 
 
 def is_name(word: str) -> bool:
-    """Whether a word is written as a name: with a capital, and no frequent word of English."""
+    """Whether a word is capitalised and not a frequent word of English."""
     return word[0].isupper() and word.lower() not in ENGLISH
 
 
 def without_names(words: str) -> str:
-    """`words` without the capitalised ones inside sentences."""
+    """`words` without capitalised ones inside sentences."""
     kept, inside = [], False
     for word in words.split():
         bare = word.strip(".,;:!?\"'’")
@@ -135,5 +135,5 @@ def without_names(words: str) -> str:
 
 
 def has_english(words: str) -> bool:
-    """Whether a text too short to identify holds a word that only English has."""
+    """Whether one of `words` is in TELLING_ENGLISH."""
     return any(word.lower() in TELLING_ENGLISH for word in _WORD.findall(words))

@@ -15,19 +15,19 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
 from pbrl_jax.mesh.agree import host_count
-from pbrl_jax.mesh.sharding import place, replicated
+from pbrl_jax.mesh.sharding import place, replicated, row_shards
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.rewards.combine import REWARDS, Combined, make_token_reward
 from pbrl_jax.rewards.cosine import CosineConfig
 from pbrl_jax.rewards.tokens import PivotBatch, TokenInputs, TokenTables
 from pbrl_jax.rollout.generate import generate_samples
-from pbrl_jax.rollout.weights import decoding_params
+from pbrl_jax.rollout.weights import decoding_params, decoding_spec
 from pbrl_jax.train.experiment import Experiment, token_tables
 from pbrl_jax.train.hosted import run_sampling
-from pbrl_jax.train.programs import minibatches, update_context, update_minibatch
+from pbrl_jax.train.microbatches import ChosenBuckets, packing_of
+from pbrl_jax.train.programs import batch_targets, minibatches, update_context, update_minibatch
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, policy_step, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
-from pbrl_jax.train.update import advantage_targets
 
 
 def check_fusable(config: Config, shared_tokenizer: bool, prefix: str = "") -> None:
@@ -87,7 +87,10 @@ def device_functions(
 ) -> StepFunctions:
     """The functions of a step that never leaves the device; all traceable."""
     context, G = update_context(spec, config), config.algo.num_generations
+    if packing := packing_of(spec, config, row_shards(), traced=True):
+        context = context._replace(packed=ChosenBuckets(packing))
     score = make_token_reward(config.reward, encoder_spec)
+    decoding = decoding_spec(spec, config.rollout.weights)
 
     def params(state: TrainState, frozen: Frozen) -> Any:
         policy = forward_params(state.params, frozen.base, config.lora)
@@ -96,7 +99,7 @@ def device_functions(
     def rollout(policy: Any, drawn: Drawn) -> Rollout:
         length = config.rollout.max_completion_length
         return generate_samples(
-            policy, drawn.prompts, drawn.key, inputs.sampling, spec=spec, samples=G, max_length=length
+            policy, drawn.prompts, drawn.key, inputs.sampling, spec=decoding, samples=G, max_length=length
         )  # fmt: skip
 
     def reward(rollout: Rollout, drawn: Drawn) -> Scored:
@@ -109,7 +112,7 @@ def device_functions(
         params=params,
         rollout=rollout,
         reward=reward,
-        advantages=functools.partial(advantage_targets, context=context),
+        advantages=functools.partial(batch_targets, context=context),
         update=functools.partial(update_minibatch, context=context),
         sample=sample_batch,
     )

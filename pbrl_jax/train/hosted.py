@@ -14,13 +14,15 @@ from jax.sharding import Mesh
 
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.grpo import scales_rewards_separately
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
 from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.ahead import Variants, in_background
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
+from pbrl_jax.models.lora import merge_adapters
 from pbrl_jax.rewards.combine import (
     Combined,
     RewardAssets,
@@ -34,26 +36,19 @@ from pbrl_jax.rewards.combine import (
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.rewards.language import Verdict
 from pbrl_jax.rollout.decode import completions
-from pbrl_jax.rollout.generate import make_generate
+from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.rollout.vllm import VllmSampler
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
-from pbrl_jax.train.programs import (
-    make_advantages,
-    make_logprobs,
-    make_parameter_update,
-    make_values,
-    packed,
-    updates_per_rollout,
-)
+from pbrl_jax.train.packed import PackedUpdate, make_policy_update, make_rows, make_targets
+from pbrl_jax.train.programs import critic_values, policy_logp, reference_first, updates_per_rollout
 from pbrl_jax.train.signals import stop_agreed
-from pbrl_jax.train.start import merged_params
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
-from pbrl_jax.train.update import reference_first
+from pbrl_jax.train.update import advantage_targets
 
 
 def hosted_functions(experiment: Experiment) -> StepFunctions:
@@ -68,17 +63,17 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
         sample = with_dynamic_sampling(sample, experiment, batch_shapes(experiment))
     sample = watched_rewards(sample, config)
     if updates_per_rollout(config) > 1:
-        sample = with_column(sample, "old_logp_BR", packed(make_logprobs(spec, config), config))
+        sample = with_column(sample, "old_logp_BR", make_rows(spec, config, policy_logp))
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
-        sample = with_column(sample, "value_BR", packed(make_values(spec, config), config))
-    advantages = make_advantages(spec, config)
-    update = packed(make_parameter_update(spec, config), config)
+        sample = with_column(sample, "value_BR", make_rows(spec, config, critic_values))
+    update = make_policy_update(spec, config)
+    sample = begins_to_compile(sample, update, experiment)
     update = with_fetched_moments(update) if "optimizer" in config.train.offload else update
     return StepFunctions(
         params=functools.partial(decoding_policy, config=config),
         rollout=make_rollout(experiment),
         reward=make_scoring(experiment),
-        advantages=packed(advantages, config) if reference_first(config) else advantages,
+        advantages=make_targets(spec, config),
         update=waiting(update),
         sample=sample,
     )
@@ -86,9 +81,19 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
 
 def decoding_policy(state: TrainState, frozen: Frozen, config: Config) -> Any:
     """The parameters that the policy decodes with; a server is sent weights without adapters beside them."""
-    if config.rollout.engine == "vllm":
-        return merged_params(state.params, frozen.base, config.lora)
+    if config.rollout.engine == "vllm" and config.lora.rank:
+        return merging(config.lora, config.policy.dtype)(frozen.base, state.params)
     return forward_params(state.params, frozen.base, config.lora)
+
+
+@functools.cache
+def merging(lora: LoraConfig, dtype: str) -> Callable[[Any, Any], Any]:
+    """`(frozen, adapters) -> parameters` without adapters, in a type; compiled."""
+
+    def merge(frozen, adapters):
+        return jax.tree.map(lambda x: x.astype(dtype), merge_adapters(frozen, adapters, lora))
+
+    return jax.jit(merge)
 
 
 # Rollout.
@@ -108,7 +113,9 @@ def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
         server = VllmSampler(experiment.policy, config, experiment.mesh, name)
         return lambda params, drawn: server.rollout(params, drawn.prompts, drawn.key, stop_agreed)
     G, R = config.algo.num_generations, settings.max_completion_length
-    generate = make_generate(experiment.policy.spec, G, R, settings.segment_length, settings.weights)
+    generate = make_generate(
+        experiment.policy.spec, G, R, settings.segment_length, settings.weights, settings.slots
+    )
     sampling = run_sampling(experiment)
     return lambda params, drawn: generate(params, drawn.prompts, drawn.key, sampling, stop_agreed)
 
@@ -216,12 +223,30 @@ def waiting(update: Callable) -> Callable:
     return call
 
 
+def begins_to_compile(sample: Callable, update: Variants | PackedUpdate, experiment: Experiment) -> Callable:
+    """Sampling that first has the update compiled beside it, on one device: where the arrays of a batch will lie on
+    several is seen when they are made."""
+    config, mesh, begun = experiment.config, experiment.mesh, list[bool]()
+
+    def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
+        if not begun and state is not None and in_background() and mesh.size == 1 and not config.train.offload:
+            batch = cycle_batch_shapes(experiment)
+            reference = batch.rollout.logp_BR if reference_first(config) else None
+            targets = jax.eval_shape(functools.partial(advantage_targets, config=config), state, batch, reference)
+            update.prepare((state, frozen, batch, targets), (None,))
+            begun.append(True)
+        return sample(functions, state, frozen, drawn)
+
+    return call
+
+
 def with_column(sample: Callable, field: str, program: Callable) -> Callable:
     """Sampling that ends with a column of the batch, `field`, that the trainer computes before any update."""
 
     def call(functions: StepFunctions, state: TrainState, frozen: Frozen, drawn: Drawn) -> Scored:
         scored = sample(functions, state, frozen, drawn)
-        column_BR = program(state, frozen, scored.batch)
+        with drawn.timer.phase("update"):
+            column_BR = program(state, frozen, scored.batch)
         return scored._replace(batch=dataclasses.replace(scored.batch, **{field: column_BR}))
 
     return call

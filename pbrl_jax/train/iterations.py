@@ -1,16 +1,20 @@
 """Several updates on each rollout batch: algo.num_iterations passes over its minibatches."""
 
+from collections.abc import Callable
+
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.logs.metrics import PhaseTimer
 from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.step import Position, Record, Run, train_step, update_policy
 
 
-def step_in_cycle(run: Run, position: Position) -> tuple[Position, Record]:
-    """A whole step where a cycle begins; then updates on the same batch until it has had all of its updates."""
+def step_in_cycle(
+    run: Run, position: Position, begin: Callable[[Run, Position], tuple[Position, Record]] = train_step
+) -> tuple[Position, Record]:
+    """A whole step, `begin`, where a cycle begins; then updates on the same batch until it has had all of them."""
     batch = position.batch
     if batch is None:
-        following, record = train_step(run, position)
+        following, record = begin(run, position)
         batch = record.scored and record.scored.batch
     else:
         following, record = update_again(run, position, batch)

@@ -1,7 +1,7 @@
 """What happens between steps: log, guard, evaluation, checkpoints, stop.
 
 Metrics of a step are read after the next one was dispatched. Everything a later step depends on is in the checkpoint:
-state, cursor, and the scored rollout batch where a cycle of several updates is under way.
+state, cursor, the scored rollout batch where a cycle of several updates is under way, and a rollout sampled ahead.
 """
 
 import functools
@@ -23,6 +23,7 @@ from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.logs.trackers import projects_of
 from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
+from pbrl_jax.mesh.ahead import background_compiles
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
@@ -34,6 +35,7 @@ from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import restore, save
+from pbrl_jax.train.rollout_ahead import step_ahead
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.start import as_rewards_read, frozen_of, kept_start, merged_params
 from pbrl_jax.train.step import Position, Record, Run, Scored, policy_step, train_step
@@ -72,7 +74,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             config=to_json(config), active=is_first(), **projects_of(config.log),
         )  # fmt: skip
         bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet and is_first())
-        with writer, bar:
+        with writer, bar, background_compiles():
             finished = True
             if position.step < config.train.max_steps:
                 if is_first():
@@ -100,7 +102,8 @@ def make_run(experiment: Experiment, frozen: Frozen) -> Run:
     Raises:
       ConfigError: a reward that cannot be made, or a step that cannot be fused.
     """
-    take = train_step if updates_per_rollout(experiment.config) == 1 else step_in_cycle
+    begin = step_ahead if experiment.config.train.rollout_ahead else train_step
+    take = begin if updates_per_rollout(experiment.config) == 1 else functools.partial(step_in_cycle, begin=begin)
     if experiment.config.train.fused:
         return Run(experiment, frozen, None, make_fused_policy_step(experiment), take)
     functions = hosted_functions(as_rewards_read(experiment, frozen))
@@ -218,7 +221,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
             except Interrupted:
                 break
             before, clock = clock, time.perf_counter()
-            loop.follow(record, {"step_time": clock - before})
+            loop.follow(record, {"step_time": clock - before - record.times.get("time/compile", 0.0)})
             bar.advance()
             if pauses_after(loop):
                 jax.block_until_ready(loop.position.state)
@@ -244,7 +247,7 @@ def run_steps(loop: Loop, bar: Progress) -> Position:
 def can_save(position: Position) -> bool:
     """Whether a position can be saved after an error that only this host may know of: the host is alone, and the update
     that failed has not taken the state's arrays."""
-    leaves = jax.tree.leaves((position.state, position.batch))
+    leaves = jax.tree.leaves((position.state, position.batch, position.pending))
     return host_count() == 1 and not any(leaf.is_deleted() for leaf in leaves)
 
 

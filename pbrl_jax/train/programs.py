@@ -1,8 +1,8 @@
 """The compiled programs of an update: in one piece, or in the parts that a step with a host between them calls."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -14,11 +14,11 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.masking import masked_mean
 from pbrl_jax.core.records import TrainBatch, TrainState
-from pbrl_jax.core.trees import take_groups
-from pbrl_jax.mesh.agree import host_array
-from pbrl_jax.mesh.sharding import constrain
-from pbrl_jax.models.packing import choose_bucket, packed_buckets
+from pbrl_jax.core.trees import map_microbatches
+from pbrl_jax.mesh.offload import on_device
+from pbrl_jax.models.packing import Bucket
 from pbrl_jax.models.specs import DecoderSpec
+from pbrl_jax.train.microbatches import groups_at
 from pbrl_jax.train.optimizer import make_critic_optimizer, make_optimizer, make_schedule
 from pbrl_jax.train.trained import Frozen, forward_params
 from pbrl_jax.train.update import (
@@ -26,8 +26,9 @@ from pbrl_jax.train.update import (
     Targets,
     UpdateContext,
     advantage_targets,
-    by_microbatch,
+    apply_gradient,
     in_parts,
+    mean_gradient,
     row_outputs,
     update_parameters,
 )
@@ -43,7 +44,7 @@ def run_optimizer(config: Config) -> Optimizer:
     return Optimizer(make_optimizer(config.optim), make_schedule(config.optim), critic)
 
 
-def update_context(spec: DecoderSpec, config: Config, bucket: int = 0) -> UpdateContext:
+def update_context(spec: DecoderSpec, config: Config, bucket: Bucket | None = None) -> UpdateContext:
     """What is static in the updates of a run."""
     return UpdateContext(spec, config, run_optimizer(config), bucket)
 
@@ -58,22 +59,70 @@ def updates_per_rollout(config: Config) -> int:
     return config.algo.num_iterations * minibatches(config)
 
 
-def update_minibatch(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, context: UpdateContext):
-    """update_parameters on the minibatch whose turn it is; on the whole batch where there is one.
+def minibatch_index(step, groups: int, config: Config) -> jax.Array:
+    """The groups of the minibatch whose turn it is at an optimizer step.
 
-    Passes and their minibatches follow from the number of the optimizer step, so that a run resumes in the middle: the
-    order of a pass is a permutation from (seed, number of the pass).
+    Passes and their minibatches follow from the number of the step, so that a run resumes in the middle: the order of a
+    pass is a permutation from (seed, number of the pass).
     """
-    config, groups = context.config, batch.prompts.lengths_P.shape[0]
-    metrics, size = batch_metrics(batch, targets.adv, config), config.algo.minibatch_prompts
-    if 0 < size < groups:
-        count = groups // size
-        key = jax.random.fold_in(jax.random.key(config.train.seed), ORDER)
-        order = jax.random.permutation(jax.random.fold_in(key, state.step // count), groups)
-        index = jax.lax.dynamic_slice(order, (state.step % count * size,), (size,))
-        batch, targets = on_rows(take_groups((batch, targets), index, groups))
-    state, more = update_parameters(state, frozen, batch, targets, context=context)
+    size = config.algo.minibatch_prompts
+    count = groups // size
+    key = jax.random.fold_in(jax.random.key(config.train.seed), ORDER)
+    order = jax.random.permutation(jax.random.fold_in(key, step // count), groups)
+    return jax.lax.dynamic_slice(order, (step % count * size,), (size,))
+
+
+def minibatch_rows(state: TrainState, batch: TrainBatch, targets: Targets, config: Config):
+    """(batch, targets) of the minibatch whose turn it is; the whole batch where there is one."""
+    groups = batch.prompts.lengths_P.shape[0]
+    if not 0 < config.algo.minibatch_prompts < groups:
+        return batch, targets
+    return groups_at((batch, targets), minibatch_index(state.step, groups, config), groups)
+
+
+def update_minibatch(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, context: UpdateContext):
+    """update_parameters on the minibatch whose turn it is."""
+    metrics = batch_metrics(batch, targets.adv, context.config)
+    rows = minibatch_rows(state, batch, targets, context.config)
+    state, more = update_parameters(state, frozen, *rows, context=context)
     return state, metrics | more
+
+
+def apply_minibatch(state: TrainState, batch: TrainBatch, targets: Targets, sums, context: UpdateContext):
+    """`update_minibatch` with the sums of the minibatch's gradient."""
+    metrics = batch_metrics(batch, targets.adv, context.config)
+    rows = minibatch_rows(state, batch, targets, context.config)
+    state, more = apply_gradient(state, *rows, mean_gradient(sums), context)
+    return state, metrics | more
+
+
+def by_microbatch(function: Callable, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """`function(batch, context)`, an array [B, R], microbatch by microbatch."""
+    if context.packed is not None:
+        return context.packed.rows(function, batch, context)
+    groups, size = batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts
+    return map_microbatches(lambda piece: function(piece, context), batch, groups, size)
+
+
+def reference_first(config: Config) -> bool:
+    """Whether the reference's log-probs are made before the gradient: for a KL inside the reward, or because the
+    reference is in the host's memory and is to be on the device only while there are no gradients."""
+    return config.algo.beta > 0 and (config.algo.kl_in == "reward" or "reference" in config.train.offload)
+
+
+def batch_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> Targets:
+    """Advantages, and before them the reference's log-probs where they are made first; traceable."""
+    ref_logp_BR = None
+    if reference_first(context.config):
+        parts, part = in_parts(batch, context)
+        frozen = dataclasses.replace(frozen, reference=on_device(frozen.reference))
+        ref_logp_BR = by_microbatch(functools.partial(reference_logp, None, frozen), parts, part)
+    return advantage_targets(state, batch, ref_logp_BR, context.config)
+
+
+def reference_logp(state: Any, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """The reference's log-probs of rows, [B, R]."""
+    return row_outputs(frozen.reference, None, batch, context, False)[0]
 
 
 def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array]:
@@ -96,22 +145,17 @@ def batch_metrics(batch: TrainBatch, adv, config: Config) -> dict[str, jax.Array
     }
 
 
-def on_rows(tree: Any) -> Any:
-    """Arrays laid out by their leading axis, as a batch is."""
-    return jax.tree.map(lambda x: constrain(x, "batch", *["none"] * (x.ndim - 1)), tree)
-
-
 def update_step(state: TrainState, ref_params, batch: TrainBatch, base=None, *, spec: DecoderSpec, config: Config,
-                bucket: int = 0) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+                bucket: Bucket | None = None) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """Advantages, gradient and optimizer step as one traceable function; arguments as of `make_update`."""
     context = update_context(spec, config, bucket)
     frozen = Frozen(ref_params if config.algo.beta > 0 else None, base)
-    targets = advantage_targets(state, frozen, batch, context=context)
+    targets = batch_targets(state, frozen, batch, context)
     return update_minibatch(state, frozen, batch, targets, context)
 
 
 def make_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
-    """The compiled update `(state, ref_params, batch, base=None, bucket=0) -> (state, metrics)`; `state` is donated.
+    """The compiled update `(state, ref_params, batch, base=None, bucket=None) -> (state, metrics)`; `state` is donated.
 
     Args:
       spec: the policy's.
@@ -124,78 +168,23 @@ def make_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
     return jax.jit(step, static_argnames="bucket", donate_argnums=0)
 
 
-def make_values(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
-    """Compiled `(state, frozen, batch, bucket=0) -> value_BR`: a critic's values of a rollout batch."""
-
-    def values(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> jax.Array:
-        parts, part = in_parts(batch, update_context(spec, config, bucket))
-        params, head = forward_params(state.params, frozen.base, config.lora), state.critic["params"]
-        value_BR = by_microbatch(lambda piece: row_outputs(params, head, piece, part, False)[2], parts, part)
-        return jnp.where(batch.sampled_BR, value_BR, 0.0)
-
-    return jax.jit(values, static_argnames="bucket")
-
-
 def make_logprobs(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
-    """Compiled `(state, frozen, batch, bucket=0) -> logp_BR`: the trainer's log-probs of a rollout batch."""
+    """Compiled `(state, frozen, batch) -> logp_BR`: the trainer's log-probs of a rollout batch, unpacked."""
 
-    def logprobs(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> jax.Array:
-        parts, part = in_parts(batch, update_context(spec, config, bucket))
-        params = forward_params(state.params, frozen.base, config.lora)
-        return by_microbatch(lambda piece: row_outputs(params, None, piece, part, False)[0], parts, part)
+    def logprobs(state: TrainState, frozen: Frozen, batch: TrainBatch) -> jax.Array:
+        parts, part = in_parts(batch, update_context(spec, config))
+        return by_microbatch(functools.partial(policy_logp, state, frozen), parts, part)
 
-    return jax.jit(logprobs, static_argnames="bucket")
-
-
-def make_advantages(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
-    """Compiled `(state, frozen, batch, bucket=0) -> Targets`."""
-
-    def advantages(state: TrainState, frozen: Frozen, batch: TrainBatch, bucket: int = 0) -> Targets:
-        return advantage_targets(state, frozen, batch, context=update_context(spec, config, bucket))
-
-    return jax.jit(advantages, static_argnames="bucket")
+    return jax.jit(logprobs)
 
 
-def make_parameter_update(spec: DecoderSpec, config: Config) -> jax.stages.Wrapped:
-    """Compiled `(state, frozen, batch, targets, bucket=0) -> (state, metrics)`; the state is donated."""
-
-    def update(state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, bucket: int = 0):
-        return update_minibatch(state, frozen, batch, targets, update_context(spec, config, bucket))
-
-    return jax.jit(update, static_argnames="bucket", donate_argnums=0)
+def policy_logp(state: TrainState, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """The trainer's log-probs of rows, [B, R]."""
+    return row_outputs(forward_params(state.params, frozen.base, context.config.lora), None, batch, context, False)[0]
 
 
-def packed(program: jax.stages.Wrapped, config: Config) -> Callable:
-    """`program(*args)`, args[2] a TrainBatch, on the packed stream length that the batch's responses need."""
-    ahead = compiled_ahead(program, config)
-    return lambda *args: ahead(*args, bucket=packed_bucket(config, args[2]))
-
-
-def packed_bucket(config: Config, batch: TrainBatch) -> int:
-    """The packed stream length of a batch; 0 where packing is off or saves nothing."""
-    if not config.train.packed:
-        return 0
-    lengths = host_array(batch.rollout.lengths_B)
-    samples = config.train.microbatch_samples or config.algo.num_generations
-    return choose_bucket(lengths, samples, config.rollout.max_completion_length)
-
-
-def compiled_ahead(program: jax.stages.Wrapped, config: Config) -> Callable:
-    """`program(*args, bucket=n)`, compiled at its first call for every stream length that a later batch may need, so
-    that no step of a long run waits for a compiler."""
-    if config.lora.quantization in ("int4", "nf4"):
-        return program  # a compiled program refuses the layout that 4-bit arrays have outside of it (jax 0.10)
-    sizes: tuple[int, ...] = (0,)
-    if config.train.packed:
-        samples = config.train.microbatch_samples or config.algo.num_generations
-        sizes += packed_buckets(samples, config.rollout.max_completion_length)
-    compiled: dict[int, Callable] = {}
-
-    def call(*args, bucket: int):
-        if not compiled:
-            lowered = [program.lower(*args, bucket=size) for size in sizes]
-            with ThreadPoolExecutor(len(sizes)) as pool:
-                compiled.update(zip(sizes, pool.map(lambda one: one.compile(), lowered), strict=True))
-        return compiled[bucket](*args)
-
-    return call
+def critic_values(state: TrainState, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> jax.Array:
+    """A critic's values of rows, [B, R]."""
+    params = forward_params(state.params, frozen.base, context.config.lora)
+    value_BR = row_outputs(params, state.critic["params"], batch, context, False)[2]
+    return jnp.where(batch.sampled_BR, value_BR, 0.0)

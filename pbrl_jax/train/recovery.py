@@ -93,4 +93,5 @@ def recover(experiment: Experiment, position: Position, streaks: dict[str, int])
     streaks.update({bound.metric: 0 for bound in bounds(guard)})
     if state.beta is not None:
         told += f"The KL weight is {float(state.beta):.4g} from here on."
-    return position._replace(state=state, batch=None if back else position.batch), told
+    position = position._replace(batch=None, pending=None) if back else position
+    return position._replace(state=state), told

@@ -16,7 +16,7 @@ from pbrl_jax.mesh.sharding import place, replicated
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import acts
-from pbrl_jax.train.hosted import cycle_batch_shapes
+from pbrl_jax.train.hosted import batch_shapes, cycle_batch_shapes
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.staged import announce
 from pbrl_jax.train.start import keeps_start, new_critic, taken, trained_shapes
@@ -66,8 +66,9 @@ def save(
         "unevaluated": position.unevaluated,
         "unlogged": dict(position.unlogged),
         "keeps_beta": position.state.beta is not None,
+        "pending": position.pending is not None,
     }
-    tree = {"state": position.state, "batch": position.batch}
+    tree = {"state": position.state, "batch": position.batch, "pending": position.pending}
     where, limit = experiment.work.checkpoints, experiment.config.train.save_total_limit
     with phase("save"):
         (save_checkpoint if saver is None else saver.start)(where, position.step, tree, meta, keep=limit)
@@ -97,7 +98,8 @@ def restore(experiment: Experiment) -> Position:
             let_go(experiment.policy)  # what is restored takes the place of its parameters
         keeps_beta = meta.get("keeps_beta", saved.algo.kl_target is not None)
         beta = abstract_state(place_beta(experiment)) if keeps_beta else None
-        return {"state": dataclasses.replace(shapes, beta=beta), "batch": batch}
+        pending = batch_shapes(experiment).rollout if meta.get("pending") else None
+        return {"state": dataclasses.replace(shapes, beta=beta), "batch": batch, "pending": pending}
 
     found = restore_latest(experiment.work.checkpoints, abstract)
     if found is None:
@@ -110,7 +112,7 @@ def restore(experiment: Experiment) -> Position:
     if batch is not None and batch.old_logp_BR is None:  # of a version that compared with the sampler's
         batch = dataclasses.replace(batch, old_logp_BR=batch.rollout.logp_BR)
     streaks, unlogged = meta.get("streaks", {}), meta.get("unlogged", {})
-    return Position(found.step, state, meta["cursor"], batch, streaks, unevaluated, unlogged)
+    return Position(found.step, state, meta["cursor"], batch, streaks, unevaluated, unlogged, tree["pending"])
 
 
 def place_beta(experiment: Experiment) -> jax.Array:

@@ -11,8 +11,8 @@
 
 `StepFunctions` are either programs with the host between them (`train.hosted`), or traceable functions that are
 compiled together as one program (`train.fused`). What a run may add wraps one of them or the step itself: further
-updates on a batch (`train.iterations`), dynamic sampling (`train.dynamic`), values of a critic, packing and offload
-(`train.hosted`), several hosts (`train.host_rows`).
+updates on a batch (`train.iterations`), rollouts sampled early (`train.rollout_ahead`), dynamic sampling
+(`train.dynamic`), values of a critic, packing and offload (`train.hosted`), several hosts (`train.host_rows`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ class Position(NamedTuple):
     `batch` is the scored rollout batch of a cycle of several updates, None between cycles; `streaks` are the counters
     of the guards, up to the last step whose metrics were read (FAILED: up to this step); `unevaluated`: a stop
     interrupted the evaluation after this step, which is then made first; `unlogged`: metrics since the last row of the
-    log (logs.window).
+    log (logs.window); `pending` is a rollout that was sampled ahead (train.rollout_ahead).
     """
 
     step: int
@@ -50,6 +50,7 @@ class Position(NamedTuple):
     streaks: Mapping[str, int] = MappingProxyType({})
     unevaluated: bool = False
     unlogged: Mapping[str, list] = MappingProxyType({})
+    pending: Rollout | None = None
 
 
 class Drawn(NamedTuple):

@@ -4,8 +4,6 @@ Traceable functions, which `train.programs` compiles. A gradient that is not fin
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +20,11 @@ from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
-from pbrl_jax.core.trees import all_finite, map_microbatches, select
+from pbrl_jax.core.trees import all_finite, select
 from pbrl_jax.mesh.microbatches import DATA, data_sums, sum_over_data
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
-from pbrl_jax.models.packing import rollout_outputs
+from pbrl_jax.models.packing import Bucket, rollout_outputs
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.trained import Frozen, Trained, forward_params, update_critic
 
@@ -40,12 +38,14 @@ class Optimizer(NamedTuple):
 
 
 class UpdateContext(NamedTuple):
-    """What is static in an update. `bucket` is 0, or the length of the packed streams (see models.packing)."""
+    """What is static in an update. `bucket` is what each group is packed into (None: one stream per row); with `packed`
+    (train.microbatches) the program chooses a bucket for each microbatch."""
 
     spec: DecoderSpec
     config: Config
     optimizer: Optimizer
-    bucket: int = 0
+    bucket: Bucket | None = None
+    packed: Any = None
 
 
 @pytree
@@ -99,29 +99,13 @@ def in_parts(batch: TrainBatch, context: UpdateContext) -> tuple[TrainBatch, Upd
     return dataclasses.replace(batch, prompts=prompts), context._replace(config=part_config)
 
 
-def by_microbatch(function: Callable, batch: TrainBatch, context: UpdateContext) -> jax.Array:
-    """`function(batch)`, an array [B, R], microbatch by microbatch."""
-    return map_microbatches(function, batch, batch.prompts.lengths_P.shape[0], context.config.train.microbatch_prompts)
-
-
-def reference_first(config: Config) -> bool:
-    """Whether the reference's log-probs are made before the gradient: for a KL inside the reward, or because the
-    reference is in the host's memory and is to be on the device only while there are no gradients."""
-    return config.algo.beta > 0 and (config.algo.kl_in == "reward" or "reference" in config.train.offload)
-
-
-def advantage_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, *, context: UpdateContext) -> Targets:
-    """Rewards to advantages, by the algorithm; traceable."""
-    config, algo = context.config, context.config.algo
-    mask_BR, ref_logp_BR, penalty_BR = loss_mask(batch, config), None, None
-    if reference_first(config):
-        parts, part = in_parts(batch, context)
-        reference = on_device(frozen.reference)
-        ref_logp_BR = by_microbatch(lambda piece: row_outputs(reference, None, piece, part, False)[0], parts, part)
-        if algo.kl_in == "reward":
-            beta = algo.beta if state.beta is None else state.beta
-            sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
-            penalty_BR = kl_penalty(sampler_BR, ref_logp_BR, used_BR, beta=beta, estimator=algo.kl_estimator)
+def advantage_targets(state: TrainState, batch: TrainBatch, ref_logp_BR: jax.Array | None, config: Config) -> Targets:
+    """Rewards to advantages, by the algorithm; traceable. `ref_logp_BR`: the reference's, where they are made first."""
+    algo, mask_BR, penalty_BR = config.algo, loss_mask(batch, config), None
+    if ref_logp_BR is not None and algo.kl_in == "reward":
+        beta = algo.beta if state.beta is None else state.beta
+        sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
+        penalty_BR = kl_penalty(sampler_BR, ref_logp_BR, used_BR, beta=beta, estimator=algo.kl_estimator)
     adv, return_BR = estimate_advantages(batch, mask_BR, penalty_BR, config)
     return Targets(adv, mask_BR, ref_logp_BR, return_BR)
 
@@ -167,7 +151,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     sampler_BR = batch.rollout.logp_BR
     old_BR = jax.lax.stop_gradient(logp_BR) if batch.old_logp_BR is None else batch.old_logp_BR
     old_BR = jnp.where(jnp.isfinite(sampler_BR), old_BR, jnp.nan)  # a rollout that went wrong is skipped and counted
-    differs = context.spec.dtype != "float32" or config.rollout.engine != "jax"
+    differs = context.spec.dtype != "float32" or config.rollout.engine != "jax" or config.train.rollout_ahead > 0
     extra, mode = dict[str, Any](), correction_mode(algo.importance_sampling_mode, differs)
     if mode != "off":
         extra["weight_BR"] = sampler_weights(
@@ -193,28 +177,46 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     return loss_sum, (count, pairs, gap_BR.max())
 
 
+#: `microbatch_sums` and the gradient of the loss sum.
+rows_gradient = jax.value_and_grad(microbatch_sums, has_aux=True)
+
+
+def add_sums(total, new):
+    """The sums of two parts of a batch, each as of `rows_gradient`."""
+    (old_sum, (old_count, old_pairs, old_gap)), old_grads = total
+    (new_sum, (new_count, new_pairs, new_gap)), new_grads = new
+    sums = (old_sum, old_count, old_pairs, old_grads), (new_sum, new_count, new_pairs, new_grads)
+    loss_sum, count, pairs, grads = jax.tree.map(jnp.add, *sums)
+    return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
+
+
+def join_sums(total):
+    """The sums of all parts of the mesh's data axis."""
+    (loss_sum, (count, pairs, gap)), grads = total
+    loss_sum, count, pairs, grads = sum_over_data((loss_sum, count, pairs, grads))
+    return (loss_sum, (count, pairs, jax.lax.pmax(gap, DATA))), grads
+
+
 def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
     """Gradient and metrics, summed exactly over microbatches and divided once."""
-    value_and_grad = jax.value_and_grad(functools.partial(microbatch_sums, context=context), has_aux=True)
+
+    def sums(rows, context):
+        return rows_gradient(trained, frozen, beta, rows, context=context)
+
+    if context.packed is not None:
+        return mean_gradient(context.packed.sums(sums, rows, context, add_sums))
     groups = rows[0].prompts.tokens_PT.shape[0]
     size = context.config.train.microbatch_prompts or groups
 
-    def add(total, new):
-        (old_sum, (old_count, old_pairs, old_gap)), old_grads = total
-        (new_sum, (new_count, new_pairs, new_gap)), new_grads = new
-        sums = (old_sum, old_count, old_pairs, old_grads), (new_sum, new_count, new_pairs, new_grads)
-        loss_sum, count, pairs, grads = jax.tree.map(jnp.add, *sums)
-        return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
+    def piece(fixed, rows):
+        return rows_gradient(*fixed, rows, context=context)
 
-    def join(total):
-        (loss_sum, (count, pairs, gap)), grads = total
-        loss_sum, count, pairs, grads = sum_over_data((loss_sum, count, pairs, grads))
-        return (loss_sum, (count, pairs, jax.lax.pmax(gap, DATA))), grads
+    return mean_gradient(data_sums(piece, (trained, frozen, beta), rows, groups, size, add_sums, join_sums))
 
-    def sums(params, rows):
-        return value_and_grad(*params, rows)
 
-    (loss_sum, (count, pairs, gap)), grads = data_sums(sums, (trained, frozen, beta), rows, groups, size, add, join)
+def mean_gradient(sums) -> tuple[Any, dict[str, jax.Array]]:
+    """(gradient, metrics) of the sums of a whole batch, divided once."""
+    (loss_sum, (count, pairs, gap)), grads = sums
     divisor = jnp.maximum(count, 1).astype(loss_sum.dtype)
     metrics = {name: jnp.where(den > 0, num / jnp.maximum(den, 1), jnp.nan) for name, (num, den) in pairs.items()}
     metrics |= {"loss": loss_sum / divisor, "sampling/logp_difference/max": gap, "loss/count": count}
@@ -260,12 +262,20 @@ def update_parameters(
     state: TrainState, frozen: Frozen, batch: TrainBatch, targets: Targets, *, context: UpdateContext
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Gradient and optimizer step towards the targets; traceable."""
-    config, critic, held = context.config, state.critic, jnp.bool_(False)
     parts, part = in_parts(batch, context)
-    trained = Trained(state.params, None if critic is None else critic["params"])
-    if targets.ref_logp_BR is not None:
-        frozen = dataclasses.replace(frozen, reference=None)
-    grads, metrics = gradient_sums(trained, frozen, state.beta, (parts, targets), part)
+    found = gradient_sums(*gradient_of(state, frozen, targets), state.beta, (parts, targets), part)
+    return apply_gradient(state, batch, targets, found, context)
+
+
+def gradient_of(state: TrainState, frozen: Frozen, targets: Targets) -> tuple[Trained, Frozen]:
+    """What the gradient is taken of, and what else it reads: no reference whose log-probs are there."""
+    trained = Trained(state.params, None if state.critic is None else state.critic["params"])
+    return trained, frozen if targets.ref_logp_BR is None else dataclasses.replace(frozen, reference=None)
+
+
+def apply_gradient(state: TrainState, batch: TrainBatch, targets: Targets, found: tuple, context: UpdateContext):
+    """The optimizer step of (gradient, metrics) of a batch; traceable."""
+    config, critic, held, (grads, metrics) = context.config, state.critic, jnp.bool_(False), found
     counts = has_signal(state, targets, config)
     if critic is not None:
         held = state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps

@@ -1,4 +1,4 @@
-"""A cache of translations under a hash of translator, languages and text, in memory and in a file."""
+"""A cache of translations in memory and in a file; keys are hashes of translator, languages and text."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.translate.translator import Translator
 
 BATCH = 256
-"""Texts translated between two writes of the file."""
+"""Texts that are translated between writes of the file."""
 
 
 class CachedTranslator:
@@ -31,11 +31,11 @@ class CachedTranslator:
         rows: list[dict[str, Any]] = [] if self.path is None else read_json_lines(self.path)
         if broken := [number for number, row in enumerate(rows, start=1) if set(row) != {"key", "text"}]:
             raise DataError(f"{self.path}, line {broken[0]}, has other fields than key and text. Delete that line.")
-        self._known: dict[str, str] = {row["key"]: row["text"] for row in rows}
+        self._texts: dict[str, str] = {row["key"]: row["text"] for row in rows}
 
     def __len__(self) -> int:
         """Number of cached translations."""
-        return len(self._known)
+        return len(self._texts)
 
     def key(self, text: str, source: str, target: str) -> str:
         """32 hex digits of the SHA-256 of all that the translation depends on."""
@@ -43,9 +43,8 @@ class CachedTranslator:
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     def translate(self, texts: Sequence[str], sources: Sequence[str], target: str) -> list[str | None]:
-        """The translations into `target`, in order; None where there is none: an endpoint did not answer, or the
-        translation is truncated and `uses_incomplete` is off. A text in the target language, or of white space, is
-        returned unchanged.
+        """The translations into `target`, in order; None if an endpoint did not answer, or if the translation is
+        truncated and `uses_incomplete` is off. A text in the target language, or of white space, is returned unchanged.
 
         Args:
           sources: a language code for each text.
@@ -53,22 +52,22 @@ class CachedTranslator:
         keys = [self.key(text, source, target) for text, source in zip(texts, sources, strict=True)]
         todo: dict[str, tuple[str, str]] = {}
         for key, text, source in zip(keys, texts, sources, strict=True):
-            if source != target and text.strip() and key not in self._known:
+            if source != target and text.strip() and key not in self._texts:
                 todo.setdefault(key, (text, source))
         pending = list(todo.items())
         for start in range(0, len(pending), BATCH):
             batch = pending[start : start + BATCH]
-            found = self.translator.translations([t for _, (t, _) in batch], [s for _, (_, s) in batch], target)
+            results = self.translator.translations([t for _, (t, _) in batch], [s for _, (_, s) in batch], target)
             new = {
                 key: translation.text
-                for (key, _), translation in zip(batch, found, strict=True)
+                for (key, _), translation in zip(batch, results, strict=True)
                 if translation.complete or self.uses_incomplete
             }
-            self._known |= new
+            self._texts |= new
             if self.path is not None:
                 append_json_lines(self.path, [{"key": key, "text": text} for key, text in new.items()])
             check_stop()
         return [
-            text if source == target or not text.strip() else self._known.get(key)
+            text if source == target or not text.strip() else self._texts.get(key)
             for key, text, source in zip(keys, texts, sources, strict=True)
         ]

@@ -1,7 +1,4 @@
-"""Translators by name: a translation model, or any policy that is asked to translate.
-
-The prompted translator stands here and not beside the translation models because it uses the sampler.
-"""
+"""Loading of translators: a translation model, or any policy with an instruction to translate."""
 
 import re
 from collections.abc import Sequence
@@ -22,20 +19,20 @@ from pbrl_jax.weights.policies import Policy, load_policy
 PLAIN = (
     "Translation from {source} into {target}. Numbers and formulas stay as they are.\n\n{source}: {text}\n{target}:\n"
 )
-"""What a model without a chat template continues; its translation ends with the line."""
+"""The prompt of a model without a chat template; its translation is the next line."""
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 class PromptedTranslator(Translator):
-    """A policy asked to translate, greedily; see `Translator.translate`.
+    """A policy with an instruction to translate, decoded greedily; see `Translator.translate`.
 
-    With a chat template it reads texts whole and writes several lines; without one it gets a sentence at a time.
+    With a chat template it translates whole texts of several lines; without one, one sentence at a time.
 
     Args:
       policy: any decoder with its tokenizer.
-      max_completion_length: most tokens of a translation.
-      max_prompt_length: most tokens of a prompt, the request included; longer texts are cut into parts.
-      batch_size: texts translated at a time.
+      max_completion_length: maximum tokens of a translation.
+      max_prompt_length: maximum tokens of a prompt, including the request; longer texts are split.
+      batch_size: texts per batch.
     """
 
     def __init__(self, policy: Policy, max_completion_length: int = 512, max_prompt_length: int = 1024,
@@ -53,11 +50,11 @@ class PromptedTranslator(Translator):
 
     @property
     def fingerprint(self) -> str:
-        """Names all that a translation depends on."""
+        """Identifies the policy and the limits."""
         return f"{self.policy.fingerprint}:{self.max_prompt_length}:{self.max_completion_length}"
 
     def prompt_tokens(self, segment: Segment) -> list[int]:
-        """The ids of the request, with one beginning-of-sequence token where the tokenizer has one."""
+        """The ids of the request, with one beginning-of-sequence token if the tokenizer has one."""
         tokenizer, form = self.policy.tokenizer, REQUEST if self.whole_texts else PLAIN
         text = form.format(
             source=LANGUAGES[segment.source].name, target=LANGUAGES[segment.target].name, text=segment.text
@@ -69,17 +66,17 @@ class PromptedTranslator(Translator):
         return with_one_bos(ids, tokenizer.bos_id)
 
     def fits(self, text: str) -> bool:
-        # Beside its neighbours a text may take a token or two more than alone; its translation, twice as many.
+        # Inside the prompt a text may have one or two tokens more than alone; its translation may have twice as many.
         count = len(self.policy.tokenizer.encode(text)) + 2
         return count <= min(self.text_limit, self.max_completion_length // 2)
 
     def write(self, segments: Sequence[Segment]) -> list[Written]:
-        engine, prompts = Engine.of(self.policy, self.batch_size), [self.prompt_tokens(one) for one in segments]
+        engine, prompts = Engine.of(self.policy, self.batch_size), [self.prompt_tokens(segment) for segment in segments]
         answers = engine.answer(prompts, Sampling(self.max_completion_length))
         return [self._finished(answer.text, not answer.truncated) for answer in answers]
 
     def _finished(self, text: str, ended: bool) -> Written:
-        """The translation without an empty thought; without a chat template, its first line."""
+        """The translation without the thought; without a chat template, its first line."""
         text = _THOUGHT.sub("", text).strip()
         if self.whole_texts:
             return Written(text, ended)
@@ -92,18 +89,18 @@ def load_translator(
 ) -> Translator:
     """A translator from a folder, a hub id or `gs://...`: `translate(texts, source_language, target_language)`.
 
-    M2M100 and NLLB-200 models (`facebook/nllb-200-distilled-600M`) translate sentence by sentence; any policy that
-    load_policy reads is asked to translate. Mind the licence: NLLB's weights are CC-BY-NC.
+    M2M100 and NLLB-200 models (`facebook/nllb-200-distilled-600M`) translate sentence by sentence; a policy (any model
+    of load_policy) is prompted to translate. The licence of NLLB's weights is CC-BY-NC.
 
     Args:
-      mesh: lay the parameters on this mesh.
-      dtype: compute type; default: what the folder says.
+      mesh: the mesh for the parameters.
+      dtype: compute type; default: the folder's.
       num_beams: for M2M100 and NLLB; 1 is greedy.
-      batch_size: texts or sentences translated at a time.
+      batch_size: texts or sentences per batch.
       limits: for a policy, `max_completion_length` and `max_prompt_length` in tokens.
 
     Raises:
-      CheckpointError: no model there, or one that is damaged or not understood.
+      CheckpointError: no model, or one that is damaged or not supported.
       ConfigError: settings that the model does not have.
     """
     folder = local_copy(source)

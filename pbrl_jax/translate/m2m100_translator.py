@@ -1,4 +1,4 @@
-"""M2M100 and NLLB-200 as translators: weights, spec and tokenizer together, loaded and exported."""
+"""Translators with M2M100 and NLLB-200 models: translation, loading and export."""
 
 import functools
 import hashlib
@@ -28,19 +28,19 @@ from pbrl_jax.weights.tensors import CONFIG, abstract_params, load_params, open_
 from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_module
 
 NLLB_CODES = {code: entry.nllb for code, entry in LANGUAGES.items()}
-"""Language -> its token in NLLB-200. M2M100 calls them `__sw__`."""
+"""Language -> its token in NLLB-200. M2M100 has tokens such as `__sw__`."""
 SOURCE_LIMIT = 512
-"""Tokens of a source: the longest that these models were trained on; they have more positions."""
+"""Maximum tokens of a source: the length of these models' training data; they have more positions."""
 EMBEDDING_COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
 """Names of the shared embedding in files that lack `model.shared.weight`."""
 
 
 class M2M100Translator(Translator):
-    """Sentence by sentence, greedily or by beam search; see `Translator.translate`.
+    """Translates sentence by sentence, greedily or by beam search; see `Translator.translate`.
 
     Args:
       num_beams: 1 is greedy.
-      batch_size: sentences translated at a time, all of one length bucket.
+      batch_size: sentences per batch, all of one length bucket.
     """
 
     fingerprint: str = ""
@@ -60,14 +60,14 @@ class M2M100Translator(Translator):
 
     @functools.cached_property
     def language_ids(self) -> dict[str, int]:
-        """Language -> the id of its token, for those that this model knows."""
+        """Language -> the id of its token, for the languages of this model."""
         vocabulary = self.tokenizer.tokenizer.get_vocab()
         names = {code: (NLLB_CODES[code], f"__{code}__") for code in sorted(LANGUAGES)}
-        found = {code: [vocabulary[name] for name in both if name in vocabulary] for code, both in names.items()}
-        return {code: ids[0] for code, ids in found.items() if ids}
+        ids = {code: [vocabulary[name] for name in pair if name in vocabulary] for code, pair in names.items()}
+        return {code: matches[0] for code, matches in ids.items() if matches}
 
     def language_id(self, code: str) -> int:
-        """The id of a language's token; ConfigError for a language that the model does not know."""
+        """The id of a language's token; ConfigError for a language that the model does not support."""
         if code not in self.language_ids:
             raise ConfigError(
                 f"This model has no token for {LANGUAGES[code].name} ({code}); it knows "
@@ -96,8 +96,8 @@ class M2M100Translator(Translator):
         tokens_BS, lengths_B = pad_tokens(tokens, length, self.spec.pad_id)
         mask_BS = np.arange(length)[None] < lengths_B[:, None]
         run = compiled_translation(self.spec, self.target_limit(length), self.num_beams)
-        found = run(self.params, tokens_BS=tokens_BS, mask_BS=mask_BS, forced_bos_B=np.array(targets, np.int32))
-        rows = zip(np.asarray(found.tokens_BR), np.asarray(found.lengths_B), np.asarray(found.truncated_B), strict=True)
+        output = run(self.params, tokens_BS=tokens_BS, mask_BS=mask_BS, forced_bos_B=np.array(targets, np.int32))
+        rows = zip(*map(np.asarray, (output.tokens_BR, output.lengths_B, output.truncated_B)), strict=True)
         ends = set(self.spec.eos_ids)
         return [
             Written(self.tokenizer.decode([i for i in ids[1:length].tolist() if i not in ends]).strip(), not cut)
@@ -105,41 +105,41 @@ class M2M100Translator(Translator):
         ]
 
     def likelihoods(self, segments: Sequence[Segment], targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(mean log-prob per token of each target as a translation of its segment, in nats [N]; whether either was cut
-        at the model's length [N])."""
+        """(mean log-prob per token of each target as a translation of its segment, in nats [N]; whether source or
+        target was cut at the model's limit [N])."""
         sources, end = self.source_tokens(segments), self.spec.eos_ids[0]
         encoded = self.tokenizer.encode_batch(list(targets))
-        limit, most = self.source_limit, self.source_limit - 3  # start, language and end
-        cut_N = np.array([len(s) > limit or len(t) > most for s, t in zip(sources, encoded, strict=True)], bool)
+        limit, target_limit = self.source_limit, self.source_limit - 3  # without start, language and end
+        cut_N = np.array([len(s) > limit or len(t) > target_limit for s, t in zip(sources, encoded, strict=True)], bool)
         sources = [ids if len(ids) <= limit else [*ids[: limit - 1], end] for ids in sources]
-        wanted = [[self.language_id(segment.target), *ids[:most], end]
-                  for segment, ids in zip(segments, encoded, strict=True)]  # fmt: skip
+        target_ids = [[self.language_id(segment.target), *ids[:target_limit], end]
+                      for segment, ids in zip(segments, encoded, strict=True)]  # fmt: skip
         mean_N = np.zeros(len(sources), np.float32)
-        lengths = [max(len(s), len(t)) for s, t in zip(sources, wanted, strict=True)]
+        lengths = [max(len(s), len(t)) for s, t in zip(sources, target_ids, strict=True)]
         for rows, filled in by_length(lengths, few_rows(len(sources), self.batch_size)):
             check_stop()
             length = length_bucket(max(lengths[row] for row in filled), limit)
             tokens_BS, lengths_B = pad_tokens([sources[row] for row in filled], length, self.spec.pad_id)
-            targets_BR, targets_B = pad_tokens([wanted[row] for row in filled], length, self.spec.pad_id)
+            targets_BR, targets_B = pad_tokens([target_ids[row] for row in filled], length, self.spec.pad_id)
             mask_BS = np.arange(length)[None] < lengths_B[:, None]
-            found_B = compiled_likelihood(self.spec)(self.params, tokens_BS, mask_BS, targets_BR, targets_B)
-            mean_N[rows] = np.asarray(found_B)[: len(rows)]
+            mean_B = compiled_likelihood(self.spec)(self.params, tokens_BS, mask_BS, targets_BR, targets_B)
+            mean_N[rows] = np.asarray(mean_B)[: len(rows)]
         return mean_N, cut_N
 
     def target_limit(self, source_length: int) -> int:
-        """Tokens that a translation may have: one that repeats itself beyond that would not end."""
+        """Maximum tokens of a translation; a longer one is usually a repetition without an end."""
         return min(2 * source_length + 32, self.spec.max_positions)
 
 
 @functools.cache
 def compiled_translation(spec: M2M100Spec, max_length: int, num_beams: int):
-    """translate_tokens, compiled."""
+    """translate_tokens, compiled once per spec and limits."""
     return jax.jit(functools.partial(translate_tokens, spec=spec, max_length=max_length, num_beams=num_beams))
 
 
 @functools.cache
 def compiled_likelihood(spec: M2M100Spec):
-    """target_logprobs, compiled."""
+    """target_logprobs, compiled once per spec."""
     return jax.jit(functools.partial(target_logprobs, spec))
 
 
@@ -152,12 +152,12 @@ def load_m2m100(
     Args:
       folder: weights (safetensors or `pytorch_model.bin`) and tokenizer.
       config: its config.json.
-      source: what the user called it, for messages.
-      mesh: lay the parameters on this mesh.
-      dtype: compute and parameter type; default: what the config says.
+      source: the user's name of the folder, for messages.
+      mesh: the mesh for the parameters.
+      dtype: compute and parameter type; default: the config's.
 
     Raises:
-      CheckpointError: a model that is not understood, weights that do not fit it, a tokenizer of another model.
+      CheckpointError: an unsupported model, weights that do not fit it, a tokenizer of another model.
     """
     spec = m2m100_spec(config, dtype or stored_compute_type(config))
     names, tensors = m2m100_names(spec), open_weights(folder)
@@ -178,16 +178,16 @@ def load_m2m100(
 
 
 def export_translator(translator: M2M100Translator, directory: str) -> None:
-    """Write a folder that transformers loads: safetensors in the parameters' type, config.json, tokenizer.
+    """Write a folder for transformers: safetensors in the parameters' type, config.json, tokenizer.
 
-    The folder is read back: every parameter must be the same bit for bit, and token ids must agree.
+    The folder is read back and compared: parameters must be bitwise equal, and token ids must agree.
 
     Args:
       translator: from `load_m2m100`.
       directory: the folder, local or `gs://...`; files of these names are replaced.
 
     Raises:
-      CheckpointError: the files read back differ from what was written.
+      CheckpointError: the files read back differ from the translator.
     """
     folder, kind = epath.Path(directory), np.dtype(jax.tree.leaves(translator.params)[0].dtype).name
     config: dict[str, Any] = {name: value for name, value in translator.config.items() if name != "dtype"}
@@ -196,11 +196,11 @@ def export_translator(translator: M2M100Translator, directory: str) -> None:
     translator.tokenizer.save(str(folder))
     names = m2m100_names(translator.spec)
     write_module(folder, {**config, "torch_dtype": kind}, translator.params, names)
-    place = local_copy(str(directory))
-    found = load_m2m100(place, read_config(place, str(directory)) or {}, str(directory))
-    problems = differing_parameters(translator.params, found.params)
-    if found.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
+    local = local_copy(str(directory))
+    reloaded = load_m2m100(local, read_config(local, str(directory)) or {}, str(directory))
+    problems = differing_parameters(translator.params, reloaded.params)
+    if reloaded.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
         problems.append("the tokenizer gives other ids")
-    if found.language_ids != translator.language_ids:
-        problems.append("the tokenizer knows other languages")
+    if reloaded.language_ids != translator.language_ids:
+        problems.append("the tokenizer has other languages")
     refuse_differences(directory, problems, CONFIG)

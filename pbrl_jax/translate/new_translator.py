@@ -1,4 +1,4 @@
-"""A new M2M100 with a vocabulary of its own text."""
+"""A new M2M100 model with a vocabulary that is trained on given text."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import jax
 
 from pbrl_jax.core.errors import ConfigError, lookup
 from pbrl_jax.models.m2m100 import TRANSLATORS, M2M100Spec, init_m2m100
-from pbrl_jax.text.sentencepiece_json import converted
+from pbrl_jax.text.sentencepiece_json import convert
 from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, train_sentencepiece
 from pbrl_jax.translate.m2m100_translator import M2M100Translator
 from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
@@ -25,9 +25,9 @@ def new_translator(
 
     Args:
       preset: a name in models.m2m100.TRANSLATORS.
-      languages: codes; each gets a token `__code__`, English too.
-      lines: sentences that the vocabulary is trained on.
-      vocab_size: pieces wanted; the languages' tokens come on top.
+      languages: codes; each of them, and English, gets a token `__code__`.
+      lines: training sentences of the vocabulary.
+      vocab_size: maximum number of pieces, without the languages' tokens.
       seed: of the parameters.
       options: of `train_sentencepiece`.
     """
@@ -45,16 +45,16 @@ def new_translator(
 
 def language_tokenizer(languages: Sequence[str], lines: Sequence[str], vocab_size: int,
                        **options: Any) -> HuggingFaceTokenizer:  # fmt: skip
-    """A trained vocabulary, in the form of transformers, with a special token `__code__` for each language.
+    """A trained vocabulary as a transformers tokenizer, with a special token `__code__` for each language.
 
     Raises:
-      ConfigError: a vocabulary that this form cannot express.
+      ConfigError: the vocabulary cannot be converted.
     """
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
     pieces = train_sentencepiece(lines, vocab_size, **options)
-    core, problem = converted(pieces, begin=False)
+    core, problem = convert(pieces, begin=False)
     if core is None:
         raise ConfigError(f"The vocabulary cannot be written as tokenizer.json: {problem}. Change data.vocab_size.")
     codes = sorted({*languages, "en"})
@@ -73,7 +73,7 @@ def language_tokenizer(languages: Sequence[str], lines: Sequence[str], vocab_siz
 
 
 def config_json(spec: M2M100Spec) -> dict[str, Any]:
-    """The config.json of a model of this spec, as transformers reads it."""
+    """The config.json of a model of this spec, for transformers."""
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["M2M100ForConditionalGeneration"],

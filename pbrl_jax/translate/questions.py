@@ -1,4 +1,4 @@
-"""English questions translated in batches; each translation is checked, and rejected ones are listed with reasons.
+"""Batch translation of English questions; each translation is checked, and rejected ones are listed with reasons.
 
 The paper needs no human data in the target languages. A mistranslated question is a wrong problem, so numbers,
 formulas, names, the language and the back-translation into English are checked before a row is used.
@@ -25,25 +25,25 @@ from pbrl_jax.text.langid import is_right_language
 from pbrl_jax.text.segments import FORMULA, numbers_agree
 
 NAME_SIMILARITY = 0.75  # ASSUMED
-"""Least share of letters in common (difflib) of two spellings of a name: Tomás is Tomas."""
+"""Smallest similarity (difflib) of two spellings of a name: Tomás is Tomas."""
 _WORDS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NAME = re.compile(r"(?<=[^\W_][ ,;])\s*([A-Z][a-z]{2,})\b")
 
 Translate = Callable[[Sequence[str], Sequence[str], str], list[str | None]]
-"""(texts, their languages, target) -> translations; None where there is none (see CachedTranslator.translate)."""
+"""(texts, their languages, target) -> translations, None for a missing one (see CachedTranslator.translate)."""
 Similarity = Callable[[str, str], float]
 
 
 class Checks(NamedTuple):
-    """What a translation must pass: with `back`, it is translated back into English, must keep its names, and must
-    have at least the similarity `min_agreement`, in [0, 1], with the question."""
+    """Optional checks: with `back`, a translation is translated back into English, must keep its names, and must have
+    at least the similarity `min_agreement`, in [0, 1], with the question."""
 
     back: bool = True
     min_agreement: float = 0.35  # ASSUMED
 
 
 class Files(NamedTuple):
-    """Where `translate_rows` writes: accepted and rejected rows, the settings they were made with, the cache."""
+    """The files of `translate_rows`: accepted rows, rejected rows, their settings, the cache of translations."""
 
     out: str
     rejected: str
@@ -52,10 +52,11 @@ class Files(NamedTuple):
 
 
 class Job(NamedTuple):
-    """How rows are translated.
+    """Settings of a translation job.
 
-    `column` holds the English question. `cut_is_none` says what a missing translation means: cut at the length limit
-    (rejected), or not answered (left for the next call). `similarity` is of two English texts, in [0, 1].
+    `column` holds the English question. A missing translation was cut at the length limit and is rejected with
+    `cut_is_none`; otherwise it was not answered and is left for the next call. `similarity` compares two English texts,
+    in [0, 1].
     """
 
     column: str
@@ -69,7 +70,7 @@ class Job(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Numbers of (row, language) pairs; `reasons` counts those of rejected ones, which may have several."""
+    """Numbers of (row, language) pairs; `reasons` counts the reasons of rejected ones, which may have several."""
 
     accepted: int
     rejected: int
@@ -78,12 +79,12 @@ class Counts(NamedTuple):
 
 
 def proper_names(text: str) -> list[str]:
-    """Capitalised words inside sentences: mostly names. A name that stands only at their beginning is not found."""
+    """Capitalised words inside sentences, mostly names. Names at the beginning of a sentence are not found."""
     return list(dict.fromkeys(_NAME.findall(FORMULA.sub(" ", text))))
 
 
 def missing_names(source: str, texts: Sequence[str]) -> list[str]:
-    """Names of an English text that no word of `texts` resembles."""
+    """Names of an English text without a similar word in `texts`."""
     words = {word.casefold() for text in texts for word in _WORDS.findall(text)}
     return [name for name in proper_names(source) if not any(_same_name(name.casefold(), word) for word in words)]
 
@@ -93,36 +94,36 @@ def _same_name(name: str, word: str) -> bool:
 
 
 def translation_faults(source: str, translation: str, back: str | None, target: str, job: Job) -> list[str]:
-    """What is wrong with a translation of an English text, in words; [] where nothing is.
+    """Reasons to reject a translation of an English text; [] for none.
 
     Args:
-      back: the translation in English again; None: not asked for.
+      back: the translation translated back into English; None without that check.
     """
     if not translation.strip():
         return ["empty"]
-    found = []
+    faults = []
     if not numbers_agree(source, translation):
-        found.append("numbers differ")
+        faults.append("numbers differ")
     if Counter(FORMULA.findall(source)) != Counter(FORMULA.findall(translation)):
-        found.append("formulas differ")
+        faults.append("formulas differ")
     if is_right_language(translation, target, (target, "en")) is False:
-        found.append("wrong language")
+        faults.append("wrong language")
     if back is None:
-        return found
+        return faults
     if missing := missing_names(source, (translation, back)):
-        found.append("names lost: " + ", ".join(missing))
+        faults.append("names lost: " + ", ".join(missing))
     if not numbers_agree(source, back):
-        found.append("numbers differ on the way back")
+        faults.append("numbers differ on the way back")
     if (agreement := job.similarity(source, back)) < job.checks.min_agreement:
-        found.append(f"back-translation agrees by {agreement:.2f}")
-    return found
+        faults.append(f"back-translation agrees by {agreement:.2f}")
+    return faults
 
 
 def read_questions(path: str, column: str) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; each has an `id`, its number in the file where it names none.
+    """The rows of a JSON lines file; `id` defaults to the row's number.
 
     Raises:
-      DataError: no rows, a row without text in `column`, or an id twice.
+      DataError: no rows, a row without text in `column`, or a repeated id.
     """
     numbered = numbered_json_lines(path)
     rows = [{"id": place, **row} for place, (_, row) in enumerate(numbered)]
@@ -133,39 +134,39 @@ def read_questions(path: str, column: str) -> list[dict[str, Any]]:
             raise DataError(
                 f"{path}, line {number}: no text in {column!r}; it has {', '.join(row)}. Name it: --column NAME."
             )
-    twice = [name for name, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
-    if twice:
-        raise DataError(f"{path} has the id {twice[0]!r} more than once. Ids tell finished rows from others.")
+    repeated = [name for name, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path} has the id {repeated[0]!r} more than once. Give each row its own id.")
     return rows
 
 
 def output_files(out: str) -> Files:
-    """OUT.jsonl, and OUT.rejected.jsonl, OUT.settings.json and OUT.cache.jsonl beside it."""
+    """OUT.jsonl, OUT.rejected.jsonl, OUT.settings.json and OUT.cache.jsonl."""
     stem = out.removesuffix(".jsonl")
     return Files(out, f"{stem}.rejected.jsonl", f"{stem}.settings.json", f"{stem}.cache.jsonl")
 
 
 def check_settings(files: Files, settings: dict[str, Any]) -> None:
-    """Write the settings of the files, or refuse to continue with others.
+    """Write the settings file, or compare with the settings of an earlier call.
 
     Raises:
-      DataError: names what differs.
+      DataError: other settings, which it lists, or an output file of something else.
     """
-    place = as_path(files.settings)
-    if place.exists():
-        before = read_json_object(place)
+    path = as_path(files.settings)
+    if path.exists():
+        before = read_json_object(path)
         differ = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if differ:
             shown = "; ".join(f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in differ)
             raise DataError(f"{files.out} was started with other settings: {shown}. Use another output file.")
     elif as_path(files.out).exists():
         raise DataError(f"{files.out} exists and was not written by `pbrl translate`. Use another output file.")
-    write_atomic(place, json.dumps(settings, indent=1, ensure_ascii=False))
+    write_atomic(path, json.dumps(settings, indent=1, ensure_ascii=False))
 
 
 def translate_rows(rows: Sequence[dict[str, Any]], job: Job, tick: Callable[[int], Any] = lambda _: None) -> Counts:
-    """Translate every row into every target. Accepted and rejected rows are appended batch by batch, so that a call
-    after an interruption continues and ends with the same files.
+    """Translate every row into every target language. Accepted and rejected rows are appended batch by batch: a call
+    after an interruption continues and gives the same files.
 
     An accepted row keeps its other columns and has `question` (translated), `question_en`, `language`; a rejected one
     has `id, language, question_en, question, back, reasons`. `tick` gets the number of pairs of each batch.
@@ -199,13 +200,13 @@ def translate_rows(rows: Sequence[dict[str, Any]], job: Job, tick: Callable[[int
 
 
 def _translate_batch(batch: Sequence[tuple[dict[str, Any], str]], job: Job) -> Iterator[tuple]:
-    """(row, target, translation, back-translation) of a batch; one call per target, and one for all the way back."""
+    """(row, target, translation, back-translation) of a batch; one call per target, and one for back-translation."""
     texts: dict[int, str | None] = {}
     for target in dict.fromkeys(target for _, target in batch):
-        places = [place for place, (_, other) in enumerate(batch) if other == target]
-        questions = [batch[place][0][job.column] for place in places]
-        texts |= dict(zip(places, job.translate(questions, ["en"] * len(places), target), strict=True))
-    ordered = [texts[place] for place in range(len(batch))]
+        indices = [i for i, (_, language) in enumerate(batch) if language == target]
+        questions = [batch[i][0][job.column] for i in indices]
+        texts |= dict(zip(indices, job.translate(questions, ["en"] * len(indices), target), strict=True))
+    ordered = [texts[i] for i in range(len(batch))]
     back: Sequence[str | None] = [None] * len(batch)
     if job.checks.back:
         back = job.translate([text or "" for text in ordered], [target for _, target in batch], "en")

@@ -1,8 +1,8 @@
-"""Translators: texts are split, formulas protected, translations checked and joined, whatever model writes them.
+"""The common part of all translators: splitting of texts, protection of formulas, checks and joining of translations.
 
-Formulas and tags are replaced by placeholders that a model copies. A piece whose placeholders or numbers are not in its
-translation is written again with its numbers replaced too, and then unchanged. Texts longer than the model's limit are
-split into parts that fit, and a translation that reached the length limit is marked as incomplete.
+Formulas and tags are replaced by placeholders that a model copies. If a translation lacks placeholders or numbers, the
+piece is translated again with placeholders for its numbers too, and then without placeholders. Texts longer than the
+model's limit are split, and a translation that reached the length limit is marked as incomplete.
 """
 
 import logging
@@ -37,9 +37,9 @@ REQUEST = (
 )
 """The request to a model that follows instructions."""
 UNSPACED = ("zh", "ja")
-"""Languages that put no space between sentences."""
+"""Languages without spaces between sentences."""
 ENDPOINT_CHARACTERS = 8000
-"""Characters sent to an endpoint at a time; longer texts are split between sentences."""
+"""Maximum characters of a request to an endpoint; longer texts are split between sentences."""
 
 
 class Segment(NamedTuple):
@@ -51,17 +51,17 @@ class Segment(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The output of a model; `complete` is false where it reached the length limit."""
+    """The output of a model; `complete` is false if it reached the length limit."""
 
     text: str
     complete: bool
 
 
 class Translation(NamedTuple):
-    """One text's translation.
+    """The translation of one text.
 
-    `complete`: no part reached the length limit. `numbers_agree`: source and translation hold the same numbers (see
-    pbrl_jax.text.segments.numbers_agree); a number that is spelled out in one of them counts as missing.
+    `complete`: no part reached the length limit. `numbers_agree`: source and translation contain the same numbers (see
+    pbrl_jax.text.segments.numbers_agree); a number word in one of them counts as missing.
     """
 
     text: str
@@ -70,14 +70,14 @@ class Translation(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of text number `row`, with the line breaks behind it."""
+    """A part of text number `row`, and the line breaks after it."""
 
     row: int
     masked: Masked
     breaks: str
 
     def plain(self) -> str:
-        """The part with its formulas."""
+        """The part without placeholders."""
         return unmask(self.masked.text, self.masked.spans) or ""
 
 
@@ -86,17 +86,17 @@ class Translator(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the model and its settings: all that a translation depends on besides the text."""
+        """Identifies everything that a translation depends on besides the text: the model and its settings."""
         return ""
 
     uses_incomplete = True
-    """Whether incomplete translations are used: truncated ones are, missing ones are not."""
+    """Whether incomplete translations are used; False if they may be missing answers."""
     whole_texts = False
-    """Whether the model gets texts of several sentences; otherwise one sentence at a time."""
+    """Whether the model translates texts of several sentences; otherwise one sentence at a time."""
 
     @abstractmethod
     def write(self, segments: Sequence[Segment]) -> list[Written]:
-        """The model's translations of segments that fit, in their order."""
+        """The model's translations of segments within its limit, in their order."""
 
     @abstractmethod
     def fits(self, text: str) -> bool:
@@ -112,32 +112,32 @@ class Translator(ABC):
           source_language, target_language: one code ("sw") for all texts, or one for each.
 
         Raises:
-          ConfigError: a language that this package or this model does not know.
+          ConfigError: a language that this package or the model does not support.
         """
-        found = self.translations(texts, source_language, target_language)
-        cut = sum(not translation.complete for translation in found)
+        results = self.translations(texts, source_language, target_language)
+        cut = sum(not translation.complete for translation in results)
         if cut:
-            _LOGGER.warning("%d of %d translations reached the length limit and may lack their end.", cut, len(found))
-        return [translation.text for translation in found]
+            _LOGGER.warning("%d of %d translations reached the length limit and may lack their end.", cut, len(results))
+        return [translation.text for translation in results]
 
     def translations(
         self, texts: Sequence[str], source_language: str | Sequence[str], target_language: str | Sequence[str]
     ) -> list[Translation]:
-        """As `translate`, with whether each translation is complete and keeps its numbers."""
+        """As `translate`, and whether each translation is complete and keeps its numbers."""
         sources, targets = (language_codes(codes, len(texts)) for codes in (source_language, target_language))
         foreign = [row for row in range(len(texts)) if sources[row] != targets[row]]
         pieces = [piece for row in foreign for piece in self.pieces(row, texts[row])]
         written = self._write_pieces(pieces, sources, targets)
-        found = [Translation(text, True, True) for text in texts]
+        results = [Translation(text, True, True) for text in texts]
         for row in foreign:
             parts = [(piece, part) for piece, part in zip(pieces, written, strict=True) if piece.row == row]
             text = _join(parts, targets[row])
             complete = all(part.complete for _, part in parts)
-            found[row] = Translation(text, complete, numbers_agree(texts[row], text))
-        return found
+            results[row] = Translation(text, complete, numbers_agree(texts[row], text))
+        return results
 
     def pieces(self, row: int, text: str) -> list[Piece]:
-        """The parts that are translated separately: sentences, or as many of them as fit."""
+        """The parts that are translated separately: sentences, or groups of sentences within the model's limit."""
         masked = mask(text, FORMULA)
         if self.whole_texts and self.fits(masked.text):
             parts = [(masked.text, "")]
@@ -148,7 +148,7 @@ class Translator(ABC):
         return [Piece(row, Masked(part, names_in(part, masked.spans)), breaks) for part, breaks in parts]
 
     def _pack(self, sentences: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Neighbouring sentences joined while they fit."""
+        """Consecutive sentences joined up to the model's limit."""
         packed: list[tuple[str, str]] = []
         for sentence, breaks in sentences:
             if packed:
@@ -167,9 +167,9 @@ class Translator(ABC):
                 best[index] = Written(piece.plain(), True)
         todo = [index for index, done in enumerate(best) if done is None]
         for attempt in (lambda piece: piece.masked, _mask_numbers, _mask_nothing):
-            asked = [(index, masked) for index in todo if (masked := attempt(pieces[index])) is not None]
-            segments = [Segment(m.text, sources[pieces[i].row], targets[pieces[i].row]) for i, m in asked]
-            for (index, masked), written in zip(asked, self._write_fitting(segments), strict=True):
+            inputs = [(index, masked) for index in todo if (masked := attempt(pieces[index])) is not None]
+            segments = [Segment(m.text, sources[pieces[i].row], targets[pieces[i].row]) for i, m in inputs]
+            for (index, masked), written in zip(inputs, self._write_fitting(segments), strict=True):
                 text = unmask(written.text, masked.spans)
                 if text is None:
                     continue
@@ -178,18 +178,20 @@ class Translator(ABC):
                     best[index] = Written(text, written.complete)
                 if agree:
                     todo.remove(index)
-        if ends_early():  # attempts may be missing: these are translated again next time
+        if ends_early():  # attempts may be missing, so these pieces are translated again in the next run
             best = [None if index in todo else written for index, written in enumerate(best)]
         return [Written("", False) if written is None else written for written in best]
 
     def _write_fitting(self, segments: list[Segment]) -> list[Written]:
-        """`write`, with segments that are too long split into parts, and equal ones written once."""
-        rows = [[one._replace(text=part) for part in fitting_parts(one.text, self.fits)] for one in segments]
+        """`write` of segments of any length: long ones are split, and equal ones are translated once."""
+        rows = [
+            [segment._replace(text=part) for part in fitting_parts(segment.text, self.fits)] for segment in segments
+        ]
         unique = list(dict.fromkeys(part for row in rows for part in row))
-        found = dict(zip(unique, self.write(unique) if unique else [], strict=True))
+        results = dict(zip(unique, self.write(unique) if unique else [], strict=True))
         joined = []
         for row in rows:
-            written = [found[part] for part in row]
+            written = [results[part] for part in row]
             text = _space(row[0].target).join(part.text for part in written)
             joined.append(Written(text, all(part.complete for part in written)))
         return joined
@@ -197,12 +199,12 @@ class Translator(ABC):
 
 def language_codes(codes: str | Sequence[str], count: int) -> list[str]:
     """A language code for each of `count` texts; ConfigError for unknown codes or a wrong number of them."""
-    found = [codes] * count if isinstance(codes, str) else list(codes)
-    if len(found) != count:
-        raise ConfigError(f"{len(found)} languages for {count} texts; give one for all, or one for each.")
-    for code in dict.fromkeys(found):
+    codes = [codes] * count if isinstance(codes, str) else list(codes)
+    if len(codes) != count:
+        raise ConfigError(f"{len(codes)} languages for {count} texts; give one for all, or one for each.")
+    for code in dict.fromkeys(codes):
         language(code)
-    return found
+    return codes
 
 
 def _mask_numbers(piece: Piece) -> Masked | None:
@@ -228,7 +230,7 @@ def _join(parts: list[tuple[Piece, Written]], target: str) -> str:
 
 
 class EndpointTranslator(Translator):
-    """An OpenAI-compatible endpoint. A text that it does not answer is an incomplete translation; they are counted."""
+    """An OpenAI-compatible endpoint. A text without an answer is an incomplete translation; their number is printed."""
 
     whole_texts = True
     uses_incomplete = False
@@ -247,9 +249,9 @@ class EndpointTranslator(Translator):
     def write(self, segments: Sequence[Segment]) -> list[Written]:
         requests = [
             [{"role": "user", "content": REQUEST.format(
-                source=LANGUAGES[one.source].name, target=LANGUAGES[one.target].name, text=one.text
+                source=LANGUAGES[source].name, target=LANGUAGES[target].name, text=text
             )}]
-            for one in segments
+            for text, source, target in segments
         ]  # fmt: skip
         answers = self.endpoint.ask_all(requests, temperature=0.0, max_tokens=self.max_tokens)
         failed = [answer for answer in answers if isinstance(answer, EndpointError)]

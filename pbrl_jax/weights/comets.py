@@ -155,13 +155,8 @@ def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
     comet = load_comet(directory, dtype)
     if dtype is not None:
         comet = comet._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), comet.params))
-    save_comet(comet, out)
+    save_model(out, "comet", comet.spec, comet.params, comet.tokenizer)
     written = load_comet(out)
     if not jax.tree.all(jax.tree.map(jnp.array_equal, comet.params, written.params)):
         raise CheckpointError(f"{out} was written, but reads back differently. Check the disk, and convert again.")
     return written
-
-
-def save_comet(comet: Comet, directory: str) -> None:
-    """Write a folder for `load_comet`."""
-    save_model(directory, "comet", comet.spec, comet.params, comet.tokenizer)

@@ -72,11 +72,12 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
 def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
     """Our parameter path -> tensors of the checkpoint."""
     names = {"embed": Stored("model.shared.weight", (spec.vocab_size, spec.width))}
-    encoder = (spec.encoder_layers, spec.width, spec.encoder_heads, spec.encoder_ffn)
-    decoder = (spec.decoder_layers, spec.width, spec.decoder_heads, spec.decoder_ffn)
-    names |= _attention("encoder", "encoder", "self_attn", *encoder[:3]) | _feed_forward("encoder", *encoder)
-    names |= _attention("decoder", "decoder", "self_attn", *decoder[:3]) | _feed_forward("decoder", *decoder)
-    cross = _attention("decoder", "decoder", "encoder_attn", *decoder[:3])
+    for side, layers, heads, ffn in (
+        ("encoder", spec.encoder_layers, spec.encoder_heads, spec.encoder_ffn),
+        ("decoder", spec.decoder_layers, spec.decoder_heads, spec.decoder_ffn),
+    ):
+        names |= _attention(side, "self_attn", layers, spec.width, heads) | _feed_forward(side, layers, spec.width, ffn)
+    cross = _attention("decoder", "encoder_attn", spec.decoder_layers, spec.width, spec.decoder_heads)
     for path, stored in cross.items():
         # Keys and values of the source are computed once per sentence, by a separate module.
         part = path.removeprefix("decoder/")
@@ -87,15 +88,15 @@ def m2m100_names(spec: M2M100Spec) -> dict[str, Stored]:
     return names
 
 
-def _attention(path: str, side: str, block: str, layers: int, width: int, heads: int) -> dict[str, Stored]:
-    prefix, head = f"model.{side}.layers.{{layer}}.{block}", (heads, width // heads)
+def _attention(path: str, block: str, layers: int, width: int, heads: int) -> dict[str, Stored]:
+    prefix, head = f"model.{path}.layers.{{layer}}.{block}", (heads, width // heads)
     names = norm_names(f"{path}/attention_norm", f"{prefix}_layer_norm", width, layers)
     for part in ("query", "key", "value"):
         names |= linear_names(f"{path}/{part}", f"{prefix}.{part[0]}_proj", (width,), head, layers)
     return names | linear_names(f"{path}/out", f"{prefix}.out_proj", head, (width,), layers)
 
 
-def _feed_forward(path: str, layers: int, width: int, _heads: int, ffn: int) -> dict[str, Stored]:
+def _feed_forward(path: str, layers: int, width: int, ffn: int) -> dict[str, Stored]:
     prefix = f"model.{path}.layers.{{layer}}"
     up = linear_names(f"{path}/up", f"{prefix}.fc1", (width,), (ffn,), layers)
     down = linear_names(f"{path}/down", f"{prefix}.fc2", (ffn,), (width,), layers)

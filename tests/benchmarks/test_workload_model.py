@@ -43,10 +43,3 @@ def test_the_end_comes_with_probability_one_over_the_mean():
 
 def test_full_length_never_ends():
     assert end_probabilities(tiny())[..., workload.EOS].max() == 0.0
-
-
-def test_only_buckets_that_can_occur_are_compiled():
-    assert grpo_step.possible_buckets(tiny()) == (0,)
-    assert grpo_step.possible_buckets(tiny("--mean-response", "2", "--no-packed")) == (0,)
-    # 8 responses of at most 8 tokens: 64 slots unpacked, an eighth, a quarter and a half of that packed.
-    assert grpo_step.possible_buckets(tiny("--mean-response", "2")) == (8, 16, 32, 0)

@@ -8,7 +8,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.cli import main
 from pbrl_jax.core.paths import read_json_lines
-from pbrl_jax.train import hosted, programs
+from pbrl_jax.train import hosted
 
 HF = ROOT / "tests" / "fixtures" / "hf"
 TRANSLATOR = ("--reward.translator", str(HF / "m2m100"))
@@ -45,9 +45,8 @@ def shared_programs():
     patch = pytest.MonkeyPatch()
     for module, name in (
         (hosted, "make_generate"),
-        (hosted, "make_advantages"),
-        (hosted, "make_parameter_update"),
-        (programs, "compiled_ahead"),
+        (hosted, "make_targets"),
+        (hosted, "make_policy_update"),
     ):
         patch.setattr(module, name, once(getattr(module, name)))
     yield

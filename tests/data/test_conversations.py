@@ -2,13 +2,14 @@
 
 import pytest
 from row_files import ASK, write
+from text_helpers import format_prompt
 from tiny_hf import TEMPLATE, hf_tokenizer
 
 from pbrl_jax import DataConfig
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.data.load import check_rows, dataset_fingerprint, fit_prompts, load_prompts, refuse_trained
 from pbrl_jax.data.sources import table
-from pbrl_jax.text.prompts import chat_messages, form_of, format_prompt
+from pbrl_jax.text.prompts import chat_messages, form_of
 from pbrl_jax.text.wording import Wording
 
 VERL = {

@@ -7,13 +7,13 @@ import re
 import unicodedata
 
 import pytest
+from text_helpers import script_share
 
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.data.sources import SOURCES, quickstart
 from pbrl_jax.data.sources import quickstart_text as text
 from pbrl_jax.data.sources.common import language_of, prompt_id, row_of
 from pbrl_jax.text.answers import extract_answer
-from pbrl_jax.text.languages import script_share
 
 ALL = quickstart.LANGUAGES
 SPLITS = tuple(quickstart.SPLIT_SHARES)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 from row_files import ASK, write
+from text_helpers import format_prompt
 from tiny_hf import hf_policy
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.data.responses import Preference, holds_preferences, read_examples, read_preferences
 from pbrl_jax.run import dpo
-from pbrl_jax.text.prompts import format_prompt
 
 TURNS = (("system", "Be short."), ("user", "Ngapi?"))
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("Jibu ni 18.", "Sijui."))

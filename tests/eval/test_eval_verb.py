@@ -271,7 +271,7 @@ def test_a_table_of_ones_own(tmp_path, pbrl_eval):
     assert [(row["key"], row["gold"]) for row in graded] == [(f"{c}/{i + s}", str(i)) for c, s in (("sw", 0), ("en", 3))
                                                              for i in range(3)]  # fmt: skip
     for arguments, message in [
-        (columns[:1] + columns[2:], "6 of 6 rows have no answer, the first is row 1. Name the column: --columns answer="),
+        (columns[:1] + columns[2:], "6 of 6 rows have no answer, the first is row 1. Name the column: --columns"),
         ([*columns, "--shots", "2"], "no worked solutions"),
         (["--columns", "answer=extra.golt", "language=lang"], "no column 'extra.golt' for answer"),
     ]:

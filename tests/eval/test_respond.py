@@ -80,11 +80,14 @@ def test_what_is_done_is_not_done_again(monkeypatch):
     compiled = engine.compiled_programs
 
     def counted(*arguments):
-        def run(*inner):
-            calls.append(1)
-            return compiled(*arguments).rollout(*inner)
+        def replaced(slots):
+            def steps(*inner):
+                calls.append(1)
+                return compiled(*arguments)._replace(slots=slots).steps(*inner)
 
-        return SimpleNamespace(rollout=run)
+            return SimpleNamespace(steps=steps)
+
+        return SimpleNamespace(_replace=replaced)
 
     monkeypatch.setattr(engine, "compiled_programs", counted)
     done = {(row["key"], row["sample"]) for row in whole[:6]}

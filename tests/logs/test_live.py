@@ -11,6 +11,7 @@ from rich.console import Console
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line, tokens_a_second
 from pbrl_jax.logs.metrics import MetricWriter
+from pbrl_jax.logs.samples import write_samples
 
 ROW = {"reward": 0.5, "kl": 0.01, "num_tokens": 300, "step_time": 2.0, "language/consistency/sw": 0.25}
 EVALUATION = {"eval/accuracy/en": 0.98, "eval/accuracy/sw": 0.405, "eval/mean_non_english": 0.405}
@@ -177,3 +178,23 @@ def test_trackio_and_mlflow_get_the_rows_and_go_on_in_the_same_run(tmp_path, ser
     assert told["log"][0] == (({"step": 1, "reward": 0.5},), {"step": 1})
     assert told["log_metrics"][1] == (({"reward": 0.5},), {"step": 2})
     assert len(told["finish"]) == len(told["end_run"]) == 2
+
+
+def test_services_get_sampled_responses_as_tables(tmp_path, wandb, services, monkeypatch):
+    """Those that were written, column by column; parts of a reward as JSON."""
+    row = {"step": 1, "prompt_id": 64, "language": "sw", "prompt": "?", "completion": "Sita.", "reference": "Six.",
+           "reward": 0.5, "parts": {"cosine": 0.5}, "valid": True}  # fmt: skip
+    logged = []
+    monkeypatch.setattr(sys.modules["wandb"].init(), "log", lambda values, **more: logged.append((values, more)))
+    for package in ("wandb", "trackio"):
+        monkeypatch.setattr(sys.modules[package], "Table", SimpleNamespace, raising=False)
+    monkeypatch.setattr(sys.modules["mlflow"], "log_table", lambda **more: logged.append(more), raising=False)
+    monkeypatch.setattr(sys.modules["trackio"], "log", lambda values, **more: logged.append((values, more)))
+    with MetricWriter(tmp_path, console=console(False), wandb="a", trackio="b", mlflow="c") as writer:
+        writer.later(write_samples, tmp_path, 1, [row, row | {"language": "th"}], 1)
+    (ours, commit), (trackios, step), mlflows = logged
+    assert ours["samples"].columns == [*row] == trackios["samples"].columns == [*mlflows["data"]]
+    assert ours["samples"].data == [(1, 64, "th", "?", "Sita.", "Six.", 0.5, '{"cosine": 0.5}', True)]
+    assert trackios["samples"].data == [list(line) for line in ours["samples"].data]
+    assert (commit, step, mlflows["artifact_file"]) == ({"commit": False}, {"step": 1}, "samples.json")
+    assert mlflows["data"]["completion"] == ["Sita."]

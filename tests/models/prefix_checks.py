@@ -10,10 +10,10 @@ from tiny_policy import full_rows, tiny_prompts, tiny_rollout
 
 from pbrl_jax.models.decoder import causal_logits
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
-from pbrl_jax.models.packing import pack_streams, unpack
+from pbrl_jax.models.packing import Bucket, pack_streams, unpack
 from pbrl_jax.models.specs import TINY_FAMILIES
 
-G, R, T, BUCKET = 3, 8, 7, 16
+G, R, T, BUCKET = 3, 8, 7, Bucket(2, 8)
 #: A prompt that is longer than the window of 4 and one that is shorter, each with a padded end.
 PROMPT_LENGTHS, LENGTHS = (6, 3), (1, 8, 4, 2, 3, 1)
 

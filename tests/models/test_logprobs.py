@@ -23,14 +23,14 @@ from tiny_policy import (
 
 from pbrl_jax.models.decoder import causal_logits
 from pbrl_jax.models.logprobs import chunk_positions, response_logprobs, unpacked_streams
-from pbrl_jax.models.packing import choose_bucket, pack_streams, packed_buckets, unpack
+from pbrl_jax.models.packing import Bucket, SlotCost, fits, pack_streams, packed_buckets, slot_cost, unpack
 
 SPEC = tiny_spec(dtype="float64", tied_embeddings=False)
 G, R, T = 3, 8, 5
 TEMPERATURE = 0.7
 #: Two prompts of different lengths; responses of one token, of all eight, and between.
 PROMPT_LENGTHS, LENGTHS = (5, 3), (1, 8, 4, 2, 3, 1)
-BUCKET = 16
+BUCKET = Bucket(1, 16)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,8 +70,8 @@ def plain(inputs):
 
 
 @functools.cache
-def program(chunk: int, bucket: int = 0, attention: str = "auto"):
-    """The same three from the shared prefix, packed into `bucket` slots when that is not 0."""
+def program(chunk: int, bucket: Bucket | None = None, attention: str = "auto"):
+    """The same three from the shared prefix, packed into `bucket` where there is one."""
     spec = tiny_spec(dtype="float64", tied_embeddings=False, attention=attention)
     pack = functools.partial(pack_streams, bucket=bucket) if bucket else unpacked_streams
 
@@ -97,6 +97,7 @@ PROGRAMS = {
     "shared_prefix": {"chunk": 1000},
     "chunks": {"chunk": 7, "attention": "chunked"},
     "packed": {"chunk": 10, "bucket": BUCKET},
+    "two_streams": {"chunk": 10, "bucket": Bucket(2, 8)},
     "chosen": {"chunk": 0},
 }
 
@@ -109,7 +110,7 @@ def test_equals_plain_forward(inputs, plain, name):
     assert largest_difference(program(**PROGRAMS[name])(*inputs), plain) < 1e-11
 
 
-@pytest.mark.parametrize("name", ["shared_prefix", "packed"])
+@pytest.mark.parametrize("name", ["shared_prefix", "packed", "two_streams"])
 def test_garbage_in_unused_slots_changes_nothing(inputs, name):
     """Padding of prompts and responses is not read, in value or gradient."""
     params, prompts, rollout, mask = inputs
@@ -126,7 +127,7 @@ def test_packing_by_hand():
     """Lengths 2, 1 and 3 in a stream of eight slots."""
     tokens = jnp.array([[10, 11, 99], [20, 99, 99], [30, 31, 32]])
     lengths = jnp.array([2, 1, 3])
-    streams = pack_streams(tokens, lengths, 3, 8)
+    streams = pack_streams(tokens, lengths, 3, Bucket(1, 8))
     assert streams.tokens_PSL[0, 0, :6].tolist() == [10, 11, 20, 30, 31, 32]
     assert streams.row_PSL[0, 0, :6].tolist() == [0, 0, 1, 2, 2, 2]
     assert streams.offset_PSL[0, 0, :6].tolist() == [0, 1, 0, 0, 1, 2]
@@ -135,21 +136,38 @@ def test_packing_by_hand():
     assert back.tolist() == [[10, 11, 0], [20, 0, 0], [30, 31, 32]]
 
 
+def test_two_streams_by_hand():
+    """Lengths 2, 5, 3 and 1 in two streams of six slots: 5 and 1, then 3 and 2, in the order of the rows."""
+    tokens = jnp.array([[10, 11, 0, 0, 0], [20, 21, 22, 23, 24], [30, 31, 32, 0, 0], [40, 0, 0, 0, 0]])
+    bucket, lengths = Bucket(2, 6), jnp.array([2, 5, 3, 1])
+    assert fits(np.asarray(lengths)[None], bucket).tolist() == [True]
+    assert fits(np.array([[4, 4, 2, 2], [4, 4, 4, 1]]), bucket).tolist() == [True, False]
+    streams = pack_streams(tokens, lengths, 4, bucket)
+    assert streams.tokens_PSL[0, 0].tolist() == [20, 21, 22, 23, 24, 40]
+    assert streams.tokens_PSL[0, 1, :5].tolist() == [10, 11, 30, 31, 32]
+    assert streams.row_PSL[0].tolist() == [[1, 1, 1, 1, 1, 3], [0, 0, 2, 2, 2, 0]]
+    assert streams.used_PSL[0].tolist() == [[True] * 6, [True] * 5 + [False]]
+    back = unpack(streams.tokens_PSL.astype(jnp.float32), lengths, 4, 5)
+    assert back.tolist() == tokens.tolist()
+
+
 def test_buckets_by_hand():
-    """G * R = 64: an eighth, a quarter and a half are 8, 16 and 32 slots, at least one whole response."""
-    assert packed_buckets(8, 8) == (8, 16, 32)
-    assert packed_buckets(4, 16) == (16, 32)
-    assert packed_buckets(1, 64) == ()
-    lengths = np.array([2, 2, 2, 2, 8, 1, 3, 4])
-    assert choose_bucket(lengths, 4, 8) == 16
-    assert choose_bucket(np.array([4] * 4 + [1] * 4), 4, 8) == 16
-    assert choose_bucket(np.array([4, 4, 4, 5] + [1] * 4), 4, 8) == 0
+    """G * R = 64, products alone: an eighth (4 slots are a sixteenth: rounded up), a quarter and a half, in one stream.
+
+    With attention alone, streams are no longer than rows, so that a stream of 32 slots costs as much as unpacked."""
+    products = SlotCost(1.0, 0.0, 0)
+    assert packed_buckets(8, 8, products, 0.5) == ((1, 8), (1, 16), (1, 32), (8, 8))
+    assert packed_buckets(4, 16, products, 0.5) == ((1, 8), (1, 16), (1, 32), (4, 16))
+    assert packed_buckets(1, 8, products, 0.5) == ((1, 8),)
+    attention = SlotCost(0.0, 1.0, 0)
+    assert packed_buckets(8, 8, attention, 0.5) == ((1, 8), (2, 8), (4, 8), (8, 8))
+    assert slot_cost(SPEC, 10).prompt_length == 10
 
 
 def test_a_full_bucket_packs():
     """A group whose tokens fill the stream to its last slot."""
     tokens, lengths = jnp.arange(12).reshape(2, 6), jnp.array([5, 3])
-    streams = pack_streams(tokens, lengths, 2, 8)
+    streams = pack_streams(tokens, lengths, 2, Bucket(1, 8))
     assert streams.tokens_PSL[0, 0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
     assert bool(streams.used_PSL.all())
     back = unpack(streams.tokens_PSL.astype(jnp.float32), lengths, 2, 6)

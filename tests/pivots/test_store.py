@@ -191,10 +191,10 @@ def test_a_reader_that_is_overtaken_by_a_merge_reads_on(tmp_path, monkeypatch, c
     monkeypatch.setattr(reader._shards, "refresh", lambda: None)  # it has looked already
     store.add_references([stored(1)])
     store.add_references([stored(2)])  # now the first file is gone
-    lookup = reader._shards.settle
+    lookup = reader._shards.drop_damaged
     monkeypatch.setattr(
         reader._shards,
-        "settle",
+        "drop_damaged",
         lambda writes: (monkeypatch.setattr(reader._shards, "refresh", refresh), lookup(writes)),
     )
     assert reader.references(keys(rows)) == {rows[0].key: rows[0]} and not caplog.records

@@ -14,6 +14,7 @@ from pbrl_jax.plan.analytic import (
     Sizes,
     adapter_count,
     estimate_step,
+    generate_estimate,
     generate_flops,
     parameter_count,
     reward_flops,
@@ -22,7 +23,7 @@ from pbrl_jax.plan.analytic import (
 from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import PROGRAMS, Need, compile_step
-from pbrl_jax.plan.roofline import USABLE, estimate_plan, make_plan, nearest_change, sweep
+from pbrl_jax.plan.roofline import USABLE, chosen_decoding, estimate_plan, make_plan, nearest_change, sweep
 from pbrl_jax.plan.shapes import adapters, policy_shapes, run_models
 from pbrl_jax.run.plan import main as plan_config
 
@@ -191,11 +192,17 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     assert cli.main([*command, "--topology", "h100:8", "--json", str(file)]) == 0
     shown = capsys.readouterr()
     assert "by hand" in shown.out and "no such GPU is here" in shown.err and "It fits" in shown.out
+    copied = 12 * 8_190_735_360 / 1e9  # four chips hold all parameters and moments
+    assert f"a host of 8 chips holds a copy in its memory: {copied:.2f} GB" in shown.out
     stored = json.loads(file.read_text())
     assert set(stored) == {"programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds"}
     wanted = {"hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "seconds"}
     assert set(stored["programs"]) == {"generate", "reward", "update"}
     assert all(wanted == set(program) for program in stored["programs"].values())
+    served = ["--rollout.engine", "vllm", "--topology", "h100:8", "--json", str(file)]
+    assert cli.main([*command, *served]) == 0
+    assert "The vLLM server holds 32.76 GB of weights" in capsys.readouterr().out
+    assert set(json.loads(file.read_text())["programs"]) == {"reward", "update"}, "its chips are not the run's"
     assert cli.main([*command, "--topology", "a100:1", "--mesh.fsdp", "1"]) == 0
     assert "It does not fit" in (shown := capsys.readouterr().out) and "nearest change" in shown
     assert cli.main([*command, "--sweep", "--topology", "h200"]) == 0
@@ -208,3 +215,21 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     ):
         assert cli.main([*command, *wrong]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_the_faster_sharding_of_weights_is_chosen():
+    """Few rows read a quarter of the weights at each token; many rows of a small model exchange more than they save;
+    without fsdp there is no choice, and what is configured stays."""
+    models, chip = run_models(LARGE), CHIPS["v5p"]
+    config, notes = chosen_decoding(LARGE, models, Sizes(1, 4, 1), chip)
+    assert config.rollout.weights == "tensor" and "whole" in notes[0] and "tensor" in notes[0]
+    read = {name: generate_estimate(with_values(LARGE, rollout={"weights": name}), models, Sizes(1, 4, 1)).cost.bytes
+            for name in ("whole", "tensor")}  # fmt: skip
+    matrices = 2.0 * parameter_count(models.policy)
+    saved = 2048 * matrices * 3 / 4
+    assert read["whole"] - read["tensor"] == pytest.approx(saved, rel=0.01)
+    assert chosen_decoding(LARGE, models, Sizes(4, 1, 1), chip)[0].rollout.weights == "whole"
+    many = with_values(LARGE, policy={"source": "random", "preset": "small"}, train={"prompts_per_step": 4096})
+    assert chosen_decoding(many, run_models(many), Sizes(1, 4, 1), chip)[0].rollout.weights == "whole"
+    given = with_values(LARGE, rollout={"weights": "as_trained"})
+    assert chosen_decoding(given, models, Sizes(1, 4, 1), chip)[0].rollout.weights == "as_trained"

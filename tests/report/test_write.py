@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,13 @@ import pytest
 from report_pages import LANGUAGES, QUESTIONS, SUMMARY, Page, make_workdir, metrics, sample
 from scipy.stats import binomtest
 
-from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.eval.statistics import wilson_interval as wilson
 from pbrl_jax.report.curves import CURVES
 from pbrl_jax.report.data import CONTROLS, Intervals, accuracy_intervals, end_means, language_metrics, pair, series_of
 from pbrl_jax.report.html import points, short_number
 from pbrl_jax.report.page import result_sentence
-from pbrl_jax.report.plots import accuracy_bars, line_chart, moving_average, thin_out, tick_values
+from pbrl_jax.report.plots import accuracy_bars, accuracy_png, line_chart, moving_average, thin_out, tick_values
 from pbrl_jax.report.samples import choose_samples
 from pbrl_jax.report.write import ReportData, report_workdirs, write_report
 
@@ -226,6 +227,12 @@ def test_pictures_say_in_words_what_they_show():
     assert "From 0 at step 1 to 1 at step 2" in chart
     assert 'd="M46.0 166.0L348.0 8.0"' in chart
     assert "NaN" not in line_chart("d", "flat", [(3, 2.0)])
+
+
+def test_a_picture_without_matplotlib_is_refused_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"matplotlib, which is not installed. Use: pip install -e '.\[plots\]'"):
+        accuracy_png(SUMMARY)
 
 
 def test_many_samples_are_thinned_over_the_steps():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from text_helpers import format_prompt
 from tiny_policy import quick_compiles, tiny_params  # noqa: F401
 from tiny_world import LANGUAGES, encoder, policy, problem_prompts, reward_inputs
 
@@ -12,7 +13,7 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.rewards import implicit
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
-from pbrl_jax.text.prompts import format_prompt, format_prompts
+from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import reward_assets
 from pbrl_jax.weights.policies import Policy

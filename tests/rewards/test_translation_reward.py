@@ -1,5 +1,7 @@
 """Translation and COMET rewards by hand, with a translator and a scorer that note what they were given."""
 
+import sys
+
 import numpy as np
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
@@ -204,3 +206,9 @@ def test_measures_of_overlap():
     # LCS "the cat mat" of 4 and 6 words: precision 3/4, recall 1/2.
     found = rouge_l_scores(["The cat, a mat", "", "x"], ["the cat sat on the mat", "y", "x"])
     np.testing.assert_allclose(found, [2 * 0.75 * 0.5 / 1.25, 0, 1], atol=1e-6)
+
+
+def test_rouge_without_its_package_is_refused_at_the_start(models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_text", None)
+    with pytest.raises(ConfigError, match="rouge_l needs tensorflow-text, which has no wheels.*Use chrf"):
+        combined([RIGHT], translation_similarity="rouge_l")

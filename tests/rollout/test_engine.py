@@ -16,7 +16,8 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.models.specs import Llama3Scaling
 from pbrl_jax.rollout import engine as module
 from pbrl_jax.rollout.engine import Answer, Continuations, Engine, Sampling
-from pbrl_jax.rollout.generate import Interrupted, generate_samples
+from pbrl_jax.rollout.generate import generate_samples
+from pbrl_jax.rollout.refill import Interrupted
 from pbrl_jax.rollout.sampling import sampling_params, step_key
 
 R, LONGEST = 9, 80
@@ -198,7 +199,7 @@ def test_mixed_lengths_take_few_programs(caplog):
 
     engine, sampling = Engine.of(policy(), 4), Sampling(6, temperature=1.0)
     engine.answer(rows(64), sampling)
-    programs = module.compiled_programs(policy().spec, 1, 6, module.SEGMENT_LENGTH, "whole")
+    programs = module.compiled_programs(policy().spec, 1, 6, module.SEGMENT_LENGTH, "whole").programs
     assert (programs.start._cache_size(), programs.segment._cache_size()) == (3, 3)
     module.compiled_scores.cache_clear()
     contexts, texts = rows(64), rows(32)

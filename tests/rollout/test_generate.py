@@ -20,17 +20,15 @@ from tiny_policy import (
 from pbrl_jax.models.decoder import unstack_layers
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.plan.hlo import program_cost
-from pbrl_jax.rollout import generate as module
 from pbrl_jax.rollout.generate import (
-    Interrupted,
     decode,
     generate,
     generate_samples,
     grow,
-    make_generate,
     prefill,
     windows,
 )
+from pbrl_jax.rollout.refill import Interrupted, make_generate
 from pbrl_jax.rollout.sampling import row_keys, sampling_params
 
 SPEC = tiny_spec()
@@ -187,13 +185,12 @@ def test_decode_stops_at_a_slot_and_when_all_are_done(rollout, params, prompts):
     assert go_on(params, done, ends_at_once, R).slot == 0
 
 
-def test_segments_equal_one_program(rollout, params, prompts, monkeypatch, caplog):
-    """Windows of 4, 8, 12 in segments of 3 tokens; a second round with other settings compiles nothing."""
-    monkeypatch.setattr(module, "FIRST_WINDOW", 4)
+def test_segments_equal_one_program(rollout, params, prompts, caplog):
+    """Segments of 3 tokens; a second round with other settings compiles nothing."""
     run = make_generate(SPEC, G, R, 3)
     calls = []
     assert same(run(params, prompts, KEY, SAMPLING, lambda: calls.append(1)), rollout)
-    assert len(calls) == 5  # after the slots 3; 6, 7; 10, 11
+    assert len(calls) == 4  # after 4, 7, 10, 12 tokens
     other_key, other_settings = jax.random.key(5), sampling_params(0.5, 0.9, 7, (3,))
     with compilations(caplog) as found:
         other = run(params, prompts, other_key, other_settings, lambda: False)

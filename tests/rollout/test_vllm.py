@@ -11,11 +11,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from shared_programs import programs_made_once
 from tiny_hf import hf_tokenizer
-from tiny_policy import tiny_config, tiny_params, tiny_prompts, tiny_spec
+from tiny_policy import quick_compiles, tiny_config, tiny_params, tiny_prompts, tiny_spec  # noqa: F401  the first is a fixture
 from tiny_vllm import MODELS, RECORDED, TinyVllm, choice
 
-from pbrl_jax import Config, with_values
+from pbrl_jax import Config, export_policy, run_training, with_values
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.mesh.sharding import make_mesh
@@ -277,3 +278,37 @@ def test_settings_that_cannot_work(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         validate(with_values(Config(), **changes), 1)
     assert "pw" not in str(caught.value).replace("http", "")
+
+
+def short(prompts, completions, **columns):
+    return [-len(text) / 10 for text in completions]
+
+
+def test_a_training_whose_server_fails(server, tmp_path):
+    """It saves, stops with one error, and goes on where it was with the weights that it had."""
+    export_policy(policy(), str(tmp_path / "policy"))
+    rows = [{"question": f"{n}?", "language": "sw", "answer": str(n), "reference": str(n)} for n in range(4)]
+    server.models = {"data": [{"id": "policy", "max_model_len": 512}]}
+
+    def run(address):
+        return run_training(
+            workdir=tmp_path / "run", rows=rows, reward_functions=[short],
+            policy={"source": str(tmp_path / "policy")}, algo={"num_generations": 2}, optim={"learning_rate": 1e-2},
+            rollout={"engine": "vllm", "vllm_address": address, "vllm_folder": str(tmp_path), "vllm_timeout": 60.0,
+                     "max_prompt_length": 200, "max_completion_length": R},
+            reward={"language_gate": "off"}, log={"tensorboard": False},
+            train={"max_steps": 2, "prompts_per_step": 2, "save_steps": 5},
+        )  # fmt: skip
+
+    with server.served() as address, programs_made_once({}):
+        server.faults[ASKED] = lambda body, answer: answer if len(server.weights) == 1 else (400, "dead")
+        with pytest.raises(EndpointError, match=f"{address} answered 400 to /v1/completions: dead"):
+            run(address)
+        trained = server.weights[1]
+        server.faults.clear()
+        finished = run(address)
+    assert finished.finished and [row["step"] for row in finished.history] == [1, 2]
+    resumed = server.weights[-1]
+    assert all(np.array_equal(trained[name], resumed[name]) for name in trained), "sent again after the resume"
+    assert any(not np.array_equal(trained[name], server.weights[0][name]) for name in trained)
+    assert 0 < finished.metrics["sampling/importance_sampling_ratio/mean"] < 1, "the correction is on in float32"

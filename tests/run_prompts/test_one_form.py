@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from text_helpers import format_prompt
 from tiny_hf import TEMPLATE, hf_policy, hf_tokenizer
 from tiny_world import SPACE
 
@@ -14,11 +15,11 @@ from pbrl_jax.core.records import Rollout
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.respond import encode_prompts
 from pbrl_jax.rollout import engine
+from pbrl_jax.rollout.refill import Ended
 from pbrl_jax.run import assemble, generate
 from pbrl_jax.run import eval as run_eval
 from pbrl_jax.run.check import validate
 from pbrl_jax.run.sft import supervised
-from pbrl_jax.text.prompts import format_prompt
 
 SWITCH = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
 CONFIG = with_values(
@@ -44,14 +45,14 @@ def asked(monkeypatch):
     found = []
 
     def programs(spec, samples, max_length, segment_length, weights):
-        def run(params, batch, key, sampling, should_stop):
-            rows = zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True)
+        def steps(params, batch, key, sampling, should_stop, prompts_D):
+            rows = list(zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True))[: prompts_D[0]]
             found.extend(tuple(tokens[:length]) for tokens, length in rows)
             count = len(batch.lengths_P)
             empty, none = jnp.zeros((count, max_length), jnp.int32), jnp.zeros(count, jnp.int32)
-            return Rollout(empty, none, jnp.zeros(empty.shape), none > 0)
+            yield Rollout(empty, none, jnp.zeros(empty.shape), none > 0), [Ended(0, row) for row in range(len(rows))]
 
-        return SimpleNamespace(rollout=run)
+        return SimpleNamespace(_replace=lambda slots: SimpleNamespace(steps=steps))
 
     monkeypatch.setattr(engine, "compiled_programs", programs)
     return found

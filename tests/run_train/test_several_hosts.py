@@ -77,8 +77,11 @@ def hosts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(hosts, tmp_path_factory):
     """The work directory of the run in one process."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS]
+    return run_alone(hosts, tmp_path_factory.mktemp("alone") / "run")
+
+
+def run_alone(hosts, workdir, arguments=()):
+    command = ["train", ROOT / "configs/tiny_cpu.py", "--workdir", workdir, *SETTINGS, *arguments]
     status, output = hosts.take(1)[0].run(command)
     assert status == 0, output
     return workdir
@@ -121,6 +124,13 @@ def test_two_processes_compute_what_one_does(alone, together):
 def test_four_processes_compute_what_one_does(hosts, alone, tmp_path):
     """Without packing, which has fewer programs and the same results."""
     assert_same_run(run_together(hosts, tmp_path / "run", 4, ["--train.no-packed"]), alone)
+
+
+def test_two_processes_sample_ahead(hosts, tmp_path):
+    """Scoring has a thread on each host, and its exchanges with the others beside those of the rollout."""
+    ahead = ["--train.rollout-ahead", "1", "--train.no-packed"]
+    together = run_together(hosts, tmp_path / "together" / "run", 2, ahead)
+    assert_same_run(together, run_alone(hosts, tmp_path / "alone" / "run", ahead))
 
 
 def assert_same_run(together, alone):

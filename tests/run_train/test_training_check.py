@@ -104,3 +104,9 @@ def test_the_training_file_is_no_evaluation(tmp_path, capsys):
     (tmp_path / "new.jsonl").write_text('{"question": "9 + 1?", "answer": "10"}\n')
     other = with_values(config, eval={"source": "table", "path": str(tmp_path / "new.jsonl")})
     assert [row.answer for row in evaluation_prompts(other)] == ["10"]
+    (tmp_path / "own.jsonl").write_text('{"prompt": "9 + 3?", "more": {"gold": "12"}}\n')
+    own = {"path": str(tmp_path / "own.jsonl"), "columns": ("answer=more.gold",)}
+    for source in ("", "table"):
+        assert [row.answer for row in evaluation_prompts(with_values(config, eval=own | {"source": source}))] == ["12"]
+    with pytest.raises(DataError, match="no column 'gold' for answer"):
+        make_evaluate(with_values(config, eval=own | {"columns": ("answer=gold",)}), hf_policy())

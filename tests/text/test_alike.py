@@ -74,7 +74,7 @@ def test_english_questions_make_no_pair_with_english():
     """A column of untranslated questions must not open the gate to English replies; it is named."""
     found = related_languages([("sw", ENGLISH.replace("three", number)) for number in ("four", "five", "six", "nine")])
     assert found.pairs == ()
-    assert len(found.notes) == 1 and found.notes[0].startswith("4 of 4 Swahili (sw) questions are not taken for")
+    assert len(found.notes) == 1 and found.notes[0].startswith("4 of 4 Swahili (sw) questions are not identified as")
 
 
 @pytest.mark.parametrize("code, texts", [("sw", SWAHILI), ("ms", MALAY)])

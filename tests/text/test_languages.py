@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from text_helpers import script_share
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.text.languages import (
@@ -11,7 +12,6 @@ from pbrl_jax.text.languages import (
     check_languages,
     letters_of,
     script_pattern,
-    script_share,
 )
 
 NEEDED = "ar bn de en es fr id it ja ko ms pt ru sw te th vi zh".split()

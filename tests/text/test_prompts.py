@@ -4,17 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from text_helpers import format_prompt, script_share
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.text.answers import extract_answer, split_response
-from pbrl_jax.text.languages import LANGUAGES, answer_sentence, script_share
+from pbrl_jax.text.languages import LANGUAGES, answer_sentence
 from pbrl_jax.text.prompts import (
-    INSTRUCTIONS,
-    QUESTION_WORDS,
     STYLES,
-    SYSTEM,
-    format_prompt,
     format_prompts,
     instruction,
     prompt_text,
@@ -76,7 +73,9 @@ class Chatty:
 
 
 def test_tables_cover_every_language():
-    assert set(QUESTION_WORDS) == set(INSTRUCTIONS) == set(SYSTEM) == set(LANGUAGES)
+    for code in LANGUAGES:
+        assert all(LANGUAGES[code].ask) and instruction(code)
+        assert system_instruction(code, "chat_boxed") and system_instruction(code, "chat_tags")
     assert {path.stem for path in FIXTURES.iterdir()} == set(WRITTEN)
     assert "in Ewe" in instruction("ee") and "in Wolof" in system_instruction("wo", "chat_tags")
 

@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 
 from pbrl_jax.data.sources import quickstart
-from pbrl_jax.text.sentencepiece_json import converted, write_tokenizer_json
+from pbrl_jax.text.sentencepiece_json import convert, write_tokenizer_json
 from pbrl_jax.text.tokenizers import (
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -79,7 +79,7 @@ def test_other_peoples_models(lines, tmp_path):
     """Unigram with NFKC, as most released models have it; what cannot be converted is not written, and says why."""
     lines = [line for line in lines if line.isascii()]
     unigram = trained(lines, model_type="unigram")
-    core, problem = converted(unigram)
+    core, problem = convert(unigram)
     assert problem == "" and [one.ids for one in core.encode_batch(lines, add_special_tokens=False)] == (
         unigram.encode_batch(lines)
     )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -58,10 +59,13 @@ def test_a_text_cannot_spell_out_a_special_token(tokenizer):
     assert not {0, 1, 2} & set(tokenizer.encode("<s> </s> <pad>"))
 
 
-@pytest.mark.parametrize("bulk", [1, 4096])
-def test_bulk_encoding_gives_the_same_ids(bulk, tokenizer, monkeypatch):
-    """From one text on through tensorflow-text; then on the host."""
+@pytest.mark.parametrize(("bulk", "there"), [(1, True), (4096, True), (1, False)])
+def test_bulk_encoding_gives_the_same_ids(bulk, there, tokenizer, monkeypatch):
+    """From one text on through tensorflow-text; then on the host, as where that package has no wheels."""
     monkeypatch.setattr(corpus, "BULK", bulk)
+    if not there:
+        monkeypatch.setitem(sys.modules, "tensorflow_text", None)
+        monkeypatch.setattr(corpus, "_through_tensorflow", None)
     encoded = corpus.encode_corpus(TEXTS + ODD, tokenizer, 24)
     expected = tokenizer.encode_batch(TEXTS + ODD)
     assert [row[:n].tolist() for row, n in zip(encoded.tokens_NS, encoded.lengths_N, strict=True)] == [

@@ -14,6 +14,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import tokenizer
 
 from pbrl_jax import Config, with_values
+from pbrl_jax.checkpoint import restore as checkpoint_restore
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.trees import count_parameters
 from pbrl_jax.data.sources.quickstart import Example
@@ -165,6 +166,22 @@ def test_a_run_that_goes_on_holds_no_fresh_state(tmp_path, monkeypatch, capsys):
     seen, _ = run(config, tmp_path / "run", monkeypatch, steps=1)
     assert "Resuming from step_00000001" in capsys.readouterr().out
     expect(config, seen["bytes"], Held(12), config)
+
+
+def test_a_restore_reads_into_memory_that_the_start_policy_has_left(tmp_path, monkeypatch):
+    """It builds from shapes: no fresh state, and no policy where nothing reads it beside the state."""
+    config, seen = config_of(), []
+    run(config, tmp_path / "run", monkeypatch, steps=1)
+    before = live()[0]
+    read = checkpoint_restore._read_arrays
+
+    def spy(*arguments):
+        seen.append(live()[0] - before)
+        return read(*arguments)
+
+    monkeypatch.setattr(checkpoint_restore, "_read_arrays", spy)
+    run(config, tmp_path / "run", monkeypatch, steps=1)
+    assert seen == pytest.approx([0], abs=4096)
 
 
 STAGES = {

@@ -1,10 +1,8 @@
 """What the loop leaves: the log, the samples, config.json and final.json; and that it compiles nothing twice."""
 
 import dataclasses
-import errno
 import json
 import re
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +13,16 @@ from tiny_policy import compilations, quick_compiles, tiny_batch, tiny_spec  # n
 
 from configs.tiny_cpu import get_config
 from pbrl_jax import Config, with_values
-from pbrl_jax.checkpoint import list_checkpoints, manifest, params_sha256, read_meta
+from pbrl_jax.checkpoint import list_checkpoints, params_sha256, read_meta
 from pbrl_jax.config.serialize import from_json
-from pbrl_jax.core.errors import CheckpointError, NotFiniteError, RewardError
+from pbrl_jax.core.errors import NotFiniteError, RewardError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.samples import SAMPLE_FIELDS
-from pbrl_jax.rollout.generate import Interrupted
+from pbrl_jax.mesh.ahead import background_compiles
+from pbrl_jax.rollout.refill import Interrupted
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.config_file import load_config
-from pbrl_jax.train import hosted, loop, programs
+from pbrl_jax.train import hosted, loop
 from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.restart import new_position
 from pbrl_jax.train.start import frozen_of
@@ -153,59 +152,6 @@ def test_updates_that_are_skipped_again_and_again_end_a_run(trained, tmp_path, m
     assert loop.train(longer, quiet=True).streaks == {}
 
 
-def test_steps_go_on_while_a_save_is_written(trained, tmp_path, monkeypatch):
-    """The save of step 2 does not end before step 4 is made, where the next one waits for it."""
-    reached, release, seen, hashed = threading.Event(), threading.Event(), [], manifest.hashed_files
-
-    def slow(folder):
-        reached.set()
-        assert release.wait(60)
-        return hashed(folder)
-
-    def metrics_of(step):
-        if step == 4:
-            assert reached.wait(60)
-            seen.extend(saved for saved, _ in list_checkpoints(experiment.work.checkpoints))
-            release.set()
-        return {}
-
-    monkeypatch.setattr(manifest, "hashed_files", slow)
-    monkeypatch.setattr(loop, "make_run", scripted_run(metrics_of))
-    experiment = trained[0]._replace(config=tiny(), work=work_dir(tmp_path))
-    assert loop.train(experiment, quiet=True).step == STEPS and seen == []
-    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [5, 4, 2]
-
-
-def test_a_save_that_fails_ends_the_run_at_the_next_step(trained, tmp_path, monkeypatch):
-    """With its one message, and the checkpoint before it; the failure of the last one does not pass either."""
-    hashed, failing = manifest.hashed_files, {"step_00000004"}
-
-    def full(folder):
-        if any(name in str(folder) for name in failing):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return hashed(folder)
-
-    def metrics_of(step):
-        for thread in threading.enumerate():
-            if thread.name == "save":
-                thread.join()
-        return {}
-
-    monkeypatch.setattr(manifest, "hashed_files", full)
-    monkeypatch.setattr(loop, "make_run", scripted_run(metrics_of))
-    experiment = trained[0]._replace(config=tiny(train={"max_steps": 9}), work=work_dir(tmp_path))
-    with pytest.raises(CheckpointError, match="step_00000004: .*No space left on device.*Free space"):
-        loop.train(experiment, quiet=True)
-    assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [2]
-    assert [row["step"] for row in rows_of(experiment.work)] in ([1, 2, 3, 4], [1, 2, 3, 4, 5])
-    failing = {"step_00000009"}
-    with pytest.raises(CheckpointError, match="step_00000009: .*No space left on device"):
-        loop.train(experiment, quiet=True)
-    assert not experiment.work.final.exists()
-    failing = {}
-    assert loop.train(experiment, quiet=True).step == 9
-
-
 def test_groups_without_different_rewards_are_said_once(trained, tmp_path, monkeypatch, capsys):
     flat = {"frac_reward_zero_std": jnp.float32(1)}
     monkeypatch.setattr(loop, "make_run", scripted_run(lambda step: flat if step > 1 else {}))
@@ -295,10 +241,11 @@ def test_config_and_final_files(trained):
 
 
 def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
-    """After the first two steps a run compiles no program, whatever its prompts and lengths are."""
+    """After the first two steps, and what they began to compile, a run compiles no program, whatever its prompts and
+    lengths are."""
     experiment = trained[0]._replace(work=work_dir(tmp_path))
     position = new_position(experiment)
-    with jax.set_mesh(experiment.mesh):
+    with jax.set_mesh(experiment.mesh), background_compiles() as background:
         run = loop.make_run(experiment, frozen_of(experiment.policy, experiment.config, experiment.mesh))
         counts = []
         for steps in (2, 3):
@@ -306,20 +253,10 @@ def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
                 for _ in range(steps):
                     position, record = run.take(run, position)
                     read_record(record, experiment.policy.tokenizer)
+                background.join()
             counts.append(found)
     warm_up, found = counts
     assert len(warm_up) > 3 and not found
-
-
-def test_stream_lengths_are_compiled_ahead(caplog):
-    """The first batch compiles the update for the lengths of all later ones; each length has a program of its own."""
-    program = jax.jit(lambda x, bucket: x + bucket, static_argnames="bucket")
-    ahead = programs.compiled_ahead(program, tiny(train={"packed": True}))
-    with compilations(caplog) as warm_up:
-        assert ahead(jnp.arange(3), bucket=0).tolist() == [0, 1, 2]
-    with compilations(caplog) as found:
-        later = [np.asarray(ahead(jnp.arange(3), bucket=size)).tolist() for size in (16, 32)]
-    assert later == [[16, 17, 18], [32, 33, 34]] and len(warm_up) >= 3 and not found
 
 
 def test_cadence_and_restart(trained, its_programs, tmp_path):
@@ -421,18 +358,6 @@ def test_an_error_of_another_kind_loses_no_step(trained, its_programs, tmp_path,
         loop.train(experiment)
     assert [row["step"] for row in rows_of(experiment.work)] == [1, 2]
     assert [step for step, _ in list_checkpoints(experiment.work.checkpoints)] == [2]
-
-
-@pytest.mark.parametrize("samples, part", [(6, 3), (10, 5), (12, 4), (16, 8), (24, 6), (32, 8)])
-def test_parts_of_groups_have_stream_lengths_of_their_own(samples, part):
-    """Groups taken apart are packed in streams of a part: short and long responses find their program."""
-    algo, train = {"num_generations": samples}, {"packed": True, "microbatch_samples": part, "microbatch_prompts": 1}
-    config = tiny(algo=algo, train=train, rollout={"max_completion_length": 16})
-    program = jax.jit(lambda state, frozen, batch, bucket: batch.rollout.lengths_B.sum(), static_argnames="bucket")
-    run = programs.packed(program, config)
-    for length in (1, 5, 8, 16):
-        batch = tiny_batch(tiny_spec(), (2,), 2, [length] * samples, 16)
-        assert run(0, 0, batch) == samples * length
 
 
 def test_fused_rows_and_guard(tmp_path):

@@ -25,6 +25,7 @@ from pbrl_jax.models.lora import init_adapters, join_adapters, merge_adapters
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check import validate
 from pbrl_jax.train import loop
+from pbrl_jax.train.hosted import decoding_policy
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import update_context
 from pbrl_jax.train.start import frozen_of
@@ -106,6 +107,14 @@ def test_the_policy_that_is_left_has_no_adapters(trained):
     both = join_adapters(base, position.state.params, experiment.config.lora)
     np.testing.assert_allclose(logits(policy.params), logits(both), atol=1e-4)
     assert np.array_equal(policy.params["embed"], experiment.policy.params["embed"])
+
+
+def test_a_server_is_sent_the_weights_with_the_adapters_in_them(trained):
+    experiment, position, _ = trained
+    config = with_values(experiment.config, rollout={"engine": "vllm"})
+    sent = decoding_policy(position.state, Frozen(base=base_of(experiment)), config)
+    left = loop.trained_policy(experiment, position).params
+    assert jax.tree.structure(sent) == jax.tree.structure(left) and largest_difference(sent, left) < 1e-6
 
 
 def test_a_state_of_adapters_is_small():

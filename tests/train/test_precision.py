@@ -16,6 +16,7 @@ from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch, TrainState
 from pbrl_jax.core.trees import flat_paths
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
+from pbrl_jax.models.packing import Bucket
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec
 from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
 from pbrl_jax.train.optimizer import make_optimizer
@@ -34,14 +35,14 @@ GEMMA = {
     "sandwich_norms": True, "norm_offset": True, "scaled_embeddings": True, "layer_pattern": "lg", "window": 64,
     "local_rope_theta": 1e4, "qk_norm": True,
 }  # fmt: skip
-#: Name -> (settings of the decoder, slots of packed streams).
+#: Name -> (settings of the decoder, what responses are packed into).
 UPDATES = {
-    "tied": ({}, 0),
-    "untied": ({"tied_embeddings": False}, 0),
-    "packed": ({"tied_embeddings": False}, 4 * R),
-    "packed_tied": ({}, 4 * R),
-    "gemma": (GEMMA, 0),
-    "experts": ({"experts": 8, "experts_per_token": 2}, 0),
+    "tied": ({}, None),
+    "untied": ({"tied_embeddings": False}, None),
+    "packed": ({"tied_embeddings": False}, Bucket(1, 4 * R)),
+    "packed_tied": ({}, Bucket(1, 4 * R)),
+    "gemma": (GEMMA, None),
+    "experts": ({"experts": 8, "experts_per_token": 2}, None),
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -26,16 +27,20 @@ from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import chunked_logprobs
-from pbrl_jax.models.packing import choose_bucket
+from pbrl_jax.models.packing import Bucket, fits
 from pbrl_jax.plan.hlo import program_cost
 from pbrl_jax.plan.shapes import add_shardings
 from pbrl_jax.rollout.generate import generate_samples, prefill
+from pbrl_jax.rollout.refill import make_programs
 from pbrl_jax.rollout.sampling import row_keys, sampling_params, step_key
 from pbrl_jax.rollout.weights import decoding_params
+from pbrl_jax.train.microbatches import Packing, plan_microbatches
 from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.packed import PackedUpdate, make_targets
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.sft import gradient_step
 from pbrl_jax.train.state import abstract_state, new_state, place_state, state_shardings
+from pbrl_jax.train.trained import Frozen
 from pbrl_jax.weights.encoders import embed_block, over_devices, row_sharding
 
 pytestmark = pytest.mark.serial
@@ -111,6 +116,30 @@ def test_rollout_equals_one_device(name, alone):
     np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name, weights",
+    [("2x2x2", "whole"), ("8x1x1", "whole"), ("1x4x2", "tensor"), ("2x2x2", "tensor"), ("1x8x1", "tensor"),
+     ("1x4x2", "as_trained")],
+)  # fmt: skip
+def test_refilled_slots_equal_one_device(name, weights, alone):
+    """Each device has a slot or two for its own rows, two or four of them; the matrices of products are cut over all
+    devices that share them, where weights are `tensor`."""
+    mesh = make_mesh(MeshConfig(*MESHES[name].sizes))
+    params = jax.device_put(tiny_params(SPEC), tree_shardings(tiny_params(SPEC), decoder_axes(SPEC), mesh))
+    prompts = jax.device_put(the_batch().prompts, batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        programs = make_programs(SPEC, G, 8, 128, weights, slots=8)
+        kernel = programs.programs.lay(params)["layers"][1]["mlp"]["up"]["kernel"]
+        rollout = programs.rollout(params, prompts, jax.random.key(3), SAMPLING)
+    shares = math.prod(mesh.shape[axis] for axis in (("tensor", "fsdp") if weights == "tensor" else ("tensor",)))
+    rows = 16 if weights != "as_trained" else 16 // mesh.shape["fsdp"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (rows, 24 // shares)
+    assert len(rollout.tokens_BR.sharding.device_set) == 8
+    for field in ("tokens_BR", "lengths_B", "truncated_B"):
+        np.testing.assert_array_equal(getattr(rollout, field), getattr(alone[0], field))
+    np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", UPDATE_MESHES)
 def test_update_equals_one_device(name, alone, caplog):
     """One step; then another from its result, which must lie where the first began, so that nothing is compiled."""
@@ -120,8 +149,8 @@ def test_update_equals_one_device(name, alone, caplog):
     shardings = state_shardings(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
     state = place_state(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh)
     batch = jax.device_put(the_batch(), batch_sharding(mesh))
-    bucket = choose_bucket(np.array(LENGTHS), G, R) if case.packed else 0
-    assert bool(bucket) == case.packed
+    bucket = Bucket(1, 16) if case.packed else None
+    assert bucket is None or fits(np.array(LENGTHS).reshape(P, G), bucket).all()
     update = make_update(SPEC, with_values(CONFIG, train={"microbatch_prompts": case.microbatch}))
     with jax.set_mesh(mesh):
         state, metrics = update(state, None, batch, bucket=bucket)
@@ -134,6 +163,26 @@ def test_update_equals_one_device(name, alone, caplog):
             state, _ = update(state, None, batch, bucket=bucket)
     assert not [text for text in found if "update_step" in text]
     assert state.step == 2
+
+
+def test_packed_microbatches_equal_one_device(alone, caplog):
+    """Sorted over all devices, half of the groups in a stream of 12 slots; two steps of the same programs."""
+    mesh, optimizer = make_mesh(MeshConfig(2, 2, 2)), make_optimizer(CONFIG.optim)
+    state, batch = place_state(tiny_params(SPEC), optimizer, decoder_axes(SPEC), mesh), the_batch()
+    packing = Packing(4, (Bucket(1, 12), Bucket(1, 16), Bucket(G, R)))
+    plan = plan_microbatches(np.array(LENGTHS).reshape(P, G), packing)
+    assert [part.bucket.slots for part in plan] == [12, 16]
+    with jax.set_mesh(mesh):
+        batch = jax.device_put(batch, batch_sharding(mesh))
+        update = PackedUpdate(SPEC, CONFIG, packing)
+        targets = make_targets(SPEC, CONFIG)(state, Frozen(), batch)
+        state, metrics = update(state, Frozen(), batch, targets)
+        assert largest_difference(state, alone[1]) < TOLERANCE
+        for metric, value in alone[2].items():
+            np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
+        with compilations(caplog) as found:
+            update(state, Frozen(), batch, targets)
+    assert not found
 
 
 def run_steps(params, mesh=None, steps=6):

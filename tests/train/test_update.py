@@ -20,7 +20,7 @@ from tiny_policy import (
 from pbrl_jax import OptimConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import split_microbatches
-from pbrl_jax.models.packing import choose_bucket
+from pbrl_jax.models.packing import Bucket, fits
 from pbrl_jax.train import programs
 from pbrl_jax.train.metrics import read_metrics
 from pbrl_jax.train.optimizer import make_optimizer
@@ -32,7 +32,7 @@ from pbrl_jax.train.update import Targets, loss_mask
 SPEC = tiny_spec()
 P, G, R = 4, 3, 6
 LENGTHS = (6, 1, 4, 2, 2, 3, 5, 6, 1, 3, 3, 3)
-BUCKET = 16
+BUCKET = Bucket(1, 16)
 #: A large epsilon keeps Adam from dividing a rounding error by a rounding error.
 OPTIM = dataclasses.asdict(
     OptimConfig(learning_rate=1e-2, schedule="linear", schedule_steps=10, eps=1e-2, weight_decay=0.1)
@@ -89,7 +89,7 @@ def test_microbatches_equal_the_whole_batch(size, samples, whole, ref_params, ba
 
 
 def test_packed_equals_unpacked(update, whole, ref_params, batch):
-    assert choose_bucket(np.array(LENGTHS), G, R) == BUCKET
+    assert fits(np.array(LENGTHS).reshape(P, G), BUCKET).all()
     expect_same(update(fresh_state(), ref_params, batch, bucket=BUCKET), whole)
 
 

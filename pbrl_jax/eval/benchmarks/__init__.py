@@ -1,4 +1,4 @@
-"""The benchmarks of `pbrl eval`: one file each, and one line in the table."""
+"""The table of benchmarks of `pbrl eval`; each benchmark has its own file."""
 
 from pbrl_jax.eval.benchmarks import afrimgsm, belebele, global_mmlu, include, mgsm, mmlu_prox, msvamp, polymath, xcopa
 from pbrl_jax.eval.benchmarks.common import Benchmark

@@ -1,15 +1,14 @@
 """Belebele: a passage, a question and four answers, in 122 languages and scripts (Bandarkar et al. 2023; CC-BY-SA-4.0).
 
-Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks belebele_*). All 900 rows are test rows: examples
-taken from them, as the harness does, would leak, so there are none here.
+Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks belebele_*). All 900 rows are test rows, so that
+few-shot examples from them, as in the harness, would leak; none are used here.
 """
 
 from typing import Any
 
-from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.row_errors import RowErrors
-from pbrl_jax.eval.benchmarks.common import Benchmark, Dataset, Problem, Request, requested_rows
-from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, PROTOCOLS, TOKENS, choice_problem, published
+from pbrl_jax.eval.benchmarks.common import Dataset
+from pbrl_jax.eval.benchmarks.multiple_choice import LETTERS, choice_benchmark
 
 SHORT = (
     "en=eng_Latn am=amh_Ethi ar=arb_Arab as=asm_Beng bn=ben_Beng bg=bul_Cyrl bo=bod_Tibt ca=cat_Latn cs=ces_Latn "
@@ -29,14 +28,14 @@ OTHERS = (
     "sot_Latn ssw_Latn sun_Latn tir_Ethi tsn_Latn tso_Latn urd_Latn war_Latn zho_Hant "
 )
 LANGUAGES = dict(pair.split("=") for pair in SHORT.split()) | {name: name for name in OTHERS.split()}
-"""Our code where the language has a short one, else the data set's own name -> the data set's name."""
+"""Our language code (the data set's name, if there is none) -> the data set's name."""
 DATASET = Dataset(
     "belebele", "facebook/belebele", ("{config}.jsonl", "data/{config}.jsonl", "{config}/{split}-*.parquet")
 )
 
 
 def read(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str, str]:
-    """(passage and question, text up to the answer, gold letter) of a row; the gold answer counts from 1."""
+    """(passage and question, text up to the answer, gold letter) of a row, whose gold answer counts from 1."""
     passage = errors.text(number, "flores_passage", row.get("flores_passage"))
     question = errors.text(number, "question", row.get("question"))
     values = [errors.text(number, f"mc_answer{i}", row.get(f"mc_answer{i}")) for i in (1, 2, 3, 4)]
@@ -48,18 +47,4 @@ def read(row: dict[str, Any], number: int, errors: RowErrors) -> tuple[str, str,
     return f"{passage} {question}", f"P: {passage}\nQ: {question}\n{lines}\nAnswer:", letter
 
 
-def load(request: Request) -> list[Problem]:
-    """The 900 rows, language by language."""
-    if request.shots:
-        raise ConfigError("Belebele has no rows apart from its test rows: examples would leak. Use --shots 0.")
-    return [
-        choice_problem(request, code, row, read(values, row + 1, errors))
-        for code in request.languages
-        for row, values, errors in requested_rows(DATASET, code, LANGUAGES[code], request)
-    ]
-
-
-BENCHMARK = Benchmark(
-    name="belebele", version="1 (lm-eval 0.0)", languages=LANGUAGES, protocols=PROTOCOLS, tokens=TOKENS, shots=0,
-    dataset=DATASET, load=load, published=published,
-)  # fmt: skip
+BENCHMARK = choice_benchmark("belebele", LANGUAGES, DATASET, read=read)

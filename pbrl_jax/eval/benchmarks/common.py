@@ -1,4 +1,4 @@
-"""What every benchmark needs: its record, its problems, and rows from local files or from the hub."""
+"""Records of benchmarks and problems, and reading their rows from local files or the hub."""
 
 import glob
 import os
@@ -14,20 +14,20 @@ from pbrl_jax.data.tables import read_hub, read_rows
 from pbrl_jax.text.languages import known_code, named_like
 
 LOGLIKELIHOOD = "loglikelihood"
-"""The protocol that generates nothing: the choice with the highest log-probability is the answer."""
+"""The protocol without generation: the choice with the highest log-probability is the answer."""
 LETTERS = "ABCDEFGHIJ"
 ENDS = ("</s>", "<|im_end|>")
 """Strings before which the harness cuts every response."""
 
 
 class Problem(NamedTuple):
-    """One problem in one language, ready for a policy.
+    """One problem in one language.
 
-    `key` is `<language>/<row>`, the same row in every language where the benchmark is parallel. `prompt` is the text
-    to continue; `question` is the problem alone, for the contamination check and for other prompt styles. `answer` is
-    the gold answer: a number, LaTeX, or a letter. `kind` says which. `answer_language` is the one whose answer
-    markers count. `choices` are the continuations that are scored, one for each letter; () for generated answers.
-    A response is cut before the first of `stops`. `turns` are those of a problem that is a conversation.
+    `key` is `<language>/<row>`, with the same row in every language if the benchmark is parallel. `prompt` is the text
+    to continue; `question` is the bare problem, for the contamination check and for other prompt styles. `answer` is
+    the gold answer, and `kind` its type: number, latex or letter. `answer_language` is the language of answer markers.
+    `choices` are the continuations that are scored, one per letter; () for generated answers. A response is cut before
+    the first of `stops`. `turns` are those of a problem that is a conversation.
     """
 
     key: str
@@ -45,8 +45,8 @@ class Problem(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Which problems of a benchmark; `limit` 0 is all rows, `data` replaces the folder and the hub id, `columns` are a
-    table's `field=column` pairs."""
+    """The requested problems of a benchmark; `limit` 0: all rows; `data` replaces folder and hub id of the data set;
+    `columns` are a table's `field=column` pairs."""
 
     languages: tuple[str, ...]
     protocol: str
@@ -57,10 +57,10 @@ class Request(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Where a benchmark's rows are.
+    """The location of a benchmark's rows.
 
-    `folder` is below PBRL_DATA; `files` are paths in it with {code} (our language code), {config} (the benchmark's
-    name of the language) and {split}; `*` stands for anything.
+    `folder` is in PBRL_DATA; `files` are glob patterns in it with {code} (our language code), {config} (the benchmark's
+    name of the language) and {split}.
     """
 
     folder: str
@@ -69,12 +69,12 @@ class Dataset(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """One benchmark: a line of the table.
+    """One benchmark.
 
     `version` changes with everything that changes a response or its grade: rows, prompts, extraction. `languages` maps
-    our codes to the benchmark's names. The first of `protocols` is the default one; `tokens` is the longest response
-    of each. `published` grades a response by the rules of published evaluations, name -> right or wrong. `extract` is
-    our extraction where it is not the one of the problem's kind.
+    our codes to the benchmark's names. The first of `protocols` is the default; `tokens` is the longest response of
+    each protocol. `published` grades a response by the rules of published evaluations: name -> whether it is correct.
+    `extract` is our extraction, if it differs from that of the problem's kind.
     """
 
     name: str
@@ -90,22 +90,22 @@ class Benchmark(NamedTuple):
 
 
 def check_request(benchmark: Benchmark, request: Request) -> Request:
-    """The request with names checked; languages may be given by our code or by the benchmark's own name.
+    """The request after checks; languages may be given by our code or by the benchmark's name.
 
     Raises:
-      ConfigError: an unknown protocol or language with the nearest name, a doubled language, or a negative number.
+      ConfigError: an unknown protocol or language (with the nearest name), a repeated language, or a negative number.
     """
     if request.protocol not in benchmark.protocols:
         known = did_you_mean(request.protocol, benchmark.protocols)
         raise ConfigError(f"{benchmark.name} has no protocol {request.protocol!r}. {known}")
-    own = {config: code for code, config in benchmark.languages.items()}
-    codes = tuple(own.get(code, code) for code in request.languages or benchmark.languages)
+    code_of = {config: code for code, config in benchmark.languages.items()}
+    codes = tuple(code_of.get(code, code) for code in request.languages or benchmark.languages)
     for code in codes:
         if code not in benchmark.languages:
             raise ConfigError(f"{benchmark.name} has no language {code!r}.{named_like(code, benchmark.languages)}")
-    doubles = sorted({code for code in codes if codes.count(code) > 1})
-    if doubles:
-        raise ConfigError(f"Languages given twice: {', '.join(doubles)}. Name each one once.")
+    repeated = sorted({code for code in codes if codes.count(code) > 1})
+    if repeated:
+        raise ConfigError(f"Languages given twice: {', '.join(repeated)}. Name each one once.")
     for option, value in (("--limit", request.limit), ("--shots", request.shots)):
         if value < 0:
             raise ConfigError(f"{option} is {value}; expected 0 or more.")
@@ -113,12 +113,12 @@ def check_request(benchmark: Benchmark, request: Request) -> Request:
 
 
 def known_language(code: str) -> str:
-    """Our code of a language, whatever a data set calls it (`afr_Latn`); English where we have no entry."""
+    """Our code of a language from the data set's name (`afr_Latn`); English for an unknown language."""
     return known_code(code) or "en"
 
 
 def limited(rows: Sequence, limit: int) -> list[tuple[int, Any]]:
-    """(row number, row) of `limit` rows spread over the file, or of all; languages of one length get the same rows."""
+    """(row number, row) of `limit` rows spread over the file (0: all), the same for languages of the same length."""
     return take(list(enumerate(rows)), limit, 0)
 
 
@@ -126,25 +126,22 @@ def limited(rows: Sequence, limit: int) -> list[tuple[int, Any]]:
 
 
 def local_folder(dataset: Dataset, data: str) -> epath.Path | None:
-    """The folder with the benchmark's files: `data` where it is a folder, else PBRL_DATA/<folder>; None: the hub's."""
-    if data:
-        place = epath.Path(data)
-        return place if place.is_dir() else None
+    """The folder with the benchmark's files: `data` if given, else PBRL_DATA/<folder>; None if it does not exist."""
     root = os.environ.get("PBRL_DATA", "")
-    place = epath.Path(root) / dataset.folder if root else None
+    place = epath.Path(data) if data else epath.Path(root) / dataset.folder if root else None
     return place if place is not None and place.is_dir() else None
 
 
 def benchmark_rows(
     dataset: Dataset, code: str, config: str, split: str, data: str = ""
 ) -> tuple[list[dict[str, Any]], str]:
-    """(rows, where they come from) of one language and split: a local file where there is one, else the hub.
+    """(rows, their place) of one language and split, from a local file if there is one, else from the hub.
 
     Raises:
-      DataError: no such file, a damaged one, or a hub that cannot be reached; says which local file would serve.
+      DataError: no such file, a damaged one, or a hub that cannot be reached (names the local file to provide).
     """
     folder = local_folder(dataset, data)
-    pattern = epath.Path(glob.escape(str(folder)))  # epath reads the folder's name as a pattern, too
+    pattern = epath.Path(glob.escape(str(folder)))  # epath would read the folder's name as a pattern
     names = [name.format(code=code, config=config, split=split) for name in dataset.files]
     if folder is None:
         return _hub_rows(data or dataset.hub, config, split, f"{dataset.folder}/{names[0]}")
@@ -169,7 +166,7 @@ def _hub_rows(hub: str, config: str, split: str, local: str) -> tuple[list[dict[
 
 
 def requested_rows(dataset: Dataset, code: str, config: str, request: Request) -> Iterator[tuple[int, dict, RowErrors]]:
-    """(row, values, errors) of the requested test rows of a language; errors added to it are raised at the end."""
+    """Yield (row, values, errors) of the requested test rows of a language; recorded errors are raised at the end."""
     rows, place = benchmark_rows(dataset, code, config, "test", request.data)
     errors = RowErrors(place)
     for row, values in limited(rows, request.limit):
@@ -179,11 +176,11 @@ def requested_rows(dataset: Dataset, code: str, config: str, request: Request) -
 
 def solved_examples(dataset: Dataset, request: Request, config: tuple[str, str], split: str, column: str,
                     show: Callable[[dict[str, Any], int, RowErrors], Any]) -> dict[str, list]:  # fmt: skip
-    """Group -> its first `request.shots` worked examples, shown by `show`, from another split than the test rows.
+    """Group -> its first `request.shots` worked examples of a split, each formatted by `show`.
 
     Args:
-      config: the language's code and the benchmark's name of it.
-      column: names a row's group; "" puts all rows in one group, "".
+      config: our code of the language, and the benchmark's name.
+      column: column with the group of a row; "": all rows are in the group "".
 
     Raises:
       ConfigError: a group has fewer examples.
@@ -206,7 +203,7 @@ def solved_examples(dataset: Dataset, request: Request, config: tuple[str, str],
 
 
 def option_letter(row: dict[str, Any], column: str, number: int, letters: str, errors: RowErrors) -> str:
-    """The gold letter of a row: a letter, or the index of one from 0; "" and an error otherwise."""
+    """The gold letter of a row, given as a letter or as an index from 0; otherwise "" and a recorded error."""
     value = row.get(column)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(letters):
         return letters[value]

@@ -1,8 +1,8 @@
 """MGSM: 250 problems of GSM8K's test split in eleven languages (Shi et al. 2022, arXiv 2210.03057; CC-BY-4.0).
 
 Prompts, stops and the two published extractions are those of lm-evaluation-harness 0.4.13 (tasks mgsm_native_cot,
-mgsm_en_cot and mgsm_direct). Its few-shot rows cut the answers' prefix by a fixed length, which eats the first
-character in Chinese and Japanese; here the prefix itself is taken off.
+mgsm_en_cot and mgsm_direct). For few-shot examples, the harness removes a fixed number of characters as the answer's
+prefix, which cuts the first character in Chinese and Japanese; here the prefix itself is removed.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ PROTOCOLS = ("native-cot", "en-cot", "direct")
 
 
 class PromptWords(NamedTuple):
-    """The harness's words of one language; `strict` is its regular expression for native chains of thought."""
+    """The harness's prompt words of one language; `strict`: its regular expression for native chains of thought."""
 
     question: str
     native: str
@@ -55,30 +55,30 @@ WORDS = {
     "th": PromptWords("โจทย์:", "คำตอบทีละขั้นตอน:", "Answer:", f"คำตอบคือ {_NUMBER}"),
     "zh": PromptWords("问题：", "逐步解答:", "Answer:", f"答案是 {_NUMBER}。"),
 }
-"""Russian has no space where one belongs, and Bengali the English expression: both are the harness's."""
+"""As in the harness, a space is missing in the Russian words, and Bengali has the English expression."""
 
 
 def answer_word(code: str, protocol: str) -> str:
-    """What opens the answer."""
+    """The words before the answer."""
     words = WORDS[code]
     return {"native-cot": words.native, "en-cot": ENGLISH_ANSWER, "direct": words.direct}[protocol]
 
 
 def strict_pattern(code: str, protocol: str) -> str | None:
-    """The harness's regular expression; None for the direct protocol, which compares the whole text."""
+    """The harness's regular expression; None for the direct protocol, which compares the full text."""
     return {"native-cot": WORDS[code].strict, "en-cot": _ENGLISH, "direct": None}[protocol]
 
 
 def prompt(question: str, code: str, protocol: str) -> str:
-    """One problem in the harness's words, up to where the policy goes on."""
+    """The prompt of one problem in the harness's words, up to the answer."""
     return f"{WORDS[code].question} {question}\n{answer_word(code, protocol)}"
 
 
 def shots_text(request: Request, code: str, dataset: Dataset = DATASET) -> str:
-    """The first `request.shots` worked solutions with an empty line after each; "" for none.
+    """The first `request.shots` worked solutions, each followed by an empty line.
 
     Raises:
-      ConfigError: more shots than there are.
+      ConfigError: more shots than there are solutions.
       DataError: the folder has no exemplars.json.
     """
     if not request.shots:
@@ -107,8 +107,8 @@ def _exemplars(request: Request, code: str, dataset: Dataset) -> list[tuple[str,
     folder = local_folder(dataset, request.data)
     solved = "en" if request.protocol == "en-cot" else code
     if folder is None:
-        own, english = (benchmark_rows(dataset, name, name, "train", request.data)[0] for name in (code, solved))
-        return [(a["question"], b["answer"], a["answer_number"]) for a, b in zip(own, english, strict=True)]
+        asked, answered = (benchmark_rows(dataset, name, name, "train", request.data)[0] for name in (code, solved))
+        return [(a["question"], b["answer"], a["answer_number"]) for a, b in zip(asked, answered, strict=True)]
     file = folder / EXEMPLARS
     if not file.exists():
         raise DataError(f"{folder} has no {EXEMPLARS}, which holds the worked solutions. Add it, or use --shots 0.")
@@ -131,12 +131,12 @@ def questions(request: Request, code: str) -> list[tuple[str, str]]:
         return [(p.question, p.answer or "") for p in sorted(prompts, key=lambda p: row_of(p.id))]
     rows, place = benchmark_rows(DATASET, code, code, "test", request.data)
     errors = RowErrors(place)
-    found = [
+    pairs = [
         (errors.text(n, "question", row.get("question")), errors.number(n, "answer_number", row.get("answer_number")))
         for n, row in enumerate(rows, start=1)
     ]
     errors.check()
-    return found
+    return pairs
 
 
 def load(request: Request) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 Prompts, stops and the published extraction are those of lm-evaluation-harness 0.4.13 (tasks mmlu_prox_*): a sentence
 that names the subject, the first five worked solutions of the subject from the `validation` split, and a chain of
-thought. The published extraction takes the first match of an expression; ours the last one, without markdown.
+thought. The published extraction is the first match of an expression; ours is the last match, without markdown.
 """
 
 import re
@@ -31,23 +31,23 @@ SHOTS = 5
 
 
 def options_of(row: dict[str, Any], number: int, errors: RowErrors) -> list[str]:
-    """The options that a row has, at least two."""
+    """The options of a row, at least two."""
     values = [row.get(f"option_{index}") for index in range(len(LETTERS))]
-    found = [str(option) for option in values if option is not None and str(option).strip()]
-    if len(found) < 2:
-        errors.add(number, f"option_0 to option_9 hold {len(found)} options, expected at least two")
-    return found
+    options = [str(option) for option in values if option is not None and str(option).strip()]
+    if len(options) < 2:
+        errors.add(number, f"option_0 to option_9 hold {len(options)} options, expected at least two")
+    return options
 
 
 def problem_text(question: str, options: list[str], code: str) -> str:
-    """A problem up to the words that open its answer."""
+    """The text of a problem, up to the words before its answer."""
     words = benchmark_words()[code]
     lines = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False))
     return f"{words.question}\n{question}\n{words.options}\n{lines}"
 
 
 def task_sentence(category: str, code: str) -> str:
-    """The sentence that opens a prompt and names the subject, a line of its own."""
+    """The first line of a prompt, which names the subject."""
     words = benchmark_words()[code]
     return (
         words.task.format(subject=words.subjects.get(category, category), ans_suffix=words.sentence.format("X")) + "\n"
@@ -55,7 +55,7 @@ def task_sentence(category: str, code: str) -> str:
 
 
 def answer_pattern(code: str) -> str:
-    """The harness's regular expression, made of the sentence that states the answer."""
+    """The harness's regular expression, made from the sentence that states the answer."""
     before, after = (re.escape(part) for part in benchmark_words()[code].sentence.removeprefix("the ").split("({})"))
     return before + r"\(?([ABCDEFGHIJ])\)?" + after
 
@@ -111,23 +111,23 @@ def _loader(dataset: Dataset):
 
 
 def extract(problem: Problem, text: str) -> str | None:
-    """Our letter: what the language announces, else the last match of the harness's words without markdown."""
+    """The letter that we extract: the announced one, else the last match of the harness's words without markdown."""
     letters = LETTERS[: problem.options]
-    found = leading_or_announced_letter(text, problem.answer_language, letters)
-    if found is None and problem.language in benchmark_words():
-        announced = re.findall(answer_pattern(problem.language), text.replace("*", "").replace("$", ""))
-        found = announced[-1] if announced else None
-    return found if found is not None and found in letters else None
+    letter = leading_or_announced_letter(text, problem.answer_language, letters)
+    if letter is None and problem.language in benchmark_words():
+        matches = re.findall(answer_pattern(problem.language), text.replace("*", "").replace("$", ""))
+        letter = matches[-1] if matches else None
+    return letter if letter is not None and letter in letters else None
 
 
 def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
     """The harness's grade: the first match of the language's expression."""
-    found = harness_strict(text, answer_pattern("en" if protocol == "en-cot" else problem.language))
-    return {"lm_eval_strict": found != INVALID and found == problem.answer}
+    letter = harness_strict(text, answer_pattern("en" if protocol == "en-cot" else problem.language))
+    return {"lm_eval_strict": letter != INVALID and letter == problem.answer}
 
 
 def benchmark(name: str, hub: str) -> Benchmark:
-    """The full or the Lite form."""
+    """The benchmark in its full or Lite form."""
     dataset = Dataset(name.replace("-", "_"), hub)
     return Benchmark(
         name=name, version="1 (lm-eval 0.0)", languages={code: code for code in benchmark_words()}, protocols=PROTOCOLS,

@@ -1,7 +1,7 @@
-"""The words of MMLU-ProX in its 29 languages, read from mmlu_prox_words.json.
+"""The prompt words of MMLU-ProX in its 29 languages, read from mmlu_prox_words.json.
 
-They are part of the benchmark's protocol: the prompt words, answer phrase and subject names that
-lm-evaluation-harness 0.4.13 (MIT licence, Copyright EleutherAI) uses for each language.
+They are part of the benchmark's protocol: prompt words, answer phrase and subject names of lm-evaluation-harness 0.4.13
+(MIT licence, Copyright EleutherAI) for each language.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 
 class BenchmarkWords(NamedTuple):
-    """What stands around a problem. `task` has slots {subject} and {ans_suffix}; `solved` opens the data set's worked
-    solutions, where `answer` takes its place; `sentence` has one slot for the letter; `subjects` maps a category of
-    the data to its name in the language."""
+    """The prompt words of one language. `task` has slots {subject} and {ans_suffix}; `solved` is the beginning of the
+    data set's worked solutions, which `answer` replaces; `sentence` has one slot for the letter; `subjects` maps a
+    category of the data to its name in the language."""
 
     question: str
     options: str
@@ -26,6 +26,6 @@ class BenchmarkWords(NamedTuple):
 
 @cache
 def benchmark_words() -> dict[str, BenchmarkWords]:
-    """Language -> its words."""
+    """Language -> its prompt words."""
     text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
     return {language: BenchmarkWords(**words) for language, words in json.loads(text).items()}

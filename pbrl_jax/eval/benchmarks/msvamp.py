@@ -1,7 +1,7 @@
 """MSVAMP: 1,000 problems of SVAMP in ten languages (Chen et al. 2023, arXiv 2310.20246; MIT).
 
-No harness task exists: the prompts are MGSM's, or with the protocol `alpaca` those of MathOctopus, whose extraction is
-reported beside ours. 757 of the Bengali questions are written with Bengali digits.
+The harness has no task for it: the prompts are MGSM's, or with the protocol `alpaca` those of MathOctopus, whose
+extraction is reported in addition to ours. 757 of the Bengali questions have Bengali digits.
 """
 
 from pbrl_jax.core.errors import ConfigError
@@ -31,7 +31,7 @@ def load(request: Request) -> list[Problem]:
         raise ConfigError("MSVAMP has no worked solutions. Use --shots 0.")
     problems = []
     for code in request.languages:
-        # The original files carry the language's name, the hub's configurations its code.
+        # Original files are named by the language's name, configurations of the hub by its code.
         config = code if local_folder(DATASET, request.data) is None else LANGUAGES[code]
         alpaca = request.protocol == ALPACA
         stops = ("### Instruction:", *ENDS) if alpaca else (mgsm.WORDS[code].question, *ENDS)
@@ -45,7 +45,7 @@ def load(request: Request) -> list[Problem]:
 
 
 def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
-    """MathOctopus's grade, and the harness's two where the prompt is the harness's."""
+    """MathOctopus's grade, and the harness's two grades if the prompt is the harness's."""
     grades = {"math_octopus": math_octopus(text, problem.answer)}
     if protocol != ALPACA:
         grades |= harness_number(text, problem.answer, mgsm.strict_pattern(problem.language, protocol))

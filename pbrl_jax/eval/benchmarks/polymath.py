@@ -1,7 +1,7 @@
 """PolyMath: 125 problems of each of four levels in eighteen languages (Wang et al. 2025, arXiv 2504.18428).
 
-The question is followed by the benchmark's own request, in its language, for a boxed answer. The published grade takes
-the first box; ours the last, and without a box the announced answer.
+The question is followed by the benchmark's request, in the question's language, for a boxed answer. The published grade
+reads the first box; ours the last box or, without a box, the announced answer.
 """
 
 import re
@@ -52,7 +52,7 @@ _OPEN = re.compile(r"\\boxed\{")
 
 
 def first_box(text: str) -> str | None:
-    r"""The inside of the first `\boxed{...}` with balanced braces, white space removed; None without one."""
+    r"""The content of the first `\boxed{...}` with balanced braces, without white space; None without one."""
     start = _OPEN.search(text)
     if start is None:
         return None
@@ -70,12 +70,12 @@ def _rows(request: Request, code: str, level: str) -> list[tuple[str, str]]:
         return [(p.question, p.answer or "") for p in sorted(prompts, key=lambda p: row_of(p.id))]
     rows, place = benchmark_rows(DATASET, code, code, level, request.data)
     errors = RowErrors(place)
-    found = [
+    pairs = [
         (errors.text(number, "question", row.get("question")), errors.text(number, "answer", row.get("answer")))
         for number, row in enumerate(rows, start=1)
     ]
     errors.check()
-    return found
+    return pairs
 
 
 def load_level(level: str):
@@ -100,7 +100,7 @@ def load_level(level: str):
 
 
 def published(problem: Problem, text: str, protocol: str) -> dict[str, bool]:
-    """The first box against the gold answer."""
+    """Whether the first box is the gold answer."""
     return {"first_boxed": same_answer(first_box(text), problem.answer)}
 
 

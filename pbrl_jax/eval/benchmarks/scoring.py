@@ -1,7 +1,7 @@
-"""Answers and grades by the rules of published evaluations, beside which our own are reported.
+"""Answers and grades by the rules of published evaluations, which are reported in addition to ours.
 
-Written to give the same result as the programs they are named after, their defects included; docs/evaluation.md lists
-where they differ from ours and why.
+They give the same results as the programs that they are named after, including their defects; docs/evaluation.md lists
+the differences from our rules and their reasons.
 """
 
 import re
@@ -20,23 +20,23 @@ _LEADING_LETTER = re.compile(r"[\s*_$]*(?:\(([A-J])\)|([A-J])(?![A-Za-z0-9'’])
 
 def harness_strict(text: str, pattern: str) -> str:
     """The first match of a task's regular expression, `[invalid]` without one (lm-evaluation-harness)."""
-    found = re.search(pattern, text)
-    return found.group(1) if found else INVALID
+    match = re.search(pattern, text)
+    return match.group(1) if match else INVALID
 
 
 def harness_flexible(text: str) -> str:
-    """The last thing that looks like a number (lm-evaluation-harness, `flexible-extract`)."""
-    found = _FLEXIBLE.findall(text)
-    return next(group for group in found[-1] if group).strip() if found else INVALID
+    """The last number-like string (lm-evaluation-harness, `flexible-extract`)."""
+    matches = _FLEXIBLE.findall(text)
+    return next(group for group in matches[-1] if group).strip() if matches else INVALID
 
 
-def harness_match(found: str, gold: str) -> bool:
-    """exact_match with ignore_case and ignore_punctuation: "18.00" becomes 1800 and "-7" becomes 7."""
-    return found.lower().translate(_PUNCTUATION) == gold.lower().translate(_PUNCTUATION)
+def harness_match(answer: str, gold: str) -> bool:
+    """exact_match with ignore_case and ignore_punctuation, which reads "18.00" as 1800 and "-7" as 7."""
+    return answer.lower().translate(_PUNCTUATION) == gold.lower().translate(_PUNCTUATION)
 
 
 def harness_number(text: str, gold: str, pattern: str | None) -> dict[str, bool]:
-    """The two filters of the MGSM family; without a pattern the strict one is the text, stripped."""
+    """The grades of the MGSM tasks' two filters; without a pattern, the strict filter is the stripped text."""
     strict = text.strip() if pattern is None else harness_strict(text, pattern)
     return {
         "lm_eval_strict": harness_match(strict, gold),
@@ -45,26 +45,26 @@ def harness_number(text: str, gold: str, pattern: str | None) -> dict[str, bool]
 
 
 def last_number(text: str) -> float | None:
-    """The last number after commas between digits are removed (MathOctopus), None without one."""
-    found = _LAST_NUMBER.findall(re.sub(r"(\d),(\d)", r"\1\2", text))
-    return float(found[-1]) if found else None
+    """The last number after removing commas between digits (MathOctopus); None without one."""
+    matches = _LAST_NUMBER.findall(re.sub(r"(\d),(\d)", r"\1\2", text))
+    return float(matches[-1]) if matches else None
 
 
 def math_octopus(text: str, gold: str) -> bool:
-    """Within 1e-3 of the gold answer; a text without a number counts as 0, as MathOctopus has it."""
+    """Whether the last number is within 1e-3 of the gold answer; a text without a number counts as 0 (MathOctopus)."""
     try:
-        wanted = float(Decimal(gold))
+        expected = float(Decimal(gold))
     except InvalidOperation:
         return False
-    return abs((last_number(text) or 0.0) - wanted) < 1e-3
+    return abs((last_number(text) or 0.0) - expected) < 1e-3
 
 
 def leading_or_announced_letter(text: str, code: str, letters: Sequence[str]) -> str | None:
-    """Our letter: the one that language `code` announces, else the one that the text begins with."""
+    """The letter that we extract: the one announced in language `code`, else the one at the beginning of the text."""
     allowed = set(letters)
-    found = extract_answer(text, code)
-    if found in allowed:
-        return found
+    announced = extract_answer(text, code)
+    if announced in allowed:
+        return announced
     leading = _LEADING_LETTER.match(text)
     letter = None if leading is None else leading.group(1) or leading.group(2)
     return letter if letter in allowed else None

@@ -1,7 +1,7 @@
 """XCOPA: which of two sentences is the cause or the effect, in eleven languages (Ponti et al. 2020; CC-BY-4.0).
 
 Prompts and choices are those of lm-evaluation-harness 0.4.13 (tasks xcopa_*): the premise without its last character,
-a connecting word, and both sentences with a small first letter. There is no English file.
+a connecting word, and both sentences with a lower-case first letter. There is no English file.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ CONNECTORS = {
     "vi": ("bởi vì", "vì vậy"),
     "zh": ("因为", "所以"),
 }
-"""Language -> words that lead to a cause and to an effect."""
+"""Language -> (connecting words before a cause, before an effect)."""
 DATASET = Dataset(
     "xcopa", "cambridgeltl/xcopa",
     ("data/{code}/{split}.{code}.jsonl", "{code}/{split}.{code}.jsonl", "{code}/{split}-*.parquet"),
@@ -40,17 +40,17 @@ DATASET = Dataset(
 
 
 def context(premise: str, question: str, code: str) -> str:
-    """The harness's text before a choice. It drops the premise's last character, a full stop or not."""
+    """The harness's text before a choice, without the premise's last character, whatever it is."""
     return f"{premise.strip()[:-1]} {CONNECTORS[code][question == 'effect']}"
 
 
 def continuation(choice: str) -> str:
-    """A choice as it follows the context."""
+    """A choice as the continuation of the context."""
     return f" {choice[0].lower()}{choice[1:]}" if choice else " "
 
 
 def shots_text(request: Request, code: str) -> str:
-    """The first `request.shots` rows of the validation file with the right choice, an empty line after each."""
+    """The first `request.shots` rows of the validation split with the correct choice, each followed by a blank line."""
 
     def show(row: dict[str, Any], number: int, errors: RowErrors) -> str:
         premise, question, choices, label = _fields(row, number, errors)

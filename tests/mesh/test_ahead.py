@@ -1,0 +1,92 @@
+"""Programs compiled beside the steps: each step takes its own, errors reach the run, and the thread ends with it."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny_policy import compilations
+
+from pbrl_jax.mesh import ahead
+from pbrl_jax.mesh.ahead import Program, Variants, background_compiles, waited_seconds
+
+
+def program():
+    """A function of its own each time, so that nothing of it is compiled yet."""
+
+    def added(x, bucket):
+        if bucket == "broken":
+            raise ValueError("no such bucket")
+        return x + bucket
+
+    return jax.jit(added, static_argnames="bucket")
+
+
+def compile_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "compile"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_each_variant_is_compiled_once(beside, caplog):
+    """Before the first result, or in the thread, whose log is its own; later calls compile nothing."""
+    variants, x = Variants(program(), (0, 16, 32)), jnp.arange(3)
+    with background_compiles() as background:
+        if not beside:
+            ahead._current.remove(background)
+        with compilations(caplog) as warm_up:
+            assert variants(x, bucket=0).tolist() == [0, 1, 2]
+            background.join()
+        with compilations(caplog) as found:
+            later = [variants(x, bucket=size).tolist() for size in (16, 32)]
+        if not beside:
+            ahead._current.append(background)
+    assert later == [[16, 17, 18], [32, 33, 34]] and len(warm_up) >= (1 if beside else 3) and not found
+    assert not compile_threads()
+
+
+def test_a_step_waits_for_its_own_program():
+    """While the thread is at another one; the waiting is counted, and each program is made once."""
+    begun, release, made = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        release.wait()
+        made.append("slow")
+        return lambda: "slow"
+
+    with background_compiles() as background:
+        background.add([one := Program(slow)])
+        begun.wait()
+        before = waited_seconds()
+        variants = Variants(program(), (1, 2))
+        assert variants(jnp.ones(1), bucket=2).tolist() == [3]
+        assert not made and waited_seconds() > before
+        release.set()
+        assert one.get()() == "slow" and one.get() is one.get()
+    assert made == ["slow"]
+
+
+def test_an_error_of_the_thread_reaches_the_run():
+    variants = Variants(program(), (1, "broken"))
+    with background_compiles() as background:
+        assert variants(jnp.ones(1), bucket=1).tolist() == [2]
+        background.join()
+        with pytest.raises(ValueError, match="no such bucket"):
+            variants(jnp.ones(1), bucket=1)
+
+
+def test_a_run_that_ends_begins_no_further_program():
+    """The one under way is waited for, those behind it are not made."""
+    begun, release, made = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        release.wait(60)
+        made.append("slow")
+
+    with pytest.raises(KeyboardInterrupt), background_compiles() as background:
+        background.add([Program(slow), Program(lambda: made.append("never"))])
+        begun.wait()
+        threading.Timer(0.05, release.set).start()
+        raise KeyboardInterrupt
+    assert made == ["slow"] and not compile_threads()
