@@ -58,8 +58,8 @@ def main() -> None:
         for _ in range(flags.batches):
             lengths_PG = lognormal_lengths(flags, mean, spread, rng)
             plan = plan_microbatches(lengths_PG, packing)
-            slots.append(sum(len(part.index) * part.bucket.slots for part in plan))
-            costs.append(sum(len(part.index) * cost.of(part.bucket) for part in plan))
+            slots.append(sum(len(part.groups) * part.bucket.slots for part in plan))
+            costs.append(sum(len(part.groups) * cost.of(part.bucket) for part in plan))
             used.append(len({part.bucket for part in plan}))
             ratios.append(slots[-1] / lengths_PG.sum())
         of_all = np.mean(slots) / (flags.prompts * unpacked.slots)

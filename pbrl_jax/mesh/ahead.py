@@ -5,6 +5,7 @@ Python's lock, so the thread takes little from the steps but processor time.
 """
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
@@ -134,7 +135,7 @@ class Variants:
             with contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh):
                 return self._program.lower(*shapes, bucket=bucket).compile()
 
-        self._variants = {bucket: Program(lambda bucket=bucket: make(bucket)) for bucket in self._buckets}
+        self._variants = {bucket: Program(functools.partial(make, bucket)) for bucket in self._buckets}
         first = list(dict.fromkeys(needed))
         # From the end: the caller takes them from the beginning.
         order = first[::-1] + [bucket for bucket in self._buckets if bucket not in first]

@@ -79,7 +79,7 @@ def fits(lengths_XG: np.ndarray, bucket: Bucket) -> np.ndarray:
     lengths_XG = np.asarray(lengths_XG)
     X, G = lengths_XG.shape
     if bucket.streams >= G:
-        return (lengths_XG <= bucket.length).all(axis=1)
+        return np.asarray((lengths_XG <= bucket.length).all(axis=1))
     filled_XS, inside_X = np.zeros((X, bucket.streams), int), np.ones(X, bool)
     for length_X in -np.sort(-lengths_XG, axis=1).T:
         room_XS = filled_XS + length_X[:, None] <= bucket.length

@@ -39,7 +39,7 @@ class Packing(NamedTuple):
 class Microbatch(NamedTuple):
     """Numbers of its groups, [size], and their bucket."""
 
-    index: np.ndarray
+    groups: np.ndarray
     bucket: Bucket
 
 

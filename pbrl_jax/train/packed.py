@@ -143,7 +143,7 @@ class PackedUpdate:
         if minibatches(config) > 1:
             chosen = np.asarray(minibatch_index(int(host_array(state.step)), groups, config))
         plan = planned(config, self._packing, batch, chosen)
-        indices = [on_devices(state, part.index) for part in plan]
+        indices = [on_devices(state, part.groups) for part in plan]
         args = (state, frozen, batch, targets)
         if self._add is None or self._zeros is None:
             self._make((*args, indices[0]), plan[0].bucket)
@@ -177,7 +177,7 @@ def make_rows(spec: DecoderSpec, config: Config, function: RowFunction) -> Calla
 
     def rows(state: TrainState, frozen: Frozen, batch: TrainBatch) -> jax.Array:
         plan, rows_BR = planned(config, packing, batch), batch.rollout.logp_BR  # every row is written anew
-        indices = [on_devices(state, part.index) for part in plan]
+        indices = [on_devices(state, part.groups) for part in plan]
         program.prepare((state, frozen, batch, rows_BR, indices[0]), [part.bucket for part in plan])
         for part, index in zip(plan, indices, strict=True):
             rows_BR = program(state, frozen, batch, rows_BR, index, bucket=part.bucket)

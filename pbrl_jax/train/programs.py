@@ -91,8 +91,8 @@ def update_minibatch(state: TrainState, frozen: Frozen, batch: TrainBatch, targe
 def apply_minibatch(state: TrainState, batch: TrainBatch, targets: Targets, sums, context: UpdateContext):
     """`update_minibatch` with the sums of the minibatch's gradient."""
     metrics = batch_metrics(batch, targets.adv, context.config)
-    rows = minibatch_rows(state, batch, targets, context.config)
-    state, more = apply_gradient(state, *rows, mean_gradient(sums), context)
+    batch, targets = minibatch_rows(state, batch, targets, context.config)
+    state, more = apply_gradient(state, batch, targets, mean_gradient(sums), context)
     return state, metrics | more
 
 

@@ -57,10 +57,10 @@ def test_plan_by_hand():
     """Tokens 17, 4, 10, 6: groups 1 and 3 in a stream of 8; then groups 2 and 0, which does not fit two such."""
     lengths_XG = np.reshape(LENGTHS, (P, G))
     short, long = plan_microbatches(lengths_XG, PACKING)
-    assert (short.index.tolist(), short.bucket) == ([1, 3], (1, 8))
-    assert (long.index.tolist(), long.bucket) == ([2, 0], (G, R))
+    assert (short.groups.tolist(), short.bucket) == ([1, 3], (1, 8))
+    assert (long.groups.tolist(), long.bucket) == ([2, 0], (G, R))
     (chosen,) = plan_microbatches(lengths_XG, PACKING, np.array([2, 3]))
-    assert (chosen.index.tolist(), chosen.bucket) == ([3, 2], (2, 8))
+    assert (chosen.groups.tolist(), chosen.bucket) == ([3, 2], (2, 8))
 
 
 @pytest.mark.parametrize("mean, spread", LENGTH_SHARES)
@@ -72,8 +72,8 @@ def test_slots_follow_the_tokens(mean, spread):
     for _ in range(20):
         lengths_PG = long_tailed(groups, samples, longest, mean, spread, rng)
         plan = plan_microbatches(lengths_PG, packing)
-        assert sorted(np.concatenate([part.index for part in plan])) == list(range(groups))
-        slots += sum(len(part.index) * part.bucket.slots for part in plan)
+        assert sorted(np.concatenate([part.groups for part in plan])) == list(range(groups))
+        slots += sum(len(part.groups) * part.bucket.slots for part in plan)
         tokens += lengths_PG.sum()
     assert 1 <= slots / tokens <= 1.35
 
