@@ -31,7 +31,7 @@ from pbrl_jax.core.records import PromptBatch
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout import generate, slots
-from pbrl_jax.rollout.refill import make_programs
+from pbrl_jax.rollout.refill import Queue, make_programs, slot_sizes, until
 from pbrl_jax.rollout.sampling import row_keys, sample, sampling_params
 from pbrl_jax.text.tokenizers import MissingTokenizer
 from pbrl_jax.weights.hf_export import export_policy
@@ -69,6 +69,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--means", type=float, nargs="+", default=[1.0, 0.2],
                         help="mean lengths, as shares of the longest; 1 is full length")  # fmt: skip
     parser.add_argument("--sigma", type=float, default=1.0, help="standard deviation of the lengths' logarithm")
+    parser.add_argument("--schedules", action="store_true", help="count computed tokens of schedules, and end")
     parser.add_argument("--rounds", type=int, default=2, help="measured rounds, of which the best counts")
     parser.add_argument("--only", default="batches,refill", help="which of ours")
     parser.add_argument("--transformers", metavar="PYTHON", help="an interpreter that has transformers and torch")
@@ -146,6 +147,38 @@ def our_runs(flags: argparse.Namespace, spec: DecoderSpec, params, work: Work) -
     return {name: run for name, run in runs.items() if name in flags.only.split(",")}
 
 
+def computed(lengths_B: np.ndarray, slots: int) -> int:
+    """Tokens that the slots of a refilled rollout compute, those of free slots and ended rows included."""
+    sizes, queue = slot_sizes(slots, len(lengths_B)), Queue(np.array([len(lengths_B)]), 1, slots)
+    left_B, total = lengths_B - 1, 0  # the first token comes with the prompt
+    while queue.waiting or queue.running_D.any():
+        while queue.waiting and (queue.admit() is not None or queue.stage() is not None):
+            pass
+        for size in sizes if not queue.waiting else ():
+            if queue.running_D.max() <= size < queue.held_DS.shape[1]:
+                queue.narrow(size)
+        rows = queue.held_DS[0][queue.held_DS[0] >= 0]
+        end = until(queue, sizes, int(lengths_B.max()))
+        steps = int(np.sort(left_B[rows])[max(0, len(rows) - max(end.total, end.each) - 1)])
+        total += steps * queue.held_DS.shape[1]
+        left_B[rows] -= steps
+        queue.end((left_B[queue.held_DS[0]] <= 0) & (queue.held_DS[0] >= 0))
+    return total
+
+
+def print_schedules(flags: argparse.Namespace, lengths_B: np.ndarray) -> None:
+    """How many tokens are computed for each one that is kept, were a step as fast for every number of slots."""
+    G, S = flags.samples, flags.slots
+    longest = [lengths_B[start : start + S].max() for start in range(0, len(lengths_B), S)]
+    found = {
+        "batches until their longest row ends": S * sum(longest),
+        "slots of whole groups, refilled": G * computed(lengths_B.reshape(-1, G).max(axis=1), max(1, S // G)),
+        "slots of rows, refilled": computed(lengths_B, S),
+    }
+    for name, tokens in found.items():
+        print(f"  {tokens / lengths_B.sum():.2f} tokens computed a token: {name}")
+
+
 def transformers_time(flags: argparse.Namespace, folder: Path, work: Work) -> Spent:
     """transformers' generate, in batches of as many rows as there are slots, each until its longest row ends."""
     rows = np.repeat(np.asarray(work.prompts.tokens_PT), flags.samples, axis=0)
@@ -206,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags = parse(arguments)
     shape = SHAPES[flags.shape] | ({"layers": flags.layers} if flags.layers else {})
     spec = dataclasses.replace(DecoderSpec(**shape, tied_embeddings=True, qk_norm=False), dtype=flags.dtype)
-    params = jax.jit(lambda: init_decoder(jax.random.key(0), spec))()
+    params = None if flags.schedules else jax.jit(lambda: init_decoder(jax.random.key(0), spec))()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(flags.folder or temporary)
         if flags.transformers or flags.folder:
@@ -218,6 +251,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{flags.shape}, {flags.dtype}, {flags.prompts} x {flags.samples} rows, {flags.slots} at a time, "
               f"{flags.prompt_length} + {flags.response_length} tokens")  # fmt: skip
         for mean in flags.means:
+            if flags.schedules:
+                lengths_B = make_work(flags, mean).lengths_B
+                print(f"mean {lengths_B.mean() / flags.response_length:.2f} of the longest")
+                print_schedules(flags, lengths_B)
+                continue
             for row in measure(flags, spec, params, folder, mean):
                 rows.append(row)
                 print(f"mean {row['mean']:.2f} of the longest  {row['engine']:>12}  "

@@ -149,11 +149,11 @@ def group_size(attributes: str) -> int:
 class Walker:
     """Costs of the computations of a module, each computed once."""
 
-    def __init__(self, text: str, unknown_trips: float = 1.0):
-        """`unknown_trips` are the iterations of a loop whose length depends on data (that over sampled tokens); such a
-        loop within another counts once."""
+    def __init__(self, text: str, unknown_trips: float = 1.0, inner_trips: float = 1.0):
+        """`unknown_trips` are the iterations of a loop whose length depends on data (that over sampled tokens),
+        `inner_trips` those of such a loop within another (that over blocks of a cache)."""
         self.computations, self.entry = parse_module(text)
-        self.unknown_trips = unknown_trips
+        self.unknown_trips, self.inner_trips = unknown_trips, inner_trips
         self.inside_unknown = False
         self.done: dict[tuple[str, bool], Cost] = {}
 
@@ -203,7 +203,7 @@ class Walker:
         self.inside_unknown |= outermost
         cost = self.cost(body, False).plus(self.cost(condition, False))
         self.inside_unknown &= not outermost
-        times = trips if trips is not None else self.unknown_trips if outermost else 1
+        times = trips if trips is not None else self.unknown_trips if outermost else self.inner_trips
         return Cost(0.0, 0.0, {}, int(trips is None)).plus(cost, times)
 
     def trip_count(self, instruction: Instruction, condition: str, computation: Computation) -> int | None:
@@ -363,6 +363,6 @@ def moved_bytes(instruction: Instruction, computation: Computation) -> float:
     return made + sum(read)
 
 
-def program_cost(text: str, unknown_trips: float = 1.0) -> Cost:
+def program_cost(text: str, unknown_trips: float = 1.0, inner_trips: float = 1.0) -> Cost:
     """Cost of a compiled program (`compiled.as_text()`) on one chip, every loop counted as often as it runs."""
-    return Walker(text, unknown_trips).total()
+    return Walker(text, unknown_trips, inner_trips).total()

@@ -118,10 +118,10 @@ class DecodeCost(NamedTuple):
 
 
 def decode_cost(program: Compiled) -> DecodeCost:
-    """From a program's cost with n turns of every loop of unknown length, which is once + n token + n n block."""
-    first, second, third = (program_cost(program.text, turns) for turns in (1, 2, 3))
-    block = Cost().plus(third.plus(second, -2).plus(first), 0.5)
-    token = second.plus(first, -1).plus(block, -3)
+    """From a program's cost with n tokens, each of which reads m blocks: once + n (token + m block)."""
+    first, second, third = (program_cost(program.text, *turns) for turns in ((1, 1), (2, 1), (1, 2)))
+    block = third.plus(first, -1)
+    token = second.plus(first, -1).plus(block, -1)
     return DecodeCost(first.plus(token, -1).plus(block, -1), token, block)
 
 
