@@ -22,9 +22,9 @@ from pbrl_jax.train.hosted import hosted_functions
 FILES = sorted(ROOT.glob("configs/*.py")) + sorted(ROOT.glob("configs/*/*.py"))
 TRAINED = "llama31_8b_pbrlsvr"
 POLICIES = {"meta-llama/Llama-3.1-8B-Instruct": "llama", "meta-llama/Llama-3.2-1B-Instruct": "llama",
-            "Qwen/Qwen3-32B": "qwen"}  # fmt: skip
+            "HuggingFaceTB/SmolLM2-135M-Instruct": "llama", "Qwen/Qwen3-32B": "qwen"}  # fmt: skip
 ENCODERS = {"intfloat/multilingual-e5-large": "e5", "intfloat/multilingual-e5-base": "e5", "BAAI/bge-m3": "bge",
-            "sentence-transformers/LaBSE": "labse"}  # fmt: skip
+            "sentence-transformers/LaBSE": "labse", "sentence-transformers/all-MiniLM-L6-v2": "labse"}  # fmt: skip
 HF = ROOT / "tests" / "fixtures" / "hf"
 
 
