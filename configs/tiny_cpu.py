@@ -1,7 +1,8 @@
 """The whole main job in seconds: a random policy of 0.1 M parameters on the small quickstart task.
 
 Command:   pbrl train configs/tiny_cpu.py --workdir runs/tiny --train.max-steps 4
-Hardware:  any CPU; about ten seconds, most of them compilation.
+Hardware:  any CPU. The first time about 65 seconds of processor time (of two cores together), 55 of them compilation;
+           compiled programs are kept (`log.compilation_cache`), and a later run takes 18 seconds of it.
 Expected:  it learns nothing; every stage runs: data, references, rollout, reward, update, evaluation, resume.
 """
 

@@ -174,6 +174,8 @@ def in_update(marker: str, call: int, name: str = "make_policy_update", stops: b
                 wait(marker, stops)
             return result
 
+        if hasattr(update, "prepare"):
+            held.prepare = update.prepare
         return held
 
     setattr(module, name, make_held)
@@ -226,11 +228,12 @@ def before_rename(marker: str, step: int, number: int) -> None:
 
 
 def in_write(marker: str, step: int) -> None:
-    """The save of `step` does not end; the marker is made when a later update is dispatched."""
-    from pbrl_jax.checkpoint import manifest
-    from pbrl_jax.train import programs
+    """The save of `step` does not end; the marker is made when the next update is dispatched beside it."""
+    from pbrl_jax.checkpoint import BackgroundSaver, manifest
+    from pbrl_jax.train import hosted
 
-    hashed, make, under_way = manifest.hashed_files, programs.compiled_ahead, threading.Event()
+    hashed, start, make = manifest.hashed_files, BackgroundSaver.start, hosted.waiting
+    started, under_way = threading.Event(), threading.Event()
 
     def held(folder):
         if f"step_{step:08d}" in os.fspath(folder):
@@ -238,18 +241,23 @@ def in_write(marker: str, step: int) -> None:
             time.sleep(DEADLINE)
         return hashed(folder)
 
-    def make_watched(*settings):
-        update = make(*settings)
+    def watched_start(saver, directory, number, *arguments, **more):
+        start(saver, directory, number, *arguments, **more)
+        if number == step:
+            started.set()
 
-        def watched(*arguments, **more):
-            result = update(*arguments, **more)
-            if under_way.is_set():
+    def make_watched(update):
+        waited = make(update)
+
+        def watched(*arguments):
+            result = waited(*arguments)
+            if started.is_set() and under_way.wait(DEADLINE):
                 Path(marker).touch()
             return result
 
         return watched
 
-    manifest.hashed_files, programs.compiled_ahead = held, make_watched
+    manifest.hashed_files, BackgroundSaver.start, hosted.waiting = held, watched_start, make_watched
 
 
 HOLDS = {

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tiny_policy import tiny_params
 
-from pbrl_jax.text.prompts import INSTRUCTIONS, SYSTEM
+from pbrl_jax.text.prompts import instruction, system_instruction
 from pbrl_jax.text.tokenizers import load_tokenizer
 from pbrl_jax.weights.hf_decoder import decoder_spec
 from pbrl_jax.weights.hf_export import export_policy
@@ -70,7 +70,7 @@ def write_policy(folder: Path, config: dict, tokens: list[str], template: str, t
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    words = [*INSTRUCTIONS.values(), *(text for parts in SYSTEM.values() for text in parts)]
+    words = [text for code in LANGUAGES for text in (instruction(code), system_instruction(code, "chat_boxed"))]
     core.train_from_iterator(words, trainers.BpeTrainer(
         vocab_size=1500, special_tokens=tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

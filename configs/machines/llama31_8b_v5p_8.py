@@ -9,7 +9,7 @@ Plan:      pbrl plan configs/machines/llama31_8b_v5p_8.py --topology v5p-8
     program   HBM GB  temporary   TFLOP  seconds  binds    from
     generate    75.3       25.2    4269     43.7  memory   hand
     reward      36.0        2.0     214      0.7  memory   hand
-    update      67.8       33.8   22367     48.7  compute  hand
+    update      67.8       33.8   21860     47.6  compute  hand
 
 Per chip, of 102.0 GB, by hand; seconds are at least. Compiled for 32 prompts, the update held 89.8 GB.
 """

@@ -25,4 +25,5 @@ class PolicyConfig:
     """What a layer recomputes in the backward pass: none, full, or dots (all but matrix products; the fastest on CPU,
     where storing activations costs more than recomputing them)."""
     attention: str = operational("auto")
-    """Attention kernel: a name in pbrl_jax.models.attention.KERNELS, or auto."""
+    """Attention kernel: auto (the hardware's flash kernel where one takes the arrays, portable elsewhere), or a name in
+    pbrl_jax.models.attention.KERNELS."""

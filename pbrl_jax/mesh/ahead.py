@@ -19,14 +19,15 @@ class Program:
 
     def __init__(self, make: Callable[[], Callable]):
         self._make, self._lock = make, threading.Lock()
-        self._made: Callable | None = None
+        self.made: Callable | None = None
+        """The compiled program, where there is one."""
 
     def get(self) -> Callable:
-        """The compiled program, now."""
+        """The compiled program; waits until there is one."""
         with self._lock:
-            if self._made is None:
-                self._made = self._make()
-        return self._made
+            if self.made is None:
+                self.made = self._make()
+        return self.made
 
 
 class Background:
@@ -156,8 +157,9 @@ class Variants:
         if _current and (error := _current[-1].error) is not None:
             raise error
         self.prepare(args, (bucket,))
-        with _waiting():
-            compiled = self._variants[bucket].get()
+        if (compiled := self._variants[bucket].made) is None:
+            with _waiting():
+                compiled = self._variants[bucket].get()
         return compiled(*args)
 
 

@@ -18,7 +18,7 @@ from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, TrainBatch, TrainState
 from pbrl_jax.mesh.agree import is_first
-from pbrl_jax.mesh.ahead import Variants, in_background
+from pbrl_jax.mesh.ahead import in_background
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
@@ -43,7 +43,7 @@ from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
-from pbrl_jax.train.packed import PackedUpdate, make_policy_update, make_rows, make_targets
+from pbrl_jax.train.packed import make_policy_update, make_rows, make_targets
 from pbrl_jax.train.programs import critic_values, policy_logp, reference_first, updates_per_rollout
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
@@ -223,7 +223,7 @@ def waiting(update: Callable) -> Callable:
     return call
 
 
-def begins_to_compile(sample: Callable, update: Variants | PackedUpdate, experiment: Experiment) -> Callable:
+def begins_to_compile(sample: Callable, update: Any, experiment: Experiment) -> Callable:
     """Sampling that first has the update compiled beside it, on one device: where the arrays of a batch will lie on
     several is seen when they are made."""
     config, mesh, begun = experiment.config, experiment.mesh, list[bool]()

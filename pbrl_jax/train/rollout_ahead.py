@@ -47,7 +47,10 @@ def step_ahead(run: Run, position: Position) -> tuple[Position, Record]:
         with timer.phase("reward"):
             scored = scoring.result()
     del params
-    ready = functions._replace(rollout=lambda _params, _drawn: pending, reward=lambda _rollout, _drawn: scored)
+    ready = functions._replace(
+        params=lambda _state, _frozen: None, rollout=lambda _params, _drawn: pending,
+        reward=lambda _rollout, _drawn: scored,
+    )  # fmt: skip
     position, record = train_step(run._replace(policy_step=partial(policy_step, ready)), position)
     return position._replace(pending=sampled), record._replace(times={**record.times, **timer.metrics()})
 

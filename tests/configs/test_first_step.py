@@ -14,7 +14,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax import with_values
 from pbrl_jax.core.paths import read_json_lines, work_dir
-from pbrl_jax.run import train
+from pbrl_jax.run import assemble, train
 from pbrl_jax.run.assemble import build_experiment, evaluation_prompts
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.train.hosted import hosted_functions
@@ -51,7 +51,7 @@ def small(config, world):
     reward = {"overlong_length": 8} if "overlong" in config.reward.functions else {}
     for name, folder in (("comet", "comet_regression"), ("translator", "m2m100")):
         reward |= {name: str(HF / folder)} if getattr(config.reward, name) else {}
-    steps = {"prompts_per_step": 4, "max_steps": 1, "microbatch_prompts": 0, "logprob_chunk": 64}
+    steps = {"prompts_per_step": 4, "max_steps": 1, "microbatch_prompts": 0, "microbatch_samples": 0}
     files = {"path": str(world / "data" / config.data.path)} if config.data.path.endswith(".jsonl") else {}
     pivot = {"file": str(world / "data" / config.pivot.file)} if config.pivot.source == "file" else {}
     return with_values(
@@ -61,6 +61,11 @@ def small(config, world):
         algo={"num_generations": 2, "minibatch_prompts": 0}, mesh={"data": 1, "fsdp": 1, "tensor": 1},
         log={"compilation_cache": ""},
     )  # fmt: skip
+
+
+def expert(_decoder, _params, questions, *_, **__):
+    """In the place of a random policy, which has no answers."""
+    return ["It is 20. The answer is 20."] * len(questions)
 
 
 def kinds(config):
@@ -80,6 +85,7 @@ def test_reaches_its_first_step(file, world, started, tmp_path, monkeypatch):
     if kinds(config) in started:
         return
     monkeypatch.setenv("PBRL_DATA", str(world / "data"))
+    monkeypatch.setattr(assemble, "answer_texts", expert)
     tiny = small(config, world)
     if file.stem == TRAINED:
         monkeypatch.setattr(train, "make_evaluate", lambda *_: None)

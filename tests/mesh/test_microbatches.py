@@ -38,8 +38,7 @@ def test_gradients_cross_the_data_axis_once():
     with jax.set_mesh(mesh):
         placed = jax.device_put(rows, batch_sharding(mesh))
         sums = jax.jit(lambda weights, rows: data_sums(squares, weights, rows, 48, 16))
-        apart = sums.lower(weights, placed).compile()
-        left = jax.jit(plain).lower(weights, placed).compile()
+        apart, left = (one.lower(weights, placed).compile() for one in (sums, jax.jit(plain)))
         found = apart(weights, placed)
     expected = squares(weights, rows)
     assert abs(found[0] - expected[0]) < 1e-4 and np.abs(found[1] - expected[1]).max() < 1e-4

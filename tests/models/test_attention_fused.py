@@ -16,7 +16,9 @@ from tiny_policy import (
     tiny_params,
 )
 
+from pbrl_jax import MeshConfig
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.mesh.sharding import make_mesh, replicated
 from pbrl_jax.models import fused_attention
 from pbrl_jax.models.attention import Visibility, xla_attention
 from pbrl_jax.models.decoder import causal_logits, hidden_states, init_decoder
@@ -30,6 +32,10 @@ from pbrl_jax.models.fused_attention import (
 )
 from pbrl_jax.models.layouts import Causal, Packed, Reach, SharedPrefix
 from pbrl_jax.models.specs import TINY_FAMILIES
+from pbrl_jax.plan.chips import parse_topology
+from pbrl_jax.plan.holds import arrays_in_memory
+from pbrl_jax.plan.programs import compile_ahead
+from pbrl_jax.run.plan import tpu_devices
 
 X, L, H, K, C = 2, 40, 4, 2, 8
 LENGTHS = np.array([40, 23])
@@ -223,3 +229,25 @@ def test_looking_at_a_model_needs_no_hardware():
     specs = [dataclasses.replace(spec, attention=kernel) for kernel in ("splash", "auto")]
     programs = [str(jax.make_jaxpr(causal_logits, static_argnums=1)(params, one, tokens, mask)) for one in specs]
     assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_tpu_compiler_takes_it_and_no_scores_are_in_memory(packed):
+    """Value and gradient, by `auto`, in the window of one layer and without one; needs the compiler alone."""
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install -e '.[tpu]'")
+    T, S, R, wide = 128, 2, 256, 128
+    mesh = make_mesh(MeshConfig(1, 1, 1), tpu_devices(parse_topology("v5p:2x2x1"))[:1])
+    placed = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+    inputs = [placed((1, T + S * R, heads, wide), jnp.bfloat16) for heads in (H, K, K)]
+
+    def total(query, key, value, valid, segment):
+        layout = SharedPrefix(valid, segment if packed else None, S, 3 if packed else 1)
+        places = jnp.arange(T + S * R)[None]
+        reach = None if packed else Reach(64, True, places)
+        return layout.attend("auto", query, key, value, None, 0, reach)[0].astype(jnp.float32).sum()
+
+    program = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    text = compile_ahead(mesh, program, *inputs, placed((1, T), bool), placed((1, S, R), jnp.int32)).text
+    assert text.count("splash_mha_dkv") and text.count("splash_mha_dq")
+    large = [shape for _, shape, _ in arrays_in_memory(text) if sum(size in (R, T + R) for size in shape.sizes) > 1]
+    assert not large

@@ -11,6 +11,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax import cli
 from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax.run import assemble
 
 PAGE = (ROOT / "docs" / "guide_one_gpu.md").read_text("utf-8").split("## Checks on a new GPU")[0]
 CONFIG_VERBS = ("pivots", "train")
@@ -19,13 +20,15 @@ SMALL = {
     "rollout.max-completion-length": 4, "train.max-steps": 1, "train.prompts-per-step": 4, "eval.limit": 1,
     "eval.batch-size": 4, "eval.languages": "sw", "train.logprob-chunk": 64, "log.compilation-cache": "",
 }  # fmt: skip
-"""Settings of the guide's runs; the random policy has no right answers."""
+"""Settings of the guide's runs."""
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """(word of the guide) -> the word of the test: its models and files lie under tmp_path."""
     monkeypatch.setenv("PBRL_DATA", str(tmp_path / "data"))
+    said = "It is 20. The answer is 20."  # a random policy has no answers
+    monkeypatch.setattr(assemble, "answer_texts", lambda _decoder, _params, asked, *_, **__: [said] * len(asked))
     made.write_data(tmp_path / "data")
     made.write_policy(tmp_path / "llama", made.LLAMA, made.LLAMA_TOKENS, made.LLAMA_TEMPLATE, "PreTrainedTokenizerFast")
     made.write_encoder(tmp_path / "e5", "e5")
