@@ -10,7 +10,6 @@ from tiny_policy import tiny_config
 from pbrl_jax import with_values
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.core.paths import work_dir
 from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.plan.analytic import Sizes, generate_estimate
 from pbrl_jax.plan.chips import CHIPS
