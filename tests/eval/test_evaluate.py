@@ -118,7 +118,7 @@ def test_greedy_answers_are_those_of_the_causal_model(greedy):
 def test_ten_prompts_in_batches_of_four_keep_their_order_and_compile_once(greedy):
     decoder, ticks = small_decoder(), []
     length = decoder.max_completion_length
-    compiled = compiled_programs(decoder.spec, 1, length, SEGMENT_LENGTH, "whole").programs.segment
+    compiled = compiled_programs(decoder.spec, 1, length, SEGMENT_LENGTH, "auto").programs.segment
     before = compiled._cache_size()
     backwards = answer_texts(decoder, policy().params, QUESTIONS[::-1], CODES[::-1], tick=ticks.append)
     assert backwards == greedy[::-1]

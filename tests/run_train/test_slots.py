@@ -28,7 +28,7 @@ def held(slots: int) -> float:
     return generate_estimate(with_values(CONFIG, rollout={"slots": slots}), MODELS, Sizes(2, 1, 1)).hbm_bytes
 
 
-def experiment(config) -> Experiment:
+def experiment(config, work) -> Experiment:
     nothing = dict.fromkeys(Experiment._fields)
     mesh = SimpleNamespace(devices=np.zeros((2, 1, 1)))
     policy, encoder = SimpleNamespace(spec=MODELS.policy), SimpleNamespace(spec=MODELS.encoder)
@@ -54,19 +54,20 @@ def test_as_many_rows_as_fit():
     assert fitting_slots(CONFIG, MODELS, Sizes(2, 1, 1), 1.0) == 2, "one row a device at least"
 
 
-def test_what_was_chosen_is_used_again(memory, monkeypatch):
+def test_what_was_chosen_is_used_again(memory, monkeypatch, tmp_path):
+    work = work_dir(tmp_path)
     memory(held(ROWS) * 2)
-    chosen = module.with_decoding(experiment(CONFIG)).config
+    chosen = module.with_decoding(experiment(CONFIG, work)).config
     assert chosen == with_values(CONFIG, rollout={"weights": "whole"}), "all rows"
     memory(held(ROWS // 2) / USABLE * 1.001)
-    chosen = module.with_decoding(experiment(CONFIG)).config
+    chosen = module.with_decoding(experiment(CONFIG, work)).config
     assert chosen.rollout.slots == ROWS // 2
     for given in (with_values(CONFIG, rollout={"slots": 6}), with_values(CONFIG, train={"fused": True})):
-        chosen_rollout = module.with_decoding(experiment(given)).config.rollout
+        chosen_rollout = module.with_decoding(experiment(given, work)).config.rollout
         assert chosen_rollout == dataclasses.replace(given.rollout, weights="whole")
     monkeypatch.setattr(module, "list_checkpoints", lambda _: [(1, "folder")])
     monkeypatch.setattr(module, "read_meta", lambda _: {"config": to_json(chosen)})
     memory(held(ROWS) * 2)
-    assert module.with_decoding(experiment(CONFIG)).config == chosen, "as the run was begun with"
+    assert module.with_decoding(experiment(CONFIG, work)).config == chosen, "as the run was begun with"
     given = with_values(CONFIG, rollout={"weights": "as_trained", "slots": 8})
-    assert module.with_decoding(experiment(given)).config == given, "what is configured comes first"
+    assert module.with_decoding(experiment(given, work)).config == given, "what is configured comes first"
