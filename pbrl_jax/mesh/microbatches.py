@@ -17,7 +17,7 @@ def sum_over_data(tree: Any) -> Any:
 
 
 def join_sums(total: Any) -> Any:
-    """`((sum, (count, pairs, largest)), gradients)` over the `data` axis: sums but for `largest`, which is a maximum."""
+    """`((sum, (count, pairs, largest)), gradients)` over the `data` axis: sums, of `largest` the maximum."""
     (loss_sum, (count, pairs, largest)), grads = total
     loss_sum, count, pairs, grads = sum_over_data((loss_sum, count, pairs, grads))
     return (loss_sum, (count, pairs, jax.lax.pmax(largest, DATA))), grads

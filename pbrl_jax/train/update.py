@@ -198,8 +198,7 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
 
     if context.packed is not None:
         return mean_gradient(context.packed.sums(sums, rows, context, add_sums))
-    groups = rows[0].prompts.tokens_PT.shape[0]
-    size = context.config.train.microbatch_prompts or groups
+    groups, size = rows[0].prompts.tokens_PT.shape[0], context.config.train.microbatch_prompts
 
     def piece(fixed, rows):
         return rows_gradient(*fixed, rows, context=context)
