@@ -16,6 +16,13 @@ def sum_over_data(tree: Any) -> Any:
     return jax.lax.psum(tree, DATA)
 
 
+def join_sums(total: Any) -> Any:
+    """`((sum, (count, pairs, largest)), gradients)` over the `data` axis: sums, of `largest` the maximum."""
+    (loss_sum, (count, pairs, largest)), grads = total
+    loss_sum, count, pairs, grads = sum_over_data((loss_sum, count, pairs, grads))
+    return (loss_sum, (count, pairs, jax.lax.pmax(largest, DATA))), grads
+
+
 def data_sums(
     function: Callable[[Any, Any], Any],
     params: Any,

@@ -21,7 +21,7 @@ from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import lookup
 from pbrl_jax.core.records import STATE_FINITE, TrainBatch, TrainState, pytree
 from pbrl_jax.core.trees import all_finite, select
-from pbrl_jax.mesh.microbatches import DATA, data_sums, sum_over_data
+from pbrl_jax.mesh.microbatches import data_sums, join_sums
 from pbrl_jax.mesh.offload import as_before, on_device
 from pbrl_jax.models.logprobs import OutputOptions
 from pbrl_jax.models.packing import Bucket, rollout_outputs
@@ -190,13 +190,6 @@ def add_sums(total, new):
     return (loss_sum, (count, pairs, jnp.maximum(old_gap, new_gap))), grads
 
 
-def join_sums(total):
-    """The sums of all parts of the mesh's data axis."""
-    (loss_sum, (count, pairs, gap)), grads = total
-    loss_sum, count, pairs, grads = sum_over_data((loss_sum, count, pairs, grads))
-    return (loss_sum, (count, pairs, jax.lax.pmax(gap, DATA))), grads
-
-
 def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch, Targets], context: UpdateContext):
     """Gradient and metrics, summed exactly over microbatches and divided once."""
 
@@ -205,8 +198,7 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
 
     if context.packed is not None:
         return mean_gradient(context.packed.sums(sums, rows, context, add_sums))
-    groups = rows[0].prompts.tokens_PT.shape[0]
-    size = context.config.train.microbatch_prompts or groups
+    groups, size = rows[0].prompts.tokens_PT.shape[0], context.config.train.microbatch_prompts
 
     def piece(fixed, rows):
         return rows_gradient(*fixed, rows, context=context)
