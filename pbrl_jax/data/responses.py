@@ -119,7 +119,7 @@ def _example(code: str, row: _Row) -> Example | None:
 
 
 def _preference(code: str, row: _Row) -> Preference | None:
-    both = [row.cells.get(name) for name in ("chosen", "rejected")]
+    both: list[Any] = [row.cells.get(name) for name in ("chosen", "rejected")]
     asked: Question | None
     if all(isinstance(one, list) and len(one) > 1 for one in both):
         turns = [read_turns(one, row.number, name, row.errors)
@@ -138,8 +138,8 @@ def _preference(code: str, row: _Row) -> Preference | None:
         if not start.strip():
             row.wrong("has no prompt, and chosen and rejected do not begin with the same one")
             return None
-        chosen, rejected = (nfc(str(one))[len(start) :] for one in both)
-        return _pair(row, Preference(code, start.rstrip(" "), chosen, rejected, True))
+        better, worse = (nfc(str(one))[len(start) :] for one in both)
+        return _pair(row, Preference(code, start.rstrip(" "), better, worse, True))
     asked, chosen, rejected = _question(row), _reply(row, "chosen"), _reply(row, "rejected")
     if asked is None or chosen is None or rejected is None:
         return None

@@ -8,7 +8,7 @@ that is merged afterwards, as in decoding, uses the kernels of pbrl_jax.models.a
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def splash_attention(query_XQHC, key_XSKC, value_XSKC, segment_XS, window: int |
     """
     if not interpret:
         require_backend("splash", "tpu")
-    local = functools.partial(_splash_rows, window=window, interpret=interpret)
+    local: Callable[..., jax.Array] = functools.partial(_splash_rows, window=window, interpret=interpret)
     if not jax.sharding.get_abstract_mesh().empty:
         heads, kv_heads = (partition_spec("batch", "none", name, "none") for name in ("heads", "kv_heads"))
         rows = partition_spec("batch", "none")
@@ -163,11 +163,11 @@ def _splash_rows(query, key, value, segment, window: int | None, interpret: bool
         return kernel(query, key, value, splash.SegmentIds(query_segment, key_segment))
 
     segment = segment.astype(jnp.int32)
-    arrays = (padded((query * C**-0.5).astype(query.dtype), shape[0]), padded(key, shape[1]), padded(value, shape[1]))
+    scaled = (query * C**-0.5).astype(query.dtype)
+    arrays: tuple[Any, ...] = (padded(scaled, shape[0]), padded(key, shape[1]), padded(value, shape[1]))
     with jax.named_scope(PAIRS_SCOPE.format(splash_pairs(Q, S, window))):
-        out = jax.vmap(one_row)(
-            *(jnp.swapaxes(x, 1, 2) for x in arrays), padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])
-        )
+        segments = padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])
+        out = jax.vmap(one_row)(*(jnp.swapaxes(x, 1, 2) for x in arrays), *segments)
     return jnp.swapaxes(out, 1, 2)[:, :Q]
 
 

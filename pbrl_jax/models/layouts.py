@@ -142,8 +142,8 @@ class SharedPrefix:
 
     def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
         T = self.prompt_valid_XT.shape[1]
-        prompt = (x[:, :T] for x in (query, key, value))
-        prompt_out, _ = Causal(self.prompt_valid_XT).attend(kernel, *prompt, None, layer, reach)
+        own = Causal(self.prompt_valid_XT)
+        prompt_out, _ = own.attend(kernel, query[:, :T], key[:, :T], value[:, :T], None, layer, reach)
         if query.shape[1] == T:
             return prompt_out, cache
         fused = self.fused_kernel(kernel, query, key, reach)
@@ -197,12 +197,12 @@ class SharedPrefix:
             at = reach.positions_XL
             prompt_seen = Visibility(self.prompt_valid_XT, at[:, T:], at[:, :T], window=reach.limit)
         to_prompt = attend(kernel, query[:, T:], key[:, :T], value[:, :T], prompt_seen)
-        own = [self._own(x) for x in (query, key, value)]
-        R = own[0].shape[1]
+        own_query, own_key, own_value = (self._own(x) for x in (query, key, value))
+        R = own_query.shape[1]
         index = jnp.broadcast_to(jnp.arange(R)[None], (X * S, R))
         segment = None if self.segment_XSR is None else self.segment_XSR.reshape(X * S, R)
         seen = Visibility(None, index, index, segment, segment, reach and reach.limit)
-        out, lse = attend(kernel, *own, seen)
+        out, lse = attend(kernel, own_query, own_key, own_value, seen)
         to_own = (out.reshape(X, S * R, *out.shape[2:]), lse.reshape(X, S * R, lse.shape[-1]))
         return merge_attention(to_prompt, to_own)
 

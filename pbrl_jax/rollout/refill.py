@@ -125,10 +125,10 @@ def until(queue: Queue, sizes: tuple[int, ...], steps: int) -> Until:
 
 def mesh_of(prompts: PromptBatch) -> Mesh | None:
     """The mesh that is set (`jax.set_mesh`), or that of the prompts; None on one device."""
-    mesh = jax.sharding.get_mesh()
+    mesh: Any = jax.sharding.get_mesh()
     if not mesh.empty:
         return mesh
-    sharding = getattr(prompts.tokens_PT, "sharding", None)
+    sharding: Any = getattr(prompts.tokens_PT, "sharding", None)
     return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
@@ -223,7 +223,8 @@ class Running:
         """Host arrays with one part a device."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
-        return place(tree, jax.tree.map(lambda _: batch_sharding(self.mesh), tree))
+        sharding = batch_sharding(self.mesh)
+        return place(tree, jax.tree.map(lambda _: sharding, tree))
 
     def _fill(self) -> None:
         while self.queue.waiting:

@@ -172,7 +172,8 @@ def _prompt(row: int, number: int, cells: _Cells, languages: tuple[str, ...], er
     code = _language(cells, languages, number, errors)
     if code is None or code not in languages:
         return None
-    column, asked, turns = cells.mapping["question"], cells("question"), ()
+    column, asked = cells.mapping["question"], cells("question")
+    turns: tuple[tuple[str, str], ...] = ()
     if isinstance(asked, list):
         conversation = read_conversation(asked, number, column, errors)
         if conversation is None:

@@ -1,6 +1,6 @@
 """A GGUF file as a folder of safetensors, by transformers and torch.
 
-  python benchmarks/gguf_folder.py MODEL.gguf FOLDER
+  python benchmarks/peers/gguf_folder.py MODEL.gguf FOLDER
 
 Quantised values are written as the float32 numbers that they stand for.
 """
