@@ -8,7 +8,7 @@ that is merged afterwards, as in decoding, uses the kernels of pbrl_jax.models.a
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -164,10 +164,10 @@ def _splash_rows(query, key, value, segment, window: int | None, interpret: bool
 
     segment = segment.astype(jnp.int32)
     scaled = (query * C**-0.5).astype(query.dtype)
-    arrays: tuple[Any, ...] = (padded(scaled, shape[0]), padded(key, shape[1]), padded(value, shape[1]))
+    arrays = [jnp.swapaxes(x, 1, 2) for x in (padded(scaled, shape[0]), padded(key, shape[1]), padded(value, shape[1]))]
     with jax.named_scope(PAIRS_SCOPE.format(splash_pairs(Q, S, window))):
         segments = padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])
-        out = jax.vmap(one_row)(*(jnp.swapaxes(x, 1, 2) for x in arrays), *segments)
+        out = jax.vmap(one_row)(*arrays, *segments)
     return jnp.swapaxes(out, 1, 2)[:, :Q]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams
 from pbrl_jax.core.stopping import Interrupted
@@ -128,8 +128,7 @@ def mesh_of(prompts: PromptBatch) -> Mesh | None:
     mesh: Any = jax.sharding.get_mesh()
     if not mesh.empty:
         return mesh
-    sharding: Any = getattr(prompts.tokens_PT, "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return getattr(getattr(prompts.tokens_PT, "sharding", None), "mesh", None)
 
 
 class Refill(NamedTuple):
