@@ -166,8 +166,8 @@ def _splash_rows(query, key, value, segment, window: int | None, interpret: bool
     scaled = (query * C**-0.5).astype(query.dtype)
     arrays = [jnp.swapaxes(x, 1, 2) for x in (padded(scaled, shape[0]), padded(key, shape[1]), padded(value, shape[1]))]
     with jax.named_scope(PAIRS_SCOPE.format(splash_pairs(Q, S, window))):
-        segments = padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])
-        out = jax.vmap(one_row)(*arrays, *segments)
+        arrays += [padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])]
+        out = jax.vmap(one_row)(*arrays)
     return jnp.swapaxes(out, 1, 2)[:, :Q]
 
 
