@@ -108,7 +108,7 @@ def splash_attention(query_XQHC, key_XSKC, value_XSKC, segment_XS, window: int |
     """
     if not interpret:
         require_backend("splash", "tpu")
-    local = functools.partial(_splash_rows, window=window, interpret=interpret)
+    local: Callable = functools.partial(_splash_rows, window=window, interpret=interpret)
     if not jax.sharding.get_abstract_mesh().empty:
         heads, kv_heads = (partition_spec("batch", "none", name, "none") for name in ("heads", "kv_heads"))
         rows = partition_spec("batch", "none")
@@ -165,9 +165,8 @@ def _splash_rows(query, key, value, segment, window: int | None, interpret: bool
     segment = segment.astype(jnp.int32)
     arrays = (padded((query * C**-0.5).astype(query.dtype), shape[0]), padded(key, shape[1]), padded(value, shape[1]))
     with jax.named_scope(PAIRS_SCOPE.format(splash_pairs(Q, S, window))):
-        out = jax.vmap(one_row)(
-            *(jnp.swapaxes(x, 1, 2) for x in arrays), padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1])
-        )
+        query, key, value = (jnp.swapaxes(x, 1, 2) for x in arrays)
+        out = jax.vmap(one_row)(query, key, value, padded(segment[:, S - Q :], shape[0]), padded(segment, shape[1]))
     return jnp.swapaxes(out, 1, 2)[:, :Q]
 
 

@@ -142,7 +142,7 @@ class SharedPrefix:
 
     def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
         T = self.prompt_valid_XT.shape[1]
-        prompt = (x[:, :T] for x in (query, key, value))
+        prompt = query[:, :T], key[:, :T], value[:, :T]
         prompt_out, _ = Causal(self.prompt_valid_XT).attend(kernel, *prompt, None, layer, reach)
         if query.shape[1] == T:
             return prompt_out, cache
@@ -197,7 +197,7 @@ class SharedPrefix:
             at = reach.positions_XL
             prompt_seen = Visibility(self.prompt_valid_XT, at[:, T:], at[:, :T], window=reach.limit)
         to_prompt = attend(kernel, query[:, T:], key[:, :T], value[:, :T], prompt_seen)
-        own = [self._own(x) for x in (query, key, value)]
+        own = self._own(query), self._own(key), self._own(value)
         R = own[0].shape[1]
         index = jnp.broadcast_to(jnp.arange(R)[None], (X * S, R))
         segment = None if self.segment_XSR is None else self.segment_XSR.reshape(X * S, R)
