@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct, judged by all-MiniLM-L6-v2, through every stage on a CPU.
 
-Command:   python benchmarks/real_model.py --workdir runs/real --policy HuggingFaceTB/SmolLM2-135M-Instruct \\
-               --encoder sentence-transformers/all-MiniLM-L6-v2
+Command:   pbrl train configs/real_model_cpu.py --workdir runs/real
+           All stages: python benchmarks/real_model.py --workdir runs/real \\
+               --policy HuggingFaceTB/SmolLM2-135M-Instruct --encoder sentence-transformers/all-MiniLM-L6-v2
            docs/real_model_cpu.md says how to get both folders, and has the times and the memory of each stage.
 Hardware:  any CPU with 8 GB of memory.
 Expected:  no lift. Eight steps of sixteen responses change a model of this size by nothing that can be measured, and

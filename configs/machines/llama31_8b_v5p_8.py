@@ -7,7 +7,7 @@ Expected:  as configs/llama31_8b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/llama31_8b_v5p_8.py --topology v5p-8
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    75.3       25.2    4269     43.7  memory   hand
+    generate    63.2       25.2    4269     25.8  memory   hand
     reward      36.0        2.0     214      0.7  memory   hand
     update      67.8       33.8   21860     47.6  compute  hand
 

@@ -8,7 +8,7 @@ Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/qwen3_32b_8xh100.py --topology h100:8
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    58.2       35.7    4597   12.890  memory   hand
+    generate    47.0       24.5    4558   13.2    memory   hand
     reward      15.3        1.0      54    0.146  memory   hand
     update      26.9       12.6   18816   19.025  compute  hand
 

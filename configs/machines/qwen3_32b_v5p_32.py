@@ -7,11 +7,11 @@ Expected:  as configs/qwen3_32b_pbrlsvr.py; nobody has made this run.
 Plan:      pbrl plan configs/machines/qwen3_32b_v5p_32.py --topology v5p-32
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
-    generate    73.0        9.1    2290   29.6    memory   compiled
-    reward      39.0        0.3      27    0.1    memory   compiled
-    update      91.7       53.0   11200   24.4    compute  compiled
+    generate    51.3       12.6    2270    8.0    memory   hand
+    reward      35.1        0.5      27    0.089  memory   hand
+    update      69.4       34.8   11608   25.3    compute  hand
 
-Per chip, of 102.0 GB; seconds are at least. By hand generate takes 16.9; the compiled program moves twice the bytes.
+Per chip, of 102.0 GB, by hand; seconds are at least. Compiled without fused attention, the update held 91.7 GB.
 """
 
 from pathlib import Path

@@ -19,6 +19,7 @@ from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, TextEncoderSp
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import Need, reward_calls, run_here
 from pbrl_jax.plan.shapes import Models
+from pbrl_jax.rollout.weights import TENSOR
 from pbrl_jax.train.start import keeps_start, narrows_frozen
 
 #: Bytes that a pass of unfused attention moves for each pair and head: scores in float32, weights in the compute type.
@@ -261,7 +262,7 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     attended = position * rows * read_positions(T, R) / R
     laid = config.rollout.weights != "as_trained" and (mesh.fsdp > 1 or _item(spec) < 4)
     if laid or mesh.fsdp == 1:
-        shares = mesh.fsdp if config.rollout.weights == "tensor" else 1
+        shares = mesh.fsdp if config.rollout.weights in TENSOR else 1
         plain = (total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor) / shares
         copy = plain * _item(spec)
         moved = steps * (total / shares * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)

@@ -102,8 +102,10 @@ def on_topology(models: Models, topology: Topology | None) -> Models:
 
 
 def estimate_plan(config: Config, models: Models, topology: Topology) -> Plan:
-    """The estimated plan on a topology."""
-    needs = estimate_step(config, on_topology(models, topology), mesh_sizes(config, topology.chips))
+    """The estimated plan on a topology, with the decoding that a run chooses there."""
+    sizes = mesh_sizes(config, topology.chips)
+    config, _ = chosen_decoding(config, models, sizes, topology.chip)
+    needs = estimate_step(config, on_topology(models, topology), sizes)
     return make_plan(config, needs, topology.chip)
 
 
