@@ -1,9 +1,10 @@
 """What a lost connection, an expired login, a repair or a secret must not do; stand-ins for gcloud, ssh and apt-get."""
 
+import os
 import shlex
 import shutil
+import signal
 import subprocess
-import threading
 
 import pytest
 from launch.stand_ins import CHECKER, FAKE_PYTHON, Machine, assert_fails
@@ -87,18 +88,38 @@ def detached(machine, *words, **settings):
 RUN = ("bash", "-c", "echo begun; until [ -e go ]; do sleep 0.1; done; echo ended; exit 5")
 
 
+def following(machine, *words):
+    """`detached.sh follow` in a process group of its own, whose output is read as it comes."""
+    settings = {"PATH": f"{machine.programs}:{machine.tools}:/usr/bin:/bin", "HOME": str(machine.checkout)}
+    return subprocess.Popen(
+        ["bash", "launch/detached.sh", "follow", *words], cwd=machine.checkout, env=settings, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def until_said(process, word: str) -> str:
+    """The output up to a line with this word, which must come."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if word in line:
+            return said
+    raise AssertionError(f"{word!r} was not said: {said}")
+
+
 def test_a_run_outlives_its_connection_and_is_joined(machine):
-    folder = machine.checkout
-    line = f"timeout 2 bash launch/detached.sh follow one {shlex.join(RUN)}"
-    settings = {"PATH": f"{machine.programs}:{machine.tools}:/usr/bin:/bin", "HOME": str(folder)}
-    first = subprocess.run(["bash", "-c", line], cwd=folder, env=settings, capture_output=True, text=True, timeout=60)
-    assert first.returncode == 124 and "begun" in first.stdout
+    first = following(machine, "one", *RUN)
+    until_said(first, "begun")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
     assert detached(machine, "state").stdout == "pbrl-run: running\n"
     assert_fails(detached(machine, "free"), "already going on")
     assert_fails(detached(machine, "follow", "one", "other"), "another run is going on")
-    threading.Timer(3, (folder / "go").touch).start()  # when the second has joined
-    second = detached(machine, "follow", "two", *RUN)
-    assert second.returncode == 5 and "joined" in second.stdout and "ended" in second.stdout
+    second = following(machine, "two", *RUN)
+    until_said(second, "joined")
+    (machine.checkout / "go").touch()
+    until_said(second, "ended")
+    assert second.wait() == 5
     assert detached(machine, "state").stdout == "pbrl-run: ended 5\n"
     assert detached(machine, "follow", "one", *RUN).returncode == 5, "what this call started is not started again"
     third = detached(machine, "follow", "three", "bash", "-c", "exit 0")
