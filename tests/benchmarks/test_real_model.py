@@ -37,8 +37,10 @@ def test_every_stage_is_a_command_that_can_be_typed(monkeypatch):
 
 
 def test_a_command_is_measured_and_a_failed_one_named(tmp_path):
-    row = measured([sys.executable, "-c", "x = bytearray(50 << 20); print('done')"], tmp_path / "log")
-    assert (tmp_path / "log").read_text() == "done\n" and 0.05 < row["peak_gb"] < 1 and row["cpu_seconds"] >= 0
+    code = "import time; x = bytearray(100 << 20); time.sleep(1); print('done')"
+    row = measured([sys.executable, "-c", code], tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "done\n" and row["seconds"] >= 1 and row["cpu_seconds"] < 5
+    assert row["peak_gb"] == pytest.approx(0.11, abs=0.02), "that of the command, not of this process"
     with pytest.raises(SystemExit, match="failed; its output is in .*log"):
         measured([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log")
     assert markdown({"audit": {"seconds": 12.4, "cpu_seconds": 20.6, "peak_gb": 1.26}}).endswith(
