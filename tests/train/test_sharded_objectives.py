@@ -13,7 +13,7 @@ from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradien
 from pbrl_jax import MeshConfig, with_values
 from pbrl_jax.algos import losses
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated
-from pbrl_jax.train import update
+from pbrl_jax.train import programs, update
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import update_step
 from pbrl_jax.train.state import new_state
@@ -34,7 +34,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def table_policy(monkeypatch):
-    monkeypatch.setattr(update, "row_outputs", table_outputs)
+    for module in (update, programs):
+        monkeypatch.setattr(module, "row_outputs", table_outputs)
     monkeypatch.setattr(update, "optimizer_step", keep_gradient)
     with jax.enable_x64(True):
         yield

@@ -17,7 +17,7 @@ from pbrl_jax import with_values
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.returns import kl_penalty
-from pbrl_jax.train import update
+from pbrl_jax.train import programs, update
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
@@ -56,7 +56,8 @@ def keep_gradient(state, grads, *_):
 
 @pytest.fixture(autouse=True)
 def table_policy(monkeypatch):
-    monkeypatch.setattr(update, "row_outputs", table_outputs)
+    for module in (update, programs):
+        monkeypatch.setattr(module, "row_outputs", table_outputs)
     monkeypatch.setattr(update, "optimizer_step", keep_gradient)
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         yield
