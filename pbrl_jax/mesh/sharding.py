@@ -220,6 +220,12 @@ def row_shards(mesh: Mesh | None = None) -> int:
     return math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"] if axis not in apart)
 
 
+def row_parts() -> int:
+    """Number of parts of the rows that a program inside `microbatches.data_sums` sees one of; elsewhere 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"] if axis in mesh.manual_axes)
+
+
 def vocab_shards() -> int:
     """Number of parts of the vocabulary on the mesh set by `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import PromptBatch, pytree
-from pbrl_jax.mesh.sharding import constrain, row_shards, vocab_shards
+from pbrl_jax.mesh.sharding import constrain, row_parts, row_shards, vocab_shards
 from pbrl_jax.models.decoder import hidden_states, logits_of, output_matrix
 from pbrl_jax.models.layouts import SharedPrefix
 from pbrl_jax.models.precision import states_at, widened
@@ -110,6 +110,7 @@ def chunked_logprobs(params, spec: DecoderSpec, hidden_PMD: Float[Array, "P M D"
     """
     P, M, D = hidden_PMD.shape
     shards = row_shards() if P % row_shards() == 0 else 1
+    chunk = -(-chunk // row_parts())  # it is that of all rows, and P those of a part
     size = min(M, max(1, chunk_positions(chunk, spec.vocab_size, shards, vocab_shards()) // P))
     count = -(-M // size)
     padding = count * size - M
