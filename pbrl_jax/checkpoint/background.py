@@ -12,13 +12,12 @@ from typing import Any
 
 from pbrl_jax.checkpoint.save import save_in_parts
 from pbrl_jax.core.errors import CheckpointError, HostLost
+from pbrl_jax.core.stopping import LOOK_SECONDS
 from pbrl_jax.mesh.agree import error_text, exchange, host_count, own_turns
 from pbrl_jax.mesh.watch import phase
 
 THREAD = "save"
 """Name of the thread, and of its exchanges with those of the other hosts."""
-LOOK_SECONDS = 0.2
-"""Seconds between two looks at the other hosts' saves, where a run waits for them."""
 
 
 class BackgroundSaver:

@@ -32,8 +32,8 @@ LOGICAL_AXES: dict[str, Any] = {
     "none": None,
 }
 """Logical axis -> mesh axes, in training. `batch` is the leading axis of rows and prompt groups, `gathered` the same
-where the rows of all devices along fsdp are gathered; `sequence` is the
-position axis of hidden states between layers, sharded over the same devices as heads and ffn."""
+where the rows of all devices along fsdp are gathered; `sequence` is the position axis of hidden states between layers,
+sharded over the same devices as heads and ffn."""
 
 DECODING_AXES = LOGICAL_AXES | {"width": None}
 """For decoding: parameters are not sharded over fsdp (see rollout.weights)."""

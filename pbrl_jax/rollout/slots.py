@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
-from pbrl_jax.mesh.sharding import constrain, partition_spec, row_shards
+from pbrl_jax.mesh.sharding import constrain, on_each_device, partition_spec, row_shards
 from pbrl_jax.models.decoder import hidden_states, logits_of
 from pbrl_jax.models.layouts import Causal
 from pbrl_jax.models.precision import wide_type
@@ -92,9 +92,8 @@ def on_devices(function: Callable, *arguments):
     if jax.sharding.get_abstract_mesh().empty:
         return function(*arguments)
     found = jax.eval_shape(function, *arguments)
-    return jax.shard_map(
-        function, in_specs=jax.tree.map(spec_of, arguments), out_specs=jax.tree.map(spec_of, found), check_vma=False
-    )(*arguments)
+    specs = jax.tree.map(spec_of, (arguments, found))
+    return on_each_device(function, *specs)(*arguments)
 
 
 def spec_of(leaf) -> PartitionSpec:

@@ -25,7 +25,7 @@ from pbrl_jax.models.m2m100 import AXES
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.text.segments import lines_and_sentences
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.sft import mixed_rows
+from pbrl_jax.train.sft import mixed_rows, pool_counts
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.train.staged import Stage, Stopped, run_stage
 from pbrl_jax.train.state import place_state
@@ -133,8 +133,7 @@ class EncodedPairs:
             self.pairs[code] = [row for row in rows if max(map(len, row)) <= self.limit]
             if not self.pairs[code]:
                 raise DataError(f"No pair of {code} has at most {self.limit} tokens a side. Give shorter text.")
-        share, more = divmod(config.translator.batch_size, len(self.pairs))
-        self.counts = {code: share + (place < more) for place, code in enumerate(self.pairs)}
+        self.counts = pool_counts(dict.fromkeys(self.pairs, 1 / len(self.pairs)), config.translator.batch_size)
 
     @functools.cached_property
     def digest(self) -> str:

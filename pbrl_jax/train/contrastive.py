@@ -17,7 +17,7 @@ from pbrl_jax.core.trees import map_microbatches, sum_microbatches
 from pbrl_jax.mesh.sharding import row_shards
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec
-from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
 from pbrl_jax.train.sft import gradient_metrics, gradient_step
 
 
@@ -38,13 +38,7 @@ class ContrastiveBatch:
 
 def contrastive_optimizer_config(config: ContrastiveConfig) -> OptimConfig:
     """AdamW with warm-up and cosine to zero over the stage's own length."""
-    return OptimConfig(
-        learning_rate=config.learning_rate,
-        schedule="cosine",
-        warmup_steps=min(20, config.steps // 2),
-        schedule_steps=config.steps,
-        weight_decay=0.01,
-    )
+    return stage_optimizer(config.steps, config.learning_rate, 20, weight_decay=0.01)
 
 
 def info_nce(

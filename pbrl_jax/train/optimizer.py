@@ -1,6 +1,7 @@
 """The optax chain of a run: clip, AdamW or Muon, schedule."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import optax
@@ -13,6 +14,14 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.trees import map_with_path
 
 SCHEDULES = ("constant", "linear", "cosine")
+
+
+def stage_optimizer(steps: int, learning_rate: float, warmup_steps: int, **more: Any) -> OptimConfig:
+    """The optimizer of a stage: warm-up, over at most half of its steps, and cosine to zero. `more`: other fields."""
+    return OptimConfig(
+        learning_rate=learning_rate, schedule="cosine", warmup_steps=min(warmup_steps, steps // 2),
+        schedule_steps=steps, **more,
+    )  # fmt: skip
 
 
 def make_schedule(config: OptimConfig) -> optax.Schedule:

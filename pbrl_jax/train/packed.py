@@ -18,7 +18,7 @@ from pbrl_jax.core.records import TrainBatch, TrainState
 from pbrl_jax.mesh.agree import host_array
 from pbrl_jax.mesh.ahead import Variants
 from pbrl_jax.mesh.offload import fetched
-from pbrl_jax.mesh.sharding import row_shards
+from pbrl_jax.mesh.sharding import place, row_shards
 from pbrl_jax.models.packing import Bucket
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.train.microbatches import (
@@ -62,11 +62,6 @@ def planned(config: Config, packing: Packing, batch: TrainBatch, index: np.ndarr
         return plan_microbatches(lengths_XG, packing)
     parts = config.algo.num_generations // group_samples(config)
     return plan_microbatches(lengths_XG, packing, (index[:, None] * parts + np.arange(parts)).reshape(-1))
-
-
-def on_devices(state: TrainState, index: np.ndarray) -> jax.Array:
-    """Group numbers, on every device."""
-    return jax.make_array_from_callback(index.shape, state.step.sharding, lambda part: index[part])
 
 
 def whole_program(function: Callable, config: Config, donated: tuple[int, ...] = ()) -> Variants:
@@ -143,7 +138,7 @@ class PackedUpdate:
         if minibatches(config) > 1:
             chosen = np.asarray(minibatch_index(int(host_array(state.step)), groups, config))
         plan = planned(config, self._packing, batch, chosen)
-        indices = [on_devices(state, part.groups) for part in plan]
+        indices = [place(part.groups, state.step.sharding) for part in plan]
         args = (state, frozen, batch, targets)
         if self._add is None or self._zeros is None:
             self._make((*args, indices[0]), plan[0].bucket)
@@ -177,7 +172,7 @@ def make_rows(spec: DecoderSpec, config: Config, function: RowFunction) -> Calla
 
     def rows(state: TrainState, frozen: Frozen, batch: TrainBatch) -> jax.Array:
         plan, rows_BR = planned(config, packing, batch), batch.rollout.logp_BR  # every row is written anew
-        indices = [on_devices(state, part.groups) for part in plan]
+        indices = [place(part.groups, state.step.sharding) for part in plan]
         program.prepare((state, frozen, batch, rows_BR, indices[0]), [part.bucket for part in plan])
         for part, index in zip(plan, indices, strict=True):
             rows_BR = program(state, frozen, batch, rows_BR, index, bucket=part.bucket)

@@ -11,19 +11,14 @@ from pbrl_jax.core.records import TrainState
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
 from pbrl_jax.train.sft import SftBatch, gradient_metrics, gradient_step, mean_gradient
 from pbrl_jax.train.trained import forward_params
 
 
 def dpo_optimizer_config(config: DpoConfig) -> OptimConfig:
     """AdamW with warm-up and cosine to zero over the stage's own length."""
-    return OptimConfig(
-        learning_rate=config.learning_rate,
-        schedule="cosine",
-        warmup_steps=min(config.warmup_steps, config.steps // 2),
-        schedule_steps=config.steps,
-    )
+    return stage_optimizer(config.steps, config.learning_rate, config.warmup_steps)
 
 
 def response_sums(params, batch: SftBatch, *, spec: DecoderSpec, chunk: int):

@@ -17,7 +17,7 @@ from pbrl_jax.mesh.microbatches import data_sums
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
 from pbrl_jax.train.sft_packing import PackedRows, packed_logprobs
 from pbrl_jax.train.trained import forward_params
 
@@ -33,13 +33,8 @@ class SftBatch:
 
 def sft_optimizer_config(config: SftConfig) -> OptimConfig:
     """Warm-up and cosine to zero over the stage's own length."""
-    return OptimConfig(
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        schedule="cosine",
-        warmup_steps=min(config.warmup_steps, config.steps // 2),
-        schedule_steps=config.steps,
-        weight_decay=0.01,
+    return stage_optimizer(
+        config.steps, config.learning_rate, config.warmup_steps, optimizer=config.optimizer, weight_decay=0.01
     )
 
 

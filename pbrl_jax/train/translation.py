@@ -10,7 +10,7 @@ from pbrl_jax.config.supervised import TranslatorTrainingConfig
 from pbrl_jax.config.tree import OptimConfig
 from pbrl_jax.core.records import TrainState, pytree
 from pbrl_jax.models.m2m100 import M2M100Spec, token_logprobs
-from pbrl_jax.train.optimizer import make_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
 from pbrl_jax.train.sft import gradient_metrics, gradient_step, mean_gradient
 
 
@@ -26,13 +26,7 @@ class TranslationBatch:
 
 def translator_optimizer_config(config: TranslatorTrainingConfig) -> OptimConfig:
     """AdamW with warm-up and cosine to zero over the stage's own length."""
-    return OptimConfig(
-        learning_rate=config.learning_rate,
-        schedule="cosine",
-        warmup_steps=min(config.warmup_steps, config.steps // 2),
-        schedule_steps=config.steps,
-        weight_decay=0.01,
-    )
+    return stage_optimizer(config.steps, config.learning_rate, config.warmup_steps, weight_decay=0.01)
 
 
 def translation_sums(params, batch: TranslationBatch, *, spec: M2M100Spec, smoothing: float):
