@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean, is_out_of_memory
 from pbrl_jax.core.lock import held
+from pbrl_jax.core.memory import check_memory_before_threads
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.core.version import __version__
 from pbrl_jax.run.model_verbs import evaluation, generate, harness, translate
@@ -252,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in VERBS:
         print(f"Unknown verb {arguments[0]!r}. {did_you_mean(arguments[0], VERBS)}", file=sys.stderr)
         return 1
+    check_memory_before_threads()
     try:
         VERBS[arguments[0]](arguments[1:])
     except PbrlError as error:
