@@ -20,10 +20,19 @@ from pbrl_jax.plan.analytic import (
     reward_flops,
     update_flops,
 )
-from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
+from pbrl_jax.plan.chips import CHIPS, LINK_SHARE, Topology, known_chip, parse_topology
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import PROGRAMS, Need, compile_step
-from pbrl_jax.plan.roofline import USABLE, chosen_decoding, estimate_plan, make_plan, nearest_change, sweep
+from pbrl_jax.plan.roofline import (
+    USABLE,
+    chosen_decoding,
+    estimate_plan,
+    local_chip,
+    make_plan,
+    meshes,
+    nearest_change,
+    sweep,
+)
 from pbrl_jax.plan.shapes import adapters, policy_shapes, run_models
 from pbrl_jax.run.plan import main as plan_config
 
@@ -97,6 +106,60 @@ def test_topologies():
             parse_topology(wrong)
 
 
+def test_several_slices_and_boxes():
+    two = parse_topology("2xv5p-32")
+    assert two == Topology("v5p", "2x2x4", 2) and (two.name, two.chips, two.box) == ("2xv5p:2x2x4", 32, 16)
+    boxes = parse_topology("2xh100:8")
+    assert boxes == parse_topology("h100:16") and (boxes.chips, boxes.box, boxes.chips_per_host) == (16, 8, 8)
+    halves = parse_topology("v7x:2x2x1")
+    assert (halves.chips, halves.box, halves.chips_per_host) == (8, 8, 8), "two devices a chip"
+    assert halves == parse_topology("tpu7x:2x2x1") and halves.compiler_name == "tpu7x:2x2x1"
+    with pytest.raises(ConfigError, match="mesh.data=1 does not divide over 2 slices of 16 chips"):
+        plan_config(with_values(LARGE, train={"microbatch_prompts": 32}), topology="2xv5p-32")
+
+
+def test_devices_are_known_by_the_names_that_they_give_themselves():
+    kinds = {
+        "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "v7x", "TPU v4": "v4",
+        "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA B200": "b200",
+        "NVIDIA A10G": "a10", "NVIDIA L4": "l4", "NVIDIA GeForce RTX 4090": "rtx4090",
+    }  # fmt: skip
+    assert {kind: known_chip(kind) for kind in kinds} == {kind: CHIPS[name] for kind, name in kinds.items()}
+    assert [known_chip(kind) for kind in ("cpu", "NVIDIA L40S", "TPU v4 lite", "NVIDIA A1000")] == [None] * 4
+
+
+def test_gradients_cross_the_network_once_a_step():
+    """Llama-3.1-8B over two slices or boxes: each chip sends its share of the float32 gradients, and nothing else
+    passes there; with tensor, too, at each of the microbatches (mesh.microbatches.data_sums)."""
+    config = with_values(LARGE, mesh={"data": 2, "fsdp": -1}, train={"microbatch_prompts": 32})
+    models = run_models(config)
+    for name in ("2xv5p:2x2x1", "h100:16"):
+        topology = parse_topology(name)
+        rows = estimate_plan(config, models, topology).rows
+        assert rows["update"].need.cost.network_bytes == 4.0 * parameter_count(models.policy) * 2 / topology.chips
+        assert rows["generate"].need.cost.network_bytes == 0
+        one = estimate_step(config, models, Sizes(2, topology.chips // 2, 1))["update"].cost
+        assert one.network_bytes == 0 and one.collective_bytes > 0
+    both = estimate_step(config, models, Sizes(2, 4, 2, 8))["update"].cost.network_bytes
+    assert both == pytest.approx(2 * 4.0 * parameter_count(models.policy) / 8)
+    across = estimate_step(config, models, Sizes(1, 16, 1, 8))["update"].cost
+    gathered = across.collectives["all-gather"] + across.collectives["reduce-scatter"]
+    assert across.network_bytes == pytest.approx(gathered / 8), "eight chips of a box share what leaves it"
+
+
+def test_seconds_to_expect():
+    """At the shares of the peaks that measured programs reach, beside the bound."""
+    chip = CHIPS["h100"]
+    need = Need(1.0, 1.0, Cost(chip.flops, chip.bandwidth / 2))
+    plan = make_plan(TINY, {"update": need, "generate": Need(1.0, 1.0, Cost(0.0, chip.bandwidth))}, chip)
+    assert plan.step_seconds == pytest.approx(2) and plan.rows["update"].expected == pytest.approx(1 / 0.497)
+    assert plan.expected_seconds == pytest.approx(1 / 0.497 + 1 / 0.77)
+    away = make_plan(TINY, {"update": Need(1.0, 1.0, Cost(network_bytes=chip.network))}, chip).rows["update"]
+    assert (away.binds, away.seconds, away.expected) == ("network", 1.0, pytest.approx(1 / LINK_SHARE))
+    assert all(0 < share < 1 for chip in CHIPS.values() for share in (chip.compute_share, chip.memory_share))
+    assert known_chip("cpu") is None and local_chip(1, 1.0).compute_share == 1
+
+
 def test_what_binds():
     chip = CHIPS["v5p"]
     for binds, cost in (
@@ -115,6 +178,10 @@ def test_a_mesh_that_training_refuses_is_refused():
     config = with_values(LARGE, mesh={"data": 1, "fsdp": 1, "tensor": 16})
     with pytest.raises(ConfigError, match="'kv_heads' of size 8 does not divide over mesh axis 'tensor' of 16"):
         plan_config(config, topology="h100:16")
+    stage = with_values(LARGE, sft={"batch_size": 6})
+    with pytest.raises(ConfigError, match="sft.batch_size is 6; expected a multiple of mesh data . fsdp = 8"):
+        plan_config(stage, topology="h100:8", verb="sft")
+    assert all(sizes.tensor <= 8 for sizes in meshes(LARGE, run_models(LARGE), parse_topology("h100:16")))
 
 
 def test_the_nearest_change_fits():
@@ -192,11 +259,17 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     assert cli.main([*command, "--topology", "h100:8", "--json", str(file)]) == 0
     shown = capsys.readouterr()
     assert "by hand" in shown.out and "no such GPU is here" in shown.err and "It fits" in shown.out
+    assert "A run may fill 72.0 GB with XLA_CLIENT_MEM_FRACTION=0.9" in shown.out and "60.0 GB" in shown.out
+    assert "Expected: " in shown.out and "with 50% of the peak FLOPs and 77% of the memory's bandwidth" in shown.out
     copied = 12 * 8_190_735_360 / 1e9  # four chips hold all parameters and moments
     assert f"a host of 8 chips holds a copy in its memory: {copied:.2f} GB" in shown.out
     stored = json.loads(file.read_text())
-    assert set(stored) == {"programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds"}
-    wanted = {"hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "seconds"}
+    assert set(stored) == {
+        "programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds", "expected_seconds"
+    }  # fmt: skip
+    wanted = {
+        "hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "network_bytes", "seconds", "expected_seconds"
+    }  # fmt: skip
     assert set(stored["programs"]) == {"generate", "reward", "update"}
     assert all(wanted == set(program) for program in stored["programs"].values())
     served = ["--rollout.engine", "vllm", "--topology", "h100:8", "--json", str(file)]
