@@ -1,13 +1,17 @@
 """Plans: topologies, agreement of compiled and hand-made numbers, verdicts, sweep, and the verb."""
 
+import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import pytest
-from tiny_policy import quick_compiles  # noqa: F401
+from source_tree import ROOT
+from tiny_hf import hf_tokenizer
+from tiny_policy import quick_compiles, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax import Config, MeshConfig, cli, with_values
+from pbrl_jax import Config, MeshConfig, cli, load_comet, load_encoder, load_policy, load_translator, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import (
@@ -18,6 +22,7 @@ from pbrl_jax.plan.analytic import (
     generate_flops,
     parameter_count,
     reward_flops,
+    state_bytes,
     update_flops,
 )
 from pbrl_jax.plan.chips import CHIPS, LINK_SHARE, Topology, known_chip, parse_topology
@@ -33,8 +38,14 @@ from pbrl_jax.plan.roofline import (
     nearest_change,
     sweep,
 )
-from pbrl_jax.plan.shapes import adapters, policy_shapes, run_models
+from pbrl_jax.plan.shapes import adapters, policy_shapes, reward_bytes, run_models
 from pbrl_jax.run.plan import main as plan_config
+from pbrl_jax.weights.comets import convert_comet
+from pbrl_jax.weights.encoders import save_encoder
+from pbrl_jax.weights.folders import save_model
+from pbrl_jax.weights.policies import Policy
+
+HF = ROOT / "tests" / "fixtures" / "hf"
 
 TINY = with_values(
     Config(), encoder={"max_length": 16}, rollout={"max_prompt_length": 16, "max_completion_length": 24},
@@ -95,6 +106,52 @@ def test_models_that_rewards_load_are_counted_and_unknown_ones_refused():
     assert more - plain == run_models(config).reward_bytes
     with pytest.raises(ConfigError, match="reward.comet 'mine': its sizes are not known"):
         run_models(with_values(config, reward={"comet": "mine"}))
+
+
+def test_models_in_local_folders_are_counted_as_they_load(tmp_path):
+    """Released folders and those of this package: encoders and policies by their specs, what rewards load by its bytes,
+    but for headers of files; an adapter by its base. An encoder of this package keeps the type of its file."""
+    loaded = load_encoder(str(HF / "bge_m3"))
+    save_encoder(loaded, str(tmp_path / "own"))
+    for folder in (HF / "bge_m3", tmp_path / "own"):
+        found = run_models(with_values(TINY, encoder={"source": str(folder), "dtype": "bfloat16"}))
+        unmarked = {"begin_ids": (), "end_ids": (), "dtype": "bfloat16"}
+        assert dataclasses.replace(found.encoder, **unmarked) == dataclasses.replace(loaded.spec, **unmarked)
+        wide = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params)) / 2
+        assert found.reward_bytes == pytest.approx(wide if folder.name == "own" else 0, rel=0.2)
+    convert_comet(str(HF / "comet_regression"), str(tmp_path / "comet"))
+    policy = Policy(tiny_spec(), tiny_params(tiny_spec()), hf_tokenizer(), "tiny")
+    save_model(tmp_path / "policy", "policy", policy.spec, policy.params, policy.tokenizer)
+    comet, translator = load_comet(str(HF / "comet_regression")), load_translator(str(HF / "m2m100"))
+    for name, folder, held in (
+        ("comet", tmp_path / "comet", comet),
+        ("translator", HF / "m2m100", translator), ("translator", HF / "llama", load_policy(str(HF / "llama"))),
+    ):  # fmt: skip
+        size = float(sum(leaf.nbytes for leaf in jax.tree.leaves(held.params)))
+        assert reward_bytes(with_values(TINY, reward={name: str(folder)})) == pytest.approx(size, rel=0.2), folder
+    file = HF / "comet_regression" / "checkpoints" / "model.ckpt"
+    released = reward_bytes(with_values(TINY, reward={"comet": str(HF / "comet_regression")}))
+    assert released == file.stat().st_size, "most of which are weights, but for so small a model"
+    assert run_models(with_values(TINY, policy={"source": str(tmp_path / "policy")})).policy.width == policy.spec.width
+    adapter = json.loads((HF / "peft_lora" / "adapter_config.json").read_text())
+    (tmp_path / "adapter").mkdir()
+    changed = adapter | {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(changed))
+    shutil.copy(HF / "peft_lora" / "adapter_model.safetensors", tmp_path / "adapter")
+    assert run_models(with_values(TINY, policy={"source": str(tmp_path / "adapter")})).policy.width == 4096
+
+
+def test_quantised_bases_hold_their_bits():
+    """Llama-3.1-8B beside adapters on one device: 7 G values of the layers in 8 or 4 bits, and a scale for every 64."""
+    models, at = run_models(with_values(LARGE, algo={"beta": 0.0})), Sizes(1, 1, 1)
+    held = {}
+    for kind in ("none", "int8", "int4", "nf4"):
+        config = with_values(LARGE, lora={"rank": 16, "quantization": kind}, algo={"beta": 0.0})
+        held[kind] = sum(state_bytes(config, models, at)) / 1e9
+    adapters = 12 * 41_943_040 / 1e9
+    assert held["none"] - adapters == pytest.approx(16.06, rel=0.01)
+    assert held["int8"] - adapters == pytest.approx(2.1 + 6.98 * (1 + 2 / 64), rel=0.02)
+    assert held["nf4"] == held["int4"] == pytest.approx(adapters + 2.1 + 6.98 * (0.5 + 2 / 64), rel=0.02)
 
 
 def test_topologies():
