@@ -40,9 +40,9 @@ def bounds(low: float, high: float) -> str:
     return f"at least {low:g}" if high == LARGEST else f"at least {low:g} and at most {high:g}"
 
 
-def parse(kind: type[Options], arguments: Sequence[str], program: str, words: str,
+def parse(kind: Any, arguments: Sequence[str], program: str, words: str,
           rest: bool = False) -> tuple[Any, list[str]]:  # fmt: skip
-    """The options that were typed, checked; with `rest`, also the words that are none of them.
+    """The options that were typed, of a class `kind` of Options; with `rest`, also the words that are none of them.
 
     Raises:
       ConfigError: a number out of its bounds.
@@ -59,7 +59,8 @@ def parse(kind: type[Options], arguments: Sequence[str], program: str, words: st
 
     registry = ConstructorRegistry()
     registry.struct_rule(spec)
-    found: Any = tyro.cli(
+    cli: Any = tyro.cli
+    found = cli(
         kind, args=arguments, prog=program, description=words, registry=registry, return_unknown_args=rest,
         config=(tyro.conf.FlagCreatePairsOff,),
     )  # fmt: skip
@@ -80,19 +81,21 @@ def _parsed(field: dataclasses.Field, hints: dict[str, Any]) -> Any:
     import tyro
     from tyro.constructors import StructFieldSpec
 
+    conf: Any = tyro.conf
+    annotated: Any = Annotated
     told, hint, shown = field.metadata, hints[field.name], {}
     if type(None) in (kinds := typing.get_args(hint)) and kinds[0] in (int, float, str):
         shown["metavar"] = kinds[0].__name__.upper()
     if "place" in told:
         shown["metavar"] = told["place"]
-        hint = tyro.conf.Positional[hint]
+        hint = conf.Positional[hint]
     if "repeated" in told:
-        hint = tyro.conf.UseAppendAction[hint]
+        hint = conf.UseAppendAction[hint]
     if any(field.default is off for off in (None, False, "", ())):
         shown["help_behavior_hint"] = ""
     words = told["words"] if told["low"] is None else f"{told['words']} ({bounds(told['low'], told['high'])})"
     default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
-    return StructFieldSpec(field.name, Annotated[hint, tyro.conf.arg(**shown)], default, words)
+    return StructFieldSpec(field.name, annotated[hint, conf.arg(**shown)], default, words)
 
 
 class ConfigOptions(Options):

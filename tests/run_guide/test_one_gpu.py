@@ -43,12 +43,13 @@ def place(tmp_path, monkeypatch):
 
 
 def walked(words: list[str], place) -> list[str]:
-    """A command of the guide as the test types it. What trains adapters is tried alone: it would train the same run."""
-    verb, typed = words[1], [place(word) for word in words[1:]]
+    """A command of the guide as the test types it. The three trainings that it offers get a run each."""
+    kind = "".join(f"_{name}" for name, word in (("lora", "--lora.rank"), ("nf4", "nf4")) if word in words)
+    verb, typed = words[1], [place(word + kind if word.startswith("runs/") else word) for word in words[1:]]
     if verb in CONFIG_VERBS:
         models = {"policy.source": place("meta-llama/Llama-3.2-1B-Instruct"), "encoder.source": place("runs/../e5")}
         typed += [str(word) for name, value in {**models, **SMALL}.items() for word in (f"--{name}", value)]
-        typed += ["--pivot.keep-wrong", *["--dry-run"] * ("--lora.rank" in words)]
+        typed += ["--pivot.keep-wrong"]
     if verb == "eval":
         typed += ["--limit", "1", "--languages", "sw", "--max-completion-length", "4", "--compilation-cache", ""]
     return typed
@@ -61,8 +62,9 @@ def test_the_guide_is_walked_to_its_end(place, capsys):
     assert verbs == ["pivots", *["train"] * 4, "report", "convert", "eval", "eval", "report"], "all steps of the page"
     for words in ours:
         assert cli.main(walked(words, place)) == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
-    (row,) = read_json_lines(place("runs/own") + "/metrics.jsonl")[:1]
-    assert row["step"] == 1 and row["reward"] is not None
+    for run in ("own", "own_lora", "own_lora_nf4"):
+        (row,) = read_json_lines(place(f"runs/{run}") + "/metrics.jsonl")[:1]
+        assert row["step"] == 1 and row["reward"] is not None
     with open(place("runs/mgsm_after") + "/eval.json") as file:
         assert set(json.load(file)["against"]) == {"mgsm_before"}
     for run in ("own", "mgsm_after"):
