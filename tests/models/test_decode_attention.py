@@ -20,9 +20,9 @@ from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models import decode_attention as module
 from pbrl_jax.models import slots
 from pbrl_jax.models.attention import Kernel
-from pbrl_jax.models.decode_attention import Form, decode_attention, decode_kernel
+from pbrl_jax.models.decode_attention import Form, decode_attention, decode_kernel, written_rows
 from pbrl_jax.models.layouts import Reach
-from pbrl_jax.models.slots import BLOCK, block_attention, empty_slots
+from pbrl_jax.models.slots import BLOCK, LayerCache, block_attention, empty_slots
 from pbrl_jax.models.specs import tiny_decoder
 from pbrl_jax.plan.chips import parse_topology
 from pbrl_jax.plan.programs import compile_ahead, slot_shapes
@@ -61,6 +61,18 @@ def test_kernels_equal_the_portable_form(name, heads, window, softcap, kv_dtype)
         query, jax.tree.leaves(cache), place, blocks
     )
     assert largest_difference(found, expected) < 2e-6 and float(jnp.abs(found).max()) < 5
+
+
+@pytest.mark.parametrize("kv_dtype", ["model", "int8"])
+def test_new_entries_are_written_as_by_the_compiler(kv_dtype):
+    spec = dataclasses.replace(tiny_decoder(), layers=1, kv_heads=K, head_dim=C, kv_dtype=kv_dtype, dtype="bfloat16")
+    key, value = jnp.asarray(np.random.default_rng(2).normal(size=(2, X, 1, K, C)), jnp.bfloat16)
+    cache, place = filled(spec), jnp.asarray(LAST, jnp.int32)
+    expected = jax.vmap(LayerCache.written)(cache, place, cache.entries(key, value))
+    found = written_rows(place, jax.tree.leaves(cache.entries(key, value)), jax.tree.leaves(cache), interpret=True)
+    for one, other in zip(found, jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
 
 
 def test_choices(monkeypatch):
@@ -105,6 +117,7 @@ def test_rollouts_by_the_kernels(name, portable, monkeypatch):
 
     monkeypatch.setattr(slots, "decode_kernel", lambda *_: name)
     monkeypatch.setattr(slots, "decode_attention", interpreted)
+    monkeypatch.setattr(slots, "written_rows", functools.partial(written_rows, interpret=True))
     found = rollout()
     assert used
     np.testing.assert_array_equal(found.tokens_BR, portable.tokens_BR)

@@ -25,7 +25,7 @@ from tiny_world import canonical_responses, encoder
 from pbrl_jax import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
-from pbrl_jax.models.decode_attention import Form, decode_attention
+from pbrl_jax.models.decode_attention import Form, decode_attention, written_rows
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import chunked_logprobs
 from pbrl_jax.models.packing import Bucket, fits
@@ -170,6 +170,13 @@ def test_kernels_of_decoding_equal_one_device():
         found = jax.jit(lambda *inputs: run(*inputs))(*inputs)
     assert found.sharding.shard_shape(found.shape) == (2, 1, 3, C)
     np.testing.assert_allclose(found, expected, atol=2e-6)
+    new = value[:, :, :1].swapaxes(2, 3), value[:, :, :1]
+    write = functools.partial(written_rows, interpret=True)
+    with jax.set_mesh(mesh):
+        written = jax.jit(lambda *inputs: write(*inputs))(place, new, (key, value))
+    for one, axis, entry in zip(written, (3, 2), new, strict=True):
+        here = np.expand_dims(place, (1, 2, 3)) == np.arange(L).reshape([L if n == axis else 1 for n in range(4)])
+        np.testing.assert_array_equal(one, np.where(here, entry, (key, value)[axis == 2]))
 
 
 @pytest.mark.parametrize("name", UPDATE_MESHES)
