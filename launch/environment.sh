@@ -9,6 +9,7 @@
 #   PYTHON                the interpreter to make .venv with      (default: the first of 3.12, 3.11, ... that runs)
 #   PBRL_LOCK             0: the newest versions, not those of launch/requirements-PYTHON.lock      (default: 1)
 #   PBRL_INSTALL_PYTHON   1: install Python 3.12 with apt-get where no fitting one is found     (default: 0)
+#   XLA_CLIENT_MEM_FRACTION   share of a GPU's memory that a run takes; JAX's own default is 0.75   (default: 0.9)
 set -euo pipefail
 
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -88,6 +89,8 @@ install_python() {
 # Activates the environment; `set +u` because some activate scripts read unset variables.
 enter_environment() {
   local python
+  # jaxlib refuses this name beside its older one.
+  [ -n "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ] || export XLA_CLIENT_MEM_FRACTION="${XLA_CLIENT_MEM_FRACTION:-0.9}"
   if [ -n "${VIRTUAL_ENV:-}" ]; then
     return
   fi

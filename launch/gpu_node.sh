@@ -16,6 +16,7 @@
 #   HOST          ssh destination                            (default: empty, this machine)
 #   REMOTE_DIR    the checkout on the box, from the home; ~/ at its beginning is the home there   (default: pbrl_jax)
 #   PBRL_EXTRAS   extras to install there                    (default: cuda)
+#   XLA_CLIENT_MEM_FRACTION   share of a GPU's memory that the run takes, less beside a vLLM server   (default: 0.9)
 #   SSH_OPTIONS   more options for ssh, separated by spaces  (default: empty)
 #   PASS          variables to hand to the run beside HF_TOKEN, WANDB_* and PBRL_*; they go by a file of mode 600
 #   PBRL_PACK     files that git does not track, to be copied as well
@@ -87,6 +88,8 @@ start() {
     "bash launch/gpu_node.sh run train configs/tiny_cpu.py --workdir runs/tiny"
   printf -v words '%q ' "$@"
   printf -v settings 'PBRL_EXTRAS=%q' "$PBRL_EXTRAS"
+  [ -z "${XLA_CLIENT_MEM_FRACTION:-}" ] ||
+    printf -v settings '%s XLA_CLIENT_MEM_FRACTION=%q' "$settings" "$XLA_CLIENT_MEM_FRACTION"
   send_secrets
   # A second run in the same checkout would write into the first one's log and process file.
   there "bash launch/detached.sh free && { rm -f pbrl.id pbrl.words; $settings setsid nohup bash launch/detached.sh run \

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh import agree
@@ -45,7 +45,7 @@ def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
     return np.flatnonzero(held)
 
 
-def check_rows(section: str, rows: int, microbatch: int, mesh: Mesh) -> None:
+def check_rows(section: str, rows: int, microbatch: int, mesh: Mesh | AbstractMesh) -> None:
     """Raise ConfigError if the batch of a supervised stage does not divide over its microbatches and the devices.
 
     Args:

@@ -86,22 +86,33 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices > 1 and shape[0] % slices == 0:
         return Mesh(across_slices(devices, shape, slices), MESH_AXES, axis_types=types)
-    if slices > 1 and devices[0].platform == "tpu":
-        raise ConfigError(
-            f"mesh.data={shape[0]} does not divide over {slices} slices of {len(devices) // slices} chips; links "
-            f"between slices are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
-        )
+    if devices[0].platform == "tpu":
+        check_slices(shape[0], slices, len(devices))
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+
+
+def check_slices(data: int, slices: int, chips: int) -> None:
+    """Raise ConfigError where the `data` axis does not divide over the slices of a TPU."""
+    if data % slices:
+        raise ConfigError(
+            f"mesh.data={data} does not divide over {slices} slices of {chips // slices} chips; links between slices "
+            f"are too slow for fsdp and tensor. Use --mesh.data {slices} --mesh.fsdp -1."
+        )
 
 
 def inference_mesh(fsdp: int, tensor: int) -> Mesh | None:
     """All devices, their rest along `data`; None for a single one.
 
     Raises:
-      ConfigError: as mesh_shape.
+      ConfigError: they do not divide the number of devices; in the words of the command line.
     """
-    sizes = MeshConfig(-1, fsdp, tensor)
-    return make_mesh(sizes) if jax.device_count() > 1 or fsdp * tensor != 1 else None
+    count = jax.device_count()
+    if count % (fsdp * tensor):
+        raise ConfigError(
+            f"--fsdp {fsdp} --tensor {tensor} does not fit {count} devices. Use --fsdp F --tensor T with F * T dividing "
+            f"{count}: {divisors(count)}."
+        )
+    return make_mesh(MeshConfig(-1, fsdp, tensor)) if count > 1 else None
 
 
 def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:
@@ -211,7 +222,7 @@ def sequence_axis(length: int) -> str:
     return "none" if mesh.empty or length % mesh.shape[LOGICAL_AXES["sequence"]] else "sequence"
 
 
-def row_shards(mesh: Mesh | None = None) -> int:
+def row_shards(mesh: Mesh | AbstractMesh | None = None) -> int:
     """Number of devices with different rows, on this mesh or the one set by `jax.set_mesh`; 1 without a mesh."""
     used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if used.empty:

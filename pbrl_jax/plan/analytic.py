@@ -5,6 +5,7 @@ counts twice. Memory and traffic are rougher estimates.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -27,11 +28,18 @@ SCORE_BYTES = 14.0
 
 
 class Sizes(NamedTuple):
-    """Sizes of the mesh."""
+    """Sizes of the mesh's axes, and of a slice or box."""
 
     data: int
     fsdp: int
     tensor: int
+    #: Devices that reach each other without the network; 0: all.
+    box: int = 0
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Axis -> size, as the configuration has them."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
     @property
     def row_shards(self) -> int:
@@ -44,6 +52,16 @@ class Sizes(NamedTuple):
     @property
     def chips(self) -> int:
         return self.data * self.fsdp * self.tensor
+
+    def network(self, sent: Mapping[str, float]) -> float:
+        """Bytes that pass a device's link to other slices or boxes, of those that it sends along axes (axis -> bytes;
+        `rows`: data and fsdp). A ring leaves a box once for all of its members there, which share their links."""
+        strides = {"data": self.fsdp * self.tensor, "fsdp": self.tensor, "tensor": 1, "rows": self.tensor}
+        sizes, total = self.axes | {"rows": self.row_shards}, 0.0
+        for axis, size in sent.items():
+            inside = max(1, min(sizes[axis], self.box // strides[axis]))
+            total += size / inside if self.box and sizes[axis] > inside else 0.0
+        return total
 
 
 def layer_weights(spec: DecoderSpec) -> int:
@@ -283,7 +301,7 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
             logits = spec.vocab_size * 4.0 / shares
             exchanged = rows * (shares - 1) * (widths + logits) / mesh.tensor
             sent = {"all-gather": steps * exchanged, "all-reduce": steps * sums}
-        cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
+        cost = _decoding_cost(config, spec, mesh, moved, sent)
         return Need(resident(config, models, mesh) + temporary + laid * copy, temporary, cost)
     # For few rows the compiler keeps weights sharded and communicates activations instead.
     widths = 2 * spec.width + (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.ffn
@@ -292,8 +310,14 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     read = total * (4 + 2 * _item(spec)) if 4.0 * total < exchanged else 4.0 * total / mesh.fsdp
     moved = steps * (read + attended)
     sent = {"all-gather": steps * gathered, "all-reduce": steps * sums}
-    cost = Cost(generate_flops(config, spec) / mesh.chips, moved, sent)
+    cost = _decoding_cost(config, spec, mesh, moved, sent)
     return Need(resident(config, models, mesh) + temporary, temporary, cost)
+
+
+def _decoding_cost(config: Config, spec: DecoderSpec, mesh: Sizes, moved: float, sent: Mapping[str, float]) -> Cost:
+    """Of a rollout, whose weights or activations are gathered along fsdp and summed along tensor."""
+    network = mesh.network({"fsdp": sent["all-gather"], "tensor": sent["all-reduce"]})
+    return Cost(generate_flops(config, spec) / mesh.chips, moved, sent, network_bytes=network)
 
 
 def reward_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
@@ -336,7 +360,8 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     count = P / size
     passes = 2 + (config.policy.remat == "full") + (config.algo.beta > 0)
     gathered = item * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (passes - 1)
-    reduced = 2.0 * own * (mesh.data - 1) / mesh.data
+    reduced = 2.0 * own * (mesh.data - 1) / mesh.data  # once a step; see mesh.microbatches.data_sums
+    reduced *= count if mesh.fsdp > 1 and mesh.tensor > 1 else 1
     sums = 4.0 * passes * spec.layers * tokens * spec.width * item * (mesh.tensor - 1) / mesh.tensor
     flops = update_flops(config, spec) / mesh.chips
     moved = spec.layers * layer_traffic(config, spec, mesh, groups) + head_traffic(config, spec, mesh, groups)
@@ -344,7 +369,8 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     scattered = count * float(item) * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (config.lora.rank == 0)
     collectives = {"all-gather": count * gathered, "all-reduce": count * sums + reduced, "reduce-scatter": scattered}
     times = config.algo.num_iterations
-    cost = Cost(flops, moved, collectives, host_bytes=host)
+    network = mesh.network({"fsdp": count * gathered + scattered, "tensor": count * sums, "data": reduced})
+    cost = Cost(flops, moved, collectives, host_bytes=host, network_bytes=network)
     held = resident(config, models, mesh) + fetched
     return Need(held + temporary, temporary, Cost().plus(cost, times))
 

@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from pbrl_jax.models.fused_attention import PAIRS_SCOPE
-from pbrl_jax.plan.hlo_text import ITEM_BYTES, NAME, Computation, Instruction, parse_module
+from pbrl_jax.plan.hlo_text import (
+    ITEM_BYTES,
+    NAME,
+    Computation,
+    Instruction,
+    group_size,
+    network_share,
+    parse_module,
+)
 
 #: Collective -> bytes that leave a chip for each byte of the whole array, in a ring of n chips.
 COLLECTIVES = {
@@ -43,13 +51,15 @@ BLOCKS = {"fwd": "block_q", "dq": "block_q_dq", "dkv": "block_kv_dkv"}
 
 class Cost(NamedTuple):
     """Per chip: FLOPs, memory traffic, bytes sent to other chips by kind of collective, number of loops of unknown
-    length, and bytes copied from and to host memory."""
+    length, bytes copied from and to host memory, and those of the bytes sent that pass the network between slices or
+    boxes."""
 
     flops: float = 0.0
     bytes: float = 0.0
     collectives: Mapping[str, float] = {}
     unknown_loops: int = 0
     host_bytes: float = 0.0
+    network_bytes: float = 0.0
 
     def plus(self, other: "Cost", times: float = 1.0) -> "Cost":
         collectives = dict(self.collectives)
@@ -58,6 +68,7 @@ class Cost(NamedTuple):
         return Cost(
             self.flops + times * other.flops, self.bytes + times * other.bytes, collectives,
             self.unknown_loops + other.unknown_loops, self.host_bytes + times * other.host_bytes,
+            self.network_bytes + times * other.network_bytes,
         )  # fmt: skip
 
     @property
@@ -133,27 +144,15 @@ def convolution_flops(instruction: Instruction, computation: Computation) -> flo
     return 2.0 * shared * positions / (int(groups[1]) if groups and int(groups[1]) > 1 else 1)
 
 
-def group_size(attributes: str) -> int:
-    """Number of chips of a collective."""
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
-        return int(found[2])
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # an axis, or a part of it
-        return math.prod(int(part or sizes[axis]) for axis, part in parts)
-    return 2
-
-
 class Walker:
     """Costs of the computations of a module, each computed once."""
 
-    def __init__(self, text: str, unknown_trips: float = 1.0, inner_trips: float = 1.0):
+    def __init__(self, text: str, unknown_trips: float = 1.0, inner_trips: float = 1.0, box: int = 0):
         """`unknown_trips` are the iterations of a loop whose length depends on data (that over sampled tokens),
-        `inner_trips` those of such a loop within another (that over blocks of a cache)."""
+        `inner_trips` those of such a loop within another (that over blocks of a cache), `box` the chips that reach each
+        other without the network (0: all)."""
         self.computations, self.entry = parse_module(text)
-        self.unknown_trips, self.inner_trips = unknown_trips, inner_trips
+        self.unknown_trips, self.inner_trips, self.box = unknown_trips, inner_trips, box
         self.inside_unknown = False
         self.done: dict[tuple[str, bool], Cost] = {}
 
@@ -192,7 +191,9 @@ class Walker:
             size = computation[instruction.operands[0]].bytes
             return Cost(0.0, size, host_bytes=size)
         else:
-            cost = Cost(0.0, 0.0, self.sent_bytes(instruction, computation))
+            sent = self.sent_bytes(instruction, computation)
+            passed = network_share(instruction.attributes, self.box) if sent and self.box else 0.0
+            cost = Cost(0.0, 0.0, sent, network_bytes=passed * sum(sent.values()))
         free = fused or opcode in FREE or opcode.endswith("-done")
         return cost if free else cost.plus(Cost(0.0, moved_bytes(instruction, computation)))
 
@@ -363,6 +364,6 @@ def moved_bytes(instruction: Instruction, computation: Computation) -> float:
     return made + sum(read)
 
 
-def program_cost(text: str, unknown_trips: float = 1.0, inner_trips: float = 1.0) -> Cost:
+def program_cost(text: str, unknown_trips: float = 1.0, inner_trips: float = 1.0, box: int = 0) -> Cost:
     """Cost of a compiled program (`compiled.as_text()`) on one chip, every loop counted as often as it runs."""
-    return Walker(text, unknown_trips, inner_trips).total()
+    return Walker(text, unknown_trips, inner_trips, box).total()

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 ITEM_BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
@@ -106,3 +108,39 @@ def parse_module(text: str) -> tuple[Mapping[str, Computation], str]:
         elif current is not None and (instruction := parse_instruction(line)):
             current[instruction.name] = instruction
     return computations, entry
+
+
+def device_groups(attributes: str) -> list[np.ndarray]:
+    """The groups of a collective, as places of devices in the mesh; none where none are named."""
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        shape, sizes, order = ([int(size) for size in text.split(",")] if text else None for text in found.groups())
+        return list(np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(shape))
+    if found := re.search(r"replica_groups=\{(\{[\d,{} ]+\})\}", attributes):
+        return [np.array(group.split(","), int) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes, within = [], []
+        for name, size in re.findall(r"'(\w+)'=(\d+)", found[1]):
+            part = re.search(rf"'{name}'(?::\((\d+)\)(\d+))?", found[2])  # of an axis that is grouped, or a part of it
+            before, middle = (int(part[1]), int(part[2])) if part and part[1] else (1, int(size) if part else 1)
+            within += [len(sizes) + 1] * bool(part)
+            sizes += [before, middle, int(size) // (before * middle)]
+        outer = [axis for axis in range(len(sizes)) if axis not in within]
+        places = np.arange(math.prod(sizes)).reshape(sizes).transpose(outer + within)
+        return list(places.reshape(-1, math.prod(sizes[axis] for axis in within)))
+    return []
+
+
+def group_size(attributes: str) -> int:
+    """Number of chips of a collective."""
+    groups = device_groups(attributes)
+    return len(groups[0]) if groups else 2
+
+
+def network_share(attributes: str, box: int) -> float:
+    """Of the bytes that a chip sends in a collective, the share that passes its link to other boxes of `box` chips: a
+    ring leaves a box once for all of its members there."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        ends = np.array(re.findall(r"\{(\d+),(\d+)", pairs[0]), int) // box
+        return float((ends[:, 0] != ends[:, 1]).mean())
+    boxes = [(len(set((group // box).tolist())), len(group)) for group in device_groups(attributes)]
+    return max((count / size for count, size in boxes if count > 1), default=0.0)

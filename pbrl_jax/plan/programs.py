@@ -79,6 +79,14 @@ class Compiled(NamedTuple):
     shardings: object
     #: The optimized HLO.
     text: str
+    #: Devices of a slice (see `slice_devices`).
+    box: int = 0
+
+
+def slice_devices(mesh: Mesh) -> int:
+    """Devices of each slice of a mesh of several; 0 for a mesh within one."""
+    slices = len({getattr(device, "slice_index", None) for device in mesh.devices.flat})
+    return mesh.size // slices if slices > 1 else 0
 
 
 def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
@@ -93,9 +101,10 @@ def compile_ahead(mesh: Mesh, program, *shapes, **static) -> Compiled:
         float(found.temp_size_in_bytes + found.generated_code_size_in_bytes),
         float(found.output_size_in_bytes - found.alias_size_in_bytes),
     )
-    text = compiled.as_text()
-    once, twice = program_cost(text, 1), program_cost(text, 2)
-    return Compiled(memory, once, twice.plus(once, -1), time.perf_counter() - start, compiled.output_shardings, text)
+    text, box = compiled.as_text(), slice_devices(mesh)
+    once, twice = (program_cost(text, turns, box=box) for turns in (1, 2))
+    seconds, token = time.perf_counter() - start, twice.plus(once, -1)
+    return Compiled(memory, once, token, seconds, compiled.output_shardings, text, box)
 
 
 def result_shapes(mesh: Mesh, program, compiled: Compiled, *shapes):
@@ -120,7 +129,7 @@ class DecodeCost(NamedTuple):
 
 def decode_cost(program: Compiled) -> DecodeCost:
     """From a program's cost with n tokens, each of which reads m blocks: once + n (token + m block)."""
-    first, second, third = (program_cost(program.text, *turns) for turns in ((1, 1), (2, 1), (1, 2)))
+    first, second, third = (program_cost(program.text, *turns, program.box) for turns in ((1, 1), (2, 1), (1, 2)))
     block = third.plus(first, -1)
     token = second.plus(first, -1).plus(block, -1)
     return DecodeCost(first.plus(token, -1).plus(block, -1), token, block)

@@ -7,36 +7,50 @@ from typing import Any, NamedTuple
 
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.mesh.sharding import mesh_shape
+from pbrl_jax.mesh.sharding import check_slices, mesh_shape
 from pbrl_jax.plan.analytic import Sizes, estimate_step, generate_estimate, slots_of
-from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, Chip, Topology
+from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, LINK_SHARE, USABLE, Chip, Topology
 from pbrl_jax.plan.programs import Need
-from pbrl_jax.plan.shapes import Models
-
-#: Share of a chip's memory that a plan may fill; the rest goes to the runtime and to fragmentation.
-USABLE = 0.95
+from pbrl_jax.plan.shapes import Models, check_shards
 
 
 class Row(NamedTuple):
-    """A program of the step: its needs, and a lower bound of its time."""
+    """A program of the step: its needs, a lower bound of its time, and the time to expect."""
 
     need: Need
     seconds: float
-    #: The limiting resource: compute, memory, links, or host (copies to host memory).
+    #: The limiting resource at peak rates: compute, memory, links, network (between slices or boxes), or host (copies
+    #: to host memory).
     binds: str
+    #: Seconds at the rates that measured programs reach (see plan.chips).
+    expected: float
 
 
 class Plan(NamedTuple):
     """A step on a machine."""
 
     rows: Mapping[str, Row]
-    capacity: float
+    chip: Chip
     #: Response tokens per step.
     tokens: int
 
     @property
+    def capacity(self) -> float:
+        """Bytes of memory of a device."""
+        return self.chip.memory
+
+    @property
     def step_seconds(self) -> float:
         return sum(row.seconds for row in self.rows.values())
+
+    @property
+    def expected_seconds(self) -> float:
+        return sum(row.expected for row in self.rows.values())
+
+    @property
+    def held(self) -> float:
+        """The most bytes of a device that a program needs."""
+        return max(row.need.hbm_bytes for row in self.rows.values())
 
     @property
     def tokens_per_second(self) -> float:
@@ -44,7 +58,7 @@ class Plan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        return all(row.need.hbm_bytes <= USABLE * self.capacity for row in self.rows.values())
+        return self.held <= self.chip.room
 
     def as_json(self) -> dict[str, Any]:
         """The plan as `--json` writes it."""
@@ -52,13 +66,14 @@ class Plan(NamedTuple):
             name: {
                 "hbm_bytes": row.need.hbm_bytes, "temp_bytes": row.need.temp_bytes, "flops": row.need.cost.flops,
                 "bytes": row.need.cost.bytes, "collective_bytes": row.need.cost.collective_bytes,
-                "seconds": row.seconds,
+                "network_bytes": row.need.cost.network_bytes, "seconds": row.seconds, "expected_seconds": row.expected,
             }
             for name, row in self.rows.items()
         }  # fmt: skip
         return {
             "programs": programs, "hbm_capacity": self.capacity, "fits": self.fits,
             "tokens_per_second": self.tokens_per_second, "step_seconds": self.step_seconds,
+            "expected_seconds": self.expected_seconds,
         }  # fmt: skip
 
 
@@ -71,26 +86,40 @@ def local_chip(devices: int, memory: float) -> Chip:
 
 
 def time_of(need: Need, chip: Chip) -> Row:
-    """The roofline: the slowest of compute, memory traffic, links and host copies, each at its peak rate."""
+    """The roofline: the slowest of compute, memory traffic, links, network and host copies, each at its peak rate; and
+    at the rate that is reached."""
+    cost = need.cost
     seconds = {
-        "compute": need.cost.flops / chip.flops,
-        "memory": need.cost.bytes / chip.bandwidth,
-        "links": need.cost.collective_bytes / chip.link,
-        "host": need.cost.host_bytes / chip.host,
+        "compute": (cost.flops / chip.flops, chip.compute_share),
+        "memory": (cost.bytes / chip.bandwidth, chip.memory_share),
+        "links": ((cost.collective_bytes - cost.network_bytes) / chip.link, LINK_SHARE),
+        "network": (cost.network_bytes / chip.network, LINK_SHARE),
+        "host": (cost.host_bytes / chip.host, LINK_SHARE),
     }
-    binds = max(seconds, key=lambda resource: seconds[resource])
-    return Row(need, seconds[binds], binds)
+    binds = max(seconds, key=lambda resource: seconds[resource][0])
+    return Row(need, seconds[binds][0], binds, max(least / share for least, share in seconds.values()))
 
 
 def make_plan(config: Config, needs: Mapping[str, Need], chip: Chip) -> Plan:
     """The plan of a step with these programs."""
     tokens = config.train.prompts_per_step * config.algo.num_generations * config.rollout.max_completion_length
-    return Plan({name: time_of(need, chip) for name, need in needs.items()}, chip.memory, tokens)
+    return Plan({name: time_of(need, chip) for name, need in needs.items()}, chip, tokens)
 
 
-def mesh_sizes(config: Config, chips: int) -> Sizes:
-    """The config's mesh on a number of chips (ConfigError where it does not divide)."""
-    return Sizes(*mesh_shape(config.mesh, chips))
+def mesh_sizes(config: Config, chips: int, box: int = 0) -> Sizes:
+    """The config's mesh on a number of chips (ConfigError where it does not divide), in slices or boxes of `box`."""
+    return Sizes(*mesh_shape(config.mesh, chips), box)
+
+
+def sizes_on(config: Config, topology: Topology) -> Sizes:
+    """The config's mesh on a topology.
+
+    Raises:
+      ConfigError: it does not divide there, also not over several slices.
+    """
+    sizes = mesh_sizes(config, topology.chips, topology.box)
+    check_slices(sizes.data, topology.slices, topology.chips)
+    return sizes
 
 
 def on_topology(models: Models, topology: Topology | None) -> Models:
@@ -103,7 +132,7 @@ def on_topology(models: Models, topology: Topology | None) -> Models:
 
 def estimate_plan(config: Config, models: Models, topology: Topology) -> Plan:
     """The estimated plan on a topology, with the decoding that a run chooses there."""
-    sizes = mesh_sizes(config, topology.chips)
+    sizes = sizes_on(config, topology)
     config, _ = chosen_decoding(config, models, sizes, topology.chip)
     needs = estimate_step(config, on_topology(models, topology), sizes)
     return make_plan(config, needs, topology.chip)
@@ -115,8 +144,8 @@ def decoding_weights(config: Config, models: Models, sizes: Sizes, chip: Chip) -
     needs = {name: generate_estimate(with_values(config, rollout={"weights": name}), models, sizes)
              for name in ("whole", "tensor")}  # fmt: skip
     seconds = {name: need.cost.bytes / chip.bandwidth + need.cost.collective_bytes / chip.link
-               for name, need in needs.items()}  # fmt: skip
-    fit = [name for name, need in needs.items() if need.hbm_bytes <= USABLE * chip.memory] or ["tensor"]
+               + need.cost.network_bytes / chip.network for name, need in needs.items()}  # fmt: skip
+    fit = [name for name, need in needs.items() if need.hbm_bytes <= chip.room] or ["tensor"]
     estimates = ", ".join(f"{name} {seconds[name]:.3g} s and {needs[name].hbm_bytes / 1e9:.3g} GB" for name in needs)
     return min(fit, key=seconds.__getitem__), f"a full rollout on a device, by the plan: {estimates}"
 
@@ -132,7 +161,7 @@ def chosen_decoding(config: Config, models: Models, sizes: Sizes, chip: Chip) ->
         config = with_values(config, rollout={"weights": chosen})
         notes += [f"Decoding with --rollout.weights {chosen}: {why}."] if why else []
     if not config.rollout.slots and not config.train.fused:
-        slots, rows = fitting_slots(config, models, sizes, chip.memory), rollout_rows(config)
+        slots, rows = fitting_slots(config, models, sizes, chip.memory, chip.pool), rollout_rows(config)
         config = with_values(config, rollout={"slots": slots if slots < rows else 0})
         notes += [f"{slots} of a rollout's {rows} rows decode at a time (rollout.slots)."] if slots < rows else []
     return config, notes
@@ -143,16 +172,16 @@ def rollout_rows(config: Config) -> int:
     return config.train.prompts_per_step * config.algo.num_generations
 
 
-def fitting_slots(config: Config, models: Models, sizes: Sizes, memory: float) -> int:
+def fitting_slots(config: Config, models: Models, sizes: Sizes, memory: float, share: float = USABLE) -> int:
     """How many rows can decode at a time by the estimate: all of them, or half, a quarter, ..., at least one a chip.
 
     Args:
-      memory: bytes of a chip.
+      memory: bytes of a chip, of which `share` may be filled.
     """
     slots, least = rollout_rows(config), sizes.row_shards
     while slots > least:
         need = generate_estimate(with_values(config, rollout={"slots": slots}), models, sizes)
-        if need.hbm_bytes <= USABLE * memory:
+        if need.hbm_bytes <= share * memory:
             break
         slots = -(-slots // 2 // least) * least
     return slots
@@ -168,12 +197,12 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
     def add(flags: str, **sections: dict) -> None:
         changes.append((flags, with_values(config, **sections)))
 
-    for sizes in meshes(config, models, topology.chips):
-        mesh = sizes._asdict()
-        if mesh_sizes(config, topology.chips) != sizes and sizes.weight_shards > 1:
-            add(" ".join(f"--mesh.{axis} {size}" for axis, size in mesh.items()), mesh=mesh)
+    current = mesh_sizes(config, topology.chips, topology.box)
+    for sizes in meshes(config, models, topology):
+        if current != sizes and sizes.weight_shards > 1:
+            add(mesh_flags(sizes), mesh=sizes.axes)
     size = config.train.microbatch_prompts or config.train.prompts_per_step
-    while size % 2 == 0 and size // 2 >= mesh_sizes(config, topology.chips).row_shards:
+    while size % 2 == 0 and size // 2 >= current.row_shards:
         size //= 2
         add(f"--train.microbatch-prompts {size}", train={"microbatch_prompts": size})
     if config.policy.remat != "full":
@@ -181,7 +210,7 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
     if not 0 < config.train.logprob_chunk <= 128:
         add("--train.logprob-chunk 128", train={"logprob_chunk": 128})
     slots = slots_of(config)
-    while slots % 2 == 0 and slots // 2 >= mesh_sizes(config, topology.chips).row_shards:
+    while slots % 2 == 0 and slots // 2 >= current.row_shards:
         slots //= 2
         add(f"--rollout.slots {slots}", rollout={"slots": slots})
     if config.rollout.weights != "as_trained":
@@ -208,7 +237,7 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
             return False
         share = topology.chips / where.chips
         return all(
-            row.need.hbm_bytes + max(0.0, corrected.get(name, 0.0)) * share <= USABLE * plan.capacity
+            row.need.hbm_bytes + max(0.0, corrected.get(name, 0.0)) * share <= plan.chip.room
             for name, row in plan.rows.items()
         )
 
@@ -221,28 +250,42 @@ def nearest_change(config: Config, models: Models, topology: Topology, corrected
             if fits(both, topology):
                 return f"{flags} {more}"
     for shape in topology.chip.shapes:
-        larger = Topology(topology.kind, shape)
+        larger = topology._replace(shape=shape)
         if larger.chips <= topology.chips:
             continue
-        for sizes in meshes(config, models, larger.chips):
-            if fits(with_values(config, mesh=sizes._asdict()), larger):
-                mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in sizes._asdict().items())
-                return f"a larger machine: --topology {larger.name} {mesh}"
+        for sizes in meshes(config, models, larger):
+            if fits(with_values(config, mesh=sizes.axes), larger):
+                return f"a larger machine: --topology {larger.name} {mesh_flags(sizes)}"
     return "none of one or two settings, nor a larger machine of this kind; lower rollout.max_completion_length"
 
 
-def meshes(config: Config, models: Models, chips: int) -> list[Sizes]:
-    """Meshes of a number of chips that divide the rows and the policy."""
-    spec, rows = models.policy, config.train.microbatch_prompts or config.train.prompts_per_step
+def mesh_flags(sizes: Sizes) -> str:
+    """The flags of a mesh."""
+    return " ".join(f"--mesh.{axis} {size}" for axis, size in sizes.axes.items())
+
+
+def meshes(config: Config, models: Models, topology: Topology) -> list[Sizes]:
+    """Meshes of a topology's chips that divide the rows and, as training asks it, the parameters and the slices."""
+    rows = config.train.microbatch_prompts or config.train.prompts_per_step
     found = []
-    for tensor in (1, 2, 4, 8):
-        if chips % tensor or spec.kv_heads % tensor or spec.ffn % tensor or spec.vocab_size % tensor:
-            continue
-        for fsdp in range(1, chips // tensor + 1):
-            sizes = Sizes(chips // tensor // fsdp if chips // tensor % fsdp == 0 else 0, fsdp, tensor)
-            if sizes.data and spec.width % fsdp == 0 and rows % sizes.row_shards == 0:
+    for tensor in (size for size in (1, 2, 4, 8) if topology.chips % size == 0):
+        for fsdp in range(1, topology.chips // tensor + 1):
+            if topology.chips % (tensor * fsdp):
+                continue
+            sizes = Sizes(topology.chips // tensor // fsdp, fsdp, tensor, topology.box)
+            if rows % sizes.row_shards == 0 and can_shard(config, models, sizes, topology):
                 found.append(sizes)
     return found
+
+
+def can_shard(config: Config, models: Models, sizes: Sizes, topology: Topology) -> bool:
+    """Whether the parameters and the slices divide over a mesh."""
+    try:
+        check_slices(sizes.data, topology.slices, topology.chips)
+        check_shards(config, models.policy, sizes)
+    except ConfigError:
+        return False
+    return True
 
 
 class Offer(NamedTuple):
@@ -266,8 +309,8 @@ def sweep(config: Config, models: Models, kinds: tuple[str, ...], say: Callable[
         for shape in CHIPS[kind].shapes:
             topology = Topology(kind, shape)
             best = None
-            for sizes in meshes(config, models, topology.chips):
-                changed = with_values(config, mesh=sizes._asdict())
+            for sizes in meshes(config, models, topology):
+                changed = with_values(config, mesh=sizes.axes)
                 offer = Offer(topology, sizes, estimate_plan(changed, models, topology))
                 if offer.plan.fits and (best is None or offer.plan.step_seconds < best.plan.step_seconds):
                     best = offer

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,14 @@ from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.lora import adapter_axes, init_adapters
 from pbrl_jax.models.m2m100 import M2M100Spec
 from pbrl_jax.models.precision import cast_matrices
-from pbrl_jax.models.specs import DECODERS, ENCODERS, DecoderSpec, DenseSpec, EncoderSpec, TextEncoderSpec
+from pbrl_jax.models.specs import (
+    DECODERS,
+    ENCODERS,
+    DecoderSpec,
+    DenseSpec,
+    EncoderSpec,
+    TextEncoderSpec,
+)
 from pbrl_jax.rewards.translation import TranslatorConfig
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import cycle_batch_shapes
@@ -33,11 +40,13 @@ from pbrl_jax.train.start import keeps_start, narrows_frozen, new_critic
 from pbrl_jax.train.state import state_shapes
 from pbrl_jax.train.trained import forward_params
 from pbrl_jax.weights.adapters import base_of
-from pbrl_jax.weights.folders import abstract_tree
+from pbrl_jax.weights.comet_checkpoint import CHECKPOINT
+from pbrl_jax.weights.encoders import folder_spec
+from pbrl_jax.weights.folders import abstract_tree, own_folder, read_record, read_spec
 from pbrl_jax.weights.hf_decoder import decoder_spec
-from pbrl_jax.weights.hf_fields import read_config
-from pbrl_jax.weights.hf_m2m100 import m2m100_names
-from pbrl_jax.weights.tensors import abstract_params
+from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
+from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE, m2m100_names, m2m100_spec
+from pbrl_jax.weights.tensors import WEIGHTS, abstract_params
 
 #: Hub ids whose sizes are known here, so that a plan needs neither the network nor the weights.
 RELEASED_POLICIES = {
@@ -95,38 +104,49 @@ class Models(NamedTuple):
     reward_bytes: float = 0.0
 
 
-def _hf_config(source: str) -> dict[str, Any] | None:
+def _folder(source: str) -> str:
+    """The local folder that a source names; "" where there is none."""
     folder = os.path.expanduser(source)
-    return read_config(folder, source) if os.path.isdir(folder) else None
+    return folder if os.path.isdir(folder) else ""
+
+
+def released_policy(source: str) -> DecoderSpec | None:
+    """Sizes of a decoder: a released one that is known here, or that of a local folder; None for another source."""
+    if source in RELEASED_POLICIES:
+        return DECODERS[RELEASED_POLICIES[source]]
+    folder = _folder(source)
+    if folder and own_folder(folder, "policy"):
+        return read_record(folder, "policy", functools.partial(read_spec, DecoderSpec))[1]
+    stored = read_config(folder, source) if folder else None
+    return None if stored is None else decoder_spec(stored)
 
 
 def run_models(config: Config) -> Models:
     """Sizes of the run's policy and encoder.
 
     Raises:
-      ConfigError: a source that is neither a preset, nor known here, nor a folder with a config.json.
+      ConfigError: a source that is neither a preset, nor known here, nor a folder of a model.
     """
     settings = config.policy
     source = base_of(settings.source)
     if source == "random":
-        policy = lookup(DECODERS, settings.preset, "policy preset")
+        policy: DecoderSpec | None = lookup(DECODERS, settings.preset, "policy preset")
         policy = dataclasses.replace(policy, vocab_size=config.data.vocab_size)
-    elif source in RELEASED_POLICIES:
-        policy = DECODERS[RELEASED_POLICIES[source]]
-    elif (stored := _hf_config(source)) is not None:
-        policy = decoder_spec(stored)
     else:
+        policy = released_policy(source)
+    if policy is None:
         raise ConfigError(
             f"policy.source {source!r}: its sizes are not known here. Give a folder with its config.json "
             f"(no weights needed), or one of {', '.join(RELEASED_POLICIES)}."
         )
     policy = dataclasses.replace(policy, dtype=settings.dtype, remat=settings.remat, attention=settings.attention)
-    return Models(policy, run_encoder_spec(config, policy.vocab_size), reward_bytes(config))
+    encoder = run_encoder_spec(config, policy.vocab_size)
+    return Models(policy, encoder, reward_bytes(config) + stored_beyond(config, encoder))
 
 
 def reward_bytes(config: Config) -> float:
-    """Bytes of the COMET models and the translator that rewards load, in float32 and on one device of each host. A
-    translator that is the policy itself or an endpoint takes none.
+    """Bytes of the COMET models and the translator that rewards load, on one device of each host. A translator that is
+    the policy itself or an endpoint takes none.
 
     Raises:
       ConfigError: a model whose sizes are not known here.
@@ -134,32 +154,67 @@ def reward_bytes(config: Config) -> float:
     settings, total = settings_of(config.reward, TranslatorConfig), 0.0
     named = [("comet", source) for source in (settings.comet, *settings.comet_more)]
     for name, source in (*named, ("translator", settings.translator)):
-        known: Mapping[str, Any] = RELEASED_COMETS if name == "comet" else RELEASED_TRANSLATORS
         if source in ("", "policy", "endpoint"):
             continue
-        if source not in known:
+        held = comet_bytes(source) if name == "comet" else translator_bytes(source)
+        if held is None:
+            known = RELEASED_COMETS if name == "comet" else RELEASED_TRANSLATORS
             raise ConfigError(
-                f"reward.{name} {source!r}: its sizes are not known here. For the plan, use one of {', '.join(known)}."
+                f"reward.{name} {source!r}: its sizes are not known here. For the plan, use a folder of such a model, "
+                f"or one of {', '.join(known)}."
             )
-        spec = known[source]
-        shapes = abstract_tree(init_comet, spec) if name == "comet" else abstract_params(m2m100_names(spec))
-        total += tree_bytes(shapes)
+        total += held
     return total
+
+
+def comet_bytes(source: str) -> float | None:
+    """Bytes of a COMET model: of a released one in float32, or of the weights in a folder; None where it is neither."""
+    if source in RELEASED_COMETS:
+        return tree_bytes(abstract_tree(init_comet, RELEASED_COMETS[source]))
+    own = own_folder(_folder(source), "comet") if _folder(source) else None
+    file = own / WEIGHTS if own else os.path.join(_folder(source), CHECKPOINT)
+    return float(os.path.getsize(file)) if _folder(source) and os.path.exists(file) else None
+
+
+def translator_bytes(source: str) -> float | None:
+    """Bytes of a translator: M2M100 or NLLB in float32, or a policy in the type in which it is stored; None for a model
+    that is neither known here nor in a folder."""
+    config = read_config(_folder(source), source) if _folder(source) else None
+    if source in RELEASED_TRANSLATORS or (config is not None and config.get("model_type") == MODEL_TYPE):
+        spec = RELEASED_TRANSLATORS[source] if config is None else m2m100_spec(config)
+        return tree_bytes(abstract_params(m2m100_names(spec)))
+    policy = released_policy(source)
+    if policy is None:
+        return None
+    kind = "bfloat16" if config is None else stored_compute_type(config)
+    return tree_bytes(policy_shapes(policy)) * jnp.dtype(kind).itemsize / 4
 
 
 def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
     """Sizes of the run's encoder with its compute type, which is also the parameter type of released encoders."""
     settings = config.encoder
-    if settings.source != "random":
-        if settings.source not in RELEASED_ENCODERS:
-            raise ConfigError(
-                f"encoder.source {settings.source!r}: its sizes are not known here. For the plan, use one of "
-                f"{', '.join(RELEASED_ENCODERS)}, or --encoder.source random --encoder.preset P."
-            )
+    if settings.source in RELEASED_ENCODERS:
         return dataclasses.replace(RELEASED_ENCODERS[settings.source], dtype=settings.dtype or "float32")
+    if _folder(settings.source):
+        return folder_spec(_folder(settings.source), settings.pooling or None, settings.dtype or None)
+    if settings.source != "random":
+        raise ConfigError(
+            f"encoder.source {settings.source!r}: its sizes are not known here. For the plan, use its folder, one of "
+            f"{', '.join(RELEASED_ENCODERS)}, or --encoder.source random --encoder.preset P."
+        )
     spec = lookup(ENCODERS, settings.preset, "encoder preset")
     positions = max(spec.max_positions, settings.max_length)
     return dataclasses.replace(spec, vocab_size=vocab_size, max_positions=positions)
+
+
+def stored_beyond(config: Config, spec: TextEncoderSpec) -> float:
+    """Bytes that the parameters of an encoder of this package hold beyond its compute type: they keep their own."""
+    folder = _folder(config.encoder.source)
+    own = own_folder(folder, "encoder") if folder else None
+    if own is None:
+        return 0.0
+    shapes = tree_bytes(abstract_tree(init_encoder, spec)) / 4 * jnp.dtype(spec.dtype).itemsize
+    return max(0.0, os.path.getsize(own / WEIGHTS) - shapes)
 
 
 def add_shardings(shapes: Any, shardings: Any) -> Any:
@@ -169,14 +224,19 @@ def add_shardings(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
 
 
+@functools.cache
 def policy_shapes(spec: DecoderSpec) -> Any:
     """Shapes of the policy's parameters."""
     return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
 
 
-def check_shards(spec: DecoderSpec, sizes: tuple[int, int, int]) -> None:
-    """Raise ConfigError where the policy's parameters do not divide over a mesh of these sizes, as training does."""
-    tree_shardings(policy_shapes(spec), decoder_axes(spec), AbstractMesh(sizes, MESH_AXES))
+def check_shards(config: Config, spec: DecoderSpec, sizes: Sequence[int]) -> None:
+    """Raise ConfigError where the policy's parameters, or the adapters, do not divide over a mesh of these sizes, by
+    the function that lays them when a run starts."""
+    mesh = AbstractMesh(tuple(sizes[:3]), MESH_AXES)
+    tree_shardings(policy_shapes(spec), decoder_axes(spec), mesh)
+    if config.lora.rank:
+        tree_shardings(adapters(config, spec), adapter_axes(spec, config.lora), mesh)
 
 
 def sharded_policy(spec: DecoderSpec, mesh: Mesh, hosted: bool = False, narrow: bool = False) -> Any:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from pbrl_jax.config.tree import Config, OptimConfig, with_values
 from pbrl_jax.core.records import TrainState
-from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.models.encoder import encoder_axes, init_encoder
 from pbrl_jax.models.specs import DecoderEncoderSpec, TextEncoderSpec
@@ -96,7 +95,8 @@ def encoder_estimate(config: Config, spec: TextEncoderSpec, mesh: Sizes) -> Need
     moved = parts * (8.0 * everything + tokens * inner.layers * inside * 6)
     sent = {"all-gather": 3 * parts * item * everything * (mesh.fsdp - 1) / mesh.fsdp,
             "all-reduce": 2.0 * item * everything * (mesh.row_shards - 1) / mesh.row_shards}  # fmt: skip
-    return Need(state + temporary, temporary, Cost(flops, moved, sent))
+    network = mesh.network({"fsdp": sent["all-gather"], "rows": sent["all-reduce"]})
+    return Need(state + temporary, temporary, Cost(flops, moved, sent, network_bytes=network))
 
 
 def estimate_stage(config: Config, models: Models, mesh: Sizes, verb: str) -> dict[str, Need]:
@@ -154,8 +154,6 @@ def compile_stage(
     config: Config, models: Models, mesh: Mesh, verb: str, say: Callable[[str], None]
 ) -> Mapping[str, Need]:
     """Memory and cost of each program of a stage, by compiling it; nothing is allocated or run."""
-    section = getattr(config, SECTIONS[verb])
-    check_rows(SECTIONS[verb], section.batch_size, section.microbatch_size, mesh)
     needs = {}
     if samples_first(config, verb):
         sampling = as_sampling(config)

@@ -12,7 +12,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.paths import WorkDir
 from pbrl_jax.mesh.agree import exchange
 from pbrl_jax.plan.analytic import Sizes
-from pbrl_jax.plan.chips import CHIPS, Chip
+from pbrl_jax.plan.chips import USABLE, Chip, known_chip
 from pbrl_jax.plan.roofline import chosen_decoding, local_chip
 from pbrl_jax.plan.shapes import Models, reward_bytes
 from pbrl_jax.train.experiment import Experiment
@@ -27,9 +27,9 @@ def local_memory() -> float:
 
 def local_plan_chip(count: int) -> Chip:
     """The chip of this machine: a known accelerator, or its processor."""
-    kind = jax.devices()[0].device_kind.lower()
-    known = next((chip for name, chip in CHIPS.items() if name in kind), None)
-    return known._replace(memory=local_memory()) if known else local_chip(count, local_memory())
+    known = known_chip(jax.devices()[0].device_kind)
+    # A device's limit is what JAX has taken of a GPU's memory.
+    return known._replace(memory=local_memory(), pool=USABLE) if known else local_chip(count, local_memory())
 
 
 def saved_choice(config: Config, work: WorkDir) -> tuple[str, int] | None:

@@ -3,28 +3,31 @@
 import json
 import os
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
-from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.plan.analytic import estimate_step, parameter_count, save_bytes
-from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
+from pbrl_jax.mesh.rows import check_rows
+from pbrl_jax.mesh.sharding import MESH_AXES, make_mesh
+from pbrl_jax.plan.analytic import Sizes, estimate_step, parameter_count, save_bytes
+from pbrl_jax.plan.chips import CHIPS, DEFAULT_POOL, Chip, Topology, parse_topology
 from pbrl_jax.plan.programs import compile_step
 from pbrl_jax.plan.roofline import (
-    USABLE,
     Plan,
     chosen_decoding,
     make_plan,
+    mesh_flags,
     mesh_sizes,
     nearest_change,
     on_topology,
+    sizes_on,
     sweep,
 )
 from pbrl_jax.plan.shapes import Models, check_shards, run_models
@@ -56,8 +59,9 @@ def tpu_devices(topology: Topology):
 
     for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
+    several = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+        return list(topologies.get_topology_desc(topology.compiler_name, "tpu", **several).devices)
     except Exception as error:
         raise ConfigError(
             f"The TPU compiler does not know {topology.name}: {str(error).splitlines()[0]}. "
@@ -79,16 +83,49 @@ def mesh_of(config: Config, topology: Topology | None) -> tuple[Mesh | None, str
     return make_mesh(config.mesh, devices), ""
 
 
+class Place(NamedTuple):
+    """Where a step is planned: the topology (None: this machine), its mesh and one of its devices."""
+
+    topology: Topology | None
+    sizes: Sizes
+    chip: Chip
+
+    @property
+    def chips(self) -> int:
+        return self.sizes.chips
+
+    @property
+    def name(self) -> str:
+        return f"{self.chips} local devices" if self.topology is None else self.topology.name
+
+
+def place_of(config: Config, topology: str) -> Place:
+    """The place that a command names, on which the configuration can run.
+
+    Raises:
+      ConfigError: as `check_start`, or what does not divide over the mesh.
+    """
+    if not topology:
+        chips = jax.device_count()
+        check_start(config, chips)
+        return Place(None, mesh_sizes(config, chips), local_plan_chip(chips))
+    where = parse_topology(topology)
+    check_start(config, where.chips)
+    return Place(where, sizes_on(config, where), where.chip)
+
+
 def plan_table(plan: Plan, title: str) -> Table:
     """The programs of a plan, a row each."""
-    table = Table(title=title, caption=f"GB are 1e9 bytes of one chip, of which {USABLE:.0%} may be filled")
-    for column in ("program", "HBM GB", "of it temporary", "TFLOP", "GB moved", "GB sent", "seconds", "binds"):
+    caption = f"GB are 1e9 bytes of one device, of which {plan.chip.pool:.0%} may be filled; seconds are at least"
+    table = Table(title=title, caption=caption)
+    for column in ("program", "HBM GB", "temporary", "TFLOP", "GB moved", "GB sent", "seconds", "expected", "binds"):
         table.add_column(column, justify="left" if column in ("program", "binds") else "right")
     for name, row in plan.rows.items():
         need, cost = row.need, row.need.cost
         table.add_row(
             name, f"{need.hbm_bytes / 1e9:.2f}", f"{need.temp_bytes / 1e9:.2f}", f"{cost.flops / 1e12:.3g}",
-            f"{cost.bytes / 1e9:.3g}", f"{cost.collective_bytes / 1e9:.3g}", f"{row.seconds:.3g}", row.binds,
+            f"{cost.bytes / 1e9:.3g}", f"{cost.collective_bytes / 1e9:.3g}", f"{row.seconds:.3g}",
+            f"{row.expected:.3g}", row.binds,
         )  # fmt: skip
     return table
 
@@ -101,7 +138,9 @@ def print_plan(plan: Plan, title: str) -> None:
             f"{kind} {size / 1e9:.3g} GB" for kind, size in sorted(row.need.cost.collectives.items()) if size
         )
         if sent:
-            print(f"{name} sends per chip: {sent}")
+            network = row.need.cost.network_bytes
+            passed = f"; {network / 1e9:.3g} GB of it between slices or boxes" if network else ""
+            print(f"{name} sends per chip: {sent}{passed}")
     faults = plan.rows["update"].need.faults if "update" in plan.rows else None
     if faults is not None:
         good = "no large replicated parameter, and no array of the size of its logits"
@@ -111,20 +150,41 @@ def print_plan(plan: Plan, title: str) -> None:
         f"A step takes at least {plan.step_seconds:.3g} s ({plan.tokens_per_second:.4g} response tokens a second); "
         f"{slowest} takes longest, bound by {plan.rows[slowest].binds}."
     )
+    print_expected(plan)
 
 
-def print_verdict(config: Config, plan: Plan, topology: Topology | None, models, chips: int) -> None:
+def print_expected(plan: Plan) -> None:
+    """The seconds of a step at the rates that measured programs reach, where some are known."""
+    chip = plan.chip
+    if chip.compute_share < 1:
+        print(
+            f"Expected: {plan.expected_seconds:.3g} s a step, with {chip.compute_share:.0%} of the peak FLOPs and "
+            f"{chip.memory_share:.0%} of the memory's bandwidth, as published for such chips (pbrl_jax/plan/chips.py)."
+        )
+
+
+def verdict(plan: Plan, topology: Topology | None) -> str:
+    """Whether it fits; on GPUs, also in the memory that JAX takes by default."""
+    held, room = plan.held / 1e9, plan.chip.room / 1e9
+    words = f"It {'fits' if plan.fits else 'does not fit'}: {held:.2f} GB of {plan.capacity / 1e9:.1f} GB a chip."
+    if topology is None or topology.is_tpu:
+        return words
+    default = DEFAULT_POOL * plan.capacity / 1e9
+    return (
+        f"{words} A run may fill {room:.1f} GB with XLA_CLIENT_MEM_FRACTION={plan.chip.pool}, which the launch scripts "
+        f"set. Without it JAX takes {DEFAULT_POOL:.0%} of a GPU's memory, {default:.1f} GB, and it "
+        f"{'fits, too' if held <= default else 'does not fit'}."
+    )
+
+
+def print_verdict(config: Config, plan: Plan, place: Place, models: Models) -> None:
     """Whether it fits, and what would."""
-    most = max(row.need.hbm_bytes for row in plan.rows.values())
-    free = f"{most / 1e9:.2f} GB of {plan.capacity / 1e9:.1f} GB a chip"
-    if plan.fits:
-        print(f"It fits: {free}.")
-        return
-    print(f"It does not fit: {free}.")
-    if topology is not None:
-        by_hand = estimate_step(config, on_topology(models, topology), mesh_sizes(config, chips))
+    print(verdict(plan, place.topology))
+    if not plan.fits and place.topology is not None:
+        by_hand = estimate_step(config, on_topology(models, place.topology), place.sizes)
         beyond = {name: row.need.hbm_bytes - by_hand[name].hbm_bytes for name, row in plan.rows.items()}
-        print(f"The nearest change that would fit, by the estimate: {nearest_change(config, models, topology, beyond)}")
+        change = nearest_change(config, models, place.topology, beyond)
+        print(f"The nearest change that would fit, by the estimate: {change}")
 
 
 def print_sweep(config: Config, models, kinds: tuple[str, ...]) -> None:
@@ -134,37 +194,56 @@ def print_sweep(config: Config, models, kinds: tuple[str, ...]) -> None:
         print(f"Nothing fits on {', '.join(kinds)}: lower train.microbatch_prompts or use --policy.remat full.")
         return
     table = Table(title="By hand, the best mesh of each topology that fits; the cheapest first")
-    for column in ("topology", "data x fsdp x tensor", "seconds a step", "tokens a second", "$ a million tokens"):
+    for column in ("topology", "data x fsdp x tensor", "seconds", "expected", "tokens a second", "$ a million tokens"):
         table.add_column(column, justify="right")
     for offer in offers[:SWEEP_LINES]:
         table.add_row(
-            offer.topology.name, " x ".join(map(str, offer.sizes)), f"{offer.plan.step_seconds:.4g}",
-            f"{offer.plan.tokens_per_second:.4g}", f"{offer.dollars:.3g}",
+            offer.topology.name, " x ".join(map(str, offer.sizes.axes.values())), f"{offer.plan.step_seconds:.4g}",
+            f"{offer.plan.expected_seconds:.4g}", f"{offer.plan.tokens_per_second:.4g}", f"{offer.dollars:.3g}",
         )  # fmt: skip
     Console(width=110).print(table)
     best = offers[0]
-    mesh = f"--mesh.data {best.sizes.data} --mesh.fsdp {best.sizes.fsdp} --mesh.tensor {best.sizes.tensor}"
-    print(f"The cheapest that fits: --topology {best.topology.name} {mesh}")
+    print(f"The cheapest that fits: --topology {best.topology.name} {mesh_flags(best.sizes)}")
 
 
-def plan_stage(config: Config, models: Models, place: tuple[Mesh | None, Topology | None, int], verb: str) -> Plan:
-    """Print the plan of `pbrl sft`, `pbrl dpo` or `pbrl encoder`; `place`: what to compile for, where, chips."""
-    mesh, where, chips = place
+def plan_stage(config: Config, models: Models, place: Place, mesh: Mesh | None, verb: str) -> Plan:
+    """Print the plan of `pbrl sft`, `pbrl dpo` or `pbrl encoder`; `mesh`: what to compile for."""
+    section = getattr(config, SECTIONS[verb])
+    check_rows(SECTIONS[verb], section.batch_size, section.microbatch_size, AbstractMesh(place.sizes[:3], MESH_AXES))
     if mesh is None:
-        needs = estimate_stage(config, models, mesh_sizes(config, chips), verb)
+        needs = estimate_stage(config, models, place.sizes, verb)
     else:
         needs = dict(compile_stage(config, models, mesh, verb, say))
-    tokens = config if verb == "encoder" else as_update(config, verb)
-    plan = make_plan(tokens, needs, local_plan_chip(chips) if where is None else where.chip)
-    name = f"{chips} local devices" if where is None else where.name
-    table = plan_table(plan, f"pbrl {verb} on {name}, {'by hand' if mesh is None else 'compiled'}")
+    plan = make_plan(config if verb == "encoder" else as_update(config, verb), needs, place.chip)
+    table = plan_table(plan, f"pbrl {verb} on {place.name}, {'by hand' if mesh is None else 'compiled'}")
     Console(width=110).print(table)
     train = plan.rows["train"]
-    most = max(row.need.hbm_bytes for row in plan.rows.values())
     print(f"A step takes at least {train.seconds:.3g} s, bound by {train.binds}.")
-    verdict = "It fits" if plan.fits else "It does not fit"
+    print_expected(plan)
     advice = "" if plan.fits else f" Lower {SECTIONS[verb]}.microbatch_size, or raise mesh.fsdp."
-    print(f"{verdict}: {most / 1e9:.2f} GB of {plan.capacity / 1e9:.1f} GB a chip.{advice}")
+    print(f"{verdict(plan, place.topology)}{advice}")
+    return plan
+
+
+def plan_step(config: Config, models: Models, place: Place, mesh: Mesh | None) -> Plan:
+    """Print the plan of a step of `pbrl train`; `mesh`: what to compile for."""
+    print(batch_arithmetic(config, place.chips))
+    config, notes = chosen_decoding(config, models, place.sizes, place.chip)
+    print("".join(f"{note}\n" for note in notes), end="")
+    by_hand = estimate_step(config, on_topology(models, place.topology), place.sizes)
+    needs = by_hand if mesh is None else compile_step(config, models, mesh, by_hand, say)
+    plan = make_plan(config, needs, place.chip)
+    print_plan(plan, f"{place.name}, {'by hand' if mesh is None else 'compiled'}")
+    if config.rollout.engine == "vllm":
+        size = parameter_count(models.policy) * jnp.dtype(models.policy.dtype).itemsize
+        print(
+            f"The vLLM server holds {size / 1e9:.2f} GB of weights and its cache beside this. On the same chips, "
+            "--gpu-memory-utilization is its share and XLA_CLIENT_MEM_FRACTION that of the run."
+        )
+    print_verdict(config, plan, place, models)
+    together = jax.local_device_count() if place.topology is None else place.topology.chips_per_host
+    saved = save_bytes(config, models, place.sizes, together)
+    print(f"While a save is written, a host of {together} chips holds a copy in its memory: {saved / 1e9:.2f} GB.")
     return plan
 
 
@@ -174,7 +253,7 @@ def main(
     """Print the plan of a configuration.
 
     Args:
-      topology: `v5p:2x2x4`, `v5litepod-16`, `h100:8`, ...; empty: this machine's devices.
+      topology: `v5p:2x2x4`, `v5litepod-16`, `2xv5p-32`, `h100:8`, ...; empty: this machine's devices.
       json_file: also write the plan there.
       verb: whose step: train, sft, dpo or encoder.
       sweeping: instead, compare all topologies (with `topology` a kind such as `v5p`, only its own).
@@ -190,41 +269,14 @@ def main(
             parse_topology(topology)
         print_sweep(config, run_models(config), kinds)
         return None
-    where = parse_topology(topology) if topology else None
-    chips = jax.device_count() if where is None else where.chips
-    check_start(config, chips)
-    models = run_models(config)
-    check_shards(models.policy, mesh_sizes(config, chips))
-    mesh, reason = mesh_of(config, where)
+    place, models = place_of(config, topology), run_models(config)
+    check_shards(config, models.policy, place.sizes)
+    mesh, reason = mesh_of(config, place.topology)
     if mesh is None:
         say(f"{reason}: the numbers are estimates, not compiled.")
-    if verb != "train":
-        plan = plan_stage(config, models, (mesh, where, chips), verb)
-        if json_file:
-            write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
-        return plan
-    print(batch_arithmetic(config, chips))
-    chip = local_plan_chip(chips) if where is None else where.chip
-    config, notes = chosen_decoding(config, models, mesh_sizes(config, chips), chip)
-    print("".join(f"{note}\n" for note in notes), end="")
-    by_hand = estimate_step(config, on_topology(models, where), mesh_sizes(config, chips))
-    place = f"{chips} local devices" if where is None else where.name
-    if mesh is None:
-        needs, title = by_hand, f"{place}, by hand"
-    else:
-        needs, title = compile_step(config, models, mesh, by_hand, say), f"{place}, compiled"
-    plan = make_plan(config, needs, chip)
-    print_plan(plan, title)
-    if config.rollout.engine == "vllm":
-        size = parameter_count(models.policy) * jnp.dtype(models.policy.dtype).itemsize
-        print(
-            f"The vLLM server holds {size / 1e9:.2f} GB of weights and its cache beside this. On the same chips, "
-            "--gpu-memory-utilization is its share and XLA_CLIENT_MEM_FRACTION that of the run."
-        )
-    print_verdict(config, plan, where, models, chips)
-    together = jax.local_device_count() if where is None else where.chips_per_host
-    saved = save_bytes(config, models, mesh_sizes(config, chips), together)
-    print(f"While a save is written, a host of {together} chips holds a copy in its memory: {saved / 1e9:.2f} GB.")
+    planned = plan_step(config, models, place, mesh) if verb == "train" else plan_stage(
+        config, models, place, mesh, verb
+    )  # fmt: skip
     if json_file:
-        write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
-    return plan
+        write_atomic(as_path(json_file), json.dumps(planned.as_json(), indent=1))
+    return planned

@@ -19,7 +19,7 @@ from pbrl_jax.models.encoder import encode, init_encoder
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
 from pbrl_jax.text.tokenizers import XLMR_FILE, HuggingFaceTokenizer, Tokenizer, XlmrTokenizer, load_tokenizer
 from pbrl_jax.weights import hf_decoder
-from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_spec, save_model
+from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_model, read_record, read_spec, save_model
 from pbrl_jax.weights.hf_encoder import FAMILIES, dense_names, encoder_spec, transformer_names
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.sentence_transformers import MODULES, Chain, read_chain, read_json, read_max_length
@@ -206,6 +206,15 @@ def load_encoder(
     if max_length is not None and max_length > limit:
         raise ConfigError(f"encoder.max_length={max_length} but this encoder has {limit} positions. Use {limit}.")
     return encoder if max_length is None else encoder._replace(max_length=max_length)
+
+
+def folder_spec(directory: str, pooling: str | None = None, dtype: str | None = None) -> TextEncoderSpec:
+    """The spec of an encoder's local folder, without weights and, for released ones, special tokens; as `load_encoder`
+    reads it."""
+    if not own_folder(directory, "encoder"):
+        return _transformer_spec(_chain(directory, directory, pooling), dtype or "float32")
+    spec = read_record(directory, "encoder", stored_spec)[1]
+    return spec if dtype is None else with_compute(spec, dtype)
 
 
 def with_compute(spec: TextEncoderSpec, dtype: str) -> TextEncoderSpec:

@@ -114,6 +114,24 @@ def abstract_tree(init: Callable[[jax.Array, Any], Any], spec: Any) -> Any:
     return jax.eval_shape(lambda: init(jax.random.key(0), spec))
 
 
+def read_record(
+    place: str, kind: str, spec_of: Callable[[Mapping], Any], source: str | None = None
+) -> tuple[epath.Path, Any, dict[str, Any]]:
+    """(folder, spec, content of its JSON file) of a local model folder, without its weights; see `read_model`."""
+    folder, version = model_folder(place, kind, source), FIRST_VERSION
+    file = folder / f"pbrl_{kind}.json"
+    try:
+        record = parse_json(file.read_text())
+        version = record.get("version", FIRST_VERSION)
+        spec, _ = spec_of(record["spec"]), record["weights_sha256"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} is not what this version writes ({type(error).__name__}: {error}): pbrl_jax {version} wrote it, "
+            f"this is {__version__}. Write the folder again."
+        ) from error
+    return folder, spec, record
+
+
 def read_model(
     place: str, kind: str, spec_of: Callable[[Mapping], Any], init: Callable[[jax.Array, Any], Any], *,
     source: str | None = None, shardings: Callable[[Any, Any], Any] | None = None, dtype: Any = None,
@@ -133,19 +151,9 @@ def read_model(
       CheckpointError: a file that this version cannot read (the message names the version that wrote it), a damaged
         file, or tensors that do not fit the spec (all are listed).
     """
-    folder, version = model_folder(place, kind, source), FIRST_VERSION
-    file = folder / f"pbrl_{kind}.json"
-    try:
-        record = parse_json(file.read_text())
-        version = record.get("version", FIRST_VERSION)
-        spec, digest = spec_of(record["spec"]), record["weights_sha256"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file} is not what this version writes ({type(error).__name__}: {error}): pbrl_jax {version} wrote it, "
-            f"this is {__version__}. Write the folder again."
-        ) from error
+    folder, spec, record = read_record(place, kind, spec_of, source)
     abstract = abstract_tree(init, spec)
-    params = _read_weights(folder, digest, abstract, shardings and shardings(spec, abstract), dtype)
+    params = _read_weights(folder, record["weights_sha256"], abstract, shardings and shardings(spec, abstract), dtype)
     return spec, params, load_tokenizer(str(folder)), record
 
 

@@ -6,6 +6,8 @@ import shlex
 import pytest
 from launch.stand_ins import CHECKER, FAKE_PYTHON, Machine, assert_fails
 
+from pbrl_jax.plan.chips import GPU_POOL
+
 CLOUD = """#!/usr/bin/env bash
 case "$4" in
   describe)
@@ -258,3 +260,23 @@ def test_local_runs_any_verb(machine):
     assert dry.stdout.splitlines() == [f"bash {machine.checkout}/launch/environment.sh cuda", "pbrl train c.py"]
     assert machine.calls == []
     assert_fails(machine.run("local.sh"), "no verb given")
+
+
+def test_the_memory_that_a_run_takes_of_a_gpu(machine):
+    """As the plan counts it, unless the user says otherwise, by the old name too, which jaxlib refuses beside the new
+    one; what is said for a box reaches it."""
+    machine.add("python3.12", FAKE_PYTHON)
+    new, old = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    told = f'#!/usr/bin/env bash\necho "${{{new}:-}} ${{{old}:-}}" >>"$CALLS"\n'
+    machine.add("pbrl", told)
+    for given, taken in (({}, f"{GPU_POOL} "), ({new: "0.5"}, "0.5 "), ({old: "0.6"}, " 0.6")):
+        assert machine.run("local.sh", "train", "c.py", PBRL_EXTRAS="", **given).returncode == 0
+        assert machine.calls[-1] == taken
+    machine.add("sbatch", CHECKER)
+    machine.add("srun", told)
+    assert machine.run("slurm.sh", "run", "train", "c.py", NODES="1").returncode == 0
+    machine.add("job", f"#!/bin/sh\n{shlex.split(machine.calls[-1])[-1].removeprefix('--wrap=')}\n")
+    assert machine.call(["job"]).returncode == 0 and machine.calls[-1] == f"{GPU_POOL} "
+    remote = machine.run("gpu_node.sh", "--dry-run", "run", "train", "c.py", HOST="me@box", **{new: "0.5"})
+    assert f"{new}=0.5 setsid nohup" in remote.stdout
+    assert f" {new}={GPU_POOL}\n" in (machine.checkout / "launch" / "Dockerfile").read_text()

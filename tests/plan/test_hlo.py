@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from pbrl_jax.plan.hlo import Cost, Walker, group_size, program_cost, valid_positions
-from pbrl_jax.plan.hlo_text import parse_instruction
+from pbrl_jax.plan.hlo_text import device_groups, network_share, parse_instruction
 
 CONVOLUTION = """HloModule m
 
@@ -171,6 +171,28 @@ def test_groups_of_chips_are_read_in_every_form():
         "replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}": 4,
     }  # fmt: skip
     assert {form: group_size(form) for form in forms} == forms
+
+
+def test_members_of_groups_are_read_in_every_form():
+    forms = {
+        "replica_groups=[2,2]<=[4], x": [[0, 1], [2, 3]], "replica_groups={{0,2},{1,3}}": [[0, 2], [1, 3]],
+        "replica_groups=[2,2]<=[2,2]T(1,0)": [[0, 2], [1, 3]],
+        "replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}": [[0, 2], [1, 3]],
+        "replica_groups=mesh['axis_0'=4] {'axis_0':(1)2}": [[0, 2], [1, 3]],
+    }  # fmt: skip
+    assert {form: [group.tolist() for group in device_groups(form)] for form in forms} == forms
+
+
+def test_what_passes_the_network():
+    """Boxes of four chips. A ring of eight leaves each box once for its four members; groups that lie in one box do not
+    leave it; a member that is alone in its box sends all by the network."""
+    assert network_share("replica_groups=[1,8]<=[8]", 4) == 1 / 4
+    assert network_share("replica_groups=[2,4]<=[8]", 4) == 0
+    assert network_share("replica_groups=[4,2]<=[2,4]T(1,0)", 4) == 1
+    assert network_share("source_target_pairs={{0,1},{1,2},{2,3},{3,4}}", 4) == 1 / 4
+    within, across = program_cost(SHARDED, box=4), program_cost(SHARDED, box=2)
+    assert (within.network_bytes, across.network_bytes) == (0, across.collective_bytes / 2)
+    assert within.collectives == across.collectives
 
 
 def test_what_ends_elsewhere_counts_once_and_a_reduction_that_is_sliced_as_one():

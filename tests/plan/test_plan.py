@@ -1,13 +1,17 @@
 """Plans: topologies, agreement of compiled and hand-made numbers, verdicts, sweep, and the verb."""
 
+import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import pytest
-from tiny_policy import quick_compiles  # noqa: F401
+from source_tree import ROOT
+from tiny_hf import hf_tokenizer
+from tiny_policy import quick_compiles, tiny_params, tiny_spec  # noqa: F401
 
-from pbrl_jax import Config, MeshConfig, cli, with_values
+from pbrl_jax import Config, MeshConfig, cli, load_comet, load_encoder, load_policy, load_translator, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import (
@@ -18,14 +22,30 @@ from pbrl_jax.plan.analytic import (
     generate_flops,
     parameter_count,
     reward_flops,
+    state_bytes,
     update_flops,
 )
-from pbrl_jax.plan.chips import CHIPS, Topology, parse_topology
+from pbrl_jax.plan.chips import CHIPS, LINK_SHARE, Topology, known_chip, parse_topology
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import PROGRAMS, Need, compile_step
-from pbrl_jax.plan.roofline import USABLE, chosen_decoding, estimate_plan, make_plan, nearest_change, sweep
-from pbrl_jax.plan.shapes import adapters, policy_shapes, run_models
+from pbrl_jax.plan.roofline import (
+    USABLE,
+    chosen_decoding,
+    estimate_plan,
+    local_chip,
+    make_plan,
+    meshes,
+    nearest_change,
+    sweep,
+)
+from pbrl_jax.plan.shapes import adapters, policy_shapes, reward_bytes, run_models
 from pbrl_jax.run.plan import main as plan_config
+from pbrl_jax.weights.comets import convert_comet
+from pbrl_jax.weights.encoders import save_encoder
+from pbrl_jax.weights.folders import save_model
+from pbrl_jax.weights.policies import Policy
+
+HF = ROOT / "tests" / "fixtures" / "hf"
 
 TINY = with_values(
     Config(), encoder={"max_length": 16}, rollout={"max_prompt_length": 16, "max_completion_length": 24},
@@ -88,6 +108,52 @@ def test_models_that_rewards_load_are_counted_and_unknown_ones_refused():
         run_models(with_values(config, reward={"comet": "mine"}))
 
 
+def test_models_in_local_folders_are_counted_as_they_load(tmp_path):
+    """Released folders and those of this package: encoders and policies by their specs, what rewards load by its bytes,
+    but for headers of files; an adapter by its base. An encoder of this package keeps the type of its file."""
+    loaded = load_encoder(str(HF / "bge_m3"))
+    save_encoder(loaded, str(tmp_path / "own"))
+    for folder in (HF / "bge_m3", tmp_path / "own"):
+        found = run_models(with_values(TINY, encoder={"source": str(folder), "dtype": "bfloat16"}))
+        unmarked = {"begin_ids": (), "end_ids": (), "dtype": "bfloat16"}
+        assert dataclasses.replace(found.encoder, **unmarked) == dataclasses.replace(loaded.spec, **unmarked)
+        wide = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params)) / 2
+        assert found.reward_bytes == pytest.approx(wide if folder.name == "own" else 0, rel=0.2)
+    convert_comet(str(HF / "comet_regression"), str(tmp_path / "comet"))
+    policy = Policy(tiny_spec(), tiny_params(tiny_spec()), hf_tokenizer(), "tiny")
+    save_model(tmp_path / "policy", "policy", policy.spec, policy.params, policy.tokenizer)
+    comet, translator = load_comet(str(HF / "comet_regression")), load_translator(str(HF / "m2m100"))
+    for name, folder, held in (
+        ("comet", tmp_path / "comet", comet),
+        ("translator", HF / "m2m100", translator), ("translator", HF / "llama", load_policy(str(HF / "llama"))),
+    ):  # fmt: skip
+        size = float(sum(leaf.nbytes for leaf in jax.tree.leaves(held.params)))
+        assert reward_bytes(with_values(TINY, reward={name: str(folder)})) == pytest.approx(size, rel=0.2), folder
+    file = HF / "comet_regression" / "checkpoints" / "model.ckpt"
+    released = reward_bytes(with_values(TINY, reward={"comet": str(HF / "comet_regression")}))
+    assert released == file.stat().st_size, "most of which are weights, but for so small a model"
+    assert run_models(with_values(TINY, policy={"source": str(tmp_path / "policy")})).policy.width == policy.spec.width
+    adapter = json.loads((HF / "peft_lora" / "adapter_config.json").read_text())
+    (tmp_path / "adapter").mkdir()
+    changed = adapter | {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(changed))
+    shutil.copy(HF / "peft_lora" / "adapter_model.safetensors", tmp_path / "adapter")
+    assert run_models(with_values(TINY, policy={"source": str(tmp_path / "adapter")})).policy.width == 4096
+
+
+def test_quantised_bases_hold_their_bits():
+    """Llama-3.1-8B beside adapters on one device: 7 G values of the layers in 8 or 4 bits, and a scale for every 64."""
+    models, at = run_models(with_values(LARGE, algo={"beta": 0.0})), Sizes(1, 1, 1)
+    held = {}
+    for kind in ("none", "int8", "int4", "nf4"):
+        config = with_values(LARGE, lora={"rank": 16, "quantization": kind}, algo={"beta": 0.0})
+        held[kind] = sum(state_bytes(config, models, at)) / 1e9
+    adapters = 12 * 41_943_040 / 1e9
+    assert held["none"] - adapters == pytest.approx(16.06, rel=0.01)
+    assert held["int8"] - adapters == pytest.approx(2.1 + 6.98 * (1 + 2 / 64), rel=0.02)
+    assert held["nf4"] == held["int4"] == pytest.approx(adapters + 2.1 + 6.98 * (0.5 + 2 / 64), rel=0.02)
+
+
 def test_topologies():
     assert parse_topology("v5p:2x2x4").chips == 16 and parse_topology("h100:8").chips == 8
     assert parse_topology("v5litepod-16") == Topology("v5e", "4x4")
@@ -95,6 +161,60 @@ def test_topologies():
     for wrong, said in (("v5p:3x3x3", "2x2x4"), ("v9:2x2", "v5e"), ("v5p-31", "2x2x4"), ("h100:3", "8"), ("", "v5p")):
         with pytest.raises(ConfigError, match=said):
             parse_topology(wrong)
+
+
+def test_several_slices_and_boxes():
+    two = parse_topology("2xv5p-32")
+    assert two == Topology("v5p", "2x2x4", 2) and (two.name, two.chips, two.box) == ("2xv5p:2x2x4", 32, 16)
+    boxes = parse_topology("2xh100:8")
+    assert boxes == parse_topology("h100:16") and (boxes.chips, boxes.box, boxes.chips_per_host) == (16, 8, 8)
+    halves = parse_topology("v7x:2x2x1")
+    assert (halves.chips, halves.box, halves.chips_per_host) == (8, 8, 8), "two devices a chip"
+    assert halves == parse_topology("tpu7x:2x2x1") and halves.compiler_name == "tpu7x:2x2x1"
+    with pytest.raises(ConfigError, match="mesh.data=1 does not divide over 2 slices of 16 chips"):
+        plan_config(with_values(LARGE, train={"microbatch_prompts": 32}), topology="2xv5p-32")
+
+
+def test_devices_are_known_by_the_names_that_they_give_themselves():
+    kinds = {
+        "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "v7x", "TPU v4": "v4",
+        "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA B200": "b200",
+        "NVIDIA A10G": "a10", "NVIDIA L4": "l4", "NVIDIA GeForce RTX 4090": "rtx4090",
+    }  # fmt: skip
+    assert {kind: known_chip(kind) for kind in kinds} == {kind: CHIPS[name] for kind, name in kinds.items()}
+    assert [known_chip(kind) for kind in ("cpu", "NVIDIA L40S", "TPU v4 lite", "NVIDIA A1000")] == [None] * 4
+
+
+def test_gradients_cross_the_network_once_a_step():
+    """Llama-3.1-8B over two slices or boxes: each chip sends its share of the float32 gradients, and nothing else
+    passes there; with tensor, too, at each of the microbatches (mesh.microbatches.data_sums)."""
+    config = with_values(LARGE, mesh={"data": 2, "fsdp": -1}, train={"microbatch_prompts": 32})
+    models = run_models(config)
+    for name in ("2xv5p:2x2x1", "h100:16"):
+        topology = parse_topology(name)
+        rows = estimate_plan(config, models, topology).rows
+        assert rows["update"].need.cost.network_bytes == 4.0 * parameter_count(models.policy) * 2 / topology.chips
+        assert rows["generate"].need.cost.network_bytes == 0
+        one = estimate_step(config, models, Sizes(2, topology.chips // 2, 1))["update"].cost
+        assert one.network_bytes == 0 and one.collective_bytes > 0
+    both = estimate_step(config, models, Sizes(2, 4, 2, 8))["update"].cost.network_bytes
+    assert both == pytest.approx(2 * 4.0 * parameter_count(models.policy) / 8)
+    across = estimate_step(config, models, Sizes(1, 16, 1, 8))["update"].cost
+    gathered = across.collectives["all-gather"] + across.collectives["reduce-scatter"]
+    assert across.network_bytes == pytest.approx(gathered / 8), "eight chips of a box share what leaves it"
+
+
+def test_seconds_to_expect():
+    """At the shares of the peaks that measured programs reach, beside the bound."""
+    chip = CHIPS["h100"]
+    need = Need(1.0, 1.0, Cost(chip.flops, chip.bandwidth / 2))
+    plan = make_plan(TINY, {"update": need, "generate": Need(1.0, 1.0, Cost(0.0, chip.bandwidth))}, chip)
+    assert plan.step_seconds == pytest.approx(2) and plan.rows["update"].expected == pytest.approx(1 / 0.497)
+    assert plan.expected_seconds == pytest.approx(1 / 0.497 + 1 / 0.77)
+    away = make_plan(TINY, {"update": Need(1.0, 1.0, Cost(network_bytes=chip.network))}, chip).rows["update"]
+    assert (away.binds, away.seconds, away.expected) == ("network", 1.0, pytest.approx(1 / LINK_SHARE))
+    assert all(0 < share < 1 for chip in CHIPS.values() for share in (chip.compute_share, chip.memory_share))
+    assert known_chip("cpu") is None and local_chip(1, 1.0).compute_share == 1
 
 
 def test_what_binds():
@@ -115,6 +235,10 @@ def test_a_mesh_that_training_refuses_is_refused():
     config = with_values(LARGE, mesh={"data": 1, "fsdp": 1, "tensor": 16})
     with pytest.raises(ConfigError, match="'kv_heads' of size 8 does not divide over mesh axis 'tensor' of 16"):
         plan_config(config, topology="h100:16")
+    stage = with_values(LARGE, sft={"batch_size": 6})
+    with pytest.raises(ConfigError, match="sft.batch_size is 6; expected a multiple of mesh data . fsdp = 8"):
+        plan_config(stage, topology="h100:8", verb="sft")
+    assert all(sizes.tensor <= 8 for sizes in meshes(LARGE, run_models(LARGE), parse_topology("h100:16")))
 
 
 def test_the_nearest_change_fits():
@@ -192,11 +316,17 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     assert cli.main([*command, "--topology", "h100:8", "--json", str(file)]) == 0
     shown = capsys.readouterr()
     assert "by hand" in shown.out and "no such GPU is here" in shown.err and "It fits" in shown.out
+    assert "A run may fill 72.0 GB with XLA_CLIENT_MEM_FRACTION=0.9" in shown.out and "60.0 GB" in shown.out
+    assert "Expected: " in shown.out and "with 50% of the peak FLOPs and 77% of the memory's bandwidth" in shown.out
     copied = 12 * 8_190_735_360 / 1e9  # four chips hold all parameters and moments
     assert f"a host of 8 chips holds a copy in its memory: {copied:.2f} GB" in shown.out
     stored = json.loads(file.read_text())
-    assert set(stored) == {"programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds"}
-    wanted = {"hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "seconds"}
+    assert set(stored) == {
+        "programs", "hbm_capacity", "fits", "tokens_per_second", "step_seconds", "expected_seconds"
+    }  # fmt: skip
+    wanted = {
+        "hbm_bytes", "temp_bytes", "flops", "bytes", "collective_bytes", "network_bytes", "seconds", "expected_seconds"
+    }  # fmt: skip
     assert set(stored["programs"]) == {"generate", "reward", "update"}
     assert all(wanted == set(program) for program in stored["programs"].values())
     served = ["--rollout.engine", "vllm", "--topology", "h100:8", "--json", str(file)]
