@@ -147,5 +147,5 @@ def test_the_tpu_compiler_takes_it_and_no_cache_is_copied(kv_dtype):
     programs = slot_programs(spec, 8, 1024, "whole")
     at, _ = slot_shapes(config, spec, mesh, programs)
     loop = compile_ahead(mesh, programs.segment, at.params, at.slots, at.sampling, at.until)
-    assert loop.text.count('custom_call_target="tpu_custom_call"') == spec.layers
+    assert loop.text.count('custom_call_target="tpu_custom_call"') == 2 * spec.layers, "new entries, and attention"
     assert 0 < loop.memory.temporary < tree_bytes(at.slots.cache.layers[0]) / 4
