@@ -1,5 +1,5 @@
-"""docs/REPRODUCTION.md from its prompts to its tables, on a CPU: every command in its order, with tiny random models in the
-places of the released ones, two languages and small lengths and batches."""
+"""docs/REPRODUCTION.md from its prompts to its tables, on a CPU: every command in its order, with tiny random models in
+the places of the released ones, two languages and small lengths and batches."""
 
 import json
 import re
@@ -25,10 +25,10 @@ SMALL = {
     "eval.languages": "sw", "log.compilation-cache": "", "mesh.fsdp": 1, "reward.hybrid-answer": "cosine",
     "reward.comet": "", "reward.translator": "",
 }  # fmt: skip
-"""Settings of the runs. The answer part is a cosine: with COMET, tests/configs/test_first_step.py takes the first step."""
+"""Settings of the runs. The answer part is a cosine; with COMET, tests/configs/test_first_step.py takes that step."""
 MORE = {
     "sft": {"sft.steps": 1, "sft.batch-size": 2, "sft.warmup-steps": 0},
-    "audit": {"limit": 3, "min-auc": 0, "algo.num-generations": 1}, "calibrate": {"limit": 2},
+    "audit": {"limit": 3, "min-auc": 0, "algo.num-generations": 1}, "calibrate": {"limit": 10, "data.limit": 12},
 }  # fmt: skip
 STARTED = ("sft_samples", "ppo_semantic", "reinforcepp")
 """Runs that are tried alone, up to their data and batches: their steps are those of other runs here."""
