@@ -58,13 +58,18 @@ ALGORITHMS = {
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.0, "mask_truncated_completions": True,
              "max_sampling_rounds": 3},
     "gspo": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4, "num_iterations": 2},
+    "grpo_without_kl": {"beta": 0.0},
+    "grpo_ahead": {},
 }  # fmt: skip
+#: Settings of `train` beside them: rollouts of the policy of one update before.
+TRAIN = {"grpo_ahead": {"rollout_ahead": 1}}
 NAMES = (*ALGORITHMS, "sft", "dpo")
 
 
 def algorithm_config(config: Config, name: str, iterations: int, steps: int = 100_000) -> Config:
     """The quickstart with another algorithm."""
-    return unscheduled(config, steps, algo={"num_iterations": iterations, **ALGORITHMS[name]})
+    algo = {"num_iterations": iterations, **ALGORITHMS[name]}
+    return unscheduled(config, steps, algo=algo, train=TRAIN.get(name, {}))
 
 
 def reinforce(stages: Stages, name: str, config: Config, tokens: float, flags: argparse.Namespace) -> dict:

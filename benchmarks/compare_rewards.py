@@ -76,7 +76,7 @@ TRANSLATED = ("translation_embedding", "translation_chrf", "hybrid")
 
 def translator_config(config: Config, tiny: bool) -> Config:
     """The translator's training."""
-    sizes = {"preset": "tiny", "steps": 20, "batch_size": 16, "held_out": 4} if tiny else {"steps": 1500}
+    sizes = {"preset": "tiny", "steps": 20, "batch_size": 16, "held_out": 4} if tiny else {"steps": 600}
     return with_values(config, translator=sizes)
 
 

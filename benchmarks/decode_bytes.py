@@ -35,6 +35,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt-length", type=int, default=256)
     parser.add_argument("--response-length", type=int, default=2048)
     parser.add_argument("--weights", default="whole", choices=("whole", "tensor", "as_trained"))
+    parser.add_argument("--attention", default="auto", choices=("auto", "portable"), help="policy.decode_attention")
+    parser.add_argument("--weight-dtype", default="model", choices=("model", "int8"))
+    parser.add_argument("--kv-dtype", default="model", choices=("model", "int8"))
     parser.add_argument("--json", help="file for the results")
     return parser.parse_args(arguments)
 
@@ -47,7 +50,10 @@ def compile_decoding(flags: argparse.Namespace):
     else:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology).devices
     spec = dataclasses.replace(DECODERS[flags.preset], dtype="bfloat16", remat="full")
-    spec = dataclasses.replace(spec, layers=flags.layers or spec.layers)
+    spec = dataclasses.replace(
+        spec, layers=flags.layers or spec.layers, decode_attention=flags.attention, weight_dtype=flags.weight_dtype,
+        kv_dtype=flags.kv_dtype,
+    )  # fmt: skip
     config = with_values(
         Config(), algo={"num_generations": flags.samples}, train={"prompts_per_step": flags.prompts},
         rollout={"max_prompt_length": flags.prompt_length, "max_completion_length": flags.response_length},

@@ -243,11 +243,14 @@ def _as_checkpoint_error(folder: epath.Path, needed: int) -> Iterator[None]:
             _discard(folder)
         cause = (str(error).splitlines() or [type(error).__name__])[0][:400]
         full = getattr(error, "errno", None) in _NO_SPACE or any(words in cause for words in _NO_SPACE_WORDS)
-        advice = "Check that the folder exists, can be written to, and that its disk is healthy"
         if isinstance(error, MemoryError):
             cause, advice = f"this host has no memory left ({cause})", "Give the process more memory"
         elif full:
-            advice = "Free space on the disk, lower --train.save_total_limit, or move the work directory to another disk"
+            advice = (
+                "Free space on the disk, lower --train.save_total_limit, or move the work directory to another disk"
+            )
+        else:
+            advice = "Check that the folder exists, can be written to, and that its disk is healthy"
         space = "" if free is None else f", {_bytes(free)} were free"
         raise CheckpointError(
             f"Could not save checkpoint {folder}: {cause}. The arrays need {_bytes(needed)}{space}. "

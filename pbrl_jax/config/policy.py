@@ -27,3 +27,6 @@ class PolicyConfig:
     attention: str = operational("auto")
     """Attention kernel: auto (the hardware's flash kernel where one takes the arrays, portable elsewhere), or a name in
     pbrl_jax.models.attention.KERNELS."""
+    decode_attention: Literal["auto", "portable", "pallas"] = operational("auto")
+    """Attention of sampled tokens to what their rows have written: auto (the kernel of a TPU where it takes the arrays,
+    portable elsewhere), portable, or pallas (the kernel of the platform; that for GPUs has not run on one yet)."""

@@ -36,8 +36,19 @@ class RolloutConfig:
     was chosen is saved with the run and used again), whole (in the compute type, gathered over mesh.fsdp once a
     rollout), tensor (tensor-parallel over mesh.fsdp too: each device reads its part alone, and activations are
     exchanged) or as_trained (sharded as in training: less memory, but gathered at every token)."""
+    weight_dtype: Literal["model", "int8"] = identity("model", only_with=("engine", "jax"))
+    """Type of the projections' matrices while sampling: model (policy.dtype) or int8, with a step for each output. With
+    int8 here or below, log-probs are those of what samples, and the correction of the sampler is on; evaluation reads
+    the policy as it is."""
+    kv_dtype: Literal["model", "int8"] = identity("model", only_with=("engine", "jax"))
+    """Type of cached keys and values while sampling: model (policy.dtype) or int8, with a step for each of them."""
     slots: int = operational(0, at_least=0, only_with=("engine", "jax"))
     """Rows that decode at a time, on all devices; when one ends, the next takes its place. 0: all, or as many as have
     room in memory; what was chosen is saved with the run and used again. A fused step decodes all its rows together."""
     segment_length: int = operational(128, at_least=1, at_most=128)
     """Tokens decoded between two checks for signals and early exit; at most 128."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether what samples computes other log-probs than the trainer does in the same type."""
+        return self.engine != "jax" or "int8" in (self.weight_dtype, self.kv_dtype)

@@ -104,10 +104,15 @@ def inference_mesh(fsdp: int, tensor: int) -> Mesh | None:
     """All devices, their rest along `data`; None for a single one.
 
     Raises:
-      ConfigError: as mesh_shape.
+      ConfigError: they do not divide the number of devices; in the words of the command line.
     """
-    sizes = MeshConfig(-1, fsdp, tensor)
-    return make_mesh(sizes) if jax.device_count() > 1 or fsdp * tensor != 1 else None
+    count = jax.device_count()
+    if count % (fsdp * tensor):
+        raise ConfigError(
+            f"--fsdp {fsdp} --tensor {tensor} does not fit {count} devices. Use --fsdp F --tensor T with F * T dividing "
+            f"{count}: {divisors(count)}."
+        )
+    return make_mesh(MeshConfig(-1, fsdp, tensor)) if count > 1 else None
 
 
 def across_slices(devices: Sequence, shape: tuple[int, int, int], slices: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pbrl_jax.core.errors import lookup
-from pbrl_jax.models.precision import widened
+from pbrl_jax.models.int8 import Int8Array
+from pbrl_jax.models.precision import wide_type, widened
 from pbrl_jax.models.quantized import dequantized, is_quantized
 from pbrl_jax.models.specs import DecoderSpec
 
@@ -54,7 +55,7 @@ class Projection(nn.Module):
     """A linear map from the trailing `in_axes` axes to `features`, in the compute type of the input.
 
     Where the parameters hold an adapter beside the kernel (models.lora), its product is added. The kernel may be
-    quantised.
+    quantised: by qwix, or for sampling (models.int8).
     """
 
     features: tuple[int, ...]
@@ -69,11 +70,16 @@ class Projection(nn.Module):
         kernel: Any = self.get_variable("params", "kernel")
         if is_quantized(kernel):
             kernel = dequantized(kernel)
-        else:
+        elif not isinstance(kernel, Int8Array):
             kernel = self.param("kernel", nn.initializers.normal(0.5 * fan_in**-0.5), (*in_shape, *self.features))
         # As one matrix: the gradient of a product with several axes is twice as slow on CPU.
         x_rows = x.reshape(-1, fan_in)
-        y = x_rows @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
+        if isinstance(kernel, Int8Array):
+            matrix = kernel.integers.astype(x.dtype).reshape(fan_in, fan_out)
+            wide = jnp.matmul(x_rows, matrix, preferred_element_type=wide_type(x.dtype))
+            y = (wide * kernel.step.reshape(1, fan_out)).astype(x.dtype)
+        else:
+            y = x_rows @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
         if self.has_variable("params", "lora_a"):
             low: jax.Array = self.get_variable("params", "lora_a")
             high: jax.Array = self.get_variable("params", "lora_b")

@@ -42,6 +42,10 @@ class KVCache:
         """One layer's keys and values, [rows, positions, K, C]."""
         return jnp.swapaxes(self.key[index], 1, 2), jnp.swapaxes(self.value[index], 1, 2)
 
+    def held(self, _index: int, key_XSKC, value_XSKC) -> tuple[jax.Array, jax.Array]:
+        """Keys and values as they are when they were written."""
+        return key_XSKC, value_XSKC
+
     def write(self, index: int, position, key_XSKC, value_XSKC) -> "KVCache":
         """The cache with new entries at (layer, every row, position...); in place where the compiler may."""
 
@@ -90,7 +94,7 @@ class Reach(NamedTuple):
 class Causal:
     """A right-padded batch; each token attends to itself and the valid tokens before it.
 
-    With a cache, keys and values are also written at positions 0..L-1 (prefill).
+    With a cache, keys and values are also written at positions 0..L-1 (prefill), and attended to as it holds them.
     """
 
     valid_XL: Bool[Array, "X L"]
@@ -98,6 +102,7 @@ class Causal:
     def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
         X, L = query.shape[:2]
         stored = cache if cache is None else cache.write(layer, 0, key, value)
+        key, value = (key, value) if cache is None else cache.held(layer, key, value)
         if fused := fused_kernel(kernel, query, key):
             return fused_causal(fused, query, key, value, self.valid_XL, *(reach.kinds if reach else GLOBAL)), stored
         position = jnp.broadcast_to(jnp.arange(L)[None], (X, L))

@@ -4,14 +4,17 @@ Attention goes through the cache block by block, up to the longest row that is i
 serves every length, and reads no further than it must.
 """
 
-from typing import NamedTuple
+from dataclasses import field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from pbrl_jax.core.records import pytree
-from pbrl_jax.models.attention import HIDDEN, Kernel
+from pbrl_jax.models.attention import Kernel
+from pbrl_jax.models.decode_attention import Form, Softmax, decode_attention, decode_kernel
+from pbrl_jax.models.int8 import int8_array
 from pbrl_jax.models.layouts import Reach
 from pbrl_jax.models.precision import wide_type
 
@@ -20,43 +23,78 @@ BLOCK = 128
 
 
 @pytree
-class SlotCache:
-    """Keys [X, K, C, positions] and values [X, K, positions, C], one array a layer.
+class LayerCache:
+    """Keys [X, K, C, positions] and values [X, K, positions, C] of a layer; where they are integers, the step of each
+    key and of each value.
 
     Positions come last in the keys: the products of one query with all keys are then four times as fast on a CPU.
     """
 
-    key: tuple[Float[Array, "X K C L"], ...]
-    value: tuple[Float[Array, "X K L C"], ...]
+    key: Shaped[Array, "X K C L"]
+    value: Shaped[Array, "X K L C"]
+    key_step: Float[Array, "X K 1 L"] | None = None
+    value_step: Float[Array, "X K 1 L"] | None = None
+
+    @property
+    def axes(self) -> "LayerCache":
+        """The axis of positions in each array, from the last."""
+        return LayerCache(*(-1, -2) if self.key_step is None else (-1, -2, -1, -1))
+
+    def entries(self, key_XSKC, value_XSKC) -> "LayerCache":
+        """New keys and values in the form of this cache."""
+        key, value = jnp.moveaxis(key_XSKC, 1, 3), jnp.moveaxis(value_XSKC, 1, 2)
+        if self.key_step is None:
+            return LayerCache(key.astype(self.key.dtype), value.astype(self.value.dtype))
+        keys, values = int8_array(key, (2,)), int8_array(value, (3,))
+        return LayerCache(keys.integers, values.integers, keys.step, jnp.swapaxes(values.step, 2, 3))
+
+    def written(self, position, new: "LayerCache") -> "LayerCache":
+        """With new entries from `position` on; the arrays may be those of one row, without the axis of rows."""
+
+        def put(part, new, axis: int):
+            place: list[Any] = [0] * part.ndim
+            place[axis] = position
+            return jax.lax.dynamic_update_slice(part, new, place)
+
+        return jax.tree.map(put, self, new, self.axes)
+
+    def block(self, start, size: int) -> "LayerCache":
+        """`size` positions from `start` on."""
+        return jax.tree.map(lambda part, axis: jax.lax.dynamic_slice_in_dim(part, start, size, axis), self, self.axes)
+
+
+@pytree
+class SlotCache:
+    """The cached keys and values, one LayerCache a layer."""
+
+    layers: tuple[LayerCache, ...]
 
     @property
     def positions(self) -> int:
         """Positions that there is room for, a multiple of BLOCK or less than one."""
-        return self.value[0].shape[2]
+        return self.layers[0].value.shape[2]
 
-    def changed(self, index: int, key, value) -> "SlotCache":
-        """The cache with other arrays of one layer."""
-        keys, values = self.key, self.value
-        return SlotCache((*keys[:index], key, *keys[index + 1 :]), (*values[:index], value, *values[index + 1 :]))
+    def changed(self, index: int, layer: LayerCache) -> "SlotCache":
+        """The cache with another layer."""
+        return SlotCache((*self.layers[:index], layer, *self.layers[index + 1 :]))
+
+    def held(self, index: int, key_XSKC, value_XSKC) -> tuple[jax.Array, jax.Array]:
+        """Keys and values as they are when they were written: in eight bits, the nearest ones of these."""
+        if self.layers[index].key_step is None:
+            return key_XSKC, value_XSKC
+        both = [(x.dtype, int8_array(x, (3,))) for x in (key_XSKC, value_XSKC)]
+        key, value = ((found.integers * found.step).astype(dtype) for dtype, found in both)
+        return key, value
 
     def write(self, index: int, position, key_XSKC, value_XSKC) -> "SlotCache":
         """New entries of one layer, for every row at the same `position` and behind it."""
-        key, value = self.key[index], self.value[index]
-        new_key, new_value = jnp.moveaxis(key_XSKC, 1, 3), jnp.moveaxis(value_XSKC, 1, 2)
-        key = jax.lax.dynamic_update_slice(key, new_key.astype(key.dtype), (0, 0, 0, position))
-        value = jax.lax.dynamic_update_slice(value, new_value.astype(value.dtype), (0, 0, position, 0))
-        return self.changed(index, key, value)
+        layer = self.layers[index]
+        return self.changed(index, layer.written(position, layer.entries(key_XSKC, value_XSKC)))
 
     def write_rows(self, index: int, position_X, key_X1KC, value_X1KC) -> "SlotCache":
         """One new entry of one layer for each row, at its own position."""
-
-        def put(key, value, position, new_key, new_value):
-            key = jax.lax.dynamic_update_slice(key, new_key[0, :, :, None].astype(key.dtype), (0, 0, position))
-            value = jax.lax.dynamic_update_slice(value, new_value[0, :, None].astype(value.dtype), (0, position, 0))
-            return key, value
-
-        rows = jax.vmap(put)(self.key[index], self.value[index], position_X, key_X1KC, value_X1KC)
-        return self.changed(index, *rows)
+        layer = self.layers[index]
+        return self.changed(index, jax.vmap(LayerCache.written)(layer, position_X, layer.entries(key_X1KC, value_X1KC)))
 
 
 def slot_positions(tokens: int) -> int:
@@ -65,21 +103,19 @@ def slot_positions(tokens: int) -> int:
 
 
 def empty_slots(spec, rows: int, positions: int) -> SlotCache:
-    """A cache of zeros in the spec's compute type."""
-    key, value = (rows, spec.kv_heads, spec.head_dim, positions), (rows, spec.kv_heads, positions, spec.head_dim)
-    return SlotCache(*(tuple(jnp.zeros(shape, spec.dtype) for _ in range(spec.layers)) for shape in (key, value)))
+    """A cache of zeros, in eight bits where the spec's kv_dtype says so, else in its compute type."""
+    K, C, wide = spec.kv_heads, spec.head_dim, wide_type(spec.dtype)
+    kind, stepped = (jnp.int8, 2) if spec.kv_dtype == "int8" else (spec.dtype, 0)
+    shapes = [(rows, K, C, positions), (rows, K, positions, C)]
+
+    def layer() -> LayerCache:
+        steps = (jnp.zeros((rows, K, 1, positions), wide) for _ in range(stepped))
+        return LayerCache(*(jnp.zeros(shape, kind) for shape in shapes), *steps)
+
+    return SlotCache(tuple(layer() for _ in range(spec.layers)))
 
 
-class Softmax(NamedTuple):
-    """Sums over the keys that were read so far: the largest score, and relative to it the denominator and the weighted
-    values."""
-
-    top: jax.Array
-    total: jax.Array
-    values: jax.Array
-
-
-def block_attention(kernel, query_XQHC, key_XKCL, value_XKLC, position_XQ, blocks, reach: Reach | None) -> jax.Array:
+def block_attention(kernel, query_XQHC, cache: LayerCache, position_XQ, blocks, reach: Reach | None) -> jax.Array:
     """Queries against the entries of a cache up to their own position, [X, Q, H, C].
 
     Args:
@@ -89,10 +125,9 @@ def block_attention(kernel, query_XQHC, key_XKCL, value_XKLC, position_XQ, block
       reach: limits a local layer to its window.
     """
     X, Q, H, C = query_XQHC.shape
-    K, positions = key_XKCL.shape[1], key_XKCL.shape[3]
-    softcap = kernel.softcap if isinstance(kernel, Kernel) else 0.0
+    K, positions = cache.key.shape[1], cache.key.shape[3]
     query = jnp.moveaxis(query_XQHC.reshape(X, Q, K, H // K, C), 1, 3).reshape(X, K, H // K * Q, C)
-    wide, size = wide_type(query.dtype), min(BLOCK, positions)
+    size = min(BLOCK, positions)
 
     def seen(start):
         place = start + jnp.arange(size)[None, None]
@@ -101,42 +136,39 @@ def block_attention(kernel, query_XQHC, key_XKCL, value_XKLC, position_XQ, block
 
     def read(number, sums: Softmax) -> Softmax:
         start = number * size
-        key = jax.lax.dynamic_slice_in_dim(key_XKCL, start, size, 3)
-        value = jax.lax.dynamic_slice_in_dim(value_XKLC, start, size, 2)
-        scores = jnp.einsum("xkqc,xkcs->xkqs", query, key, preferred_element_type=wide) * C**-0.5
-        if softcap:
-            scores = softcap * jnp.tanh(scores / softcap)
         # The heads that share a key are the outer part of the axis of queries.
         mask = jnp.tile(seen(start), (1, H // K, 1))[:, None]
-        scores = jnp.where(mask, scores, HIDDEN)
-        top = jnp.maximum(sums.top, scores.max(axis=-1))
-        weights, before = jnp.exp(scores - top[..., None]), jnp.exp(sums.top - top)
-        values = jnp.einsum("xkqs,xksc->xkqc", weights.astype(value.dtype), value, preferred_element_type=wide)
-        return Softmax(
-            top, sums.total * before + weights.sum(axis=-1), sums.values * before[..., None] + values
-        )
+        return sums.with_keys(query, jax.tree.leaves(cache.block(start, size)), mask, softcap_of(kernel))
 
-    shape = (X, K, H // K * Q)
-    sums = Softmax(jnp.full(shape, HIDDEN, wide), jnp.zeros(shape, wide), jnp.zeros((*shape, C), wide))
+    sums = Softmax.empty(query.shape, wide_type(query.dtype))
     sums = read(0, sums) if positions <= BLOCK else jax.lax.fori_loop(0, blocks, read, sums)
-    out = (sums.values / sums.total[..., None]).astype(value_XKLC.dtype)
+    out = (sums.values / sums.total).astype(query.dtype)
     return jnp.moveaxis(out.reshape(X, K, H // K, Q, C), 3, 1).reshape(X, Q, H, C)
+
+
+def softcap_of(kernel: str | Kernel) -> float:
+    """The soft cap of scores that a kernel is called with; 0 for none."""
+    return kernel.softcap if isinstance(kernel, Kernel) else 0.0
 
 
 @pytree
 class SlotStep:
     """One new token for each row, written at the row's own position and attending to what the row holds up to it.
 
-    Positions of the text are positions of the cache.
+    Positions of the text are positions of the cache. `kernel` is the spec's decode_attention.
     """
 
     position_X: Int[Array, "X"]
     blocks: Int[Array, ""]
+    kernel: str = field(default="portable", metadata={"static": True})
 
     def attend(self, kernel, query, key, value, cache: SlotCache, layer: int, reach: Reach | None = None):
         cache = cache.write_rows(layer, self.position_X, key, value)
-        place = self.position_X[:, None]
-        return block_attention(kernel, query, cache.key[layer], cache.value[layer], place, self.blocks, reach), cache
+        own = cache.layers[layer]
+        if name := decode_kernel(self.kernel, query, own.key):
+            form = Form(reach and reach.window, softcap_of(kernel), BLOCK)
+            return decode_attention(name, query, jax.tree.leaves(own), self.position_X, self.blocks, form), cache
+        return block_attention(kernel, query, own, self.position_X[:, None], self.blocks, reach), cache
 
 
 @pytree
@@ -150,4 +182,4 @@ class PromptPart:
         cache = cache.write(layer, self.start, key, value)
         place = jnp.broadcast_to(self.start + jnp.arange(Q)[None], (X, Q))
         blocks = (self.start + Q + BLOCK - 1) // BLOCK
-        return block_attention(kernel, query, cache.key[layer], cache.value[layer], place, blocks, reach), cache
+        return block_attention(kernel, query, cache.layers[layer], place, blocks, reach), cache

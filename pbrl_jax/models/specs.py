@@ -93,6 +93,11 @@ class DecoderSpec:
     #: While decoding: matrices are tensor-parallel over the mesh's fsdp axis too, and the rows of the devices along it
     #: are gathered for every product (see rollout.weights).
     gathered_rows: bool = False
+    #: While decoding: model (`dtype`) or int8, of the kernels and of the cached keys and values (models.int8).
+    weight_dtype: str = "model"
+    kv_dtype: str = "model"
+    #: Attention of single tokens to a cache of slots: auto, portable or pallas (models.decode_attention).
+    decode_attention: str = "auto"
 
     def layer_letters(self) -> str:
         """The letter of `layer_pattern` of each layer."""

@@ -31,6 +31,7 @@ from pbrl_jax.plan.shapes import (
 from pbrl_jax.rollout.refill import slot_sizes
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.rollout.slots import SlotPrograms, Slots, Until, slot_programs, spec_of
+from pbrl_jax.rollout.weights import sampling_spec
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
@@ -178,7 +179,7 @@ def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float
     that the slots are filled."""
     spec, P, G = models.policy, config.train.prompts_per_step, config.algo.num_generations
     T, R = config.rollout.max_prompt_length, config.rollout.max_completion_length
-    programs = slot_programs(spec, G, R, config.rollout.weights)
+    programs = slot_programs(sampling_spec(spec, config.rollout), G, R, config.rollout.weights)
     at, laid = slot_shapes(config, spec, mesh, programs)
     first = compile_ahead(mesh, programs.start, at.params, at.prompts, at.keys_N, at.sampling)
     staged = result_shapes(mesh, programs.start, first, at.params, at.prompts, at.keys_N, at.sampling)

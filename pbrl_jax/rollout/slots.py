@@ -225,9 +225,9 @@ def segment(params, slots: Slots, sampling: SamplingParams, until: Until, *, spe
         step, slots = found
         rows = slots.rows
         done_S = rows.done_S
-        position_S = jnp.clip(rows.prompt_S + rows.lengths_S - 1, 0, positions - 1)
-        blocks = jnp.where(done_S, 0, position_S).max() // BLOCK + 1
-        layout = SlotStep(position_S, blocks)
+        # What the slots of rows that are done hold is not read again.
+        position_S = jnp.where(done_S, 0, jnp.clip(rows.prompt_S + rows.lengths_S - 1, 0, positions - 1))
+        layout = SlotStep(position_S, position_S.max() // BLOCK + 1, spec.decode_attention)
         hidden, cache = hidden_states(params, spec, rows.last_S[:, None], position_S[:, None], layout, slots.cache)
         token_S, logp_S = sample(logits_of(params, spec, hidden[:, 0]), rows.keys_S, rows.lengths_S, sampling)
         here_SR = (jnp.arange(R)[None] == rows.lengths_S[:, None]) & ~done_S[:, None]

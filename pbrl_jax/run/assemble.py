@@ -141,7 +141,8 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     """
     settings = config.policy
     operational: dict[str, Any] = {
-        "dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention
+        "dtype": settings.dtype, "remat": settings.remat, "attention": settings.attention,
+        "decode_attention": settings.decode_attention,
     }  # fmt: skip
     if settings.source != "random":
         policy = load_policy(settings.source, make_mesh(config.mesh))

@@ -165,22 +165,31 @@ def _check_groups(config: Config) -> None:
 
 
 def _check_sampler(config: Config) -> None:
-    """What a server cannot sample, or the update cannot correct."""
+    """What a server or a policy in eight bits cannot sample, or the update cannot correct."""
     rollout = config.rollout
-    if rollout.engine != "vllm":
+    eight_bits = [name for name in ("weight_dtype", "kv_dtype") if getattr(rollout, name) == "int8"]
+    if rollout.engine == "vllm":
+        sampler = "rollout.engine is vllm"
+    elif eight_bits:
+        sampler = f"rollout.{eight_bits[0]} is int8"
+    else:
         return
-    truncated = rollout.top_p < 1 or rollout.top_k > 0
+    truncated, served = rollout.top_p < 1 or rollout.top_k > 0, rollout.engine == "vllm"
     _refuse_first((
         (config.train.fused,
-         "rollout.engine is vllm, but a fused step samples on the devices. Use --train.no-fused."),
+         f"{sampler}, but a fused step samples on the devices{' with what it updates' * bool(eight_bits)}. Use "
+         "--train.no-fused."),
         (config.algo.importance_sampling_mode == "off",
-         "rollout.engine is vllm, whose log-probs differ from the trainer's, but algo.importance_sampling_mode is off: "
+         f"{sampler}, whose log-probs differ from the trainer's, but algo.importance_sampling_mode is off: "
          "nothing would correct it. Use --algo.importance-sampling-mode auto."),
-        (truncated and rollout.temperature != 1,
+        ("weight_dtype" in eight_bits and config.lora.quantization != "none",
+         f"rollout.weight_dtype is int8, but the policy's kernels are quantised already: lora.quantization is "
+         f"{config.lora.quantization}. Use --rollout.weight-dtype model, or --lora.quantization none."),
+        (served and truncated and rollout.temperature != 1,
          f"rollout.engine is vllm, which reports log-probs before temperature and truncation or after both, but "
          f"rollout.temperature is {rollout.temperature}, top_p {rollout.top_p} and top_k {rollout.top_k}. Use "
          "--rollout.temperature 1.0, or --rollout.top-p 1.0 --rollout.top-k 0."),
-        (not rollout.vllm_address.startswith(("http://", "https://")) or "@" in rollout.vllm_address,
+        (served and (not rollout.vllm_address.startswith(("http://", "https://")) or "@" in rollout.vllm_address),
          f"rollout.vllm_address is {hide_credentials(rollout.vllm_address)!r}; expected http://HOST:PORT without a "
          "user. A key goes into the environment variable VLLM_API_KEY."),
     ))  # fmt: skip

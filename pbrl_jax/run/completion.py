@@ -1,12 +1,10 @@
 """`pbrl completion bash` and `pbrl completion zsh`: what a shell reads to complete verbs, options and configs."""
 
-import contextlib
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 
-from pbrl_jax.core.errors import lookup
 from pbrl_jax.run.config_file import shipped_configs
+from pbrl_jax.run.options import flag
 
 BASH = """_pbrl() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" options=""
@@ -25,21 +23,12 @@ SHELLS = {"bash": BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n" +
 """Shell -> the script; zsh reads bash's."""
 
 
-def options_of(verb: Callable[[Sequence[str]], None]) -> list[str]:
-    """The options that a verb's help names."""
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        verb(["--help"])
-    return list(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text.getvalue())))
-
-
-def main(shell: str, verbs: Mapping[str, Callable[[Sequence[str]], None]]) -> None:
-    """Print the script of `shell`."""
-    script = lookup(SHELLS, shell, "shell")
-    configs = " ".join(sorted(shipped_configs()))
-    cases = []
-    for name, verb in verbs.items():
-        options = options_of(verb)
-        names = [configs] if "--devices" in options or "--topology" in options else []
-        cases.append(f'    {name}) options="{" ".join([*options, *names])}" ;;')
-    print(script.format(verbs=" ".join(verbs), cases="\n".join(cases)), end="")
+def main(shell: str, verbs: Mapping[str, type]) -> None:
+    """Print the script of `shell`, for verbs with these classes of options."""
+    configs, cases = " ".join(sorted(shipped_configs())), []
+    for name, kind in verbs.items():
+        fields = dataclasses.fields(kind)
+        words = [flag(field.name) for field in fields if "place" not in field.metadata]
+        words += [configs] * any(field.name == "config" for field in fields)
+        cases.append(f'    {name}) options="{" ".join(words)}" ;;')
+    print(SHELLS[shell].format(verbs=" ".join(verbs), cases="\n".join(cases)), end="")

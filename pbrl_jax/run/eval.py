@@ -1,6 +1,5 @@
 """`pbrl eval --policy DIR --benchmark NAME --workdir W`: accuracy per language, with intervals; stops and goes on."""
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from pbrl_jax.report.write import distinct_roots, run_labels
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.run.contamination import overlap_record, refuse, training_texts
+from pbrl_jax.run.options import EvalOptions
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import THINKING
 from pbrl_jax.text.wording import with_own_words, wording_of
@@ -32,22 +32,13 @@ from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.weights.policies import Policy, load_policy
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Numbers in their ranges, and combinations that make sense.
+def check_options(options: EvalOptions) -> None:
+    """Combinations that make sense.
 
     Raises:
       ConfigError: says which option, and what would do.
     """
     lookup(STYLES, options.style, "prompt style")
-    bounds = (("limit", 0), ("samples", 1), ("temperature", 0.0), ("batch_size", 1), ("seed", 0), ("shots", 0),
-              ("max_completion_length", 1))  # fmt: skip
-    for name, low in bounds:
-        value = getattr(options, name)
-        if value is not None and not low <= value < 2**31:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected at least {low}.")
-    for name in ("top_p", "max_overlap"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected a share from 0 to 1.")
     if options.top_p == 0:
         raise ConfigError("--top-p is 0, which leaves no token. Use 1 to switch it off.")
     if options.samples > 1 and options.temperature == 0:
@@ -55,7 +46,7 @@ def check_options(options: argparse.Namespace) -> None:
     refuse_several("eval")
 
 
-def make_request(options: argparse.Namespace) -> tuple[Benchmark, Request]:
+def make_request(options: EvalOptions) -> tuple[Benchmark, Request]:
     """The benchmark and what is asked of it, with the benchmark's defaults."""
     benchmark = lookup(BENCHMARKS | {own_table.BENCHMARK.name: own_table.BENCHMARK}, options.benchmark, "benchmark")
     protocol = options.protocol or benchmark.protocols[0]
@@ -71,7 +62,7 @@ def make_request(options: argparse.Namespace) -> tuple[Benchmark, Request]:
     return benchmark, check_request(benchmark, request)
 
 
-def make_settings(options: argparse.Namespace, benchmark: Benchmark, protocol: str) -> Settings:
+def make_settings(options: EvalOptions, benchmark: Benchmark, protocol: str) -> Settings:
     """How the policy answers; rows are spread over all devices where there are several."""
     return Settings(
         style=options.style, samples=options.samples, temperature=options.temperature, top_p=options.top_p,
@@ -126,7 +117,7 @@ def respond(folder: EvaluationFolder, policy: Policy, settings: Settings, proble
 # What is known of the training.
 
 
-def seen_languages(options: argparse.Namespace) -> tuple[str, ...]:
+def seen_languages(options: EvalOptions) -> tuple[str, ...]:
     """The languages the policy was trained in: --seen, else those of the training config that is at hand."""
     if options.seen:
         return check_languages(code.strip() for code in options.seen.split(","))
@@ -139,7 +130,7 @@ def seen_languages(options: argparse.Namespace) -> tuple[str, ...]:
         return ()  # a config.json of another kind, such as a Hugging Face model's
 
 
-def contamination(options: argparse.Namespace, problems: Sequence[Problem]) -> dict[str, Any]:
+def contamination(options: EvalOptions, problems: Sequence[Problem]) -> dict[str, Any]:
     """What the training text of --training-data shares with the problems.
 
     Raises:
@@ -202,7 +193,7 @@ def print_table(result: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: EvalOptions) -> None:
     """Evaluate, or go on, and leave W/eval.json and W/responses.jsonl.
 
     Raises:

@@ -1,6 +1,5 @@
 """`pbrl harness --policy DIR --tasks NAMES --workdir W`: any task of lm-evaluation-harness on a policy."""
 
-import argparse
 import difflib
 import os
 
@@ -15,6 +14,7 @@ from pbrl_jax.core.paths import as_path, write_atomic, write_json_lines
 from pbrl_jax.eval.harness import harness_model, import_harness, result_text, sample_lines
 from pbrl_jax.mesh.sharding import inference_mesh
 from pbrl_jax.run.assemble import use_compilation_cache
+from pbrl_jax.run.options import HarnessOptions
 from pbrl_jax.weights.policies import load_policy
 
 
@@ -43,16 +43,13 @@ def check_tasks(names: list[str], include: str):
     return manager
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: HarnessOptions) -> None:
     """Run the tasks; leave W/harness.json and W/harness_samples.jsonl, and print the metrics.
 
     Raises:
       ConfigError: lm_eval is not installed, or an option that cannot be.
       DataError: a task's data cannot be loaded.
     """
-    for name in ("batch_size", "max_length", "max_gen_toks"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected at least 1.")
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     manager = check_tasks(names, options.include_path)
     use_compilation_cache(Config(log=LogConfig(compilation_cache=options.compilation_cache)))

@@ -1,7 +1,6 @@
 """`pbrl translate IN.jsonl OUT.jsonl --to sw,bn --translator MODEL`: English prompts into the target languages."""
 
 import dataclasses
-from argparse import Namespace
 
 from pbrl_jax.config.tree import EndpointConfig
 from pbrl_jax.core.errors import ConfigError, EndpointError
@@ -9,6 +8,7 @@ from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rewards.text_similarity import chrf
 from pbrl_jax.rollout.endpoint import Endpoint
+from pbrl_jax.run.options import TranslateOptions
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.translate.cache import CachedTranslator
@@ -17,7 +17,7 @@ from pbrl_jax.translate.questions import Checks, Job, check_settings, output_fil
 from pbrl_jax.translate.translator import EndpointTranslator
 
 
-def main(arguments: Namespace) -> None:
+def main(arguments: TranslateOptions) -> None:
     """Translate, check, write OUT.jsonl and OUT.rejected.jsonl, and print what was rejected and why.
 
     Raises:
@@ -27,8 +27,6 @@ def main(arguments: Namespace) -> None:
     targets = check_languages([code for code in arguments.to.split(",") if code])
     if "en" in targets:
         raise ConfigError("--to names en; the prompts are English already. Leave it out.")
-    if not 0 <= arguments.min_agreement <= 1 or arguments.batch_size < 1:
-        raise ConfigError("--min-agreement is a share in [0, 1], and --batch-size at least 1.")
     checks = Checks(not arguments.no_back_translation, arguments.min_agreement)
     rows = read_questions(arguments.source, arguments.column)
     rows = rows[: arguments.limit] if arguments.limit else rows
@@ -54,7 +52,7 @@ def main(arguments: Namespace) -> None:
         raise EndpointError(f"{counts.unanswered} rows got no answer. The same command asks for them again.")
 
 
-def _translator(arguments: Namespace):
+def _translator(arguments: TranslateOptions):
     if arguments.translator != "endpoint":
         return load_translator(arguments.translator)
     endpoint = EndpointConfig(

@@ -23,11 +23,12 @@ GENERATION_CONFIG = "generation_config.json"
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
 """The date in chat templates that ask for the current date (Llama 3.1 and 3.2): the default of those templates. A fixed
 date gives a run the same prompts on every day."""
-TODAY = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
 TOKENIZER_FILE = re.compile(
     r"(tokenizer(_config)?|special_tokens_map|added_tokens|vocab|chat_template)\.json|vocab\.txt|merges\.txt|.*\.model"
     r"|chat_template\.jinja"
 )
+DIRECTIVES = "aAbBcdDeFgGhHIjklmMnprRStTuUVwWxXyYzZCf"
+"""The letters of strftime."""
 STAND_IN = "\ue000"
 """A private-use character, which does not occur in texts."""
 
@@ -100,9 +101,11 @@ class HuggingFaceTokenizer:
 
         def render(turns: list[dict[str, Any]]) -> str:
             template = dated(self.tokenizer.get_chat_template())
-            return self.tokenizer.apply_chat_template(
+            rendered = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True, chat_template=template, **switch
             )
+            rendered.encode()  # half of a surrogate pair is refused
+            return rendered
 
         text, failure = "", None
         try:
@@ -167,9 +170,20 @@ def _tokenizer_files(folder: str) -> dict[str, bytes]:
     return {name: epath.Path(folder, name).read_bytes() for name in names if TOKENIZER_FILE.fullmatch(name)}
 
 
+@functools.cache
+def _date_macro() -> str:
+    """A definition of `strftime_now(format)` in Jinja that writes TEMPLATE_DATE. It ends with a newline, which Jinja
+    removes, so that a template behind it is rendered as it is alone."""
+    date = {f"%{sign}{letter}": TEMPLATE_DATE.strftime(f"%{sign}{letter}") for sign in ("-", "") for letter in DIRECTIVES}
+    filters = [("%%", STAND_IN), *date.items(), (STAND_IN, "%")]
+    chain = "".join(f" | replace({old!r}, {new!r})" for old, new in filters)
+    return "{% macro strftime_now(format) %}{{ format" + chain + " }}{% endmacro %}\n"
+
+
 def dated(template: str) -> str:
-    """A chat template with TEMPLATE_DATE in place of the current date."""
-    return TODAY.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), template)
+    """A chat template with TEMPLATE_DATE in place of the current date: its `strftime_now` is one of its own, whatever
+    the expressions are that call it."""
+    return _date_macro() + template if "strftime_now" in template else template
 
 
 def _contains_all(text: str, messages: Iterable[dict[str, str]]) -> bool:

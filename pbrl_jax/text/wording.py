@@ -86,9 +86,21 @@ def wording_of(data: DataConfig) -> Wording:
 
 
 def with_own_words(data: DataConfig, given: Any) -> DataConfig:
-    """`data` with the system_prompt, user_prompt and prompt_file of `given` (a command line), if any is set."""
+    """`data` with the system_prompt, user_prompt and prompt_file of `given` (a command line), if any is set.
+
+    Raises:
+      ConfigError: as wording_of, with the names of the command line.
+    """
     words = {name: getattr(given, name) for name in ("system_prompt", "user_prompt", "prompt_file")}
-    return dataclasses.replace(data, **words) if any(words.values()) else data
+    own = dataclasses.replace(data, **words) if any(words.values()) else data
+    try:
+        wording_of(own)
+    except ConfigError as error:
+        message = str(error).replace("--data.prompt-style", "--style").replace("data.prompt_style", "--style")
+        for name in words:
+            message = message.replace(f"data.{name}", f"--{name.replace('_', '-')}")
+        raise ConfigError(message) from error
+    return own
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from pbrl_jax.rollout.decode import completions
 from pbrl_jax.rollout.refill import make_generate
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.rollout.vllm import VllmSampler
+from pbrl_jax.rollout.weights import sampling_spec
 from pbrl_jax.train.dynamic import with_dynamic_sampling
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
@@ -114,7 +115,7 @@ def make_rollout(experiment: Experiment) -> Callable[[Any, Drawn], Rollout]:
         return lambda params, drawn: server.rollout(params, drawn.prompts, drawn.key, stop_agreed)
     G, R = config.algo.num_generations, settings.max_completion_length
     generate = make_generate(
-        experiment.policy.spec, G, R, settings.segment_length, settings.weights, settings.slots
+        sampling_spec(experiment.policy.spec, settings), G, R, settings.segment_length, settings.weights, settings.slots
     )
     sampling = run_sampling(experiment)
     return lambda params, drawn: generate(params, drawn.prompts, drawn.key, sampling, stop_agreed)

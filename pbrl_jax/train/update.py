@@ -151,7 +151,7 @@ def microbatch_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBat
     sampler_BR = batch.rollout.logp_BR
     old_BR = jax.lax.stop_gradient(logp_BR) if batch.old_logp_BR is None else batch.old_logp_BR
     old_BR = jnp.where(jnp.isfinite(sampler_BR), old_BR, jnp.nan)  # a rollout that went wrong is skipped and counted
-    differs = context.spec.dtype != "float32" or config.rollout.engine != "jax" or config.train.rollout_ahead > 0
+    differs = context.spec.dtype != "float32" or config.rollout.differs or config.train.rollout_ahead > 0
     extra, mode = dict[str, Any](), correction_mode(algo.importance_sampling_mode, differs)
     if mode != "off":
         extra["weight_BR"] = sampler_weights(

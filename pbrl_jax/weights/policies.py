@@ -181,7 +181,7 @@ def read_hf_policy(
 
 
 def save_policy(policy: Policy, directory: str) -> None:
-    """Write a folder for `load_policy`, without the operational fields of the spec (remat, attention kernel)."""
-    spec = dataclasses.replace(policy.spec, remat="none", attention="auto")
+    """Write a folder for `load_policy`, without the operational fields of the spec (remat, attention kernels)."""
+    spec = dataclasses.replace(policy.spec, remat="none", attention="auto", decode_attention="auto")
     more = {} if policy.kept is None else {"kept": policy.kept}
     save_model(directory, "policy", spec, policy.params, policy.tokenizer, **more)

@@ -118,6 +118,17 @@ def test_a_failure_is_raised_once_by_the_next_look(tmp_path, monkeypatch, small_
     assert steps(tmp_path) == [2]
 
 
+def test_a_host_without_memory_is_named(tmp_path, monkeypatch, small_tree):
+    def exhausted(folder):
+        raise MemoryError("33,554,432 bytes are not available")
+
+    monkeypatch.setattr(manifest, "hashed_files", exhausted)
+    saver = BackgroundSaver()
+    saver.start(tmp_path, 1, small_tree(1), {}, keep=1)
+    with pytest.raises(CheckpointError, match=r"no memory left \(33,554,432 bytes.*unchanged. Give the process more"):
+        saver.wait()
+
+
 def test_the_first_save_is_proved_in_the_background(tmp_path, monkeypatch, small_tree):
     """The arrays it is compared with were copied before: by then they are donated."""
     seen, read = [], restore._read_arrays

@@ -232,10 +232,19 @@ def test_bad_input():
         format_prompt("?", "en", train_sentencepiece(["a b c"] * 9, 50), "chat")
 
 
-@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( format="%d %b %Y" )'])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "strftime_now('%d %b %Y')", 'strftime_now( format="%d %b %Y" )', "strftime_now(('%d', '%b', '%Y') | join(' '))",
+        "date", "clock('%-d %b %Y')", "strftime_now(bos_token is defined and '%d %b %Y' or '%Y')",
+    ],
+)  # fmt: skip
 def test_a_template_that_writes_today_s_date_gives_the_same_prompt_every_day(templated, call):
     """The date that Llama's templates have where they are told none."""
-    template = "{{ bos_token }}Today: {{ " + call + " }}\n{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = (
+        "{% set form = '%d %b %Y' %}{% set clock = strftime_now %}{% set date = strftime_now(form) %}"
+        "{{ bos_token }}Today: {{ " + call + " }}\n{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     tokenizer = templated(template, bos_token="<s>")
     assert (
         tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "Lina?"}])) == "Today: 26 Jul 2024\nLina?"
