@@ -266,11 +266,20 @@ def _item(spec) -> int:
     return 2 if spec.dtype == "bfloat16" else 4
 
 
+def sampled_bytes(config: Config, spec: DecoderSpec) -> tuple[float, float]:
+    """Bytes of a weight of the layers, and of a key or value of one head, in what samples."""
+    item = float(_item(spec))
+    kernel = 1.0 if config.rollout.weight_dtype == "int8" else item
+    vector = spec.head_dim + 4.0 if config.rollout.kv_dtype == "int8" else spec.head_dim * item
+    return kernel, vector
+
+
 def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     spec, (P, G, T, R) = models.policy, _axes(config)
     rows = slots_of(config) / mesh.row_shards
     steps = R * P * G / slots_of(config)
-    position = 2.0 * spec.layers * spec.kv_heads * spec.head_dim * _item(spec) / mesh.tensor
+    kernel, vector = sampled_bytes(config, spec)
+    position = 2.0 * spec.layers * spec.kv_heads * vector / mesh.tensor
     # The slots, the prompts whose rows wait for one, and a tenth to spare.
     cache = 1.1 * position * (rows * slot_positions(T + R) + math.ceil(rows / G) * T)
     layer = 2.0 * layer_weights(spec) * _item(spec) / mesh.tensor
@@ -278,12 +287,13 @@ def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     total = parameter_count(spec) / mesh.tensor
     sums = 4.0 * spec.layers * rows * spec.width * _item(spec) * (mesh.tensor - 1) / mesh.tensor
     attended = position * rows * read_positions(T, R) / R
-    laid = config.rollout.weights != "as_trained" and (mesh.fsdp > 1 or _item(spec) < 4)
+    laid = config.rollout.weights != "as_trained" and (mesh.fsdp > 1 or _item(spec) < 4) or kernel < _item(spec)
     if laid or mesh.fsdp == 1:
         shares = mesh.fsdp if config.rollout.weights in TENSOR else 1
-        plain = (total if config.lora.quantization == "none" else _tables(spec) / mesh.tensor) / shares
-        copy = plain * _item(spec)
-        moved = steps * (total / shares * _item(spec) + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
+        tables = _tables(spec) / mesh.tensor
+        read = (kernel * (total - tables) + _item(spec) * tables) / shares
+        copy = read if config.lora.quantization == "none" else _item(spec) * tables / shares
+        moved = steps * (read + attended) + laid * (copy + 4.0 * total / mesh.fsdp)
         sent = {"all-gather": copy * (mesh.fsdp - 1) / mesh.fsdp, "all-reduce": steps * sums}
         if shares > 1:
             # Activations of the rows along fsdp: gathered for two products, exchanged for queries, keys and values,

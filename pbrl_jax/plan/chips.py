@@ -83,11 +83,6 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 _BOXES = ("1", "2", "4", "8", "16", "32", "64")
 
 
-def _gpu(flops: float, memory: float, bandwidth: float, link: float, host: float, dollars: float, network: float,
-         compute_share: float, memory_share: float) -> Chip:  # fmt: skip
-    return Chip(flops, memory, bandwidth, link, host, dollars, _BOXES, network, compute_share, memory_share, GPU_POOL)
-
-
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1.2e12, 3e11, 1.6e10, 3.22, _CUBES, 6.25e9, 0.567, 0.86),
     "v5e": Chip(197e12, 16 * 2**30, 8.1e11, 2e11, 1.6e10, 1.2, _GRIDS, 3.125e9, 0.611, 0.86),
@@ -95,14 +90,14 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 4e11, 1.6e10, 2.7, _GRIDS, 1.25e10, 0.455, 0.86),
     # JAX sees the two chiplets of a v7x chip as devices: half of the chip's rates and of its ASSUMED price.
     "v7x": Chip(1153.5e12, 96 * 2**30, 3.69e12, 3e11, 1.6e10, 6.0, _CUBES, 6.25e9, 0.455, 0.86, devices=2),
-    "a100": _gpu(312e12, 80e9, 2.039e12, 3e11, 3.2e10, 3.7, 2.5e10, 0.497, 0.77),
-    "h100": _gpu(989e12, 80e9, 3.35e12, 4.5e11, 6.4e10, 9.8, 5e10, 0.497, 0.77),
-    "h200": _gpu(989e12, 141e9, 4.8e12, 4.5e11, 6.4e10, 10.6, 5e10, 0.497, 0.77),
-    "b200": _gpu(2250e12, 180e9, 8e12, 9e11, 6.4e10, 14.2, 5e10, 0.497, 0.77),
-    "l4": _gpu(121e12, 24e9, 3e11, 3.2e10, 3.2e10, 0.7, 1.5625e9, 0.5, 0.81),
-    "a10": _gpu(125e12, 24e9, 6e11, 3.2e10, 3.2e10, 1.0, 1.5625e9, 0.5, 0.81),
-    "rtx4090": _gpu(165e12, 24e9, 1.008e12, 3.2e10, 3.2e10, 0.7, 1.5625e9, 0.5, 0.81),
-    "rtx3090": _gpu(71e12, 24e9, 9.36e11, 3.2e10, 3.2e10, 0.4, 1.5625e9, 0.5, 0.81),
+    "a100": Chip(312e12, 80e9, 2.039e12, 3e11, 3.2e10, 3.7, _BOXES, 2.5e10, 0.497, 0.77, GPU_POOL),
+    "h100": Chip(989e12, 80e9, 3.35e12, 4.5e11, 6.4e10, 9.8, _BOXES, 5e10, 0.497, 0.77, GPU_POOL),
+    "h200": Chip(989e12, 141e9, 4.8e12, 4.5e11, 6.4e10, 10.6, _BOXES, 5e10, 0.497, 0.77, GPU_POOL),
+    "b200": Chip(2250e12, 180e9, 8e12, 9e11, 6.4e10, 14.2, _BOXES, 5e10, 0.497, 0.77, GPU_POOL),
+    "l4": Chip(121e12, 24e9, 3e11, 3.2e10, 3.2e10, 0.7, _BOXES, 1.5625e9, 0.5, 0.81, GPU_POOL),
+    "a10": Chip(125e12, 24e9, 6e11, 3.2e10, 3.2e10, 1.0, _BOXES, 1.5625e9, 0.5, 0.81, GPU_POOL),
+    "rtx4090": Chip(165e12, 24e9, 1.008e12, 3.2e10, 3.2e10, 0.7, _BOXES, 1.5625e9, 0.5, 0.81, GPU_POOL),
+    "rtx3090": Chip(71e12, 24e9, 9.36e11, 3.2e10, 3.2e10, 0.4, _BOXES, 1.5625e9, 0.5, 0.81, GPU_POOL),
 }
 #: Kinds that the TPU compiler calls by another name.
 COMPILER_KINDS = {"v7x": "tpu7x"}

@@ -12,7 +12,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.paths import WorkDir
 from pbrl_jax.mesh.agree import exchange
 from pbrl_jax.plan.analytic import Sizes
-from pbrl_jax.plan.chips import USABLE, Chip, known_chip
+from pbrl_jax.plan.chips import BOX, USABLE, Chip, known_chip
 from pbrl_jax.plan.roofline import chosen_decoding, local_chip
 from pbrl_jax.plan.shapes import Models, reward_bytes
 from pbrl_jax.train.experiment import Experiment
@@ -30,6 +30,13 @@ def local_plan_chip(count: int) -> Chip:
     known = known_chip(jax.devices()[0].device_kind)
     # A device's limit is what JAX has taken of a GPU's memory.
     return known._replace(memory=local_memory(), pool=USABLE) if known else local_chip(count, local_memory())
+
+
+def local_box() -> int:
+    """Devices that reach each other without the network (see plan.analytic.Sizes): of a TPU slice, or a box of GPUs."""
+    devices = jax.devices()
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    return BOX if devices[0].platform == "gpu" else len(devices) // slices
 
 
 def saved_choice(config: Config, work: WorkDir) -> tuple[str, int] | None:
@@ -57,7 +64,8 @@ def with_decoding(experiment: Experiment) -> Experiment:
     except ConfigError:  # a model of unknown size
         reward = 0.0
     models = Models(experiment.policy.spec, experiment.encoder.spec, reward)
-    sizes = Sizes(*experiment.mesh.devices.shape)
+    data, fsdp, tensor = experiment.mesh.devices.shape
+    sizes = Sizes(data, fsdp, tensor, local_box())
     chosen, notes = chosen_decoding(config, models, sizes, local_plan_chip(jax.device_count()))
     all_weights, all_slots = zip(*exchange("decoding", [chosen.rollout.weights, chosen.rollout.slots]), strict=True)
     slots = min(filter(None, all_slots), default=0)

@@ -34,7 +34,7 @@ from pbrl_jax.plan.shapes import Models, check_shards, run_models
 from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
-from pbrl_jax.run.decoding import local_plan_chip
+from pbrl_jax.run.decoding import local_box, local_plan_chip
 
 #: Settings of libtpu on a machine without a TPU.
 NO_TPU = {
@@ -108,7 +108,7 @@ def place_of(config: Config, topology: str) -> Place:
     if not topology:
         chips = jax.device_count()
         check_start(config, chips)
-        return Place(None, mesh_sizes(config, chips), local_plan_chip(chips))
+        return Place(None, mesh_sizes(config, chips, local_box()), local_plan_chip(chips))
     where = parse_topology(topology)
     check_start(config, where.chips)
     return Place(where, sizes_on(config, where), where.chip)
@@ -150,16 +150,16 @@ def print_plan(plan: Plan, title: str) -> None:
         f"A step takes at least {plan.step_seconds:.3g} s ({plan.tokens_per_second:.4g} response tokens a second); "
         f"{slowest} takes longest, bound by {plan.rows[slowest].binds}."
     )
-    print_expected(plan)
 
 
-def print_expected(plan: Plan) -> None:
-    """The seconds of a step at the rates that measured programs reach, where some are known."""
-    chip = plan.chip
+def print_expected(plan: Plan, chips: int, steps: int) -> None:
+    """The seconds of a step and the hours of a run at the rates that measured programs reach, where some are known."""
+    chip, hours = plan.chip, plan.expected_seconds * steps / 3600
     if chip.compute_share < 1:
         print(
             f"Expected: {plan.expected_seconds:.3g} s a step, with {chip.compute_share:.0%} of the peak FLOPs and "
-            f"{chip.memory_share:.0%} of the memory's bandwidth, as published for such chips (pbrl_jax/plan/chips.py)."
+            f"{chip.memory_share:.0%} of the memory's bandwidth, as published for such chips (pbrl_jax/plan/chips.py); "
+            f"{steps} steps take {hours:.1f} hours, {hours * chips:.0f} device hours."
         )
 
 
@@ -219,7 +219,7 @@ def plan_stage(config: Config, models: Models, place: Place, mesh: Mesh | None, 
     Console(width=110).print(table)
     train = plan.rows["train"]
     print(f"A step takes at least {train.seconds:.3g} s, bound by {train.binds}.")
-    print_expected(plan)
+    print_expected(plan, place.chips, section.steps)
     advice = "" if plan.fits else f" Lower {SECTIONS[verb]}.microbatch_size, or raise mesh.fsdp."
     print(f"{verdict(plan, place.topology)}{advice}")
     return plan
@@ -234,6 +234,7 @@ def plan_step(config: Config, models: Models, place: Place, mesh: Mesh | None) -
     needs = by_hand if mesh is None else compile_step(config, models, mesh, by_hand, say)
     plan = make_plan(config, needs, place.chip)
     print_plan(plan, f"{place.name}, {'by hand' if mesh is None else 'compiled'}")
+    print_expected(plan, place.chips, config.train.max_steps)
     if config.rollout.engine == "vllm":
         size = parameter_count(models.policy) * jnp.dtype(models.policy.dtype).itemsize
         print(

@@ -1,4 +1,4 @@
-"""The paper's runs on named machines: each starts there, and its docstring holds a plan that is true."""
+"""The paper's runs on named machines: each starts there, and its docstring and docs/scaling.md hold a true plan."""
 
 import re
 
@@ -20,6 +20,7 @@ MACHINES = {
     "qwen3_32b_v5p_32": "v5p-32",
     "qwen3_32b_8xh100": "h100:8",
 }
+SCALING = (ROOT / "docs" / "scaling.md").read_text("utf-8")
 #: A line of the plan's table: program, HBM GB, temporary GB, TFLOP, seconds, what binds, and where that is from.
 LINE = re.compile(
     r"^    (generate|reward|update) +([\d.]+) +([\d.]+) +(\d+) +([\d.]+) +\w+ +(compiled|hand)$", re.MULTILINE
@@ -49,3 +50,10 @@ def test_the_plan_in_the_docstring(name):
             assert temporary == pytest.approx(row.need.temp_bytes / 1e9, abs=0.06)
             assert seconds == pytest.approx(row.seconds, rel=0.01)
         assert flops == pytest.approx(row.need.cost.flops / 1e12, rel=0.1), program
+    line = re.search(rf"^\| `{name}`, {MACHINES[name]} .*$", SCALING, re.MULTILINE)[0]
+    written = re.findall(r"([\d.]+) GB, ([\d.]+) s", line)
+    for (held, seconds), row in zip(written, by_hand.rows.values(), strict=True):
+        assert float(held) == pytest.approx(row.need.hbm_bytes / 1e9, abs=0.06)
+        assert float(seconds) == pytest.approx(row.seconds, abs=0.06)
+    least, expected = map(float, line.split("|")[-3:-1])
+    assert (least, expected) == pytest.approx((by_hand.step_seconds, by_hand.expected_seconds), rel=0.01)

@@ -294,6 +294,21 @@ def test_adapters_and_offload_need_less():
     assert away["update"].cost.host_bytes == pytest.approx(2 * moments) and not usual["update"].cost.host_bytes
 
 
+def test_sampling_in_eight_bits_reads_half():
+    """Llama-3.1-8B: 7 G weights of the layers in a byte each; a key or value of a head in 128 + 4 bytes, not 256."""
+    models, mesh = run_models(LARGE), Sizes(1, 1, 1)
+    tables = 2 * 2.0 * 128_256 * 4096
+    plain, weights, caches = (
+        generate_estimate(with_values(LARGE, rollout={"weights": "whole"} | eight), models, mesh)
+        for eight in ({}, {"weight_dtype": "int8"}, {"kv_dtype": "int8"})
+    )
+    kernels = 2.0 * parameter_count(models.policy) - tables
+    assert plain.cost.bytes - weights.cost.bytes == pytest.approx(2048.5 * kernels / 2, rel=0.001)
+    assert plain.hbm_bytes - weights.hbm_bytes == pytest.approx(kernels / 2)
+    cache = 1.1 * 2 * 32 * 8 * (512 * 2560 + 64 * 512)
+    assert plain.temp_bytes - caches.temp_bytes == pytest.approx(cache * (256 - 132))
+
+
 def test_shapes_of_adapters_are_counted_as_they_are():
     config = with_values(LARGE, lora={"rank": 16})
     spec = run_models(config).policy

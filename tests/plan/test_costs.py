@@ -1,0 +1,51 @@
+"""docs/REPRODUCTION.md says what each run costs: its table is what `pbrl plan` gives by hand now."""
+
+import re
+
+import pytest
+from source_tree import ROOT
+
+from pbrl_jax.plan.chips import parse_topology
+from pbrl_jax.plan.roofline import estimate_plan, make_plan, sizes_on
+from pbrl_jax.plan.shapes import run_models
+from pbrl_jax.plan.stages import SECTIONS, as_update, estimate_stage
+from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.config_file import load_config, override
+
+PAGE = (ROOT / "docs" / "REPRODUCTION.md").read_text("utf-8")
+#: | what | pbrl plan CONFIG --topology T FLAGS | GB | s at least | s expected | device hours |
+ROW = re.compile(
+    r"^\| [^|]+ \| `pbrl plan (\S+) --topology (\S+)([^`|]*)` \|" + r" ([\d,.]+) \|" * 4 + "$", re.MULTILINE
+)
+
+
+def costs(path: str, topology: str, flags: str) -> tuple[float, float, float, float]:
+    """(GB of a device, seconds of a step at least, and expected, device hours of all steps) of a run."""
+    words, where = flags.split(), parse_topology(topology)
+    verb = words.pop(words.index("--verb") + 1) if "--verb" in words else "train"
+    config = override(load_config(str(ROOT / path)), [word for word in words if word != "--verb"], path)
+    check_start(config, where.chips)
+    models, steps = run_models(config), config.train.max_steps
+    if verb == "train":
+        plan = estimate_plan(config, models, where)
+    else:
+        steps = getattr(config, SECTIONS[verb]).steps
+        needs = estimate_stage(config, models, sizes_on(config, where), verb)
+        plan = make_plan(as_update(config, verb), {"train": needs["train"]}, where.chip)
+    assert plan.fits
+    hours = plan.expected_seconds * steps * where.chips / 3600
+    return plan.held / 1e9, plan.step_seconds, plan.expected_seconds, hours
+
+
+ROWS = ROW.findall(PAGE)
+
+
+def test_every_trained_run_of_the_page_has_its_costs():
+    trained = set(re.findall(r"^pbrl (?:train|sft) (\S+)", PAGE, re.MULTILINE))
+    assert trained and not trained - {path for path, *_ in ROWS}
+
+
+@pytest.mark.parametrize("path, topology, flags, held, least, expected, hours", ROWS)
+def test_the_costs_are_those_of_the_plan(path, topology, flags, held, least, expected, hours):
+    written = [float(number.replace(",", "")) for number in (held, least, expected, hours)]
+    assert costs(path, topology, flags) == pytest.approx(written, rel=0.01, abs=0.06)
