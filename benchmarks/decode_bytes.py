@@ -4,7 +4,8 @@
     TPU_SKIP_MDS_QUERY=1 python benchmarks/decode_bytes.py --json decode.json
 
 No TPU is needed, only the compiler in libtpu; the 32 layers of the default take some minutes. The ideal is that each
-chip reads the matrices that it holds, the caches of its rows at full length, and the caches of its prompts, once.
+chip reads the matrices that it holds and the caches of its rows at full length once. The compiler counts a kernel's
+arguments as read whole; what it reads at other lengths is counted by hand.
 """
 
 import argparse
@@ -13,12 +14,14 @@ import json
 import math
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.config.tree import MeshConfig
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.models.slots import BLOCK
+from pbrl_jax.models.decode_attention import TPU_BLOCKS
+from pbrl_jax.models.slots import BLOCK, slot_positions
 from pbrl_jax.models.specs import DECODERS
 from pbrl_jax.plan.programs import compile_ahead, decode_cost, slot_shapes
 from pbrl_jax.rollout.slots import slot_programs
@@ -38,6 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--attention", default="auto", choices=("auto", "portable"), help="policy.decode_attention")
     parser.add_argument("--weight-dtype", default="model", choices=("model", "int8"))
     parser.add_argument("--kv-dtype", default="model", choices=("model", "int8"))
+    parser.add_argument("--mean", type=float, default=0.2, help="mean length of responses, as a share of the longest")
     parser.add_argument("--json", help="file for the results")
     return parser.parse_args(arguments)
 
@@ -69,6 +73,27 @@ def chip_bytes(tree) -> float:
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
 
 
+def slots_of_a_chip(shapes) -> int:
+    """Rows that decode at a time on a chip."""
+    rows = shapes.slots.rows.row_S
+    return rows.sharding.shard_shape(rows.shape)[0]
+
+
+def positions_read(flags: argparse.Namespace, slots: int) -> dict[str, float]:
+    """Mean positions of the cache that a row reads, counted by hand at log-normal lengths (sigma 1, cut at the longest)
+    and at any time of a refilled rollout, when a long row is in a slot as often as it has tokens: in blocks of the
+    kernel up to the row's own position, and up to that of the longest row in the slots."""
+    rng, longest = np.random.default_rng(0), flags.response_length
+    lengths = np.minimum(np.exp(rng.normal(size=100_000)) * flags.mean * longest / np.exp(0.5), longest) // 1 + 1
+    running = rng.choice(lengths, (1000, slots), p=lengths / lengths.sum())
+    written = flags.prompt_length + rng.random(running.shape) * running
+    block = next(size for size in TPU_BLOCKS if slot_positions(flags.prompt_length + longest) % size == 0)
+    return {
+        "own": float((np.ceil(written / block) * block).mean()),
+        "longest": float((np.ceil(written.max(axis=1) / BLOCK) * BLOCK).mean()),
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     flags = parse(arguments)
     spec, loop, shapes = compile_decoding(flags)
@@ -86,6 +111,11 @@ def main(arguments: list[str] | None = None) -> None:
           f"{flags.response_length} tokens, weights {flags.weights}, one chip:")  # fmt: skip
     print(f"  a token moves {found['token_bytes'] / 1e9:.2f} GB, ideal {found['ideal_bytes'] / 1e9:.2f} ({parts})")
     print(f"  ratio {found['ratio']:.3f}; temporaries {found['temporary_bytes'] / 1e9:.2f} GB")
+    each = chip_bytes(shapes.slots.cache) / shapes.slots.cache.positions
+    read = {name: count * each for name, count in positions_read(flags, slots_of_a_chip(shapes)).items()}
+    print(f"  by hand, at lengths of mean {flags.mean} of the longest, a token reads {read['own'] / 1e9:.2f} GB of the "
+          f"cache as far as each row has written, {read['longest'] / 1e9:.2f} as far as the longest")  # fmt: skip
+    found["read_bytes"] = read
     if flags.json:
         with open(flags.json, "w", encoding="utf-8") as file:
             json.dump({"flags": vars(flags)} | found, file, indent=1)

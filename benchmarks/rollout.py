@@ -2,13 +2,15 @@
 
     python benchmarks/rollout.py --shape tiny --json tiny.json
     python benchmarks/rollout.py --shape llama135m --transformers .peers/trl/bin/python
-    python benchmarks/rollout.py --shape llama135m --folder MODEL --write-only       # then: vllm serve MODEL
+    python benchmarks/rollout.py --shape llama135m --folder MODEL --write-only
+    bash launch/vllm.sh serve MODEL --dtype float32 --enforce-eager --max-model-len 320 --skip-tokenizer-init
     python benchmarks/rollout.py --shape llama135m --folder MODEL --vllm http://localhost:8000
 
 A random model answers random prompts; how long each row becomes is drawn first, log-normal with `--sigma`, and the same
 for every engine: ours samples the end of sequence there, transformers stops rows by a StoppingCriteria, a vLLM server
 gets max_tokens and ignore_eos for each row. `batches` decodes as many rows as there are slots until the longest of them
-ends, `refill` gives the slot of a row that has ended to the next one.
+ends, `refill` gives the slot of a row that has ended to the next one. Here a server answers alone, at drawn lengths;
+its CPU-seconds are not counted. benchmarks/vllm_rollout.py measures `rollout.engine vllm` at full length, with weights.
 """
 
 import argparse

@@ -113,7 +113,7 @@ class Verb:
 
 
 ON_CONFIG = "CONFIG --workdir W"
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.name: verb for verb in (
+VERBS: dict[str, Verb] = {verb.name: verb for verb in (
     Verb("quickstart", "--workdir W", "the paper's effect in miniature, offline, on a CPU", of.QuickstartOptions,
          quickstart),
     Verb("train", ON_CONFIG, "train or continue (--section.field VALUE overrides a setting)"),
@@ -143,7 +143,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.name: verb for verb in
 USAGE = "\n".join([
     "usage: pbrl VERB [arguments] [--debug] | pbrl --version\n",
     *(f"  {f'{verb.name} {verb.usage}':<28}  {verb.words}" for verb in VERBS.values()),
-    "\npbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py, or a shipped one by name (quickstart).\n",
+    "\npbrl VERB --help says more; CONFIG is a file such as configs/tiny_cpu.py, or the name of a shipped one.\n",
 ])  # fmt: skip
 
 
@@ -186,15 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_memory_before_threads()
     try:
         VERBS[arguments[0]](arguments[1:])
-    except PbrlError as error:
+    except (PbrlError, OSError) as error:  # OSError: a full disk, a missing file, a folder that may not be written to
         if debug:
             traceback.print_exc()
-        print(f"Error: {visible(str(error))}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a missing file, a folder that may not be written to
-        if debug:
-            traceback.print_exc()
-        print(f"Error: {visible(disk_problem(error))}", file=sys.stderr)
+        message = str(error) if isinstance(error, PbrlError) else disk_problem(error)
+        print(f"Error: {visible(message)}", file=sys.stderr)
         return 1
     except Interrupted:
         print("Stopped. What was finished is kept; the same command goes on from here.")

@@ -12,10 +12,20 @@ from pbrl_jax.train import fused, hosted
 CADENCE = {"max_steps": 1, "save_steps": 1, "save_total_limit": 1, "logging_steps": 1, "eval_steps": 0}
 
 
+#: Sections that no program reads which is made for a step with a host between its parts.
+HOST_SECTIONS = ("contrastive", "data", "dpo", "encoder", "endpoint", "pivot", "sft", "translator")
+
+
 def programs_of(config: Config) -> Config:
-    """What the programs of a step may depend on."""
-    train = dataclasses.replace(config.train, **CADENCE)
-    return dataclasses.replace(config, train=train, guard=GuardConfig(), eval=EvalConfig())
+    """What the programs of a step may depend on; `make_generate` is given slots and weights by value."""
+    default, train = Config(), dataclasses.replace(config.train, **CADENCE)
+    config = dataclasses.replace(config, train=train, guard=GuardConfig(), eval=EvalConfig())
+    if config.train.fused:
+        return config
+    unread = {name: getattr(default, name) for name in HOST_SECTIONS}
+    reward = dataclasses.replace(default.reward, reward_weights=config.reward.reward_weights)
+    rollout = dataclasses.replace(config.rollout, slots=0, weights=default.rollout.weights)
+    return dataclasses.replace(config, **unread, reward=reward, rollout=rollout)
 
 
 @contextlib.contextmanager

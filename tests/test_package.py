@@ -1,5 +1,6 @@
 """What is shipped: the wheel's files, the site's pages, and what stands beside the code. PBRL_WHEEL=1 builds the wheel
-and runs it with this environment's dependencies; PBRL_WHEEL=install also installs those that it names."""
+and runs it with this environment's dependencies; PBRL_WHEEL=install also installs those that it names, for each Python
+3.11 or newer on PATH, or for those that PBRL_WHEEL_PYTHON names (paths with : between)."""
 
 import importlib
 import os
@@ -8,7 +9,6 @@ import shutil
 import site
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -97,8 +97,8 @@ def test_what_stands_beside_the_code():
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The `pbrl` of an environment that has the wheel and no checkout."""
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the sources."""
     if not WHEEL:
         pytest.skip("builds and installs the wheel: set PBRL_WHEEL=1 (or install, which downloads its dependencies)")
     folder = tmp_path_factory.mktemp("wheel")
@@ -109,17 +109,35 @@ def installed(tmp_path_factory) -> Path:
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(folder / "source")]
     subprocess.run([*pip, *build], check=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True)
     shutil.rmtree(folder / "source")
-    (wheel,) = folder.glob("*.whl")
-    python = folder / "env" / "bin" / "python"
-    lock = ROOT / "launch" / f"requirements-{sysconfig.get_python_version()}.lock"
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+def interpreters() -> list[str]:
+    """The Pythons that PBRL_WHEEL_PYTHON names; else this one, and where dependencies are installed all on PATH."""
+    if given := os.environ.get("PBRL_WHEEL_PYTHON"):
+        return given.split(os.pathsep)
+    found = [shutil.which(f"python3.{minor}") for minor in range(11, 20)] if WHEEL == "install" else [sys.executable]
+    return [python for python in found if python] or [sys.executable]
+
+
+@pytest.fixture(scope="module", params=interpreters(), ids=lambda python: Path(python).name)
+def installed(wheel, request, tmp_path_factory) -> Path:
+    """The `pbrl` of an environment that has the wheel and no checkout."""
+    folder = tmp_path_factory.mktemp("env")
+    subprocess.run([request.param, "-m", "venv", str(folder)], check=True, env=ALONE)
+    python = folder / "bin" / "python"
+    ask = "import sysconfig; print(sysconfig.get_python_version())"
+    version = subprocess.check_output([str(python), "-c", ask], text=True, env=ALONE).strip()
+    lock = ROOT / "launch" / f"requirements-{version}.lock"
     options = ["--no-deps"] if WHEEL != "install" else ["-c", str(lock)] if lock.exists() else []
     subprocess.run([str(python), "-m", "pip", "-q", "install", *options, str(wheel)], check=True, env=ALONE)
     if WHEEL != "install":
-        (packages,) = (folder / "env").glob("lib/*/site-packages")
+        (packages,) = folder.glob("lib/*/site-packages")
         (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    return folder / "env" / "bin" / "pbrl"
+    yield folder / "bin" / "pbrl"
+    shutil.rmtree(folder)
 
 
 def test_the_wheel_runs_without_a_checkout(installed, tmp_path):

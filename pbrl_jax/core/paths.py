@@ -27,8 +27,13 @@ def as_path(path: str | os.PathLike) -> epath.Path:
     """An absolute path; `~` is the home folder, `gs://bucket/...` stays as it is.
 
     Raises:
-      ConfigError: an empty path.
+      ConfigError: an empty path, or an address that is no path.
     """
+    if (scheme := os.fspath(path).partition("://")[0]) in ("hf", "http", "https", "file"):
+        raise ConfigError(
+            f"{os.fspath(path)!r}: {scheme}:// cannot be read. Give a path, gs://bucket/..., or owner/name for what is "
+            "on the hub."
+        )
     if not os.fspath(path):
         raise ConfigError(
             "Found an empty path, expected a folder or file such as runs/first or gs://bucket/runs/first."

@@ -148,8 +148,10 @@ def _parquet_rows(raw: bytes, place: str) -> list[dict[str, Any]]:
 
 def _separated_rows(text: str, mark: str, errors: RowErrors) -> list[Row]:
     """Rows of a file with a header line; an empty cell is None, as there is no other way to leave one out."""
-    header, *lines = _cells(text, mark, errors) or [[]]
-    rows = []
+    first, *lines = _cells(text, mark, errors) or [[]]
+    header, rows = [name.strip() for name in first], []
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise DataError(f"{errors.place}: two columns are named {twice[0]!r}. Give each a name of its own.")
     for number, cells in enumerate(lines, start=1):
         if len(cells) > len(header):
             errors.add(number, f"has {len(cells) - len(header)} fields more than the header")
@@ -225,6 +227,20 @@ def _encodes(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def read_saved(folder: epath.Path) -> list[dict[str, Any]]:
+    """The rows of a data set that the package `datasets` has saved (`save_to_disk`).
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder)).to_list()
+    except Exception as error:  # pyarrow and the package raise many kinds
+        raise DataError(f"{folder} holds no data set that can be read: {error}. Save it again.") from error
 
 
 def read_hub(repository: str, configuration: str | None, split: str) -> list[dict[str, Any]]:

@@ -109,8 +109,8 @@ def inference_mesh(fsdp: int, tensor: int) -> Mesh | None:
     count = jax.device_count()
     if count % (fsdp * tensor):
         raise ConfigError(
-            f"--fsdp {fsdp} --tensor {tensor} does not fit {count} devices. Use --fsdp F --tensor T with F * T dividing "
-            f"{count}: {divisors(count)}."
+            f"--fsdp {fsdp} --tensor {tensor} does not fit {count} devices. Use --fsdp F --tensor T with F * T "
+            f"dividing {count}: {divisors(count)}."
         )
     return make_mesh(MeshConfig(-1, fsdp, tensor)) if count > 1 else None
 

@@ -22,8 +22,9 @@ from pbrl_jax.models.precision import wide_type
 
 #: Positions of a block: on a TPU the first that divides those of the cache; on a GPU, where a block lies in registers.
 TPU_BLOCKS, GPU_BLOCK = (256, 128), 64
-#: Positions of the cache are a multiple of it, and on a TPU channels of a head too: the compiler would copy others.
-LANES = 128
+#: Positions of the cache are a multiple of LANES, and on a TPU channels of a head too: the compiler would copy others.
+#: SUBLANES is that of the arrays whose last axis is not that of positions.
+LANES, SUBLANES = 128, 32
 #: Queries of the smallest matrix product of a GPU, whose channels are a power of two, from so many on.
 GPU_QUERIES = 16
 
@@ -146,6 +147,74 @@ def tpu_attention(query_XKGC, position_X, most, *cached, form: Form, interpret: 
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
     )(position_X, query_XKGC, *cached)  # fmt: skip
+
+
+def write_kernel(position_ref, *refs) -> None:
+    """One row's new entry into the part of each array that holds its position."""
+    count = len(refs) // 3
+    position, wide = position_ref[pl.program_id(0)], jnp.float32
+    for new_ref, old_ref, out_ref in zip(refs[:count], refs[count : 2 * count], refs[2 * count :], strict=True):
+        lanes, whole = len(new_ref.shape) == 3, old_ref.dtype == jnp.int8
+        for head in range(old_ref.shape[1]):
+            old = old_ref[0, head].astype(wide)
+            new = new_ref[0, :, head : head + 1] if lanes else new_ref[0, head]
+            here = jax.lax.broadcasted_iota(jnp.int32, old.shape, int(lanes)) == position % old.shape[int(lanes)]
+            both = jnp.where(here, new, old)
+            out_ref[0, head] = (both.astype(jnp.int32) if whole else both).astype(out_ref.dtype)
+
+
+def write_rows(position_X, *arrays, interpret: bool = False):
+    """New entries in the caches of the rows, in place, at a row's own position: the compiler would loop over the rows.
+
+    Args:
+      arrays: of each array of a cache its new entries in float32, [X, K, 1, C] where the last axis but one is that of
+        positions, and [X, C, K] where the last is; then the arrays.
+    """
+    from jax.experimental.pallas import tpu as pltpu
+
+    count = len(arrays) // 2
+    new, old = arrays[:count], arrays[count:]
+
+    def given(x):
+        return pl.BlockSpec((1, *x.shape[1:]), lambda row, position_ref: (row, *(0,) * (x.ndim - 1)))
+
+    def part(new, old):
+        (_, K, rows, columns), lanes = old.shape, new.ndim == 3
+        size = (1, K, rows, LANES) if lanes else (1, K, SUBLANES, columns)
+
+        def index(row, position_ref):
+            number = position_ref[row] // (LANES if lanes else SUBLANES)
+            return (row, 0, 0, number) if lanes else (row, 0, number, 0)
+
+        return pl.BlockSpec(size, index)
+
+    parts = [part(*both) for both in zip(new, old, strict=True)]
+    return pl.pallas_call(
+        write_kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1, grid=(len(position_X),), in_specs=[*map(given, new), *parts], out_specs=tuple(parts),
+        ),
+        out_shape=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in old),
+        input_output_aliases={1 + count + number: number for number in range(count)},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        interpret=interpret,
+    )(position_X, *arrays)
+
+
+def written_rows(position_X: Int[Array, "X"], entries: Sequence[Any], cached: Sequence[Any], interpret: bool = False):
+    """The cached arrays of a layer with each row's new entry, for a TPU, on each device's rows and heads; in place.
+
+    Args:
+      entries, cached: as `cached` of decode_attention; of the entries there is one position.
+    """
+    new = [(x if place == 1 else jnp.swapaxes(x[..., 0], 1, 2)).astype(jnp.float32) for place, x in enumerate(entries)]
+    run: Callable[..., Any] = functools.partial(write_rows, interpret=interpret)
+    if not jax.sharding.get_abstract_mesh().empty:
+        cut, rows = partition_spec("batch", "kv_heads"), partition_spec("batch")
+        heads_last = partition_spec("batch", "none", "kv_heads")
+        given = [cut if x.ndim == 4 else heads_last for x in new]
+        run = on_each_device(run, (rows, *given, *(cut for _ in cached)), tuple(cut for _ in cached))
+    return run(position_X, *new, *cached)
 
 
 def gpu_kernel(position_ref, query_ref, *refs, form: Form) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from pbrl_jax.core.records import pytree
 from pbrl_jax.models.attention import Kernel
-from pbrl_jax.models.decode_attention import Form, Softmax, decode_attention, decode_kernel
+from pbrl_jax.models.decode_attention import Form, Softmax, decode_attention, decode_kernel, written_rows
 from pbrl_jax.models.int8 import int8_array
 from pbrl_jax.models.layouts import Reach
 from pbrl_jax.models.precision import wide_type
@@ -91,10 +91,14 @@ class SlotCache:
         layer = self.layers[index]
         return self.changed(index, layer.written(position, layer.entries(key_XSKC, value_XSKC)))
 
-    def write_rows(self, index: int, position_X, key_X1KC, value_X1KC) -> "SlotCache":
-        """One new entry of one layer for each row, at its own position."""
+    def write_rows(self, index: int, position_X, key_X1KC, value_X1KC, by_kernel: bool = False) -> "SlotCache":
+        """One new entry of one layer for each row, at its own position; `by_kernel`: by that of a TPU."""
         layer = self.layers[index]
-        return self.changed(index, jax.vmap(LayerCache.written)(layer, position_X, layer.entries(key_X1KC, value_X1KC)))
+        new = layer.entries(key_X1KC, value_X1KC)
+        if by_kernel:
+            written = written_rows(position_X, jax.tree.leaves(new), jax.tree.leaves(layer))
+            return self.changed(index, LayerCache(*written))
+        return self.changed(index, jax.vmap(LayerCache.written)(layer, position_X, new))
 
 
 def slot_positions(tokens: int) -> int:
@@ -163,9 +167,10 @@ class SlotStep:
     kernel: str = field(default="portable", metadata={"static": True})
 
     def attend(self, kernel, query, key, value, cache: SlotCache, layer: int, reach: Reach | None = None):
-        cache = cache.write_rows(layer, self.position_X, key, value)
+        name = decode_kernel(self.kernel, query, cache.layers[layer].key)
+        cache = cache.write_rows(layer, self.position_X, key, value, by_kernel=name == "tpu")
         own = cache.layers[layer]
-        if name := decode_kernel(self.kernel, query, own.key):
+        if name:
             form = Form(reach and reach.window, softcap_of(kernel), BLOCK)
             return decode_attention(name, query, jax.tree.leaves(own), self.position_X, self.blocks, form), cache
         return block_attention(kernel, query, own, self.position_X[:, None], self.blocks, reach), cache

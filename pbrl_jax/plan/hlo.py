@@ -43,6 +43,8 @@ COPIES = ("copy", "copy-start")
 
 #: A Splash call: its pairs of a row and head (see models.fused_attention.PAIRS_SCOPE), and which kernel it is.
 PAIRS = re.compile(PAIRS_SCOPE.format(r"(\d+)") + r".*splash_\w+?_(fwd|dq|dkv)_")
+#: Numbers of the arguments that a kernel writes its results into.
+ALIASED = re.compile(r"\{\d*\}: \((\d+), \{\}\)")
 #: Matrix products of a pair in each kernel of Splash.
 PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 #: Names of the blocks for whose every one it reads the other side again.
@@ -350,9 +352,14 @@ def is_sliced(user: Instruction, name: str) -> bool:
 
 def moved_bytes(instruction: Instruction, computation: Computation) -> float:
     """Memory traffic of an instruction outside a fusion. One that ends elsewhere (`...-start`) counts where it begins,
-    and names its operands among its results, before the true ones, or after the true one of a copy."""
+    and names its operands among its results, before the true ones, or after the true one of a copy. What a kernel is
+    given and writes in place is not counted."""
     read = [computation[name].memory_bytes for name in instruction.operands if name in computation]
     opcode, shapes = instruction.opcode.removesuffix("-start"), instruction.shapes
+    if opcode == "custom-call" and (places := ALIASED.findall(instruction.attributes)):
+        # A kernel that writes into its arguments names no part that it writes; that is small.
+        inside = sum(computation[instruction.operands[int(place)]].memory_bytes for place in places)
+        return sum(read) + sum(shape.bytes for shape in shapes if not shape.on_chip) - 2 * inside
     if opcode != instruction.opcode and len(shapes) > 1:
         count = len(instruction.operands) if opcode in COLLECTIVES else 1
         shapes = shapes[:1] if opcode == "copy" else shapes[count : 2 * count]

@@ -1,5 +1,6 @@
 """The programs of a step, compiled ahead of time for a mesh of devices that need not be present."""
 
+import dataclasses
 import functools
 import re
 import time
@@ -176,8 +177,10 @@ def slot_shapes(config: Config, spec: DecoderSpec, mesh: Mesh, programs: SlotPro
 
 def generate_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
     """The rollout at full length: prefill of as many prompts as fill the slots, and the segment, once for every time
-    that the slots are filled."""
-    spec, P, G = models.policy, config.train.prompts_per_step, config.algo.num_generations
+    that the slots are filled. A kernel of decoding would be counted as if it read all its arguments; rows of full
+    length read the same without."""
+    spec = dataclasses.replace(models.policy, decode_attention="portable")
+    P, G = config.train.prompts_per_step, config.algo.num_generations
     T, R = config.rollout.max_prompt_length, config.rollout.max_completion_length
     programs = slot_programs(sampling_spec(spec, config.rollout), G, R, config.rollout.weights)
     at, laid = slot_shapes(config, spec, mesh, programs)

@@ -65,8 +65,6 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
     Raises:
       RewardError: an AUC is below `min_auc`; the files are written all the same.
     """
-    if min_auc is not None and not 0 <= min_auc <= 1:
-        raise ConfigError(f"--min-auc is {min_auc}; expected a share in [0, 1], for example 0.95.")
     use_compilation_cache(config)
     check_languages(config.data.languages)
     check_reward(config.reward)

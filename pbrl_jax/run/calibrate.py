@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir, write_atomic
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.calibrate import calibrate, pairs_from_file, pairs_from_prompts, premium_warnings
@@ -27,8 +26,6 @@ def main(config: Config, workdir: str, *, pairs: str = "", limit: int = 1000) ->
         configuration's data and their English counterparts.
       limit: pairs per language; 0: all.
     """
-    if limit < 0:
-        raise ConfigError(f"--limit is {limit}; expected 0 (all pairs) or a positive number.")
     use_compilation_cache(config)
     languages = check_languages(config.data.languages)
     work = work_dir(workdir)

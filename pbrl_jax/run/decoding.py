@@ -64,7 +64,8 @@ def with_decoding(experiment: Experiment) -> Experiment:
     except ConfigError:  # a model of unknown size
         reward = 0.0
     models = Models(experiment.policy.spec, experiment.encoder.spec, reward)
-    sizes = Sizes(*experiment.mesh.devices.shape, local_box())
+    data, fsdp, tensor = experiment.mesh.devices.shape
+    sizes = Sizes(data, fsdp, tensor, local_box())
     chosen, notes = chosen_decoding(config, models, sizes, local_plan_chip(jax.device_count()))
     all_weights, all_slots = zip(*exchange("decoding", [chosen.rollout.weights, chosen.rollout.slots]), strict=True)
     slots = min(filter(None, all_slots), default=0)

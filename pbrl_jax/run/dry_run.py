@@ -21,8 +21,6 @@ def main(config: Config, devices: int | None = None) -> None:
     Raises:
       ConfigError: the configuration cannot run there, or something that it names cannot be opened.
     """
-    if devices is not None and devices < 1:
-        raise ConfigError(f"--devices is {devices}; expected at least 1.")
     count = jax.device_count() if devices is None else devices
     check_start(config, count)
     print(to_json(config))

@@ -10,21 +10,13 @@ from pbrl_jax.core.errors import ConfigError
 
 CONFIG = "a shipped config's name, a Python file with get_config(), a YAML file, or a saved config.json"
 GOES_ON = "folder of the run; an interrupted run goes on"
-CACHE = "~/.cache/pbrl_jax/xla"
 LARGEST = 2**31 - 1
 
 
 def option(default: Any = dataclasses.MISSING, words: str = "", low: float | None = None, high: float = LARGEST,
            **more: Any) -> Any:  # fmt: skip
-    """A field that is `--name`, required without a default.
-
-    Args:
-      default: its value where it is not given.
-      words: its help.
-      low: smallest number, where it has bounds.
-      high: largest number.
-      more: `place="IN"` for an argument that is known by its place, `repeated=True` for one that may be given again.
-    """
+    """A field that is `--name`, required without a default, with its help and the bounds of a number; `place="IN"` for
+    an argument that is known by its place, `repeated=True` for one that may be given several times."""
     return dataclasses.field(default=default, metadata={"words": words, "low": low, "high": high, **more})
 
 
@@ -96,7 +88,7 @@ def _parsed(field: dataclasses.Field, hints: dict[str, Any]) -> Any:
         hint = tyro.conf.Positional[hint]
     if "repeated" in told:
         hint = tyro.conf.UseAppendAction[hint]
-    if field.default in (None, False, "", ()):
+    if any(field.default is off for off in (None, False, "", ())):
         shown["help_behavior_hint"] = ""
     words = told["words"] if told["low"] is None else f"{told['words']} ({bounds(told['low'], told['high'])})"
     default = tyro.MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
@@ -107,23 +99,23 @@ class ConfigOptions(Options):
     config: str = option(words=CONFIG, place="CONFIG")
     workdir: str = option(words=GOES_ON)
     dry_run: bool = option(False, "check and print the settings, open the data and models they name, load no weights")
-    devices: int | None = option(None, "with --dry-run: check for a host with so many devices")
+    devices: int | None = option(None, "with --dry-run: check for a host with so many devices", 1)
 
 
 class AuditOptions(ConfigOptions):
-    min_auc: float | None = option(None, "fail below this share of pairs, for example 0.95")
+    min_auc: float | None = option(None, "fail below this share of pairs, for example 0.95", 0, 1)
     limit: int = option(192, "problems per language")
     replies: str = option("", "JSON lines of faithful replies: id, language, response")
 
 
 class CalibrateOptions(ConfigOptions):
     pairs: str = option("", "JSON lines: lang, src, en (.gz too); default: the questions of the data")
-    limit: int = option(1000, "pairs per language; 0: all")
+    limit: int = option(1000, "pairs per language; 0: all", 0)
 
 
 class QuickstartOptions(Options):
     workdir: str = option(words=GOES_ON)
-    seed: int = option(0)
+    seed: int = option(0, "of the data, the models and what is drawn")
     controls: bool = option(False, "also shuffled references, gold answers, and SFT")
     tiny: bool = option(False, "a check of all stages in a minute; it shows no effect")
 
@@ -162,12 +154,10 @@ class CompletionOptions(Options):
 
 
 class PolicyOptions(Options):
-    """Of a verb on a policy."""
-
     policy: str = option(words="folder, work directory, hub id such as Qwen/Qwen3-0.6B, or gs://")
     dtype: str | None = option(None, "compute type, float32 or bfloat16; default: what the folder says")
     tensor: int = option(1, "devices that share each matrix product", 1)
-    seed: int = option(0, "", 0)
+    seed: int = option(0, "of what is drawn", 0)
 
 
 class PromptOptions(PolicyOptions):
@@ -178,6 +168,11 @@ class PromptOptions(PolicyOptions):
     prompt_file: str = option("", "both per language, YAML or JSON (docs/prompts.md)")
     thinking: Literal["default", "on", "off"] = option("default", "Qwen3's switch")
     temperature: float = option(0.0, "0 is greedy", 0.0, 100.0)
+
+
+class MeshOptions(Options):
+    fsdp: int = option(1, "devices that share the weights and take different rows", 1)
+    compilation_cache: str = option("~/.cache/pbrl_jax/xla", "folder; empty is off")
 
 
 class GenerateOptions(PromptOptions):
@@ -192,7 +187,7 @@ class GenerateOptions(PromptOptions):
     max_completion_length: int = option(64, "tokens", 1, 2**20)
 
 
-class EvalOptions(PromptOptions):
+class EvalOptions(PromptOptions, MeshOptions):
     benchmark: str = option(words="mgsm, ..., or table with --data; an unknown name lists all")
     workdir: str = option(words="folder of this evaluation; an interrupted one goes on")
     languages: str = option("", "codes with commas between, sw,bn; default: all")
@@ -211,11 +206,9 @@ class EvalOptions(PromptOptions):
     training_data: str = option("", "training config whose text is looked for in the problems")
     ngram: int = option(13, "words in a row that count as an overlap")
     max_overlap: float = option(1.0, "share of overlapping problems that is refused", 0, 1)
-    fsdp: int = option(1, "devices that share the weights and take different rows", 1)
-    compilation_cache: str = option(CACHE, "folder; empty is off")
 
 
-class HarnessOptions(PolicyOptions):
+class HarnessOptions(PolicyOptions, MeshOptions):
     tasks: str = option(words="names with commas between; `lm_eval ls tasks` lists them")
     workdir: str = option(words="gets harness.json and harness_samples.jsonl")
     include_path: str = option("", "folder with task files of your own")
@@ -225,8 +218,6 @@ class HarnessOptions(PolicyOptions):
     max_length: int = option(2048, "tokens of context and answer together", 1)
     max_gen_toks: int = option(256, "tokens of an answer where the task says nothing", 1)
     apply_chat_template: bool = option(False, "put the contexts as a user's turn")
-    fsdp: int = option(1, "devices that share the weights and take different rows", 1)
-    compilation_cache: str = option(CACHE, "folder; empty is off")
 
 
 class TranslateOptions(Options):

@@ -174,8 +174,9 @@ def _tokenizer_files(folder: str) -> dict[str, bytes]:
 def _date_macro() -> str:
     """A definition of `strftime_now(format)` in Jinja that writes TEMPLATE_DATE. It ends with a newline, which Jinja
     removes, so that a template behind it is rendered as it is alone."""
-    date = {f"%{sign}{letter}": TEMPLATE_DATE.strftime(f"%{sign}{letter}") for sign in ("-", "") for letter in DIRECTIVES}
-    filters = [("%%", STAND_IN), *date.items(), (STAND_IN, "%")]
+    directives = [f"%{sign}{letter}" for sign in ("-", "") for letter in DIRECTIVES]
+    date = [(directive, TEMPLATE_DATE.strftime(directive)) for directive in directives]
+    filters = [("%%", STAND_IN), *date, (STAND_IN, "%")]
     chain = "".join(f" | replace({old!r}, {new!r})" for old, new in filters)
     return "{% macro strftime_now(format) %}{{ format" + chain + " }}{% endmacro %}\n"
 

@@ -147,14 +147,27 @@ def _read_table() -> dict[str, Language]:
 
 
 LANGUAGES: dict[str, Language] = _read_table()
-ALIASES = {entry.nllb: code for code, entry in reversed(LANGUAGES.items()) if entry.nllb not in LANGUAGES}
-"""Codes of data sets (FLORES, NLLB, Belebele: `afr_Latn`) -> our code."""
+
+
+@functools.cache
+def spellings() -> dict[str, str]:
+    """Our codes by what data sets write for them, in lower case with hyphens: the English name, the code of three
+    letters, the FLORES code, a tag of Chinese with its script or region, and our code itself."""
+    found = {entry.name.lower(): code for code, entry in LANGUAGES.items()}
+    found |= {entry.nllb.partition("_")[0]: code for code, entry in reversed(LANGUAGES.items())}
+    found |= {f"zh-{tag}": "zho_Hant" for tag in ("hant", "tw", "hk", "mo")} | {"zh-hans": "zh"}
+    found |= {entry.nllb.replace("_", "-").lower(): code for code, entry in reversed(LANGUAGES.items())}
+    return found | {code.replace("_", "-").lower(): code for code in LANGUAGES}
 
 
 def known_code(code: str) -> str | None:
-    """Our code of a language, given ours or its FLORES code; None for an unknown one."""
-    code = ALIASES.get(code, code)
-    return code if code in LANGUAGES else None
+    """Our code of a language, given ours, its FLORES code, its English name, or a tag with a region (`sw-KE`, `zh_CN`);
+    None for an unknown one."""
+    tag = code.strip().replace("_", "-").lower()
+    if tag in spellings():
+        return spellings()[tag]
+    language, _, region = tag.partition("-")
+    return spellings().get(language) if re.fullmatch("[a-z]{2}|[0-9]{3}", region) else None
 
 
 def named_like(text: str, known: Iterable[str]) -> str:
@@ -176,7 +189,8 @@ def check_languages(codes: Iterable[str]) -> tuple[str, ...]:
         raise ConfigError("No languages given. Set data.languages, for example --data.languages en sw zh.")
     for code in codes:
         if code not in LANGUAGES:
-            near = f" Did you mean {ALIASES[code]!r}?" if code in ALIASES else named_like(str(code), LANGUAGES)
+            ours = known_code(str(code))
+            near = f" Did you mean {ours!r}?" if ours else named_like(str(code), LANGUAGES)
             raise ConfigError(f"Unknown language {code!r}.{near}")
     repeated = sorted({code for code in codes if codes.count(code) > 1})
     if repeated:

@@ -29,6 +29,8 @@ def test_as_path(tmp_path, monkeypatch):
     assert paths.is_remote(paths.as_path("gs://bucket/x")) and not paths.is_remote(paths.as_path("x"))
     with pytest.raises(ConfigError, match="empty path"):
         paths.as_path("")
+    with pytest.raises(ConfigError, match="hf:// cannot be read. Give a path, .* or owner/name"):
+        paths.as_path("hf://datasets/owner/name/train.jsonl")
 
 
 @pytest.mark.parametrize("root", ["/data/w", "gs://bucket/w"])

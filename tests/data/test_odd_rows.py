@@ -1,7 +1,9 @@
 """Odd rows of data sets: counted and named at load, refused above a share; files that are cut off are errors."""
 
+import decimal
 import json
 
+import datasets
 import pytest
 
 from pbrl_jax.config.tree import DataConfig
@@ -41,6 +43,28 @@ def test_odd_rows_are_named_and_refused_above_a_share(changes, kind):
 
 def test_questions_in_two_languages_are_two():
     assert check_rows([Prompt(0, "sw", "1 + 1?", "", "2"), Prompt(1, "bn", "1 + 1?", "", "3")]) == []
+
+
+def test_headers_saved_data_sets_and_decimals(tmp_path):
+    """Spaces around a header's names, a name twice; a folder of `save_to_disk`, whose answers are decimals."""
+
+    def load(path):
+        config = DataConfig(source="table", path=str(path), languages=("en",))
+        return [(prompt.question, prompt.answer) for prompt in load_prompts(config, 0)]
+
+    file = tmp_path / "rows.csv"
+    file.write_text("question, answer ,,\n1?,4\n")
+    assert load(file) == [("1?", "4")]
+    file.write_text("question,answer,answer\n1?,4,5\n")
+    with pytest.raises(DataError, match="two columns are named 'answer'"):
+        load(file)
+    rows = datasets.Dataset.from_list([{"question": "1?", "answer": decimal.Decimal("4.50")}])
+    rows.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(train=rows).save_to_disk(str(tmp_path / "splits"))
+    assert load(tmp_path / "saved") == load(tmp_path / "splits") == [("1?", "4.5")]
+    next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"ARROW")
+    with pytest.raises(DataError, match="saved holds no data set that can be read"):
+        load(tmp_path / "saved")
 
 
 def test_a_load_says_it(tmp_path, capsys):

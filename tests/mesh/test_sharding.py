@@ -18,6 +18,7 @@ from pbrl_jax.mesh.sharding import (
     across_slices,
     batch_sharding,
     constrain,
+    inference_mesh,
     make_mesh,
     mesh_shape,
     partition_spec,
@@ -32,6 +33,11 @@ from pbrl_jax.models.specs import DECODERS, tiny_decoder
 def paper_mesh(*shape) -> Mesh:
     """A mesh to plan on: one device standing in for all of them."""
     return Mesh(np.full(shape, jax.devices()[0]), MESH_AXES)
+
+
+def test_devices_of_an_inference_are_named_as_they_are_typed():
+    with pytest.raises(ConfigError, match=r"^--fsdp 3 --tensor 1 does not fit \d devices. Use --fsdp F"):
+        inference_mesh(3, 1)
 
 
 @pytest.mark.parametrize(

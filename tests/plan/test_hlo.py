@@ -224,6 +224,19 @@ def test_kernels_of_splash_are_counted_by_their_pairs():
     assert cost.bytes == pytest.approx(2 * size + 2 * (2 * 2 * 384 * 128 * 2) + 2 * 2 * 128 * 1000 / 128 * 8 + 2 * size)
 
 
+def test_what_a_kernel_writes_in_place_is_not_counted():
+    """Of its arguments of 400 and 40 bytes it writes into the first."""
+    text = """HloModule m
+
+ENTRY %main (c: f32[100], n: f32[10]) -> f32[100] {
+  %c = f32[100]{0} parameter(0)
+  %n = f32[10]{0} parameter(1)
+  ROOT %w = f32[100]{0} custom-call(%c, %n), custom_call_target="x", output_to_operand_aliasing={{}: (0, {})}
+}
+"""
+    assert program_cost(text).bytes == 40
+
+
 def test_collectives_count_as_often_as_their_loop_runs():
     cost = program_cost(SHARDED)
     whole = 4 * 100 * 4

@@ -1,6 +1,5 @@
 """`pbrl generate` on a Hugging Face folder: its chat template, a batch, and an answer that is shown as it grows."""
 
-import argparse
 import copy
 import sys
 
@@ -16,6 +15,7 @@ from pbrl_jax import Config, cli, with_values
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.run import generate
+from pbrl_jax.run.options import GenerateOptions
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.weights.hf_export import export_policy
 from pbrl_jax.weights.policies import load_policy, save_policy
@@ -136,6 +136,9 @@ def test_what_is_refused(answer):
         (["--top-p", "0"], "--top-p is 0.0; expected at least"),
         (["--dtype", "int4"], "--dtype is 'int4'; expected float32"),
         (["--tensor", "64"], "--tensor is 64, but there"),
+        (["--user-prompt", "Go."], "Error: --user-prompt: the user's turn 'Go.' has no {question}"),
+        (["--system-prompt", "Go.", "--style", "base"], "--style is base. Use --style chat, or put the words into "
+         "--user-prompt"),
     ]:
         status, output, errors = answer("--prompt", "2?", *more)
         assert status == 1 and not output and errors.startswith("Error: ") and message in errors, errors
@@ -147,11 +150,17 @@ def test_devices_share_the_work(answer):
     assert alone == shared
 
 
-def test_the_command_line_offers_what_main_reads():
-    assert set(generate.LIMITS) < set(vars(_arguments()))
+def test_the_help_says_what_numbers_may_be(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("temperature FLOAT 0 is greedy (at least 0 and at most 100) (default: 0.0)",
+                  "top-p FLOAT nucleus mass; 1 is off (at least 1e-06 and at most 1)", "thinking {default,on,off}",
+                  "tensor INT devices that share each matrix product (at least 1)"):  # fmt: skip
+        assert words in text, text
 
 
-def _arguments(*more: str) -> argparse.Namespace:
+def _arguments(*more: str) -> GenerateOptions:
     seen = []
     original, generate.main = generate.main, seen.append
     try:

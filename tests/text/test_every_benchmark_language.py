@@ -31,6 +31,9 @@ def test_the_data_sets_names_lead_to_our_codes():
     assert [known_code(code) for code in ("afr_Latn", "gaz_Latn", "zho_Hant", "sw", "qq")] == [
         "af", "om", "zho_Hant", "sw", None,
     ]  # fmt: skip
+    written = {"Swahili": "sw", "swh": "sw", "sw_KE": "sw", "SW": "sw", "zh-CN": "zh", "zh-Hant-TW": None, "zh-TW":
+               "zho_Hant", "es-419": "es", "en-US": "en", "sr-Latn": None, "english ": "en", "": None}  # fmt: skip
+    assert {text: known_code(text) for text in written} == written
     assert len({entry.nllb for entry in LANGUAGES.values()}) >= len(LANGUAGES) - 1, "fil and tl are one"
 
 

@@ -25,6 +25,7 @@ from tiny_world import canonical_responses, encoder
 from pbrl_jax import MeshConfig, OptimConfig, with_values
 from pbrl_jax.core.records import TrainBatch
 from pbrl_jax.mesh.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+from pbrl_jax.models.decode_attention import Form, decode_attention, written_rows
 from pbrl_jax.models.decoder import decoder_axes
 from pbrl_jax.models.logprobs import chunked_logprobs
 from pbrl_jax.models.packing import Bucket, fits
@@ -138,6 +139,44 @@ def test_refilled_slots_equal_one_device(name, weights, alone):
     for field in ("tokens_BR", "lengths_B", "truncated_B"):
         np.testing.assert_array_equal(getattr(rollout, field), getattr(alone[0], field))
     np.testing.assert_allclose(rollout.logp_BR, alone[0].logp_BR, atol=1e-5)
+
+
+def test_eight_bits_equal_one_device():
+    """Steps lie with the outputs and heads that they belong to; sums of a product over devices are of whole numbers."""
+    spec = dataclasses.replace(SPEC, weight_dtype="int8", kv_dtype="int8")
+    params, prompts, key = tiny_params(SPEC), the_batch().prompts, jax.random.key(3)
+    expected = make_programs(spec, G, 8, 128).rollout(params, prompts, key, SAMPLING)
+    mesh = make_mesh(MeshConfig(1, 4, 2))
+    params = jax.device_put(params, tree_shardings(params, decoder_axes(SPEC), mesh))
+    with jax.set_mesh(mesh):
+        programs = make_programs(spec, G, 8, 128, "tensor", slots=8)
+        kernel = programs.programs.lay(params)["layers"][1]["mlp"]["up"]["kernel"]
+        found = programs.rollout(params, jax.device_put(prompts, batch_sharding(mesh)), key, SAMPLING)
+    assert [x.sharding.shard_shape(x.shape) for x in (kernel.integers, kernel.step)] == [(16, 3), (1, 3)]
+    np.testing.assert_array_equal(found.tokens_BR, expected.tokens_BR)
+    np.testing.assert_allclose(found.logp_BR, expected.logp_BR, atol=1e-5)
+
+
+def test_kernels_of_decoding_equal_one_device():
+    """Each device computes its own rows and heads."""
+    rng, X, K, C, L = np.random.default_rng(0), 8, 2, 16, 256
+    sizes = (X, 1, 6, C), (X, K, C, L), (X, K, L, C)
+    query, key, value = (rng.normal(size=size).astype(np.float32) for size in sizes)
+    place, mesh = np.arange(X, dtype=np.int32) * 30, make_mesh(MeshConfig(2, 2, 2))
+    inputs = query, (key, value), place, np.int32(2)
+    run = functools.partial(decode_attention, "tpu", form=Form(None, 0.0, 128), interpret=True)
+    expected = jax.jit(run)(*inputs)
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda *inputs: run(*inputs))(*inputs)
+    assert found.sharding.shard_shape(found.shape) == (2, 1, 3, C)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    new = value[:, :, :1].swapaxes(2, 3), value[:, :, :1]
+    write = functools.partial(written_rows, interpret=True)
+    with jax.set_mesh(mesh):
+        written = jax.jit(lambda *inputs: write(*inputs))(place, new, (key, value))
+    for one, axis, entry in zip(written, (3, 2), new, strict=True):
+        here = np.expand_dims(place, (1, 2, 3)) == np.arange(L).reshape([L if n == axis else 1 for n in range(4)])
+        np.testing.assert_array_equal(one, np.where(here, entry, (key, value)[axis == 2]))
 
 
 @pytest.mark.parametrize("name", UPDATE_MESHES)

@@ -1,4 +1,5 @@
-"""Any table of prompts: JSONL, JSON, parquet, CSV or TSV files (also gzipped text), folders of them, or hub ids.
+"""Any table of prompts: JSONL, JSON, parquet, CSV or TSV files (also gzipped text), folders of them, data sets that
+`datasets` has saved, or hub ids.
 
 `data.columns` says which column holds which field, as `field=column` pairs: question (required), language,
 question_en, answer, reference_reasoning and reference_answer, or `reference` for an English response that is split at
@@ -8,6 +9,7 @@ is not named is read from the column of its own name, if it exists, and a questi
 its end is left out. All other columns go to the user's reward functions as they are.
 """
 
+import decimal
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +17,12 @@ import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
+from pbrl_jax.core.paths import as_path, is_remote
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.conversations import read_conversation
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources.common import prompt_id
-from pbrl_jax.data.tables import ENDINGS, SplitFile, read_hub, read_rows, split_files
+from pbrl_jax.data.tables import ENDINGS, SplitFile, read_hub, read_rows, read_saved, split_files
 from pbrl_jax.text.answers import read_gold, split_response
 from pbrl_jax.text.languages import LANGUAGES, check_languages, known_code, nfc
 
@@ -134,7 +137,9 @@ def read_tables(path: str, split: str) -> list[tuple[str, list[dict[str, Any]]]]
 
     Rows of a folder of configurations that are languages (`sw/test-00000-of-00001.parquet`) get the column `language`.
     """
-    place = epath.Path(path)
+    place = as_path(path) if is_remote(path) else epath.Path(path)
+    if saved := [folder for folder in (place / split, place) if (folder / "state.json").exists()]:
+        return [(str(saved[0]), read_saved(saved[0]))]
     if not place.exists():
         if str(path).endswith(ENDINGS) or path.startswith(("/", "./", "../", "~")) or "://" in path:
             raise DataError(f"No file {path!r}. Check data.path.")
@@ -221,7 +226,8 @@ def _answer(cells: _Cells, code: str, number: int, errors: RowErrors) -> str | N
         return None
     if value is None:
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | decimal.Decimal):
+        value = float(value) if isinstance(value, decimal.Decimal) else value
         return str(int(value)) if float(value).is_integer() else repr(value)
     text = errors.text(number, cells.mapping["answer"], value)
     return (read_gold(text, code) or text) if text else None
