@@ -6,7 +6,7 @@ Works now: the dry run, on any machine: it checks every value and prints the res
            ids, and prompts go through the policy's chat template. Nobody has made this run yet: the model code is
            compared with transformers on small random weights alone (docs/checkpoints.md).
 Hardware:  one host with 8 devices of 80 GB, untried. By `pbrl plan configs/llama31_8b_pbrlsvr.py --topology h100:8`
-           (by hand) a device holds 47.1 GB while it samples, 21.0 GB in the reward and 45.7 GB in the update. Settings
+           (by hand) a device holds 47.1 GB while it samples, 20.6 GB in the reward and 45.7 GB in the update. Settings
            for a v5e-16, a v5p-8 and one H200, with their plans: configs/machines.
 Expected:  the paper reports +16.41 % average multilingual improvement. Whether relative or in points, over which
            languages and benchmarks, is not known to us, so nothing here claims to reproduce it.

@@ -5,7 +5,7 @@ Works now: the dry run, on any machine, as for configs/llama31_8b_pbrlsvr.py, wh
            (COMET on the answer, embeddings of the reasoning) and Qwen3's thinking switch (off) among it. Nobody has
            made this run yet.
 Hardware:  one host with 8 devices of 141 GB, untried, with --mesh.fsdp 2 --mesh.tensor 4 --train.microbatch-prompts 2:
-           by `pbrl plan` for h200:8 (by hand) a device holds 96.2 GB while it samples, 64.2 GB in the reward and
+           by `pbrl plan` for h200:8 (by hand) a device holds 96.2 GB while it samples, 63.8 GB in the reward and
            107.9 GB in the update. Settings for a v5p-32 and 8 x H100, with their plans: configs/machines.
 Expected:  the paper reports +10.17 % average multilingual improvement. Whether relative or in points, over which
            languages and benchmarks, is not known to us, so nothing here claims to reproduce it.

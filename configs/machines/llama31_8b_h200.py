@@ -8,7 +8,7 @@ Plan:      pbrl plan configs/machines/llama31_8b_h200.py --topology h200:1
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
     generate    88.0       49.5   17167     73.2  memory   hand
-    reward      30.5        8.1     858      1.6  memory   hand
+    reward      27.3        4.8     858      1.6  memory   hand
     update      38.4       15.9   71000     71.8  compute  hand
 
 Per device, of 141.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 147 s.

@@ -9,7 +9,7 @@ Plan:      pbrl plan configs/machines/llama31_8b_v5e_16.py --topology v5litepod-
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
     generate     9.4        6.3    1067     27.1  memory   hand
-    reward       3.6        0.5      54      0.611 memory  hand
+    reward       3.4        0.3      54      0.611 memory  hand
     update      15.3        8.1    5611     28.5  compute  hand
 
 Per chip, of 17.2 GB, by hand; seconds are at least. Weights are exchanged at every token, which the links bound, too.

@@ -8,7 +8,7 @@ Plan:      pbrl plan configs/machines/llama31_8b_v5p_8.py --topology v5p-8
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
     generate    63.2       25.2    4269     25.8  memory   hand
-    reward      36.0        2.0     214      0.7  memory   hand
+    reward      35.2        1.2     214      0.7  memory   hand
     update      67.8       33.8   21860     47.6  compute  hand
 
 Per chip, of 102.0 GB, by hand; seconds are at least. Compiled, the update holds 80.9 GB, 46.8 of them temporary, and

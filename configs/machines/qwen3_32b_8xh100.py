@@ -9,7 +9,7 @@ Plan:      pbrl plan configs/machines/qwen3_32b_8xh100.py --topology h100:8
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
     generate    47.0       24.5    4558   13.2    memory   hand
-    reward      15.3        1.0      54    0.146  memory   hand
+    reward      14.9        0.6      54    0.146  memory   hand
     update      26.9       12.6   18816   19.025  compute  hand
 
 Per device, of 80.0 GB, by hand, since no such GPU was there to compile for. A step takes at least 32 s.

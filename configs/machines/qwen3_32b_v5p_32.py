@@ -8,7 +8,7 @@ Plan:      pbrl plan configs/machines/qwen3_32b_v5p_32.py --topology v5p-32
 
     program   HBM GB  temporary   TFLOP  seconds  binds    from
     generate    51.3       12.6    2270    8.0    memory   hand
-    reward      35.1        0.5      27    0.089  memory   hand
+    reward      34.9        0.3      27    0.089  memory   hand
     update      69.4       34.8   11608   25.3    compute  hand
 
 Per chip, of 102.0 GB, by hand; seconds are at least. Compiled without fused attention, the update held 91.7 GB.

@@ -4,8 +4,8 @@ Command:   pbrl dpo configs/paper/dpo_mapo.py --workdir runs/dpo_mapo
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
 Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan
            configs/paper/dpo_mapo.py --topology h100:8 --verb dpo` (by hand) a device holds 39.1 GB while it samples,
-           12.9 GB in the reward and 36.7 GB in the training.
-           Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4: 63.4, 31.5 and 110.6 GB.
+           12.5 GB in the reward and 36.7 GB in the training.
+           Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4: 63.4, 31.1 and 110.6 GB.
 Expected:  not in the paper; an offline baseline of ours.
 """
 

@@ -3,9 +3,9 @@
 Command:   pbrl train configs/paper/encoder_swap.py --workdir runs/encoder_swap
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
 Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan configs/paper/encoder_swap.py --topology h100:8`
-           (by hand) a device holds 47.0 GB while it samples, 20.1 GB in the reward and 45.5 GB in the update.
+           (by hand) a device holds 47.0 GB while it samples, 20.0 GB in the reward and 45.5 GB in the update.
            Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4 --train.microbatch-prompts 2:
-           96.0, 63.3 and 107.8 GB.
+           96.0, 63.2 and 107.8 GB.
 Expected:  not in the material at hand.
 
 References are embedded anew and not written anew. Others: --encoder.source BAAI/bge-m3 --encoder.max-length 1024;

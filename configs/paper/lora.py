@@ -3,9 +3,9 @@
 Command:   pbrl train configs/paper/lora.py --workdir runs/lora
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
 Hardware:  one device of 80 GB for the 8 B policy, untried: 32 GB while the float32 weights are quantised; then, by
-           `pbrl plan configs/paper/lora.py --topology h100:1` (by hand), 39.5 GB while it samples, 20.3 GB in the
+           `pbrl plan configs/paper/lora.py --topology h100:1` (by hand), 39.5 GB while it samples, 17.0 GB in the
            reward and 39.2 GB in the update. Qwen3-32B: on one of 141 GB with --train.prompts-per-step 8, whose plan
-           says 80.8, 35.3 and 71.1 GB (131 GB while its float32 weights are quantised); 32 prompts do not fit.
+           says 80.8, 32.0 and 71.1 GB (131 GB while its float32 weights are quantised); 32 prompts do not fit.
 Expected:  not in the paper.
 """
 

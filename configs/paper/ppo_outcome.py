@@ -3,9 +3,9 @@
 Command:   pbrl train configs/paper/ppo_outcome.py --workdir runs/ppo_outcome
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
 Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan configs/paper/ppo_outcome.py --topology h100:8`
-           (by hand) a device holds 42.4 GB while it samples, 16.2 GB in the reward and 40.9 GB in the update.
+           (by hand) a device holds 42.4 GB while it samples, 15.8 GB in the reward and 40.9 GB in the update.
            Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4 --train.microbatch-prompts 2:
-           91.4, 59.5 and 103.2 GB.
+           91.4, 59.1 and 103.2 GB.
 Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what to compare.
 """
 

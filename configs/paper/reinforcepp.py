@@ -3,9 +3,9 @@
 Command:   pbrl train configs/paper/reinforcepp.py --workdir runs/reinforcepp
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
 Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan configs/paper/reinforcepp.py --topology h100:8`
-           (by hand) a device holds 47.1 GB while it samples, 21.0 GB in the reward and 45.7 GB in the update.
+           (by hand) a device holds 47.1 GB while it samples, 20.6 GB in the reward and 45.7 GB in the update.
            Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4 --train.microbatch-prompts 2:
-           96.2, 64.2 and 107.9 GB.
+           96.2, 63.8 and 107.9 GB.
 Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what to compare.
 """
 

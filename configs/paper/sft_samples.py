@@ -4,8 +4,8 @@ Command:   pbrl sft configs/paper/sft_samples.py --workdir runs/sft_samples
            With Qwen3-32B: the same and --policy.source Qwen/Qwen3-32B --train.prompts-per-step 32 --eval.batch-size 64
 Hardware:  one host with 8 devices of 80 GB; untried. By `pbrl plan
            configs/paper/sft_samples.py --topology h100:8 --verb sft` (by hand) a device holds 39.1 GB while it samples,
-           12.9 GB in the reward and 35.9 GB in the training.
-           Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4: 63.4, 31.5 and 105.9 GB.
+           12.5 GB in the reward and 35.9 GB in the training.
+           Qwen3-32B: 8 devices of 141 GB with --mesh.fsdp 2 --mesh.tensor 4: 63.4, 31.1 and 105.9 GB.
 Expected:  the paper's table is not known to us; docs/REPRODUCTION.md says what to compare.
 """
 

@@ -329,7 +329,9 @@ def reward_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     inner = spec.decoder if isinstance(spec, DecoderEncoderSpec) else spec
     activations = texts * size * (2.0 * inner.ffn + 6 * inner.width) * _item(spec)
     scores = texts * inner.heads * min(size, 512) * size * 4.0
-    temporary = activations + scores
+    # The hidden states, and either the scores of a layer or the inside of its feed-forward.
+    states = texts * size * 2.0 * inner.width * _item(spec)
+    temporary = states + max(activations - states, scores)
     moved = calls * (_item(spec) * encoder_weights(spec)[1] + 4 * inner.layers * (activations + scores))
     flops = reward_flops(config, spec, mesh.chips) / mesh.chips
     return Need(resident(config, models, mesh) + temporary, temporary, Cost(flops, moved))

