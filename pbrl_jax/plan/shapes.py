@@ -130,8 +130,8 @@ def run_models(config: Config) -> Models:
     settings = config.policy
     source = base_of(settings.source)
     if source == "random":
-        policy: DecoderSpec | None = lookup(DECODERS, settings.preset, "policy preset")
-        policy = dataclasses.replace(policy, vocab_size=config.data.vocab_size)
+        preset = lookup(DECODERS, settings.preset, "policy preset")
+        policy: DecoderSpec | None = dataclasses.replace(preset, vocab_size=config.data.vocab_size)
     else:
         policy = released_policy(source)
     if policy is None:

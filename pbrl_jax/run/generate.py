@@ -80,8 +80,8 @@ def main(arguments: GenerateOptions) -> None:
     ids = format_prompts(arguments.prompt, languages, policy.tokenizer, **form(arguments, policy.tokenizer))
     shown = visible if sys.stdout.isatty() else str
     if arguments.show_prompt:
-        for prompt in ids:
-            print(f"{shown(rendered(prompt, policy.tokenizer))}\n[{len(prompt)} tokens]\n")
+        for tokens in ids:
+            print(f"{shown(rendered(tokens, policy.tokenizer))}\n[{len(tokens)} tokens]\n")
     engine = Engine.of(policy, len(ids))
     sampling = Sampling(
         arguments.max_completion_length, arguments.temperature, arguments.top_p, arguments.top_k, seed=arguments.seed
