@@ -112,6 +112,14 @@ class Verb:
         return override(load_config(file), settings, f"pbrl {self.name} {file} --workdir W")
 
 
+class ConvertVerb(Verb):
+    """`pbrl convert comet IN OUT`, as version 0.1.0 had it, is `pbrl convert IN OUT`."""
+
+    def __call__(self, arguments: Sequence[str]) -> None:
+        named = len(arguments) > 2 and arguments[0] == "comet"
+        super().__call__(arguments[1:] if named else arguments)
+
+
 ON_CONFIG = "CONFIG --workdir W"
 VERBS: dict[str, Verb] = {verb.name: verb for verb in (
     Verb("quickstart", "--workdir W", "the paper's effect in miniature, offline, on a CPU", of.QuickstartOptions,
@@ -129,8 +137,8 @@ VERBS: dict[str, Verb] = {verb.name: verb for verb in (
     Verb("audit", f"{ON_CONFIG} [--min-auc 0.95]", "can this reward be cheated?", of.AuditOptions),
     Verb("calibrate", f"{ON_CONFIG} [--pairs FILE]", "what the encoder's cosines mean", of.CalibrateOptions),
     Verb("generate", "--policy DIR --prompt TEXT [--prompt TEXT ...]", "try a policy", of.GenerateOptions, on_options),
-    Verb("convert", "IN OUT", "a policy or encoder to or from the Hugging Face form, or to another type",
-         of.ConvertOptions, on_values),
+    ConvertVerb("convert", "IN OUT", "a policy or encoder to or from the Hugging Face form, or to another type",
+                of.ConvertOptions, on_values),
     Verb("eval", "--policy DIR --benchmark NAME --workdir W", "accuracy per language on a benchmark", of.EvalOptions,
          on_options),
     Verb("harness", "--policy DIR --tasks NAMES --workdir W", "any task of lm-evaluation-harness", of.HarnessOptions,
