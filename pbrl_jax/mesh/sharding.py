@@ -5,7 +5,7 @@ with NamedSharding: the compiler inserts the collectives.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,12 +83,17 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     shape, types = mesh_shape(config, len(devices)), (AxisType.Auto,) * len(MESH_AXES)
-    slices = len({getattr(device, "slice_index", None) for device in devices})
+    slices = slice_count(devices)
     if slices > 1 and shape[0] % slices == 0:
         return Mesh(across_slices(devices, shape, slices), MESH_AXES, axis_types=types)
     if devices[0].platform == "tpu":
         check_slices(shape[0], slices, len(devices))
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+
+
+def slice_count(devices: Iterable) -> int:
+    """Number of TPU slices that devices belong to; 1 for other devices."""
+    return len({getattr(device, "slice_index", None) for device in devices})
 
 
 def check_slices(data: int, slices: int, chips: int) -> None:

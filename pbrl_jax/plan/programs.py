@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.batching import length_bucket
 from pbrl_jax.core.records import PromptBatch, SamplingParams
-from pbrl_jax.mesh.sharding import MESH_AXES, batch_sharding, replicated, row_shards
+from pbrl_jax.mesh.sharding import MESH_AXES, batch_sharding, replicated, row_shards, slice_count
 from pbrl_jax.models.slots import BLOCK
 from pbrl_jax.models.specs import DecoderSpec, TextEncoderSpec
 from pbrl_jax.plan.hlo import Cost, program_cost
@@ -86,7 +86,7 @@ class Compiled(NamedTuple):
 
 def slice_devices(mesh: Mesh) -> int:
     """Devices of each slice of a mesh of several; 0 for a mesh within one."""
-    slices = len({getattr(device, "slice_index", None) for device in mesh.devices.flat})
+    slices = slice_count(mesh.devices.flat)
     return mesh.size // slices if slices > 1 else 0
 
 

@@ -171,15 +171,17 @@ def comet_bytes(source: str) -> float | None:
     """Bytes of a COMET model: of a released one in float32, or of the weights in a folder; None where it is neither."""
     if source in RELEASED_COMETS:
         return tree_bytes(abstract_tree(init_comet, RELEASED_COMETS[source]))
-    own = own_folder(_folder(source), "comet") if _folder(source) else None
-    file = own / WEIGHTS if own else os.path.join(_folder(source), CHECKPOINT)
-    return float(os.path.getsize(file)) if _folder(source) and os.path.exists(file) else None
+    folder = _folder(source)
+    own = own_folder(folder, "comet") if folder else None
+    file = own / WEIGHTS if own else os.path.join(folder, CHECKPOINT)
+    return float(os.path.getsize(file)) if folder and os.path.exists(file) else None
 
 
 def translator_bytes(source: str) -> float | None:
     """Bytes of a translator: M2M100 or NLLB in float32, or a policy in the type in which it is stored; None for a model
     that is neither known here nor in a folder."""
-    config = read_config(_folder(source), source) if _folder(source) else None
+    folder = _folder(source)
+    config = read_config(folder, source) if folder else None
     if source in RELEASED_TRANSLATORS or (config is not None and config.get("model_type") == MODEL_TYPE):
         spec = RELEASED_TRANSLATORS[source] if config is None else m2m100_spec(config)
         return tree_bytes(abstract_params(m2m100_names(spec)))
@@ -195,8 +197,8 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
     settings = config.encoder
     if settings.source in RELEASED_ENCODERS:
         return dataclasses.replace(RELEASED_ENCODERS[settings.source], dtype=settings.dtype or "float32")
-    if _folder(settings.source):
-        return folder_spec(_folder(settings.source), settings.pooling or None, settings.dtype or None)
+    if folder := _folder(settings.source):
+        return folder_spec(folder, settings.pooling or None, settings.dtype or None)
     if settings.source != "random":
         raise ConfigError(
             f"encoder.source {settings.source!r}: its sizes are not known here. For the plan, use its folder, one of "

@@ -11,6 +11,7 @@ from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.paths import WorkDir
 from pbrl_jax.mesh.agree import exchange
+from pbrl_jax.mesh.sharding import slice_count
 from pbrl_jax.plan.analytic import Sizes
 from pbrl_jax.plan.chips import BOX, USABLE, Chip, known_chip
 from pbrl_jax.plan.roofline import chosen_decoding, local_chip
@@ -35,8 +36,7 @@ def local_plan_chip(count: int) -> Chip:
 def local_box() -> int:
     """Devices that reach each other without the network (see plan.analytic.Sizes): of a TPU slice, or a box of GPUs."""
     devices = jax.devices()
-    slices = len({getattr(device, "slice_index", None) for device in devices})
-    return BOX if devices[0].platform == "gpu" else len(devices) // slices
+    return BOX if devices[0].platform == "gpu" else len(devices) // slice_count(devices)
 
 
 def saved_choice(config: Config, work: WorkDir) -> tuple[str, int] | None:

@@ -275,9 +275,10 @@ def main(
     mesh, reason = mesh_of(config, place.topology)
     if mesh is None:
         say(f"{reason}: the numbers are estimates, not compiled.")
-    planned = plan_step(config, models, place, mesh) if verb == "train" else plan_stage(
-        config, models, place, mesh, verb
-    )  # fmt: skip
+    if verb == "train":
+        plan = plan_step(config, models, place, mesh)
+    else:
+        plan = plan_stage(config, models, place, mesh, verb)
     if json_file:
-        write_atomic(as_path(json_file), json.dumps(planned.as_json(), indent=1))
-    return planned
+        write_atomic(as_path(json_file), json.dumps(plan.as_json(), indent=1))
+    return plan

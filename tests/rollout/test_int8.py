@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rollout.test_refill import KEY, LENGTHS, SAMPLING, G, R
 from tiny_policy import (
     full_rows,
     largest_difference,
@@ -23,15 +24,11 @@ from pbrl_jax.models.decoder import causal_logits
 from pbrl_jax.models.slots import SlotStep, empty_slots
 from pbrl_jax.rollout import slots as module
 from pbrl_jax.rollout.refill import make_programs
-from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.rollout.weights import decoding_params, sampling_spec
 from pbrl_jax.run.check import validate
 
 SPEC = tiny_spec(layer_pattern="lg", window=9, qkv_bias=True)
 BOTH = dataclasses.replace(SPEC, weight_dtype="int8", kv_dtype="int8")
-G, R = 3, 30
-SAMPLING = sampling_params(1.0, 1.0, 0, (4, 9, 13))
-KEY = jax.random.key(9)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return tiny_prompts(SPEC, [6, 1, 4, 3, 5, 2, 6, 6, 2, 1], 6)
+    return tiny_prompts(SPEC, LENGTHS, 6)
 
 
 @pytest.fixture(scope="module")
