@@ -212,6 +212,18 @@ def test_tensorflow_is_imported_lazily():
     assert not found, f"imported outside of functions: {[str(path.relative_to(ROOT)) for path in found]}"
 
 
+def test_tests_import_no_other_test():
+    """A test file's module name depends on how pytest was started; what tests share is in a file of helpers."""
+    imports = {path: imported_names(path, tree_of(path)) for path in python_files("tests")}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path, found in imports.items()
+        for line, name in found
+        if any(part.startswith("test_") for part in name.split(".")[:-1])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_config_field_is_read():
     from pbrl_jax import Config
 

@@ -1,13 +1,7 @@
 """Four faults of a seed: nothing is lost, and the run ends as the one that nobody disturbed."""
 
-import sys
-
-import pytest
-from source_tree import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 import chaos
+import pytest
 
 #: What a run gets over, so that one command each is enough; kills and signals are in test_resume.
 SHORT = ["damaged newest checkpoint", "reward that raises", "connection cut", "clock step"]

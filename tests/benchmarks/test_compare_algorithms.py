@@ -2,21 +2,16 @@
 
 import json
 import math
-import sys
 
 import pytest
-from source_tree import ROOT
+from compare_algorithms import ALGORITHMS, NAMES, algorithm_config
+from compare_rewards import REWARDS, TRANSLATED, measures, parse, reward_config
+from comparison import copy_start, finished, interval, markdown, picture, summary_of, tokens_used
 
 from pbrl_jax.config.checks import unread_fields
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.quickstart.settings import quickstart_config
 from pbrl_jax.run.check import validate
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from compare_algorithms import ALGORITHMS, NAMES, algorithm_config
-from compare_rewards import REWARDS, TRANSLATED, measures, parse, reward_config
-from comparison import copy_start, finished, interval, markdown, picture, summary_of, tokens_used
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -1,13 +1,8 @@
 """Loading needs the parameters' memory and little more, and eight devices hold what one does."""
 
-import sys
-
+import load_memory
 import pytest
 from source_tree import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import load_memory
 
 #: What the allocator and JAX itself may add while parameters are placed.
 SLACK = 48_000_000

@@ -4,14 +4,11 @@ import argparse
 import sys
 
 import pytest
+from real_model import CONFIG, PROMPT, answer_of, compared, markdown, measured, stages_of
 from source_tree import ROOT
 
 from pbrl_jax import cli
 from pbrl_jax.run.config_file import load_config, override
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from real_model import CONFIG, PROMPT, answer_of, compared, markdown, measured, stages_of
 
 FLAGS = argparse.Namespace(workdir="W", policy="P", encoder="E")
 

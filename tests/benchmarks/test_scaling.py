@@ -1,15 +1,9 @@
 """What a device computes falls as one over the devices; the update never holds logits of all positions."""
 
-import sys
-
 import pytest
-from source_tree import ROOT
-from tiny_policy import quick_compiles  # noqa: F401
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 import scaling
 import update_memory
+from tiny_policy import quick_compiles  # noqa: F401
 
 SIZES = "--layers 1 --width 32 --vocab 512 --prompts 8 --group 2 --prompt-len 8 --response-len 8".split()
 

@@ -1,16 +1,11 @@
 """The benchmark's weights in our decoder mean what the workload says: EOS comes with probability 1 / mean."""
 
 import argparse
-import sys
 
+import grpo_step
 import jax
 import jax.numpy as jnp
 import numpy as np
-from source_tree import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import grpo_step
 from peers import bench_workload as workload
 from peers.bench_protocol import parse_flags
 

@@ -1,6 +1,7 @@
 """Stand-ins on the PATH: programs that write down how they were called and answer as a test tells them."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,3 +107,37 @@ def assert_fails(result: subprocess.CompletedProcess, *said: str) -> None:
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and all(word in last for word in said), result.stderr
+
+
+CLOUD = """#!/usr/bin/env bash
+case "$4" in
+  describe)
+    state="$(head -n 1 "$STATES")"
+    sed -i 1d "$STATES"
+    [ "$state" != LOGIN ] || { echo "ERROR: Reauthentication failed." >&2; exit 1; }
+    [ "$state" != ABSENT ] ||
+      { echo "ERROR: NOT_FOUND: Resource 'projects/p/locations/z/nodes/$5' was not found" >&2; exit 1; }
+    echo "$state" ;;
+  create) exit "${CREATE_STATUS:-0}" ;;
+  ssh)
+    case "$*" in *local.sh*)
+      status="$(head -n 1 "$RESULTS")"
+      sed -i 1d "$RESULTS"
+      exit "$status" ;;
+    esac ;;
+esac
+"""
+TPU = {"TPU_NAME": "t", "ZONE": "us-west4-a"}
+TRAIN = ("train", "configs/x.py", "--workdir", "gs://bucket/run")
+
+
+def loop(machine, states: list[str], results: list[int], **environment):
+    """Runs `loop` while the machine is in these states at each look, and the run ends with these statuses."""
+    folder = machine.checkout.parent
+    (folder / "states").write_text("".join(f"{state}\n" for state in states))
+    (folder / "results").write_text("".join(f"{status}\n" for status in results))
+    files = {"STATES": str(folder / "states"), "RESULTS": str(folder / "results"), "RETRY_SECONDS": "0"}
+    result = machine.run("tpu_vm.sh", "loop", *TRAIN, **TPU, **files, **({"ANSWER": "cloud"} | environment))
+    verbs = [shlex.split(call)[4] for call in machine.calls]
+    runs = ["run" if "local.sh" in call else verb for verb, call in zip(verbs, machine.calls, strict=True)]
+    return result, [verb for verb in runs if verb not in ("describe", "scp", "ssh")]

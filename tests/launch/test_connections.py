@@ -7,8 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from launch.stand_ins import CHECKER, FAKE_PYTHON, Machine, assert_fails
-from launch.test_remote import CLOUD, TPU, TRAIN, loop
+from launch.stand_ins import CHECKER, CLOUD, FAKE_PYTHON, TPU, TRAIN, Machine, assert_fails, loop
 
 SSH = """#!/usr/bin/env bash
 echo "ssh $*" >>"$CALLS"

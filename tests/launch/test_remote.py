@@ -4,30 +4,9 @@ import re
 import shlex
 
 import pytest
-from launch.stand_ins import CHECKER, FAKE_PYTHON, Machine, assert_fails
+from launch.stand_ins import CHECKER, CLOUD, FAKE_PYTHON, TPU, TRAIN, Machine, assert_fails, loop
 
 from pbrl_jax.plan.chips import GPU_POOL
-
-CLOUD = """#!/usr/bin/env bash
-case "$4" in
-  describe)
-    state="$(head -n 1 "$STATES")"
-    sed -i 1d "$STATES"
-    [ "$state" != LOGIN ] || { echo "ERROR: Reauthentication failed." >&2; exit 1; }
-    [ "$state" != ABSENT ] ||
-      { echo "ERROR: NOT_FOUND: Resource 'projects/p/locations/z/nodes/$5' was not found" >&2; exit 1; }
-    echo "$state" ;;
-  create) exit "${CREATE_STATUS:-0}" ;;
-  ssh)
-    case "$*" in *local.sh*)
-      status="$(head -n 1 "$RESULTS")"
-      sed -i 1d "$RESULTS"
-      exit "$status" ;;
-    esac ;;
-esac
-"""
-TPU = {"TPU_NAME": "t", "ZONE": "us-west4-a"}
-TRAIN = ("train", "configs/x.py", "--workdir", "gs://bucket/run")
 
 
 @pytest.fixture
@@ -37,18 +16,6 @@ def machine(tmp_path):
     made.add("cloud", CLOUD)
     made.add("ssh")
     return made
-
-
-def loop(machine, states: list[str], results: list[int], **environment):
-    """Runs `loop` while the machine is in these states at each look, and the run ends with these statuses."""
-    folder = machine.checkout.parent
-    (folder / "states").write_text("".join(f"{state}\n" for state in states))
-    (folder / "results").write_text("".join(f"{status}\n" for status in results))
-    files = {"STATES": str(folder / "states"), "RESULTS": str(folder / "results"), "RETRY_SECONDS": "0"}
-    result = machine.run("tpu_vm.sh", "loop", *TRAIN, **TPU, **files, **({"ANSWER": "cloud"} | environment))
-    verbs = [shlex.split(call)[4] for call in machine.calls]
-    runs = ["run" if "local.sh" in call else verb for verb, call in zip(verbs, machine.calls, strict=True)]
-    return result, [verb for verb in runs if verb not in ("describe", "scp", "ssh")]
 
 
 KINDS = {"machine": {}, "queued": {"QUEUED": "1"}, "two slices": {"SLICES": "2"}}

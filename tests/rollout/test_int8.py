@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rollout.test_refill import KEY, LENGTHS, SAMPLING, G, R
 from tiny_policy import (
     full_rows,
     largest_difference,
@@ -16,6 +15,7 @@ from tiny_policy import (
     tiny_prompts,
     tiny_spec,
 )
+from tiny_rollout import KEY, LENGTHS, SAMPLING, G, R
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import ConfigError

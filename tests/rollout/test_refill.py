@@ -13,18 +13,14 @@ from tiny_policy import (
     tiny_prompts,
     tiny_spec,
 )
+from tiny_rollout import KEY, LENGTHS, SAMPLING, G, R
 
 from pbrl_jax.models import slots as cache_module
 from pbrl_jax.rollout import slots as module
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.refill import Queue, Refill, make_programs, slot_sizes, until
-from pbrl_jax.rollout.sampling import sampling_params
 
 SPEC = tiny_spec(layer_pattern="lg", window=9)
-G, R = 3, 30
-LENGTHS = (6, 1, 4, 3, 5, 2, 6, 6, 2, 1)
-SAMPLING = sampling_params(1.0, 1.0, 0, (4, 9, 13))
-KEY = jax.random.key(9)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from table_policy import CONFIG, G, P, R, batch_of, keep_gradient, table, table_outputs
 from tiny_policy import quick_compiles, tiny_spec  # noqa: F401  the first is a fixture
-from train.test_update_objectives import CONFIG, G, P, R, batch_of, keep_gradient, table, table_outputs
 
 from pbrl_jax import MeshConfig, with_values
 from pbrl_jax.algos import losses

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_policy import largest_difference, quick_compiles, tiny_batch, tiny_config, tiny_spec  # noqa: F401
+from table_policy import CONFIG, SPEC, G, P, R, batch_of, keep_gradient, table, table_outputs
+from tiny_policy import largest_difference, quick_compiles  # noqa: F401
 
 from pbrl_jax import with_values
 from pbrl_jax.algos import ALGORITHMS
@@ -22,10 +23,6 @@ from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
 
-SPEC = tiny_spec()
-P, G, R = 4, 3, 6
-LENGTHS = (6, 1, 4, 2, 2, 3, 5, 6, 1, 3, 3, 3)
-CONFIG = tiny_config(G, R, algo={"beta": 0.1})
 BELOW_A_GROUP = {"microbatch_prompts": 4, "microbatch_samples": 1}
 OBJECTIVES = {
     **{loss_type: {"loss_type": loss_type} for loss_type in LOSSES},
@@ -43,17 +40,6 @@ OBJECTIVES = {
 }
 
 
-def table_outputs(params, value_head, batch, context, entropy):
-    """Log-probs, entropies and no values of a policy that is a table of logits [V, R]."""
-    logits_BR = params["table"][batch.rollout.tokens_BR, jnp.arange(R)[None]]
-    return -jnp.logaddexp(0.0, -logits_BR) - 1.0, jnp.square(logits_BR) + 1.0 if entropy else None, None
-
-
-def keep_gradient(state, grads, *_):
-    """In the place of the optimizer."""
-    return dataclasses.replace(state, params=grads), {update.STATE_FINITE: jnp.bool_(True)}
-
-
 @pytest.fixture(autouse=True)
 def table_policy(monkeypatch):
     for module in (update, programs):
@@ -61,22 +47,6 @@ def table_policy(monkeypatch):
     monkeypatch.setattr(update, "optimizer_step", keep_gradient)
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         yield
-
-
-def table(seed: int):
-    return {"table": jnp.asarray(np.random.default_rng(seed).normal(size=(SPEC.vocab_size, R)))}
-
-
-def batch_of():
-    """Rows of different lengths and sampler log-probs near the policy's; an invalid row, and a group without signal."""
-    batch = tiny_batch(SPEC, (5, 2, 4, 3), 5, LENGTHS, R)
-    logp, *_ = table_outputs(table(0), None, batch, None, False)
-    noise = 0.2 * np.random.default_rng(5).normal(size=logp.shape)
-    used = jnp.arange(R)[None] < batch.rollout.lengths_B[:, None]
-    rollout = dataclasses.replace(batch.rollout, logp_BR=jnp.where(used, logp + noise, 1e3))
-    batch = dataclasses.replace(batch, old_logp_BR=rollout.logp_BR)
-    reward = jnp.asarray(batch.reward_B, jnp.float64).at[9:].set(0.5)
-    return dataclasses.replace(batch, rollout=rollout, reward_B=reward, valid_B=batch.valid_B.at[1].set(False))
 
 
 @functools.cache
