@@ -154,14 +154,15 @@ def override(config: Config, arguments: Sequence[str], program: str) -> Config:
     """
     arguments, renamed = with_current_names(arguments, dataclasses.asdict(config))
     print("".join(f"{sentence}; the old name still works.\n" for sentence in renamed), end="", file=sys.stderr)
+    default = config_class()()
+    sections = {type(getattr(default, field.name)): field.name for field in dataclasses.fields(default)}
     registry = ConstructorRegistry()
-    registry.struct_rule(_section_spec)
+    registry.struct_rule(functools.partial(_section_spec, sections))
     return tyro.cli(config_class(), default=config, args=arguments, prog=program, registry=registry)
 
 
-def _section_spec(info: StructTypeInfo) -> StructConstructorSpec | None:
+def _section_spec(sections: dict[type, str], info: StructTypeInfo) -> StructConstructorSpec | None:
     """How tyro builds a section, with help that says what values are allowed; None for other types."""
-    sections = {type(getattr(config_class()(), field.name)): field.name for field in dataclasses.fields(Config)}
     section: Any = info.type
     if section not in sections:
         return None
