@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -133,14 +134,20 @@ def check_rows(prompts: Sequence[Prompt]) -> list[str]:
 
 def refuse_trained(prompts: Sequence[Prompt], trained: Sequence[Prompt]) -> None:
     """Refuse evaluation prompts whose questions are trained on, too, in the same language (DataError)."""
-    known = {(prompt.language, prompt.asked) for prompt in trained}
-    same = [prompt for prompt in prompts if (prompt.language, prompt.asked) in known]
+    known = {(prompt.language, _bare(prompt)) for prompt in trained}
+    same = [prompt for prompt in prompts if (prompt.language, _bare(prompt)) in known]
     if same:
         raise DataError(
             f"{len(same)} of {len(prompts)} evaluation problems are also training rows, the first at {_places(same)} "
             f"of the evaluation: {same[0].question[:60]!r}. Name other problems (eval.source, eval.path), or "
             "set eval.training_rows true to evaluate on these."
         )
+
+
+def _bare(prompt: Prompt) -> tuple[str, ...]:
+    """What is asked, without system turns, in one form for equal text: widths, spaces, case and invisible marks."""
+    said = [text for role, text in prompt.turns if role != "system"] or [prompt.question]
+    return tuple(" ".join(FORMAT.sub("", unicodedata.normalize("NFKC", text)).casefold().split()) for text in said)
 
 
 def with_english(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -15,7 +15,7 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import parse_json
 from pbrl_jax.data.row_errors import RowErrors
 
-ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
+ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 UNPACKED_BYTES, UNPACKED_FREE, UNPACKED_RATIO = 1 << 32, 1 << 26, 200
 """A compressed file may unpack to UNPACKED_BYTES at most, and to UNPACKED_RATIO times its size and UNPACKED_FREE more:
@@ -53,7 +53,7 @@ def read_rows(file: epath.Path, errors: RowErrors, header: Sequence[str] = (), s
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{str(file)!r} is damaged or was cut off: {error}. Download it again.") from error
     if bare.endswith((".csv", ".tsv")) and not header:
-        return _separated_rows(text, "\t" if bare.endswith(".tsv") else ",", errors)
+        return _separated_rows(text, _separator(text, "\t" if bare.endswith(".tsv") else ","), errors)
     if bare.endswith(".json"):
         try:
             whole = parse_json(text)
@@ -146,6 +146,12 @@ def _parquet_rows(raw: bytes, place: str) -> list[dict[str, Any]]:
         raise DataError(f"{place} is damaged, or no parquet file: {error}. Download it again.") from error
 
 
+def _separator(text: str, usual: str) -> str:
+    """What stands between the names of the header: the usual mark, or another where it has none of those."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return next((mark for mark in (usual, *";\t,") if mark in header), usual)
+
+
 def _separated_rows(text: str, mark: str, errors: RowErrors) -> list[Row]:
     """Rows of a file with a header line; an empty cell is None, as there is no other way to leave one out."""
     first, *lines = _cells(text, mark, errors) or [[]]
@@ -163,14 +169,15 @@ def _separated_rows(text: str, mark: str, errors: RowErrors) -> list[Row]:
 def _cells(text: str, mark: str, errors: RowErrors) -> list[list[str]]:
     """The cells of each line that is not blank. A cell in quotation marks may hold the mark, line ends, and quotation
     marks written twice. Any other cell that begins with a quotation mark is taken as it is between tabs, where quoting
-    is rare, and is an error between commas."""
-    cell = re.compile(rf'"([^"]*+(?:""[^"]*+)*+)"(?=[{mark}\r\n]|\Z)|([^{mark}\r\n]*)')
+    is rare, and is an error between commas or semicolons, where a space may stand before it."""
+    before = "" if mark == "\t" else " *"
+    cell = re.compile(rf'{before}"([^"]*+(?:""[^"]*+)*+)"(?=[{mark}\r\n]|\Z)|([^{mark}\r\n]*)')
     lines: list[list[str]] = [[]]
     at = 0
     while found := cell.match(text, at):
         quoted, plain = found.groups()
         lines[-1].append(plain if quoted is None else quoted.replace('""', '"'))
-        if quoted is None and plain.startswith('"') and mark == ",":
+        if quoted is None and plain.startswith('"') and mark != "\t":
             errors.add(
                 len(lines) - 1, f"has a cell with a quotation mark that is not closed at its end: {plain[:40]!r}"
             )

@@ -89,7 +89,10 @@ def run_training(
         )
     if reward_functions:
         reward = settings.setdefault("reward", {})
-        reward["functions"] = [*reward.get("functions", ()), *map(importable_name, reward_functions)]
+        names = list(reward.get("functions", ()))
+        for function in reward_functions:
+            names.append(importable_name(function, names))
+        reward["functions"] = names
         reward.setdefault("reward_weights", [1.0] * len(reward["functions"]))
     whole = merged(start, settings, "run_training")
     for line in unread_fields(whole):
@@ -108,9 +111,9 @@ def read_training(work: WorkDir) -> TrainingRun:
     )
 
 
-def importable_name(function: Callable) -> str:
+def importable_name(function: Callable, taken: Sequence[str] = ()) -> str:
     """`package.module:function`, by which a run finds the function; one of a script, a notebook or another function is
-    found in this process alone.
+    found in this process alone, under a name that is not among the `taken` ones.
 
     Raises:
       ConfigError: something that is no function with a name.
@@ -122,6 +125,8 @@ def importable_name(function: Callable) -> str:
         return f"{module}:{name}"
     if not name.isidentifier():
         raise ConfigError(f"reward_functions holds a {name}; define it with `def`, so that its values have a name.")
+    while f"{INLINE}:{name}" in taken:
+        name += "_2"
     setattr(sys.modules.setdefault(INLINE, types.ModuleType(INLINE)), name, function)
     return f"{INLINE}:{name}"
 

@@ -1,5 +1,7 @@
 """Rows as other trainers write them: conversations, columns inside columns, and folders laid out as on the hub."""
 
+import json
+
 import pytest
 from row_files import ASK, write
 from text_helpers import format_prompt
@@ -53,6 +55,23 @@ def test_forms_of_conversations(name, turns, tmp_path, capsys):
         "<s><|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nNgapi?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert ("reply at the end of messages is left out" in capsys.readouterr().err) == (len(turns) == 3)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_columns_written_as_json_text(ending, tmp_path):
+    row = {name: json.dumps(cell) if isinstance(cell, list | dict) else cell for name, cell in VERL.items()}
+    columns = ("answer=reward_model.ground_truth", "reference=extra_info.answer")
+    (read_row,) = read(write(tmp_path / f"train.{ending}", [row]), columns=columns)
+    assert (read_row.turns, read_row.answer) == ((("system", "Be short."), ("user", "Ngapi?")), "18")
+    assert read_row.reference.text == "6 * 3 = 18" and dict(read_row.columns)["reward_model"] == row["reward_model"]
+
+
+def test_a_conversation_beside_the_question_it_was_made_from_is_what_is_asked(tmp_path):
+    """As data sets that were mapped for TRL hold both; the question goes to reward functions."""
+    path = write(tmp_path / "x.jsonl", [{"question": "Ngapi?", "prompt": ASK, "answer": "18"}])
+    (row,) = read(path)
+    assert row.turns == (("system", "Be short."), ("user", "Ngapi?")) and dict(row.columns)["question"] == "Ngapi?"
+    assert read(path, columns=("question=question",))[0].turns == ()
 
 
 def test_a_prompt_of_text_stays_text(tmp_path):

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import math
+import signal
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,9 +88,30 @@ def test_further_columns_of_the_data_arrive_by_name(tmp_path, call):
 
     assert call(function, prompts=prompts, texts=["kilo 4", "mita 5"]).value_B.tolist() == [1, 0]
     assert seen["note"] == [None, {"a": [1]}] and seen["step"] == [3, 3] and "prompt" not in seen
+    assert call(lambda question: [len(text) for text in question], prompts=prompts).value_B.tolist() == [6, 6]
     # Runs of versions without such columns resume on the same table.
     bare = [prompt._replace(columns=()) for prompt in prompts]
     assert dataset_fingerprint(prompts) == dataset_fingerprint(bare) != dataset_fingerprint(bare[:1])
+
+
+def test_a_whole_solution_arrives_whole_and_cells_are_its_own(tmp_path, call):
+    """The verifiable reward reads 1250 and 7; a function may look for the #### itself."""
+    rows = [{"question": "A?", "answer": 1250, "tags": ["x"]}, {"question": "B?", "answer": "3 + 4\n#### 7", "tags": ["y"]}]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prompts = table.rows(str(tmp_path / "data.jsonl"), "train", ("sw",), 0, 0)
+    assert [prompt.answer for prompt in prompts] == ["1250", "7"]
+
+    def function(completions, answer, tags):
+        assert answer == ["1250", "3 + 4\n#### 7"]
+        return [float(len(cell.pop())) for cell in tags]
+
+    for _ in range(2):  # an emptied list would fail at the second call
+        assert call(function, prompts=prompts).value_B.tolist() == [1, 1]
+
+
+def test_an_argument_that_is_no_column_stops_the_run(call):
+    with pytest.raises(RewardError, match="own_rewards:function needs the argument 'anwser'.*Did you mean 'answer'"):
+        call(lambda completions, anwser, weight=1, **_: [0, 0])
 
 
 def test_none_does_not_apply_and_is_no_failure(call):
@@ -213,6 +236,61 @@ def test_a_call_that_takes_too_long_is_invalid_and_says_so(call, capsys, wait):
     scores = call(slow, 0.2)
     assert time.monotonic() - start < 4
     assert not scores.valid_B.any() and "reward.timeout = 0.2" in capsys.readouterr().err
+
+
+def test_a_function_may_set_alarms_of_its_own(call):
+    """As readers of answers do, row by row; alarms work in the main thread alone."""
+
+    def function(completions):
+        values = []
+        for text in completions:
+            before = signal.signal(signal.SIGALRM, lambda *_: 1 / 0)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            try:
+                time.sleep(0.5 if text == TEXTS[1] else 0)
+                values.append(1)
+            except ZeroDivisionError:
+                values.append(0.25)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+        return values
+
+    assert call(function, 30.0).value_B.tolist() == [1, 0.25]
+
+
+def test_a_limit_holds_where_a_function_catches_exceptions_row_by_row(call):
+    def function(completions):
+        values = []
+        for _ in completions:
+            try:
+                time.sleep(2)
+            except Exception:
+                values.append(0)
+        return values
+
+    start, before = time.monotonic(), signal.getsignal(signal.SIGUSR2)
+    assert not call(function, 0.1).valid_B.any() and time.monotonic() - start < 1.5
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_off_the_main_thread_a_limit_holds_too(call):
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(call, lambda completions: time.sleep(1), 0.1).result().valid_B.any()
+
+
+def test_async_calls_share_one_event_loop(call):
+    """A client that a function keeps belongs to the loop of its first call; a notebook's loop runs already."""
+    loops = set()
+
+    async def function(completions):
+        loops.add(asyncio.get_running_loop())
+        return [1, 2]
+
+    async def in_a_notebook():
+        return call(function).value_B.tolist()
+
+    assert call(function, 30.0).value_B.tolist() == asyncio.run(in_a_notebook()) == [1, 2] and len(loops) == 1
 
 
 def test_an_exception_behind_a_time_limit_is_printed(call, capsys):

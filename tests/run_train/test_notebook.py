@@ -36,6 +36,12 @@ def test_the_notebook_runs(capsys):
     assert again.step == 2 and again.metrics == run.metrics, "a finished run is found as it is"
 
 
+def lambda_named(name):
+    function = lambda completions: []  # noqa: E731
+    function.__name__ = name
+    return function
+
+
 def test_a_function_of_a_module_keeps_its_name_and_another_gets_one():
     def inner(completions):
         return [0.0] * len(completions)
@@ -44,6 +50,8 @@ def test_a_function_of_a_module_keeps_its_name_and_another_gets_one():
     name = importable_name(inner)
     module, _, function = name.partition(":")
     assert getattr(sys.modules[module], function) is inner
+    other = importable_name(lambda_named("inner"), [name])
+    assert other == name + "_2" and getattr(sys.modules[module], function) is inner
     for wrong in (functools.partial(inner), lambda completions: []):
         with pytest.raises(ConfigError, match="reward_functions holds"):
             importable_name(wrong)

@@ -6,10 +6,14 @@ question_en, answer, reference_reasoning and reference_answer, or `reference` fo
 its answer sentence. A column inside another one is named with dots (`answer=reward_model.ground_truth`). A field that
 is not named is read from the column of its own name, if it exists, and a question also from `prompt`, `messages` or
 `conversations`. A question may be a conversation: a list of {role, content} (pbrl_jax.data.conversations); a reply at
-its end is left out. All other columns go to the user's reward functions as they are.
+its end is left out. Lists and columns inside may also be written as JSON text. All other columns go to the user's
+reward functions as they are.
 """
 
+import contextlib
 import decimal
+import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.core.paths import as_path, is_remote
+from pbrl_jax.core.paths import as_path, is_remote, parse_json
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.conversations import read_conversation
 from pbrl_jax.data.row_errors import RowErrors
@@ -25,13 +29,19 @@ from pbrl_jax.data.sources.common import prompt_id
 from pbrl_jax.data.tables import ENDINGS, SplitFile, read_hub, read_rows, read_saved, split_files
 from pbrl_jax.text.answers import read_gold, split_response
 from pbrl_jax.text.languages import LANGUAGES, check_languages, known_code, nfc
+from pbrl_jax.text.values import canonical
 
 FIELDS = ("question", "language", "question_en", "answer", "reference", "reference_reasoning", "reference_answer")
 ASKED_BY = ("prompt", "messages", "conversations")
 """Columns that the question is read from where none is named."""
-NOT_FURTHER = {*FIELDS, "prompt", "prompts", "completion", "completions", "completion_ids", "prompt_id", "step",
-               "trainer_state"}  # fmt: skip
+NOT_FURTHER = frozenset(
+    "language question_en reference prompt prompts completion completions completion_ids prompt_id step "
+    "trainer_state".split()
+)
 """Names of columns that reward functions do not receive as they are: they mean something else there."""
+
+_WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+"""The beginning of a conversation that is written as text."""
 
 
 def rows(
@@ -61,15 +71,16 @@ def rows(
     tables = read_tables(path, split)
     present = dict.fromkeys(column for _, table in tables for values in table for column in values)
     place = " + ".join(name for name, _ in tables)
-    mapping = column_mapping(columns, [*present, *_inner(tables)], place)
-    further = [column for column in present if column not in NOT_FURTHER]
+    mapping = column_mapping(columns, [*present, *_inner(tables)], place, _talks(tables))
+    further = [column for column in present if column and column not in NOT_FURTHER]
     prompts, first = [], 0
     for name, table in tables:
         errors = RowErrors(name)
         for row, values in enumerate(table):
             prompt = _prompt(first, row + 1, _Cells(values, mapping), languages, errors)
             if prompt is not None:
-                prompts.append(prompt._replace(columns=tuple((name, values.get(name)) for name in further)))
+                cells = [(column, values.get(column)) for column in further]
+                prompts.append(prompt._replace(columns=tuple(cell for cell in cells if not _known(cell, mapping, prompt))))
             first += 1
         errors.check()
     if not prompts:
@@ -77,12 +88,47 @@ def rows(
     return _limited(prompts, languages, limit, seed)
 
 
+def _known(cell: tuple[str, Any], mapping: dict[str, str], prompt: Prompt) -> bool:
+    """Whether a cell is the field of its own name; a whole solution is more than the gold answer that is read in it."""
+    name, value = cell
+    if mapping.get(name) != name:
+        return False
+    return name != "answer" or not isinstance(value, str) or value.strip() == (prompt.answer or "")
+
+
+def _talks(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> bool:
+    """Whether the column `prompt` holds conversations: then the question beside it is what they were made from."""
+    return any(_conversation(values.get("prompt")) is not None for _, table in tables for values in table)
+
+
+def _conversation(value: Any) -> list | None:
+    """A cell that is a conversation: a list, or its JSON."""
+    if isinstance(value, str) and _WRITTEN_TURNS.match(value):
+        value = _of_json(value)
+    return value if isinstance(value, list) else None
+
+
+def _object(value: Any) -> dict:
+    """A cell that has columns inside: an object, or its JSON; {} for others."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = _of_json(value)
+    return value if isinstance(value, dict) else {}
+
+
+def _of_json(text: str) -> Any:
+    with contextlib.suppress(ValueError):
+        value = parse_json(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    return text
+
+
 def _inner(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> dict[str, None]:
     """The dotted names of columns inside columns."""
     found: dict[str, None] = {}
 
     def walk(name: str, value: Any) -> None:
-        for key, inner in value.items() if isinstance(value, dict) else ():
+        for key, inner in _object(value).items():
             found[f"{name}.{key}"] = None
             walk(f"{name}.{key}", inner)
 
@@ -101,19 +147,21 @@ class _Cells(NamedTuple):
 
     def __call__(self, field: str) -> Any:
         """The value of a field, None where the row has none."""
-        column = self.mapping.get(field, "")
+        if (column := self.mapping.get(field)) is None:
+            return None
         if column in self.values:
             return self.values[column]
         value: Any = self.values
         for name in column.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
+            value = _object(value).get(name)
         return value
 
 
-def column_mapping(columns: Sequence[str], present: Sequence[str], place: str) -> dict[str, str]:
-    """`{field: column}` from `field=column` pairs and from columns that have a field's own name."""
+def column_mapping(columns: Sequence[str], present: Sequence[str], place: str, talks: bool = False) -> dict[str, str]:
+    """`{field: column}` from `field=column` pairs and from columns that have a field's own name; `talks`: the column
+    `prompt` holds conversations."""
     mapping = {field: field for field in FIELDS if field in present}
-    if asked := [column for column in ("question", *ASKED_BY) if column in present]:
+    if asked := [column for column in (*ASKED_BY[:talks], "question", *ASKED_BY) if column in present]:
         mapping["question"] = asked[0]
     for pair in columns:
         field, equals, column = pair.partition("=")
@@ -179,8 +227,11 @@ def _prompt(row: int, number: int, cells: _Cells, languages: tuple[str, ...], er
         return None
     column, asked = cells.mapping["question"], cells("question")
     turns: tuple[tuple[str, str], ...] = ()
-    if isinstance(asked, list):
-        conversation = read_conversation(asked, number, column, errors)
+    if isinstance(asked, str) and _WRITTEN_TURNS.match(asked) and _conversation(asked) is None:
+        errors.add(number, f"{column} is a conversation in no JSON that can be read: {asked[:60]!r}")
+        return None
+    if (talk := _conversation(asked)) is not None:
+        conversation = read_conversation(talk, number, column, errors)
         if conversation is None:
             return None
         if conversation.reply:
@@ -227,8 +278,8 @@ def _answer(cells: _Cells, code: str, number: int, errors: RowErrors) -> str | N
     if value is None:
         return None
     if isinstance(value, int | float | decimal.Decimal):
-        value = float(value) if isinstance(value, decimal.Decimal) else value
-        return str(int(value)) if float(value).is_integer() else repr(value)
+        exact = decimal.Decimal(repr(value) if isinstance(value, float) else value)
+        return canonical(exact) if exact.is_finite() else str(value)
     text = errors.text(number, cells.mapping["answer"], value)
     return (read_gold(text, code) or text) if text else None
 
