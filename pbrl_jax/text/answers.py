@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pbrl_jax.text.equality import same_answer
 from pbrl_jax.text.languages import language, nfc
 from pbrl_jax.text.numerals import HAN_NUMBER, ascii_digits
-from pbrl_jax.text.values import canonical_number, last_number, read_box, read_line, whole_value
+from pbrl_jax.text.values import canonical_number, last_number, read_box, read_line, whole_value, word_value
 
 __all__ = ["ascii_digits", "canonical_number", "extract_answer", "read_gold", "same_answer", "split_response"]
 
@@ -93,7 +93,8 @@ def read_gold(written: str, code: str) -> str | None:
             return match.answer
     if len(written.split()) > LONGEST_GOLD and "\\" not in written:
         return None
-    return whole_value(written, code) or read_box(written, code)
+    word = word_value(written, code, whole=True) or word_value(written, "en", whole=True)
+    return word or whole_value(written, code) or read_box(written, code)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,9 +1,12 @@
 """Conversion of numerals to ASCII digits: digits of every script, Han numerals, number words, powers of ten."""
 
 import functools
+import itertools
+import json
 import re
 import unicodedata
 from decimal import Decimal
+from pathlib import Path
 
 from pbrl_jax.text.languages import language
 
@@ -35,9 +38,12 @@ _POWER = re.compile(
 )
 
 
+_SIGNS = str.maketrans("٫٬٪−﹣－", ".,%---")
+
+
 def ascii_digits(text: str) -> str:
     """`text` with every Unicode decimal digit, Arabic separator and minus sign in its ASCII form."""
-    text = text.replace("٫", ".").replace("٬", ",").replace("−", "-").replace("﹣", "-").replace("－", "-")
+    text = text.translate(_SIGNS)
     if text.isascii():
         return text
     return "".join(str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text)
@@ -90,14 +96,39 @@ _ONE_ALONE = re.compile(r"\s*(?:$|[.,;:!?)*。।])")
 _FRACTIONS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "thirds"), 3)
 _FRACTIONS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
 _PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
+_AND_PART = re.compile(rf"\s+and (?:an?|one) ({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
+_AND_HALF = {
+    "es": "y medi[oa]", "fr": "et demie?", "id": "setengah", "ms": "setengah", "pt": "e mei[oa]", "ru": "с половиной",
+    "sw": "na nusu", "tr": "buçuk", "vi": "rưỡi",
+}  # fmt: skip
+_MINUS_WORD = re.compile(
+    r"(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|سالب|ناقص|منفی)\s+", re.IGNORECASE
+)
+_AND = {"en": "and", "es": "y", "fr": "et", "pt": "e", "sw": "na", "vi": "linh|lẻ"}
+"""Words between the parts of a number word."""
+_MORE_WORDS = {
+    "en": "a dozen 12, dozen 12, thousand 1000, million 1000000",
+    "es": "ciento 100, doscientos 200, trescientos 300, cuatrocientos 400, quinientos 500, seiscientos 600, "
+    "setecientos 700, ochocientos 800, novecientos 900, mil 1000",
+    "fr": "quatre-vingt 80, cents 100, mille 1000",
+    "id": "ratus 100, seratus 100, seribu 1000", "ms": "ratus 100, seratus 100, seribu 1000",
+    "pt": "cento 100, duzentos 200, trezentos 300, quatrocentos 400, quinhentos 500, seiscentos 600, setecentos 700, "
+    "oitocentos 800, novecentos 900, mil 1000, uma 1, duas 2",
+    "ru": "одна 1, две 2, двести 200, триста 300, четыреста 400, пятьсот 500, шестьсот 600, семьсот 700, "
+    "восемьсот 800, девятьсот 900, тысяча 1000",
+    "sw": "mia 100, elfu 1000",
+    "tr": "yirmi 20, otuz 30, kırk 40, elli 50, altmış 60, yetmiş 70, seksen 80, doksan 90, yüz 100, bin 1000",
+    "vi": "mươi 10, mốt 1, lăm 5, tư 4, trăm 100",
+}  # fmt: skip
+"""Further number words of some languages, those of hundreds and thousands among them."""
 
 
 def number_word(text: str, code: str, whole: bool = False) -> str | None:
     """The value of the number word at the beginning of `text`, in figures ("20", "2/3"); None without one.
 
-    Han numerals in Chinese and Japanese, both Korean series, and the words of languages.json: 0 to 20 or less, tens,
-    and in English hundreds, thousands and fractions. With `whole` the word must be the whole text, and only Han
-    numerals are read.
+    Han numerals in Chinese and Japanese, both Korean series, and the words of languages.json, of number_words.json (0
+    to 99) and of this file, in sums and products ("three thousand five hundred", "kumi na mbili"), in English also
+    fractions. With `whole` the word must be the whole text.
     """
     if code in ("zh", "ja", "zho_Hant"):
         match = HAN_NUMBER.fullmatch(text) if whole else _HAN_ANSWER.match(text)
@@ -107,40 +138,90 @@ def number_word(text: str, code: str, whole: bool = False) -> str | None:
         if above is None:
             return han_number(below)
         return han_number(above) if below == "百" else f"{han_number(above)}/{han_number(below)}"
-    if whole:
-        return None
+    minus = _MINUS_WORD.match(text)
+    if minus is not None:
+        value = number_word(text[minus.end() :], code, whole)
+        return None if value is None else f"-{value}"
     if code == "ko":
-        value = korean_number(text)
-        return None if value is None else str(value)
-    return _word_of_table(text, code)
+        found = korean_number(text)
+        return None if found is None else str(found)
+    return _word_of_table(text, code, whole)
 
 
-def _word_of_table(text: str, code: str) -> str | None:
+def _word_of_table(text: str, code: str, whole: bool) -> str | None:
     pattern, values = _number_words(code)
-    total = end = 0
-    words: list[int] = []
+    parts: list[int] = []
+    end = 0
     while pattern is not None and (match := pattern.match(text, end)):
-        value = values[match.group(1).lower()]
-        if words and (code != "en" or (value < 100 and words[-1] < value)):
+        groups = match.groupdict()
+        power = next((int(name[1:]) for name, found in groups.items() if name[0] == "p" and found), None)
+        value = values[match["word"].lower()] if power is None else 10**power
+        if power is not None and not parts:
             break
-        total = total * value if value >= 100 and total else total + value
-        words.append(value)
+        if code == "sw" and parts and parts[-1] in (100, 1000) and not match["joined"]:
+            parts[-1] *= value  # mia mbili: the hundreds stand first
+        elif value in (10, 100) or value % 1000 == 0 and value:
+            # Of "three hundred thousand" all parts are thousands, of "two thousand one hundred" the last one is not.
+            below = []
+            while parts and parts[-1] < value:
+                below.append(parts.pop())
+            parts.append(value * (sum(below) or 1))
+        elif not parts or _has_room(parts[-1], value, code):
+            parts.append(value)
+        else:
+            break
         end = match.end()
-    part = _PART.match(text, end) if code == "en" else None
-    if part is not None and (words or end == 0):
+    total = sum(parts)
+    if code == "en" and (part := _PART.match(text, end)) is not None and (parts or end == 0):
         return f"{total or 1}/{_FRACTIONS[part.group(1).lower()]}"
+    if code == "en" and parts and (part := _AND_PART.match(text, end)) is not None:
+        below_one = _FRACTIONS[part.group(1).lower()]
+        return f"{total * below_one + 1}/{below_one}"
+    if parts and code in _AND_HALF and re.match(rf"\s+{_AND_HALF[code]}(?![^\W_])", text[end:], re.IGNORECASE):
+        return f"{2 * total + 1}/2"
+    if not parts or (whole and text[end:].strip(" .")):
+        return None
+    if code == "ar" and re.match(r"\s+(?:عشر|و)", text[end:]):
+        return None  # 15 and 25 begin with five
     # "one" and "un" may also be articles and pronouns.
-    return str(total) if words and (total != 1 or _ONE_ALONE.match(text, end)) else None
+    return str(total) if total != 1 or _ONE_ALONE.match(text, end) else None
+
+
+def _has_room(above: int, value: int, code: str) -> bool:
+    """Whether `value` may follow a larger part, as two follows twenty (in French also fifteen follows sixty)."""
+    digits = 10 ** len(str(value))
+    return 0 < value < above and (above % digits == 0 or (code == "fr" and above % 100 in (60, 80) and value < 20))
 
 
 @functools.cache
 def _number_words(code: str) -> tuple[re.Pattern | None, dict[str, int]]:
+    """(pattern of one part of a number word, with the groups `joined`, `word`, and `p3` for a thousand; values)."""
     entry = language(code)
     values = {word: value for value, word in enumerate(entry.numbers.split())}
     values |= {word: 30 + 10 * place for place, word in enumerate(entry.tens.split())}
-    values |= {"thousand": 1000, "million": 10**6} if code == "en" else {}
-    words = "|".join(sorted(map(re.escape, values), key=len, reverse=True))
-    return (re.compile(rf"(?:[\s-]|and )*({words})(?![^\W_])", re.IGNORECASE) if values else None), values
+    file = Path(__file__).parents[1] / "data" / "sources" / "number_words.json"
+    listed = json.loads(file.read_text(encoding="utf-8"))
+    small = listed.get(code, ())
+    if code == "ms":
+        small = [word.replace("delapan", "lapan") for word in listed["id"][1:]]
+        values |= {word: value for value, word in enumerate(small, start=1)}
+    elif code == "it":
+        units, tens = entry.numbers.split()[1:10], ["venti", *entry.tens.split()[:-1]]
+        for ten, unit in itertools.product(tens, units):
+            stem = ten[:-1] if unit in ("uno", "otto") else ten
+            written = stem + unit
+            values |= dict.fromkeys((written, written.replace("tre", "tré")), values.get(ten, 0) + values[unit])
+    else:
+        values |= {word.replace("-", " "): value for value, word in enumerate(small)} if code != "en" else {}
+    values |= {
+        name: int(value) for name, _, value in (w.rpartition(" ") for w in _MORE_WORDS.get(code, "").split(", ") if w)
+    }
+    if not values:
+        return None, values
+    words = "|".join(sorted((re.escape(word).replace("\\ ", r"[\s-]+") for word in values), key=len, reverse=True))
+    scales = "".join(f"|(?P<p{power}>{names})" for power, names in entry.scales.items() if (code, power) != ("en", "2"))
+    joined = f"(?P<joined>(?:{_AND[code]})\\s+)?" if code in _AND else "(?P<joined>(?!))?"
+    return re.compile(rf"[\s-]*{joined}(?:(?P<word>{words}){scales})(?![^\W_])", re.IGNORECASE), values
 
 
 def without_myriads(plain: str) -> str:

@@ -13,7 +13,7 @@ from pbrl_jax.text.options import native_option, option_letter
 
 _SPACES = " \u00a0\u2009\u202f"
 _NUMBER = re.compile(
-    rf"(?<![\d.,])(?:(?<![\d)])(?<![\d)][{_SPACES}])-)?"
+    rf"(?<![\d.,])(?:(?<![\dA-Za-z)])(?<![\d)][{_SPACES}])-)?"
     rf"(?:\d|(?<!\w)\.\d)(?:[\d.,'’]|[{_SPACES}](?=\d{{3}}(?!\d)))*"
 )
 _FRACTION = re.compile(r"(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)(?![\d.,]*\d)")
@@ -46,6 +46,10 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operator
 _NAMED = re.compile(r"^\s*\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!.*=)")
 _LIST = re.compile(r"-?\d+,\d{1,2}(?!\d)|-?\d+,\d{4,}")
 _CURRENCY = re.compile(r"\\\$|\b(?:R|US|HK|NT|A|C|S)(?=\$)|[$€£¥₹฿₩₽₫৳₦]")
+_CURRENCY_FIRST = re.compile(
+    r"(?:Rp|Rs|RM|Kshs?|KSh|Tshs?|TSh|Ush|[A-Z]{2}D|EUR|GBP|INR|KES|TZS|UGX|NGN|ZAR|IDR)(?![A-Za-z])\.?\s*(?=\d)"
+)
+"""Currencies that are written before their amount."""
 _MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _FUNCTION = re.compile(r"sin|cos|tan|log|ln|exp|sqrt|mod|max|min(?!ut)|lim|gcd|lcm")
 _CONNECTIVE = re.compile(
@@ -139,7 +143,12 @@ def read_line(line: str, code: str, at_once: bool = False) -> str | None:
 
 
 def _word_value(line: str, code: str) -> str | None:
-    word = number_word(_LEAD.sub("", line, count=1), code)
+    return word_value(_LEAD.sub("", line, count=1), code)
+
+
+def word_value(text: str, code: str, whole: bool = False) -> str | None:
+    """The value of the number word at the beginning of a text, or with `whole` of one that is nothing else."""
+    word = number_word(text, code, whole)
     if word and "/" in word:
         return canonical(Fraction(word))
     return canonical_number(word, code) if word else None
@@ -249,7 +258,7 @@ def read_box(inside: str, code: str) -> str | None:
     if native is not None and native.fullmatch(content):
         return option_letter(content, code)
     figures = _in_figures(content, code).strip().rstrip(".")
-    text = _NAMED.sub("", figures).strip()
+    text = _CURRENCY_FIRST.sub("", _NAMED.sub("", figures).strip(), count=1)
     if text.count("=") and (value := _last_side(text, code)) is not None:
         return value
     if text.count("/") and (fraction := _FRACTION.match(text)) and _is_unit(text[fraction.end() :]):
@@ -259,7 +268,7 @@ def read_box(inside: str, code: str) -> str | None:
         return squeeze(text) if time is None else time[1] + (f"{time[2].upper()}M" if time[2] else "")
     number = _NUMBER.match(text)
     if number is None:
-        word = number_word(text, code, whole=True)
+        word = number_word(text, code, whole=True) if code in ("zh", "ja", "zho_Hant") else None
         return canonical_number(word, code) if word else squeeze(inside) or None
     after = text[number.end() :]
     # "x = -1,1" is a list of two values in every language.

@@ -27,6 +27,11 @@ def test_golds_are_read_as_responses_are(tmp_path):
     assert [row.answer for row in rows(tmp_path, [float("nan"), None])] == [None, None]
 
 
+def test_golds_in_words_digits_of_other_scripts_and_with_currencies(tmp_path):
+    found = rows(tmp_path, ["kumi na mbili", "twelve", "KSh 1,500", "Rp 5,000", "١٢٫٥٪", "-১২", 1e-7, 1250.0])
+    assert [row.answer for row in found] == ["12", "12", "1500", "5000", "12.5", "-12", "0.0000001", "1250"]
+
+
 def test_a_run_says_how_many_it_could_read_and_refuses_prose():
     prose = "First he counts them all, then he gives half of them away to friends."
     prompts = [Prompt(64 * i, "en", "?", "?", str(i)) for i in range(19)]

@@ -169,3 +169,8 @@ def test_evaluation_problems_that_are_trained_on_are_refused():
     others = [row._replace(question=row.question + "?") for row in trained]
     with pytest.raises(DataError, match=r"1 of 7 .* at row 2 \(sw\).*'sw 1'.*eval.training_rows"):
         refuse_trained([*others, trained[3]], trained)
+    seen = trained[3]
+    asked = seen.question.upper().replace(" ", "\u00a0 ") + "\u200b"
+    again = seen._replace(question="Other", turns=(("system", "Be short."), ("user", asked)))
+    with pytest.raises(DataError, match=r"1 of 1 evaluation problems"):
+        refuse_trained([again], trained)

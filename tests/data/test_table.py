@@ -276,3 +276,15 @@ def test_a_file_that_unpacks_to_far_too_much_is_refused(kind, tmp_path, monkeypa
                 read_rows(epath.Path(path), errors)
         else:
             assert len(read_rows(epath.Path(path), errors)) == 100 and not errors.found
+
+
+def test_other_separators_and_columns_without_a_name(tmp_path):
+    """As spreadsheets of other countries, and pandas with its index, write them."""
+    tables = {
+        "a.csv": 'question;answer\nNgapi, basi?;"1.5"\n', "b.csv": "question\tanswer\nNgapi, basi?\t1.5\n",
+        "c.csv": ',question,answer\n0,"Ngapi, basi?", "1.5"\n',
+    }  # fmt: skip
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+        (row,) = table.rows(str(tmp_path / name), "train", ("sw",), 0, 0)
+        assert (row.question, row.answer, row.columns) == ("Ngapi, basi?", "1.5", ())

@@ -96,7 +96,10 @@ def test_further_columns_of_the_data_arrive_by_name(tmp_path, call):
 
 def test_a_whole_solution_arrives_whole_and_cells_are_its_own(tmp_path, call):
     """The verifiable reward reads 1250 and 7; a function may look for the #### itself."""
-    rows = [{"question": "A?", "answer": 1250, "tags": ["x"]}, {"question": "B?", "answer": "3 + 4\n#### 7", "tags": ["y"]}]
+    rows = [
+        {"question": "A?", "answer": 1250, "tags": ["x"]},
+        {"question": "B?", "answer": "3 + 4\n#### 7", "tags": ["y"]},
+    ]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prompts = table.rows(str(tmp_path / "data.jsonl"), "train", ("sw",), 0, 0)
     assert [prompt.answer for prompt in prompts] == ["1250", "7"]

@@ -79,8 +79,9 @@ def rows(
         for row, values in enumerate(table):
             prompt = _prompt(first, row + 1, _Cells(values, mapping), languages, errors)
             if prompt is not None:
-                cells = [(column, values.get(column)) for column in further]
-                prompts.append(prompt._replace(columns=tuple(cell for cell in cells if not _known(cell, mapping, prompt))))
+                cells = ((column, values.get(column)) for column in further)
+                kept = tuple(cell for cell in cells if not _known(cell, mapping, prompt))
+                prompts.append(prompt._replace(columns=kept))
             first += 1
         errors.check()
     if not prompts:
