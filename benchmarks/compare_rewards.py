@@ -110,17 +110,19 @@ def reinforce(stages: Stages, name: str, config: Config, tokens: float, tiny: bo
 
 
 def measures(seen: tuple[str, ...]) -> Mapping[str, Callable[[dict], float]]:
-    """Further columns: replies in the right language, and accuracy by whether a language was trained on."""
+    """Further columns: replies in the right language; and, by whether a language was trained on, accuracy and its gap
+    to English."""
     found: dict[str, Callable[[dict], float]] = {
         "right_language": functools.partial(mean_non_english, key="right_language")
     }
 
-    def mean_of(trained: bool, table: dict) -> float:
+    def mean_of(trained: bool, gap: bool, table: dict) -> float:
         rows = [row["accuracy"] for code, row in table.items() if code != "en" and (code in seen) == trained]
-        return float(np.mean(rows))
+        return float(table["en"]["accuracy"] - np.mean(rows) if gap else np.mean(rows))
 
-    if seen:
-        found |= {"seen": functools.partial(mean_of, True), "unseen": functools.partial(mean_of, False)}
+    for name, trained in (("seen", True), ("unseen", False)) if seen else ():
+        found[name] = functools.partial(mean_of, trained, False)
+        found[f"gap_{name}"] = functools.partial(mean_of, trained, True)
     return found
 
 

@@ -66,6 +66,13 @@ def tokens_used(metrics: Path) -> int:
     return sum(row.get("num_tokens", 0) for row in read_json_lines(metrics)) if metrics.exists() else 0
 
 
+def rewards_seen(metrics: Path) -> tuple[float, float] | None:
+    """Mean rewards of the first and of the last tenth of a run's steps; None where there is no log of rewards."""
+    rows = [row["reward"] for row in read_json_lines(metrics) if "reward" in row] if metrics.exists() else []
+    size = math.ceil(len(rows) / 10)
+    return (float(np.mean(rows[:size])), float(np.mean(rows[-size:]))) if rows else None
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """(mean, half the width of its 95 % interval by Student's distribution); the second is NaN for a single value."""
     if len(values) < 2:
@@ -148,18 +155,19 @@ def mean_non_english(table: dict, key: str = "accuracy") -> float:
 
 
 def finished(root: Path, names: Sequence[str]) -> dict[int, dict[str, dict]]:
-    """seed -> name -> {"accuracy", "english", "table", "tokens", "steps", "seconds"} of all runs that are evaluated;
-    `start` is the start policy."""
+    """seed -> name -> {"accuracy", "english", "table", "rewards", "tokens", "steps", "seconds"} of all runs that are
+    evaluated; `start` is the start policy."""
     seeds = {}
     for stages in sorted(root.glob("seed_*/stages")):
         runs = {}
         for name in (START, *names):
             if (file := stages / f"evaluate_{name}.json").exists():
-                table = json.loads(file.read_text())["result"]
+                table, folder = json.loads(file.read_text())["result"], FOLDERS.get(name, name)
                 run = {"result": {"tokens": 0, "steps": 0}, "seconds": 0.0}
                 if name != START:
-                    run = json.loads((stages / f"{FOLDERS.get(name, name)}.json").read_text())
+                    run = json.loads((stages / f"{folder}.json").read_text())
                 runs[name] = {"accuracy": mean_non_english(table), "english": table["en"]["accuracy"], "table": table,
+                              "rewards": rewards_seen(stages.parent / folder / "metrics.jsonl"),
                               **run["result"], "seconds": run["seconds"]}  # fmt: skip
         seeds[int(stages.parent.name.removeprefix("seed_"))] = runs
     return seeds
@@ -180,11 +188,13 @@ def summary_of(seeds: dict[int, dict], names: Sequence[str], beside: str,
             continue
         rivals = [seed for seed in those if beside in seed and name != beside]
         ahead = [seed[beside]["accuracy"] - seed[name]["accuracy"] for seed in rivals]
+        rewards = [seed[name]["rewards"] for seed in those if seed[name]["rewards"]]
         summary[name] = {
             "accuracy": interval([seed[name]["accuracy"] for seed in those]),
             "gain": interval([seed[name]["accuracy"] - seed[START]["accuracy"] for seed in those]),
             "ahead": interval(ahead) if ahead else None,
             "english": interval([seed[name]["english"] for seed in those]),
+            "rewards": np.mean(rewards, axis=0).tolist() if rewards else None,
             **{key: interval([measure(seed[name]["table"]) for seed in those]) for key, measure in measures.items()},
             **{key: interval([seed[name][key] for seed in those])[0] for key in ("tokens", "steps", "seconds")},
             "seeds": len(those),
@@ -201,39 +211,58 @@ def percent(pair: tuple[float, float] | None) -> str:
 
 
 def markdown(summary: dict[str, dict], what: str, beside: str, measures: Sequence[str] = ()) -> str:
-    """The table, the best run first; `what` heads its first column."""
+    """The table, the best run first; `what` heads its first column. A run's reward is the mean of the first and of the
+    last tenth of its steps: one that rises while the accuracy does not is cheated."""
     shown = ["accuracy", "gain", "ahead", "english", *measures]
     heads = ["without English", "gain", f"{beside} ahead by", "English", *(name.replace("_", " ") for name in measures)]
     lines = [
         "Accuracy in % on held-out problems, mean over seeds ± half of its 95 % interval (Student's).",
         "",
-        f"| {what} | {' | '.join(heads)} | generated tokens | steps | seconds | seeds |",
-        "|---" * (len(heads) + 5) + "|",
+        f"| {what} | {' | '.join(heads)} | reward | generated tokens | steps | seconds | seeds |",
+        "|---" * (len(heads) + 6) + "|",
     ]
     for name, row in sorted(summary.items(), key=lambda item: -item[1]["accuracy"][0]):
         cells = " | ".join(percent(row[key]) for key in shown)
+        reward = f"{row['rewards'][0]:.2f} -> {row['rewards'][1]:.2f}" if row["rewards"] else ""
         counts = f"{row['tokens']:,.0f} | {row['steps']:.0f} | {row['seconds']:.0f} | {row['seeds']}"
-        lines.append(f"| {name} | {cells} | {counts} |")
+        lines.append(f"| {name} | {cells} | {reward} | {counts} |")
     return "\n".join(lines) + "\n"
 
 
 def picture(summary: dict[str, dict], file: Path) -> None:
-    """Gains over the start policy, with their intervals."""
+    """Gains over the start policy, with their intervals: bars, or, where every run is called `NAME@PROMPTS`, curves
+    over the number of prompts."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = sorted(((name, row["gain"]) for name, row in summary.items() if name != START), key=lambda row: row[1][0])
-    figure, axes = pyplot.subplots(figsize=(7, 0.5 + 0.45 * len(rows)))
-    halves = [0.0 if math.isnan(half) else 100 * half for _, (_, half) in rows]
-    names, means = [name for name, _ in rows], [100 * mean for _, (mean, _) in rows]
-    axes.barh(names, means, xerr=halves, color="#4477aa", capsize=3)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("gain in accuracy over the start policy, languages beside English (points, 95 % interval)")
+    label = "gain in accuracy over the start policy,\nlanguages beside English (points, 95 % interval)"
+    figure, axes = pyplot.subplots(figsize=(7, max(2.5, 0.5 + 0.45 * len(rows))))
+    if all("@" in name for name, _ in rows):
+        for reward in sorted({name.partition("@")[0] for name, _ in rows}):
+            points = sorted((int(name.partition("@")[2]), gain) for name, gain in rows if name.startswith(f"{reward}@"))
+            means, halves = zip(*(_points(gain) for _, gain in points), strict=True)
+            axes.errorbar([count for count, _ in points], means, yerr=halves, marker="o", capsize=3, label=reward)
+        axes.set(xscale="log", xlabel="prompts", ylabel=label, xticks=[count for count, _ in points])
+        axes.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axes.minorticks_off()
+        axes.legend()
+    else:
+        means, halves = zip(*(_points(gain) for _, gain in rows), strict=True)
+        axes.barh([name for name, _ in rows], means, xerr=halves, color="#4477aa", capsize=3)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(label)
     figure.tight_layout()
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
+
+
+def _points(gain: tuple[float, float]) -> tuple[float, float]:
+    """A gain and its half-width (0 for a single seed) in points."""
+    mean, half = gain
+    return 100 * mean, 0.0 if math.isnan(half) else 100 * half
 
 
 def parser(description: str, names: Sequence[str], tokens: int) -> argparse.ArgumentParser:

@@ -77,6 +77,11 @@ class Cost(NamedTuple):
     def collective_bytes(self) -> float:
         return sum(self.collectives.values())
 
+    @property
+    def link_bytes(self) -> float:
+        """Bytes sent that stay within the slice or box."""
+        return self.collective_bytes - self.network_bytes
+
 
 def attribute(instruction: Instruction, pattern: str) -> str:
     """What the first group of a pattern finds in the attributes of an instruction, which must be there."""

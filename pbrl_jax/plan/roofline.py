@@ -92,7 +92,7 @@ def time_of(need: Need, chip: Chip) -> Row:
     seconds = {
         "compute": (cost.flops / chip.flops, chip.compute_share),
         "memory": (cost.bytes / chip.bandwidth, chip.memory_share),
-        "links": ((cost.collective_bytes - cost.network_bytes) / chip.link, LINK_SHARE),
+        "links": (cost.link_bytes / chip.link, LINK_SHARE),
         "network": (cost.network_bytes / chip.network, LINK_SHARE),
         "host": (cost.host_bytes / chip.host, LINK_SHARE),
     }
@@ -143,7 +143,7 @@ def decoding_weights(config: Config, models: Models, sizes: Sizes, chip: Chip) -
     activations are waited for."""
     needs = {name: generate_estimate(with_values(config, rollout={"weights": name}), models, sizes)
              for name in ("whole", "tensor")}  # fmt: skip
-    seconds = {name: need.cost.bytes / chip.bandwidth + need.cost.collective_bytes / chip.link
+    seconds = {name: need.cost.bytes / chip.bandwidth + need.cost.link_bytes / chip.link
                + need.cost.network_bytes / chip.network for name, need in needs.items()}  # fmt: skip
     fit = [name for name, need in needs.items() if need.hbm_bytes <= chip.room] or ["tensor"]
     estimates = ", ".join(f"{name} {seconds[name]:.3g} s and {needs[name].hbm_bytes / 1e9:.3g} GB" for name in needs)

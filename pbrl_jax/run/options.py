@@ -22,10 +22,19 @@ def option(default: Any = dataclasses.MISSING, words: str = "", low: float | Non
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
 class Options:
-    """What a verb takes; its subclasses are frozen dataclasses."""
+    """What a verb takes; its subclasses are frozen dataclasses, which raise ConfigError for a number out of its bounds.
+    """
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for field in dataclasses.fields(kind):
+            value, low, high = getattr(self, field.name), field.metadata["low"], field.metadata["high"]
+            if low is not None and value is not None and not low <= value <= high:
+                limits = f"at most {high:g}" if high == LARGEST and value > low else bounds(low, high)
+                raise ConfigError(f"{flag(field.name)} is {value}; expected {limits}.")
 
 
 def flag(name: str) -> str:
@@ -66,13 +75,9 @@ def parse(kind: Any, arguments: Sequence[str], program: str, words: str,
     )  # fmt: skip
     options, unknown = found if rest else (found, [])
     for field in dataclasses.fields(kind):
-        value, low, high = getattr(options, field.name), field.metadata["low"], field.metadata["high"]
-        if field.default is dataclasses.MISSING and value == ():
+        if field.default is dataclasses.MISSING and getattr(options, field.name) == ():
             print(f"{program}: {field.metadata['place']} is required.", file=sys.stderr)
             raise SystemExit(2)
-        if low is not None and value is not None and not low <= value <= high:
-            limits = f"at most {high:g}" if high == LARGEST and value > low else bounds(low, high)
-            raise ConfigError(f"{flag(field.name)} is {value}; expected {limits}.")
     return options, unknown
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from compare_algorithms import ALGORITHMS, NAMES, algorithm_config
 from compare_rewards import REWARDS, TRANSLATED, measures, parse, reward_config
-from comparison import copy_start, finished, interval, markdown, picture, summary_of, tokens_used
+from comparison import copy_start, finished, interval, markdown, picture, rewards_seen, summary_of, tokens_used
 
 from pbrl_jax.config.checks import unread_fields
 from pbrl_jax.core.errors import ConfigError
@@ -30,11 +30,11 @@ def test_every_reward_can_run_and_reads_its_settings(name):
 
 
 def test_columns_of_rewards_by_hand():
-    """Seen: sw; unseen: zh. Both replies in the right language: 0.5 and 1."""
-    table = {"en": {"accuracy": 0.9, "right_language": 1.0}, "sw": {"accuracy": 0.25, "right_language": 0.5},
+    """Seen: sw; unseen: zh. Both replies in the right language: 0.5 and 1. English: 0.875."""
+    table = {"en": {"accuracy": 0.875, "right_language": 1.0}, "sw": {"accuracy": 0.25, "right_language": 0.5},
              "zh": {"accuracy": 0.75, "right_language": 1.0}}  # fmt: skip
     values = {name: measure(table) for name, measure in measures(("en", "sw")).items()}
-    assert values == {"right_language": 0.75, "seen": 0.25, "unseen": 0.75}
+    assert values == {"right_language": 0.75, "seen": 0.25, "gap_seen": 0.625, "unseen": 0.75, "gap_unseen": 0.125}
     assert list(measures(())) == ["right_language"]
     flags = parse(["--workdir", "W", "--only", "hybrid", "--prompts-seen", "250", "500"])
     assert flags.only == ["hybrid@250", "hybrid@500"]
@@ -56,7 +56,7 @@ def test_intervals_by_hand():
 
 
 def run(accuracy, tokens):
-    return {"accuracy": accuracy, "english": 0.9, "tokens": tokens, "steps": 4, "seconds": 2.0}
+    return {"accuracy": accuracy, "english": 0.9, "rewards": None, "tokens": tokens, "steps": 4, "seconds": 2.0}
 
 
 def test_summary_table_and_picture(tmp_path):
@@ -72,11 +72,17 @@ def test_summary_table_and_picture(tmp_path):
     lines = markdown(summary, "algorithm", "GRPO").splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["grpo", "start", "sft"]
     assert "| 55.0 ± 63.5 | 30.0 ± 0.0 |  |" in lines[4] and lines[4].endswith("| 4 | 2 | 2 |")
+    seeds[0]["grpo"]["rewards"], seeds[1]["grpo"]["rewards"] = (0.1, 0.4), (0.3, 0.5)
+    rewarded = markdown(summary_of(seeds, NAMES, "grpo"), "algorithm", "GRPO").splitlines()
+    assert "| 0.20 -> 0.45 | 105 |" in rewarded[4]
     del seeds[1]["sft"]
     assert summary_of(seeds, NAMES, "grpo")["sft"]["seeds"] == 1 and "ppo" not in summary
     picture(summary, tmp_path / "comparison.png")
     assert (tmp_path / "comparison.png").stat().st_size > 1000
     assert set(NAMES) >= set(summary) - {"start"}
+    by_prompts = {"start": summary["start"], "a@250": summary["sft"], "a@500": summary["grpo"]}
+    picture(by_prompts, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 def test_starts_are_copied_and_finished_runs_are_found(tmp_path):
@@ -104,8 +110,11 @@ def test_starts_are_copied_and_finished_runs_are_found(tmp_path):
     assert found["accuracy"] == 0.5 and (found["tokens"], found["steps"], found["seconds"]) == (7, 3, 2.5)
 
 
-def test_tokens_of_a_log(tmp_path):
+def test_tokens_and_rewards_of_a_log(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    assert tokens_used(file) == 0
+    assert tokens_used(file) == 0 and rewards_seen(file) is None
     file.write_text("".join(json.dumps(row) + "\n" for row in ({"num_tokens": 7}, {"loss": 1.0}, {"num_tokens": 5})))
     assert tokens_used(file) == 12
+    assert rewards_seen(file) is None
+    file.write_text("".join(json.dumps({"reward": step / 10}) + "\n" for step in range(20)))
+    assert rewards_seen(file) == pytest.approx((0.05, 1.85))

@@ -213,6 +213,7 @@ def test_seconds_to_expect():
     assert plan.expected_seconds == pytest.approx(1 / 0.497 + 1 / 0.77)
     away = make_plan(TINY, {"update": Need(1.0, 1.0, Cost(network_bytes=chip.network))}, chip).rows["update"]
     assert (away.binds, away.seconds, away.expected) == ("network", 1.0, pytest.approx(1 / LINK_SHARE))
+    assert Cost(collectives={"all-gather": 5.0, "all-reduce": 2.0}, network_bytes=3.0).link_bytes == 4.0
     assert all(0 < share < 1 for chip in CHIPS.values() for share in (chip.compute_share, chip.memory_share))
     assert known_chip("cpu") is None and local_chip(1, 1.0).compute_share == 1
 

@@ -13,6 +13,7 @@ from tiny_world import policy as own_policy
 
 from pbrl_jax import Config, cli, with_values
 from pbrl_jax.config.serialize import to_json
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.run import generate
 from pbrl_jax.run.options import GenerateOptions
@@ -142,6 +143,8 @@ def test_what_is_refused(answer):
     ]:
         status, output, errors = answer("--prompt", "2?", *more)
         assert status == 1 and not output and errors.startswith("Error: ") and message in errors, errors
+    with pytest.raises(ConfigError, match="--top-k is -1; expected at least 0"):
+        GenerateOptions(policy="p", prompt=("2?",), top_k=-1)
 
 
 @pytest.mark.serial
