@@ -50,4 +50,4 @@ class RewardConfig:
     curriculum_shape: Literal["linear", "cosine"] = identity("linear", only_with=("final_weights",))
     """Interpolation of the weights: linear or cosine."""
     timeout: float = operational(600.0, at_least=0)
-    """Seconds that your own reward function may take for one batch; after that its rows are invalid. 0: none."""
+    """Seconds that your own reward function may take for one batch; after that its rows are invalid. 0: no limit."""
