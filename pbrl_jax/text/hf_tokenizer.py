@@ -39,7 +39,9 @@ class HuggingFaceTokenizer:
     def __init__(self, source: str):
         with _local_folder(source) as local:
             self.tokenizer = _auto_tokenizer(local, source)
-            self.generation_config = _generation_config(local)
+            self.generation_config = _settings(local, GENERATION_CONFIG)
+            # As in transformers, a model without generation settings stops where its config.json says.
+            model = {} if "eos_token_id" in self.generation_config else _settings(local, "config.json")
             self.files = _tokenizer_files(local)
         self._loaded_template = self.tokenizer.chat_template
         vocabulary = self.tokenizer.get_vocab()
@@ -47,6 +49,7 @@ class HuggingFaceTokenizer:
             raise DataError(f"The tokenizer of {source!r} has no tokens. Download its files again.")
         self.vocab_size = 1 + max(vocabulary.values())
         self.eos_ids = _stop_ids(self.tokenizer, self.generation_config, source)
+        self.eos_ids += tuple(i for i in _listed(model) if type(i) is int and i in self._special_ids - {*self.eos_ids})
         self.bos_id = self.tokenizer.bos_token_id
         pad = self.tokenizer.pad_token_id
         if not self.eos_ids and pad is None:
@@ -87,6 +90,11 @@ class HuggingFaceTokenizer:
             elif part:
                 ids += self._ids(part)
         return ids
+
+    @property
+    def _special_ids(self) -> set[int]:
+        added = {i for i, piece in self.tokenizer.added_tokens_decoder.items() if piece.special}
+        return added | set(self.tokenizer.all_special_ids)
 
     @functools.cached_property
     def _specials(self) -> tuple[str, ...]:
@@ -229,15 +237,15 @@ def _auto_tokenizer(local: str, source: str):
         ) from error
 
 
-def _generation_config(local: str) -> dict:
-    """`generation_config.json` of a folder or hub id; {} if there is none.
+def _settings(local: str, name: str) -> dict:
+    """A JSON file of a folder or hub id; {} if there is none.
 
     Raises:
       DataError: it is not a JSON object.
     """
     from transformers.utils import cached_file
 
-    path = cached_file(local, GENERATION_CONFIG, _raise_exceptions_for_missing_entries=False,
+    path = cached_file(local, name, _raise_exceptions_for_missing_entries=False,
                        _raise_exceptions_for_connection_errors=False)  # fmt: skip
     if path is None:
         return {}
@@ -251,6 +259,12 @@ def _generation_config(local: str) -> dict:
     return settings
 
 
+def _listed(settings: dict) -> list:
+    """The values of `eos_token_id`, which is one or a list."""
+    configured = settings.get("eos_token_id")
+    return configured if isinstance(configured, list) else [] if configured is None else [configured]
+
+
 def _stop_ids(tokenizer, generation_config: dict, source: str) -> tuple[int, ...]:
     """The tokenizer's end-of-sequence id, then the others of `generation_config.json`.
 
@@ -258,8 +272,7 @@ def _stop_ids(tokenizer, generation_config: dict, source: str) -> tuple[int, ...
       DataError: an id that cannot be a token id.
     """
     ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    configured = generation_config.get("eos_token_id")
-    ids += configured if isinstance(configured, list) else [] if configured is None else [configured]
+    ids += _listed(generation_config)
     # weights.folders.check_vocabulary checks that the model has an embedding of each.
     wrong = [i for i in ids if not (type(i) is int and 0 <= i < LARGEST_VOCABULARY)]
     if wrong:

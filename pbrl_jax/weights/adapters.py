@@ -31,7 +31,7 @@ BASE = "base_model_name_or_path"
 
 #: Fields that do not change the merged weights; modules and ranks of adapters are known from the tensors.
 NOT_READ = (
-    "auto_mapping", "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
+    "auto_mapping", "bias", "corda_config", "eva_config", "exclude_modules", "inference_mode",
     "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_core",
     "modules_to_save", "peft_version", "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_modules",
     "task_type",
@@ -98,6 +98,8 @@ class Adapter(NamedTuple):
     alphas: dict[str, float]
     #: Divide alpha by the square root of the rank instead of the rank (rsLoRA).
     rooted: bool
+    #: The output matrix of a tied base stays its embedding, also where the adapter changes that.
+    keeps_tie: bool = False
 
     def scale(self, module: str, rank: int) -> float:
         """The factor of high @ low for a module."""
@@ -109,7 +111,7 @@ class Adapter(NamedTuple):
 
         Args:
           tied: the base's output matrix is its embedding. If the adapter changes only the embedding, the output matrix
-            is the base's embedding.
+            is the base's embedding, except with `keeps_tie`.
           exact: adapted tensors are float32; otherwise they are rounded to the type of the base.
 
         Raises:
@@ -140,7 +142,8 @@ class Adapter(NamedTuple):
             problems += [adapted] if isinstance(adapted, str) else []
             result[place] = adapted  # type: ignore[assignment]
         embed = names.get("embed_tokens.weight")
-        if tied and embed is not None and result[embed] is not base[embed] and "lm_head.weight" not in names:
+        untied = tied and not self.keeps_tie and "lm_head.weight" not in names
+        if untied and embed is not None and result[embed] is not base[embed]:
             result.setdefault("lm_head.weight", base[embed])
         if problems:
             raise CheckpointError(
@@ -195,11 +198,12 @@ def read_adapter(place: str, source: str) -> Adapter:
         base = f"{base}@{revision}"
     alphas = {str(key): float(value) for key, value in (fields.take("alpha_pattern", None) or {}).items()}
     rooted, alpha = fields.flag("use_rslora", False), fields.number("lora_alpha", 8)
+    keeps_tie = fields.flag("ensure_weight_tying", False)
     fields.finish()
     file = next((f for f in (ADAPTER_WEIGHTS, ADAPTER_TORCH_WEIGHTS) if located(os.path.join(place, f))), None)
     if file is None:
         raise CheckpointError(f"{source!r} holds {CONFIG}, but no {ADAPTER_WEIGHTS}. Copy the whole folder.")
-    return Adapter(place, source, str(base), open_weights(place, file), alpha, alphas, rooted)
+    return Adapter(place, source, str(base), open_weights(place, file), alpha, alphas, rooted, keeps_tie)
 
 
 @contextlib.contextmanager

@@ -176,6 +176,7 @@ def read_hf_policy(
     text = json.dumps(described, sort_keys=True) + weights_digest(stored)
     if adapter is not None:
         text += f"{adapter.alpha} {sorted(adapter.alphas.items())} {adapter.rooted}" + weights_digest(adapter.tensors)
+        text += "tied" if adapter.keeps_tie else ""
     stored.release()
     return Policy(spec, params, tokenizer, hashlib.sha256(text.encode()).hexdigest(), kept_fields(config))
 

@@ -189,6 +189,17 @@ def test_a_saved_hub_tokenizer_keeps_its_stop_ids(hub_folder, tmp_path):
     assert (again.fingerprint, again.eos_ids) == (tokenizer.fingerprint, (1, 3))
 
 
+def test_without_generation_settings_the_models_own_stop_ids_count(hub_folder, tmp_path):
+    """As in transformers; an id that is no special token stops nothing."""
+    folder = shutil.copytree(hub_folder, tmp_path / "model")
+    (folder / "config.json").write_text('{"model_type": "llama", "eos_token_id": [1, 3, 9, 900]}')
+    assert load_tokenizer(str(folder)).eos_ids == (1, 3)
+    (folder / "generation_config.json").unlink()
+    assert load_tokenizer(str(folder)).eos_ids == (1, 3)
+    (folder / "config.json").write_text('{"model_type": "llama", "eos_token_id": 9}')
+    assert load_tokenizer(str(folder)).eos_ids == (1,)
+
+
 def test_a_saved_tokenizer_leaves_an_existing_generation_config(hub_folder, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3], "top_p": 0.9}')
     load_tokenizer(str(hub_folder)).save(str(tmp_path))

@@ -46,6 +46,15 @@ def test_logits_of_the_adapted_model(name):
     assert policy.spec.tied_embeddings == (name not in ("peft_head", "peft_embed"))
 
 
+def test_an_adapter_may_keep_the_output_matrix_tied(tmp_path):
+    """PEFT's ensure_weight_tying: the trained embedding is the output matrix, too."""
+    place = shutil.copytree(FIXTURES / "peft_embed", tmp_path / "adapter")
+    change(place, base_model_name_or_path=str(FIXTURES / "qwen3"), ensure_weight_tying=True)
+    tied, own = load_policy(str(place)), load_policy(str(FIXTURES / "peft_embed"))
+    assert tied.spec.tied_embeddings and tied.fingerprint != own.fingerprint
+    assert np.array_equal(tied.params["embed"], own.params["embed"])
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A copy of an adapter that a test changes; its base is the fixture."""
