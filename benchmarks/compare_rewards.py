@@ -66,7 +66,7 @@ REWARDS: dict[str, dict] = {
     "translation_chrf": semantic("translation", **CHRF),
     "hybrid": semantic("hybrid", hybrid_answer="cosine", hybrid_reasoning="translation"),
     "alignment": semantic("alignment"),
-    "implicit": semantic("implicit", **NO_COSINE),
+    "implicit": semantic("implicit", rejected_value=-5.0, **NO_COSINE),  # its values are about -2 at the start
     "gold_answer": {"functions": ("answer",), "reward_weights": (1.0,), **NO_COSINE},
     "shuffled": semantic("cosine"),
 }

@@ -20,7 +20,7 @@ from pbrl_jax.rewards.answer import score_answers
 from pbrl_jax.rewards.attempt import call_twice
 from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
 from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
-from pbrl_jax.rewards.implicit import ImplicitConfig, make_implicit
+from pbrl_jax.rewards.implicit import ImplicitConfig, check_implicit, make_implicit
 from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.rewards.intermediate import make_intermediate
 from pbrl_jax.rewards.judge import EndpointJudgeConfig, JudgeConfig, make_judge
@@ -125,7 +125,7 @@ REWARDS: dict[str, Reward] = {
     "answer": Reward(lambda config, assets: score_answers, signed=False),
     "translation": Reward(make_translation, TranslationConfig, check_translation, signed=False),
     "comet": Reward(make_comet, CometConfig, check_comet, signed=False),
-    "implicit": Reward(make_implicit, ImplicitConfig),
+    "implicit": Reward(make_implicit, ImplicitConfig, check_implicit),
     "judge": Reward(make_judge, JudgeConfig, signed=False),
     "intermediate": Reward(make_intermediate, EndpointJudgeConfig, signed=False),
     "likelihood": Reward(make_likelihood, LikelihoodConfig, check_likelihood, signed=False),

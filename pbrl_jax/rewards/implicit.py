@@ -38,6 +38,17 @@ class ImplicitConfig(RewardConfig):
     """Reward `implicit` of form response: folder of the preference-tuned policy."""
 
 
+def check_implicit(config: ImplicitConfig) -> None:
+    """Raise ConfigError for a bound under which all values would be equal."""
+    if config.rejected_value >= 0 and config.language_gate not in ("off", "penalty"):
+        raise ConfigError(
+            f"reward.rejected_value is {config.rejected_value:g}, below which no response in the right language is "
+            "rewarded, but values of reward implicit, in nats per token, are mostly below 0: all of them would become "
+            f"{config.rejected_value:g}. Give a value below those of honest responses, for example "
+            "--reward.rejected-value -5."
+        )
+
+
 def make_implicit(config: ImplicitConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
     """The reward `implicit`, in nats per token. An empty response is a valid 0; with form reference, a row without a
     reference is invalid.

@@ -12,7 +12,7 @@ from pbrl_jax import Config, RewardConfig, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.rewards import implicit
-from pbrl_jax.rewards.combine import RewardAssets, make_reward
+from pbrl_jax.rewards.combine import RewardAssets, check_reward, make_reward
 from pbrl_jax.text.prompts import format_prompts
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.hosted import reward_assets
@@ -94,3 +94,18 @@ def test_questions_are_put_as_the_run_puts_them(monkeypatch):
 def test_what_is_missing_is_named():
     with pytest.raises(ConfigError, match="implicit_policy is empty"):
         scores(RewardConfig(functions=("implicit",), implicit_form="response"), [SWAHILI] * 3)
+
+
+@pytest.mark.parametrize(("gate", "value", "fits"), [
+    ("hard", 0.0, False), ("tokens", 0.5, False), ("hard", -5.0, True), ("penalty", -0.2, True), ("off", -0.2, True),
+])  # fmt: skip
+def test_a_bound_above_all_its_values_is_refused(gate, value, fits):
+    """Log-likelihood gains of about -2 would all become the bound, and every group would be flat."""
+    config = RewardConfig(
+        functions=("implicit",), reward_weights=(1.0,), language_gate=gate, rejected_value=value, similarity="raw"
+    )
+    if fits:
+        check_reward(config)
+        return
+    with pytest.raises(ConfigError, match=f"rejected_value is {value:g}.*--reward.rejected-value -5"):
+        check_reward(config)
