@@ -22,7 +22,7 @@ from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.equality import let_threads_verify
 from pbrl_jax.text.prompts import as_messages
 
-LIMIT_SIGNAL = getattr(signal, "SIGUSR2", None)
+LIMIT_SIGNAL: Any = getattr(signal, "SIGUSR2", None)
 """Ends a call in the main thread that takes too long. SIGALRM is left to the functions themselves."""
 
 
