@@ -273,7 +273,7 @@ def test_a_limit_holds_where_a_function_catches_exceptions_row_by_row(call):
         return values
 
     start, before = time.monotonic(), signal.getsignal(signal.SIGUSR2)
-    assert not call(function, 0.1).valid_B.any() and time.monotonic() - start < 1.5
+    assert not call(function, 0.1).valid_B.any() and time.monotonic() - start < 3.5
     assert signal.getsignal(signal.SIGUSR2) == before
 
 
