@@ -254,8 +254,7 @@ def picture(summary: dict[str, dict], file: Path) -> None:
         axes.barh([name for name, _ in rows], means, xerr=halves, color="#4477aa", capsize=3)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel(label)
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
 
 
