@@ -1,8 +1,9 @@
 """The whole main job in seconds: a random policy of 0.1 M parameters on the small quickstart task.
 
 Command:   pbrl train configs/tiny_cpu.py --workdir runs/tiny --train.max-steps 4
-Hardware:  any CPU. The first time about 65 seconds of processor time (of two cores together), 55 of them compilation;
-           compiled programs are kept (`log.compilation_cache`), and a later run takes 18 seconds of it.
+Hardware:  any CPU. The first time the first line comes after 57 seconds of processor time (37 seconds on two idle
+           cores), most of them compilation; compiled programs are kept (`log.compilation_cache`), and a later run
+           takes 18 seconds of processor time.
 Expected:  it learns nothing; every stage runs: data, references, rollout, reward, update, evaluation, resume.
 """
 
