@@ -11,7 +11,7 @@ responses of the split `encoder`, as the encoder is); all rewards share them. Ev
 
 With --languages the runs train on those languages alone and are evaluated on all: the table then has a column for
 languages that were trained on and one for those that were not. With --prompts-seen each run is made once for every
-number of prompts, which are then repeated until the tokens are used: a curve of gain by data.
+number of problems (in each language), which are repeated where the tokens reach further: a curve of gain by data.
 
 W/comparison.json, .md and .png hold every finished run, as in compare_algorithms.py. A judge is not compared: no policy
 of this size follows a judge's instructions.
@@ -100,7 +100,7 @@ def reward_config(config: Config, name: str, translator: str) -> Config:
 
 
 def reinforce(stages: Stages, name: str, config: Config, tokens: float, tiny: bool) -> dict:
-    """Train with one reward; `name` may end in `@N`: with N prompts alone."""
+    """Train with one reward; `name` may end in `@N`: with N problems of each language alone."""
     reward, _, prompts = name.partition("@")
     if prompts:
         config = with_values(config, data={"limit": int(prompts)})
@@ -129,7 +129,7 @@ def measures(seen: tuple[str, ...]) -> Mapping[str, Callable[[dict], float]]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser(str(__doc__).split("\n")[0], tuple(REWARDS), 400_000)
     options.add_argument("--languages", nargs="+", default=[], help="languages to train on; default: all")
-    options.add_argument("--prompts-seen", type=int, nargs="+", default=[], help="numbers of prompts to train on")
+    options.add_argument("--prompts-seen", type=int, nargs="+", default=[], help="numbers of problems of each language")
     flags = parsed(options, arguments)
     known = base_config(0, flags.tiny).data.languages
     if unknown := sorted({*flags.languages} - {*known}):

@@ -230,8 +230,8 @@ def markdown(summary: dict[str, dict], what: str, beside: str, measures: Sequenc
 
 
 def picture(summary: dict[str, dict], file: Path) -> None:
-    """Gains over the start policy, with their intervals: bars, or, where every run is called `NAME@PROMPTS`, curves
-    over the number of prompts."""
+    """Gains over the start policy, with their intervals: bars, or, where every run is called `NAME@PROBLEMS`, curves
+    over the number of problems."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -239,13 +239,14 @@ def picture(summary: dict[str, dict], file: Path) -> None:
 
     rows = sorted(((name, row["gain"]) for name, row in summary.items() if name != START), key=lambda row: row[1][0])
     label = "gain in accuracy over the start policy,\nlanguages beside English (points, 95 % interval)"
-    figure, axes = pyplot.subplots(figsize=(7, max(2.5, 0.5 + 0.45 * len(rows))))
-    if all("@" in name for name, _ in rows):
+    curves = all("@" in name for name, _ in rows)
+    figure, axes = pyplot.subplots(figsize=(7, 4.5 if curves else 0.5 + 0.45 * len(rows)))
+    if curves:
         for reward in sorted({name.partition("@")[0] for name, _ in rows}):
             points = sorted((int(name.partition("@")[2]), gain) for name, gain in rows if name.startswith(f"{reward}@"))
             means, halves = zip(*(_points(gain) for _, gain in points), strict=True)
             axes.errorbar([count for count, _ in points], means, yerr=halves, marker="o", capsize=3, label=reward)
-        axes.set(xscale="log", xlabel="prompts", ylabel=label, xticks=[count for count, _ in points])
+        axes.set(xscale="log", xlabel="problems in each language", ylabel=label, xticks=[count for count, _ in points])
         axes.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
         axes.minorticks_off()
         axes.legend()
