@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -123,6 +124,12 @@ _MORE_WORDS = {
 """Further number words of some languages, those of hundreds and thousands among them."""
 
 
+@functools.cache
+def number_words() -> dict[str, list[str]]:
+    """Language -> its number words 0 to 99 (number_words.json)."""
+    return json.loads(Path(__file__).with_name("number_words.json").read_text(encoding="utf-8"))
+
+
 def number_word(text: str, code: str, whole: bool = False) -> str | None:
     """The value of the number word at the beginning of `text`, in figures ("20", "2/3"); None without one.
 
@@ -199,11 +206,9 @@ def _number_words(code: str) -> tuple[re.Pattern | None, dict[str, int]]:
     entry = language(code)
     values = {word: value for value, word in enumerate(entry.numbers.split())}
     values |= {word: 30 + 10 * place for place, word in enumerate(entry.tens.split())}
-    file = Path(__file__).parents[1] / "data" / "sources" / "number_words.json"
-    listed = json.loads(file.read_text(encoding="utf-8"))
-    small = listed.get(code, ())
+    small: Sequence[str] = number_words().get(code, ())
     if code == "ms":
-        small = [word.replace("delapan", "lapan") for word in listed["id"][1:]]
+        small = [word.replace("delapan", "lapan") for word in number_words()["id"][1:]]
         values |= {word: value for value, word in enumerate(small, start=1)}
     elif code == "it":
         units, tens = entry.numbers.split()[1:10], ["venti", *entry.tens.split()[:-1]]

@@ -211,5 +211,5 @@ def test_vocabulary_text_covers_every_piece_of_the_task_but_no_test_problem():
 def test_number_words_file_is_plain_json():
     import importlib.resources
 
-    file = importlib.resources.files("pbrl_jax.data.sources") / "number_words.json"
+    file = importlib.resources.files("pbrl_jax.text") / "number_words.json"
     assert json.loads(file.read_text(encoding="utf-8")) == quickstart.number_words()

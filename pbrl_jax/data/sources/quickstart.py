@@ -11,8 +11,6 @@ problems of a split, equally many of each of the six families while they last.
 
 import functools
 import hashlib
-import importlib.resources
-import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -22,6 +20,7 @@ from pbrl_jax.core.records import Prompt, Question, Reference
 from pbrl_jax.data.sources import quickstart_text as text
 from pbrl_jax.data.sources.common import check_offered, check_split, prompt_id
 from pbrl_jax.text.languages import answer_sentence, nfc
+from pbrl_jax.text.numerals import number_words
 from pbrl_jax.text.tokenizers import NUMBER_SYMBOLS
 
 LANGUAGES = text.LANGUAGES
@@ -167,13 +166,6 @@ def _operands(family: str, largest: int) -> Iterator[tuple[int, int, int, int]]:
         yield from ((a, b, c, a + b - c) for a in sums for b in sums for c in range(2, min(largest, a + b - 1) + 1))
     elif family == "muladd":
         yield from ((a, b, c, a * b + c) for a in factors for b in factors for c in range(2, 10))
-
-
-@functools.cache
-def number_words() -> dict[str, list[str]]:
-    """Number words 0 to 99 of every language."""
-    file = importlib.resources.files("pbrl_jax.data.sources") / "number_words.json"
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def number_word(language: str, number: int) -> str:

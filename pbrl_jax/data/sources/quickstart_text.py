@@ -11,7 +11,7 @@ rules keep them grammatical:
 * zh and th write no space between number word and classifier, but one on each side of digits.
 
 Slots: {N} name, {I} item, {C} classifier, {H} "how many" (es), {a} {b} {c} operands, {e1} {e2} equations.
-`number_words.json` holds the number words 0 to 99, cut from lists derived from the Unicode CLDR rule-based number
+`text/number_words.json` holds the number words 0 to 99, cut from lists derived from the Unicode CLDR rule-based number
 formats (Unicode License v3) and, for bn, indic-numtowords (MIT); nine bn words were changed to the modern spelling.
 """
 
