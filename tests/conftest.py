@@ -47,7 +47,10 @@ shape_checks.install()
 # Tracing makes many small objects that stay: looking for cycles among them takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
 
-LONGEST = ("test_resume.py", "test_several_hosts.py", "test_readme.py", "test_cli.py", "test_lost_hosts.py")
+LONGEST = (
+    "test_resume.py", "test_several_hosts.py", "test_held.py", "test_readme.py", "test_cli.py", "test_lost_hosts.py",
+    "test_sharded.py", "test_chaos.py",
+)  # fmt: skip
 """Files that begin first: a worker that began one of them last would leave the others idle."""
 
 
