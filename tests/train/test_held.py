@@ -61,6 +61,15 @@ PATHS: dict[str, tuple[dict[str, Any], Held]] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_are_left_alone():
+    """A collection looks at what this file has made: at all that a long process holds, it would take seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def spec_of(config: Config):
     return tiny_decoder(
         vocab_size=tokenizer().vocab_size, width=64, ffn=192, head_dim=32, layers=3, dtype=config.policy.dtype
