@@ -10,6 +10,7 @@ Only this file knows where the holds are: the product has no switch for tests.
 
 import atexit
 import functools
+import gc
 import itertools
 import json
 import os
@@ -338,6 +339,8 @@ def serve() -> None:
 
     identify_language("a text that loads the model once", ("en", "sw"))
     quickstart.problems("train", 0, 0, "small")
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)  # as in conftest.py
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -27,7 +27,7 @@ STEPS = 7
 SETTINGS = (
     f"--train.max-steps {STEPS} --train.save-steps 1 --train.save-total-limit 9 --data.limit 4 --eval.limit 1 "
     "--rollout.segment-length 4 --optim.learning-rate 3e-3 --optim.eps 1e-4 --log.no-tensorboard "
-    "--log.compilation-cache= --train.no-packed"
+    "--log.compilation-cache= --train.no-packed --train.prompts-per-step 2"
 ).split()
 KINDS = {
     "one update": [],
@@ -295,7 +295,7 @@ def check_near(workdir, whole, movement):
 
 def test_cadence_and_microbatch_may_change(whole, pbrl, tmp_path, movement):
     workdir = copy_of(whole("one update"), tmp_path / "run", 3)
-    changes = ["--train.max-steps", "5", "--train.save-steps", "4", "--train.microbatch-prompts", "2"]
+    changes = ["--train.max-steps", "5", "--train.save-steps", "4", "--train.microbatch-prompts", "1"]
     status, output = pbrl(workdir, *changes)
     assert status == 0, output
     check_start(output, (3,))
