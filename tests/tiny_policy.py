@@ -1,7 +1,6 @@
 """A tiny random policy and batches for it: what the tests of models, rollout and update share."""
 
 import contextlib
-import functools
 import logging
 
 import jax
@@ -14,6 +13,7 @@ from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch
 from pbrl_jax.core.trees import map_with_path
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.specs import DecoderSpec, tiny_decoder
+from pbrl_jax.weights.folders import abstract_tree
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,7 +43,7 @@ def tiny_params(spec: DecoderSpec, seed: int = 0, dtype=np.float32) -> dict:
             noise = 0.3 * noise
         return jnp.asarray(noise, dtype)
 
-    return map_with_path(draw, jax.eval_shape(functools.partial(init_decoder, spec=spec), jax.random.key(0)))
+    return map_with_path(draw, abstract_tree(init_decoder, spec))
 
 
 def tiny_prompts(spec: DecoderSpec, lengths, width: int, seed: int = 1) -> PromptBatch:

@@ -14,6 +14,7 @@ from pbrl_jax.models.specs import EncoderSpec, tiny_encoder
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
 from pbrl_jax.text.tokenizers import SentencePieceTokenizer, train_sentencepiece
 from pbrl_jax.weights.encoders import Encoder
+from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.policies import Policy
 
 LANGUAGES = ("en", "sw", "zh")
@@ -30,7 +31,7 @@ def tokenizer() -> SentencePieceTokenizer:
 def encoder_params(spec: EncoderSpec, seed: int = 0):
     """Parameters large enough that every part of the encoder matters."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: init_encoder(jax.random.key(0), spec))
+    shapes = abstract_tree(init_encoder, spec)
     return map_with_path(
         lambda path, leaf: jax.numpy.asarray(path.endswith("scale") + 0.3 * rng.normal(size=leaf.shape), leaf.dtype),
         shapes,

@@ -1,5 +1,6 @@
 """Text encoders in Flax Linen: BERT, XLM-R and gte (post-norm), XLM-R-XL (pre-norm), and decoders that embed."""
 
+import functools
 from typing import TypeGuard
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from pbrl_jax.models.precision import widened
 from pbrl_jax.models.specs import DecoderEncoderSpec, DecoderSpec, EncoderSpec, TextEncoderSpec
 
 
+@functools.cache
 def encoder_axes(spec: TextEncoderSpec) -> tuple:
     """(parameter path, logical axes) in training: a decoder's are its own, other matrices are cut along the width. As
     part of a reward an encoder is replicated, and its batch divided over every mesh axis."""

@@ -226,10 +226,9 @@ def add_shardings(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
 
 
-@functools.cache
 def policy_shapes(spec: DecoderSpec) -> Any:
     """Shapes of the policy's parameters."""
-    return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
+    return abstract_tree(init_decoder, spec)
 
 
 def check_shards(config: Config, spec: DecoderSpec, sizes: Sequence[int]) -> None:

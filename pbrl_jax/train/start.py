@@ -19,6 +19,7 @@ from pbrl_jax.rewards.combine import policy_users
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.optimizer import make_critic_optimizer
 from pbrl_jax.train.trained import Frozen
+from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.policies import Policy, StartPolicy, let_go
 
 
@@ -46,14 +47,14 @@ def taken(policy: Policy, config: Config, keeps: bool) -> tuple[Any, tuple, bool
 def trained_shapes(spec: DecoderSpec, config: Config) -> tuple[Any, tuple]:
     """`trainable` as shapes; nothing is loaded."""
     if not config.lora.rank:
-        return jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec)), decoder_axes(spec)
+        return abstract_tree(init_decoder, spec), decoder_axes(spec)
     make = functools.partial(new_adapters, spec=spec, config=config)
     return jax.eval_shape(make, jax.random.key(0)), adapter_axes(spec, config.lora)
 
 
 def new_adapters(key: jax.Array, spec: DecoderSpec, config: Config) -> Any:
     """Adapters of a policy, of which the shapes alone are needed."""
-    shapes = jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
+    shapes = abstract_tree(init_decoder, spec)
     return init_adapters(key, shapes, spec, config.lora)
 
 

@@ -6,6 +6,7 @@ parameter path, and the tokenizer's files. A work directory may be given in plac
 """
 
 import dataclasses
+import functools
 import json
 import typing
 from collections.abc import Callable, Mapping
@@ -110,7 +111,12 @@ def read_spec(kind: type, stored: Mapping[str, Any]) -> Any:
 
 
 def abstract_tree(init: Callable[[jax.Array, Any], Any], spec: Any) -> Any:
-    """Shapes of the parameters of `init(key, spec)`."""
+    """Shapes of the parameters of `init(key, spec)`, which is traced once."""
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(init, spec))  # the caller's own tree
+
+
+@functools.lru_cache(maxsize=256)
+def _traced_shapes(init: Callable[[jax.Array, Any], Any], spec: Any) -> Any:
     return jax.eval_shape(lambda: init(jax.random.key(0), spec))
 
 

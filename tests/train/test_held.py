@@ -32,6 +32,7 @@ from pbrl_jax.train import loop
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.staged import Stage, run_stage
 from pbrl_jax.train.state import place_state
+from pbrl_jax.weights.folders import abstract_tree
 from pbrl_jax.weights.policies import Policy, StartPolicy
 
 LORA = {"rank": 4, "tile_size": 64}
@@ -103,7 +104,7 @@ def live() -> tuple[float, float]:
 def expect(config: Config, found: tuple[float, float], held: Held, planned: Config) -> None:
     """By hand within 5 %, by the plan within 10 %."""
     spec = spec_of(config)
-    shapes = jax.eval_shape(lambda: init_decoder(jax.random.key(0), spec))
+    shapes = abstract_tree(init_decoder, spec)
     everything, adapters = count_parameters(shapes), adapter_count(config, spec)
     names = {path[-1] for path in projections(spec, config.lora.targets)}
     kernels = everything - spec.vocab_size * spec.width * (1 if spec.tied_embeddings else 2)
