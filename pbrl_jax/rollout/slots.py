@@ -290,8 +290,9 @@ class SlotPrograms(NamedTuple):
     narrowed_rows: Callable[..., Rows]
 
 
+@functools.lru_cache(maxsize=64)
 def slot_programs(spec: DecoderSpec, samples: int, max_length: int, weights: str) -> SlotPrograms:
-    """The programs of rollouts of `samples` responses a prompt of at most `max_length` tokens."""
+    """The programs of rollouts of `samples` responses a prompt of at most `max_length` tokens, once for a process."""
     run = decoding_spec(spec, weights)
     return SlotPrograms(
         lay=jax.jit(functools.partial(decoding_params, spec=spec, weights=weights)),

@@ -160,7 +160,8 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     spec = dataclasses.replace(
         lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
     )
-    make = functools.partial(jax.jit(functools.partial(init_decoder, spec=spec)), jax.random.key(config.train.seed))
+    init = jax.jit(init_decoder, static_argnames="spec")
+    make = functools.partial(init, jax.random.key(config.train.seed), spec=spec)
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return StartPolicy.of(Policy(spec, make(), tokenizer, name), make)
 
@@ -198,7 +199,8 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
         max_positions=max(spec.max_positions, settings.max_length),
         pooling=settings.pooling or spec.pooling,
     )
-    params = jax.jit(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
+    init = jax.jit(init_encoder, static_argnames="spec")  # traced once for each spec of a process
+    params = init(jax.random.key(config.train.seed + 1), spec=spec)
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return Encoder(spec, params, tokenizer, name, settings.max_length, settings.prefix)
 
