@@ -24,6 +24,7 @@ from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.once import jit_once
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
@@ -87,7 +88,8 @@ def use_compilation_cache(config: Config) -> None:
         from etils import epath
 
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        # Of some 80 programs of a small run 9 take a second or more, and the others 8 seconds together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def training_prompts(config: Config, require: Sequence[str] = ()) -> list[Prompt]:
@@ -160,7 +162,7 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     spec = dataclasses.replace(
         lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
     )
-    make = functools.partial(jax.jit(functools.partial(init_decoder, spec=spec)), jax.random.key(config.train.seed))
+    make = functools.partial(jit_once(functools.partial(init_decoder, spec=spec)), jax.random.key(config.train.seed))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return StartPolicy.of(Policy(spec, make(), tokenizer, name), make)
 
@@ -198,7 +200,7 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
         max_positions=max(spec.max_positions, settings.max_length),
         pooling=settings.pooling or spec.pooling,
     )
-    params = jax.jit(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
+    params = jit_once(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return Encoder(spec, params, tokenizer, name, settings.max_length, settings.prefix)
 
