@@ -24,7 +24,6 @@ from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.agree import is_first
-from pbrl_jax.mesh.once import jit_once
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
@@ -162,7 +161,7 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     spec = dataclasses.replace(
         lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
     )
-    make = functools.partial(jit_once(functools.partial(init_decoder, spec=spec)), jax.random.key(config.train.seed))
+    make = functools.partial(jax.jit(functools.partial(init_decoder, spec=spec)), jax.random.key(config.train.seed))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return StartPolicy.of(Policy(spec, make(), tokenizer, name), make)
 
@@ -200,7 +199,7 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
         max_positions=max(spec.max_positions, settings.max_length),
         pooling=settings.pooling or spec.pooling,
     )
-    params = jit_once(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
+    params = jax.jit(functools.partial(init_encoder, spec=spec))(jax.random.key(config.train.seed + 1))
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return Encoder(spec, params, tokenizer, name, settings.max_length, settings.prefix)
 
