@@ -15,7 +15,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import functools
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import jax
@@ -26,7 +25,9 @@ from peers.bench_protocol import WARMUP_STEPS, StepClock, cpu_name, finish, pars
 
 from pbrl_jax import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
 from pbrl_jax.core.batching import pad_prompts
+from pbrl_jax.core.compiling import compile_for_cpu
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch, TrainState
+from pbrl_jax.core.version import __version__
 from pbrl_jax.mesh.ahead import Background, background_compiles
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.refill import make_generate
@@ -211,14 +212,8 @@ def time_reference(programs: Programs, state: TrainState, batches: list[TrainBat
         record.update({name: apart.steps[0][name] for name in ("reference", cpu_name("reference"))})
 
 
-def package_version() -> str:
-    try:
-        return version("pbrl_jax")
-    except PackageNotFoundError:
-        return "(source tree)"
-
-
 def main(argv: list[str] | None = None) -> None:
+    compile_for_cpu()  # as `pbrl` does
     flags = parse_flags(__doc__.splitlines()[0], argv, add_own_flags)
     clock = StepClock()
     jax.monitoring.register_event_duration_secs_listener(
@@ -229,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     with background_compiles() as background:
         state, batches = run_steps(flags, programs, clock, background)
     time_reference(programs, state, batches, clock)
-    finish("pbrl_jax", package_version(), workload_dict(flags), clock, True, flags.json)
+    finish("pbrl_jax", __version__, workload_dict(flags), clock, True, flags.json)
     print("reference: the reference pass run alone; it is part of update and not added to total.")
 
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pbrl_jax.core.records import PromptBatch
+from pbrl_jax.core.records import PromptBatch, Rollout
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout import generate, slots
@@ -214,17 +214,25 @@ def vllm_time(flags: argparse.Namespace, folder: Path, work: Work) -> Spent:
     return Spent(best_of(flags.rounds, run)[0].seconds, 0.0)
 
 
+def print_differences(one: Rollout, other: Rollout) -> None:
+    """Rows with other tokens, and the largest difference of log-probs up to the first of these: a draw that falls
+    between two tokens within the rounding of their probabilities may give either."""
+    same_BR = np.cumprod(one.tokens_BR == other.tokens_BR, axis=1).astype(bool)
+    apart = np.abs(one.logp_BR - other.logp_BR)[same_BR].max()
+    print(f"rows with other tokens with refill than without: {(~same_BR[:, -1]).sum()} of {len(same_BR)}; log-probs "
+          f"before that differ by at most {apart:.1e}", flush=True)  # fmt: skip
+
+
 def measure(flags: argparse.Namespace, spec: DecoderSpec, params, folder: Path, mean: float) -> list[dict[str, Any]]:
     """A row of the table for each engine."""
-    work, found, tokens_of = make_work(flags, mean), {}, {}
+    work, found, rollouts = make_work(flags, mean), {}, {}
     force_lengths(flags, mean)
     for name, run in our_runs(flags, spec, params, work).items():
         found[name], rollout = best_of(flags.rounds, run)
         assert np.array_equal(rollout.lengths_B, work.lengths_B), "rows end where they are meant to"
-        tokens_of[name] = np.asarray(rollout.tokens_BR)
-    if len(tokens_of) == 2:
-        differing = (tokens_of["batches"] != tokens_of["refill"]).any(axis=1).mean()
-        print(f"share of rows with other tokens with refill than without: {differing:.4f}", flush=True)
+        rollouts[name] = jax.device_get(rollout)
+    if len(rollouts) == 2:
+        print_differences(*rollouts.values())
     if flags.transformers:
         found["transformers"] = transformers_time(flags, folder, work)
     if flags.vllm:

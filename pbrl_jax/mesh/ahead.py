@@ -112,8 +112,9 @@ def in_background() -> bool:
 class Variants:
     """`program(*args, bucket=b)` for several b, each a program of its own.
 
-    The first call compiles its variant and leaves the others to the thread of `background_compiles`, or compiles them,
-    too, where there is none. Shapes and shardings of the arguments are those of the first call.
+    The first call compiles its variant and leaves the others to the thread of `background_compiles`, which begins them
+    when that call is made, or compiles them, too, where there is none. Shapes and shardings of the arguments are those
+    of the first call.
 
     Args:
       program: a jitted function with the static argument `bucket`.
@@ -124,9 +125,11 @@ class Variants:
     def __init__(self, program: jax.stages.Wrapped, buckets: Iterable[Any], ahead: bool = True):
         self._program, self._buckets, self._ahead = program, tuple(buckets), ahead
         self._variants: dict[Any, Program] = {}
+        self._rest: list[Program] = []
 
     def prepare(self, args: tuple, needed: Iterable[Any]) -> None:
-        """Begin to compile for arguments like these; `needed` first."""
+        """Begin to compile what is needed, for arguments like these; the others come after the first call, whose
+        programs have the processor until then."""
         if self._variants or not self._ahead:
             return
         shapes, mesh = jax.tree.map(shape_of, args), jax.sharding.get_mesh()
@@ -137,14 +140,14 @@ class Variants:
 
         self._variants = {bucket: Program(functools.partial(make, bucket)) for bucket in self._buckets}
         first = list(dict.fromkeys(needed))
+        self._rest = [self._variants[bucket] for bucket in self._buckets if bucket not in first]
         # From the end: the caller takes them from the beginning.
-        order = first[::-1] + [bucket for bucket in self._buckets if bucket not in first]
-        later = [self._variants[bucket] for bucket in order]
+        needed_first = [self._variants[bucket] for bucket in first[::-1]]
         if _current:
-            _current[-1].add(later)
+            _current[-1].add(needed_first)
             return
         with _waiting():
-            for program in later:
+            for program in needed_first + self._rest:
                 program.get()
 
     def __call__(self, *args, bucket: Any = None) -> Any:
@@ -161,6 +164,9 @@ class Variants:
         if (compiled := self._variants[bucket].made) is None:
             with _waiting():
                 compiled = self._variants[bucket].get()
+        if _current and self._rest:
+            _current[-1].add(self._rest)
+            self._rest = []
         return compiled(*args)
 
 

@@ -22,6 +22,7 @@ from pbrl_jax.mesh.ahead import in_background
 from pbrl_jax.mesh.offload import fetched, sent_back
 from pbrl_jax.mesh.rows import held_rows, own_devices, owned_rows, rows_on_mesh
 from pbrl_jax.mesh.sharding import batch_sharding
+from pbrl_jax.models.fused_attention import platform
 from pbrl_jax.models.lora import merge_adapters
 from pbrl_jax.rewards.combine import (
     Combined,
@@ -225,12 +226,14 @@ def waiting(update: Callable) -> Callable:
 
 
 def begins_to_compile(sample: Callable, update: Any, experiment: Experiment) -> Callable:
-    """Sampling that first has the update compiled beside it, on one device: where the arrays of a batch will lie on
-    several is seen when they are made."""
+    """Sampling that first has the update compiled beside it, on one accelerator: where the arrays of a batch will lie
+    on several is seen when they are made, and on a CPU the rollout itself needs the processor."""
     config, mesh, begun = experiment.config, experiment.mesh, list[bool]()
+    if mesh.size > 1 or platform() == "cpu" or config.train.offload:
+        return sample
 
     def call(functions: StepFunctions, state: TrainState | None, frozen: Frozen, drawn: Drawn) -> Scored:
-        if not begun and state is not None and in_background() and mesh.size == 1 and not config.train.offload:
+        if not begun and state is not None and in_background():
             batch = cycle_batch_shapes(experiment)
             reference = batch.rollout.logp_BR if reference_first(config) else None
             targets = jax.eval_shape(functools.partial(advantage_targets, config=config), state, batch, reference)

@@ -66,6 +66,24 @@ def test_a_step_waits_for_its_own_program():
     assert made == ["slow"]
 
 
+def test_others_come_after_the_first_call():
+    """Until then its programs have the processor."""
+    traced = []
+
+    def added(x, bucket):
+        traced.append(bucket)
+        return x + bucket
+
+    variants, x = Variants(jax.jit(added, static_argnames="bucket"), (1, 2, 3)), jnp.ones(1)
+    with background_compiles() as background:
+        variants.prepare((x,), (2,))
+        background.join()
+        assert traced == [2]
+        variants(x, bucket=2)
+        background.join()
+    assert traced == [2, 1, 3]
+
+
 def test_an_error_of_the_thread_reaches_the_run():
     variants = Variants(program(), (1, "broken"))
     with background_compiles() as background:

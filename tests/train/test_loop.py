@@ -18,7 +18,7 @@ from pbrl_jax.config.serialize import from_json
 from pbrl_jax.core.errors import NotFiniteError, RewardError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.samples import SAMPLE_FIELDS
-from pbrl_jax.mesh.ahead import background_compiles
+from pbrl_jax.mesh.ahead import background_compiles, waited_seconds
 from pbrl_jax.rollout.refill import Interrupted
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.config_file import load_config
@@ -257,6 +257,33 @@ def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
             counts.append(found)
     warm_up, found = counts
     assert len(warm_up) > 3 and not found
+
+
+PPO_TWICE = {"name": "ppo", "kl_in": "reward", "kl_estimator": "k1", "num_iterations": 2}
+
+
+@pytest.mark.parametrize("sections", [{}, {"algo": PPO_TWICE, "train": {"packed": True}}], ids=["grpo", "ppo, packed"])
+def test_on_an_accelerator_the_update_is_compiled_beside_the_first_rollout(sections, tmp_path, monkeypatch):
+    """From shapes alone; the first batch has them, and nothing is compiled for it again."""
+    waited, waiting = [], hosted.waiting
+
+    def measured(update):
+        def call(*args):
+            background.join()
+            before = waited_seconds()
+            result = waiting(update)(*args)
+            waited.append(waited_seconds() - before)
+            return result
+
+        return call
+
+    monkeypatch.setattr(hosted, "platform", lambda: "tpu")
+    monkeypatch.setattr(hosted, "waiting", measured)
+    experiment = build_experiment(tiny(**sections), work_dir(tmp_path))
+    with jax.set_mesh(experiment.mesh), background_compiles() as background:
+        run = loop.make_run(experiment, frozen_of(experiment.policy, experiment.config, experiment.mesh))
+        run.take(run, new_position(experiment))
+    assert waited == [0]
 
 
 def test_cadence_and_restart(trained, its_programs, tmp_path):
