@@ -33,6 +33,7 @@ KINDS = {
     "one update": [],
     "two updates": ["--algo.num-iterations", "2", "--train.packed"],
     "fused": ["--train.fused", "--reward.language-gate", "tokens", "--train.save-steps", "2"],
+    "four prompts": ["--train.prompts-per-step", "4"],
 }
 """What is run, beyond SETTINGS. Packed, an update has several programs, which every new process makes first."""
 
@@ -90,8 +91,12 @@ def params_of(workdir):
 
 @pytest.fixture(scope="module")
 def movement(whole):
-    """Largest change of a parameter from the start of the undisturbed run to its end."""
-    workdir = whole("one update")
+    """Of the undisturbed run with one update."""
+    return movement_of(whole("one update"))
+
+
+def movement_of(workdir):
+    """Largest change of a parameter from the start of an undisturbed run to its end."""
     config = from_json((workdir / "config.json").read_text(), Config)
     return largest_difference(
         run_policy(config, work_dir(workdir), training_prompts(config)).params, params_of(workdir)
@@ -283,11 +288,11 @@ def test_another_experiment_is_refused(whole, pbrl, tmp_path, change, named):
     assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
 
 
-def check_near(workdir, whole, movement):
+def check_near(workdir, undisturbed, movement):
     """Equal up to rounding, which is a hundredth of what the run has changed."""
-    change = largest_difference(params_of(workdir), params_of(whole("one update")))
+    change = largest_difference(params_of(workdir), params_of(undisturbed))
     assert 0 < 100 * change < movement
-    rows, known = facts(workdir)["rows"], facts(whole("one update"))["rows"]
+    rows, known = facts(workdir)["rows"], facts(undisturbed)["rows"]
     assert [row["step"] for row in rows] == [row["step"] for row in known]
     for row, other in zip(rows, known, strict=True):
         np.testing.assert_allclose(row["reward"], other["reward"], atol=1e-4)
@@ -303,16 +308,18 @@ def test_cadence_and_microbatch_may_change(whole, pbrl, tmp_path, movement):
     assert json.loads((workdir / "final.json").read_text())["step"] == 5
     status, output = pbrl(workdir)
     assert status == 0, output
-    check_near(workdir, whole, movement)
+    check_near(workdir, whole("one update"), movement)
 
 
 @pytest.mark.serial
-def test_mesh_may_change(whole, pbrl, tmp_path, movement):
+def test_mesh_may_change(whole, pbrl, tmp_path):
     """From one device to eight: rows over data and fsdp, parameters over fsdp and tensor."""
-    workdir = copy_of(whole("one update"), tmp_path / "run", 4)
+    undisturbed, settings = whole("four prompts"), KINDS["four prompts"]
+    workdir = copy_of(undisturbed, tmp_path / "run", 4)
     flags = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    status, output = pbrl(workdir, "--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2", flags=flags)
+    mesh = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
+    status, output = pbrl(workdir, *settings, *mesh, flags=flags)
     assert status == 0, output
     check_start(output, (4,))
     assert "mesh data 2 x fsdp 2 x tensor 2 on 8 device(s)" in output
-    check_near(workdir, whole, movement)
+    check_near(workdir, undisturbed, movement_of(undisturbed))
