@@ -73,8 +73,10 @@ class Language(NamedTuple):
     is one of words that announce an answer only if it follows immediately; with `bare` a number may follow without a
     verb. With `comma_decimal` 1,5 is one and a half. `options` are the native option letters in order (alternatives
     separated by bars); `scales` maps powers of ten to their words; `numbers` are the words of 0, 1, 2 ..., `tens` those
-    of 30 to 100. `ask` holds the words before a question and before its solution; `instruction`, `lead`, `boxed` and
-    `tags` are sentences of prompts (see pbrl_jax.text.prompts), "" where the language has none.
+    of 30 to 100; `more_numbers` are further ones with their values, `number_joint` is what may stand between the parts
+    of a number word, and `and_half` are the words of "and a half" behind one. `ask` holds the words before a question
+    and before its solution; `instruction`, `lead`, `boxed` and `tags` are sentences of prompts (see
+    pbrl_jax.text.prompts), "" where the language has none.
     """
 
     name: str
@@ -91,6 +93,9 @@ class Language(NamedTuple):
     scales: Mapping[str, str] = {}
     numbers: str = ""
     tens: str = ""
+    more_numbers: str = ""
+    number_joint: str = ""
+    and_half: str = ""
     ask: tuple[str, str] = ("Question:", "Step-by-Step Answer:")
     instruction: str = ""
     lead: str = ""

@@ -98,30 +98,9 @@ _FRACTIONS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "th
 _FRACTIONS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
 _PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
 _AND_PART = re.compile(rf"\s+and (?:an?|one) ({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
-_AND_HALF = {
-    "es": "y medi[oa]", "fr": "et demie?", "id": "setengah", "ms": "setengah", "pt": "e mei[oa]", "ru": "с половиной",
-    "sw": "na nusu", "tr": "buçuk", "vi": "rưỡi",
-}  # fmt: skip
 _MINUS_WORD = re.compile(
     r"(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|سالب|ناقص|منفی)\s+", re.IGNORECASE
 )
-_AND = {"en": "and", "es": "y", "fr": "et", "pt": "e", "sw": "na", "vi": "linh|lẻ"}
-"""Words between the parts of a number word."""
-_MORE_WORDS = {
-    "en": "a dozen 12, dozen 12, thousand 1000, million 1000000",
-    "es": "ciento 100, doscientos 200, trescientos 300, cuatrocientos 400, quinientos 500, seiscientos 600, "
-    "setecientos 700, ochocientos 800, novecientos 900, mil 1000",
-    "fr": "quatre-vingt 80, cents 100, mille 1000",
-    "id": "ratus 100, seratus 100, seribu 1000", "ms": "ratus 100, seratus 100, seribu 1000",
-    "pt": "cento 100, duzentos 200, trezentos 300, quatrocentos 400, quinhentos 500, seiscentos 600, setecentos 700, "
-    "oitocentos 800, novecentos 900, mil 1000, uma 1, duas 2",
-    "ru": "одна 1, две 2, двести 200, триста 300, четыреста 400, пятьсот 500, шестьсот 600, семьсот 700, "
-    "восемьсот 800, девятьсот 900, тысяча 1000",
-    "sw": "mia 100, elfu 1000",
-    "tr": "yirmi 20, otuz 30, kırk 40, elli 50, altmış 60, yetmiş 70, seksen 80, doksan 90, yüz 100, bin 1000",
-    "vi": "mươi 10, mốt 1, lăm 5, tư 4, trăm 100",
-}  # fmt: skip
-"""Further number words of some languages, those of hundreds and thousands among them."""
 
 
 @functools.cache
@@ -133,9 +112,9 @@ def number_words() -> dict[str, list[str]]:
 def number_word(text: str, code: str, whole: bool = False) -> str | None:
     """The value of the number word at the beginning of `text`, in figures ("20", "2/3"); None without one.
 
-    Han numerals in Chinese and Japanese, both Korean series, and the words of languages.json, of number_words.json (0
-    to 99) and of this file, in sums and products ("three thousand five hundred", "kumi na mbili"), in English also
-    fractions. With `whole` the word must be the whole text.
+    Han numerals in Chinese and Japanese, both Korean series, and the words of languages.json and number_words.json (0
+    to 99), in sums and products ("three thousand five hundred", "kumi na mbili"), in English also fractions. With
+    `whole` the word must be the whole text.
     """
     if code in ("zh", "ja", "zho_Hant"):
         match = HAN_NUMBER.fullmatch(text) if whole else _HAN_ANSWER.match(text)
@@ -184,7 +163,8 @@ def _word_of_table(text: str, code: str, whole: bool) -> str | None:
     if code == "en" and parts and (part := _AND_PART.match(text, end)) is not None:
         below_one = _FRACTIONS[part.group(1).lower()]
         return f"{total * below_one + 1}/{below_one}"
-    if parts and code in _AND_HALF and re.match(rf"\s+{_AND_HALF[code]}(?![^\W_])", text[end:], re.IGNORECASE):
+    and_half = language(code).and_half
+    if parts and and_half and re.match(rf"\s+{and_half}(?![^\W_])", text[end:], re.IGNORECASE):
         return f"{2 * total + 1}/2"
     if not parts or (whole and text[end:].strip(" .")):
         return None
@@ -218,14 +198,13 @@ def _number_words(code: str) -> tuple[re.Pattern | None, dict[str, int]]:
             values |= dict.fromkeys((written, written.replace("tre", "tré")), values.get(ten, 0) + values[unit])
     else:
         values |= {word.replace("-", " "): value for value, word in enumerate(small)} if code != "en" else {}
-    values |= {
-        name: int(value) for name, _, value in (w.rpartition(" ") for w in _MORE_WORDS.get(code, "").split(", ") if w)
-    }
+    further = (part.rpartition(" ") for part in entry.more_numbers.split(", ") if part)
+    values |= {name: int(value) for name, _, value in further}
     if not values:
         return None, values
     words = "|".join(sorted((re.escape(word).replace("\\ ", r"[\s-]+") for word in values), key=len, reverse=True))
     scales = "".join(f"|(?P<p{power}>{names})" for power, names in entry.scales.items() if (code, power) != ("en", "2"))
-    joined = f"(?P<joined>(?:{_AND[code]})\\s+)?" if code in _AND else "(?P<joined>(?!))?"
+    joined = f"(?P<joined>(?:{entry.number_joint})\\s+)?" if entry.number_joint else "(?P<joined>(?!))?"
     return re.compile(rf"[\s-]*{joined}(?:(?P<word>{words}){scales})(?![^\W_])", re.IGNORECASE), values
 
 
