@@ -113,6 +113,7 @@ def force_lengths(flags: argparse.Namespace, mean: float) -> None:
         return jnp.where(ends_B, EOS, token_B), logp_B
 
     generate.sample = slots.sample = forced
+    slots.slot_programs.cache_clear()
 
 
 class Spent(NamedTuple):
