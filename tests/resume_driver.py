@@ -288,9 +288,12 @@ def without_override() -> None:
 
 def as_bucket(root: str) -> None:
     """What lies below `root` counts as objects of a store: they are written whole, and cannot be renamed."""
+    from etils import epath
+
     from pbrl_jax.core import paths
 
-    known, replace = paths.is_remote, os.replace
+    known, replace, kind = paths.is_remote, os.replace, type(epath.Path(root))
+    write = kind.write_bytes
 
     def is_remote(path):
         return os.fspath(path).startswith(root) or known(path)
@@ -299,10 +302,18 @@ def as_bucket(root: str) -> None:
         assert not os.fspath(new).startswith(root), f"an object store cannot rename {old} to {new}"
         replace(old, new, **more)
 
+    def write_whole(path, data):
+        if not os.fspath(path).startswith(root):
+            return write(path, data)
+        part = Path(f"{root}.{threading.get_ident()}")
+        part.write_bytes(data)
+        replace(part, path)  # a process that is killed leaves the old object or the new one
+        return len(data)
+
     for module in list(sys.modules.values()):
         if getattr(module, "is_remote", None) is known:
             module.is_remote = is_remote
-    os.replace = no_replace
+    os.replace, kind.write_bytes = no_replace, write_whole
 
 
 def child(request: dict) -> int:
