@@ -25,7 +25,6 @@ from peers.bench_protocol import WARMUP_STEPS, StepClock, cpu_name, finish, pars
 
 from pbrl_jax import AlgoConfig, Config, LogConfig, OptimConfig, RolloutConfig, TrainConfig
 from pbrl_jax.core.batching import pad_prompts
-from pbrl_jax.core.compiling import compile_for_cpu
 from pbrl_jax.core.records import PromptBatch, Rollout, TrainBatch, TrainState
 from pbrl_jax.core.version import __version__
 from pbrl_jax.mesh.ahead import Background, background_compiles
@@ -213,7 +212,6 @@ def time_reference(programs: Programs, state: TrainState, batches: list[TrainBat
 
 
 def main(argv: list[str] | None = None) -> None:
-    compile_for_cpu()  # as `pbrl` does
     flags = parse_flags(__doc__.splitlines()[0], argv, add_own_flags)
     clock = StepClock()
     jax.monitoring.register_event_duration_secs_listener(

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pbrl_jax.core.characters import visible
-from pbrl_jax.core.compiling import compile_for_cpu
 from pbrl_jax.core.errors import ConfigError, PbrlError, did_you_mean, is_out_of_memory
 from pbrl_jax.core.lock import held
 from pbrl_jax.core.memory import check_memory_before_threads
@@ -202,7 +201,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Unknown verb {arguments[0]!r}. {did_you_mean(arguments[0], VERBS)}", file=sys.stderr)
         return 1
     check_memory_before_threads()
-    compile_for_cpu()
     try:
         VERBS[arguments[0]](arguments[1:])
     except (PbrlError, OSError) as error:  # OSError: a full disk, a missing file, a folder that may not be written to

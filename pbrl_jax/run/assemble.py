@@ -24,6 +24,7 @@ from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.agree import is_first
+from pbrl_jax.mesh.once import jit_once
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
@@ -161,7 +162,7 @@ def run_policy(config: Config, work: WorkDir, prompts: Sequence[Prompt]) -> Poli
     spec = dataclasses.replace(
         lookup(DECODERS, settings.preset, "policy preset"), vocab_size=tokenizer.vocab_size, **operational
     )
-    init = jax.jit(init_decoder, static_argnames="spec")
+    init = jit_once(init_decoder, static_argnames="spec")
     make = functools.partial(init, jax.random.key(config.train.seed), spec=spec)
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return StartPolicy.of(Policy(spec, make(), tokenizer, name), make)
@@ -200,7 +201,7 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
         max_positions=max(spec.max_positions, settings.max_length),
         pooling=settings.pooling or spec.pooling,
     )
-    init = jax.jit(init_encoder, static_argnames="spec")  # traced once for each spec of a process
+    init = jit_once(init_encoder, static_argnames="spec")  # traced once for each spec of a process
     params = init(jax.random.key(config.train.seed + 1), spec=spec)
     name = f"random-{settings.preset}-{config.train.seed}-{tokenizer.fingerprint[:16]}"
     return Encoder(spec, params, tokenizer, name, settings.max_length, settings.prefix)

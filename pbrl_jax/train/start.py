@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
+from pbrl_jax.mesh.once import jit_once
 from pbrl_jax.mesh.sharding import place, tree_shardings
 from pbrl_jax.models.decoder import decoder_axes, init_decoder
 from pbrl_jax.models.logprobs import init_value_head
@@ -27,7 +28,7 @@ def trainable(policy: Policy, config: Config) -> tuple[Any, tuple]:
     """(parameters to train, their axes table): the policy's, or new adapters drawn from train.seed."""
     if not config.lora.rank:
         return policy.params, decoder_axes(policy.spec)
-    make = jax.jit(functools.partial(new_adapters, spec=policy.spec, config=config))
+    make = jit_once(functools.partial(new_adapters, spec=policy.spec, config=config))
     return make(jax.random.key(config.train.seed)), adapter_axes(policy.spec, config.lora)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.mesh.once import jit_once
 from pbrl_jax.models.m2m100 import TRANSLATORS, M2M100Spec, init_m2m100
 from pbrl_jax.text.sentencepiece_json import convert
 from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, train_sentencepiece
@@ -36,7 +37,7 @@ def new_translator(
         lookup(TRANSLATORS, preset, "translator preset"), vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id,
         start_id=tokenizer.eos_ids[0], eos_ids=tokenizer.eos_ids,
     )  # fmt: skip
-    params = jax.jit(functools.partial(init_m2m100, spec=spec))(jax.random.key(seed))
+    params = jit_once(functools.partial(init_m2m100, spec=spec))(jax.random.key(seed))
     translator = M2M100Translator(spec, params, tokenizer)
     translator.config = config_json(spec)
     translator.fingerprint = f"random-{preset}-{seed}-{tokenizer.fingerprint[:16]}"
