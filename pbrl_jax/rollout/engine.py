@@ -35,8 +35,6 @@ SEGMENT_LENGTH = 128
 LOGITS_CHUNK = 256
 """Positions, over all rows, whose logits exist at a time while continuations are scored."""
 
-compiled_programs = functools.cache(make_programs)
-
 
 class Sampling(NamedTuple):
     """How prompts are answered; temperature 0 is greedy, top_p 1 and top_k 0 are off."""
@@ -214,7 +212,7 @@ class Engine(NamedTuple):
             yield rows, [found[i * samples :][: len(asked[row].tokens)] for i, row in enumerate(rows)]
 
     def _programs(self, sampling: Sampling, segment: int):
-        return compiled_programs(self.spec, sampling.samples, sampling.max_completion_length, segment, self.weights)
+        return make_programs(self.spec, sampling.samples, sampling.max_completion_length, segment, self.weights)
 
     def _refuse_beyond(self, prompt: int, response: int) -> None:
         if self.positions and prompt + response > self.positions:

@@ -21,7 +21,8 @@ from pbrl_jax.eval.evaluate import (
     summarise,
 )
 from pbrl_jax.models.decoder import causal_logits
-from pbrl_jax.rollout.engine import SEGMENT_LENGTH, compiled_programs
+from pbrl_jax.rollout.engine import SEGMENT_LENGTH
+from pbrl_jax.rollout.refill import make_programs
 from pbrl_jax.text.prompts import format_prompts
 
 ENGLISH, SWAHILI, CHINESE = (prompt._replace(answer="20") for prompt in problem_prompts(1))
@@ -118,7 +119,7 @@ def test_greedy_answers_are_those_of_the_causal_model(greedy):
 def test_ten_prompts_in_batches_of_four_keep_their_order_and_compile_once(greedy):
     decoder, ticks = small_decoder(), []
     length = decoder.max_completion_length
-    compiled = compiled_programs(decoder.spec, 1, length, SEGMENT_LENGTH, "auto").programs.segment
+    compiled = make_programs(decoder.spec, 1, length, SEGMENT_LENGTH, "auto").programs.segment
     before = compiled._cache_size()
     backwards = answer_texts(decoder, policy().params, QUESTIONS[::-1], CODES[::-1], tick=ticks.append)
     assert backwards == greedy[::-1]

@@ -77,7 +77,7 @@ def test_samples_depend_on_the_problem_and_the_seed_only():
 def test_what_is_done_is_not_done_again(monkeypatch):
     whole, _ = generated()
     calls = []
-    compiled = engine.compiled_programs
+    compiled = engine.make_programs
 
     def counted(*arguments):
         def replaced(slots):
@@ -89,7 +89,7 @@ def test_what_is_done_is_not_done_again(monkeypatch):
 
         return SimpleNamespace(_replace=replaced)
 
-    monkeypatch.setattr(engine, "compiled_programs", counted)
+    monkeypatch.setattr(engine, "make_programs", counted)
     done = {(row["key"], row["sample"]) for row in whole[:6]}
     rest, ticks = generated(done=done)
     assert rest == whole[6:] and sum(ticks) == 4 and len(calls) < len([*by_length([1] * 10, 4)]) + 1

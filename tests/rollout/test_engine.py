@@ -199,7 +199,7 @@ def test_mixed_lengths_take_few_programs(caplog):
 
     engine, sampling = Engine.of(policy(), 4), Sampling(6, temperature=1.0)
     engine.answer(rows(64), sampling)
-    programs = module.compiled_programs(policy().spec, 1, 6, module.SEGMENT_LENGTH, "auto").programs
+    programs = module.make_programs(policy().spec, 1, 6, module.SEGMENT_LENGTH, "auto").programs
     assert (programs.start._cache_size(), programs.segment._cache_size()) == (3, 3)
     module.compiled_scores.cache_clear()
     contexts, texts = rows(64), rows(32)

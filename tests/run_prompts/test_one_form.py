@@ -54,7 +54,7 @@ def asked(monkeypatch):
 
         return SimpleNamespace(_replace=lambda slots: SimpleNamespace(steps=steps))
 
-    monkeypatch.setattr(engine, "compiled_programs", programs)
+    monkeypatch.setattr(engine, "make_programs", programs)
     return found
 
 
