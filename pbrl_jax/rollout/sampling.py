@@ -121,8 +121,10 @@ def sample(
     weights_BV = jnp.exp(tempered_BV - top_B1)
     index_B = jnp.broadcast_to(token_index, keys_B.shape)
     uniform_B = jax.vmap(lambda key, index: jax.random.uniform(jax.random.fold_in(key, index)))(keys_B, index_B)
-    sampled_B = inverse_cdf(jnp.where(tempered_BV >= smallest_B1, weights_BV, 0.0), uniform_B.astype(logits_BV.dtype))
-    token_B = jnp.where(greedy, jnp.argmax(tempered_BV, axis=-1).astype(jnp.int32), sampled_B)
+    # Greedy is the first of the best. An argmax beside the draw would read all logits once more.
+    uniform_B = jnp.where(greedy, 0.0, uniform_B).astype(logits_BV.dtype)
+    kept_BV = tempered_BV >= jnp.where(greedy, top_B1, smallest_B1)
+    token_B = inverse_cdf(jnp.where(kept_BV, weights_BV, 0.0), uniform_B)
     chosen_B = jnp.take_along_axis(tempered_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B, chosen_B - top_B1[:, 0] - jnp.log(weights_BV.sum(axis=-1))
 
