@@ -48,7 +48,8 @@ class AlgoConfig:
     mask_truncated_completions: bool = identity(False)
     """Exclude responses without an end of sequence from the loss."""
     mask_zero_std_groups: bool = identity(False)
-    """Exclude groups whose rewards are all equal from the loss, its count and its KL."""
+    """Exclude groups whose rewards are all equal from the loss, its count and its KL; packed updates do not compute
+    them."""
     max_sampling_rounds: int = identity(1, at_least=1)
     """Dynamic sampling (DAPO): groups whose rewards are all equal are replaced by groups of further prompts, in at most
     this many sampling rounds of the same shape; 1: off. Such groups of the last round are kept."""

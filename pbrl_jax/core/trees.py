@@ -113,12 +113,14 @@ def map_microbatches(function: Callable[[Any], jax.Array], tree: Any, groups: in
 
 
 def sum_microbatches(
-    function: Callable[[Any], Any], tree: Any, groups: int, size: int, add: Callable[[Any, Any], Any] | None = None
-) -> Any:
+    function: Callable[[Any], Any], tree: Any, groups: int, size: int, add: Callable[[Any, Any], Any] | None = None,
+    used: jax.Array | None = None,
+) -> Any:  # fmt: skip
     """`function(tree)`, a tree of sums over rows, computed for `size` groups of rows at a time (0: all) and added.
 
     Args:
       add: (total, result of a microbatch) -> total, if not every leaf is a sum; totals start at zero.
+      used: how many microbatches are computed, the first ones; None: all.
     """
     if not 0 < size < groups:
         return function(tree)
@@ -128,9 +130,11 @@ def sum_microbatches(
 
     def accumulate(total, piece):
         new = function(piece)
-        return add(total, new) if add else jax.tree.map(jnp.add, total, new), None
+        return add(total, new) if add else jax.tree.map(jnp.add, total, new)
 
-    return jax.lax.scan(accumulate, zeros, pieces)[0]
+    if used is None:
+        return jax.lax.scan(lambda total, piece: (accumulate(total, piece), None), zeros, pieces)[0]
+    return jax.lax.fori_loop(0, used, lambda at, total: accumulate(total, jax.tree.map(lambda x: x[at], pieces)), zeros)
 
 
 def take_groups(tree: Any, index: jax.Array, groups: int) -> Any:

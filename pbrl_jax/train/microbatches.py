@@ -1,6 +1,7 @@
 """Microbatches of groups of about equal length, each packed into the cheapest bucket that holds it (models.packing).
 
-Groups are sorted by their tokens, so that few slots are empty beside the longest group of a microbatch. On a mesh every
+Groups are sorted by their tokens, so that few slots are empty beside the longest group of a microbatch. Groups none of
+whose tokens is in the loss, as those that `algo.mask_zero_std_groups` leaves out, are not computed. On a mesh every
 device has the same number of groups of each microbatch, and so the same shapes; the order is of all groups of a batch,
 and the same on every host.
 """
@@ -60,25 +61,36 @@ def packing_of(spec: DecoderSpec, config: Config, shards: int, traced: bool = Fa
     groups = prompts * config.algo.num_generations // G
     limit, least = config.train.microbatch_prompts or groups, LEAST_SLOTS * shards
     enough = FINE_SLOTS * shards if traced else least
-    if not config.train.packed or limit * G * R < enough or limit % shards:
+    skips = config.algo.mask_zero_std_groups
+    if not config.train.packed or limit * G * R < (least if skips else enough) or limit % shards:
         return None
     even = [n for n in range(shards, limit + 1, shards) if groups % n == 0 and groups <= n * MOST_MICROBATCHES]
     size = min((n for n in even if n * G * R >= least), default=limit)
+    if limit * G * R < enough:
+        return Packing(size, (Bucket(G, R),)) if size < groups else None
     ratio = 2**-0.5 if size * G * R >= FINE_SLOTS * shards and not traced else 0.5
     buckets = packed_buckets(G, R, slot_cost(spec, config.rollout.max_prompt_length), ratio)
     useful = tuple(bucket for bucket in buckets if size * bucket.slots >= least // 8)
-    return Packing(size, useful) if len(useful) > 1 else None
+    return Packing(size, useful) if len(useful) > 1 or (skips and size < groups) else None
 
 
-def plan_microbatches(lengths_XG: np.ndarray, packing: Packing, chosen: np.ndarray | None = None) -> list[Microbatch]:
+def plan_microbatches(
+    lengths_XG: np.ndarray, packing: Packing, chosen: np.ndarray | None = None, idle_X: np.ndarray | None = None
+) -> list[Microbatch]:
     """The microbatches of a batch; on the host.
 
     Args:
       lengths_XG: tokens of every row.
       chosen: numbers of the groups that take part; None: all.
+      idle_X: groups without a token in the loss; some of them fill the microbatches of the others, and there is one
+        microbatch at least.
     """
     chosen = np.arange(len(lengths_XG)) if chosen is None else chosen
     order = chosen[np.argsort(lengths_XG[chosen].sum(axis=1), kind="stable")]
+    if idle_X is not None:
+        busy = ~idle_X[order]
+        room = max(-(-busy.sum() // packing.size), 1) * packing.size - busy.sum()
+        order = order[busy | (np.cumsum(~busy) <= room)]
     held = np.stack([fits(lengths_XG[order], bucket) for bucket in packing.buckets])
     found = []
     for at in range(0, len(order), packing.size):
@@ -106,22 +118,27 @@ class ChosenBuckets(NamedTuple):
 
     def rows(self, function: Callable, batch: TrainBatch, context: Any) -> jax.Array:
         """`function(batch, context)`, rows on its leading axis, of every microbatch with its bucket."""
-        groups, order = self._ordered(batch)
+        order = self._ordered(group_lengths(batch).sum(axis=1))
         piece = functools.partial(self._in_bucket, function, context=context)
+        groups = len(order)
         rows_BR = map_microbatches(piece, groups_at(batch, order, groups), groups, self.packing.size)
         return groups_at(rows_BR, jnp.argsort(order), groups)
 
-    def sums(self, function: Callable, rows: tuple, context: Any, add: Callable) -> Any:
-        """`function(rows, context)` of every microbatch of a tuple that begins with a batch, added up."""
-        groups, order = self._ordered(rows[0])
+    def sums(
+        self, function: Callable, rows: tuple[TrainBatch, Any], context: Any, add: Callable, mask_BR: jax.Array
+    ) -> Any:
+        """`function(rows, context)` added up over the microbatches that have a token in `mask_BR`, the loss's."""
+        tokens_P = group_lengths(rows[0]).sum(axis=1)
+        groups, size = len(tokens_P), self.packing.size
+        busy_P = mask_BR.reshape(groups, -1).any(axis=1)
+        order = self._ordered(jnp.where(busy_P, tokens_P, jnp.iinfo(jnp.int32).max))
         piece = functools.partial(self._in_bucket, function, context=context)
-        return sum_microbatches(piece, groups_at(rows, order, groups), groups, self.packing.size, add)
+        used = (busy_P.sum() + size - 1) // size
+        return sum_microbatches(piece, groups_at(rows, order, groups), groups, size, add, used)
 
-    def _ordered(self, batch: TrainBatch) -> tuple[int, jax.Array]:
-        """(number of groups, the order in which `split_microbatches` gives sorted microbatches)."""
-        lengths_PG = group_lengths(batch)
-        order = jnp.argsort(lengths_PG.sum(axis=1), stable=True)
-        return len(lengths_PG), order.reshape(-1, self.packing.size).T.reshape(-1)
+    def _ordered(self, rank_P: jax.Array) -> jax.Array:
+        """The order in which `split_microbatches` gives microbatches sorted by rank."""
+        return jnp.argsort(rank_P, stable=True).reshape(-1, self.packing.size).T.reshape(-1)
 
     def _in_bucket(self, function: Callable, rows: Any, context: Any) -> Any:
         """`function(rows, context)` with the first bucket that every group fits; the last one holds any."""

@@ -55,13 +55,21 @@ RowFunction = Callable[[TrainState, Frozen, TrainBatch, UpdateContext], jax.Arra
 """(state, frozen, rows, context) -> an array [B, R] of the rows."""
 
 
-def planned(config: Config, packing: Packing, batch: TrainBatch, index: np.ndarray | None = None) -> list[Microbatch]:
-    """The microbatches of a batch, or of the prompts `index` of it; the same on every host."""
+def planned(
+    config: Config, packing: Packing, batch: TrainBatch, index: np.ndarray | None = None, mask_BR: Any = None
+) -> list[Microbatch]:
+    """The microbatches of a batch, or of the prompts `index` of it; the same on every host.
+
+    Args:
+      mask_BR: the tokens in the loss, where groups without one can be left out.
+    """
     lengths_XG = host_array(batch.rollout.lengths_B).reshape(-1, group_samples(config))
-    if index is None:
-        return plan_microbatches(lengths_XG, packing)
-    parts = config.algo.num_generations // group_samples(config)
-    return plan_microbatches(lengths_XG, packing, (index[:, None] * parts + np.arange(parts)).reshape(-1))
+    groups = len(lengths_XG)
+    idle_X = None if mask_BR is None else ~host_array(mask_BR).reshape(groups, -1).any(axis=1)
+    if index is not None:
+        parts = config.algo.num_generations // group_samples(config)
+        index = (index[:, None] * parts + np.arange(parts)).reshape(-1)
+    return plan_microbatches(lengths_XG, packing, index, idle_X)
 
 
 def whole_program(function: Callable, config: Config, donated: tuple[int, ...] = ()) -> Variants:
@@ -137,7 +145,8 @@ class PackedUpdate:
         chosen = None
         if minibatches(config) > 1:
             chosen = np.asarray(minibatch_index(int(host_array(state.step)), groups, config))
-        plan = planned(config, self._packing, batch, chosen)
+        skips = config.algo.mask_zero_std_groups
+        plan = planned(config, self._packing, batch, chosen, targets.mask_BR if skips else None)
         indices = [place(part.groups, state.step.sharding) for part in plan]
         args = (state, frozen, batch, targets)
         if self._add is None or self._zeros is None:

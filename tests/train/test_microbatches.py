@@ -63,6 +63,16 @@ def test_plan_by_hand():
     assert (chosen.groups.tolist(), chosen.bucket) == ([3, 2], (2, 8))
 
 
+@pytest.mark.parametrize(
+    "idle, expected",
+    [([2, 3], [[1, 0]]), ([2], [[1, 3], [2, 0]]), ([1, 3], [[2, 0]]), ([0, 2, 3], [[1, 3]]), ([0, 1, 2, 3], [[1, 3]])],
+)
+def test_groups_without_a_token_in_the_loss_are_left_out(idle, expected):
+    """Tokens 17, 4, 10, 6; the shortest of the idle groups fill the last microbatch."""
+    plan = plan_microbatches(np.reshape(LENGTHS, (P, G)), PACKING, idle_X=np.isin(np.arange(P), idle))
+    assert [part.groups.tolist() for part in plan] == expected
+
+
 @pytest.mark.parametrize("mean, spread", LENGTH_SHARES)
 def test_slots_follow_the_tokens(mean, spread):
     """At most 1.35 slots for a token; 64 prompts of 8 rows of at most 2,048 tokens."""
@@ -102,6 +112,9 @@ def test_what_is_packed():
     quickstart = tiny_config(8, 24, train={"prompts_per_step": 32, "packed": True})
     assert packing_of(LLAMA_8B, quickstart, 1).size == 8 and packing_of(LLAMA_8B, quickstart, 1, traced=True) is None
     assert packing(64, longest=64).buckets[-1] == (8, 64) and len(packing(64, longest=64).buckets) == 5
+    skipping = with_values(quickstart, algo={"mask_zero_std_groups": True})
+    assert packing_of(LLAMA_8B, skipping, 1, traced=True) == Packing(8, (Bucket(8, 24),))
+    assert packing_of(LLAMA_8B, with_values(skipping, train={"prompts_per_step": 4}), 1, traced=True) is None
 
 
 @pytest.mark.parametrize("samples, part", [(6, 3), (10, 5), (12, 4), (16, 8), (24, 6), (32, 8)])
@@ -145,6 +158,28 @@ def test_packed_microbatches_equal_the_whole_batch(whole):
 def test_a_traced_step_chooses_its_buckets(whole):
     context = update_context(SPEC, CONFIG)._replace(packed=ChosenBuckets(PACKING))
     expect_same(jax.jit(lambda *args: update_minibatch(*args, context))(*setting()), whole)
+
+
+def without_groups(*idle):
+    """`setting` with no token of some groups in the loss, and the update that computes all groups."""
+    state, frozen, batch, targets = setting()
+    busy_B = ~np.isin(np.arange(P * G) // G, idle)
+    targets = dataclasses.replace(targets, mask_BR=targets.mask_BR & busy_B[:, None])
+    return state, frozen, batch, targets
+
+
+@pytest.mark.parametrize("idle", [(1, 2), (0, 1, 2, 3)])
+def test_groups_that_are_left_out_would_add_nothing(idle):
+    """Host and traced updates compute the microbatches of the others alone; the sums are those of all groups."""
+    config, packing = with_values(CONFIG, algo={"mask_zero_std_groups": True}), Packing(1, (Bucket(G, R),))
+    context = update_context(SPEC, config)
+    expected = jax.jit(lambda *args: update_minibatch(*args, context))(*without_groups(*idle))
+    expect_same(PackedUpdate(SPEC, config, packing)(*without_groups(*idle)), expected)
+    packed = context._replace(packed=ChosenBuckets(packing))
+    expect_same(jax.jit(lambda *args: update_minibatch(*args, packed))(*without_groups(*idle)), expected)
+    _, _, batch, targets = without_groups(*idle)
+    rows, one = (batch, targets), lambda rows, context: jnp.int32(1)
+    assert packed.packed.sums(one, rows, packed, jnp.add, targets.mask_BR) == P - len(idle)
 
 
 def test_packed_minibatches(monkeypatch):
