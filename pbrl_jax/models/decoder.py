@@ -18,7 +18,7 @@ from pbrl_jax.mesh.sharding import constrain, sequence_axis, tensor_parallel_axe
 from pbrl_jax.models.attention import Kernel
 from pbrl_jax.models.fused_attention import FUSED
 from pbrl_jax.models.layers import GatedMLP, Projection, RMSNorm, XieluMLP, apply, apply_rope, rope_tables
-from pbrl_jax.models.layouts import Causal, KVCache, Reach
+from pbrl_jax.models.layouts import Causal, Reach
 from pbrl_jax.models.moe import RoutedMLP
 from pbrl_jax.models.precision import gradient_to, wide_type
 from pbrl_jax.models.slots import SlotCache
@@ -85,6 +85,11 @@ class LayerInputs(NamedTuple):
         if role.rotated is None:
             return cos, sin
         return jnp.where(role.rotated, cos, 1.0), jnp.where(role.rotated, sin, 0.0)
+
+    def at(self, positions_XL: Int[Array, "X L"]) -> "LayerInputs":
+        """The inputs at these positions, of inputs at positions [0, 1, ...]."""
+        rope, local_rope = jax.tree.map(lambda table: table[0][positions_XL], (self.rope, self.local_rope))
+        return LayerInputs(positions_XL, rope, local_rope)
 
 
 def layer_inputs(positions_XL, spec: DecoderSpec) -> LayerInputs:
@@ -246,16 +251,21 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
 
 
 def hidden_states(
-    params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: KVCache | SlotCache | None = None
-):
+    params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: SlotCache | None = None,
+    inputs: LayerInputs | None = None,
+):  # fmt: skip
     """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`.
+
+    In a loop over tokens, `inputs` are `layer_inputs` of all positions made before it, `at` the step's: a compiler may
+    make sines and cosines in every layer, which on a CPU takes longer than its attention.
 
     With a cache the layers run one after another, without a scan: a scan would copy each layer's part out of the stack.
     """
     if cache is None and not isinstance(params["layers"], tuple):
         return apply(Decoder(spec), params, tokens_XL, positions_XL, layout), None
     carry = embed_tokens(params["embed"], spec, tokens_XL), cache
-    inputs, local, rotated = layer_inputs(positions_XL, spec), spec.local_layers(), rotated_layers(spec)
+    inputs = layer_inputs(positions_XL, spec) if inputs is None else inputs
+    local, rotated = spec.local_layers(), rotated_layers(spec)
     for index, layer_params in enumerate(unstack_layers(params)["layers"]):
         role = LayerRole(index, local[index], None if rotated[index] else False)
         carry, _ = apply(DecoderLayer(spec), layer_params, carry, role, inputs, layout)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from pbrl_jax.core.records import pytree
 from pbrl_jax.models.attention import Visibility, attend, merge_attention
@@ -21,51 +21,6 @@ from pbrl_jax.models.precision import widened
 GLOBAL = (None, False)
 #: Window of a global layer where layers of both kinds are scanned: longer than any sequence.
 UNLIMITED = 2**29
-
-
-@pytree
-class KVCache:
-    """Keys and values, one array a layer, [rows, K, positions, C]: heads before positions, as matrix products need.
-
-    The layers are apart, so that a loop over tokens updates each array in place and never cuts one out of a stack.
-    """
-
-    key: tuple[Float[Array, "X K S C"], ...]
-    value: tuple[Float[Array, "X K S C"], ...]
-
-    @property
-    def positions(self) -> int:
-        """Positions that there is room for."""
-        return self.key[0].shape[2]
-
-    def layer(self, index: int) -> tuple[jax.Array, jax.Array]:
-        """One layer's keys and values, [rows, positions, K, C]."""
-        return jnp.swapaxes(self.key[index], 1, 2), jnp.swapaxes(self.value[index], 1, 2)
-
-    def held(self, _index: int, key_XSKC, value_XSKC) -> tuple[jax.Array, jax.Array]:
-        """Keys and values as they are when they were written."""
-        return key_XSKC, value_XSKC
-
-    def write(self, index: int, position, key_XSKC, value_XSKC) -> "KVCache":
-        """The cache with new entries at (layer, every row, position...); in place where the compiler may."""
-
-        def put(parts, new):
-            new = jnp.swapaxes(new, 1, 2).astype(parts[index].dtype)
-            changed = jax.lax.dynamic_update_slice(parts[index], new, (0, 0, position, 0))
-            return (*parts[:index], changed, *parts[index + 1 :])
-
-        return KVCache(put(self.key, key_XSKC), put(self.value, value_XSKC))
-
-    def grown(self, positions: int) -> "KVCache":
-        """The cache with room for so many positions; those there are stay."""
-        room = [(0, 0), (0, 0), (0, positions - self.positions), (0, 0)]
-        return jax.tree.map(lambda part: jnp.pad(part, room), self)
-
-
-def empty_cache(spec, rows: int, positions: int) -> KVCache:
-    """A cache of zeros in the spec's compute type."""
-    shape = (rows, spec.kv_heads, positions, spec.head_dim)
-    return KVCache(*(tuple(jnp.zeros(shape, spec.dtype) for _ in range(spec.layers)) for _ in range(2)))
 
 
 class Reach(NamedTuple):
@@ -210,47 +165,3 @@ class SharedPrefix:
         out, lse = attend(kernel, own_query, own_key, own_value, seen)
         to_own = (out.reshape(X, S * R, *out.shape[2:]), lse.reshape(X, S * R, lse.shape[-1]))
         return merge_attention(to_prompt, to_own)
-
-
-@pytree
-class DecodeStep:
-    """One new token for each of B = P * G rows, against the prompt's keys (shared by G rows) and the row's own.
-
-    `prompt` is only read; the step's keys and values are written into the carried cache at `slot`.
-    """
-
-    prompt: KVCache
-    prompt_valid_PT: Bool[Array, "P T"]
-    slot: Int[Array, ""]
-
-    def attend(self, kernel, query, key, value, cache, layer, reach: Reach | None = None):
-        P = self.prompt_valid_PT.shape[0]
-        B, _, H, C = query.shape
-        cache = cache.write(layer, self.slot, key, value)
-        prompt_key, prompt_value = self.prompt.layer(layer)
-        grouped = query.reshape(P, B // P, H, C)
-        own_key, own_value = cache.layer(layer)
-        written = jnp.broadcast_to((jnp.arange(cache.positions) <= self.slot)[None], (B, cache.positions))
-        prompt_seen, own_seen = Visibility(self.prompt_valid_PT), Visibility(written)
-        if reach is not None:
-            prompt_seen, own_seen = self._within(reach, prompt_seen, own_seen)
-        out, lse = attend(kernel, grouped, prompt_key, prompt_value, prompt_seen)
-        to_own = attend(kernel, query, own_key, own_value, own_seen)
-        return merge_attention((out.reshape(B, 1, H, C), lse.reshape(B, 1, H)), to_own), cache
-
-    def _within(self, reach: Reach, prompt_seen: Visibility, own_seen: Visibility) -> tuple[Visibility, Visibility]:
-        """Both visibilities limited to the window; positions are the index of a prompt's key, the slot of a row's."""
-        P, T = self.prompt_valid_PT.shape
-        assert own_seen.key_valid_XS is not None
-        B, S = own_seen.key_valid_XS.shape
-        prompt_seen = prompt_seen._replace(
-            query_position_XQ=reach.positions_XL.reshape(P, B // P),
-            key_position_XS=jnp.broadcast_to(jnp.arange(T)[None], (P, T)),
-            window=reach.limit,
-        )
-        own_seen = own_seen._replace(
-            query_position_XQ=jnp.broadcast_to(self.slot, (B, 1)),
-            key_position_XS=jnp.broadcast_to(jnp.arange(S)[None], (B, S)),
-            window=reach.limit,
-        )
-        return prompt_seen, own_seen

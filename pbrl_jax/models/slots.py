@@ -1,7 +1,8 @@
-"""A cache of slots: each row's prompt and response one behind the other, each row at a position of its own.
+"""Cached keys and values, and the layouts of decoding.
 
-Attention goes through the cache block by block, up to the longest row that is in use, so that one compiled program
-serves every length, and reads no further than it must.
+In slots, each row's prompt and response lie one behind the other, each row at a position of its own. Attention goes
+through the cache block by block, up to the longest row that is in use, so that one compiled program serves every
+length, and reads no further than it must. In a traced rollout (`SharedStep`) the rows of a prompt share its keys.
 """
 
 from dataclasses import field
@@ -58,6 +59,16 @@ class LayerCache:
 
         return jax.tree.map(put, self, new, self.axes)
 
+    def grown(self, positions: int) -> "LayerCache":
+        """With room for so many positions; those there are stay."""
+
+        def pad(part, axis: int):
+            room = [(0, 0)] * part.ndim
+            room[axis] = (0, positions - part.shape[axis])
+            return jnp.pad(part, room)
+
+        return jax.tree.map(pad, self, self.axes)
+
     def block(self, start, size: int) -> "LayerCache":
         """`size` positions from `start` on."""
         return jax.tree.map(lambda part, axis: jax.lax.dynamic_slice_in_dim(part, start, size, axis), self, self.axes)
@@ -71,7 +82,7 @@ class SlotCache:
 
     @property
     def positions(self) -> int:
-        """Positions that there is room for, a multiple of BLOCK or less than one."""
+        """Positions that there is room for; in slots a multiple of BLOCK or less than one."""
         return self.layers[0].value.shape[2]
 
     def changed(self, index: int, layer: LayerCache) -> "SlotCache":
@@ -90,6 +101,10 @@ class SlotCache:
         """New entries of one layer, for every row at the same `position` and behind it."""
         layer = self.layers[index]
         return self.changed(index, layer.written(position, layer.entries(key_XSKC, value_XSKC)))
+
+    def grown(self, positions: int) -> "SlotCache":
+        """The cache with room for so many positions a row."""
+        return SlotCache(tuple(layer.grown(positions) for layer in self.layers))
 
     def write_rows(self, index: int, position_X, key_X1KC, value_X1KC, by_kernel: bool = False) -> "SlotCache":
         """One new entry of one layer for each row, at its own position; `by_kernel`: by that of a TPU."""
@@ -188,3 +203,38 @@ class PromptPart:
         place = jnp.broadcast_to(self.start + jnp.arange(Q)[None], (X, Q))
         blocks = (self.start + Q + BLOCK - 1) // BLOCK
         return block_attention(kernel, query, cache.layers[layer], place, blocks, reach), cache
+
+
+@pytree
+class SharedStep:
+    """One new token for each of B = P * G rows, against the keys of its prompt, shared by G rows, and its own.
+
+    The prompts' cache is only read; the step's keys and values are written into the carried cache at `slot`, the same
+    for all rows. Positions of a prompt's keys are those of the text; a row's query has the position of its token.
+    """
+
+    prompt: SlotCache
+    lengths_P: Int[Array, "P"]
+    slot: Int[Array, ""]
+
+    def attend(self, kernel, query, key, value, cache: SlotCache, layer: int, reach: Reach | None = None):
+        cache = cache.write(layer, self.slot, key, value)
+        own, shared = cache.layers[layer], self.prompt.layers[layer]
+        (B, _, H, C), P, K = query.shape, len(self.lengths_P), own.key.shape[1]
+        G, cap = B // P, softcap_of(kernel)
+        place_T, place_S = (jnp.arange(n)[None, None, None] for n in (self.prompt.positions, cache.positions))
+        of_prompt, of_row = place_T < self.lengths_P[:, None, None, None], place_S <= self.slot
+        if reach is not None:
+            at_PG = jnp.repeat(reach.positions_XL.reshape(P, G), H // K, axis=1)
+            of_prompt = of_prompt & (place_T > at_PG[:, None, :, None] - reach.limit)
+            of_row = of_row & (place_S > self.slot - reach.limit)
+        # The rows of a prompt are the outer part of the axis of queries, the heads that share a key the inner one.
+        together = jnp.moveaxis(query.reshape(P, G, K, H // K, C), 1, 2).reshape(P, K, G * (H // K), C)
+        sums = Softmax.empty(together.shape, wide_type(query.dtype))
+        sums = sums.with_keys(together, jax.tree.leaves(shared), of_prompt, cap)
+
+        def apart(x):
+            return jnp.moveaxis(x.reshape(P, K, G, H // K, -1), 1, 2).reshape(B, K, H // K, -1)
+
+        sums = Softmax(*map(apart, sums)).with_keys(query.reshape(B, K, H // K, C), jax.tree.leaves(own), of_row, cap)
+        return (sums.values / sums.total).astype(query.dtype).reshape(B, 1, H, C), cache

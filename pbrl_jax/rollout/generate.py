@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from pbrl_jax.config.tree import AlgoConfig, RolloutConfig
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
 from pbrl_jax.mesh.sharding import constrain
-from pbrl_jax.models.decoder import hidden_states, logits_of, unstack_layers
-from pbrl_jax.models.layouts import Causal, DecodeStep, KVCache, empty_cache
+from pbrl_jax.models.decoder import hidden_states, layer_inputs, logits_of, unstack_layers
+from pbrl_jax.models.layouts import Causal
+from pbrl_jax.models.slots import SharedStep, SlotCache, empty_slots
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.sampling import is_eos, row_keys, sample
 
@@ -33,9 +34,9 @@ class DecodeState:
     done_B: Bool[Array, "B"]
     position_B: Int[Array, "B"]
     keys_B: Any
-    own: KVCache
-    prompt: KVCache
-    prompt_valid_PT: Bool[Array, "P T"]
+    own: SlotCache
+    prompt: SlotCache
+    prompt_lengths_P: Int[Array, "P"]
 
 
 def windows(max_length: int) -> tuple[int, ...]:
@@ -48,7 +49,7 @@ def windows(max_length: int) -> tuple[int, ...]:
     return (*sizes, max_length)
 
 
-def on_mesh(cache: KVCache) -> KVCache:
+def on_mesh(cache: SlotCache) -> SlotCache:
     """A cache laid out as its rows and heads are; left to itself the compiler keeps it whole on every device."""
     return jax.tree.map(lambda part: constrain(part, "batch", "kv_heads", "none", "none"), cache)
 
@@ -60,7 +61,7 @@ def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, s
     B = P * samples
     positions = jnp.arange(T)[None]
     valid_PT = positions < prompts.lengths_P[:, None]
-    empty = on_mesh(empty_cache(spec, P, T))
+    empty = on_mesh(empty_slots(spec, P, T))
     hidden, cache = hidden_states(
         params, spec, prompts.tokens_PT, jnp.broadcast_to(positions, (P, T)), Causal(valid_PT), empty
     )
@@ -77,9 +78,9 @@ def prefill(params, prompts: PromptBatch, keys_B, sampling: SamplingParams, *, s
         done_B=is_eos(token_B, sampling),
         position_B=jnp.repeat(prompts.lengths_P, samples, axis=0).astype(jnp.int32),
         keys_B=keys_B,
-        own=on_mesh(empty_cache(spec, B, windows(max_length)[0])),
+        own=on_mesh(empty_slots(spec, B, windows(max_length)[0])),
         prompt=on_mesh(cache),
-        prompt_valid_PT=valid_PT,
+        prompt_lengths_P=prompts.lengths_P,
     )
 
 
@@ -96,10 +97,13 @@ def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: 
       stop: last slot to fill (slot s holds the s-th sampled token, from 0).
     """
     last_slot = jnp.minimum(stop, state.own.positions - 1)
+    inputs = layer_inputs(jnp.arange(state.prompt.positions + state.own.positions)[None], spec)
 
     def body(state: DecodeState) -> DecodeState:
-        layout = DecodeStep(state.prompt, state.prompt_valid_PT, state.slot)
-        hidden, own = hidden_states(params, spec, state.last_B[:, None], state.position_B[:, None], layout, state.own)
+        layout, place_B1 = SharedStep(state.prompt, state.prompt_lengths_P, state.slot), state.position_B[:, None]
+        hidden, own = hidden_states(
+            params, spec, state.last_B[:, None], place_B1, layout, state.own, inputs.at(place_B1)
+        )
         slot = state.slot + 1
         token_B, logp_B = sample(logits_of(params, spec, hidden[:, 0]), state.keys_B, slot, sampling)
         token_B = jnp.where(state.done_B, 0, token_B)
@@ -115,7 +119,7 @@ def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: 
             keys_B=state.keys_B,
             own=own,
             prompt=state.prompt,
-            prompt_valid_PT=state.prompt_valid_PT,
+            prompt_lengths_P=state.prompt_lengths_P,
         )
 
     return jax.lax.while_loop(lambda s: (s.slot < last_slot) & ~s.done_B.all(), body, state)

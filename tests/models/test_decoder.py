@@ -27,7 +27,8 @@ from pbrl_jax.models.decoder import (
     logits_of,
     unstack_layers,
 )
-from pbrl_jax.models.layouts import Causal, DecodeStep, empty_cache
+from pbrl_jax.models.layouts import Causal
+from pbrl_jax.models.slots import SharedStep, empty_slots
 from pbrl_jax.models.specs import DECODERS, TINY_FAMILIES, tiny_decoder
 
 SPEC = tiny_spec()
@@ -78,13 +79,13 @@ def test_cached_decode_equals_full_forward(family):
         @jax.jit
         def prefill(params):
             hidden, cache = hidden_states(
-                params, spec, prompts.tokens_PT, positions, Causal(valid), empty_cache(spec, 3, 6)
+                params, spec, prompts.tokens_PT, positions, Causal(valid), empty_slots(spec, 3, 6)
             )
             return logits_of(params, spec, hidden), cache
 
         @jax.jit
         def step(params, prompt_cache, own, token_B, slot):
-            layout = DecodeStep(prompt_cache, valid, slot)
+            layout = SharedStep(prompt_cache, prompts.lengths_P, slot)
             position = jnp.asarray(starts)[:, None] + slot
             hidden, own = hidden_states(params, spec, token_B[:, None], position, layout, own)
             return logits_of(params, spec, hidden[:, 0]), own
@@ -93,7 +94,7 @@ def test_cached_decode_equals_full_forward(family):
         for b in range(6):
             np.testing.assert_allclose(prompt_logits[b // 2, : starts[b]], logits[b, : starts[b]], atol=1e-10)
         # Unwritten slots must not be seen.
-        own = jax.tree.map(lambda x: jnp.full_like(x, 1e3), empty_cache(spec, 6, 4))
+        own = jax.tree.map(lambda x: jnp.full_like(x, 1e3), empty_slots(spec, 6, 4))
         for slot in range(4):
             made, own = step(params, prompt_cache, own, rollout.tokens_BR[:, slot], jnp.asarray(slot))
             np.testing.assert_allclose(made, logits[np.arange(6), starts + slot], atol=1e-10)
@@ -113,7 +114,7 @@ def test_unstacked_layers_are_the_scanned_ones(family):
     apart = unstack_layers(params)
     assert len(apart["layers"]) == spec.layers and apart["embed"] is params["embed"]
     assert unstack_layers(apart) is apart
-    cache = empty_cache(spec, 1, L)
+    cache = empty_slots(spec, 1, L)
     for found in (run(apart), run(apart, cache), run(params, cache)):
         assert largest_difference(found, run(params)) < 1e-5
 
@@ -166,11 +167,11 @@ def test_bfloat16_computes_in_half_and_gives_float32_logits():
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(params, spec):
-        hidden, cache = hidden_states(params, spec, TOKENS, POSITIONS, Causal(VALID), empty_cache(spec, 1, L))
+        hidden, cache = hidden_states(params, spec, TOKENS, POSITIONS, Causal(VALID), empty_slots(spec, 1, L))
         return hidden, cache, logits_of(params, spec, hidden)
 
     hidden, cache, logits = run(params, half)
-    assert (hidden.dtype, cache.key[0].dtype, logits.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    assert (hidden.dtype, cache.layers[0].key.dtype, logits.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     exact = run(params, SPEC)[2]
     gap = np.abs(logits - exact)[0, :5]
     assert 1e-4 < gap.max() < 0.15 and np.abs(exact).max() > 1

@@ -229,7 +229,7 @@ def test_the_token_loop_makes_no_copy_of_a_cache():
     state = jax.eval_shape(lambda *args: grow(start(*args), length), params, prompts, keys_B, SAMPLING)
     program = jax.jit(functools.partial(decode, spec=spec), donate_argnums=1)
     compiled = program.lower(params, state, SAMPLING, 9).compile()
-    layer = state.own.key[0]
+    layer = state.own.layers[0].key
     assert compiled.memory_analysis().temp_size_in_bytes < layer.size * layer.dtype.itemsize
     text = compiled.as_text()
     moved = program_cost(text, 2).bytes - program_cost(text, 1).bytes

@@ -320,9 +320,9 @@ def test_caches_lie_on_the_mesh():
         keys = row_keys(jax.random.key(3), prompts.row_ids_P, G)
         found = start.lower(params, prompts, keys, SAMPLING).compile().output_shardings
     K, C = SPEC.kv_heads, SPEC.head_dim
-    assert len(found.own.key) == len(found.prompt.value) == SPEC.layers
-    assert {part.shard_shape((P * G, K, 8, C)) for part in found.own.key} == {(P * G // 4, K // 2, 8, C)}
-    assert {part.shard_shape((P, K, 5, C)) for part in found.prompt.value} == {(P // 4, K // 2, 5, C)}
+    assert len(found.own.layers) == len(found.prompt.layers) == SPEC.layers
+    assert {one.key.shard_shape((P * G, K, C, 8)) for one in found.own.layers} == {(P * G // 4, K // 2, C, 8)}
+    assert {one.value.shard_shape((P, K, 5, C)) for one in found.prompt.layers} == {(P // 4, K // 2, 5, C)}
     assert found.tokens_BR.shard_shape((P * G, 8)) == (P * G // 4, 8)
 
 
