@@ -55,6 +55,7 @@ def packing_of(spec: DecoderSpec, config: Config, shards: int, traced: bool = Fa
     Args:
       shards: devices that hold different rows; each has as many groups of every microbatch.
       traced: one program holds all buckets and is compiled before the first step: few buckets, and large batches only.
+        Smaller ones have one, unpacked, where groups may be left out.
     """
     G, R = group_samples(config), config.rollout.max_completion_length
     prompts = config.algo.minibatch_prompts or config.train.prompts_per_step
