@@ -64,6 +64,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="serial: run as PBRL_TEST_DEVICES=8 python -m pytest -m serial"))
 
 
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    """Runs `pbrl` commands in processes that need not import anything (see resume_driver), for all files of a worker."""
+    from resume_driver import Driver
+
+    driver = Driver(tmp_path_factory.mktemp("driver"))
+    yield driver
+    driver.close()
+
+
 @pytest.fixture(autouse=True)
 def no_stop_request():
     """A stop that one test requests ends no other."""

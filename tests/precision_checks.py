@@ -17,15 +17,18 @@ def inner_jaxprs(eqn) -> list:
     return [jaxpr for jaxpr in found if hasattr(jaxpr, "eqns")]
 
 
-def place_of(eqn, outer: str) -> str:
-    """`file:line` of the innermost frame of this package behind an equation; `outer` where none is known."""
-    trace = eqn.source_info.traceback
-    frames = [] if trace is None else trace.frames
-    own = (f"{frame.file_name}:{frame.line_num}" for frame in frames if "/pbrl_jax/" in frame.file_name)
-    return next(own, outer)
+def place_of(eqn, outer: tuple = ()) -> str:
+    """`file:line` of the innermost frame of this package behind an equation, or else behind one of those around it,
+    `outer` (outermost first). Reading a traceback costs more than tracing its equation, so only faults are placed."""
+    for one in (eqn, *reversed(outer)):
+        trace = one.source_info.traceback
+        for frame in [] if trace is None else trace.frames:
+            if "/pbrl_jax/" in frame.file_name:
+                return f"{frame.file_name}:{frame.line_num}"
+    return "unknown place"
 
 
-def carried_sums(eqn, outer: str) -> list[str]:
+def carried_sums(eqn, outer: tuple) -> list[str]:
     """Half-precision carries of a scan that its body only adds to."""
     body, first = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
     count, producers = eqn.params["num_carry"], {var: one for one in body.eqns for var in one.outvars}
@@ -34,14 +37,13 @@ def carried_sums(eqn, outer: str) -> list[str]:
         made = None if hasattr(after, "val") else producers.get(after)
         adds = made is not None and made.primitive.name in ("add", "add_any") and before in made.invars
         if adds and before.aval.dtype in NARROW and eqn.params["length"] > MOST_TERMS:
-            found.append(
-                f"sum over {eqn.params['length']} turns of a scan, {before.aval.str_short()}: {place_of(made, outer)}"
-            )
+            place = place_of(made, (*outer, eqn))
+            found.append(f"sum over {eqn.params['length']} turns of a scan, {before.aval.str_short()}: {place}")
     return found
 
 
-def faults_of(eqn, outer: str) -> list[str]:
-    """What an equation itself sums in half precision, with its place in the source."""
+def faults_of(eqn, outer: tuple) -> list[str]:
+    """What an equation itself sums in half precision, with its place in the source; `outer` as in `place_of`."""
     name, operand = eqn.primitive.name, eqn.invars[0].aval if eqn.invars else None
     if name == "scan":
         return carried_sums(eqn, outer)
@@ -68,7 +70,7 @@ def casts_in_loops(function, *args, shape: tuple[int, ...]) -> list[str]:
             name = eqn.primitive.name
             if loop and name == "convert_element_type" and eqn.params["new_dtype"] in NARROW:
                 (operand,) = eqn.invars
-                found += [place_of(eqn, "unknown place")] * (operand in given and operand.aval.shape == shape)
+                found += [place_of(eqn)] if operand in given and operand.aval.shape == shape else []
             found += [text for inner in inner_jaxprs(eqn) for text in walk(inner, loop or name in ("scan", "while"))]
         return found
 
@@ -82,15 +84,14 @@ def narrow_sums(function, *args) -> list[str]:
     number of terms, since that depends on the indices, unless these are promised to be unique.
     """
 
-    def walk(jaxpr, outer: str) -> list[str]:
+    def walk(jaxpr, outer: tuple) -> list[str]:
         found = []
         for eqn in jaxpr.eqns:
-            place = place_of(eqn, outer)
-            found += faults_of(eqn, place)
-            found += [text for inner in inner_jaxprs(eqn) for text in walk(inner, place)]
+            found += faults_of(eqn, outer)
+            found += [text for inner in inner_jaxprs(eqn) for text in walk(inner, (*outer, eqn))]
         return found
 
-    return sorted(set(walk(jax.make_jaxpr(function)(*args).jaxpr, "unknown place")))
+    return sorted(set(walk(jax.make_jaxpr(function)(*args).jaxpr, ())))
 
 
 #: Primitives that add. Scatters into half precision have unique indices (`narrow_sums`), and so add nothing.

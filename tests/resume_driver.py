@@ -44,8 +44,9 @@ class Driver:
             **variables,
         }
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            cwd=ROOT,
+        )  # fmt: skip
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -344,6 +345,7 @@ def child(request: dict) -> int:
 def serve() -> None:
     """Answer requests until the input ends."""
     import pbrl_jax.checkpoint
+    import pbrl_jax.run.eval
     import pbrl_jax.run.train  # noqa: F401  the imports are what takes long; no device is touched before the fork
     from pbrl_jax.data.sources import quickstart
     from pbrl_jax.text.langid import identify_language

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from resume_driver import ROOT, Driver
+from resume_driver import ROOT
 from tiny_policy import largest_difference
 
 from pbrl_jax import Config
@@ -39,13 +39,6 @@ KINDS = {
 
 KILL, STOP = signal.SIGKILL, signal.SIGTERM
 SAVED = "Stopped at step {step}, saved."
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    driver = Driver(tmp_path_factory.mktemp("driver"))
-    yield driver
-    driver.close()
 
 
 @pytest.fixture(scope="module")

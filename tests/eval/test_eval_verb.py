@@ -3,9 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
@@ -15,7 +14,6 @@ from pbrl_jax import Config, cli, with_values
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.weights.policies import save_policy
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SHORT = ["--max-completion-length", "6", "--batch-size", "4"]
 WORDS = "moja mbili tatu nne tano sita saba nane tisa kumi na".split()
 
@@ -63,22 +61,36 @@ def content(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data, policy_folder):
-    """An evaluation of all problems, in a process of its own, as the interrupted one will be."""
+def started(driver, data, policy_folder):
+    """(work directory) -> the driver, which has begun to evaluate all problems in a process of its own."""
+
+    def start(folder):
+        words = ["--policy", policy_folder, "--benchmark", "mgsm", "--languages", "en,sw,zh", "--workdir", folder]
+        words += [*SHORT, "--compilation-cache", ""]
+        driver.start(["eval", *words], environment={"PBRL_DATA": str(data)})
+        return driver
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, started):
+    """An evaluation of all problems that nobody interrupts."""
     folder = tmp_path_factory.mktemp("finished") / "w"
-    process = start(folder, data, policy_folder)
-    assert process.wait(timeout=600) == 0, process.stderr.read()
+    complete(started, folder)
     return folder
 
 
-def start(folder, data, policy_folder):
-    words = ["--policy", policy_folder, "--benchmark", "mgsm", "--languages", "en,sw,zh", "--workdir", folder, *SHORT,
-             "--compilation-cache", ""]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "pbrl_jax.cli", "eval", *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PBRL_DATA": str(data), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-    )  # fmt: skip
+def complete(started, folder):
+    status, output = started(folder).end()
+    assert status == 0, output
+
+
+def reach(driver, file, lines: int):
+    """Wait until so many responses are there."""
+    while not file.exists() or file.read_bytes().count(b"\n") < lines:
+        assert Path(f"/proc/{driver.pid}").exists(), driver.output.read_text()
+        time.sleep(0.005)
 
 
 def test_the_files_of_the_contract(finished):
@@ -100,35 +112,32 @@ def test_the_files_of_the_contract(finished):
 
 
 @pytest.mark.parametrize("lines", [1, 14])
-def test_killed_and_continued(tmp_path, finished, data, policy_folder, lines):
+def test_killed_and_continued(tmp_path, finished, started, lines):
     """SIGKILL when so many responses are there; the same command ends with the same bytes."""
     folder, file = tmp_path / "w", tmp_path / "w" / "responses.jsonl"
-    process = start(folder, data, policy_folder)
-    while not file.exists() or file.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    driver = started(folder)
+    reach(driver, file, lines)
+    os.kill(driver.pid, signal.SIGKILL)
+    status, output = driver.end()
+    assert status == -signal.SIGKILL, output
     before = file.read_bytes()
     assert lines <= before.count(b"\n") < 36 and not (folder / "eval.json").exists(), "killed too late to show anything"
-    process = start(folder, data, policy_folder)
-    assert process.wait(timeout=600) == 0, process.stderr.read()
+    complete(started, folder)
     assert content(folder) == content(finished)
 
 
-def test_a_signal_keeps_the_responses(tmp_path, finished, data, policy_folder):
+def test_a_signal_keeps_the_responses(tmp_path, finished, started):
     folder, file = tmp_path / "w", tmp_path / "w" / "responses.jsonl"
-    process = start(folder, data, policy_folder)
-    while not file.exists() or file.read_bytes().count(b"\n") < 1:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    driver = started(folder)
+    reach(driver, file, 1)
+    os.kill(driver.pid, signal.SIGTERM)
     sent = time.monotonic()
-    assert "SIGTERM: stopping at the next safe point" in process.stderr.readline()
-    assert time.monotonic() - sent < 5
-    assert process.wait(timeout=60) == 0 and not (folder / "eval.json").exists(), "too late to show anything"
-    process = start(folder, data, policy_folder)
-    assert process.wait(timeout=600) == 0, process.stderr.read()
+    while "SIGTERM: stopping at the next safe point" not in driver.output.read_text():
+        assert time.monotonic() - sent < 5
+        time.sleep(0.005)
+    status, output = driver.end()
+    assert status == 0 and not (folder / "eval.json").exists(), f"too late to show anything:\n{output}"
+    complete(started, folder)
     assert content(folder) == content(finished)
 
 

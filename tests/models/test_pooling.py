@@ -1,5 +1,7 @@
 """Special tokens around a text, and the maps behind pooling."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,14 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.models.encoder import encode, init_encoder
 from pbrl_jax.models.pooling import add_special_ids, apply_dense, init_dense
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, tiny_decoder, tiny_encoder
+
+COMPILED = jax.jit(encode, static_argnames="spec")
+
+
+@functools.cache
+def params_of(spec):
+    return jax.jit(init_encoder, static_argnums=1)(jax.random.key(0), spec)
+
 
 TOKENS = jnp.array([[5, 6, 7], [8, 0, 0], [0, 0, 0]])
 MASK = jnp.array([[True, True, True], [True, False, False], [False] * 3])
@@ -54,12 +64,12 @@ def test_unknown_activation_is_named():
 def test_special_tokens_are_added_by_the_model(make):
     """The same vectors as of texts that already hold them, whatever padding follows."""
     bare, spec = make(), make(begin_ids=(1,), end_ids=(2, 3))
-    params = init_encoder(jax.random.key(0), spec)
+    params = params_of(spec)
     wrapped = jnp.array([[1, 5, 6, 7, 2, 3], [1, 8, 2, 3, 0, 0]])
-    expected = encode(params, wrapped, jnp.arange(6)[None] < jnp.array([[6], [4]]), spec=bare)
-    found = encode(params, TOKENS[:2], MASK[:2], spec=spec)
+    expected = COMPILED(params, wrapped, jnp.arange(6)[None] < jnp.array([[6], [4]]), spec=bare)
+    found = COMPILED(params, TOKENS[:2], MASK[:2], spec=spec)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert np.abs(found - encode(params, TOKENS[:2], MASK[:2], spec=bare)).max() > 1e-3
+    assert np.abs(found - COMPILED(params, TOKENS[:2], MASK[:2], spec=bare)).max() > 1e-3
 
 
 def test_only_a_bidirectional_decoder_looks_ahead():
@@ -67,15 +77,15 @@ def test_only_a_bidirectional_decoder_looks_ahead():
     mask = jnp.ones((2, 3), bool)
     for both, changed in ((False, False), (True, True)):
         spec = DecoderEncoderSpec(tiny_decoder(), 64, both, "cls")
-        vectors = encode(init_encoder(jax.random.key(0), spec), tokens, mask, spec=spec)
+        vectors = COMPILED(params_of(spec), tokens, mask, spec=spec)
         assert bool(jnp.abs(vectors[0] - vectors[1]).max() > 1e-4) == changed
 
 
 def test_a_window_reaches_as_far_ahead_as_back():
     """One local layer of window 2: the first token's state depends on the second, not on the third."""
     spec = DecoderEncoderSpec(tiny_decoder(layers=1, layer_pattern="l", window=2), 64, True, "cls")
-    params = init_encoder(jax.random.key(0), spec)
+    params = params_of(spec)
     tokens = jnp.array([[5, 6, 7], [5, 6, 9], [5, 9, 7]])
-    first, third_changed, second_changed = encode(params, tokens, jnp.ones((3, 3), bool), spec=spec)
+    first, third_changed, second_changed = COMPILED(params, tokens, jnp.ones((3, 3), bool), spec=spec)
     np.testing.assert_allclose(first, third_changed, atol=1e-6)
     assert jnp.abs(first - second_changed).max() > 1e-4

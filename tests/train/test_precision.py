@@ -174,21 +174,26 @@ def zipf_batch(spec) -> TrainBatch:
     return dataclasses.replace(batch, rollout=rollout, reward_B=jnp.asarray((tokens == 1).mean(axis=1), jnp.float32))
 
 
-def gradient_in(dtype: str, params, spec, run=lambda f, *args: jax.jit(f)(*args)) -> dict[str, np.ndarray]:
-    """A tenth of an update's gradient, by path; the weights are float32, or the same numbers in float64.
-
-    `run` calls a function with its arguments.
-    """
-    spec = dataclasses.replace(spec, dtype=dtype)
+@functools.cache
+def gradient_of(spec):
+    """(params, batch) -> a tenth of an update's gradient: Adam's first moment after one update."""
     optim = {"max_grad_norm": 1e9, "b1": 0.9}
     config = tiny_config(SAMPLES, TOKENS, algo={"beta": 0.0, "loss_type": "gpg"}, log={"entropy": False}, optim=optim)
 
     def gradient(params, batch):
-        """From Adam's first moment, a tenth of the gradient after one update."""
         state = new_state(params, make_optimizer(config.optim))
         state, _ = update_step(state, None, batch, spec=spec, config=config)
         return optax.tree.get(state.opt_state, "mu")
 
+    return jax.jit(gradient)
+
+
+def gradient_in(dtype: str, params, spec, run=lambda f, *args: f(*args)) -> dict[str, np.ndarray]:
+    """A tenth of an update's gradient, by path; the weights are float32, or the same numbers in float64.
+
+    `run` calls a function with its arguments.
+    """
+    gradient = gradient_of(dataclasses.replace(spec, dtype=dtype))
     with jax.enable_x64(dtype == "float64"):
         wide = np.float64 if dtype == "float64" else np.float32
         params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), wide), params)
