@@ -27,6 +27,7 @@ REQUIREMENTS = [
     "tyro>=1.0.10",
     "rich>=14.0",
     "jaxtyping>=0.3.10",
+    "scipy>=1.15",
     "tensorboardX>=2.6.4",
     "py3langid>=0.4",
     "pycld2>=0.42",
@@ -57,7 +58,6 @@ EXTRAS = {
         "beartype>=0.22",
         "babel>=2.16",
         "qwix>=0.1.8",
-        "scipy>=1.15",
     ],
 }
 

@@ -3,9 +3,7 @@
 N problems, S samples of each. All random numbers are seeded, so that results are reproducible.
 """
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -110,10 +108,10 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
     Unlike the normal interval it stays within [0, 1] and does not vanish at 0 or 1.
     """
-    right, z = round(share * count), NormalDist().inv_cdf(0.975)
-    middle = (right + z * z / 2) / (count + z * z)
-    half = z / (count + z * z) * math.sqrt(right * (count - right) / count + z * z / 4)
-    return middle - half if right else 0.0, middle + half if right < count else 1.0
+    from scipy.stats import binomtest  # slow to import
+
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mcnemar_exact(lost: int, won: int) -> float:
@@ -121,11 +119,9 @@ def mcnemar_exact(lost: int, won: int) -> float:
     without any."""
     if lost < 0 or won < 0:
         raise ConfigError(f"McNemar's test: found counts {lost} and {won}; expected none below 0.")
-    count, ways, total = lost + won, 1, 1
-    for k in range(min(lost, won)):
-        ways = ways * (count - k) // (k + 1)
-        total += ways
-    return min(1.0, 2 * total / 2**count)
+    from scipy.stats import binomtest  # slow to import
+
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
 def paired_test(first: Values, second: Values, seed: int = 0, level: float = 0.95,
