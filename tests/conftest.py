@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory):
-    """Runs `pbrl` commands in processes that need not import anything (see resume_driver), for all files of a worker."""
+    """Runs `pbrl` commands in processes that need not import anything (see resume_driver), for a worker's files."""
     from resume_driver import Driver
 
     driver = Driver(tmp_path_factory.mktemp("driver"))

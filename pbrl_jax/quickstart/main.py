@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pbrl_jax.checkpoint import check_same_experiment
-from pbrl_jax.config.serialize import from_json, to_json
+from pbrl_jax.config.serialize import from_json, identity_differences, to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.core.stopping import Interrupted
@@ -93,8 +93,7 @@ def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
     refuse_several("quickstart")
     check_start(config)
     work = work_dir(workdir)
-    _check_workdir(work, config)
-    stages = Stages(work, config, 5 + (2 * len(CONTROLS) if controls else 0))
+    stages = Stages(work, begun_config(work, config), 5 + (2 * len(CONTROLS) if controls else 0))
     try:
         summary = run_all(stages, controls)
     except (Stopped, Interrupted):
@@ -123,10 +122,21 @@ def run_all(stages: Stages, controls: bool) -> dict[str, Any]:
     return make_summary(stages, before, after, tables)
 
 
-def _check_workdir(work: WorkDir, config: Config) -> None:
-    """Write config.json; refuse the work directory of a quickstart with other settings."""
+def begun_config(work: WorkDir, config: Config) -> Config:
+    """The settings that the work directory was begun with, which another version may have chosen, or `config`; written
+    to config.json.
+
+    Raises:
+      CheckpointError: a quickstart of another seed or size.
+    """
+    begun = config
     if work.config.exists():
         notes: list[str] = []
-        check_same_experiment(from_json(work.config.read_text(), type(config), notes), config, {}, {})
+        begun = from_json(work.config.read_text(), type(config), notes)
         print("".join(f"{note}\n" for note in notes), end="")
-    write_atomic(work.config, to_json(config))
+        if (begun.train.seed, begun.policy.preset) != (config.train.seed, config.policy.preset):
+            check_same_experiment(begun, config, {}, {})
+        if changed := identity_differences(begun, config):
+            print(f"It goes on with the settings it was begun with. Of this version's differ: {', '.join(changed)}.")
+    write_atomic(work.config, to_json(begun))
+    return begun

@@ -29,14 +29,16 @@ def quickstart_config(seed: int = 0) -> Config:
             functions=("cosine", "repetition"), reward_weights=(1.0, 0.2), answer_weight=0.5, parts="split",
             language_gate="tokens", rejected_value=0.0, similarity="floor", similarity_floor=0.45,
         ),
-        algo=AlgoConfig(num_generations=8, beta=0.02, advantage_epsilon=0.05, scale_rewards="batch"),
+        algo=AlgoConfig(
+            num_generations=8, beta=0.02, advantage_epsilon=0.05, scale_rewards="batch", mask_zero_std_groups=True
+        ),
         rollout=RolloutConfig(max_prompt_length=30, max_completion_length=24),
         data=DataConfig(source="quickstart", limit=2000, english_share=0.125, vocab_size=2000),
         optim=OptimConfig(
-            learning_rate=4e-4, schedule="linear", schedule_steps=260, warmup_steps=5
+            learning_rate=7e-4, schedule="linear", schedule_steps=200, warmup_steps=5
         ),
         train=TrainConfig(
-            max_steps=260, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
+            max_steps=200, prompts_per_step=32, fused=True, logprob_chunk=512, save_steps=50, save_total_limit=2,
             seed=seed,
         ),
         sft=SftConfig(
