@@ -65,7 +65,7 @@ def planned(
     """
     lengths_XG = host_array(batch.rollout.lengths_B).reshape(-1, group_samples(config))
     groups = len(lengths_XG)
-    idle_X = None if mask_BR is None else ~host_array(mask_BR).reshape(groups, -1).any(axis=1)
+    idle_X = None if mask_BR is None else ~np.asarray(host_array(mask_BR).reshape(groups, -1).any(axis=1))
     if index is not None:
         parts = config.algo.num_generations // group_samples(config)
         index = (index[:, None] * parts + np.arange(parts)).reshape(-1)
