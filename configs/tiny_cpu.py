@@ -1,9 +1,9 @@
 """The whole main job in seconds: a random policy of 0.1 M parameters on the small quickstart task.
 
 Command:   pbrl train configs/tiny_cpu.py --workdir runs/tiny --train.max-steps 4
-Hardware:  any CPU. The first time all of it takes 51 seconds of processor time (36 seconds on two idle cores), most of
-           them compilation; compiled programs are kept (`log.compilation_cache`), and a later run takes 14 seconds of
-           processor time.
+Hardware:  any CPU. The first time all of it takes 42 to 51 seconds of processor time (29 to 36 seconds on two idle
+           cores), most of them compilation; compiled programs are kept (`log.compilation_cache`), and a later run takes
+           14 seconds of processor time.
 Expected:  it learns nothing; every stage runs: data, references, rollout, reward, update, evaluation, resume.
 """
 

@@ -252,19 +252,19 @@ def init_decoder(key: jax.Array, spec: DecoderSpec):
 
 def hidden_states(
     params, spec: DecoderSpec, tokens_XL, positions_XL, layout, cache: SlotCache | None = None,
-    inputs: LayerInputs | None = None,
+    tables: LayerInputs | None = None,
 ):  # fmt: skip
     """Final hidden states [X, L, D] and the cache; `params` as they are trained, or from `unstack_layers`.
 
-    In a loop over tokens, `inputs` are `layer_inputs` of all positions made before it, `at` the step's: a compiler may
-    make sines and cosines in every layer, which on a CPU takes longer than its attention.
+    In a loop over tokens, `tables` are `layer_inputs` of positions [0, 1, ...], made before it: a compiler may make
+    sines and cosines in every layer, which on a CPU takes longer than its attention.
 
     With a cache the layers run one after another, without a scan: a scan would copy each layer's part out of the stack.
     """
     if cache is None and not isinstance(params["layers"], tuple):
         return apply(Decoder(spec), params, tokens_XL, positions_XL, layout), None
     carry = embed_tokens(params["embed"], spec, tokens_XL), cache
-    inputs = layer_inputs(positions_XL, spec) if inputs is None else inputs
+    inputs = layer_inputs(positions_XL, spec) if tables is None else tables.at(positions_XL)
     local, rotated = spec.local_layers(), rotated_layers(spec)
     for index, layer_params in enumerate(unstack_layers(params)["layers"]):
         role = LayerRole(index, local[index], None if rotated[index] else False)

@@ -97,13 +97,11 @@ def decode(params, state: DecodeState, sampling: SamplingParams, stop, *, spec: 
       stop: last slot to fill (slot s holds the s-th sampled token, from 0).
     """
     last_slot = jnp.minimum(stop, state.own.positions - 1)
-    inputs = layer_inputs(jnp.arange(state.prompt.positions + state.own.positions)[None], spec)
+    tables = layer_inputs(jnp.arange(state.prompt.positions + state.own.positions)[None], spec)
 
     def body(state: DecodeState) -> DecodeState:
         layout, place_B1 = SharedStep(state.prompt, state.prompt_lengths_P, state.slot), state.position_B[:, None]
-        hidden, own = hidden_states(
-            params, spec, state.last_B[:, None], place_B1, layout, state.own, inputs.at(place_B1)
-        )
+        hidden, own = hidden_states(params, spec, state.last_B[:, None], place_B1, layout, state.own, tables)
         slot = state.slot + 1
         token_B, logp_B = sample(logits_of(params, spec, hidden[:, 0]), state.keys_B, slot, sampling)
         token_B = jnp.where(state.done_B, 0, token_B)

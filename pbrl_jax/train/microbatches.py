@@ -125,13 +125,13 @@ class ChosenBuckets(NamedTuple):
         rows_BR = map_microbatches(piece, groups_at(batch, order, groups), groups, self.packing.size)
         return groups_at(rows_BR, jnp.argsort(order), groups)
 
-    def sums(
-        self, function: Callable, rows: tuple[TrainBatch, Any], context: Any, add: Callable, mask_BR: jax.Array
-    ) -> Any:
-        """`function(rows, context)` added up over the microbatches that have a token in `mask_BR`, the loss's."""
-        tokens_P = group_lengths(rows[0]).sum(axis=1)
+    def sums(self, function: Callable, rows: tuple[TrainBatch, Any], context: Any, add: Callable) -> Any:
+        """`function(rows, context)`, of a batch and its targets, added up over the microbatches with a token in the
+        loss."""
+        batch, targets = rows
+        tokens_P = group_lengths(batch).sum(axis=1)
         groups, size = len(tokens_P), self.packing.size
-        busy_P = mask_BR.reshape(groups, -1).any(axis=1)
+        busy_P = targets.mask_BR.reshape(groups, -1).any(axis=1)
         order = self._ordered(jnp.where(busy_P, tokens_P, jnp.iinfo(jnp.int32).max))
         piece = functools.partial(self._in_bucket, function, context=context)
         used = (busy_P.sum() + size - 1) // size

@@ -197,7 +197,7 @@ def gradient_sums(trained: Trained, frozen: Frozen, beta, rows: tuple[TrainBatch
         return rows_gradient(trained, frozen, beta, rows, context=context)
 
     if context.packed is not None:
-        return mean_gradient(context.packed.sums(sums, rows, context, add_sums, rows[1].mask_BR))
+        return mean_gradient(context.packed.sums(sums, rows, context, add_sums))
     groups, size = rows[0].prompts.tokens_PT.shape[0], context.config.train.microbatch_prompts
 
     def piece(fixed, rows):
