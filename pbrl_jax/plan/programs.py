@@ -165,7 +165,7 @@ def slot_shapes(config: Config, spec: DecoderSpec, mesh: Mesh, programs: SlotPro
 
     everywhere = replicated(mesh)
     sampling = add_shardings(jax.eval_shape(lambda: sampling_params(1.0, 1.0, 0, EOS_IDS)), everywhere)
-    make = functools.partial(programs.empty, rows=slots * devices)
+    make = functools.partial(programs.empty, rows=slots * devices, prompt_length=T)
     with jax.set_mesh(mesh):
         empty = jax.eval_shape(make, batch, keys(P * G))[0]
         empty = jax.tree.map(lambda x: add_shardings(x, NamedSharding(mesh, spec_of(x))), empty)

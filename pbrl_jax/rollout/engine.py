@@ -2,8 +2,9 @@
 
 Training calls `rollout.refill` on batches that it lays out itself; everything else goes through an Engine, which
 sorts rows by length into batches of few compiled shapes. Batches of one padded length share a queue of rows, and slots
-for one batch. Batches depend on the rows and the batch size alone, and a row's randomness on the seed, its id and the
-sample's number: an interrupted caller that leaves out finished batches gets the same tokens.
+for one batch; slots have room for the longest prompt of all, so that all lengths share the programs of a segment.
+Batches depend on the rows and the batch size alone, and a row's randomness on the seed, its id and the sample's number:
+an interrupted caller that leaves out finished batches gets the same tokens.
 """
 
 import functools
@@ -135,12 +136,14 @@ class Engine(NamedTuple):
         """
         self._refuse_beyond(max(map(len, prompts), default=0), sampling.max_completion_length)
         ids = range(len(prompts)) if row_ids is None else row_ids
+        longest = max(self._buckets(prompts), default=1)
         for length, batches in itertools.groupby(self._batches(prompts, wanted), operator.itemgetter(2)):
-            yield from self._answer_batches(list(batches), length, prompts, ids, sampling, should_stop)
+            yield from self._answer_batches(list(batches), length, longest, prompts, ids, sampling, should_stop)
 
-    def _answer_batches(self, batches, length: int, prompts, ids, sampling: Sampling, should_stop
+    def _answer_batches(self, batches, length: int, longest: int, prompts, ids, sampling: Sampling, should_stop
                         ) -> Iterator[tuple[list[int], list[Answer]]]:  # fmt: skip
-        """Batches of one padded length as one queue of rows over the slots of one batch."""
+        """Batches of one padded length as one queue of rows over the slots of one batch, which have room for prompts of
+        `longest` tokens."""
         places = spread([rows for rows, _, _ in batches], len(batches[0][1]), row_shards(self.mesh))
         lists = [prompts[n] if n >= 0 else [self.tokenizer.pad_id] for n in places.prompts]
         batch = pad_prompts(lists, length, [ids[n] if n >= 0 else 0 for n in places.prompts], self.tokenizer.pad_id)
@@ -148,7 +151,7 @@ class Engine(NamedTuple):
         run = self._programs(sampling, SEGMENT_LENGTH)._replace(slots=len(batches[0][1]) * G)
         settings, left = self._settings(sampling), [len(rows) * G for rows, _, _ in batches]
         steps = run.steps(self.params, self._placed(batch), step_key(sampling.seed, 0), settings, should_stop,
-                          places.counts_D)  # fmt: skip
+                          places.counts_D, longest)  # fmt: skip
         given = 0
         for rollout, ended in steps:
             for device, row in ended:
@@ -222,15 +225,18 @@ class Engine(NamedTuple):
                  ) -> Iterator[tuple[list[int], list[int], int]]:  # fmt: skip
         """(row numbers, the same filled up, padded length) of the batches; within a length bucket rows are sorted by
         `widths`, or else by their own lengths."""
-        lengths = list(map(len, prompts))
-        limit = self.max_prompt_length or padded_length(max(lengths, default=1))
-        buckets = [length_bucket(length, limit) for length in lengths]
+        lengths, buckets = list(map(len, prompts)), self._buckets(prompts)
         shards = row_shards(self.mesh)
         size = -(-few_rows(len(prompts), self.batch_size) // shards) * shards
         sizes = list(zip(buckets, lengths if widths is None else widths, strict=True))
         for rows, filled in by_length(sizes, size, operator.itemgetter(0)):
             if wanted is None or not wanted.isdisjoint(rows):
                 yield rows, filled, buckets[rows[-1]]
+
+    def _buckets(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """The padded length of each prompt."""
+        limit = self.max_prompt_length or padded_length(max(map(len, prompts), default=1))
+        return [length_bucket(len(prompt), limit) for prompt in prompts]
 
     def _placed(self, tree: Any) -> Any:
         """Arrays on the device, rows spread over the mesh where there is one."""

@@ -108,7 +108,7 @@ def slot_sizes(slots: int, rows: int, devices: int = 1) -> tuple[int, ...]:
       devices: that hold different rows.
     """
     sizes, fewest = [max(1, -(-min(slots or rows, rows) // devices))], max(1, FEWEST_SLOTS // devices)
-    while sizes[-1] >= 2 * fewest:
+    while sizes[-1] > 2 * fewest:
         sizes.append(max(fewest, -(-sizes[-1] // SHRINK)))
     return tuple(sizes)
 
@@ -147,21 +147,25 @@ class Refill(NamedTuple):
         Raises:
           Interrupted: `should_stop()` is true.
         """
-        running = Running(self, mesh_of(prompts), prompts, key, sampling, None)
+        running = Running(self, mesh_of(prompts), prompts, key, sampling)
         for _ in running.steps(params, should_stop):
             pass
         running.warm_up()
         return running.out
 
     def steps(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None,
-              prompts_D: np.ndarray | None = None) -> Iterator[tuple[Rollout, list[Ended]]]:  # fmt: skip
+              prompts_D: np.ndarray | None = None, prompt_length: int = 0
+              ) -> Iterator[tuple[Rollout, list[Ended]]]:  # fmt: skip
         """(what was sampled so far, the rows that ended since) when the first rows are in their slots and after every
         segment. The arrays of a rollout are gone when the next one is asked for.
 
         Args:
           prompts_D: prompts of each device that are to be answered, its first ones; default: all.
+          prompt_length: slots hold prompts of so many tokens, where these are shorter: rollouts of several padded
+            lengths then share the programs of a segment.
         """
-        return Running(self, mesh_of(prompts), prompts, key, sampling, prompts_D).steps(params, should_stop)
+        running = Running(self, mesh_of(prompts), prompts, key, sampling, prompts_D, prompt_length)
+        return running.steps(params, should_stop)
 
 
 class Running:
@@ -175,11 +179,12 @@ class Running:
     staged: Staged | None = None
 
     def __init__(self, refill: Refill, mesh: Mesh | None, prompts: PromptBatch, key, sampling: SamplingParams,
-                 prompts_D: np.ndarray | None) -> None:  # fmt: skip
+                 prompts_D: np.ndarray | None = None, prompt_length: int = 0) -> None:  # fmt: skip
         self.refill, self.programs, self.mesh = refill, refill.programs, mesh
         self.prompts, self.key, self.sampling = prompts, key, sampling
         devices = row_shards(mesh) if mesh is not None else 1
-        P = prompts.lengths_P.shape[0]
+        P, T = prompts.tokens_PT.shape
+        self.prompt_length = max(T, prompt_length)
         self.sizes = slot_sizes(refill.slots, P * refill.samples, devices)
         self.queue = Queue(np.full(devices, P // devices) if prompts_D is None else prompts_D, refill.samples,
                            self.sizes[0])  # fmt: skip
@@ -201,7 +206,9 @@ class Running:
             self.params = self.programs.lay(params)
             self.keys_B = self.programs.keys_of(self.key, self.prompts.row_ids_P)
             rows = self.sizes[0] * len(self.queue.held_DS)
-            self.slots, self.out = self.programs.empty(self.prompts, self.keys_B, rows=rows)
+            self.slots, self.out = self.programs.empty(
+                self.prompts, self.keys_B, rows=rows, prompt_length=self.prompt_length
+            )
             self._fill()
             return self._look()
 

@@ -106,11 +106,13 @@ def laid_out(tree):
     return jax.tree.map(lambda x: constrain(x, "batch", *(["kv_heads"] if x.ndim == 4 else [])), tree)
 
 
-def empty(prompts: PromptBatch, keys_B, *, spec: DecoderSpec, rows: int, samples: int, max_length: int):
-    """(free slots, `rows` on all devices together; a rollout without a token)."""
-    P, T = prompts.tokens_PT.shape
+def empty(prompts: PromptBatch, keys_B, *, spec: DecoderSpec, rows: int, samples: int, max_length: int,
+          prompt_length: int):  # fmt: skip
+    """(free slots, `rows` on all devices together, for prompts of at most `prompt_length` tokens; a rollout of these
+    prompts without a token)."""
+    P = prompts.lengths_P.shape[0]
     none = jnp.zeros(rows, jnp.int32)
-    cache = empty_slots(spec, rows, slot_positions(T + max_length))
+    cache = empty_slots(spec, rows, slot_positions(prompt_length + max_length))
     blank = jnp.zeros((rows, max_length), jnp.int32)
     logp = jnp.zeros(blank.shape, wide_type(spec.dtype))
     keys = jnp.broadcast_to(keys_B[:1], (rows,))
@@ -298,7 +300,8 @@ def slot_programs(spec: DecoderSpec, samples: int, max_length: int, weights: str
         lay=jax.jit(functools.partial(decoding_params, spec=spec, weights=weights)),
         keys_of=jax.jit(functools.partial(row_keys, samples=samples)),
         empty=jax.jit(
-            functools.partial(empty, spec=spec, samples=samples, max_length=max_length), static_argnames="rows"
+            functools.partial(empty, spec=spec, samples=samples, max_length=max_length),
+            static_argnames=("rows", "prompt_length"),
         ),
         picked=jax.jit(functools.partial(picked, samples=samples), static_argnames="count"),
         start=jax.jit(functools.partial(start, spec=run)),

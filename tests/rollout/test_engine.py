@@ -190,8 +190,8 @@ def test_several_continuations_of_one_prompt(prompts, by_hand):
 
 
 def test_mixed_lengths_take_few_programs(caplog):
-    """Prompts of every length up to 64 and continuations up to 32 need a prefill and a segment for each of three
-    padded lengths, and a scorer for each of their pairs; other lengths within these compile nothing."""
+    """Prompts of every length up to 64 and continuations up to 32 need a prefill for each of three padded
+    lengths, one segment, and a scorer for each pair of lengths; other lengths within these compile nothing."""
     rng = np.random.default_rng(1)
 
     def rows(longest):
@@ -200,7 +200,7 @@ def test_mixed_lengths_take_few_programs(caplog):
     engine, sampling = Engine.of(policy(), 4), Sampling(6, temperature=1.0)
     engine.answer(rows(64), sampling)
     programs = module.make_programs(policy().spec, 1, 6, module.SEGMENT_LENGTH, "auto").programs
-    assert (programs.start._cache_size(), programs.segment._cache_size()) == (3, 3)
+    assert (programs.start._cache_size(), programs.segment._cache_size()) == (3, 1)
     module.compiled_scores.cache_clear()
     contexts, texts = rows(64), rows(32)
     engine.score(contexts, texts + texts)
