@@ -42,8 +42,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest  # noqa: E402
 import shape_checks  # noqa: E402
+from quick_lowering import reuse_contexts  # noqa: E402
 
 shape_checks.install()
+reuse_contexts()
 # Tracing makes many small objects that stay: looking for cycles among them takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
 

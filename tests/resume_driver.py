@@ -344,12 +344,15 @@ def child(request: dict) -> int:
 
 def serve() -> None:
     """Answer requests until the input ends."""
+    from quick_lowering import reuse_contexts
+
     import pbrl_jax.checkpoint
     import pbrl_jax.run.eval
     import pbrl_jax.run.train  # noqa: F401  the imports are what takes long; no device is touched before the fork
     from pbrl_jax.data.sources import quickstart
     from pbrl_jax.text.langid import identify_language
 
+    reuse_contexts()
     identify_language("a text that loads the model once", ("en", "sw"))
     quickstart.problems("train", 0, 0, "small")
     gc.freeze()

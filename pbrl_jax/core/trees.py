@@ -125,7 +125,8 @@ def sum_microbatches(
     if not 0 < size < groups:
         return function(tree)
     pieces = split_microbatches(tree, groups, groups // size)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
+    function = jax.jit(function, inline=True)  # traced once, for its shapes and for the loop
+    shapes = function.eval_shape(jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def accumulate(total, piece):

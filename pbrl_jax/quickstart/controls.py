@@ -52,7 +52,7 @@ def sft_continued(stages: Stages, name: str, number: int, config: Config, policy
         save_policy(trained, str(folder / "policy"))
 
     cached(stages, name, make)
-    return load_policy(str(folder)).params
+    return load_policy(str(folder), make_mesh(config.mesh)).params
 
 
 CONTROLS = {"shuffled": shuffled, "answer": answer, "sft_continued": sft_continued}

@@ -61,7 +61,7 @@ def start_policy(stages: Stages) -> Policy:
         save_policy(trained, str(folder / "policy"))
 
     cached(stages, "sft", make)
-    return load_policy(str(folder))
+    return load_policy(str(folder), make_mesh(config.mesh))
 
 
 def reward_encoder(stages: Stages, policy: Policy) -> Encoder:
@@ -135,4 +135,4 @@ def reinforce(stages: Stages, name: str, number: int, config: Config, change=unc
         save_policy(trained_policy(experiment, position), str(work.root / "policy"))
 
     cached(stages, name, make)
-    return load_policy(str(work.root)).params
+    return load_policy(str(work.root), make_mesh(config.mesh)).params

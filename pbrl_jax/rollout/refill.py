@@ -6,6 +6,7 @@ What a row samples depends on its key and its prompt alone, whatever the number 
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -293,6 +294,7 @@ def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_leng
 
     `rollout` compiles nothing after its first call for a shape.
     """
+    spec = replace(spec, remat="none")  # nothing is differentiated: other settings share the programs
     return Refill(slot_programs(spec, samples, max_length, weights), samples, segment_length, slots, set())
 
 
