@@ -145,6 +145,8 @@ class Programs(NamedTuple):
 def make_programs(flags) -> Programs:
     spec, config, params = policy_spec(flags), run_config(flags), policy_params(flags)
     state = jax.jit(lambda tree: new_state(jax.tree.map(jnp.copy, tree), make_optimizer(config.optim)))(params)
+    # Placed as an update leaves it: the second rollout finds the programs of the first.
+    state, params = jax.device_put((state, params), jax.devices()[0])
     return Programs(
         make_generate(spec, flags.group, flags.response_len, config.rollout.segment_length),
         make_targets(spec, config),
