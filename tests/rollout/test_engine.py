@@ -19,6 +19,7 @@ from pbrl_jax.rollout.engine import Answer, Continuations, Engine, Sampling
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.refill import Interrupted
 from pbrl_jax.rollout.sampling import sampling_params, step_key
+from pbrl_jax.rollout.slots import slot_programs
 
 R, LONGEST = 9, 80
 SAMPLED = Sampling(R, temperature=1.0, samples=2, seed=3)
@@ -197,6 +198,7 @@ def test_mixed_lengths_take_few_programs(caplog):
     def rows(longest):
         return [rng.integers(3, 60, length).tolist() for length in rng.permutation(np.arange(1, longest + 1))]
 
+    slot_programs.cache_clear()
     engine, sampling = Engine.of(policy(), 4), Sampling(6, temperature=1.0)
     engine.answer(rows(64), sampling)
     programs = module.make_programs(policy().spec, 1, 6, module.SEGMENT_LENGTH, "auto").programs

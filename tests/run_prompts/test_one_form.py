@@ -45,7 +45,7 @@ def asked(monkeypatch):
     found = []
 
     def programs(spec, samples, max_length, segment_length, weights):
-        def steps(params, batch, key, sampling, should_stop, prompts_D):
+        def steps(params, batch, key, sampling, should_stop, prompts_D, prompt_length):
             rows = list(zip(batch.tokens_PT.tolist(), batch.lengths_P.tolist(), strict=True))[: prompts_D[0]]
             found.extend(tuple(tokens[:length]) for tokens, length in rows)
             count = len(batch.lengths_P)
