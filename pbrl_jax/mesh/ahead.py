@@ -30,40 +30,32 @@ class Program:
                 self.made = self._make()
         return self.made
 
-    def wait(self) -> Callable:
-        """`get` for a step, whose waiting counts: see `waited_seconds`."""
-        if self.made is not None:
-            return self.made
-        with _waiting():
-            return self.get()
-
 
 class Background:
-    """A thread that compiles programs one after another; those added `later` when no others wait."""
+    """A thread that compiles programs one after another."""
 
     def __init__(self):
         self._queue: deque[Program] = deque()
-        self._later: deque[Program] = deque()
         self._lock, self._stopped = threading.Lock(), False
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
         """What a program of the thread failed with."""
 
-    def add(self, programs: Iterable[Program], later: bool = False) -> None:
+    def add(self, programs: Iterable[Program]) -> None:
         """Compile these too; the thread ends when there is nothing to do."""
         with self._lock:
-            (self._later if later else self._queue).extend(programs)
-            if (self._queue or self._later) and not self._stopped and self._thread is None:
+            self._queue.extend(programs)
+            if self._queue and not self._stopped and self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="compile", daemon=True)
                 self._thread.start()
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                if self._stopped or not (self._queue or self._later):
+                if self._stopped or not self._queue:
                     self._thread = None
                     return
-                program = (self._queue or self._later).popleft()
+                program = self._queue.popleft()
             try:
                 program.get()
             except Exception as error:
@@ -112,18 +104,6 @@ def _waiting() -> Iterator[None]:
         _waited[0] += time.perf_counter() - start
 
 
-def compile_later(programs: Iterable[Program]) -> None:
-    """Compile programs in the thread of `background_compiles`, after those that a step needs; here where there is none.
-
-    A thread's error is raised by the next call of `Variants`.
-    """
-    if _current:
-        _current[-1].add(programs, later=True)
-        return
-    for program in programs:
-        program.wait()
-
-
 def in_background() -> bool:
     """Whether a thread compiles what is not needed yet."""
     return bool(_current)
@@ -166,8 +146,9 @@ class Variants:
         if _current:
             _current[-1].add(needed_first)
             return
-        for program in needed_first + self._rest:
-            program.wait()
+        with _waiting():
+            for program in needed_first + self._rest:
+                program.get()
 
     def __call__(self, *args, bucket: Any = None) -> Any:
         """The variant of `bucket`.
@@ -180,7 +161,9 @@ class Variants:
         if _current and (error := _current[-1].error) is not None:
             raise error
         self.prepare(args, (bucket,))
-        compiled = self._variants[bucket].wait()
+        if (compiled := self._variants[bucket].made) is None:
+            with _waiting():
+                compiled = self._variants[bucket].get()
         if _current and self._rest:
             _current[-1].add(self._rest)
             self._rest = []

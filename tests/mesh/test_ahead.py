@@ -8,7 +8,7 @@ import pytest
 from tiny_policy import compilations
 
 from pbrl_jax.mesh import ahead
-from pbrl_jax.mesh.ahead import Program, Variants, background_compiles, compile_later, waited_seconds
+from pbrl_jax.mesh.ahead import Program, Variants, background_compiles, waited_seconds
 
 
 def program():
@@ -82,31 +82,6 @@ def test_others_come_after_the_first_call():
         variants(x, bucket=2)
         background.join()
     assert traced == [2, 1, 3]
-
-
-def test_what_is_added_for_later_gives_way():
-    """The thread takes it when nothing else waits, and without a thread it is compiled at once."""
-    begun, release, made = threading.Event(), threading.Event(), []
-
-    def named(name):
-        def make():
-            begun.set()
-            release.wait(60)
-            made.append(name)
-            return print
-
-        return Program(make)
-
-    with background_compiles() as background:
-        compile_later([named("first")])
-        begun.wait()
-        compile_later([named("later")])
-        background.add([named("needed")])
-        release.set()
-        background.join()
-    assert made == ["first", "needed", "later"] and not compile_threads()
-    compile_later([named("now")])
-    assert made[3:] == ["now"]
 
 
 def test_an_error_of_the_thread_reaches_the_run():
