@@ -5,7 +5,8 @@
 #
 # Tests marked `serial` need several virtual devices: they run after the others, in processes with 8 devices.
 #
-#   PBRL_TEST_WORKERS   processes of each half               (default: 2)
+#   PBRL_TEST_WORKERS   processes of each half               (default: 3, for two cores: tests that start processes
+#                       of their own wait for them)
 #   PBRL_DATA           folder of real benchmark text        (default: unset, the tests that need it say so and skip)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,7 +31,7 @@ mypy=$!
 
 # Both halves share what was compiled. A file's tests stay in one process, which makes its fixtures once.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch/programs}"
-how=(--durations=10 -n "${PBRL_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder)
+how=(--durations=10 -n "${PBRL_TEST_WORKERS:-3}" --dist loadfile --no-loadscope-reorder)
 say "tests"
 parallel=0
 python -m pytest "${how[@]}" -m "not serial" "$@" || parallel=$?
