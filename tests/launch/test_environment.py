@@ -172,7 +172,7 @@ def test_test_script_runs_both_halves(machine, parallel, serial, words, status):
     suffix = "".join(f" {word}" for word in words)
     calls = machine.calls[machine.calls.index("python -m ruff check .") :]
     calls.remove("python -m mypy")  # beside the tests
-    how = "python -m pytest --durations=10 -n 2 --dist loadfile --no-loadscope-reorder"
+    how = "python -m pytest --durations=10 -n 3 --dist loadfile --no-loadscope-reorder"
     assert calls == ["python -m ruff check .", f"{how} -m not serial{suffix}", f"{how} -m serial{suffix}", "devices=8"]
 
 
