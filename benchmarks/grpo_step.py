@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import functools
+import gc
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -160,7 +161,7 @@ def make_programs(flags) -> Programs:
 
 def device_prompts(flags, ids: list[list[int]], step: int) -> PromptBatch:
     rows = range(step * flags.prompts, (step + 1) * flags.prompts)
-    return jax.device_put(pad_prompts(ids, flags.prompt_len, rows, workload.PAD))
+    return jax.device_put(pad_prompts(ids, flags.prompt_len, rows, workload.PAD), jax.devices()[0])
 
 
 def even_share_rewards(rollout: Rollout) -> np.ndarray:
@@ -193,6 +194,7 @@ def run_steps(flags, programs: Programs, clock: StepClock, background: Backgroun
         state = clock.timed("update", updated, batch)
         clock.end_step()
         done.append(batch)
+        background.begin_rest()
         if step < WARMUP_STEPS - 1:
             background.join()
     return state, done
@@ -215,6 +217,7 @@ def time_reference(programs: Programs, state: TrainState, batches: list[TrainBat
 
 def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(__doc__.splitlines()[0], argv, add_own_flags)
+    gc.freeze()  # as `pbrl` does after its imports
     clock = StepClock()
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: clock.add_compilation() if name.endswith("backend_compile_duration") else None

@@ -1,7 +1,7 @@
-"""Programs compiled beside the steps of a run: a step compiles what it needs, a thread the others.
+"""Programs compiled beside the steps of a run: a step compiles what it needs, a thread the others after the first step.
 
 A step waits for its own program and never takes another, so that no result depends on timing. Compiling releases
-Python's lock, so the thread takes little from the steps but processor time.
+Python's lock, so the thread takes little from the steps but processor time, which the first step has for itself.
 """
 
 import contextlib
@@ -30,12 +30,23 @@ class Program:
                 self.made = self._make()
         return self.made
 
+    def wait(self) -> Callable:
+        """`get` for a step; its waiting counts in `waited_seconds`."""
+        if self.made is not None:
+            return self.made
+        start = time.perf_counter()
+        try:
+            return self.get()
+        finally:
+            _waited[0] += time.perf_counter() - start
+
 
 class Background:
-    """A thread that compiles programs one after another."""
+    """A thread that compiles programs one after another; those that no step needs yet from `begin_rest` on."""
 
     def __init__(self):
         self._queue: deque[Program] = deque()
+        self._rest: list[Program] = []
         self._lock, self._stopped = threading.Lock(), False
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
@@ -48,6 +59,17 @@ class Background:
             if self._queue and not self._stopped and self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="compile", daemon=True)
                 self._thread.start()
+
+    def keep(self, programs: Iterable[Program]) -> None:
+        """Compile these after the first step."""
+        with self._lock:
+            self._rest.extend(programs)
+
+    def begin_rest(self) -> None:
+        """A step has ended: compile what was kept."""
+        with self._lock:
+            rest, self._rest = self._rest, []
+        self.add(rest)
 
     def _work(self) -> None:
         while True:
@@ -95,26 +117,39 @@ def waited_seconds() -> float:
     return _waited[0]
 
 
-@contextlib.contextmanager
-def _waiting() -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        _waited[0] += time.perf_counter() - start
-
-
 def in_background() -> bool:
     """Whether a thread compiles what is not needed yet."""
     return bool(_current)
 
 
+def compile_needed(programs: Iterable[Program]) -> None:
+    """Begin to compile what a step is about to need; without `background_compiles`, wait for it."""
+    if _current:
+        _current[-1].add(programs)
+    else:
+        for program in programs:
+            program.wait()
+
+
+def compile_later(programs: Iterable[Program]) -> None:
+    """Compile after the first step what later ones may need; without `background_compiles`, now."""
+    if _current:
+        _current[-1].keep(programs)
+    else:
+        compile_needed(programs)
+
+
+def raise_errors() -> None:
+    """Raise what a program of the thread failed with."""
+    if _current and (error := _current[-1].error) is not None:
+        raise error
+
+
 class Variants:
     """`program(*args, bucket=b)` for several b, each a program of its own.
 
-    The first call compiles its variant and leaves the others to the thread of `background_compiles`, which begins them
-    when that call is made, or compiles them, too, where there is none. Shapes and shardings of the arguments are those
-    of the first call.
+    The first call compiles its variant and leaves the others for later (`compile_later`). Shapes and shardings of the
+    arguments are those of the first call.
 
     Args:
       program: a jitted function with the static argument `bucket`.
@@ -125,11 +160,9 @@ class Variants:
     def __init__(self, program: jax.stages.Wrapped, buckets: Iterable[Any], ahead: bool = True):
         self._program, self._buckets, self._ahead = program, tuple(buckets), ahead
         self._variants: dict[Any, Program] = {}
-        self._rest: list[Program] = []
 
     def prepare(self, args: tuple, needed: Iterable[Any]) -> None:
-        """Begin to compile what is needed, for arguments like these; the others come after the first call, whose
-        programs have the processor until then."""
+        """Begin to compile what is needed, for arguments like these; the others come later."""
         if self._variants or not self._ahead:
             return
         shapes, mesh = jax.tree.map(shape_of, args), jax.sharding.get_mesh()
@@ -140,15 +173,9 @@ class Variants:
 
         self._variants = {bucket: Program(functools.partial(make, bucket)) for bucket in self._buckets}
         first = list(dict.fromkeys(needed))
-        self._rest = [self._variants[bucket] for bucket in self._buckets if bucket not in first]
         # From the end: the caller takes them from the beginning.
-        needed_first = [self._variants[bucket] for bucket in first[::-1]]
-        if _current:
-            _current[-1].add(needed_first)
-            return
-        with _waiting():
-            for program in needed_first + self._rest:
-                program.get()
+        compile_needed([self._variants[bucket] for bucket in first[::-1]])
+        compile_later([self._variants[bucket] for bucket in self._buckets if bucket not in first])
 
     def __call__(self, *args, bucket: Any = None) -> Any:
         """The variant of `bucket`.
@@ -158,16 +185,9 @@ class Variants:
         """
         if not self._ahead:
             return self._program(*args, bucket=bucket)
-        if _current and (error := _current[-1].error) is not None:
-            raise error
+        raise_errors()
         self.prepare(args, (bucket,))
-        if (compiled := self._variants[bucket].made) is None:
-            with _waiting():
-                compiled = self._variants[bucket].get()
-        if _current and self._rest:
-            _current[-1].add(self._rest)
-            self._rest = []
-        return compiled(*args)
+        return self._variants[bucket].wait()(*args)
 
 
 def shape_of(x: Any) -> Any:

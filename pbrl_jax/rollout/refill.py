@@ -5,6 +5,7 @@ What a row samples depends on its key and its prompt alone, whatever the number 
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.mesh.agree import host_array
+from pbrl_jax.mesh.ahead import Program, compile_later, shape_of
 from pbrl_jax.mesh.sharding import batch_sharding, place, row_shards
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.slots import Admissions, SlotPrograms, Slots, Staged, Until, slot_programs
@@ -132,6 +134,17 @@ def mesh_of(prompts: PromptBatch) -> Mesh | None:
     return getattr(getattr(prompts.tokens_PT, "sharding", None), "mesh", None)
 
 
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Inside, programs are traced and run for the mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def compiled_segment(programs: SlotPrograms, mesh: Mesh | None, shapes: tuple) -> Callable:
+    """The segment for arguments of these shapes; later calls of it find what was compiled here."""
+    with on_mesh(mesh):
+        return programs.segment.lower(*shapes).compile()
+
+
 class Refill(NamedTuple):
     """Rollouts over `slots` slots (0: one for each row), in segments of at most `segment_length` tokens."""
 
@@ -139,8 +152,8 @@ class Refill(NamedTuple):
     samples: int
     segment_length: int
     slots: int
-    #: Shapes whose programs are all compiled.
-    warm: set[Any]
+    #: Shape -> smaller numbers of slots -> their segment, compiled beside the steps.
+    warm: dict[Any, dict[int, Program]]
 
     def rollout(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None) -> Rollout:
         """The rollout. After each segment the host calls `should_stop()`.
@@ -224,7 +237,12 @@ class Running:
             return self._look()
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        return on_mesh(self.mesh)
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], int, Mesh | None]:
+        """What segments are compiled for, besides the model."""
+        return self.sizes, self.slots.cache.positions, self.mesh
 
     def _placed(self, tree: Any) -> Any:
         """Host arrays with one part a device."""
@@ -251,17 +269,19 @@ class Running:
         self.staged = new if self.staged is None else programs.kept(self.staged, new, self._placed(fresh_D))
 
     def warm_up(self) -> None:
-        """Once for each shape, compile the programs of the smaller numbers of slots that this rollout did not need, so
-        that no later one waits for a compiler."""
-        shape = (self.sizes, self.slots.cache.positions, self.mesh)
-        if shape in self.refill.warm:
+        """Once for each shape, compile the programs of the smaller numbers of slots that this rollout did not need:
+        moves now, segments beside the steps. A later rollout waits for the segment that it needs."""
+        if self.shape in self.refill.warm:
             return
+        later = self.refill.warm[self.shape] = dict[int, Program]()
         with self._on_mesh():
             for size in self.sizes:
                 if size < self.queue.held_DS.shape[1]:
                     self._narrow(size)
-                    self._decode(0)
-        self.refill.warm.add(shape)
+                    given = (self.params, self.slots, self.sampling, until(self.queue, self.sizes, 0))
+                    shapes = jax.tree.map(shape_of, given)
+                    later[size] = Program(functools.partial(compiled_segment, self.programs, self.mesh, shapes))
+        compile_later(later.values())
 
     def _narrow(self, size: int) -> None:
         """Move the rows into `size` slots a device; each layer's old arrays are let go before the next's are made."""
@@ -276,6 +296,8 @@ class Running:
         self.slots = Slots(self.programs.narrowed_rows(self.slots.rows, index_S), cache)
 
     def _decode(self, steps: int) -> None:
+        if (later := self.refill.warm.get(self.shape, {}).get(self.queue.held_DS.shape[1])) is not None:
+            later.wait()
         end = until(self.queue, self.sizes, steps)
         self.slots = self.programs.segment(self.params, self.slots, self.sampling, end)
 
@@ -295,7 +317,7 @@ def make_programs(spec: DecoderSpec, samples: int, max_length: int, segment_leng
     `rollout` compiles nothing after its first call for a shape.
     """
     spec = replace(spec, remat="none")  # nothing is differentiated: other settings share the programs
-    return Refill(slot_programs(spec, samples, max_length, weights), samples, segment_length, slots, set())
+    return Refill(slot_programs(spec, samples, max_length, weights), samples, segment_length, slots, {})
 
 
 def make_generate(spec: DecoderSpec, samples: int, max_length: int, segment_length: int, weights: str = "whole",

@@ -90,7 +90,8 @@ def test_the_fixtures_are_small():
 
 @pytest.mark.parametrize("name", WORK)
 def test_resumes_to_the_end_that_its_version_would_have_reached(left, loaded, name, capfd, caplog):
-    """Every restored array is bit-equal, moments, step and rollout batch too; so are the last parameters."""
+    """Every restored array is bit-equal, moments, step and rollout batch too; so are the last parameters, where the
+    processor rounds alike. Another one may differ by half a percent of what training has moved."""
     folder, kind = checkpoint(name), "encoder" if name == "encoder" else "policy"
     store = {file: file.read_bytes() for file in Path().rglob("references.jsonl")}
     changed = older.describe(left["version"], {}, json.loads((folder / "meta.json").read_text())["meta"])
@@ -102,8 +103,9 @@ def test_resumes_to_the_end_that_its_version_would_have_reached(left, loaded, na
     assert changed.partition(": ")[2] in caplog.text
     load = load_encoder if kind == "encoder" else load_policy
     params, ended = load(name).params, load(f"ended/{name}").params
-    assert largest_difference(load("reader" if kind == "encoder" else "start").params, ended) > 1e-3
-    assert largest_difference(params, ended) <= 1e-6
+    moved = largest_difference(load("reader" if kind == "encoder" else "start").params, ended)
+    assert moved > 1e-3
+    assert largest_difference(params, ended) <= (1e-6 if left["machine"] == machine() else 0.005 * moved)
     if left["machine"] == machine() and not changed:
         assert largest_difference(params, ended) == 0
         if name in left["last"]:

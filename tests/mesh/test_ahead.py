@@ -8,13 +8,15 @@ import pytest
 from tiny_policy import compilations
 
 from pbrl_jax.mesh import ahead
-from pbrl_jax.mesh.ahead import Program, Variants, background_compiles, waited_seconds
+from pbrl_jax.mesh.ahead import Program, Variants, background_compiles, compile_later, waited_seconds
 
 
-def program():
-    """A function of its own each time, so that nothing of it is compiled yet."""
+def program(traced: list | None = None):
+    """A function of its own each time, so that nothing of it is compiled yet; buckets are noted when they are traced."""
 
     def added(x, bucket):
+        if traced is not None:
+            traced.append(bucket)
         if bucket == "broken":
             raise ValueError("no such bucket")
         return x + bucket
@@ -28,19 +30,21 @@ def compile_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_each_variant_is_compiled_once(beside, caplog):
-    """Before the first result, or in the thread, whose log is its own; later calls compile nothing."""
-    variants, x = Variants(program(), (0, 16, 32)), jnp.arange(3)
+    """Before the first result, or in the thread after the step; later calls compile nothing."""
+    traced: list = []
+    variants, x = Variants(program(traced), (0, 16, 32)), jnp.arange(3)
     with background_compiles() as background:
         if not beside:
             ahead._current.remove(background)
-        with compilations(caplog) as warm_up:
-            assert variants(x, bucket=0).tolist() == [0, 1, 2]
-            background.join()
+        assert variants(x, bucket=0).tolist() == [0, 1, 2]
+        assert traced == ([0] if beside else [0, 16, 32])
+        background.begin_rest()
+        background.join()
         with compilations(caplog) as found:
             later = [variants(x, bucket=size).tolist() for size in (16, 32)]
         if not beside:
             ahead._current.append(background)
-    assert later == [[16, 17, 18], [32, 33, 34]] and len(warm_up) >= (1 if beside else 3) and not found
+    assert later == [[16, 17, 18], [32, 33, 34]] and traced == [0, 16, 32] and not found
     assert not compile_threads()
 
 
@@ -66,8 +70,8 @@ def test_a_step_waits_for_its_own_program():
     assert made == ["slow"]
 
 
-def test_others_come_after_the_first_call():
-    """Until then its programs have the processor."""
+def test_others_come_after_the_first_step():
+    """Until then its programs have the processor; a step that needs one of them before does not wait for that."""
     traced = []
 
     def added(x, bucket):
@@ -81,13 +85,34 @@ def test_others_come_after_the_first_call():
         assert traced == [2]
         variants(x, bucket=2)
         background.join()
-    assert traced == [2, 1, 3]
+        assert traced == [2]
+        assert variants(x, bucket=3).tolist() == [4]
+        background.begin_rest()
+        background.join()
+    assert traced == [2, 3, 1]
+
+
+def test_what_is_kept_for_later_is_compiled_at_once_without_a_thread():
+    made = []
+
+    def named(name):
+        return Program(lambda: made.append(name) or print)
+
+    compile_later([named("now")])
+    with background_compiles() as background:
+        compile_later([named("later")])
+        background.join()
+        assert made == ["now"]
+        background.begin_rest()
+        background.join()
+    assert made == ["now", "later"]
 
 
 def test_an_error_of_the_thread_reaches_the_run():
     variants = Variants(program(), (1, "broken"))
     with background_compiles() as background:
         assert variants(jnp.ones(1), bucket=1).tolist() == [2]
+        background.begin_rest()
         background.join()
         with pytest.raises(ValueError, match="no such bucket"):
             variants(jnp.ones(1), bucket=1)

@@ -1,5 +1,6 @@
 """Rollouts over slots: rows take the places of those that ended, and sample what they sample without."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,10 +16,12 @@ from tiny_policy import (
 )
 from tiny_rollout import KEY, LENGTHS, SAMPLING, G, R
 
+from pbrl_jax.mesh.ahead import background_compiles, waited_seconds
 from pbrl_jax.models import slots as cache_module
 from pbrl_jax.rollout import slots as module
 from pbrl_jax.rollout.generate import generate_samples
 from pbrl_jax.rollout.refill import Queue, Refill, make_programs, slot_sizes, until
+from pbrl_jax.rollout.slots import slot_programs
 
 SPEC = tiny_spec(layer_pattern="lg", window=9)
 
@@ -82,6 +85,25 @@ def test_steps_name_every_row_once(refill, params, prompts, whole):
             assert np.array_equal(rollout.tokens_BR[row], whole.tokens_BR[row])
             seen.append(row)
     assert sorted(seen) == list(range(7 * G))
+
+
+def test_segments_of_fewer_slots_are_compiled_beside_the_steps(params, prompts, whole, caplog):
+    """Those that the first rollout did not need, as all its rows have full length. The next one waits for a segment
+    that is not ready; then nothing is compiled."""
+    slot_programs.cache_clear()
+    refill = make_programs(SPEC, G, R, 7, slots=18)
+    endless = dataclasses.replace(SAMPLING, eos_ids=np.full_like(SAMPLING.eos_ids, -1))
+    with background_compiles() as background:
+        background.stop()
+        assert refill.rollout(params, prompts, KEY, endless).lengths_B.min() == R
+        (later,) = refill.warm.values()
+        before = waited_seconds()
+        assert later.keys() == {8} and later[8].made is None
+        assert_same(refill.rollout(params, prompts, KEY, SAMPLING), whole)
+    assert waited_seconds() > before and later[8].made is not None
+    with compilations(caplog) as found:
+        assert_same(refill.rollout(params, prompts, KEY, SAMPLING), whole)
+    assert not found
 
 
 @pytest.mark.parametrize("slots", [1, 4, 5, 30])

@@ -241,8 +241,7 @@ def test_config_and_final_files(trained):
 
 
 def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
-    """After the first two steps, and what they began to compile, a run compiles no program, whatever its prompts and
-    lengths are."""
+    """After two steps, and what is compiled behind them, a run compiles no program, whatever its prompts and lengths."""
     experiment = trained[0]._replace(work=work_dir(tmp_path))
     position, counts = new_position(experiment), []
     slot_programs.cache_clear()
@@ -253,6 +252,7 @@ def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
                 for _ in range(steps):
                     position, record = run.take(run, position)
                     read_record(record, experiment.policy.tokenizer)
+                background.begin_rest()
                 background.join()
             counts.append(found)
     assert len(counts[0]) > 3 and not counts[1]

@@ -220,7 +220,7 @@ def test_packed_rows_lie_where_their_groups_are(monkeypatch):
     expected = np.where(batch.sampled_BR, make_logprobs(SPEC, CONFIG)(state, frozen, batch), 0)
     monkeypatch.setattr("pbrl_jax.train.packed.packing_of", lambda *_: PACKING)
     found = make_rows(SPEC, CONFIG, policy_logp)(state, frozen, batch)
-    np.testing.assert_allclose(np.where(batch.sampled_BR, found, 0), expected, atol=1e-6)
+    np.testing.assert_allclose(np.where(batch.sampled_BR, found, 0), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_parts_of_groups_are_packed(whole):
