@@ -12,7 +12,7 @@ from pbrl_jax.mesh.ahead import Program, Variants, background_compiles, compile_
 
 
 def program(traced: list | None = None):
-    """A function of its own each time, so that nothing of it is compiled yet; buckets are noted when they are traced."""
+    """A function of its own each time, of which nothing is compiled; its buckets are noted when they are traced."""
 
     def added(x, bucket):
         if traced is not None:

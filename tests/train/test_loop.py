@@ -241,7 +241,7 @@ def test_config_and_final_files(trained):
 
 
 def test_nothing_is_compiled_twice(trained, tmp_path, caplog):
-    """After two steps, and what is compiled behind them, a run compiles no program, whatever its prompts and lengths."""
+    """After two steps and what is compiled behind them, a run compiles no program, whatever its prompts and lengths."""
     experiment = trained[0]._replace(work=work_dir(tmp_path))
     position, counts = new_position(experiment), []
     slot_programs.cache_clear()
