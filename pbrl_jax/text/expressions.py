@@ -45,6 +45,8 @@ def equal_expressions(a: str, b: str) -> bool | None:
     try:
         for point in range(POINTS):
             x, y = (_Parser(text, point).whole() for text in (a, b))
+            if not (cmath.isfinite(x) and cmath.isfinite(y)):
+                return None  # too large to compute: infinity is near every number
             if abs(x - y) > tolerance * max(abs(x), abs(y)):
                 return False
     except (_Undecided, ArithmeticError, ValueError):

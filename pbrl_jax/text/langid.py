@@ -132,7 +132,7 @@ def language_share(text: str, language: str, languages: Alternatives) -> float |
     lines = judged_lines(text, LANGUAGES[language].scripts)
     words = " ".join(lines)
     letters = letters_of(words)
-    if language != "en" and len(letters) < 2 * MIN_LETTERS and has_english(words):
+    if language != "en" and len(letters) < 2 * MIN_LETTERS and has_english(words, language):
         return 0.0
     if len(letters) < MIN_LETTERS_SCRIPT:
         return 0.0 if letters and not _own_script(letters, language) else None
@@ -141,9 +141,9 @@ def language_share(text: str, language: str, languages: Alternatives) -> float |
         # Too few letters for a classifier: only a foreign script counts against the language.
         return None if script >= RIGHT_SHARE else script
     right = wrong = 0.0
-    names: set[str] = set()
+    names, capitalised = set[str](), set[str]()
     for window in _windows(lines):
-        if not _is_language(window, language, codes):
+        if not _is_language(window, language, codes, capitalised):
             wrong += _size(window)
             continue
         right += _size(_own_script(letters_of(window), language))
@@ -180,14 +180,15 @@ def foreign_tail(text: str, language: str, languages: Alternatives) -> bool:
         return False
     # Without full stops (Thai), the text after the last letter in a script of the language is a sentence as well.
     rest = script_pattern(LANGUAGES[language].scripts).split(sentences[-1])[-1]
-    if len(letters_of(rest)) >= MIN_LETTERS and (has_english(rest) or len(_WORDS.findall(rest)) >= TAIL_WORDS):
+    if len(letters_of(rest)) >= MIN_LETTERS and (has_english(rest, language) or len(_WORDS.findall(rest)) >= TAIL_WORDS):
         return True
     share = len(_own_script(letters, language)) / len(letters)
-    return share < 0.5 or not _is_language(sentences[-1], language, codes)
+    return share < 0.5 or not _is_language(sentences[-1], language, codes, set())
 
 
-def _is_language(words: str, language: str, codes: Alternatives) -> bool:
-    """Whether no other language leads `language` by more than its margin, for `words` with or without their names."""
+def _is_language(words: str, language: str, codes: Alternatives, names: set[str]) -> bool:
+    """Whether no other language leads `language` by more than its margin, for `words` with or without their names, to
+    which `names`, those of the text so far, grows."""
     size = _size(words)
     if size < MIN_LETTERS or identifier_of(language) in ("script", ""):
         return True
@@ -196,7 +197,7 @@ def _is_language(words: str, language: str, codes: Alternatives) -> bool:
     judge = _leads if identifier_of(language) == "py3langid" else _cld2_agrees
     if judge(words, language, codes):
         return True
-    rest = without_names(words)
+    rest = without_names(words, names)
     return len(rest) < len(words) and _size(rest) >= max(SMALL_WINDOW, size / 2) and judge(rest, language, codes)
 
 
@@ -225,7 +226,7 @@ def _leads(words: str, language: str, codes: Alternatives) -> bool:
 def _cld2_agrees(words: str, language: str, codes: Alternatives) -> bool:
     """Whether CLD2 gives `language`, or no label for a short text without English words."""
     label = _cld2_label(words)
-    unlabelled = label == "" and _size(words) < SURE_WINDOW and not has_english(words)
+    unlabelled = label == "" and _size(words) < SURE_WINDOW and not has_english(words, language)
     return unlabelled or label in _alike(language, codes)[0]
 
 

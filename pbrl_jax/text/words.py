@@ -31,18 +31,39 @@ TELLING_ENGLISH = frozenset(
     "since sold bought eats eggs dollars gives makes number where these would should question problem equals".split()
 )
 """Frequent words of English worked solutions that are rare in other languages in Latin letters."""
+ENGLISH_ELSEWHERE = {
+    code: frozenset(words.split())
+    for code, words in {
+        "fr": "dollars question", "nl": "dollars problem", "de": "dollars problem these", "af": "problem",
+        "sv": "problem and", "da": "problem have and", "no": "problem have and", "nn": "problem have and",
+        "pl": "problem", "cs": "problem", "sk": "problem", "sl": "problem", "hr": "problem", "bs": "problem",
+        "tr": "problem", "az": "problem", "ro": "sold",
+    }.items()
+}  # fmt: skip
+"""Words of TELLING_ENGLISH that are ordinary words of another language."""
 ENGLISH = TELLING_ENGLISH | frozenset(
     "them her your many much buys who what why those into out our we it its of is be been are was after before first "
     "next finally step solution so thus hence let find total left remaining more less than per day every by for in on "
     "at to has had he his can will equal two three four five six seven eight nine ten".split()
 )
 """Frequent words of English, none of which is a name."""
-_TAGS = re.compile(r"</?(?:think|answer|b|i|u|em|strong|br|p|sub|sup|ul|ol|li)\s*/?>|<\|[a-z_]{2,20}\|>", re.IGNORECASE)
+_SPECIAL_TOKENS = (
+    "im_start im_end im_sep endoftext startoftext begin_of_text end_of_text start_header_id end_header_id eot_id eom_id "
+    "end_of_turn start_of_turn system user assistant end pad"
+).replace(" ", "|")
+_TAGS = re.compile(
+    rf"</?(?:think|answer|b|i|u|em|strong|br|p|sub|sup|ul|ol|li)\s*/?>|<\|(?:{_SPECIAL_TOKENS})\|>", re.IGNORECASE
+)
 _MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.{1,1000}?\\\]|\\\(.{1,1000}?\\\)", re.DOTALL)
 _SHORT = re.compile(r"(?<![^\W\d_\\])(?:[A-Za-z]{1,3}|[α-ωΑ-Ω]+)(?![^\W\d_])")
 _CAPITALS = re.compile(r"(?<![^\W\d_])[A-Z]{2,4}(?![^\W\d_])")
-_FENCE, _LINK = re.compile(r"```[a-z]{0,10}(?=\s)|```"), re.compile(r"https?://(?:www\.)?|www\.")
-_COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\([A-Za-z]+)\*?")
+_FENCE = re.compile(r"```(?:(?:python|py|latex|tex|math|text|txt|plaintext|markdown|md|json|bash|sh|c|cpp|java|js)(?=\s))?")
+_LINK = re.compile(r"https?://(?:www\.)?|www\.")
+_ENVIRONMENTS = (
+    "align aligned alignat alignedat array bmatrix Bmatrix cases center dcases document enumerate eqnarray equation "
+    "flalign gather gathered itemize matrix multline pmatrix smallmatrix split tabular vmatrix Vmatrix"
+).replace(" ", "|")
+_COMMAND = re.compile(rf"\\(?:begin|end)\s*\{{(?:{_ENVIRONMENTS})\*?\}}|\\([A-Za-z]+)\*?")
 _UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
 _UNITS = re.compile(rf"(?<=\d)[\s{{(]*(?:{_UNIT})(?:\s?[/·]\s?(?:{_UNIT}))?(?:\^?[23²³])?(?![A-Za-z])")
 _VARIABLE = re.compile(r"(?<![^\W\d_])(?:[b-hj-np-tv-xzB-HJ-NP-TV-XZ]|[α-ωΑ-Ω])(?![^\W_'’])")
@@ -53,6 +74,8 @@ _FOREIGN = re.compile(r"[^\W\d_]+(?:[ '’.-]{1,2}[^\W\d_]+)*")
 _WORD = re.compile(r"[^\W\d_]+")
 MOST_UNKNOWN = 3
 """Largest number of different commands outside COMMANDS that are not words; with more of them, all are words."""
+MOST_CAPITALISED = 4
+"""Largest number of different capitalised words that are ignored in a text in Latin letters."""
 MOST_NAMES, LONGEST_NAME = 3, 3
 """Largest number of different names in another script that are ignored, and of words in a name."""
 FREE_LETTERS = 12
@@ -123,17 +146,24 @@ def is_name(word: str) -> bool:
     return word[0].isupper() and word.lower() not in ENGLISH
 
 
-def without_names(words: str) -> str:
-    """`words` without capitalised ones inside sentences."""
+def without_names(words: str, names: set[str]) -> str:
+    """`words` without capitalised ones inside sentences, of which a text has at most MOST_CAPITALISED different ones.
+
+    Args:
+      names: those of the text so far; the new ones are added.
+    """
     kept, inside = [], False
     for word in words.split():
         bare = word.strip(".,;:!?\"'’")
-        if not (inside and bare and is_name(bare)):
+        if inside and bare and is_name(bare) and (bare in names or len(names) < MOST_CAPITALISED):
+            names.add(bare)
+        else:
             kept.append(word)
         inside = not word.endswith((".", "!", "?", ":"))
     return " ".join(kept)
 
 
-def has_english(words: str) -> bool:
-    """Whether one of `words` is in TELLING_ENGLISH."""
-    return any(word.lower() in TELLING_ENGLISH for word in _WORD.findall(words))
+def has_english(words: str, language: str) -> bool:
+    """Whether one of `words` is in TELLING_ENGLISH, and no word of `language` too."""
+    telling = TELLING_ENGLISH - ENGLISH_ELSEWHERE.get(language, frozenset())
+    return any(word.lower() in telling for word in _WORD.findall(words))
