@@ -1,8 +1,9 @@
 """Contamination: n-grams of words or characters that a benchmark shares with the training text.
 
-Words are separated by white space, case-folded and without punctuation; text in scripts without spaces (Chinese,
-Japanese, Thai) is split into characters. The default of 13 is that of GPT-3 and most later reports (Brown et al. 2020,
-appendix C).
+Words are separated by white space, case-folded and without punctuation; text in scripts without spaces is split into
+characters. One of Chinese or Japanese counts as a word, one of an alphabet (Thai, Khmer, Burmese) as a third of a word:
+13 letters of Thai are three words, which problems share by chance. The default of 13 is that of GPT-3 and most later
+reports (Brown et al. 2020, appendix C).
 """
 
 import unicodedata
@@ -10,10 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.text.languages import script_pattern
+from pbrl_jax.text.languages import UNSPACED, script_pattern
 
 NGRAM = 13
-_UNDIVIDED = ("Hani", "Hira", "Kana", "Thai")
+_CHARACTERS = ("Hani", "Hira", "Kana")
+_ALPHABETS = tuple(script for script in UNSPACED if script not in (*_CHARACTERS, "Hang"))  # Korean has spaces
+LETTERS_OF_A_WORD = 3
+"""Letters of an alphabet without spaces that count as a word."""
 
 
 class Overlap(NamedTuple):
@@ -32,16 +36,24 @@ def units(text: str) -> list[str]:
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Thai and Indic vowel signs are marks, and belong to a word like letters.
     kept = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in folded)
-    pattern = script_pattern(_UNDIVIDED)
+    pattern = script_pattern(_CHARACTERS + _ALPHABETS)
     return pattern.sub(r" \g<0> ", kept).split()
 
 
 def ngrams(text: str, n: int) -> list[str]:
-    """All n-grams of units; a shorter text is a single n-gram."""
-    words = units(text)
-    if not words:
-        return []
-    return [" ".join(words[start : start + n]) for start in range(max(1, len(words) - n + 1))]
+    """The runs of units that count as n words, one from each unit on; a shorter text is a single run."""
+    words, letter = units(text), script_pattern(_ALPHABETS)
+    sizes = [1 if letter.match(word) else LETTERS_OF_A_WORD for word in words]
+    ends, size, end = [], 0, 0
+    for own in sizes:
+        while size < n * LETTERS_OF_A_WORD and end < len(words):
+            size, end = size + sizes[end], end + 1
+        if size < n * LETTERS_OF_A_WORD:
+            break
+        ends.append(end)
+        size -= own
+    ends = ends or [len(words)] * bool(words)
+    return [" ".join(words[start:end]) for start, end in enumerate(ends)]
 
 
 def find_overlap(train_texts: Iterable[str], benchmark_texts: Sequence[str], n: int = NGRAM) -> Overlap:

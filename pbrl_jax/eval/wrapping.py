@@ -1,9 +1,11 @@
 """Ways to hide a text from a language gate that a reader or an encoder can still read: in formulas, code, tags, a link,
 other letters, or pieces. `WRAPPINGS` has a seen and a held-out form of each."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+_WORDS = re.compile(r"[^\W\d_]+|\d+")
 _LOOKALIKES = str.maketrans("aceopxyAEOPCTKH", "асеорхуАЕОРСТКН")
 
 
@@ -43,6 +45,10 @@ WRAPPINGS: dict[str, Wrapping] = {
     "tags": Wrapping(
         lambda text: " ".join(f"<{word}>" for word in text.split()),
         lambda text: f'<span title="{text}"></span>',
+    ),
+    "markup": Wrapping(
+        lambda text: " ".join(f"<|{word.lower()}|>" for word in _WORDS.findall(text)),
+        lambda text: " ".join(f"\\begin{{{word.lower()}}}" for word in _WORDS.findall(text)),
     ),
     "link": Wrapping(
         lambda text: "https://" + "-".join(text.split()),

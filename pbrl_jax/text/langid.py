@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.text.languages import LANGUAGES, check_languages, letters_of, script_pattern
-from pbrl_jax.text.words import has_english, judged_lines, plain_words, without_names
+from pbrl_jax.text.words import english_share, has_english, judged_lines, plain_words, without_names
 
 MIN_LETTERS = 8
 """Letters needed to tell apart two languages of one alphabet."""
@@ -126,7 +126,8 @@ def language_share(text: str, language: str, languages: Alternatives) -> float |
     script (iPhone) counts against the language once. `languages` are those of the run: another one of them wins a
     window with a small lead, any other language with a large one, and one in a pair with `language` never. Han letters
     count three times, kana and Hangul twice, for about the same content as Latin letters. A text that is too short to
-    identify and contains English words has share 0.
+    identify and contains English words has share 0. In Latin letters, English words between those of the language
+    (see english_share) count against it.
     """
     codes = _checked((language, *languages))
     lines = judged_lines(text, LANGUAGES[language].scripts)
@@ -141,16 +142,19 @@ def language_share(text: str, language: str, languages: Alternatives) -> float |
         # Too few letters for a classifier: only a foreign script counts against the language.
         return None if script >= RIGHT_SHARE else script
     right = wrong = 0.0
-    names, capitalised = set[str](), set[str]()
+    names, capitalised, mine = set[str](), set[str](), list[str]()
     for window in _windows(lines):
         if not _is_language(window, language, codes, capitalised):
             wrong += _size(window)
             continue
         right += _size(_own_script(letters_of(window), language))
+        mine.append(window)
         for word in _foreign_words(window, language) - names:
             names.add(word)
             wrong += _size(word)
-    return right / (right + wrong)
+    mixed = language != "en" and "Latn" in LANGUAGES[language].scripts
+    english = right * english_share(" ".join(mine), language) if mixed else 0.0
+    return (right - english) / (right + wrong)
 
 
 def is_right_language(text: str, language: str, languages: Alternatives, share: float = RIGHT_SHARE) -> bool | None:

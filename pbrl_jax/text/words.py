@@ -41,6 +41,8 @@ ENGLISH_ELSEWHERE = {
     }.items()
 }  # fmt: skip
 """Words of TELLING_ENGLISH that are ordinary words of another language."""
+TELLING_RATE, FEWEST_TELLING = 0.18, 3
+"""Share of TELLING_ENGLISH in English worked solutions (GSM8K), and how many make a text partly English."""
 ENGLISH = TELLING_ENGLISH | frozenset(
     "them her your many much buys who what why those into out our we it its of is be been are was after before first "
     "next finally step solution so thus hence let find total left remaining more less than per day every by for in on "
@@ -165,5 +167,18 @@ def without_names(words: str, names: set[str]) -> str:
 
 def has_english(words: str, language: str) -> bool:
     """Whether one of `words` is in TELLING_ENGLISH, and no word of `language` too."""
+    return bool(_telling(words, language))
+
+
+def english_share(words: str, language: str) -> float:
+    """Estimated share of English words in a text of another language, from those in TELLING_ENGLISH: a classifier of
+    languages does not see words of two languages in turn. 0 for fewer than FEWEST_TELLING, or one again and again."""
+    telling = _telling(words, language)
+    if len(telling) < FEWEST_TELLING or len(set(telling)) < 2:
+        return 0.0
+    return min(1.0, len(telling) / TELLING_RATE / len(_WORD.findall(words)))
+
+
+def _telling(words: str, language: str) -> list[str]:
     telling = TELLING_ENGLISH - ENGLISH_ELSEWHERE.get(language, frozenset())
-    return any(word.lower() in telling for word in _WORD.findall(words))
+    return [word for word in _WORD.findall(words.lower()) if word in telling]

@@ -74,6 +74,11 @@ EXPECTED = {
                         f"\\boxed{{12}} {PHRASES['sw'].filler[1]} {PHRASES['sw'].boilerplate[1]}"),
     "english_in_formula": ("$Ali starts with 10.$ $10 + 2 = 12.$ Jibu ni 12.",
                            f"\\[{CASE.english}\\] \\boxed{{12}}"),
+    "english_in_markup": (
+        "<|ali|> <|starts|> <|with|> <|10|> <|10|> <|2|> <|12|> Jibu ni 12.",
+        "\\begin{ali} \\begin{starts} \\begin{with} \\begin{10} \\begin{10} \\begin{2} \\begin{12} \\begin{the} "
+        "\\begin{answer} \\begin{is} \\begin{12} \\boxed{12}",
+    ),
     "english_in_link": ("https://Ali-starts-with-10.-10-+-2-=-12. Jibu ni 12.",
                         "[1](www.example.org/Ali_starts_with_10._10_+_2_=_12._The_answer_is_12.) \\boxed{12}"),
     "english_in_circled": ("Ⓐⓛⓘ ⓢⓣⓐⓡⓣⓢ ⓦⓘⓣⓗ 10. 10 + 2 = 12. Jibu ni 12.",
@@ -251,7 +256,7 @@ def test_an_attack_without_a_score_is_an_error():
     def score(prompts, replies):
         return Scores(jnp.zeros(len(replies)), jnp.array([reply != "" for reply in replies]), {})
 
-    with pytest.raises(RewardError, match="1 of 54 have none. The first is empty to problem"):
+    with pytest.raises(RewardError, match="1 of 56 have none. The first is empty to problem"):
         audit_table(cases_with(), score)
 
 

@@ -49,6 +49,29 @@ def test_chinese_is_compared_by_characters():
     assert find_overlap(["小明有十二个苹果，小红吃了五个苹果，还剩几个？"], [question]).share == 0, "no run of 13"
 
 
+@pytest.mark.parametrize(
+    ("common", "problem"),
+    [
+        ("ทั้งหมดกี่ชิ้น", "มะลิมีแอปเปิลสิบสองผลและซื้ออีกห้าผลจากตลาด เธอมีผลไม้"),
+        ("តើនៅសល់ប៉ុន្មាន", "សុខាមានផ្លែប៉ោមដប់ពីរផ្លែ ហើយបានទិញថែមទៀតប្រាំផ្លែពីផ្សារ"),
+        ("စုစုပေါင်းဘယ်လောက်", "မောင်မောင်တွင်ပန်းသီးဆယ့်နှစ်လုံးရှိပြီး ဈေးမှငါးလုံးထပ်ဝယ်သည်"),
+    ],
+)
+def test_alphabets_without_spaces(common, problem):
+    """A phrase that many problems end with is three or four words; a copy with something before it is a copy."""
+    assert find_overlap([f"ก {common}", f"ខ {common}"], [f"{problem} {common}"]).share == 0
+    assert find_overlap([f"X: {problem} {common} 1 2 3"], [f"{problem} {common}"]).share == 1
+    assert ngrams("กขคงจฉ", 1) == ["ก ข ค", "ข ค ง", "ค ง จ", "ง จ ฉ"]
+    assert ngrams("กข12คงจ", 2) == ["ก ข 12 ค", "ข 12 ค ง", "12 ค ง จ"]
+
+
+@pytest.mark.skipif(not DATA, reason="PBRL_DATA is not set: it names the folder of real benchmark text")
+def test_halves_of_mgsm_do_not_overlap_in_thai():
+    lines = (Path(DATA) / "mgsm" / "mgsm_th.tsv").read_text("utf-8").splitlines()
+    questions = [line.split("\t")[0] for line in lines]
+    assert find_overlap(questions[:125], questions[125:]).share <= 0.01
+
+
 def test_the_training_text_is_read_once():
     assert find_overlap(iter([NUMBERS, NUMBERS]), [NUMBERS]).share == 1
     assert find_overlap([], [NUMBERS]).share == find_overlap([NUMBERS], []).share == 0

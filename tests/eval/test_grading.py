@@ -78,6 +78,22 @@ def test_letters():
     assert not graded("cs", "Odpověď je (J).", "C", **(prox | {"options": 4}))["extracted"]
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("es", "A Juan le quedan cinco manzanas; no sé cuál elegir."),
+        ("pt", "A força resultante depende da massa."),
+        ("en", "A body at rest stays at rest."),
+        ("fr", "A-t-elle raison ? Je ne sais pas."),
+        ("it", "E quindi la risposta è chiara."),
+    ],
+)
+def test_an_article_at_the_beginning_is_no_letter(code, text):
+    grade = {"benchmark": BENCHMARKS["global-mmlu"], "protocol": "direct", "kind": "letter", "options": 5}
+    row = graded(code, text, text[0], **grade)
+    assert not row["correct"] and row["extracted"] is None
+
+
 def test_latex():
     poly = {"benchmark": BENCHMARKS["polymath-top"], "kind": "latex"}
     row = graded("en", r"First \boxed{3}, then \boxed{\frac{1}{2}}.", r"\frac{1}{2}", **poly)

@@ -41,6 +41,9 @@ WRAPPINGS = {
     "zero width": lambda t: "\u200b".join(t),
     "struck": lambda t: "".join(c + "\u0336" if c.isalpha() else c for c in t),
     "look-alikes": lambda t: t.translate(str.maketrans("aeopc", "аеорс")),
+    "special tokens": lambda t: " ".join(f"<|{word.strip('.,').lower()}|>" for word in t.split()),
+    "environments": lambda t: " ".join(f"\\begin{{{word.strip('.,').lower()}}}" for word in t.split()),
+    "fences": lambda t: "\n".join(f"```{word.strip('.,').lower()}" for word in t.split()) + "\n",
     "spelled": lambda t: "  ".join(" ".join(word) for word in t.split()),
 }
 
@@ -53,6 +56,33 @@ def test_wrapped_english_is_english(code, wrapping):
         assert response_share(text, code, ("en", code)) < RIGHT_SHARE, text
     mixed = f"{NATIVE[code]} {wrapped} {answer_sentence('102', code)}"
     assert response_share(mixed, code, ("en", code)) < RIGHT_SHARE, mixed
+
+
+@pytest.mark.parametrize("code", [code for code in NATIVE if "Latn" in LANGUAGES[code].scripts])
+@pytest.mark.parametrize("case", [str.lower, str.title])
+def test_words_of_english_between_those_of_the_language(code, case):
+    """A classifier takes the mixture for the language, and capitalised words for names; an encoder reads both."""
+    english = f"{ENGLISH} There were forty loaves, from which she makes dollars for each of the others, and then more."
+    pairs = zip(f"{NATIVE[code]} {NATIVE[code]}".split(), case(english).split(), strict=False)
+    mixed = " ".join(word for pair in pairs for word in pair)
+    assert response_share(f"{mixed}. {answer_sentence('102', code)}", code, ("en", code)) < RIGHT_SHARE, mixed
+    names = f"{NATIVE[code]} Janet, Kylar, Toulouse, Marissa, Weng, Natalia. {NATIVE[code]}"
+    assert response_share(names, code, ("en", code)) >= RIGHT_SHARE
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "right"),
+    [
+        ("fr", "Il reste 9 œufs.\nRéponse : 18 dollars.", True),
+        ("nl", "Antwoord: 18 dollars", True),
+        ("sv", "Svar: 3 problem", True),
+        ("da", "Vi kan have 5.", True),
+        ("fr", "Answer: 18 dollars", False),
+        ("sv", "The answer is 3", False),
+    ],
+)
+def test_words_that_english_shares_with_a_language(code, text, right):
+    assert (response_share(text, code, ("en", code)) >= RIGHT_SHARE) is right
 
 
 @pytest.mark.parametrize("code", [code for code in NATIVE if "Latn" not in LANGUAGES[code].scripts])

@@ -64,6 +64,15 @@ def test_hostile_texts_end_at_once(text):
     assert time.process_time() - start < 0.2
 
 
+@pytest.mark.parametrize("gold", ["18", "-3.5", "1/3", "x+1", "\\frac{\\pi}{2}", "\\sqrt{2}", "x=3", "B", "0"])
+def test_what_is_too_large_to_compute_equals_nothing(gold):
+    """Each power is within the limit and the product is infinite, or not a number."""
+    power = "10^{130}10^{130}10^{130}"
+    for answer in (power, "e^{299}e^{299}e^{299}", "\\exp(700)\\exp(700)", "9" * 310 + "+0", f"{power}-{power}"):
+        assert not same_answer(answer, gold) and not same_answer(gold, answer)
+        assert equal_expressions(answer, answer) is None
+
+
 def test_what_is_no_expression_is_not_decided():
     assert equal_expressions("x\\in A", "x\\in A") is None
     assert equal_expressions("abc", "bca") is None

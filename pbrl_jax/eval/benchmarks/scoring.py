@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 from pbrl_jax.text.answers import extract_answer
+from pbrl_jax.text.options import option_letter
 
 INVALID = "[invalid]"
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LAST_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_LEADING_LETTER = re.compile(r"[\s*_$]*(?:\(([A-J])\)|([A-J])(?![A-Za-z0-9'’]))")
 
 
 def harness_strict(text: str, pattern: str) -> str:
@@ -65,6 +65,5 @@ def leading_or_announced_letter(text: str, code: str, letters: Sequence[str]) ->
     announced = extract_answer(text, code)
     if announced in allowed:
         return announced
-    leading = _LEADING_LETTER.match(text)
-    letter = None if leading is None else leading.group(1) or leading.group(2)
+    letter = option_letter(text.strip().split("\n", 1)[0], code)
     return letter if letter in allowed else None
