@@ -54,8 +54,9 @@ def estimate_reinforce_pp_baseline(
 ) -> tuple[Float[Array, "B R"], None]:
     """REINFORCE++-baseline: reward minus the group's mean on every token, whitened over the tokens of the batch.
 
-    The sum of a row's penalties is subtracted from its reward.
+    That is exactly 0 in groups with equal rewards. The sum of a row's penalties is subtracted from its reward.
     """
     reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
-    centred_PG = where_valid(where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, 1, True), valid_PG)
+    keep_PG = valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None]
+    centred_PG = where_valid(where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, 1, True), keep_PG)
     return whiten(jnp.broadcast_to(centred_PG.reshape(-1, 1), groups.mask_BR.shape), groups.mask_BR), None

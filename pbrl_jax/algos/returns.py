@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pbrl_jax.algos.advantages import SAME_REWARD
 from pbrl_jax.algos.objectives import kl_estimate
 from pbrl_jax.config.algo import AlgoConfig
 from pbrl_jax.config.fields import identity
-from pbrl_jax.core.masking import masked_mean, masked_variance, where_valid
+from pbrl_jax.core.masking import masked_mean, masked_range, masked_variance, where_valid
 
 #: Added to the variance under the root when whitening (verl's convention).
 WHITEN_EPSILON = 1e-8
+#: Values that differ by at most this many roundings of the largest count as equal when whitening.
+EQUAL_ROUNDINGS = 4
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,17 @@ def whiten(
     ddof: int = 1,
     epsilon: float = WHITEN_EPSILON,
 ) -> Float[Array, "*shape"]:
-    """(values - mean) / sqrt(variance + epsilon) over all valid entries; 0 elsewhere.
+    """(values - mean) / sqrt(variance + epsilon) over all valid entries; 0 elsewhere, and everywhere where they are
+    equal up to rounding: what is left of the mean would be divided by sqrt(epsilon).
 
     `ddof` 1 and epsilon 1e-8 under the root are verl's convention; OpenRLHF uses the biased variance.
     """
+    clean = where_valid(values, mask)
+    rounding = EQUAL_ROUNDINGS * jnp.finfo(clean.dtype).eps * jnp.abs(clean).max()
+    spread = masked_range(values, mask)
+    equal = jnp.isfinite(spread) & (spread <= jnp.maximum(SAME_REWARD, rounding))  # not finite: the update is skipped
     std = jnp.sqrt(masked_variance(values, mask, ddof=ddof) + epsilon)
-    return where_valid((where_valid(values, mask) - masked_mean(values, mask)) / std, mask)
+    return where_valid((clean - masked_mean(values, mask)) / std, mask & ~equal)
 
 
 def adapted_beta(
