@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_advantages
 from pbrl_jax.algos.returns import DiscountConfig, returns_to_go, token_rewards, whiten
 from pbrl_jax.config.algo import AlgoConfig
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_mean, masked_sum, where_valid
 
 
@@ -38,6 +39,16 @@ def estimate_gpg(
     signal_PG = valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None]
     rows, signal = (masked_count(rows, dtype=adv_PG.dtype) for rows in (valid_PG, signal_PG))
     return (adv_PG * rows / jnp.maximum(signal, 1)).reshape(-1), None
+
+
+def check_gpg(config: AlgoConfig) -> None:
+    """Raise ConfigError where groups with equal rewards would be made up for twice."""
+    if config.mask_zero_std_groups:
+        raise ConfigError(
+            "algo.name gpg makes up for groups with equal rewards, and algo.mask_zero_std_groups takes them out of the "
+            "count of the loss as well: the gradient would be too large. Use --algo.no-mask-zero-std-groups, or "
+            "--algo.name grpo --algo.scale-rewards none."
+        )
 
 
 def estimate_reinforce_pp(

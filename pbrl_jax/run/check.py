@@ -222,9 +222,16 @@ def _check_objective(config: Config) -> None:
         if owner.check is not None:
             owner.check(algo)
     low, high = algo.importance_sampling_clip_min, algo.importance_sampling_clip_max
+    corrects = algo.importance_sampling_mode != "off"
     _refuse_first((
         (low is not None and high is not None and low > high,
          f"algo.importance_sampling_clip_min is {low}, above algo.importance_sampling_clip_max {high}. Swap them."),
+        (corrects and high is not None and high < 1,
+         f"algo.importance_sampling_clip_max is {high}; expected at least 1, the weight where both log-probs agree: "
+         "below it the loss is scaled down or masked everywhere. Use --algo.importance-sampling-clip-max 3.0."),
+        (corrects and low is not None and low > 1,
+         f"algo.importance_sampling_clip_min is {low}; expected at most 1, the weight where both log-probs agree: "
+         "above it the loss is scaled up or masked everywhere. Use --algo.importance-sampling-clip-min 0.5."),
         (algo.kl_target is not None and algo.beta == 0,
          f"algo.kl_target is {algo.kl_target}, but algo.beta is 0, which keeps no reference. Use --algo.beta 0.001."),
         (algo.kl_in == "reward" and algo.use_bias_correction_kl,
@@ -286,6 +293,9 @@ def _check_adapters(config: Config) -> None:
     known = ("query", "key", "value", "out", "gate", "up", "down")
     other = [name for name in lora.targets if name not in known]
     _refuse_first((
+        (lora.rank and lora.alpha == 0,
+         f"lora.alpha is 0, and adapters are multiplied by lora.alpha / lora.rank: those of lora.rank={lora.rank} "
+         f"would do nothing. Expected more than 0. Use --lora.alpha {2.0 * lora.rank}."),
         (lora.rank and (other or not lora.targets),
          f"lora.targets is {lora.targets}; expected some of {', '.join(known)}."),
         (lora.quantization != "none" and not lora.rank,
@@ -335,13 +345,15 @@ def batch_arithmetic(config: Config, device_count: int) -> str:
     """What a step consists of, in one paragraph for the start of a run."""
     data, fsdp, tensor = mesh_shape(config.mesh, device_count)
     prompts, samples = config.train.prompts_per_step, config.algo.num_generations
-    micro = config.train.microbatch_prompts or prompts
+    updates, mini = updates_per_rollout(config), config.algo.minibatch_prompts or prompts
+    micro = config.train.microbatch_prompts or mini
     rollout, part = config.rollout, config.train.microbatch_samples
     groups = f"{micro} groups" if not part else f"{micro} parts of groups ({part} samples each)"
-    count = prompts // micro * (samples // part if part else 1)
+    count = mini * (samples // part if part else 1) // micro
+    each = f"on each, of {mini} prompts" if mini < prompts else "on each"
     return (
         f"{prompts} prompts x {samples} samples = {prompts * samples} responses of at most "
-        f"{rollout.max_completion_length} tokens per rollout; {config.algo.num_iterations} optimizer step(s) on each, "
+        f"{rollout.max_completion_length} tokens per rollout; {updates} optimizer step(s) {each}, "
         f"in {count} microbatch(es) of {groups}; mesh data {data} x fsdp {fsdp} x tensor {tensor} "
         f"on {device_count} device(s)."
     )
