@@ -37,5 +37,5 @@ ALGORITHMS = {
     "reinforce_plus_plus_baseline": Algorithm(estimators.estimate_reinforce_pp_baseline, compares_groups=True),
     "ppo": Algorithm(ppo.estimate, ppo.PpoConfig, critic=True, per_token=True),
     "opo": Algorithm(estimators.estimate_opo, compares_groups=True),
-    "gpg": Algorithm(estimators.estimate_gpg, check=estimators.check_gpg, compares_groups=True),
+    "gpg": Algorithm(estimators.estimate_gpg, compares_groups=True),
 }

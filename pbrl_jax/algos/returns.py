@@ -14,8 +14,6 @@ from pbrl_jax.core.masking import masked_mean, masked_range, masked_variance, wh
 
 #: Added to the variance under the root when whitening (verl's convention).
 WHITEN_EPSILON = 1e-8
-#: Values that differ by at most this many roundings of the largest count as equal when whitening.
-EQUAL_ROUNDINGS = 4
 
 
 @dataclass(frozen=True)
@@ -110,17 +108,12 @@ def whiten(
     ddof: int = 1,
     epsilon: float = WHITEN_EPSILON,
 ) -> Float[Array, "*shape"]:
-    """(values - mean) / sqrt(variance + epsilon) over all valid entries; 0 elsewhere, and everywhere where they are
-    equal up to rounding: what is left of the mean would be divided by sqrt(epsilon).
-
-    `ddof` 1 and epsilon 1e-8 under the root are verl's convention; OpenRLHF uses the biased variance.
-    """
+    """(values - mean) / sqrt(variance + epsilon) over all valid entries; 0 elsewhere, and where all are equal to a few
+    roundings. `ddof` 1 and epsilon 1e-8 under the root are verl's convention; OpenRLHF uses the biased variance."""
     clean = where_valid(values, mask)
-    rounding = EQUAL_ROUNDINGS * jnp.finfo(clean.dtype).eps * jnp.abs(clean).max()
-    spread = masked_range(values, mask)
-    equal = jnp.isfinite(spread) & (spread <= jnp.maximum(SAME_REWARD, rounding))  # not finite: the update is skipped
+    same = jnp.maximum(SAME_REWARD, 4 * jnp.finfo(clean.dtype).eps * jnp.abs(clean).max())
     std = jnp.sqrt(masked_variance(values, mask, ddof=ddof) + epsilon)
-    return where_valid((clean - masked_mean(values, mask)) / std, mask & ~equal)
+    return where_valid((clean - masked_mean(values, mask)) / std, mask & ~(masked_range(values, mask) < same))
 
 
 def adapted_beta(

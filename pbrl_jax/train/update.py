@@ -266,8 +266,7 @@ def gradient_of(state: TrainState, frozen: Frozen, targets: Targets) -> tuple[Tr
 
 
 def apply_gradient(state: TrainState, batch: TrainBatch, targets: Targets, found: tuple, context: UpdateContext):
-    """The optimizer step of (gradient, metrics) of a batch; traceable. A gradient that is not finite changes neither
-    critic nor KL weight."""
+    """The optimizer step of (gradient, metrics) of a batch; traceable. Where it is skipped, critic and beta stay."""
     config, critic, held, (grads, metrics) = context.config, state.critic, jnp.bool_(False), found
     counts = has_signal(state, targets, config)
     moves = counts & jnp.isfinite(optax.tree.norm(grads.policy))

@@ -74,6 +74,11 @@ def test_gpg_makes_up_for_groups_without_signal():
     assert (nothing == 0).all()
 
 
+def test_gpg_makes_up_once_for_groups_that_left_the_loss():
+    """The count of the loss is without them already."""
+    np.testing.assert_allclose(advantages("gpg", mask_zero_std_groups=True), [-2, -1, 3, 0, 0, 0], rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "ppo"])
 @pytest.mark.parametrize("garbage", [1e3, np.nan, np.inf])
 def test_invalid_rows_leave_everything(name, garbage):

@@ -20,7 +20,6 @@ REFUSED = {
         {"loss_type": "gpg", "minibatch_prompts": 4},
         "but algo.minibatch_prompts is 4. Use --algo.minibatch-prompts 0, or",
     ),
-    "gpg and its masked groups": ({"name": "gpg", "mask_zero_std_groups": True}, "Use --algo.no-mask-zero-std-groups"),
     "no weight of 1": (
         {"importance_sampling_clip_max": 0.5},
         "at least 1.*Use --algo.importance-sampling-clip-max 3.0",
@@ -93,7 +92,6 @@ ACCEPTED = (
     {"importance_sampling_mode": "sequence_mask", "importance_sampling_clip_max": None},
     {"importance_sampling_clip_min": 1.0, "importance_sampling_clip_max": 1.0},
     {"importance_sampling_mode": "off", "importance_sampling_clip_max": 0.5},
-    {"name": "grpo", "loss_type": "gpg", "mask_zero_std_groups": True},
     {"kl_target": 0.05},
     *({"loss_type": name, "epsilon_high": 0.28} for name, loss in LOSSES.items() if loss.settings is ClipConfig),
 )
