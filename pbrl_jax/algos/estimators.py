@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from pbrl_jax.algos.advantages import ScoredGroups, flat_groups, group_advantages
 from pbrl_jax.algos.returns import DiscountConfig, returns_to_go, token_rewards, whiten
 from pbrl_jax.config.algo import AlgoConfig
-from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_mean, masked_sum, where_valid
+from pbrl_jax.core.masking import divide_or_zero, masked_count, masked_sum, where_valid
 
 
 def estimate_opo(
@@ -31,13 +31,14 @@ def estimate_gpg(
     groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: AlgoConfig
 ) -> tuple[Float[Array, "B"], None]:
     """Reward minus the group's mean, times (rows / rows of groups with different rewards), so that groups with equal
-    rewards do not reduce the gradient of the others (GPG, Chu et al., 2025, arXiv 2504.02546).
-    """
+    rewards do not reduce the gradient of the others (GPG, Chu et al., 2025, arXiv 2504.02546). With
+    `mask_zero_std_groups` these have left the count of the loss already, and the factor is 1."""
     reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
     adv_PG = group_advantages(reward_PG, valid_PG, scale="none", epsilon=0.0)
     signal_PG = valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None]
     rows, signal = (masked_count(rows, dtype=adv_PG.dtype) for rows in (valid_PG, signal_PG))
-    return (adv_PG * rows / jnp.maximum(signal, 1)).reshape(-1), None
+    factor = 1 if config.mask_zero_std_groups else rows / jnp.maximum(signal, 1)
+    return (adv_PG * factor).reshape(-1), None
 
 
 def estimate_reinforce_pp(
@@ -53,9 +54,6 @@ def estimate_reinforce_pp_baseline(
     groups: ScoredGroups, value_BR: Float[Array, "B R"] | None = None, *, config: AlgoConfig
 ) -> tuple[Float[Array, "B R"], None]:
     """REINFORCE++-baseline: reward minus the group's mean on every token, whitened over the tokens of the batch.
-
-    The sum of a row's penalties is subtracted from its reward.
-    """
-    reward_PG, valid_PG = groups.net_reward_PG, groups.valid_PG
-    centred_PG = where_valid(where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, 1, True), valid_PG)
+    Before, it is exactly 0 in groups with equal rewards. The sum of a row's penalties is subtracted from its reward."""
+    centred_PG = group_advantages(groups.net_reward_PG, groups.valid_PG, scale="none", epsilon=0.0)
     return whiten(jnp.broadcast_to(centred_PG.reshape(-1, 1), groups.mask_BR.shape), groups.mask_BR), None

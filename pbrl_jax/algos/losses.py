@@ -119,12 +119,12 @@ def policy_gradient(logp_BR, ratio_BR, adv_BR, config: AlgoConfig):
 
 def check_no_ratio(config: AlgoConfig) -> None:
     """Raise ConfigError for settings that need an importance ratio."""
-    if config.num_iterations > 1 or config.minibatch_prompts or config.importance_sampling_level != "token":
-        raise ConfigError(
-            f"algo.loss_type {config.loss_type} has no importance ratio, but algo.num_iterations is "
-            f"{config.num_iterations} and algo.importance_sampling_level {config.importance_sampling_level}. Use "
-            "--algo.num-iterations 1 and token, or another loss_type."
-        )
+    expected = {"num_iterations": 1, "minibatch_prompts": 0, "importance_sampling_level": "token"}
+    if wrong := {name: value for name, value in expected.items() if getattr(config, name) != value}:
+        found = " and ".join(f"algo.{name} is {getattr(config, name)}" for name in wrong)
+        use = " ".join(f"--algo.{name.replace('_', '-')} {value}" for name, value in wrong.items())
+        what = f"algo.loss_type {config.loss_type} has no importance ratio"
+        raise ConfigError(f"{what}, but {found}. Use {use}, or another loss_type.")
 
 
 def row_means(loss_BR, mask_BR, rows, length):

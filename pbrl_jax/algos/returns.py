@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pbrl_jax.algos.advantages import SAME_REWARD
 from pbrl_jax.algos.objectives import kl_estimate
 from pbrl_jax.config.algo import AlgoConfig
 from pbrl_jax.config.fields import identity
-from pbrl_jax.core.masking import masked_mean, masked_variance, where_valid
+from pbrl_jax.core.masking import masked_mean, masked_range, masked_variance, where_valid
 
 #: Added to the variance under the root when whitening (verl's convention).
 WHITEN_EPSILON = 1e-8
@@ -107,12 +108,12 @@ def whiten(
     ddof: int = 1,
     epsilon: float = WHITEN_EPSILON,
 ) -> Float[Array, "*shape"]:
-    """(values - mean) / sqrt(variance + epsilon) over all valid entries; 0 elsewhere.
-
-    `ddof` 1 and epsilon 1e-8 under the root are verl's convention; OpenRLHF uses the biased variance.
-    """
+    """(values - mean) / sqrt(variance + epsilon) over all valid entries; 0 elsewhere, and where all are equal to a few
+    roundings. `ddof` 1 and epsilon 1e-8 under the root are verl's convention; OpenRLHF uses the biased variance."""
+    clean = where_valid(values, mask)
+    same = jnp.maximum(SAME_REWARD, 4 * jnp.finfo(clean.dtype).eps * jnp.abs(clean).max())
     std = jnp.sqrt(masked_variance(values, mask, ddof=ddof) + epsilon)
-    return where_valid((where_valid(values, mask) - masked_mean(values, mask)) / std, mask)
+    return where_valid((clean - masked_mean(values, mask)) / std, mask & ~(masked_range(values, mask) < same))
 
 
 def adapted_beta(

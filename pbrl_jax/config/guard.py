@@ -21,7 +21,8 @@ class GuardConfig:
     the KL weight). See pbrl_jax.train.recovery."""
     patience: int = operational(5, at_least=1)
     """Consecutive steps after which the guard reacts to a metric past its bound or to invalid rewards, and after which
-    a message says that no group had different rewards."""
+    a message says that no group had different rewards. Metrics of a rollout count once, however many updates are made
+    on it; kl and entropy count at every update. The guard acts after the last update on a rollout."""
     beta_factor: float = operational(2.0, at_least=1, only_with=("action", "raise_beta", "roll_back"))
     """raise_beta and roll_back: factor on the KL weight; 1: unchanged."""
     max_beta: float = operational(1.0, at_least=0, only_with=("action", "raise_beta", "roll_back"))

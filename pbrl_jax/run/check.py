@@ -25,6 +25,8 @@ from pbrl_jax.rewards.combine import REWARDS, check_reward
 from pbrl_jax.run.unread import check_read
 from pbrl_jax.text.prompts import STYLES
 from pbrl_jax.text.wording import wording_of
+from pbrl_jax.train.guard import bounds, most_steps_back
+from pbrl_jax.train.programs import updates_per_rollout
 
 
 class Names(NamedTuple):
@@ -220,9 +222,16 @@ def _check_objective(config: Config) -> None:
         if owner.check is not None:
             owner.check(algo)
     low, high = algo.importance_sampling_clip_min, algo.importance_sampling_clip_max
+    corrects = algo.importance_sampling_mode != "off"
     _refuse_first((
         (low is not None and high is not None and low > high,
          f"algo.importance_sampling_clip_min is {low}, above algo.importance_sampling_clip_max {high}. Swap them."),
+        (corrects and high is not None and high < 1,
+         f"algo.importance_sampling_clip_max is {high}; expected at least 1, the weight where both log-probs agree: "
+         "below it the loss is scaled down or masked everywhere. Use --algo.importance-sampling-clip-max 3.0."),
+        (corrects and low is not None and low > 1,
+         f"algo.importance_sampling_clip_min is {low}; expected at most 1, the weight where both log-probs agree: "
+         "above it the loss is scaled up or masked everywhere. Use --algo.importance-sampling-clip-min 0.5."),
         (algo.kl_target is not None and algo.beta == 0,
          f"algo.kl_target is {algo.kl_target}, but algo.beta is 0, which keeps no reference. Use --algo.beta 0.001."),
         (algo.kl_in == "reward" and algo.use_bias_correction_kl,
@@ -246,23 +255,35 @@ def _check_advantages(config: Config) -> None:
 
 
 def _check_guard(config: Config) -> None:
-    """Bounds on metrics that the run does not make."""
-    guard, train = config.guard, config.train
-    kept = train.save_steps * (train.save_total_limit - 1)
+    """Bounds on metrics that the run does not make, and reactions that nothing sets off or that change nothing."""
+    guard, train, beta = config.guard, config.train, config.algo.beta
+    kept, back, cycle = train.save_steps * (train.save_total_limit - 1), most_steps_back(config), ""
+    if (updates := updates_per_rollout(config)) > 1:
+        cycle = f" and {updates} updates on each rollout"
     raises = guard.action == "raise_beta" or (guard.action == "roll_back" and guard.beta_factor > 1)
     _refuse_first((
         (raises and config.algo.beta == 0,
          f"guard.action {guard.action} raises algo.beta, which is 0 and keeps no reference. Use --algo.beta 0.001"
          + (", or --guard.beta-factor 1." if guard.action == "roll_back" else ".")),
-        (guard.action == "roll_back" and kept <= guard.patience,
-         f"guard.action roll_back needs a checkpoint from before the collapse, but with train.save_steps="
-         f"{train.save_steps} and save_total_limit={train.save_total_limit} those of the last {kept} steps are kept "
-         f"and guard.patience is {guard.patience}. Use --train.save-total-limit "
-         f"{2 + -(-(guard.patience + 1) // train.save_steps)}."),
+        (guard.action == "roll_back" and kept < back,
+         f"guard.action roll_back needs a checkpoint from before the collapse, {back} steps back with guard.patience="
+         f"{guard.patience}{cycle}, but with train.save_steps={train.save_steps} and save_total_limit="
+         f"{train.save_total_limit} those of the last {kept} steps are kept. Use --train.save-total-limit "
+         f"{2 + -(-back // train.save_steps)}."),
         (guard.min_entropy is not None and not config.log.entropy,
          f"guard.min_entropy is {guard.min_entropy}, but log.entropy is off. Use --log.entropy."),
         (guard.max_kl is not None and config.algo.beta == 0,
          f"guard.max_kl is {guard.max_kl}, but algo.beta is 0, which keeps no reference. Use --algo.beta 0.001."),
+        (guard.action != "warn" and not bounds(guard),
+         f"guard.action is {guard.action}, but no bound is set, so that nothing sets it off; expected one of guard."
+         "min_language_share, min_mean_length, max_clipped_ratio, min_entropy, min_reward_std, max_kl. Use "
+         "--guard.min-language-share 0.5, or --guard.action warn."),
+        (guard.action == "raise_beta" and guard.beta_factor == 1,
+         "guard.action raise_beta multiplies algo.beta by guard.beta_factor, which is 1; expected more. Use "
+         "--guard.beta-factor 2.0, or --guard.action warn."),
+        (guard.action == "raise_beta" and guard.max_beta <= beta and config.algo.kl_target is None,
+         f"guard.action raise_beta raises algo.beta={beta:g} up to guard.max_beta, which is {guard.max_beta:g}; "
+         f"expected more than algo.beta. Use --guard.max-beta {10 * beta:g}, or --guard.action warn."),
     ))  # fmt: skip
 
 
@@ -272,6 +293,9 @@ def _check_adapters(config: Config) -> None:
     known = ("query", "key", "value", "out", "gate", "up", "down")
     other = [name for name in lora.targets if name not in known]
     _refuse_first((
+        (lora.rank and lora.alpha == 0,
+         f"lora.alpha is 0, and adapters are multiplied by lora.alpha / lora.rank: those of lora.rank={lora.rank} "
+         f"would do nothing. Expected more than 0. Use --lora.alpha {2.0 * lora.rank}."),
         (lora.rank and (other or not lora.targets),
          f"lora.targets is {lora.targets}; expected some of {', '.join(known)}."),
         (lora.quantization != "none" and not lora.rank,
@@ -321,13 +345,15 @@ def batch_arithmetic(config: Config, device_count: int) -> str:
     """What a step consists of, in one paragraph for the start of a run."""
     data, fsdp, tensor = mesh_shape(config.mesh, device_count)
     prompts, samples = config.train.prompts_per_step, config.algo.num_generations
-    micro = config.train.microbatch_prompts or prompts
+    updates, mini = updates_per_rollout(config), config.algo.minibatch_prompts or prompts
+    micro = config.train.microbatch_prompts or mini
     rollout, part = config.rollout, config.train.microbatch_samples
     groups = f"{micro} groups" if not part else f"{micro} parts of groups ({part} samples each)"
-    count = prompts // micro * (samples // part if part else 1)
+    count = mini * (samples // part if part else 1) // micro
+    each = f"on each, of {mini} prompts" if mini < prompts else "on each"
     return (
         f"{prompts} prompts x {samples} samples = {prompts * samples} responses of at most "
-        f"{rollout.max_completion_length} tokens per rollout; {config.algo.num_iterations} optimizer step(s) on each, "
+        f"{rollout.max_completion_length} tokens per rollout; {updates} optimizer step(s) {each}, "
         f"in {count} microbatch(es) of {groups}; mesh data {data} x fsdp {fsdp} x tensor {tensor} "
         f"on {device_count} device(s)."
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from pbrl_jax.config.tree import Config, GuardConfig
 from pbrl_jax.core.errors import PbrlError, RewardError
+from pbrl_jax.train.programs import updates_per_rollout
 
 #: Among the counters of a run: steps in a row most of whose rewards were invalid; absent where the last was not.
 FAILED = "failed_rewards"
@@ -21,21 +22,23 @@ class CollapseError(PbrlError):
 
 
 class Bound(NamedTuple):
-    """A metric and the range it should lie in; None is no bound."""
+    """A metric and the range it should lie in; None is no bound. `sampled`: it is of a rollout, and the same in all
+    updates on it; others are of the parameters before each update."""
 
     metric: str
     low: float | None = None
     high: float | None = None
+    sampled: bool = False
 
 
 def bounds(guard: GuardConfig) -> tuple[Bound, ...]:
     """What is watched."""
     watched = (
-        Bound("language/consistency", low=guard.min_language_share),
-        Bound("completions/mean_length", low=guard.min_mean_length),
-        Bound("completions/clipped_ratio", high=guard.max_clipped_ratio),
+        Bound("language/consistency", low=guard.min_language_share, sampled=True),
+        Bound("completions/mean_length", low=guard.min_mean_length, sampled=True),
+        Bound("completions/clipped_ratio", high=guard.max_clipped_ratio, sampled=True),
         Bound("entropy", low=guard.min_entropy),
-        Bound("reward_std", low=guard.min_reward_std),
+        Bound("reward_std", low=guard.min_reward_std, sampled=True),
         Bound("kl", high=guard.max_kl),
     )
     return tuple(bound for bound in watched if bound.low is not None or bound.high is not None)
@@ -47,7 +50,7 @@ def broken_bounds(guard: GuardConfig, metrics: Mapping[str, Any]) -> dict[str, s
     A metric that a step does not have (nothing was sampled in it) is not judged.
     """
     found = {}
-    for name, low, high in bounds(guard):
+    for name, low, high, _ in bounds(guard):
         if name not in metrics:
             continue
         value = float(metrics[name])
@@ -101,19 +104,47 @@ def acts(guard: GuardConfig) -> bool:
     return guard.action in ("raise_beta", "roll_back") and bool(bounds(guard))
 
 
-def watch(guard: GuardConfig, streaks: dict[str, int], step: int, metrics: Mapping[str, Any]) -> str | None:
+def due(guard: GuardConfig, streaks: Mapping[str, int]) -> bool:
+    """Whether a metric has been out of its range for as long as the guard waits."""
+    return any(streaks.get(bound.metric, 0) >= guard.patience for bound in bounds(guard))
+
+
+def steps_back(bound: Bound, streak: int, config: Config) -> int:
+    """Optimizer steps from the end of a cycle back to the last parameters with which a metric was in its range.
+
+    A step's metrics are those of the parameters before its update: where the first bad step is b, those of step b - 1
+    are bad already, and those of b - 2 the last good ones. A rollout's are those of the parameters that sampled it.
+    """
+    if not bound.sampled:
+        return streak + 1
+    return (streak + 1 + config.train.rollout_ahead) * updates_per_rollout(config)
+
+
+def most_steps_back(config: Config) -> int:
+    """The largest number of optimizer steps that a rollback looks back: `patience` may be used up with the first update
+    of a cycle, and the guard acts after its last."""
+    patience, late = config.guard.patience, updates_per_rollout(config) - 1
+    watched = bounds(config.guard) or (Bound("kl"),)
+    return max(steps_back(bound, patience + (0 if bound.sampled else late), config) for bound in watched)
+
+
+def watch(
+    guard: GuardConfig, streaks: dict[str, int], step: int, metrics: Mapping[str, Any], sampled: bool = True
+) -> str | None:
     """Count a step in, and say what to tell the user when a metric has been out of its range long enough, and
     again each time as many steps have passed.
 
     Args:
-      streaks: metric -> steps in a row that it was out of its range; changed in place. It goes into the checkpoint.
+      streaks: metric -> steps in a row that it was out of its range, of those that have it; changed in place. It goes
+        into the checkpoint.
       step, metrics: of the step.
+      sampled: whether the step sampled a rollout; metrics of a rollout are judged there, once.
 
     Raises:
       CollapseError: with action stop.
     """
-    broken = broken_bounds(guard, metrics)
-    judged = [bound.metric for bound in bounds(guard) if bound.metric in metrics]
+    judged = [bound.metric for bound in bounds(guard) if bound.metric in metrics and (sampled or not bound.sampled)]
+    broken = {name: text for name, text in broken_bounds(guard, metrics).items() if name in judged}
     for name in judged:
         streaks[name] = streaks.get(name, 0) + 1 if name in broken else 0
     lasting = [text for name, text in broken.items() if streaks[name] % guard.patience == 0]

@@ -28,7 +28,7 @@ from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
 from pbrl_jax.train.fused import make_fused_policy_step
-from pbrl_jax.train.guard import FAILED, acts, failed_in_a_row, flat_in_a_row, watch, with_failed
+from pbrl_jax.train.guard import FAILED, acts, due, failed_in_a_row, flat_in_a_row, watch, with_failed
 from pbrl_jax.train.hosted import hosted_functions
 from pbrl_jax.train.iterations import step_in_cycle
 from pbrl_jax.train.metrics import read_record
@@ -134,7 +134,7 @@ class Loop:
         before, self.unwritten = self.unwritten, (record, more)
         self.write(before)
 
-    def write(self, row: tuple[Record, dict[str, float]] | None, always: bool = False, check: bool = True) -> bool:
+    def write(self, row: tuple[Record, dict[str, float]] | None, always: bool = False, check: bool = True) -> None:
         """Count a step's metrics in, once, and write the mean since the last row at the logging cadence (or always);
         rewards and bounds are checked at every step.
 
@@ -142,17 +142,14 @@ class Loop:
           row: the step's record and further metrics of it.
           check: False where another error is already under way.
 
-        Returns:
-          Whether a metric has just been out of its range for long enough.
-
         Raises:
           RewardError: rewards go on failing.
           NotFiniteError: the state, or the gradients of too many updates in a row, are not finite.
           CollapseError: guard.action is stop, and a metric has stayed past its bound.
         """
         if row is None or row[0].step <= self.counted:
-            return False
-        (record, more), config, message = row, self.experiment.config, None
+            return
+        (record, more), config, sampled = row, self.experiment.config, row[0].scored is not None
         self.counted = record.step
         metrics, samples = read_record(record, self.experiment.policy.tokenizer)
         metrics |= more
@@ -165,10 +162,10 @@ class Loop:
             self.count_failed(record.step, record.scored, check)
         if check:
             check_update(record.step, record.metrics, self.streaks, config.guard.max_skipped_updates)
-            self.check_signal(record.step, metrics)
-            if message := watch(config.guard, self.streaks, record.step, metrics):
+            if sampled:
+                self.check_signal(record.step, metrics)
+            if message := watch(config.guard, self.streaks, record.step, metrics, sampled):
                 self.writer.say(message)
-        return message is not None
 
     def count_failed(self, step: int, scored: Scored, check: bool) -> None:
         """Count a step in whose rewards mostly failed, and say when that begins. A fused step's rewards are first seen
@@ -271,7 +268,7 @@ def evaluates_after(loop: Loop) -> bool:
 
 
 def between_steps(loop: Loop) -> bool:
-    """Evaluate, let the guard act, save. False when a stop was requested in the evaluation."""
+    """Evaluate, let the guard act where a cycle has ended, save. False when a stop was requested in the evaluation."""
     evaluating, step = evaluates_after(loop), loop.position.step
     if evaluating and loop.evaluate is not None:
         loop.check_newest()
@@ -283,7 +280,9 @@ def between_steps(loop: Loop) -> bool:
         if loop.unwritten is not None:
             record, more = loop.unwritten
             loop.unwritten = record, more | found
-    if loop.write(loop.unwritten, always=evaluating) and acts(loop.experiment.config.guard):
+    loop.write(loop.unwritten, always=evaluating)
+    guard, ended = loop.experiment.config.guard, loop.position.batch is None
+    if ended and acts(guard) and due(guard, loop.streaks):
         loop.saver.wait()  # the guard reads what is saved
         loop.position, message = recover(loop.experiment, loop.position, loop.streaks)
         loop.writer.say(message)

@@ -1,8 +1,8 @@
 """What the collapse guard does to a run that falls apart: a higher KL weight, and the last good parameters.
 
-A checkpoint is good when its parameters are from before the first bad step. Rolling back takes parameters, moments and
-critic from it; the step number, the log and the prompts go on, so that the run does not meet the same batches with the
-same keys again. Updates that are undone count as left out (`skipped_updates`).
+A checkpoint is good when its parameters are from before the first bad step (guard.steps_back). Rolling back takes
+parameters, moments and critic from it; the step number, the log and the prompts go on, so that the run does not meet
+the same batches with the same keys again. Updates that are undone count as left out (`skipped_updates`).
 """
 
 import dataclasses
@@ -16,8 +16,7 @@ from pbrl_jax.config.tree import GuardConfig
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.records import TrainState
 from pbrl_jax.train.experiment import Experiment
-from pbrl_jax.train.guard import CollapseError, bounds
-from pbrl_jax.train.programs import updates_per_rollout
+from pbrl_jax.train.guard import CollapseError, bounds, steps_back
 from pbrl_jax.train.restart import new_position
 from pbrl_jax.train.state import abstract_state
 from pbrl_jax.train.step import Position
@@ -53,11 +52,29 @@ def last_good_state(experiment: Experiment, state: TrainState, last: int, streak
     return None
 
 
+def start_state(experiment: Experiment, step: int, last: int, streaks: Mapping[str, int]):
+    """((0, the start's state), a note for the user) where no checkpoint up to step `last` can be had.
+
+    Raises:
+      CollapseError: one was due since the last rollback, and is removed or damaged.
+    """
+    kept = sorted(other for other, _ in list_checkpoints(experiment.work.checkpoints) if other < step)
+    marked = max((other for other in kept if other <= last and ABANDONED.format(other) in streaks), default=0)
+    every, steps = experiment.config.train.save_steps, ", ".join(map(str, kept))
+    if kept and last // every > marked // every:
+        raise CollapseError(
+            f"Step {step}: the last good parameters are those of step {last}, and no whole checkpoint from there or "
+            f"before is kept (found: {steps}); the run is not taken back to its start. Look at samples/. Raise "
+            "train.save_total_limit in another work directory, or go on with this one: --guard.action warn."
+        )
+    note = f"ALL TRAINING IS UNDONE: the checkpoints of steps {steps} are from after the last good one, {last}. "
+    return (0, new_position(experiment).state), note if kept else ""
+
+
 def rolled_back(experiment: Experiment, position: Position, streaks: dict[str, int]):
     """(state of the last good parameters, what to tell); the checkpoints that are left behind are marked in `streaks`.
 
-    A step's metrics are those of the parameters before its update: where the first bad step is b, the parameters of
-    step b - 1 are bad already, and those of b - 2 the last good ones.
+    `position` is between two cycles, so that the next rollout gets all of its updates.
     """
     guard, state = experiment.config.guard, position.state
     done = streaks.get(ROLLBACKS, 0)
@@ -66,13 +83,16 @@ def rolled_back(experiment: Experiment, position: Position, streaks: dict[str, i
             f"Step {position.step}: the run fell apart again after {done} rollbacks (guard.max_rollbacks). Look at "
             "samples/. Lower optim.learning_rate or raise algo.beta in another work directory."
         )
-    longest = max(streaks.get(bound.metric, 0) for bound in bounds(guard))
-    last = position.step - longest * updates_per_rollout(experiment.config) - 1
-    step, good = last_good_state(experiment, state, last, streaks) or (0, new_position(experiment).state)
+    lasting = [(bound, streaks[bound.metric]) for bound in bounds(guard) if streaks.get(bound.metric)]
+    last = position.step - max((steps_back(*broken, experiment.config) for broken in lasting), default=1)
+    found, note = last_good_state(experiment, state, last, streaks), ""
+    if found is None:
+        found, note = start_state(experiment, position.step, last, streaks)
+    step, good = found
     left = [other for other, _ in list_checkpoints(experiment.work.checkpoints) if step < other < position.step]
     streaks |= {ROLLBACKS: done + 1} | dict.fromkeys(map(ABANDONED.format, left), 1)
     state = dataclasses.replace(good, step=state.step, skipped=state.step - (good.step - good.skipped), beta=state.beta)
-    return state, f"Rolled back to the parameters of step {step} (rollback {done + 1} of {guard.max_rollbacks}). "
+    return state, f"Rolled back to the parameters of step {step} (rollback {done + 1} of {guard.max_rollbacks}). {note}"
 
 
 def recover(experiment: Experiment, position: Position, streaks: dict[str, int]) -> tuple[Position, str]:

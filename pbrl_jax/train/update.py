@@ -266,12 +266,13 @@ def gradient_of(state: TrainState, frozen: Frozen, targets: Targets) -> tuple[Tr
 
 
 def apply_gradient(state: TrainState, batch: TrainBatch, targets: Targets, found: tuple, context: UpdateContext):
-    """The optimizer step of (gradient, metrics) of a batch; traceable."""
+    """The optimizer step of (gradient, metrics) of a batch; traceable. Where it is skipped, critic and beta stay."""
     config, critic, held, (grads, metrics) = context.config, state.critic, jnp.bool_(False), found
     counts = has_signal(state, targets, config)
+    moves = counts & jnp.isfinite(optax.tree.norm(grads.policy))
     if critic is not None:
         held = state.step < settings_of(config.algo, PpoConfig).value_pretrain_steps
-        critic = select(counts, update_critic(critic, grads.value_head, context.optimizer.critic), critic)
+        critic = select(moves, update_critic(critic, grads.value_head, context.optimizer.critic), critic)
     new_state, optimizer_metrics = optimizer_step(state, grads.policy, context.optimizer, counts, held)
     new_state, metrics = dataclasses.replace(new_state, critic=critic), metrics | optimizer_metrics
     if state.beta is not None:
@@ -281,6 +282,6 @@ def apply_gradient(state: TrainState, batch: TrainBatch, targets: Targets, found
                 state.beta, metrics["kl"], target=config.algo.kl_target, horizon=config.algo.kl_horizon,
                 responses=batch.valid_B.shape[0],
             )  # fmt: skip
-            new_state = dataclasses.replace(new_state, beta=select(counts, beta, state.beta))
+            new_state = dataclasses.replace(new_state, beta=select(moves, beta, state.beta))
     metrics[STATE_FINITE] &= all_finite((new_state.critic, new_state.beta))
     return new_state, metrics

@@ -52,6 +52,16 @@ def test_reinforce_plus_plus_baseline_by_hand():
     np.testing.assert_allclose(found[MASK], whitened([-2, -1, -1, 3, 3, 3, 0, 0, 0]), rtol=1e-12, atol=1e-15)
 
 
+def test_reinforce_plus_plus_of_equal_rewards_is_zero():
+    """In float32, where the mean of equal rewards is another number; for the baseline the groups may differ."""
+    flat, levels = np.full((4, 3), 0.9, np.float32), np.repeat(np.float32([[0.1], [0.7], [0.3], [0.9]]), 3, axis=1)
+    everything = {"valid": np.ones((4, 3), bool), "mask": np.ones((12, 3), bool)}
+    for reward in (flat, levels):
+        assert (advantages("reinforce_plus_plus_baseline", reward=reward, **everything) == 0).all()
+    assert (advantages("reinforce_plus_plus", reward=flat, **everything) == 0).all()
+    assert np.abs(advantages("reinforce_plus_plus", reward=levels, **everything)).max() > 0.5
+
+
 def test_opo_by_hand():
     """Baseline (1 * 1 + 2 * 2 + 3 * 6) / (1 + 2 + 3) = 23 / 6."""
     np.testing.assert_allclose(advantages("opo"), [1 - 23 / 6, 2 - 23 / 6, 6 - 23 / 6, 0, 0, 0], rtol=1e-12)
@@ -62,6 +72,11 @@ def test_gpg_makes_up_for_groups_without_signal():
     np.testing.assert_allclose(advantages("gpg"), [-10 / 3, -5 / 3, 5, 0, 0, 0], rtol=1e-12)
     nothing = advantages("gpg", reward=np.ones((2, 3)))
     assert (nothing == 0).all()
+
+
+def test_gpg_makes_up_once_for_groups_that_left_the_loss():
+    """The count of the loss is without them already."""
+    np.testing.assert_allclose(advantages("gpg", mask_zero_std_groups=True), [-2, -1, 3, 0, 0, 0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "ppo"])

@@ -78,6 +78,19 @@ def test_whitening_by_hand():
     assert np.isfinite(same).all() and np.abs(same).max() < 1e-3
 
 
+def test_equal_values_are_whitened_to_zero():
+    """Exactly, whatever their size, also where they differ by a rounding; what is not finite stays so."""
+    for kind, size in ((np.float32, 0.9), (np.float32, 1e4), (np.float64, 1e9)):
+        values = np.full(7, size, kind)
+        for last in (values[-1], np.nextafter(values[-1], kind(np.inf))):
+            found = whiten(jnp.asarray(np.append(values[:-1], last)), jnp.ones(7, bool))
+            np.testing.assert_array_equal(found, 0)
+    apart = whiten(jnp.asarray([1e4, 1e4 + 0.1], jnp.float32), jnp.ones(2, bool))
+    np.testing.assert_allclose(np.abs(apart), 0.5**0.5, rtol=1e-3)
+    for wrong in (np.nan, np.inf):
+        assert not np.isfinite(whiten(jnp.asarray([1.0, wrong]), jnp.ones(2, bool))).any()
+
+
 # Three tokens: the expected policy gradient of a KL in the reward, against the exact gradients of the KLs.
 
 LOGITS = np.array([0.3, -1.1, 0.9])

@@ -5,7 +5,7 @@ import pytest
 from pbrl_jax import Config, with_values
 from pbrl_jax.algos.losses import LOSSES, ClipConfig
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.run.check import refuse_muon, repeatability, validate
+from pbrl_jax.run.check import batch_arithmetic, refuse_muon, repeatability, validate
 
 TWO_REWARDS = {"functions": ("cosine", "answer"), "reward_weights": (1.0, 0.5)}
 
@@ -16,6 +16,18 @@ REFUSED = {
     "delta below the clip": ({"epsilon_high": 0.5, "delta": 1.3}, "more than 1 \\+ epsilon_high = 1.5"),
     "gpg off-policy": ({"loss_type": "gpg", "num_iterations": 2}, "no importance ratio.*Use --algo.num-iterations 1"),
     "minibatches that do not divide": ({"minibatch_prompts": 5}, "does not divide train.prompts_per_step=32"),
+    "gpg in minibatches": (
+        {"loss_type": "gpg", "minibatch_prompts": 4},
+        "but algo.minibatch_prompts is 4. Use --algo.minibatch-prompts 0, or",
+    ),
+    "no weight of 1": (
+        {"importance_sampling_clip_max": 0.5},
+        "at least 1.*Use --algo.importance-sampling-clip-max 3.0",
+    ),
+    "weights above 1": (
+        {"importance_sampling_clip_min": 1.5},
+        "at most 1.*Use --algo.importance-sampling-clip-min 0.5",
+    ),
     "bounds crossed": ({"importance_sampling_clip_min": 4.0}, "above algo.importance_sampling_clip_max 3.0"),
     "a target without KL": ({"kl_target": 0.1, "beta": 0.0}, "keeps no reference. Use --algo.beta"),
     "two places of the KL": ({"kl_in": "reward", "use_bias_correction_kl": True}, "algo.kl_in is reward"),
@@ -78,6 +90,8 @@ ACCEPTED = (
     {"name": "reinforce_plus_plus", "num_generations": 1, "gamma": 0.99, "kl_in": "reward"},
     {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     {"importance_sampling_mode": "sequence_mask", "importance_sampling_clip_max": None},
+    {"importance_sampling_clip_min": 1.0, "importance_sampling_clip_max": 1.0},
+    {"importance_sampling_mode": "off", "importance_sampling_clip_max": 0.5},
     {"kl_target": 0.05},
     *({"loss_type": name, "epsilon_high": 0.28} for name, loss in LOSSES.items() if loss.settings is ClipConfig),
 )
@@ -108,6 +122,7 @@ def test_accepted(algo):
             "reward.hybrid_answer=comet mean nothing to.*--reward.functions hybrid",
         ),
         ({"lora": {"rank": 4}, "optim": {"optimizer": "muon"}}, "optim.optimizer muon .*lora.rank=4.*optimizer adamw"),
+        ({"lora": {"rank": 4, "alpha": 0.0}}, "lora.alpha is 0, .*lora.rank=4 would do nothing.*Use --lora.alpha 8.0"),
         (
             {"policy": {"source": "runs/sft", "tokenizer": "x.model"}},
             "policy.tokenizer is 'x.model', but policy.source",
@@ -149,6 +164,19 @@ def test_settings_that_are_read(sections):
 def test_separate_rewards_are_accepted():
     algo = {"multi_objective_aggregation": "normalize_then_sum"}
     validate(with_values(Config(), algo=algo, reward=TWO_REWARDS), 1)
+
+
+def test_the_arithmetic_of_minibatches():
+    """Three passes over four minibatches are twelve steps, each of eight prompts."""
+    config = with_values(Config(), algo={"minibatch_prompts": 8, "num_iterations": 3}, train={"prompts_per_step": 32})
+    parts = with_values(config, train={"microbatch_prompts": 2})
+    whole = with_values(config, algo={"minibatch_prompts": 0})
+    for one, words in (
+        (config, "12 optimizer step(s) on each, of 8 prompts, in 1 microbatch(es) of 8 groups"),
+        (parts, "12 optimizer step(s) on each, of 8 prompts, in 4 microbatch(es) of 2 groups"),
+        (whole, "3 optimizer step(s) on each, in 1 microbatch(es) of 32 groups"),
+    ):
+        assert f"tokens per rollout; {words};" in batch_arithmetic(one, 1)
 
 
 def test_a_gpu_without_deterministic_sums_is_named():

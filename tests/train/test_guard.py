@@ -1,7 +1,10 @@
 """The collapse guard: what is out of range, for how long, and that a run warns, stops, saves and remembers."""
 
+import dataclasses
+import functools
 import json
 import math
+import re
 import shutil
 
 import jax
@@ -18,11 +21,14 @@ from pbrl_jax.core.paths import work_dir
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check import validate
-from pbrl_jax.train import loop
-from pbrl_jax.train.guard import CollapseError, bounds, broken_bounds, watch
+from pbrl_jax.train import iterations, loop
+from pbrl_jax.train.guard import Bound, CollapseError, bounds, broken_bounds, most_steps_back, steps_back, watch
+from pbrl_jax.train.programs import minibatch_index
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import new_position, restore, save
 from pbrl_jax.train.state import abstract_state
+from pbrl_jax.train.step import Position, Record, Run, Scored
+from pbrl_jax.train.trained import Frozen
 
 ALL = GuardConfig(
     min_language_share=0.9, min_mean_length=4, max_clipped_ratio=0.5, min_entropy=0.1, min_reward_std=0.01, max_kl=2.0
@@ -55,6 +61,85 @@ def test_only_a_lasting_break_is_told():
     assert "Step 5: kl is 2, expected at most 1, for at least 3 steps in a row" in told[5]
     assert streaks == {"kl": 0}
     assert watch(guard, streaks, 9, {"reward": 1.0}) is None
+
+
+def test_metrics_of_a_rollout_are_judged_once():
+    """In the step that sampled it; further updates on it have the same numbers, and count for kl and entropy alone."""
+    streaks = {}
+    for step in range(6):
+        watch(dataclasses.replace(ALL, patience=9), streaks, step, COLLAPSED, sampled=step % 3 == 0)
+    assert streaks == {name: 6 if name in ("kl", "entropy") else 2 for name in COLLAPSED}
+    assert {bound.metric for bound in bounds(ALL) if bound.sampled} == COLLAPSED.keys() - {"kl", "entropy"}
+
+
+def test_the_way_back_is_in_optimizer_steps():
+    """After step 12, three cycles of 4: kl bad in 11 and 12, so the parameters after 10 were; those of 9 are good. With
+    bad rollouts in steps 5 and 9 those after 4 were; the last good rollout is that of step 1, from those of 0."""
+    kl, length = Bound("kl", high=0.3), Bound("completions/mean_length", low=4, sampled=True)
+    cycles = with_values(get_config(), algo={"num_iterations": 4}, guard={"max_kl": 0.3, "patience": 2})
+    assert (steps_back(kl, 2, cycles), steps_back(length, 2, cycles)) == (3, 12)
+    assert steps_back(length, 2, with_values(cycles, train={"rollout_ahead": 1})) == 16, "an older policy sampled it"
+    assert steps_back(kl, 2, get_config()) == steps_back(length, 2, get_config()) == 3
+    assert most_steps_back(cycles) == 6, "patience is used up in the first update, three others follow"
+    assert most_steps_back(with_values(cycles, guard={"min_mean_length": 4.0})) == 12
+
+
+@pytest.fixture
+def fake_cycles(rolled_back, monkeypatch, tmp_path):
+    """`run_cycles` with the experiment and the writer of a run."""
+    writer = MetricWriter(tmp_path / "log", max_steps=99, quiet=True)
+    return functools.partial(run_cycles, monkeypatch, rolled_back[0], writer)
+
+
+def run_cycles(monkeypatch, experiment, writer, metrics, steps: int = 16, **guard):
+    """(loop, rollout -> groups in the order of their updates, steps after which the guard acted) of steps that compute
+    nothing and whose rows are `metrics(step)`: rollouts of 8 groups in minibatches of 2."""
+    guard, train = {"patience": 2, **guard}, {"prompts_per_step": 8, "save_steps": 99, "max_steps": 99}
+    config = with_values(get_config(), algo={"minibatch_prompts": 2}, train=train, guard=guard)
+    run, used, acted = Run(experiment._replace(config=config), Frozen(), None, lambda *_: None, lambda *_: None), {}, []
+
+    def stepped(run, position, scored=None):
+        name = position.batch if scored is None else scored.batch
+        used.setdefault(name, []).extend(np.asarray(minibatch_index(position.step, 8, config)).tolist())
+        step = position.step + 1
+        return position._replace(step=step), Record(step, metrics(step), scored, {})
+
+    def begun(run, position):
+        return stepped(run, position, Scored(f"rollout {position.step}", None, (), {}, failed=0))
+
+    def recovered(experiment, position, streaks):
+        acted.append(position.step)
+        streaks.update(dict.fromkeys(streaks, 0))
+        return position._replace(batch=None, pending=None), "rolled back"
+
+    monkeypatch.setattr(iterations, "update_again", lambda run, position, _: stepped(run, position))
+    monkeypatch.setattr(loop, "read_record", lambda record, _: (dict(record.metrics), []))
+    monkeypatch.setattr(loop, "recover", recovered)
+    found = loop.Loop(run, writer, None, Position(0, None, {}, None))
+    for _ in range(steps):
+        found.position, record = iterations.step_in_cycle(run, found.position, begun)
+        found.follow(record, {})
+        loop.between_steps(found)
+    return found, used, acted
+
+
+def test_the_guard_acts_where_a_cycle_ends(fake_cycles):
+    """kl is too large from step 6 on: patience is used up in step 7, and the run is rolled back after step 8, so that
+    every rollout is trained on whole. What is in its range again by then is left alone."""
+    _, used, acted = fake_cycles(
+        lambda step: {"kl": float(6 <= step <= 8 or 10 <= step <= 11)}, action="roll_back", max_kl=0.5
+    )
+    assert acted == [8]
+    whole = {f"rollout {step}": [*range(8)] for step in (0, 4, 8, 12)}
+    assert {name: sorted(groups) for name, groups in used.items()} == whole
+
+
+def test_a_run_counts_rollouts_and_not_their_updates(fake_cycles, capsys):
+    """Short answers and equal rewards in every rollout of four updates: patience is used up with the third rollout."""
+    metrics = {"completions/mean_length": 1.0, "frac_reward_zero_std": 1.0}
+    found, _, acted = fake_cycles(lambda step: metrics, steps=12, patience=3, min_mean_length=4.0)
+    assert (found.streaks, found.flat, acted) == ({"completions/mean_length": 3}, 3, [])
+    assert re.findall("Step [0-9]+:", capsys.readouterr().out) == ["Step 9:", "Step 9:"]
 
 
 def test_stop_says_what_to_do():
@@ -184,11 +269,55 @@ def test_the_rollbacks_come_to_an_end(rolled_back):
         recover(nothing, position, streaks)
 
 
+def test_a_rollback_counts_optimizer_steps(rolled_back):
+    """With two updates on each rollout: two bad values of kl are two updates, two bad rollouts are four."""
+    experiment, position, _ = rolled_back
+    position = position._replace(step=10)
+    for guard, streaks, step in (({}, {"kl": 2}, 7), ({"min_mean_length": 4.0}, {"completions/mean_length": 2}, 4)):
+        config = with_values(experiment.config, algo={"num_iterations": 2}, guard=guard)
+        _, told = recover(experiment._replace(config=config), position, streaks)
+        assert f"to the parameters of step {step} " in told
+
+
+def test_a_run_is_not_taken_back_to_its_start_in_silence(rolled_back, tmp_path):
+    """Where a good checkpoint was due and is gone, it stops; where none was due yet, it says that all is undone."""
+    experiment, position, _ = rolled_back
+    part = experiment._replace(work=work_dir(tmp_path / "run"))
+    for step, folder in list_checkpoints(experiment.work.checkpoints):
+        if step in (8, 9):
+            shutil.copytree(folder, part.work.checkpoints / folder.name)
+    with pytest.raises(CollapseError, match=r"those of step 7, .*\(found: 8, 9\).*train.save_total_limit"):
+        recover(part, position, {"kl": 2})
+    rare = part._replace(config=with_values(part.config, train={"save_steps": 8}))
+    streaks = {"kl": 2}
+    found, told = recover(rare, position, streaks)
+    assert "of step 0 " in told and "ALL TRAINING IS UNDONE: the checkpoints of steps 8, 9 are" in told
+    assert largest_difference(found.state.params, new_position(experiment).state.params) == 0
+    assert {"abandoned/8", "abandoned/9"} <= streaks.keys()
+    assert "of step 0 " in recover(rare, position._replace(step=14), streaks | {"kl": 2})[1], "none was due since"
+    with pytest.raises(CollapseError, match="those of step 17"):
+        recover(rare, position._replace(step=20), streaks | {"kl": 2})
+
+
+CYCLES = {"action": "roll_back", "patience": 2, "max_kl": 0.3}
+
+
 @pytest.mark.parametrize(
     "sections, message",
     [
         ({"guard": {"action": "raise_beta"}, "algo": {"beta": 0.0}}, "raises algo.beta, which is 0"),
         ({"guard": {"action": "roll_back", "patience": 9}}, "Use --train.save-total-limit 7"),
+        (
+            {"guard": CYCLES, "algo": {"num_iterations": 4}},
+            "6 steps back with guard.patience=2 and 4 updates on each rollout, .*Use --train.save-total-limit 5",
+        ),
+        ({"guard": CYCLES | {"min_mean_length": 4.0}, "algo": {"num_iterations": 4}}, "12 steps back.*-limit 8"),
+        ({"guard": {"action": "stop"}}, "guard.action is stop, but no bound is set.*Use --guard.min-language-share"),
+        ({"guard": {"action": "raise_beta", "max_kl": 1.0, "beta_factor": 1.0}}, "Use --guard.beta-factor 2.0"),
+        (
+            {"guard": {"action": "raise_beta", "max_kl": 1.0, "max_beta": 0.01}},
+            "more than algo.beta. Use --guard.max",
+        ),
     ],
 )
 def test_actions_that_cannot_work_are_refused(sections, message):

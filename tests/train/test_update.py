@@ -25,9 +25,10 @@ from pbrl_jax.train import programs
 from pbrl_jax.train.metrics import read_metrics
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import batch_metrics, make_update, minibatches, update_step, updates_per_rollout
+from pbrl_jax.train.start import new_critic
 from pbrl_jax.train.state import new_state
-from pbrl_jax.train.trained import Frozen
-from pbrl_jax.train.update import Targets, loss_mask
+from pbrl_jax.train.trained import Frozen, Trained
+from pbrl_jax.train.update import Targets, apply_gradient, loss_mask
 
 SPEC = tiny_spec()
 P, G, R = 4, 3, 6
@@ -269,6 +270,21 @@ def test_non_finite_update_is_skipped_and_counted(break_it, update, whole, ref_p
         assert largest_difference(state.params, whole[0].params) == 0
         assert metrics["learning_rate"] == whole[1]["learning_rate"] == pytest.approx(1e-2)
         assert (state.step, state.skipped) == (2, 1)
+
+
+def test_a_gradient_that_is_not_finite_moves_neither_critic_nor_beta(batch):
+    """A finite gradient of the value head beside it is left out as well; the counters are as ever."""
+    config = with_values(CONFIG, algo={"name": "ppo", "beta": 0.1, "kl_target": 0.05, "critic_learning_rate": 1e-2})
+    context, params = programs.update_context(SPEC, config), fresh_state().params
+    targets = Targets(jnp.ones(batch.sampled_BR.shape), batch.sampled_BR)
+    for wrong in (0.0, jnp.nan, jnp.inf):
+        state = new_state(params, context.optimizer.policy, beta=0.1, critic=new_critic(SPEC.width, config))
+        grads = jax.tree.map(jnp.ones_like, Trained(params, state.critic["params"]))
+        grads.policy["embed"] = grads.policy["embed"].at[0, 0].add(wrong)
+        after, _ = apply_gradient(state, batch, targets, (grads, {"kl": jnp.float32(1)}), context)
+        moved = largest_difference(after.critic, state.critic) > 0, float(after.beta) != float(state.beta)
+        assert moved == ((True, True) if wrong == 0 else (False, False))
+        assert (after.skipped, after.empty) == (0 if wrong == 0 else 1, 0)
 
 
 def test_state_is_donated_and_inputs_are_not(update, whole, ref_params, batch):
