@@ -13,7 +13,8 @@ from typing import NamedTuple
 from pbrl_jax.text.equality import same_answer
 from pbrl_jax.text.languages import language, nfc
 from pbrl_jax.text.numerals import HAN_NUMBER, ascii_digits
-from pbrl_jax.text.values import canonical_number, last_number, read_box, read_line, whole_value, word_value
+from pbrl_jax.text.quantities import canonical_number, number_prefix
+from pbrl_jax.text.values import last_number, read_box, read_line, whole_value, word_value
 
 __all__ = ["ascii_digits", "canonical_number", "extract_answer", "read_gold", "same_answer", "split_response"]
 
@@ -174,7 +175,9 @@ def _last_tag(text: str, code: str) -> _Match | None:
 def _last_hashes(text: str, code: str) -> _Match | None:
     for match in list(_HASHES.finditer(text))[: -MOST_BOXED - 1 : -1]:
         line = match.group(1)
-        if _HASH_ANSWER.match(ascii_digits(line)) or HAN_NUMBER.fullmatch(line.strip(" \t*_$。")):
+        if _HASH_ANSWER.match(number_prefix(code).sub("", ascii_digits(line))) or HAN_NUMBER.fullmatch(
+            line.strip(" \t*_$。")
+        ):
             answer = read_line(line, code)
             if answer is not None:
                 return _Match(match.start(), answer)

@@ -11,7 +11,7 @@ import threading
 from fractions import Fraction
 
 from pbrl_jax.text.expressions import equal_expressions
-from pbrl_jax.text.values import LONGEST_NUMBER, plain, squeeze
+from pbrl_jax.text.values import LONGEST_NUMBER, plain, squeeze, word_value
 
 TOLERANCE = Fraction(1, 10**6)
 """Tolerance of numbers: absolute, and relative for numbers below 1."""
@@ -80,12 +80,15 @@ def _form(text: str) -> str:
 
 
 def _value(text: str) -> Fraction | None:
-    """The exact value of a canonical answer or of a plain number of a data set ("2,125", "8.0"); None if it is none."""
+    """The exact value of a canonical answer, of a plain number of a data set ("2,125", "8.0"), or of an English number
+    word; None of any other text."""
     number = plain(text) if not text.isascii() else text
     mixed = _MIXED.fullmatch(number)
     if mixed:
         number = f"{mixed[1]}{int(mixed[2] or 0) * int(mixed[4]) + int(mixed[3])}/{mixed[4]}"
     number = re.sub(r",(?=\d{3}(?!\d))", "", number).replace(" ", "")
+    if number.isalpha() and number.isascii() and len(number) < 20:
+        number = word_value(number, "en", whole=True) or number
     if len(number) > LONGEST_NUMBER or not _PLAIN_NUMBER.fullmatch(number):
         return None
     try:
@@ -103,12 +106,19 @@ def _same_sides(a: str, b: str) -> bool:
 
 
 def _same_list(a: str, b: str) -> bool:
-    """Whether both are lists of equal items: in any order, but in the same order in round or square brackets."""
+    """Whether both are lists of equal items: in any order, but in the same order if one is in round or square brackets.
+
+    Round brackets around only one of them do not count; square ones may be an interval.
+    """
     items, unmatched = _items(a), _items(b)
     if min(len(items), len(unmatched)) < 2 or len(items) != len(unmatched):
         return False
-    if a[0] in "([" and a[-1] in ")]" and len(_split(a)) == 1:
-        return a[0] + a[-1] == b[0] + b[-1] and all(map(_same_item, items, unmatched))
+    brackets = [
+        text[0] + text[-1] for text in (a, b) if text[0] in "([" and text[-1] in ")]" and len(_split(text)) == 1
+    ]
+    if brackets:
+        same_brackets = brackets == ["()"] or brackets[0] == brackets[-1] and len(brackets) == 2
+        return same_brackets and all(map(_same_item, items, unmatched))
     for item in items:
         match = next((candidate for candidate in unmatched if _same_item(item, candidate)), None)
         if match is None:

@@ -56,7 +56,9 @@ UNSPACED = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hani", "Hira", "Kana", "Han
 LETTER = re.compile(r"[^\W\d_]")
 _BOX_PHRASE = r"\boxed{{{answer}}}"
 _COLON = r"[*_]*\s*[:\uff1aঃ][*_]*"
-_DIGIT_FOLLOWS, _LETTER_FOLLOWS = r"[*_]*\s*(?=[-\u2212\u2013+(*$\\%]*\d)", r"[*_]*\s+(?=[(*$\\A-J])"
+_DIGIT_FOLLOWS = r"[*_]*\s*(?=[-\u2212\u2013+(*$\\%]*\d)(?!\d+[*_]*\s*[:\uff1a](?!\d))"
+"""A number, but not the number of one of several answers ("2: ...")."""
+_LETTER_FOLLOWS = r"[*_]*\s+(?=[(*$\\]|[A-J](?![^\W_]))"
 LETTERS = "ABCDEFGHIJ"
 VOWEL_SIGN = (
     "[\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a3c-\u0a4d\u0abc-\u0acd\u0b3c-\u0b4d\u0bbe-\u0bcd"
@@ -69,12 +71,15 @@ class Language(NamedTuple):
     """One language.
 
     `label` is its label in the language identifiers, "" if none supports it. `answer_phrase` is a format string with
-    one slot `{answer}`. `answer` and `verbs` are regular expressions of the words for "the answer" and "is"; `result`
-    is one of words that announce an answer only if it follows immediately; with `bare` a number may follow without a
-    verb. With `comma_decimal` 1,5 is one and a half. `options` are the native option letters in order (alternatives
-    separated by bars); `scales` maps powers of ten to their words; `numbers` are the words of 0, 1, 2 ..., `tens` those
-    of 30 to 100; `more_numbers` are further ones with their values, `number_joint` is what may stand between the parts
-    of a number word, and `and_half` are the words of "and a half" behind one. `ask` holds the words before a question
+    one slot `{answer}`. `answer` and `verbs` are regular expressions of the words for "the answer" and "is"; between
+    them `to_question` ("to the question") may stand; `result` is one of words that announce an answer only if it
+    follows immediately; with `bare` a number may follow without a verb. With `comma_decimal` 1,5 is one and a half.
+    `options` are the native option letters in order (alternatives separated by bars); `scales` maps powers of ten to
+    their words; `numbers` are the words of 0, 1, 2 ..., `tens` those of 30 to 100; `more_numbers` are further ones with
+    their values, `number_joint` is what may stand between the parts of a number word, `and_half` are the words of "and
+    a half" behind a number, and `half_before` is one that adds a half to the number behind it. `ors` and `ands` join
+    several numbers; `comparisons` and `comparisons_after` are the words of "more than" before and behind a number;
+    `measures` are units of quantities in several parts ("1 hour 30 minutes"). `ask` holds the words before a question
     and before its solution; `instruction`, `lead`, `boxed` and `tags` are sentences of prompts (see
     pbrl_jax.text.prompts), "" where the language has none.
     """
@@ -85,6 +90,7 @@ class Language(NamedTuple):
     label: str
     answer_phrase: str = _BOX_PHRASE
     answer: str = ""
+    to_question: str = ""
     verbs: str = ""
     result: str = ""
     bare: bool = False
@@ -96,6 +102,12 @@ class Language(NamedTuple):
     more_numbers: str = ""
     number_joint: str = ""
     and_half: str = ""
+    half_before: str = ""
+    ors: str = ""
+    ands: str = ""
+    comparisons: str = ""
+    comparisons_after: str = ""
+    measures: str = ""
     ask: tuple[str, str] = ("Question:", "Step-by-Step Answer:")
     instruction: str = ""
     lead: str = ""
@@ -127,11 +139,13 @@ def _announcement(entry: Language, noun: str, verbs: str, bare: bool) -> str:
     if not noun:
         return "(?!)"
     start, end = (r"(?<![^\W_])", r"(?![^\W_])") if entry.spaced else ("", "")
+    noun = f"(?:{noun})(?:{entry.to_question})?" if entry.to_question else noun
     # Thai SARA AM is one character or, after NFKC, two.
     noun = noun.replace("ำ", "(?:ำ|ํา)")
     follows = [_COLON, r"[*_]*\s*="]
     follows += [rf"{end}[*_]*\s*(?:{verbs}){'' if verbs.endswith(')') else end}"] if verbs else []
     follows += [_DIGIT_FOLLOWS, end + _LETTER_FOLLOWS] if bare else []
+    follows += [rf"[*_]*\s+(?={nfc(entry.half_before)}\s+\d)"] if bare and entry.half_before else []
     follows += [rf"\s+(?=(?:{'|'.join(entry.options)})[\s.।۔])"] if bare and entry.options else []
     heading = rf"(?m:^[ \t]*[#*_>][#*_> \t]*(?:{noun})[*_ \t]*$)"
     return rf"(?:{heading}|{start}(?:{noun})(?:{'|'.join(follows)}))"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from pbrl_jax.text.languages import language
+from pbrl_jax.text.languages import language, nfc
 
 _HAN_DIGITS = {
     "〇": 0, "零": 0, "○": 0, "一": 1, "二": 2, "两": 2, "兩": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8,
@@ -94,10 +94,10 @@ _HAN_ANSWER = re.compile(
 )
 """A Han numeral at the beginning of a text; with the excluded characters 一 is part of another word (一样, 一共)."""
 _ONE_ALONE = re.compile(r"\s*(?:$|[.,;:!?)*。।])")
-_FRACTIONS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "thirds"), 3)
-_FRACTIONS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
-_PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
-_AND_PART = re.compile(rf"\s+and (?:an?|one) ({'|'.join(_FRACTIONS)})(?![^\W_])", re.IGNORECASE)
+PARTS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "thirds"), 3)
+PARTS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
+_PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(PARTS)})(?![^\W_])", re.IGNORECASE)
+AND_PART = re.compile(rf"\s+and (?:an?|one) ({'|'.join(PARTS)})(?![^\W_])", re.IGNORECASE)
 _MINUS_WORD = re.compile(
     r"(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|سالب|ناقص|منفی)\s+", re.IGNORECASE
 )
@@ -107,6 +107,14 @@ _MINUS_WORD = re.compile(
 def number_words() -> dict[str, list[str]]:
     """Language -> its number words 0 to 99 (number_words.json)."""
     return json.loads(Path(__file__).with_name("number_words.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def half_behind(code: str) -> re.Pattern:
+    """A pattern of "and a half" behind a number."""
+    entry = language(code)
+    gap, stop = (r"\s+", r"(?![^\W_])") if entry.spaced else (r"\s*", "")
+    return re.compile(rf"{gap}(?:{nfc(entry.and_half) or '(?!)'}){stop}", re.IGNORECASE)
 
 
 def number_word(text: str, code: str, whole: bool = False) -> str | None:
@@ -159,13 +167,14 @@ def _word_of_table(text: str, code: str, whole: bool) -> str | None:
         end = match.end()
     total = sum(parts)
     if code == "en" and (part := _PART.match(text, end)) is not None and (parts or end == 0):
-        return f"{total or 1}/{_FRACTIONS[part.group(1).lower()]}"
-    if code == "en" and parts and (part := _AND_PART.match(text, end)) is not None:
-        below_one = _FRACTIONS[part.group(1).lower()]
+        return f"{total or 1}/{PARTS[part.group(1).lower()]}"
+    if code == "en" and parts and (part := AND_PART.match(text, end)) is not None:
+        below_one = PARTS[part.group(1).lower()]
         return f"{total * below_one + 1}/{below_one}"
-    and_half = language(code).and_half
-    if parts and and_half and re.match(rf"\s+{and_half}(?![^\W_])", text[end:], re.IGNORECASE):
+    if parts and half_behind(code).match(text, end):
         return f"{2 * total + 1}/2"
+    if total in (100, 1000) and len(parts) == 1 and re.match(r"\s*\d", text[end:]):
+        return None  # a scale before its number: elfu 5
     if not parts or (whole and text[end:].strip(" .")):
         return None
     if code == "ar" and re.match(r"\s+(?:عشر|و)", text[end:]):

@@ -1,21 +1,24 @@
 r"""Values of answers: numbers in any script and with any separators, fractions, times, options, LaTeX."""
 
-import functools
 import re
 import unicodedata
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from pbrl_jax.text.languages import LANGUAGES, VOWEL_SIGN, language
+from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.numerals import ascii_digits, number_word, without_myriads, without_powers
 from pbrl_jax.text.options import native_option, option_letter
-
-_SPACES = " \u00a0\u2009\u202f"
-_NUMBER = re.compile(
-    rf"(?<![\d.,])(?:(?<![\dA-Za-z)])(?<![\d)][{_SPACES}])-)?"
-    rf"(?:\d|(?<!\w)\.\d)(?:[\d.,'’]|[{_SPACES}](?=\d{{3}}(?!\d)))*"
+from pbrl_jax.text.quantities import (
+    LONGEST_NUMBER,
+    NUMBER,
+    Quantity,
+    canonical,
+    canonical_number,
+    number_prefix,
+    quantity,
 )
+from pbrl_jax.text.several import compared, ends_list, joint, listed, second_measure, separator
+
 _FRACTION = re.compile(r"(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)(?![\d.,]*\d)")
 _LATEX_FRACTION = re.compile(r"(\d)?\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(-?\d+)\s*\}|(\d))")
 _TIME = re.compile(r"(\d{1,2}:\d{2}(?::\d{2})?)(?:\s*([ap])\.?\s?m\b\.?)?(?![\d:])", re.IGNORECASE)
@@ -23,6 +26,10 @@ _HAN_TIME = re.compile(r"(\d{1,2})\s*[时時点點시]\s*(\d{1,2})\s*[分분]")
 _HAN_FRACTION = re.compile(r"(\d+)\s*(?:分之|分の|분의)\s*(\d+)")
 _RATIO = re.compile(r"\d+:\d+(?![\d:])")
 _EXPRESSION = re.compile(r"[^\s,;，。；]+")
+_SLASH = re.compile(r"\s*/\s*\d")
+_TUPLE_ITEM = r"-?\d+(?:\.\d+)?(?:/\d+)?"
+_TUPLE = re.compile(rf"[(\[]\s*{_TUPLE_ITEM}(?:\s*[,;]\s*{_TUPLE_ITEM})+\s*[)\]]")
+_PLAIN_VALUE = re.compile(r"-?[\d.]+(?:/\d+)?")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th|er|ère|e|ème|º|ª|o|a)(?![^\W_])")
 _SUPERSCRIPT = re.compile(r"\^\s*\{?\s*(?:\\circ|°|\\degree)\s*\}?|\\degree")
 _CLAUSE_END = re.compile(
@@ -31,7 +38,7 @@ _CLAUSE_END = re.compile(
 _CIRCUMSTANCE = re.compile(r"\W*[AÀ]\s+\d[^,;]*,\s*(-?\d[\d.,]*)\W*$")
 """A phrase with a preposition before the value: "a 3 km, 5"."""
 _RANGE = re.compile(r"\s*(?:[-–~〜～]|to|bis|à|до)\s*\d")
-_SIDE = re.compile(r"=\s*(-?[\d.,]+)")
+_SIDE = re.compile(r"=\s*(?:[^\W\d_]+\.?\s+)?(-?[\d.,]+)")
 _OPERATION = re.compile(r"\d[\s)]*(?:[-+*/×·÷x]|\\(?:times|cdot|div))|\d\s+[^\W\d_]+\s*[-+*/×·÷x]\s*\d")
 _MINUS = re.compile(
     r"(?<![\d)])(?<![\d)]\s)(?:\b(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|minusz|mínus|منفی|سالب|ناقص)\s+"
@@ -52,6 +59,10 @@ _CURRENCY_FIRST = re.compile(
 """Currencies that are written before their amount."""
 _MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _FUNCTION = re.compile(r"sin|cos|tan|log|ln|exp|sqrt|mod|max|min(?!ut)|lim|gcd|lcm")
+_GAP = r"(?:\s*[\s:：]\s*|(?<=[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\ud7af])(?=-?\d))"
+_WORDS = re.compile(rf"(?:(?![A-Za-z](?![^\W\d_]))[^\W\d_][^\s\d\\^=<>+*/{{}}()\[\]]*?{_GAP})+(?=-?\d)")
+"""Words before a number, without a space in languages that have none; a single letter is a variable."""
+_PER = re.compile(r"\s*/\s*(?=[^\W\d_]{2})")
 _CONNECTIVE = re.compile(
     r"(?<!\w)(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|else|more)(?!\w)|[和或及、]|また|または",
     re.IGNORECASE,
@@ -62,25 +73,10 @@ UNITS = frozenset(
     "RMB JPY KES TZS NGN ZAR RUB IDR VND THB BDT Rp RM TL am pm AM PM".split()
 )
 """Units and currency codes that may follow a number without a space; they are words of no language."""
-LONGEST_NUMBER = 400
-"""Largest number of digits of an answer."""
+LONGEST_NAMED = 40
+"""Largest number of characters of a box in which words stand before the number."""
 LONGEST_LINE = 2000
 """Number of characters of a line that are read."""
-
-
-def canonical_number(token: str, code: str) -> str | None:
-    """`token` ("1.250,50") with the separators of language `code` as a canonical decimal string; None if it is none."""
-    sign, digits = ("-", token[1:]) if token.startswith("-") else ("", token)
-    digits = digits.rstrip(".,'’" + _SPACES)
-    for mark in "'’" + _SPACES:
-        digits = digits.replace(mark, "")
-    if len(digits) > LONGEST_NUMBER:
-        return None
-    try:
-        value = Decimal(sign + _with_point(digits, LANGUAGES[code].comma_decimal))
-    except InvalidOperation:
-        return None
-    return canonical(value)
 
 
 def plain(text: str) -> str:
@@ -120,7 +116,7 @@ def _slashed(match: re.Match) -> str:
 
 def last_number(text: str, code: str) -> str | None:
     """The last number of a text, preferably one that does not follow a letter, `^` or `_`."""
-    numbers = list(_NUMBER.finditer(plain(text)))
+    numbers = list(NUMBER.finditer(plain(text)))
     free = [m for m in numbers if not re.search(r"[A-Za-z^_]$", m.string[: m.start()][-1:])] or numbers
     return canonical_number(free[-1].group(), code) if free else None
 
@@ -135,11 +131,24 @@ def read_line(line: str, code: str, at_once: bool = False) -> str | None:
     if formula is not None and (not at_once or not re.search(r"[^\W_]", line[: line.find(formula.group())])):
         inside = next(group for group in formula.groups() if group)
         if re.search(r"[\\^_A-Za-z]", inside) and ("\\" in line or re.search(r"[\^_=]", inside)):
-            return read_box(inside, code)
+            return _formulas(formula, code)
     figures = _in_figures(_SUPERSCRIPT.sub("", line), code)
-    if at_once and not re.match(r"[-+(\[$%±≈~]*\.?\d", _LEAD.sub("", figures, count=1).lstrip("$([ ")):
+    start = number_prefix(code).sub("", _LEAD.sub("", figures, count=1).lstrip("$([ "), count=1)
+    if at_once and not re.match(r"[-+(\[$%±≈~]*\.?\d", start):
         return _first_value(figures, code) if _NAMED.match(figures) else _word_value(figures, code)
     return _first_value(figures, code) if re.search(r"\d", figures) else _word_value(figures, code)
+
+
+def _formulas(first: re.Match, code: str) -> str | None:
+    """The value of a formula, or the list of those that "and" or "or" joins to it: $x=2$ or $x=3$."""
+    formulas, end, joined = [first], first.end(), False
+    while (between := joint(code).match(first.string, end)) and (further := _MATHS.match(first.string, between.end())):
+        formulas, end, joined = [*formulas, further], further.end(), joined or bool(between["join"])
+    values = [read_box(next(group for group in formula.groups() if group), code) for formula in formulas]
+    if not joined:
+        return values[0]
+    known = [value for value in values if value is not None]
+    return listed(known) if len(known) == len(values) else None
 
 
 def _word_value(line: str, code: str) -> str | None:
@@ -156,10 +165,10 @@ def word_value(text: str, code: str, whole: bool = False) -> str | None:
 
 def _first_value(line: str, code: str) -> str | None:
     """The first value of a line with digits; of an equation its last side; of "not 20, but 30" the second number."""
-    start = _NUMBER.search(line)
+    start = NUMBER.search(line)
     if start is not None and _NOT.search(line[: start.start()]):
         but = _BUT.search(line, start.end())
-        start = _NUMBER.search(line, but.end()) if but else None
+        start = NUMBER.search(line, but.end()) if but else None
     if start is None:
         return None
     after_phrase = _CIRCUMSTANCE.match(line)
@@ -170,25 +179,61 @@ def _first_value(line: str, code: str) -> str | None:
     clause = rest[: end.start()] if end else rest
     left, equals, _ = clause.rpartition("=")
     if equals and _OPERATION.search(left):
-        sides = _SIDE.findall(clause)
-        return canonical_number(sides[-1], code) if sides else None
-    return _value_at(rest, start.group(), line[: start.start()], code)
+        sides = list(_SIDE.finditer(clause))
+        if not sides:
+            return None
+        value, side = canonical_number(sides[-1][1], code), sides[-1][1].rstrip(".,")
+        return value and _with_further(line, Quantity(value, start.start() + sides[-1].start(1) + len(side)), code)
+    return _value_at(line, start.start(), code)
 
 
-def _value_at(rest: str, token: str, before: str, code: str) -> str | None:
-    """The value of a number token and of the characters directly after it."""
-    if (fraction := _FRACTION.match(rest)) is not None:
-        return _fraction(fraction)
-    if (time := _TIME.match(rest)) is not None:
-        return time[1] + (f"{time[2].upper()}M" if time[2] else "")
-    if (ratio := _RATIO.match(rest)) is not None:
-        return ratio.group()
-    after = rest[len(token) :]
-    if _RANGE.match(after):
+def _value_at(line: str, start: int, code: str) -> str | None:
+    """The value of the number at `start`, a list if further numbers follow; None if it is only a bound or a part."""
+    items = _TUPLE.match(line, len(line[:start].rstrip(" -")) - 1)
+    if items is not None and not re.search(r",\d{3}(?!\d)", items.group()):
+        glued = LANGUAGES[code].comma_decimal and items.group().count(",") == 1 and ", " not in items.group()
+        if not glued:
+            return squeeze(items.group())
+    found = _one_value(line, start, code)
+    before, after = line[:start], line[found.end :]
+    if found.value is None or compared(before, after, code) or second_measure(before, after, code):
         return None
-    if _is_expression(after) and (expression := _EXPRESSION.match(rest)):
-        return squeeze(expression.group().rstrip(".!?)*_"))
-    return _scaled(canonical_number(token, code), before, after, code)
+    return _with_further(line, found, code) if _PLAIN_VALUE.fullmatch(found.value) else found.value
+
+
+def _with_further(line: str, first: Quantity, code: str) -> str | None:
+    """The first value, or a list with the numbers that follow directly; None if one of them is no number."""
+    values, end, joined = [first.value], first.end, False
+    while (between := separator(code).match(line, end)) is not None:
+        further = _one_value(line, between.end(), code)
+        values, end, joined = [*values, further.value], further.end, joined or bool(between["join"])
+    if len(values) == 1 or not (joined or ends_list(line, end)):
+        return first.value
+    known = [value for value in values if value and _PLAIN_VALUE.fullmatch(value)]
+    if len(known) < len(values):
+        return None
+    return first.value if len({Fraction(value) for value in known}) == 1 else listed(known)
+
+
+def _one_value(line: str, start: int, code: str) -> Quantity:
+    """The value of a number and of the characters directly after it."""
+    if (fraction := _FRACTION.match(line, start)) is not None:
+        chained = _SLASH.match(line, fraction.end())
+        return Quantity(None if chained else _fraction(fraction), fraction.end())
+    if (time := _TIME.match(line, start)) is not None:
+        return Quantity(time[1] + (f"{time[2].upper()}M" if time[2] else ""), time.end())
+    if (ratio := _RATIO.match(line, start)) is not None:
+        return Quantity(ratio.group(), ratio.end())
+    token = NUMBER.match(line, start)
+    if token is None:
+        return Quantity(None, start)
+    after = line[token.end() :]
+    if _RANGE.match(after):
+        return Quantity(None, token.end())
+    if _is_expression(after) and (expression := _EXPRESSION.match(line, start)):
+        return Quantity(squeeze(expression.group().rstrip(".!?)*_")), expression.end())
+    found = quantity(line, start, code)
+    return Quantity(None, found.end) if _RANGE.match(line[found.end :]) else found
 
 
 def _is_expression(after: str) -> bool:
@@ -204,31 +249,6 @@ def _is_expression(after: str) -> bool:
     return len(word) < 4 or bool(_FUNCTION.match(word)) if word.isascii() else len(word) == 1 or not word.isalpha()
 
 
-@functools.cache
-def _scale_pattern(code: str) -> re.Pattern | None:
-    scales = language(code).scales
-    if not scales:
-        return None
-    groups = "|".join(f"(?P<p{power}>{words})" for power, words in scales.items())
-    end = rf"(?![^\W\d_]|{VOWEL_SIGN})" if language(code).spaced else ""
-    return re.compile(rf"\s*(?:{groups}){end}", re.IGNORECASE)
-
-
-def _scaled(number: str | None, before: str, after: str, code: str) -> str | None:
-    """`number` times the thousand, lakh or million after it (in Swahili before it)."""
-    pattern = _scale_pattern(code)
-    if number is None or pattern is None or "/" in number:
-        return number
-    match = pattern.match(after)
-    if match is None and code == "sw":
-        word = re.search(r"(\S+)\s*$", before)
-        match = pattern.fullmatch(word.group(1)) if word else None
-    if match is None:
-        return number
-    power = next(name for name, value in match.groupdict().items() if value)
-    return canonical(Decimal(number).scaleb(int(power[1:])))
-
-
 def whole_value(text: str, code: str) -> str | None:
     """The answer if the text is only an answer: a number with its unit, an option letter, a time; else None."""
     bare = _LEAD.sub("", text.strip(), count=1).rstrip(" *_`.\n।。")
@@ -237,13 +257,13 @@ def whole_value(text: str, code: str) -> str | None:
     letter = option_letter(bare, code)
     if letter:
         return letter
-    value = read_box(bare.removeprefix("#").lstrip("# "), code)
+    value = read_box(bare.removeprefix("#").lstrip("# "), code, words_before=False)
     return value if value is not None and re.fullmatch(r"-?[\d.]+(?:/\d+)?|\d+:\d+\w*|[A-Ja-j]", value) else None
 
 
-def read_box(inside: str, code: str) -> str | None:
-    """The content of a box: a number if it is one (with or without unit and currency), an option letter, else LaTeX
-    without spaces; None if it is empty."""
+def read_box(inside: str, code: str, words_before: bool = True) -> str | None:
+    """The content of a box: a number if it is one (with unit and currency, and with words before it unless
+    `words_before` is false), an option letter, else LaTeX without spaces; None if it is empty."""
     if len(inside) > LONGEST_LINE:
         return squeeze(inside)
     content = _TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
@@ -266,23 +286,40 @@ def read_box(inside: str, code: str) -> str | None:
     if re.fullmatch(r"\d+\s*:\s*\d+|\d{1,2}:\d{2}(?::\d{2})?\s*[ap]\.?m\.?", text, re.IGNORECASE):
         time = _TIME.fullmatch(text)
         return squeeze(text) if time is None else time[1] + (f"{time[2].upper()}M" if time[2] else "")
-    number = _NUMBER.match(text)
-    if number is None:
-        word = number_word(text, code, whole=True) if code in ("zh", "ja", "zho_Hant") else None
-        return canonical_number(word, code) if word else squeeze(inside) or None
-    after = text[number.end() :]
+    word = None
+    if not re.search(r"\d", text) and not (code == "en" and "\\text" in inside):
+        word = word_value(text.strip(), code, whole=True)
+    start = _number_start(text, code, words_before)
+    value = word if start is None else _number_with_unit(text, start, code, len(text) < len(figures))
+    return value or squeeze(inside) or None
+
+
+def _number_start(text: str, code: str, words_before: bool) -> int | None:
+    """Where the number of a box begins: at once, or after words that are no names, functions or comparisons."""
+    prefix = number_prefix(code).match(text)
+    if prefix is not None or NUMBER.match(text):
+        return prefix.end() if prefix else 0
+    words = _WORDS.match(text) if words_before and len(text) <= LONGEST_NAMED else None
+    if words is None or _FUNCTION.search(words.group()) or _CONNECTIVE.search(words.group()):
+        return None
+    if _NOT.search(words.group()) or re.search(r"[;，。；?？]|,\s", text) or compared(words.group(), "", code):
+        return None
+    return words.end()
+
+
+def _number_with_unit(text: str, start: int, code: str, named: bool) -> str | None:
+    """The number at `start` if only a unit follows; None for any other text, and for a list."""
+    token = NUMBER.match(text, start)
     # "x = -1,1" is a list of two values in every language.
-    named = len(text) < len(figures)
-    a_list = _LIST.fullmatch(number.group()) and (named or not LANGUAGES[code].comma_decimal)
-    if not a_list and (value := _scaled(canonical_number(number.group(), code), "", after, code)):
-        scales = _scale_pattern(code)
-        if _is_unit(scales.sub("", after, count=1) if scales and scales.match(after) else after):
-            return value
-    return squeeze(inside) or None
+    if token is None or (_LIST.fullmatch(token.group()) and (named or not LANGUAGES[code].comma_decimal)):
+        return None
+    found = quantity(text, start, code)
+    return found.value if _is_unit(text[max(token.end(), found.end) :]) else None
 
 
 def _is_unit(after: str) -> bool:
     """Whether the text after a number is a unit: "km/h", " apples", "°", and not "x", " a + b" or " or 3"."""
+    after = _PER.sub(" ", after, count=1) if _PER.match(after) else after
     after = after.strip("$ ") if after[:1] in " $" else after.rstrip("$ ")
     spaced = after.lstrip("°%^ ")
     if not spaced:
@@ -336,44 +373,6 @@ def _fraction(match: re.Match) -> str | None:
         return None
     value = int(whole or 0) + Fraction(int(above), int(below))
     return canonical(-value if sign else value)
-
-
-def _with_point(digits: str, comma_decimal: bool) -> str:
-    """`digits` with a decimal point and without thousands separators; "" if they are not one number."""
-    dots, commas = digits.count("."), digits.count(",")
-    if dots and commas:
-        point = "." if digits.rfind(".") > digits.rfind(",") else ","
-        if digits.count(point) > 1:
-            return ""
-        return digits.replace("," if point == "." else ".", "").replace(point, ".")
-    if dots + commas == 0:
-        return digits
-    mark = "." if dots else ","
-    head, _, tail = digits.rpartition(mark)
-    if dots + commas > 1:
-        groups = digits.split(mark)
-        # 1,234,567 and 1,14,200 are numbers; 2,3,7 is a list.
-        grouped = len(groups[-1]) == 3 and all(len(group) in (2, 3) for group in groups[1:-1])
-        return "".join(groups) if grouped and len(groups[0]) <= 3 else ""
-    grouped = len(tail) == 3 and 1 <= len(head) <= 3 and not head.startswith("0")
-    if grouped and (mark == "," or comma_decimal):
-        return head + tail
-    return f"{head}.{tail}"
-
-
-def canonical(value: Decimal | Fraction) -> str:
-    """Decimals without trailing zeros, or a reduced fraction if the decimals do not terminate."""
-    if isinstance(value, Fraction):
-        rest = value.denominator
-        for prime in (2, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest != 1:
-            return f"{value.numerator}/{value.denominator}"
-        value = Decimal(value.numerator) / Decimal(value.denominator)
-    text = format(value, "f")
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if text in ("-0", "") else text
 
 
 def squeeze(text: str) -> str:
