@@ -149,9 +149,12 @@ class _Reader(NamedTuple):
         self.renamed.extend(renamed + changed)
         for name in value:
             if name not in hints:
+                other = self.version != __version__
                 raise ConfigError(
-                    f"Unknown key {prefix + name!r} in {where}, written by pbrl_jax {self.version} (this is "
-                    f"{__version__}). {did_you_mean(name, hints)} Install that version, or remove the key."
+                    f"Unknown key {prefix + name!r} in {where}"
+                    + (f", written by pbrl_jax {self.version} (this is {__version__})" if other else "")
+                    + f". {did_you_mean(name, hints)} "
+                    + ("Install that version, or remove the key." if other else "Correct the key, or remove it.")
                 )
         values = {}
         for field in dataclasses.fields(cls):

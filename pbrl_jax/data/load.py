@@ -63,6 +63,8 @@ def load_prompts(
     extra = {"columns": data.columns} if data.source == "table" else {}
     wanted = data.limit if limit is None else limit
     prompts = rows(data.path, split or data.split, codes, wanted, seed, **extra)
+    if languages is None and (line := languages_without_rows(prompts, codes)):
+        print(line, file=sys.stderr)
     for field in require:
         _require(prompts, field, data.source)
     if "answer" in require:
@@ -70,6 +72,15 @@ def load_prompts(
     for line in check_rows(prompts):
         print(visible(line), file=sys.stderr)
     return prompts
+
+
+def languages_without_rows(prompts: Sequence[Prompt], codes: Sequence[str]) -> str:
+    """A line about the languages of `codes` that no prompt is in; "" where there are none."""
+    found = {prompt.language for prompt in prompts}
+    if not (lacking := [code for code in codes if code not in found]):
+        return ""
+    others = f"; all {len(prompts)} are in {found.pop()}" if len(found) == 1 else ""
+    return f"Note: data.languages names {', '.join(lacking)}, and the data has no row in them{others}."
 
 
 def _require(prompts: Sequence[Prompt], field: str, source: str) -> None:

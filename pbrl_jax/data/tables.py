@@ -161,7 +161,9 @@ def _separated_rows(text: str, mark: str, errors: RowErrors) -> list[Row]:
     for number, cells in enumerate(lines, start=1):
         if len(cells) > len(header):
             errors.add(number, f"has {len(cells) - len(header)} fields more than the header")
-        cells += [""] * (len(header) - len(cells))
+        elif len(cells) < len(header):
+            errors.note(number, f"has {len(header) - len(cells)} fields fewer than the header, which are empty")
+            cells += [""] * (len(header) - len(cells))
         rows.append((number, {column: cell or None for column, cell in zip(header, cells, strict=False)}))
     return rows
 

@@ -109,7 +109,7 @@ class Endpoint:
                 wait *= 2
         raise EndpointError(
             f"The endpoint {self.config.url} {problem}; that was attempt {self.config.retries + 1} of "
-            f"{self.config.retries + 1}. Check that it runs, or raise --endpoint.timeout or --endpoint.retries."
+            f"{self.config.retries + 1}. Check that it runs, or raise endpoint.timeout or endpoint.retries."
         )
 
     def ask_all(self, many: Sequence[Messages], **sampling: Any) -> list[str | EndpointError]:

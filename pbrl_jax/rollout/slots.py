@@ -286,7 +286,7 @@ class SlotPrograms(NamedTuple):
     start: Callable[..., Staged]
     kept: Callable[..., Staged]
     admit: Callable[..., Slots]
-    segment: Callable[..., Slots]
+    segment: jax.stages.Wrapped
     retired: Callable[..., tuple[Rollout, jax.Array]]
     narrowed: Callable[..., Any]
     narrowed_rows: Callable[..., Rows]

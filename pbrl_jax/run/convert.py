@@ -13,6 +13,7 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.paths import WorkDir, as_path, work_dir
 from pbrl_jax.core.trees import count_parameters, nested
+from pbrl_jax.run.settings import config_class
 from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
 from pbrl_jax.weights.adapters import is_adapter, write_adapter
 from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
@@ -111,7 +112,7 @@ def convert_adapter(source: str, target: str) -> None:
     work = work_dir(source)
     if not work.config.exists():
         raise ConfigError(f"--to adapter: {source!r} has no config.json of a run. Name a work directory for IN.")
-    config: Config = from_json(work.config.read_text())
+    config: Config = from_json(work.config.read_text(), config_class())
     base, place = config.policy.source, local_copy(config.policy.source)
     if not config.lora.rank or base == "random":
         found = "trained no adapters (lora.rank 0)" if not config.lora.rank else "began with random weights"

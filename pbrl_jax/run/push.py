@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import httpx2
 import jax
 import yaml
 
@@ -73,7 +74,7 @@ def main(workdir: str, repository: str, private: bool = False, dry_run: bool = F
     try:
         HfApi().create_repo(repository, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Step {final['step']}")
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"The hub does not take {repository}: {str(error).splitlines()[0]}. Log in with `hf auth login` or set "
             f"HF_TOKEN with write access; {folder} stays as it is."
@@ -89,7 +90,7 @@ def licence_of(base: str) -> str:
 
     try:
         found = HfApi().model_info(base.partition("@")[0], timeout=10).card_data
-    except (errors.HfHubHTTPError, OSError):
+    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError):
         return ""
     return str(found.get("license") or "") if found is not None else ""
 

@@ -55,6 +55,11 @@ def main(arguments: TranslateOptions) -> None:
 def _translator(arguments: TranslateOptions):
     if arguments.translator != "endpoint":
         return load_translator(arguments.translator)
+    if not arguments.endpoint_url or not arguments.endpoint_model:
+        raise ConfigError(
+            f"--endpoint-url is {arguments.endpoint_url!r} and --endpoint-model {arguments.endpoint_model!r}; expected "
+            "an address and a model, for example --endpoint-url http://localhost:8000/v1 --endpoint-model NAME."
+        )
     endpoint = EndpointConfig(
         url=arguments.endpoint_url, model=arguments.endpoint_model, max_requests=arguments.max_requests
     )

@@ -184,7 +184,8 @@ def foreign_tail(text: str, language: str, languages: Alternatives) -> bool:
         return False
     # Without full stops (Thai), the text after the last letter in a script of the language is a sentence as well.
     rest = script_pattern(LANGUAGES[language].scripts).split(sentences[-1])[-1]
-    if len(letters_of(rest)) >= MIN_LETTERS and (has_english(rest, language) or len(_WORDS.findall(rest)) >= TAIL_WORDS):
+    foreign = has_english(rest, language) or len(_WORDS.findall(rest)) >= TAIL_WORDS
+    if len(letters_of(rest)) >= MIN_LETTERS and foreign:
         return True
     share = len(_own_script(letters, language)) / len(letters)
     return share < 0.5 or not _is_language(sentences[-1], language, codes, set())

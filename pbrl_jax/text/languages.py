@@ -208,6 +208,12 @@ def check_languages(codes: Iterable[str]) -> tuple[str, ...]:
         raise ConfigError("No languages given. Set data.languages, for example --data.languages en sw zh.")
     for code in codes:
         if code not in LANGUAGES:
+            if several := re.fullmatch(r"[\w-]+(?:[\s,;]+[\w-]+)+", str(code)):
+                words = re.split(r"[\s,;]+", several.group())
+                raise ConfigError(
+                    f"Languages {code!r} are one word; expected {len(words)} words, as in --data.languages "
+                    f"{' '.join(words)} (--languages and --to take {','.join(words)})."
+                )
             ours = known_code(str(code))
             near = f" Did you mean {ours!r}?" if ours else named_like(str(code), LANGUAGES)
             raise ConfigError(f"Unknown language {code!r}.{near}")

@@ -50,8 +50,8 @@ ENGLISH = TELLING_ENGLISH | frozenset(
 )
 """Frequent words of English, none of which is a name."""
 _SPECIAL_TOKENS = (
-    "im_start im_end im_sep endoftext startoftext begin_of_text end_of_text start_header_id end_header_id eot_id eom_id "
-    "end_of_turn start_of_turn system user assistant end pad"
+    "im_start im_end im_sep endoftext startoftext begin_of_text end_of_text start_header_id end_header_id eot_id "
+    "eom_id end_of_turn start_of_turn system user assistant end pad"
 ).replace(" ", "|")
 _TAGS = re.compile(
     rf"</?(?:think|answer|b|i|u|em|strong|br|p|sub|sup|ul|ol|li)\s*/?>|<\|(?:{_SPECIAL_TOKENS})\|>", re.IGNORECASE
@@ -59,7 +59,8 @@ _TAGS = re.compile(
 _MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]{1,200}?\$|\\\[.{1,1000}?\\\]|\\\(.{1,1000}?\\\)", re.DOTALL)
 _SHORT = re.compile(r"(?<![^\W\d_\\])(?:[A-Za-z]{1,3}|[α-ωΑ-Ω]+)(?![^\W\d_])")
 _CAPITALS = re.compile(r"(?<![^\W\d_])[A-Z]{2,4}(?![^\W\d_])")
-_FENCE = re.compile(r"```(?:(?:python|py|latex|tex|math|text|txt|plaintext|markdown|md|json|bash|sh|c|cpp|java|js)(?=\s))?")
+_FENCED = "python|py|latex|tex|math|text|txt|plaintext|markdown|md|json|bash|sh|c|cpp|java|js"
+_FENCE = re.compile(rf"```(?:(?:{_FENCED})(?=\s))?")
 _LINK = re.compile(r"https?://(?:www\.)?|www\.")
 _ENVIRONMENTS = (
     "align aligned alignat alignedat array bmatrix Bmatrix cases center dcases document enumerate eqnarray equation "
