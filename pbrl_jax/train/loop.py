@@ -149,7 +149,8 @@ class Loop:
         """
         if row is None or row[0].step <= self.counted:
             return
-        (record, more), config, sampled = row, self.experiment.config, row[0].scored is not None
+        (record, more), config = row, self.experiment.config
+        sampled = (record.step - 1) % updates_per_rollout(config) == 0  # the first update on a rollout
         self.counted = record.step
         metrics, samples = read_record(record, self.experiment.policy.tokenizer)
         metrics |= more
