@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from pbrl_jax.text.languages import LANGUAGES, VOWEL_SIGN, language, nfc
-from pbrl_jax.text.numerals import AND_PART, PARTS, half_behind
+from pbrl_jax.text.numerals import AND_PART, PARTS, half_behind, number_word
 
 SPACES = " \u00a0\u2009\u202f"
 NUMBER = re.compile(
@@ -65,6 +65,9 @@ def quantity(text: str, start: int, code: str) -> Quantity:
     while (following := _smaller_part(text, end, power, code)) is not None:
         more, power, end = following
         total += more
+    if code in SCALE_FIRST and (joined := re.compile(rf"\s+(?:{language(code).ands})\s+").match(text, end)):
+        word = number_word(text[joined.end() :], code)  # elfu 5 na mia tatu
+        total += int(word) if word and word.isdigit() and int(word) < 10**power else 0
     return Quantity(canonical(sign * total), end)
 
 

@@ -60,7 +60,8 @@ def _measures(code: str) -> tuple[re.Pattern, re.Pattern, re.Pattern | None]:
     measure = rf"(?:{names})" + (r"(?![^\W\d_])" if entry.spaced else "")
     number = r"\d[\d.,]*"
     join = rf"(?:(?P<or>{nfc(entry.ors) or '(?!)'})|(?:{nfc(entry.ands) or '(?!)'}))(?![^\W\d_])"
-    parts = rf"[\s-]*{measure}\s*(?:{number}(?<!,)\s*(?:{measure}|$|[!?।。])|,\s*{number}\s*{measure})"
+    inches = r"in(?=\s*(?:$|[.,;!?)]))"
+    parts = rf"[\s-]*{measure}\s*(?:{number}(?<!,)\s*(?:{measure}|{inches}|$|[!?।。])|,\s*{number}\s*{measure})"
     if entry.spaced:
         joined = rf"\s*(?P<unit>{_UNIT})(?:\s+{_UNIT})?\s+{join}\s*{number}\s*(?P<second>{_UNIT})?"
     else:
@@ -78,8 +79,21 @@ def separator(code: str) -> re.Pattern:
     start, stop = (r"\s+(?:\()?|\s*\(|\s*[,;،]\s*", r"(?![^\W\d_])") if entry.spaced else (r"\s*[,，、]?\s*\(?", "")
     ors, ands = nfc(entry.ors) or "or", nfc(entry.ands) or "and"
     comma_and = rf"\s*[,;،]\s+(?:{ands}){stop}"
-    words = rf"(?:{start})(?P<join>(?:{ors}|{ands}){stop})"
-    return re.compile(rf"\s*[%°]?(?:{comma_and}|{words}|\s*[,،，]\s+|\s*[;；、]\s*)\s*{_NAME}(?=-?\d)", re.IGNORECASE)
+    words = rf"(?:{start})(?P<join>(?:{ors}|{ands}){stop}|&)"
+    return re.compile(
+        rf"[\s\"”’']*[%°]?(?:{comma_and}|{words}|\s*[,،，]\s+|\s*[;；、]\s*)[\s\"“‘']*{_NAME}(?=-?\d)", re.IGNORECASE
+    )
+
+
+@functools.cache
+def alternative(code: str) -> re.Pattern:
+    """A pattern of "or" behind a number or a number word; its group `digit` is whether digits follow within a word."""
+    entry = language(code)
+    ors = nfc(entry.ors) or "or"
+    if not entry.spaced:
+        return re.compile(rf"\s*(?:{ors})\s*(?P<digit>-?\d)?", re.IGNORECASE)
+    digit = rf"(?P<digit>(?:{_UNIT}\s+)?-?\d)?"
+    return re.compile(rf"[\s,(]+(?:{ors})(?![^\W\d_])\s*{digit}", re.IGNORECASE)
 
 
 @functools.cache

@@ -11,13 +11,14 @@ from pbrl_jax.text.options import native_option, option_letter
 from pbrl_jax.text.quantities import (
     LONGEST_NUMBER,
     NUMBER,
+    SPACES,
     Quantity,
     canonical,
     canonical_number,
     number_prefix,
     quantity,
 )
-from pbrl_jax.text.several import compared, ends_list, joint, listed, second_measure, separator
+from pbrl_jax.text.several import alternative, compared, ends_list, joint, listed, second_measure, separator
 
 _FRACTION = re.compile(r"(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)(?![\d.,]*\d)")
 _LATEX_FRACTION = re.compile(r"(\d)?\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(-?\d+)\s*\}|(\d))")
@@ -29,6 +30,8 @@ _EXPRESSION = re.compile(r"[^\s,;，。；]+")
 _SLASH = re.compile(r"\s*/\s*\d")
 _TUPLE_ITEM = r"-?\d+(?:\.\d+)?(?:/\d+)?"
 _TUPLE = re.compile(rf"[(\[]\s*{_TUPLE_ITEM}(?:\s*[,;]\s*{_TUPLE_ITEM})+\s*[)\]]")
+_BESIDE = re.compile(rf"[{SPACES}]+-?\d[\d.,]*\s*(?:$|[!?)।。])")
+"""A second number with nothing between, and nothing behind."""
 _PLAIN_VALUE = re.compile(r"-?[\d.]+(?:/\d+)?")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th|er|ère|e|ème|º|ª|o|a)(?![^\W_])")
 _SUPERSCRIPT = re.compile(r"\^\s*\{?\s*(?:\\circ|°|\\degree)\s*\}?|\\degree")
@@ -152,7 +155,18 @@ def _formulas(first: re.Match, code: str) -> str | None:
 
 
 def _word_value(line: str, code: str) -> str | None:
-    return word_value(_LEAD.sub("", line, count=1), code)
+    """The value of the number word at the beginning of a line; None if "or" and a further number follow it."""
+    text = _LEAD.sub("", line, count=1)
+    value, other = word_value(text, code), alternative(code).search(text)
+    if value is not None and other is not None and number_word(text[: other.start()], code, whole=True):
+        return value if _alternative_value(text, other, code) in (value, None) else None
+    return value
+
+
+def _alternative_value(text: str, other: re.Match, code: str) -> str | None:
+    """The number behind a match of `alternative`, in figures or words; None without one."""
+    number = NUMBER.search(text, other.start()) if other["digit"] else None
+    return quantity(text, number.start(), code).value if number else word_value(text[other.end() :], code)
 
 
 def word_value(text: str, code: str, whole: bool = False) -> str | None:
@@ -198,7 +212,10 @@ def _value_at(line: str, start: int, code: str) -> str | None:
     before, after = line[:start], line[found.end :]
     if found.value is None or compared(before, after, code) or second_measure(before, after, code):
         return None
-    return _with_further(line, found, code) if _PLAIN_VALUE.fullmatch(found.value) else found.value
+    if _PLAIN_VALUE.fullmatch(found.value):
+        return None if _BESIDE.match(after) else _with_further(line, found, code)
+    further = separator(code).match(line, found.end)
+    return None if further and further["join"] else found.value
 
 
 def _with_further(line: str, first: Quantity, code: str) -> str | None:
@@ -207,6 +224,8 @@ def _with_further(line: str, first: Quantity, code: str) -> str | None:
     while (between := separator(code).match(line, end)) is not None:
         further = _one_value(line, between.end(), code)
         values, end, joined = [*values, further.value], further.end, joined or bool(between["join"])
+    if len(values) == 1 and (other := alternative(code).match(line, first.end)):
+        return first.value if _alternative_value(line, other, code) in (first.value, None) else None
     if len(values) == 1 or not (joined or ends_list(line, end)):
         return first.value
     known = [value for value in values if value and _PLAIN_VALUE.fullmatch(value)]
