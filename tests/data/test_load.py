@@ -46,6 +46,17 @@ def test_load_prompts_follows_the_config_and_its_overrides():
     assert not {p.question_en for p in tests} & {p.question_en for p in prompts}
 
 
+def test_languages_without_rows_are_named(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": f"How many are {n}?", "language": "en", "answer": str(n)} for n in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = DataConfig(source="table", path=str(file), languages=("sw", "en", "th"))
+    assert len(load_prompts(table, 0)) == 3
+    said = "Note: data.languages names sw, th, and the data has no row in them; all 3 are in en."
+    assert said in capsys.readouterr().err
+    assert len(load_prompts(table, 0, languages=("sw", "en"))) == 3 and "Note" not in capsys.readouterr().err
+
+
 def test_load_prompts_refuses():
     with pytest.raises(ConfigError, match="Unknown data source 'quikstart'.*Did you mean 'quickstart'"):
         load_prompts(DataConfig(source="quikstart"), 0)

@@ -45,5 +45,6 @@ def test_yaml_changes_the_defaults_or_another_config(tmp_path):
 def test_yaml_that_is_refused(text, message, tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         load_config(str(file))
+    assert "written by" not in str(refused.value), "no version wrote what a user types"

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import httpx2
 import huggingface_hub
 import pytest
 import yaml
@@ -79,3 +80,10 @@ def test_what_is_refused(run, hub, monkeypatch, tmp_path, capsys):
     huggingface_hub.HfApi().create_repo = refuses
     assert cli.main(["push", str(run), "me/mine"]) == 1
     assert "The hub does not take me/mine: no write access. Log in" in capsys.readouterr().err
+
+    def unreachable(*_, **__):
+        raise httpx2.ConnectError("Name or service not known")
+
+    huggingface_hub.HfApi().create_repo = unreachable
+    assert cli.main(["push", str(run), "me/mine"]) == 1
+    assert "The hub does not take me/mine: Name or service not known." in capsys.readouterr().err

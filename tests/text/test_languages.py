@@ -35,6 +35,9 @@ def test_check_languages_names_the_near_one():
         check_languages(["en", "Swahili"])
     with pytest.raises(ConfigError, match="Unknown language 'xx'"):
         check_languages(["xx"])
+    for typed in ("sw,zh", "sw zh", "sw, zh"):
+        with pytest.raises(ConfigError, match="expected 2 words, as in --data.languages sw zh .*take sw,zh"):
+            check_languages([typed])
     with pytest.raises(ConfigError, match="No languages given"):
         check_languages([])
     with pytest.raises(ConfigError, match="twice: sw"):

@@ -102,6 +102,13 @@ def test_an_endpoint_that_fails_leaves_rows_for_the_next_call(files, capsys):
     assert run(files, TinyEndpoint(reply)) == 0 and len(results(files)[0]) == 2
 
 
+def test_flags_are_those_of_the_verb(files, capsys):
+    words = ["translate", str(files / "in.jsonl"), str(files / "out.jsonl"), "--to", "sw", "--translator", "endpoint"]
+    assert main(words) == 1
+    assert "Use" not in (said := capsys.readouterr().err) and "--endpoint-url http://localhost:8000/v1" in said
+    assert main([*words, "--limit", "-3"]) != 0 and "--limit is -3" in capsys.readouterr().err
+
+
 def test_a_signal_keeps_what_was_translated(files, capsys):
     whole = files / "whole"
     whole.mkdir()

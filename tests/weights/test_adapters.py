@@ -18,12 +18,13 @@ from configs.tiny_cpu import get_config
 from pbrl_jax import LoraConfig
 from pbrl_jax.checkpoint import save_checkpoint
 from pbrl_jax.config.serialize import to_json
-from pbrl_jax.config.tree import Config, with_values
+from pbrl_jax.config.tree import with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError, PbrlError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.models.lora import init_adapters, merge_adapters
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.convert import main as convert
+from pbrl_jax.run.settings import config_class
 from pbrl_jax.weights.policies import load_policy, save_policy
 
 CASES = ("peft_lora", "peft_rslora", "peft_dora", "peft_head", "peft_embed")
@@ -140,7 +141,7 @@ def lora_run(root, prefix=("state",), **policy):
         tree = {name: tree}
     save_checkpoint(work.checkpoints, 7, tree, {}, keep=1)
     source = {"source": str(FIXTURES / "qwen3"), **policy}
-    work.config.write_text(to_json(with_values(Config(), policy=source, lora={"rank": 2, "alpha": 6.0})))
+    work.config.write_text(to_json(with_values(config_class()(), policy=source, lora={"rank": 2, "alpha": 6.0})))
     return work, merge_adapters(base.params, adapters, lora)
 
 
