@@ -139,6 +139,12 @@ def compile_later(programs: Iterable[Program]) -> None:
         compile_needed(programs)
 
 
+def compile_rest() -> None:
+    """Begin to compile what was left for later: a step has ended."""
+    if _current:
+        _current[-1].begin_rest()
+
+
 def raise_errors() -> None:
     """Raise what a program of the thread failed with."""
     if _current and (error := _current[-1].error) is not None:

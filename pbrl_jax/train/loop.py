@@ -23,7 +23,7 @@ from pbrl_jax.logs.samples import write_samples
 from pbrl_jax.logs.trackers import projects_of
 from pbrl_jax.logs.window import MetricWindow
 from pbrl_jax.mesh.agree import host_count, is_first
-from pbrl_jax.mesh.ahead import Background, background_compiles
+from pbrl_jax.mesh.ahead import background_compiles, compile_rest
 from pbrl_jax.mesh.watch import phase
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.finite import check_update, is_finite, refuse_not_finite
@@ -74,7 +74,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             config=to_json(config), active=is_first(), **projects_of(config.log),
         )  # fmt: skip
         bar = Progress("train", config.train.max_steps, done=position.step, part=part, active=quiet and is_first())
-        with writer, bar, background_compiles() as background:
+        with writer, bar, background_compiles():
             finished = True
             if position.step < config.train.max_steps:
                 if is_first():
@@ -88,7 +88,7 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
                     loop = Loop(make_run(experiment, frozen), writer, evaluate, position)
                     del position  # the first step replaces its arrays
                     with loop.saver:
-                        position = run_steps(loop, bar, background)
+                        position = run_steps(loop, bar)
             finished = position.step >= config.train.max_steps and finish(experiment, position, frozen, evaluate)
             if not finished:
                 kept = "saved" if position.step else "nothing to save yet"
@@ -207,7 +207,7 @@ class Loop:
             self.saved = self.position.step
 
 
-def run_steps(loop: Loop, bar: Progress, background: Background) -> Position:
+def run_steps(loop: Loop, bar: Progress) -> Position:
     """All steps up to max_steps, or to a requested stop; the last position is saved."""
     clock = time.perf_counter()
     try:
@@ -221,7 +221,7 @@ def run_steps(loop: Loop, bar: Progress, background: Background) -> Position:
             before, clock = clock, time.perf_counter()
             loop.follow(record, {"step_time": clock - before - record.times.get("time/compile", 0.0)})
             bar.advance()
-            background.begin_rest()
+            compile_rest()
             if pauses_after(loop):
                 jax.block_until_ready(loop.position.state)
                 pause = time.perf_counter()
