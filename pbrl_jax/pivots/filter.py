@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from pbrl_jax.core.records import Reference
 from pbrl_jax.text.answers import extract_answer, same_answer
+from pbrl_jax.text.languages import nfc
+from pbrl_jax.text.values import read_box
 
 
 class FilterReport(NamedTuple):
@@ -27,7 +29,7 @@ def answer_value(answer: str, language: str) -> str | None:
     if not answer.strip():
         return None
     announced = extract_answer(answer, language)
-    return announced if announced is not None else extract_answer(f"\\boxed{{{answer.strip()}}}", language)
+    return announced if announced is not None else read_box(nfc(answer).strip(), language, words_before=False)
 
 
 def keep_reference(
