@@ -39,17 +39,17 @@ def on_config(verb: "Verb", options: Any, settings: Sequence[str]) -> None:
     config = verb.configured(options.config, settings)
     for line in unread_fields(config):
         print(f"Note: {line}", file=sys.stderr)
+    shared = {field.name for field in dataclasses.fields(of.ConfigOptions)}
+    own = {name: value for name, value in vars(options).items() if name not in shared}
     if options.dry_run:
         from pbrl_jax.run.dry_run import main as dry_run
 
-        dry_run(config, options.devices)
+        dry_run(verb.name, config, options.workdir, options.devices, own)
         return
     if options.devices is not None:
         raise ConfigError("--devices is only for --dry-run: a run takes all devices of its host. Leave it out.")
     from pbrl_jax.run.library import run_verb
 
-    shared = {field.name for field in dataclasses.fields(of.ConfigOptions)}
-    own = {name: value for name, value in vars(options).items() if name not in shared}
     imported(f"pbrl_jax.run.{verb.name}")
     run_verb(verb.name, config, options.workdir, **own)
 

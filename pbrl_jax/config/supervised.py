@@ -5,6 +5,9 @@ from typing import Literal
 
 from pbrl_jax.config.fields import identity, operational
 
+#: Verb -> the section of its steps and batches.
+STAGES = {"sft": "sft", "dpo": "dpo", "encoder": "contrastive", "translator": "translator"}
+
 
 @dataclass(frozen=True)
 class SftConfig:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.config.tree import Config, OptimConfig, with_values
 from pbrl_jax.core.records import TrainState
 from pbrl_jax.mesh.sharding import batch_sharding
@@ -44,9 +45,6 @@ from pbrl_jax.train.sft import SftBatch, make_sft_step, sft_optimizer_config
 from pbrl_jax.train.state import state_shapes
 from pbrl_jax.weights.folders import abstract_tree
 
-#: Verb -> the section of its batches.
-SECTIONS = {"sft": "sft", "dpo": "dpo", "encoder": "contrastive"}
-
 
 def stage_optimizer(config: Config, verb: str) -> OptimConfig:
     """The optimizer of a stage."""
@@ -57,7 +55,7 @@ def stage_optimizer(config: Config, verb: str) -> OptimConfig:
 
 def as_update(config: Config, verb: str) -> Config:
     """The configuration of a GRPO step whose update has the arrays of a step of `sft` or `dpo`."""
-    section = getattr(config, SECTIONS[verb])
+    section = getattr(config, STAGES[verb])
     return with_values(
         config,
         algo={"name": "grpo", "num_generations": 1 if verb == "sft" else 2, "beta": 0.0 if verb == "sft" else 0.1,

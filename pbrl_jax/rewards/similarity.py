@@ -102,7 +102,21 @@ def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_k
     """
     if config.similarity != "calibrated":
         return None
-    path = config.calibration
+    path, (measured, baselines) = config.calibration, read_calibration(config.calibration, languages)
+    if measured != encoder_key:
+        raise ConfigError(
+            f"reward.calibration {path!r} was measured with encoder {measured!r}, this run has "
+            f"{encoder_key!r}. Run `pbrl calibrate` with this run's configuration."
+        )
+    return baselines
+
+
+def read_calibration(path: str, languages: Sequence[str]) -> tuple[str, dict[str, float]]:
+    """(key of the encoder, language -> mean cosine of mismatched pairs) of the file that `pbrl calibrate` wrote.
+
+    Raises:
+      ConfigError: no path, no such file, or a language that was not measured.
+    """
     if not path:
         raise ConfigError(
             "reward.similarity=calibrated needs reward.calibration: run `pbrl calibrate CONFIG --workdir W` and give "
@@ -111,20 +125,16 @@ def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_k
     try:
         stored = parse_json(as_path(path).read_text())
         baselines = {code: float(row["baseline"]) for code, row in stored["languages"].items()}
+        measured = str(stored["encoder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"reward.calibration {path!r} cannot be read ({type(error).__name__}: {error}). Write it with "
             "`pbrl calibrate CONFIG --workdir W`."
         ) from error
-    if stored.get("encoder") != encoder_key:
-        raise ConfigError(
-            f"reward.calibration {path!r} was measured with encoder {stored.get('encoder')!r}, this run has "
-            f"{encoder_key!r}. Run `pbrl calibrate` with this run's configuration."
-        )
     missing = sorted(set(languages) - set(baselines))
     if missing:
         raise ConfigError(
             f"reward.calibration {path!r} lacks {', '.join(missing)}; it has {', '.join(sorted(baselines))}. Run `pbrl "
             "calibrate` with parallel text of these languages."
         )
-    return baselines
+    return measured, baselines

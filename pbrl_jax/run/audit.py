@@ -33,11 +33,11 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.report.data import AUDITS
 from pbrl_jax.report.plots import audit_png
-from pbrl_jax.rewards.combine import check_reward, gated_as_one, make_reward, policy_users, run_assets
+from pbrl_jax.rewards.combine import gated_as_one, make_reward, policy_users, run_assets
 from pbrl_jax.rewards.shaping import OverlongConfig
 from pbrl_jax.run.assemble import language_texts, reference_expert, run_policy, use_compilation_cache
+from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.text.langid import Alternatives, is_right_language
-from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.token_languages import token_language_table
 from pbrl_jax.weights.encoders import Encoder, load_encoder
@@ -66,8 +66,8 @@ def main(config: Config, workdir: str, *, min_auc: float | None = None, limit: i
       RewardError: an AUC is below `min_auc`; the files are written all the same.
     """
     use_compilation_cache(config)
-    check_languages(config.data.languages)
-    check_reward(config.reward)
+    check_verb("audit", config)
+    check_replies(config, replies)
     work = work_dir(workdir)
     policy, encoder = audited_policy(config, replies), audited_encoder(config, work)
     cases = audit_cases(config, work, limit, replies, policy)
@@ -136,9 +136,14 @@ def audited_encoder(config: Config, work: WorkDir) -> Encoder:
     settings = config.encoder
     if settings.source != "random":
         return load_encoder(settings.source, settings.max_length, settings.prefix, pooling=settings.pooling or None)
+    return load_encoder(trained_encoder(work), settings.max_length, settings.prefix)
+
+
+def trained_encoder(work: WorkDir) -> str:
+    """The folder in a work directory that holds the encoder which was trained there (ConfigError: none)."""
     for folder in (work.root, work.root / "encoder"):
         if (as_path(folder) / "encoder" / "pbrl_encoder.json").exists():
-            return load_encoder(str(folder), settings.max_length, settings.prefix)
+            return str(folder)
     raise ConfigError(
         f"No trained encoder in {work.root}. Give the work directory of `pbrl quickstart` or `pbrl encoder`, or "
         "--encoder.source with the folder of an encoder."
@@ -218,17 +223,22 @@ def policy_replies(config: Config, policy: Policy, limit: int) -> list[dict[str,
 
 def audit_cases(config: Config, work: WorkDir, limit: int, replies: str, policy: Policy | None) -> list[Case]:
     """The problems of the audit, with faithful replies in each language."""
-    if limit < 1:
-        raise ConfigError(f"--limit is {limit}; expected a number of problems.")
     if not replies and policy is not None and config.policy.source != "random":
         replies = str(work.root / "audit_replies.jsonl")
         write_json_lines(as_path(replies), policy_replies(config, policy, limit))
     if replies:
         return file_cases(replies, replied_prompts(config, work, replies), limit)
-    if config.data.source == "quickstart":
-        return quickstart_cases(config.data.languages, limit, config.train.seed, config.data.path)
-    raise ConfigError(
-        f"The audit needs faithful replies in each language, which source {config.data.source!r} does not have. Give "
-        '--replies FILE.jsonl with rows {"id", "language", "response"}, or --policy.source DIR, whose right responses '
-        "then serve."
-    )
+    return quickstart_cases(config.data.languages, limit, config.train.seed, config.data.path)
+
+
+def check_replies(config: Config, replies: str) -> None:
+    """Refuse an audit without faithful replies (ConfigError): a file of them, a policy's, or those of the quickstart's
+    task."""
+    if replies and not as_path(replies).exists():
+        raise ConfigError(f"No file {replies!r}. --replies names JSON lines of id, language and response.")
+    if not replies and config.policy.source == "random" and config.data.source != "quickstart":
+        raise ConfigError(
+            f"The audit needs faithful replies in each language, which source {config.data.source!r} does not have. "
+            'Give --replies FILE.jsonl with rows {"id", "language", "response"}, or --policy.source DIR, whose right '
+            "responses then serve."
+        )

@@ -12,7 +12,7 @@ from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.calibrate import calibrate, pairs_from_file, pairs_from_prompts, premium_warnings
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.audit import audited_encoder
-from pbrl_jax.text.languages import check_languages
+from pbrl_jax.run.check_verb import check_verb
 
 COLUMNS = ("pairs", "matched_mean", "matched_std", "mismatched_mean", "mismatched_std", "auc",
            "same_language_premium", "baseline")  # fmt: skip
@@ -27,11 +27,11 @@ def main(config: Config, workdir: str, *, pairs: str = "", limit: int = 1000) ->
       limit: pairs per language; 0: all.
     """
     use_compilation_cache(config)
-    languages = check_languages(config.data.languages)
+    check_verb("calibrate", config)
     work = work_dir(workdir)
     encoder = audited_encoder(config, work)
     if pairs:
-        found = pairs_from_file(pairs, languages, limit)
+        found = pairs_from_file(pairs, config.data.languages, limit)
     else:
         found = pairs_from_prompts(load_prompts(config.data, config.train.seed, require=("question_en",)), limit)
     record = calibrate(encoder.embed, encoder.key, found)

@@ -12,9 +12,9 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.data.responses import Preference, holds_preferences, read_preferences
-from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.run.assemble import build_experiment, check_start, policy_for_rows, use_compilation_cache
+from pbrl_jax.run.assemble import build_experiment, policy_for_rows, use_compilation_cache
+from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
 from pbrl_jax.text.prompts import form_of, format_prompts, with_one_bos
 from pbrl_jax.train.optimizer import make_optimizer
@@ -94,7 +94,6 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
     Raises:
       Stopped: a stop was requested; the state is saved.
     """
-    check_rows("dpo", config.dpo.batch_size, config.dpo.microbatch_size, mesh)
     sizes, counts = {"pairs": len(pairs)}, {"pairs": config.dpo.batch_size}
     lengths = config.rollout.max_prompt_length, config.rollout.max_completion_length
     params, axes, _ = taken(policy, config, keeps=True)
@@ -124,10 +123,10 @@ def main(config: Config, workdir: str) -> None:
     """Sample and rank responses (or read them), train, and leave the policy in W/policy."""
     watch_signals()
     use_compilation_cache(config)
+    check_verb("dpo", config)
     work = work_dir(workdir)
     try:
         if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
-            check_start(config)
             rows = read_preferences(config.dpo.path, config.data.split, config.data.languages)
             policy, mesh = policy_for_rows(config, work), make_mesh(config.mesh)
             pairs = stored_pairs(rows, config, policy)

@@ -12,10 +12,10 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.data.contrastive import Pair, prompt_pairs, quickstart_pairs
 from pbrl_jax.data.corpus import encode_corpus
-from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import make_mesh, row_shards
 from pbrl_jax.models.encoder import encoder_axes
-from pbrl_jax.run.assemble import check_start, run_encoder, run_policy, training_prompts, use_compilation_cache
+from pbrl_jax.run.assemble import run_encoder, run_policy, training_prompts, use_compilation_cache
+from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.signals import watch_signals
@@ -75,7 +75,6 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
       Stopped: a stop was requested; the state is saved.
     """
     settings = config.contrastive
-    check_rows("contrastive", settings.batch_size, settings.microbatch_size, mesh)
     groups = row_shards(mesh) * (settings.batch_size // (settings.microbatch_size or settings.batch_size))
     steps = EncodedSteps(all_pairs(config, prompts), encoder, groups)
     optimizer = make_optimizer(contrastive_optimizer_config(settings))
@@ -94,7 +93,7 @@ def main(config: Config, workdir: str) -> None:
     """Train the encoder and leave it in W/encoder."""
     watch_signals()
     use_compilation_cache(config)
-    check_start(config)
+    check_verb("encoder", config)
     work = work_dir(workdir)
     prompts = training_prompts(config)
     encoder = run_encoder(config, run_policy(config, work, prompts).tokenizer)

@@ -1,31 +1,35 @@
-"""What a configuration names, opened without weights: data, tokenizers, and the configs of models."""
+"""What a verb reads of a configuration, opened without weights: data, references, tokenizers, the configs of models,
+reward functions, servers and the work directory."""
 
 import os
-import socket
-import urllib.parse
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError, PbrlError
-from pbrl_jax.core.paths import as_path, is_remote
+from pbrl_jax.core.errors import PbrlError
+from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import fit_prompts
-from pbrl_jax.run.assemble import evaluation_prompts, training_prompts
+from pbrl_jax.data.responses import holds_preferences, read_examples, read_preferences
+from pbrl_jax.eval.calibrate import pairs_from_file
+from pbrl_jax.pivots.store import open_store
+from pbrl_jax.pivots.write import attach_references
+from pbrl_jax.rewards.combine import reward_names
+from pbrl_jax.rewards.similarity import SimilarityConfig, read_calibration
+from pbrl_jax.rewards.translation import TranslatorConfig
+from pbrl_jax.rewards.user import load_function
+from pbrl_jax.run import named_models
+from pbrl_jax.run.assemble import evaluation_prompts, refuse_other_experiment, training_prompts
+from pbrl_jax.run.audit import check_replies, trained_encoder
 from pbrl_jax.run.first_prompts import first_prompts
+from pbrl_jax.run.named_models import Elsewhere
+from pbrl_jax.run.scored import read_groups
+from pbrl_jax.run.sft import reference_pool
 from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
-from pbrl_jax.weights.adapters import base_of, is_adapter, reading_base
-from pbrl_jax.weights.folders import own_folder
-from pbrl_jax.weights.hf_decoder import decoder_spec
-from pbrl_jax.weights.hf_fields import read_config
-from pbrl_jax.weights.hub import is_hub_id
-
-
-class Elsewhere(Exception):
-    """Something that is not on this machine and cannot be reached from it now; the message says where it is."""
+from pbrl_jax.train.fused import check_fusable
 
 
 class Opened(NamedTuple):
@@ -36,56 +40,222 @@ class Opened(NamedTuple):
     problem: str = ""
 
 
-def opened(config: Config) -> list[Opened]:
-    """Everything in turn; a problem with one does not hide that of another."""
-    return list(_all(config))
+class Opening(NamedTuple):
+    """A configuration that is opened for a verb, and what was found so far.
+
+    `options` are those of the verb beside the configuration (`replies`, `pairs`); `tokenizers` are by `policy` and
+    `encoder`.
+    """
+
+    verb: str
+    config: Config
+    work: WorkDir
+    options: Mapping[str, Any]
+    prompts: list[Prompt]
+    tokenizers: dict[str, Tokenizer]
 
 
-def _all(config: Config) -> Iterator[Opened]:
-    prompts: list[Prompt] = []
-    tokenizers: list[Tokenizer] = []
+def opened(config: Config, verb: str, work: WorkDir, options: Mapping[str, Any] | None = None) -> list[Opened]:
+    """Everything that `pbrl VERB` reads, in turn; a problem with one does not hide that of another."""
+    opening = Opening(verb, config, work, options or {}, [], {})
+    return [found for setting in named(opening) if (found := _look(setting, opening)) is not None]
 
-    def data() -> str:
-        prompts.extend(_on_this_machine(lambda: training_prompts(config)))
-        return counted(prompts)
 
-    def policy() -> str:
-        found, tokenizer = model(config.policy.source)
-        tokenizers.append(tokenizer)
-        return found
+def named(opening: Opening) -> Iterator[str]:
+    """The settings that a verb reads, those first whose content others need."""
+    verb, config = opening.verb, opening.config
+    policy = "policy.source" if config.policy.source != "random" else "policy.tokenizer"
+    pivot = "pivot.file" if config.pivot.source == "file" else "pivot.source"
+    own_words = config.policy.source == "random" and not config.policy.tokenizer
+    match verb:
+        case "sft" if config.sft.source != "samples":
+            yield from ["data"] * (own_words or config.sft.source != "file")
+            yield {"pivot": "sft.source", "file": "sft.path", "translated": "sft.translator"}[config.sft.source]
+            if config.sft.source == "translated":
+                yield pivot
+            yield policy
+        case "dpo" if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
+            yield from [*["data"] * own_words, "dpo.path", policy]
+        case "encoder" | "pivots":
+            yield from ["data", *[pivot] * (verb == "pivots"), policy, "encoder.source"]
+        case "translator":
+            yield from ["translator.path" if config.translator.path else "data", "translator.source"]
+        case "calibrate":
+            yield from ["--pairs" if opening.options.get("pairs") else "data", "encoder.source"]
+        case "audit":
+            yield from ["data", "--replies", policy, "encoder.source", *REWARDS]
+        case _:
+            yield from ["--workdir", "data", *["eval.source"] * (verb == "train"), pivot]
+            yield from [policy, "encoder.source", *REWARDS, f"{verb}.path", "train.fused", "rollout.engine"]
+            yield "rollout.max_prompt_length"
 
-    def tokenizer() -> str:
-        tokenizers.append(load_tokenizer(config.policy.tokenizer))
-        return f"{tokenizers[0].vocab_size} pieces"
 
-    def lengths() -> str:
-        limit = config.rollout.max_prompt_length
-        kept, ids = fit_prompts(prompts, tokenizers[0], limit, config.data.overlong_prompts, **form_of(config.data))
-        fit = f"{len(kept)} of {len(prompts)} prompts fit, the longest of them has {max(map(len, ids))} tokens"
-        return "\n".join([fit, *first_prompts(kept, ids, tokenizers[0], form_of(config.data))])
+def data(opening: Opening) -> str:
+    opening.prompts.extend(_on_this_machine(lambda: training_prompts(opening.config)))
+    return counted(opening.prompts)
 
-    yield _look("data", data)
-    if config.eval.source:
-        yield _look("eval", lambda: counted(_on_this_machine(lambda: evaluation_prompts(config, prompts))))
+
+def evaluation(opening: Opening) -> str | None:
+    settings = opening.config.eval
+    if not (settings.source or settings.path or opening.config.train.eval_steps):
+        return None
+    return counted(_on_this_machine(lambda: evaluation_prompts(opening.config, opening.prompts)))
+
+
+def references(opening: Opening) -> str | None:
+    """Those of the data or of a file; an expert's are found, or written, when the run starts."""
+    config = opening.config
+    if config.pivot.source == "endpoint":
+        return named_models.server(config.endpoint.url)
     if config.pivot.source == "file":
-        yield _look("pivot.file", lambda: _file(config.pivot.file))
-    if config.policy.source != "random":
-        yield _look("policy.source", policy)
-    elif config.policy.tokenizer:
-        yield _look("policy.tokenizer", tokenizer)
-    if config.encoder.source != "random":
-        yield _look("encoder.source", lambda: model(config.encoder.source, "encoder")[0])
-    if prompts and tokenizers:
-        yield _look("rollout.max_prompt_length", lengths)
+        if not config.pivot.file:
+            raise Elsewhere("no file is named yet; give --pivot.file")
+        if not as_path(config.pivot.file).exists():
+            raise Elsewhere(f"there is no file {config.pivot.file!r} yet, which the expert's responses are read from")
+    if config.pivot.source == "policy" or not opening.prompts:
+        return None
+    kept, report = attach_references(opening.prompts, config, open_store(config.pivot, opening.work.root))
+    opening.prompts[:] = kept
+    return report.describe()
 
 
-def _look(setting: str, read: Callable[[], str]) -> Opened:
+def policy(opening: Opening) -> str | None:
+    settings = opening.config.policy
+    if settings.source == "random":
+        if not settings.tokenizer:
+            return None
+        opening.tokenizers["policy"] = load_tokenizer(settings.tokenizer)
+        return f"{opening.tokenizers['policy'].vocab_size} pieces"
+    found, opening.tokenizers["policy"] = named_models.policy(settings.source)
+    return found
+
+
+def encoder(opening: Opening) -> str | None:
+    settings = opening.config.encoder
+    if settings.source != "random":
+        found, opening.tokenizers["encoder"] = named_models.encoder(settings.source, settings.pooling)
+        return found
+    return trained_encoder(opening.work) if opening.verb in ("audit", "calibrate") else None
+
+
+def lengths(opening: Opening) -> str | None:
+    tokenizer, config = opening.tokenizers.get("policy"), opening.config
+    if tokenizer is None or not opening.prompts:
+        return None
+    limit, form = config.rollout.max_prompt_length, form_of(config.data)
+    kept, ids = fit_prompts(opening.prompts, tokenizer, limit, config.data.overlong_prompts, **form)
+    fit = f"{len(kept)} of {len(opening.prompts)} prompts fit, the longest of them has {max(map(len, ids))} tokens"
+    return "\n".join([fit, *first_prompts(kept, ids, tokenizer, form)])
+
+
+def reward_functions(opening: Opening) -> str | None:
+    own = [name for name in reward_names(opening.config.reward) if ":" in name]
+    for name in own:
+        load_function(name)
+    return ", ".join(own) or None
+
+
+def reward_translator(opening: Opening) -> str | None:
+    source = settings_of(opening.config.reward, TranslatorConfig).translator
+    if source == "endpoint":
+        return named_models.server(opening.config.endpoint.url)
+    return None if source in ("", "policy") else named_models.translator(source)
+
+
+def reward_comet(opening: Opening) -> str | None:
+    settings = settings_of(opening.config.reward, TranslatorConfig)
+    return "; ".join(map(named_models.comet, filter(None, (settings.comet, *settings.comet_more)))) or None
+
+
+def calibration(opening: Opening) -> str | None:
+    settings = settings_of(opening.config.reward, SimilarityConfig)
+    if settings.similarity != "calibrated":
+        return None
+    return f"measured with {read_calibration(settings.calibration, opening.config.data.languages)[0]}"
+
+
+def fused(opening: Opening) -> str | None:
+    policy, encoder = (opening.tokenizers.get(kind) for kind in ("policy", "encoder"))
+    if not opening.config.train.fused or (encoder is not None and policy is None):
+        return None
+    check_fusable(opening.config, encoder is None or encoder.fingerprint == (policy and policy.fingerprint))
+    return "the reward is computed on the devices"
+
+
+def work_directory(opening: Opening) -> None:
+    refuse_other_experiment(opening.config, opening.work)
+
+
+def sampler(opening: Opening) -> str | None:
+    rollout = opening.config.rollout
+    return named_models.server(rollout.vllm_address) if rollout.engine == "vllm" else None
+
+
+def sft_pivots(opening: Opening) -> str | None:
+    if opening.config.data.source == "quickstart":
+        return None
+    return f"{len(reference_pool(opening.config)[0]['english'])} English rows"
+
+
+def rows_with_responses(opening: Opening) -> str:
+    config = opening.config
+    if config.sft.source == "samples":
+        return scored(config.sft.path) or "sampled first"
+    return f"{len(read_examples(config.sft.path, config.data.split, config.data.languages))} rows"
+
+
+def preferences(opening: Opening) -> str | None:
+    path, data = opening.config.dpo.path, opening.config.data
+    if path and holds_preferences(path, data.split):
+        return f"{len(read_preferences(path, data.split, data.languages))} pairs of preference"
+    return scored(path)
+
+
+def scored(path: str) -> str | None:
+    return f"{len(read_groups(path))} groups of scored responses" if path else None
+
+
+def parallel_text(opening: Opening) -> str:
+    languages, path = opening.config.data.languages, opening.options.get("pairs") or opening.config.translator.path
+    return ", ".join(f"{code} {len(found)}" for code, found in pairs_from_file(path, languages, 0).items())
+
+
+def translator_source(opening: Opening) -> str | None:
+    source = opening.config.translator.source
+    return None if source == "random" else named_models.translator(source)
+
+
+def replies(opening: Opening) -> str | None:
+    path = opening.options.get("replies", "")
+    check_replies(opening.config, path)
+    return f"{len(numbered_json_lines(path))} rows" if path else None
+
+
+#: What a reward reads.
+REWARDS = ("reward.functions", "reward.translator", "reward.comet", "reward.calibration")
+#: Setting -> what is found there; None where there is nothing to open.
+LOOKS: dict[str, Callable[[Opening], str | None]] = {
+    "data": data, "eval.source": evaluation, "pivot.source": references, "pivot.file": references,
+    "policy.source": policy, "policy.tokenizer": policy,
+    "encoder.source": encoder, "rollout.max_prompt_length": lengths, "rollout.engine": sampler,
+    "reward.functions": reward_functions, "reward.translator": reward_translator, "reward.comet": reward_comet,
+    "reward.calibration": calibration, "train.fused": fused, "--workdir": work_directory, "sft.source": sft_pivots,
+    "sft.path": rows_with_responses, "dpo.path": preferences, "translator.path": parallel_text,
+    "sft.translator": lambda opening: named_models.translator(opening.config.sft.translator),
+    "translator.source": translator_source, "--pairs": parallel_text, "--replies": replies,
+}  # fmt: skip
+
+
+def _look(setting: str, opening: Opening) -> Opened | None:
+    """What is found at a setting; None where there is nothing to open."""
+    look = LOOKS.get(setting)
     try:
-        return Opened(setting, read())
+        found = None if look is None else look(opening)
     except PbrlError as error:
         return Opened(setting, "", str(error))
     except Elsewhere as place:
         return Opened(setting, f"not opened: {place}")
+    return None if found is None else Opened(setting, found)
 
 
 def _on_this_machine(read: Callable[[], list[Prompt]]) -> list[Prompt]:
@@ -102,73 +272,3 @@ def counted(prompts: list[Prompt]) -> str:
     """`96 prompts (en 32, sw 64)`."""
     counts = ", ".join(f"{code} {count}" for code, count in sorted(Counter(p.language for p in prompts).items()))
     return f"{len(prompts)} prompts ({counts})"
-
-
-def _file(path: str) -> str:
-    if not path:
-        raise Elsewhere("no file is named yet; give --pivot.file")
-    if not as_path(path).exists():
-        raise Elsewhere(f"there is no file {path!r} yet, which the expert's responses are read from")
-    return path
-
-
-def model(source: str, kind: str = "policy") -> tuple[str, Tokenizer]:
-    """What a model's folder or hub id says of itself, and its tokenizer; no weights are read.
-
-    Raises:
-      PbrlError: no model there, one that is not supported, or a tokenizer that cannot be read.
-      Elsewhere: a store, or a hub that cannot be reached.
-    """
-    if is_remote(source):
-        raise Elsewhere(f"{source} is read when the run starts")
-    folder = _hub_config(source) if is_hub_id(source) and not os.path.exists(source) else os.path.expanduser(source)
-    own = own_folder(folder, kind)
-    if own is not None:
-        return f"{kind} of this package", load_tokenizer(str(own))
-    if kind == "policy" and is_adapter(folder):
-        base = base_of(folder)
-        with reading_base(source, base):
-            found, tokenizer = model(base)
-        return f"a LoRA adapter for {base}: {found}", tokenizer
-    config = read_config(folder, source)
-    if config is None:
-        raise ConfigError(f"No model in {source!r}: there is no config.json. Check {kind}.source.")
-    layers = decoder_spec(config).layers if kind == "policy" else config.get("num_hidden_layers")
-    return f"{config.get('model_type')}, {layers} layers", load_tokenizer(source)
-
-
-def _hub_config(source: str) -> str:
-    """The folder of the hub's cache with a model's config.json."""
-    from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
-
-    name, _, revision = source.partition("@")
-    cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
-    if isinstance(cached, str):
-        return os.path.dirname(cached)
-    if not reachable(constants.ENDPOINT):
-        raise Elsewhere(f"{source} is on the hub, which cannot be reached now")
-    try:
-        return os.path.dirname(hf_hub_download(name, "config.json", revision=revision or None, etag_timeout=5))
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise Elsewhere(f"{source} is on the hub, which does not answer now") from error
-        raise ConfigError(
-            f"The hub does not give {source}: {str(error).splitlines()[0]}. Check the name; gated ones need HF_TOKEN."
-        ) from error
-    except (OSError, errors.HfHubHTTPError) as error:
-        raise Elsewhere(f"{source} is on the hub, which does not answer now") from error
-
-
-def reachable(address: str, seconds: float = 3.0) -> bool:
-    """Whether a web server answers at all; the hub's own client tries for half a minute. Behind a proxy: taken as
-    reachable."""
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return False
-    if urllib.request.getproxies():
-        return True
-    parts = urllib.parse.urlsplit(address)
-    try:
-        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=seconds).close()
-    except OSError:
-        return False
-    return True

@@ -112,7 +112,7 @@ class ConfigOptions(Options):
 
 class AuditOptions(ConfigOptions):
     min_auc: float | None = option(None, "fail below this share of pairs, for example 0.95", 0, 1)
-    limit: int = option(192, "problems per language")
+    limit: int = option(192, "problems per language", 1)
     replies: str = option("", "JSON lines of faithful replies: id, language, response")
 
 

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 from rich.console import Console
 from rich.table import Table
 
+from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, write_atomic
@@ -31,7 +32,7 @@ from pbrl_jax.plan.roofline import (
     sweep,
 )
 from pbrl_jax.plan.shapes import Models, check_shards, run_models
-from pbrl_jax.plan.stages import SECTIONS, as_update, compile_stage, estimate_stage
+from pbrl_jax.plan.stages import as_update, compile_stage, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.check import batch_arithmetic
 from pbrl_jax.run.decoding import local_box, local_plan_chip
@@ -208,8 +209,8 @@ def print_sweep(config: Config, models, kinds: tuple[str, ...]) -> None:
 
 def plan_stage(config: Config, models: Models, place: Place, mesh: Mesh | None, verb: str) -> Plan:
     """Print the plan of `pbrl sft`, `pbrl dpo` or `pbrl encoder`; `mesh`: what to compile for."""
-    section = getattr(config, SECTIONS[verb])
-    check_rows(SECTIONS[verb], section.batch_size, section.microbatch_size, AbstractMesh(place.sizes[:3], MESH_AXES))
+    section = getattr(config, STAGES[verb])
+    check_rows(STAGES[verb], section.batch_size, section.microbatch_size, AbstractMesh(place.sizes[:3], MESH_AXES))
     if mesh is None:
         needs = estimate_stage(config, models, place.sizes, verb)
     else:
@@ -220,7 +221,7 @@ def plan_stage(config: Config, models: Models, place: Place, mesh: Mesh | None, 
     train = plan.rows["train"]
     print(f"A step takes at least {train.seconds:.3g} s, bound by {train.binds}.")
     print_expected(plan, place.chips, section.steps)
-    advice = "" if plan.fits else f" Lower {SECTIONS[verb]}.microbatch_size, or raise mesh.fsdp."
+    advice = "" if plan.fits else f" Lower {STAGES[verb]}.microbatch_size, or raise mesh.fsdp."
     print(f"{verdict(plan, place.topology)}{advice}")
     return plan
 

@@ -13,10 +13,9 @@ from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.data.load import load_prompts, lost_languages
 from pbrl_jax.data.sources import quickstart
-from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import make_mesh, row_shards
-from pbrl_jax.run.assemble import check_start, use_compilation_cache
-from pbrl_jax.run.check import refuse_muon
+from pbrl_jax.run.assemble import use_compilation_cache
+from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.sft_sources import supervised_rows
 from pbrl_jax.text.prompts import form_of, format_prompts
 from pbrl_jax.train.optimizer import make_optimizer
@@ -111,13 +110,8 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
       Stopped: a stop was requested; the state is saved.
     """
     settings = config.sft
-    if not settings.packed:
-        check_rows("sft", settings.batch_size, settings.microbatch_size, mesh)
-    elif settings.microbatch_size:  # streams are filled up to whole microbatches
-        check_rows("sft", settings.microbatch_size, settings.microbatch_size, mesh)
     data = supervised(config, policy, rows)
     sizes = {name: len(rows) for name, rows in data.pools.items()}
-    refuse_muon(config, "sft.optimizer", config.sft.optimizer)
     optim = sft_optimizer_config(config.sft)
     params, axes, gives = taken(policy, config, bool(config.lora.rank))
     state = place_state(params, make_optimizer(optim), axes, mesh, donate=gives)
@@ -149,7 +143,7 @@ def main(config: Config, workdir: str) -> None:
     """Train the start policy and leave it in W/policy."""
     watch_signals()
     use_compilation_cache(config)
-    check_start(config)
+    check_verb("sft", config)
     work = work_dir(workdir)
     try:
         policy, rows = supervised_rows(config, work)

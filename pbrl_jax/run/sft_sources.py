@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError, DataError, lookup
-from pbrl_jax.core.paths import WorkDir, as_path, write_json_lines
+from pbrl_jax.core.errors import DataError, lookup
+from pbrl_jax.core.paths import WorkDir, write_json_lines
 from pbrl_jax.data.responses import read_examples
 from pbrl_jax.data.sources.quickstart import Example
 from pbrl_jax.logs.progress import Progress
@@ -39,19 +39,12 @@ def pivots(config: Config, work: WorkDir) -> Rows:
 
 def from_file(config: Config, work: WorkDir) -> Rows:
     """Rows with a question and a response, or whole conversations."""
-    if not config.sft.path or not as_path(config.sft.path).exists():
-        raise ConfigError(f"sft.source file reads sft.path, which is {config.sft.path!r}. Name a JSON lines file.")
     rows = read_examples(config.sft.path, config.data.split, config.data.languages)
     return policy_for_rows(config, work), rows
 
 
 def translated(config: Config, work: WorkDir) -> Rows:
     """Every prompt with its English reference in its own language; made once and kept in the work directory."""
-    if not config.sft.translator:
-        raise ConfigError(
-            "sft.source translated needs a translator. Use --sft.translator facebook/nllb-200-distilled-600M, or a "
-            "policy that translates when it is asked to."
-        )
     prompts = training_prompts(config)
     policy = run_policy(config, work, prompts)
     file = work.root / TRANSLATED

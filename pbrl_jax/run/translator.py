@@ -19,10 +19,10 @@ from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.calibrate import pairs_from_file, pairs_from_prompts
-from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.m2m100 import AXES
-from pbrl_jax.run.assemble import check_start, use_compilation_cache
+from pbrl_jax.run.assemble import use_compilation_cache
+from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.text.segments import lines_and_sentences
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import mixed_rows, pool_counts
@@ -171,7 +171,6 @@ def train_translator(config: Config, work: WorkDir, mesh: Mesh, part=None) -> tu
       Stopped: a stop was requested; the state is saved.
     """
     settings = config.translator
-    check_rows("translator", settings.batch_size, settings.microbatch_size, mesh)
     training, held = split_pairs(parallel_text(config), settings.held_out, config.train.seed)
     translator = start_translator(config, training, mesh)
     data = EncodedPairs(training_segments(training, settings.direction), translator, config)
@@ -206,7 +205,7 @@ def main(config: Config, workdir: str) -> None:
     """Train the translator, and leave it in W/translator and its chrF in W/translator.json."""
     watch_signals()
     use_compilation_cache(config)
-    check_start(config)
+    check_verb("translator", config)
     work = work_dir(workdir)
     try:
         translator, record = train_translator(config, work, make_mesh(config.mesh))
@@ -220,5 +219,3 @@ def main(config: Config, workdir: str) -> None:
     show(record)
     folder = work.root / "translator"
     print(f"Translator: {folder}. Use it with --reward.functions translation --reward.translator {folder}")
-
-

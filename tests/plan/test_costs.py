@@ -5,10 +5,11 @@ import re
 import pytest
 from source_tree import ROOT
 
+from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.plan.chips import parse_topology
 from pbrl_jax.plan.roofline import estimate_plan, make_plan, sizes_on
 from pbrl_jax.plan.shapes import run_models
-from pbrl_jax.plan.stages import SECTIONS, as_update, estimate_stage
+from pbrl_jax.plan.stages import as_update, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.config_file import load_config, override
 
@@ -29,7 +30,7 @@ def costs(path: str, topology: str, flags: str) -> tuple[float, float, float, fl
     if verb == "train":
         plan = estimate_plan(config, models, where)
     else:
-        steps = getattr(config, SECTIONS[verb]).steps
+        steps = getattr(config, STAGES[verb]).steps
         needs = estimate_stage(config, models, sizes_on(config, where), verb)
         plan = make_plan(as_update(config, verb), {"train": needs["train"]}, where.chip)
     assert plan.fits

@@ -5,10 +5,11 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax import Config, MeshConfig, with_values
+from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.plan.analytic import Sizes
 from pbrl_jax.plan.shapes import run_models
-from pbrl_jax.plan.stages import SECTIONS, compile_stage, estimate_stage, samples_first
+from pbrl_jax.plan.stages import compile_stage, estimate_stage, samples_first
 
 TINY = with_values(
     Config(), encoder={"max_length": 16}, rollout={"max_prompt_length": 16, "max_completion_length": 24},
@@ -20,7 +21,7 @@ TINY = with_values(
 @pytest.mark.parametrize("verb, microbatch", [("sft", 0), ("dpo", 2), ("encoder", 2)])
 def test_products_agree_with_those_worked_by_hand(verb, microbatch):
     section = {"batch_size": 8, "microbatch_size": microbatch}
-    config = with_values(TINY, **{SECTIONS[verb]: section})
+    config = with_values(TINY, **{STAGES[verb]: section})
     models, mesh = run_models(config), make_mesh(MeshConfig(1), jax.devices()[:1])
     found = compile_stage(config, models, mesh, verb, lambda text: None)
     by_hand = estimate_stage(config, models, Sizes(1, 1, 1), verb)

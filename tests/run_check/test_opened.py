@@ -11,15 +11,21 @@ from tiny_hf import hf_policy
 
 from pbrl_jax import Config, cli, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.version import __version__
 from pbrl_jax.mesh import devices
-from pbrl_jax.run import opened as run_opened
-from pbrl_jax.run.opened import model, opened
+from pbrl_jax.run import named_models
+from pbrl_jax.run.opened import opened
 from pbrl_jax.weights.hf_export import export_policy
 
 TINY = with_values(
     Config(), data={"path": "small", "languages": ("en", "sw"), "limit": 2}, rollout={"max_prompt_length": 300}
 )
+
+
+def look(verb: str, config: Config, workdir, **options) -> dict:
+    """Setting -> what a dry run of a verb finds there."""
+    return {entry.setting: entry for entry in opened(config, verb, work_dir(str(workdir)), options)}
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +44,23 @@ def test_everything_that_is_named_is_opened(folder, tmp_path, monkeypatch):
         pivot={"source": "file", "file": "no.jsonl"},
     )  # fmt: skip
     monkeypatch.delenv("PBRL_DATA", raising=False)
-    found = {entry.setting: entry for entry in opened(config)}
+    found = look("train", config, tmp_path / "run")
     assert found["data"].found == "4 prompts (en 2, sw 2)" and found["policy.source"].found.startswith("qwen3, ")
     assert found["rollout.max_prompt_length"].found.startswith("4 of 4 prompts fit, the longest of them has ")
-    assert found["eval"].found == "not opened: PBRL_DATA is not set here"
-    assert "no config.json" in found["encoder.source"].problem and "no file 'no.jsonl' yet" in found["pivot.file"].found
+    assert found["eval.source"].found == "not opened: PBRL_DATA is not set here"
+    assert "No encoder in" in found["encoder.source"].problem
+    assert "no file 'no.jsonl' yet" in found["pivot.file"].found
     short = with_values(config, rollout={"max_prompt_length": 3})
-    (entry,) = [entry for entry in opened(short) if entry.setting == "rollout.max_prompt_length"]
+    entry = look("train", short, tmp_path / "run")["rollout.max_prompt_length"]
     assert "4 of 4 prompts are longer than 3 tokens" in entry.problem
 
 
 def test_an_adapter_is_opened_with_its_base(folder, tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": folder}))
     with pytest.raises(CheckpointError, match="holds adapter_config.json, but no adapter_model.safetensors"):
-        model(str(tmp_path))
-    monkeypatch.setattr(run_opened, "base_of", lambda _: folder)
-    assert model(str(tmp_path))[0] == f"a LoRA adapter for {folder}: {model(folder)[0]}"
+        named_models.policy(str(tmp_path))
+    monkeypatch.setattr(named_models, "base_of", lambda _: folder)
+    assert named_models.policy(str(tmp_path))[0] == f"a LoRA adapter for {folder}: {named_models.policy(folder)[0]}"
 
 
 def test_a_dry_run_says_all_that_cannot_be_opened(capsys):
@@ -63,6 +70,73 @@ def test_a_dry_run_says_all_that_cannot_be_opened(capsys):
     assert cli.main([*words, *wrong]) == 1
     errors = capsys.readouterr().err
     assert "data: No file 'gone.jsonl'" in errors and "policy.tokenizer: " in errors
+
+
+def test_each_verb_opens_what_it_reads(folder, tmp_path):
+    rows, pairs, text = tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", tmp_path / "text.jsonl"
+    rows.write_text('{"question": "2 + 2?", "response": "4", "language": "sw"}\n')
+    pairs.write_text('{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "language": "sw"}\n')
+    text.write_text('{"lang": "sw", "src": "mbili", "en": "two"}\n')
+    config = with_values(
+        TINY, policy={"source": folder}, sft={"source": "file", "path": str(rows)}, dpo={"path": str(pairs)},
+        translator={"path": str(text)},
+    )  # fmt: skip
+    work = tmp_path / "run"
+    assert look("sft", config, work).keys() == {"sft.path", "policy.source"}
+    assert look("dpo", config, work)["dpo.path"].found == "1 pairs of preference"
+    assert look("translator", config, work)["translator.path"].found == "sw 1"
+    assert look("calibrate", config, work, pairs=str(text))["--pairs"].found == "sw 1"
+    assert look("encoder", config, work).keys() == {"data", "policy.source"}
+    assert look("pivots", config, work)["pivot.source"].found.startswith("references (dataset): 2 of 2 kept")
+    assert "No trained encoder in" in look("audit", config, work, replies="")["encoder.source"].problem
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "said"),
+    [
+        ("train", "--reward.functions gone:reward", "reward.functions: reward.functions names 'gone:reward', which"),
+        ("train", "--reward.functions comet --reward.comet {empty} --reward.comet-wiring direct",
+         "no hparams.yaml and no checkpoints/model.ckpt"),
+        ("train", "--reward.functions translation --reward.translator {empty}", "reward.translator: No model in"),
+        ("train", "--reward.similarity calibrated --reward.calibration gone.json", "'gone.json' cannot be read"),
+        ("train", "--eval.contamination nothing", "Unknown benchmark of eval.contamination 'nothing'"),
+        ("train", "--eval.path gone --train.eval-steps 2", "eval.source: "),
+        ("train", "--data.source table --data.path {rows} --data.languages sw --data.english-share 0",
+         "pivot.source: pivot.source is dataset, but 1 of 1 rows have no reference"),
+        ("train", "--train.fused --reward.language-gate soft", "reward.language_gate soft (use tokens or off)"),
+        ("sft", "--sft.source file --sft.path gone.jsonl", "sft.source file reads sft.path, which is 'gone.jsonl'"),
+        ("sft", "--sft.source file --sft.path {empty}/bad.jsonl", "sft.path: "),
+        ("sft", "--sft.source translated", "sft.source translated needs a translator"),
+        ("sft", "--sft.batch-size 7 --devices 2", "sft.batch_size is 7; expected a multiple of mesh data * fsdp = 2"),
+        ("sft", "--data.source table --data.path {rows} --data.languages sw", "sft.source: "),
+        ("dpo", "--dpo.path {empty}/bad.jsonl", "dpo.path: "),
+        ("encoder", "--contrastive.batch-size 9 --devices 2", "contrastive.batch_size is 9; expected a multiple"),
+        ("translator", "--translator.path gone.jsonl", "translator.path: "),
+        ("translator", "--translator.source {empty}", "translator.source: No model in"),
+        ("audit", "--replies gone.jsonl", "--replies: No file 'gone.jsonl'"),
+        ("audit", "--data.source table --data.path {rows}", "The audit needs faithful replies in each language"),
+        ("calibrate", "--pairs gone.jsonl", "--pairs: "),
+    ],
+)  # fmt: skip
+def test_a_dry_run_refuses_what_the_verb_refuses(tmp_path, capsys, verb, arguments, said):
+    """Each of them used to pass, and the run failed later."""
+    empty, rows = tmp_path / "empty", tmp_path / "rows.jsonl"
+    empty.mkdir()
+    (empty / "bad.jsonl").write_text('{"a": 1}\n')
+    rows.write_text('{"question": "2 + 2?", "answer": "4", "question_en": "2 + 2?", "language": "sw"}\n')
+    words = arguments.format(empty=empty, rows=rows).split()
+    work = tmp_path / "run"
+    assert cli.main([verb, "tiny_cpu", "--workdir", str(work), "--dry-run", *words]) == 1
+    assert said in capsys.readouterr().err and not work.exists()
+
+
+def test_a_dry_run_compares_with_the_work_directory(tmp_path, monkeypatch):
+    def differs(config, work):
+        raise CheckpointError(f"{work.root.name} holds another experiment")
+
+    monkeypatch.setattr("pbrl_jax.run.opened.refuse_other_experiment", differs)
+    assert look("train", TINY, tmp_path / "run")["--workdir"].problem == "run holds another experiment"
 
 
 def test_the_first_line_names_the_devices(monkeypatch):
