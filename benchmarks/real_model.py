@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     for stage in stages_of(flags, os.environ.get("PBRL_DATA", "")):
         if stage.name not in rows:
             print(f"{stage.name}: pbrl {' '.join(stage.words)}", flush=True)
-            command = [sys.executable, "-m", "pbrl_jax.cli", *stage.words]
+            command = [sys.executable, "-m", "pbrl_jax", *stage.words]
             rows[stage.name] = measured(command, root / f"{stage.name}.log")
             kept.write_text(json.dumps(rows, indent=1))
     (root / "stages.md").write_text(markdown(rows))

@@ -22,6 +22,7 @@ RANKS = {
     "run": 10,
     "quickstart": 11,
     "cli": 12, "__init__": 12,
+    "__main__": 13,
 }  # fmt: skip
 """Folder or top-level module of pbrl_jax -> rank. What is not listed has no place in the house."""
 

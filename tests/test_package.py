@@ -152,3 +152,8 @@ def test_the_wheel_runs_without_a_checkout(installed, tmp_path):
     assert pbrl("--version").split()[:2] == ["pbrl_jax", __version__]
     for name in ("tiny_cpu", "quickstart"):
         assert '"policy"' in pbrl("train", name, "--workdir", "w", "--dry-run", "--devices", "1")
+
+
+def test_the_package_runs_as_a_module():
+    found = subprocess.run([sys.executable, "-m", "pbrl_jax", "--version"], capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout == f"pbrl_jax {__version__}\n"

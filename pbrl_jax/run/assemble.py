@@ -18,7 +18,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.core.stopping import ends_early
-from pbrl_jax.data.batches import make_sampler
+from pbrl_jax.data.batches import Sampler, make_sampler
 from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, refuse_trained, with_english
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
@@ -269,6 +269,15 @@ def language_texts(config: Config) -> dict[str, list[str]] | None:
     return {code: [quickstart.response(p, code) for p in pool] for code in codes}
 
 
+def prompt_sampler(config: Config, prompts: Sequence[Prompt]) -> Sampler:
+    """The sampler of the batches of a run; errors as make_sampler."""
+    data = config.data
+    return make_sampler(
+        prompts, config.train.prompts_per_step, data.english_share, config.train.seed, data.language_weights,
+        data.language_temperature,
+    )  # fmt: skip
+
+
 def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None = None) -> Experiment:
     """Load, encode and embed everything a run needs; nothing is trained yet.
 
@@ -304,14 +313,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         "policy": policy.fingerprint,
         "encoder": encoder.key,
     }
-    sampler = make_sampler(
-        kept,
-        config.train.prompts_per_step,
-        config.data.english_share,
-        config.train.seed,
-        config.data.language_weights,
-        config.data.language_temperature,
-    )
+    sampler = prompt_sampler(config, kept)
     notes = [repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))]
     notes += gated_as_one(config.reward, sampler.target).notes
     print(*filter(None, notes), batch_arithmetic(config, jax.device_count()), sep="\n")

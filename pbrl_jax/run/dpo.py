@@ -17,6 +17,7 @@ from pbrl_jax.run.assemble import build_experiment, policy_for_rows, use_compila
 from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.scored import ScoredGroup, scored_groups
 from pbrl_jax.text.prompts import form_of, format_prompts, with_one_bos
+from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
@@ -59,13 +60,12 @@ def pairs_that_fit(pairs: list[Pair], config: Config) -> list[Pair]:
     return [pair for pair in pairs if all(len(x) <= limit for x, limit in zip(pair, limits, strict=True))]
 
 
-def stored_pairs(rows: list[Preference], config: Config, policy: Policy) -> list[Pair]:
+def stored_pairs(rows: list[Preference], config: Config, tokenizer: Tokenizer) -> list[Pair]:
     """The pairs of a file as tokens; those that are too long are left out and counted.
 
     Raises:
       DataError: none fits.
     """
-    tokenizer = policy.tokenizer
     asked = [row for row in rows if not row.verbatim]
     formed = iter(format_prompts(
         [row.question for row in asked], [row.language for row in asked], tokenizer, **form_of(config.data)
@@ -129,7 +129,7 @@ def main(config: Config, workdir: str) -> None:
         if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
             rows = read_preferences(config.dpo.path, config.data.split, config.data.languages)
             policy, mesh = policy_for_rows(config, work), make_mesh(config.mesh)
-            pairs = stored_pairs(rows, config, policy)
+            pairs = stored_pairs(rows, config, policy.tokenizer)
         else:
             experiment = build_experiment(config, work)
             groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)

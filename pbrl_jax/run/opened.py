@@ -3,11 +3,11 @@ reward functions, servers and the work directory."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pbrl_jax.config.fields import settings_of
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import PbrlError
 from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines
 from pbrl_jax.core.records import Prompt
@@ -21,12 +21,15 @@ from pbrl_jax.rewards.similarity import SimilarityConfig, read_calibration
 from pbrl_jax.rewards.translation import TranslatorConfig
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.run import named_models
-from pbrl_jax.run.assemble import evaluation_prompts, refuse_other_experiment, training_prompts
+from pbrl_jax.run.assemble import evaluation_prompts, prompt_sampler, refuse_other_experiment, training_prompts
 from pbrl_jax.run.audit import check_replies, trained_encoder
+from pbrl_jax.run.dpo import stored_pairs
+from pbrl_jax.run.encoder import all_pairs
 from pbrl_jax.run.first_prompts import first_prompts
 from pbrl_jax.run.named_models import Elsewhere
 from pbrl_jax.run.scored import read_groups
-from pbrl_jax.run.sft import reference_pool
+from pbrl_jax.run.sft import reference_pool, supervised
+from pbrl_jax.run.translator import parallel_text, split_pairs
 from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 from pbrl_jax.train.fused import check_fusable
@@ -70,16 +73,17 @@ def named(opening: Opening) -> Iterator[str]:
     match verb:
         case "sft" if config.sft.source != "samples":
             yield from ["data"] * (own_words or config.sft.source != "file")
-            yield {"pivot": "sft.source", "file": "sft.path", "translated": "sft.translator"}[config.sft.source]
-            if config.sft.source == "translated":
-                yield pivot
-            yield policy
+            yield from {"translated": (pivot, "sft.translator", policy), "file": (policy, "sft.path")}.get(
+                config.sft.source, (policy, "sft.source")
+            )
         case "dpo" if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
-            yield from [*["data"] * own_words, "dpo.path", policy]
-        case "encoder" | "pivots":
-            yield from ["data", *[pivot] * (verb == "pivots"), policy, "encoder.source"]
+            yield from [*["data"] * own_words, policy, "dpo.path"]
+        case "encoder":
+            yield from ["data", policy, "encoder.source", "contrastive.batch_size"]
+        case "pivots":
+            yield from ["data", pivot, policy, "encoder.source"]
         case "translator":
-            yield from ["translator.path" if config.translator.path else "data", "translator.source"]
+            yield from ["translator.path", "translator.source"]
         case "calibrate":
             yield from ["--pairs" if opening.options.get("pairs") else "data", "encoder.source"]
         case "audit":
@@ -87,7 +91,7 @@ def named(opening: Opening) -> Iterator[str]:
         case _:
             yield from ["--workdir", "data", *["eval.source"] * (verb == "train"), pivot]
             yield from [policy, "encoder.source", *REWARDS, f"{verb}.path", "train.fused", "rollout.engine"]
-            yield "rollout.max_prompt_length"
+            yield from ["rollout.max_prompt_length", "train.prompts_per_step"]
 
 
 def data(opening: Opening) -> str:
@@ -145,7 +149,18 @@ def lengths(opening: Opening) -> str | None:
     limit, form = config.rollout.max_prompt_length, form_of(config.data)
     kept, ids = fit_prompts(opening.prompts, tokenizer, limit, config.data.overlong_prompts, **form)
     fit = f"{len(kept)} of {len(opening.prompts)} prompts fit, the longest of them has {max(map(len, ids))} tokens"
+    opening.prompts[:] = kept
     return "\n".join([fit, *first_prompts(kept, ids, tokenizer, form)])
+
+
+def batches(opening: Opening) -> None:
+    if opening.prompts:
+        prompt_sampler(opening.config, opening.prompts)
+
+
+def contrastive_batches(opening: Opening) -> None:
+    if opening.prompts:
+        all_pairs(with_values(opening.config, contrastive={"steps": 1}), opening.prompts)
 
 
 def reward_functions(opening: Opening) -> str | None:
@@ -191,33 +206,46 @@ def sampler(opening: Opening) -> str | None:
     return named_models.server(rollout.vllm_address) if rollout.engine == "vllm" else None
 
 
-def sft_pivots(opening: Opening) -> str | None:
-    if opening.config.data.source == "quickstart":
-        return None
-    return f"{len(reference_pool(opening.config)[0]['english'])} English rows"
-
-
-def rows_with_responses(opening: Opening) -> str:
-    config = opening.config
+def sft_rows(opening: Opening) -> str | None:
+    config, rows = opening.config, None
     if config.sft.source == "samples":
-        return scored(config.sft.path) or "sampled first"
-    return f"{len(read_examples(config.sft.path, config.data.split, config.data.languages))} rows"
+        return scored(config.sft.path)
+    if config.sft.source == "file":
+        rows = read_examples(config.sft.path, config.data.split, config.data.languages)
+    elif config.data.source == "quickstart":
+        return None
+    tokenizer = opening.tokenizers.get("policy")
+    if tokenizer is None:
+        return f"{len(rows or reference_pool(config)[0]['english'])} rows"
+    pools = supervised(config, tokenizer, rows).pools
+    return ", ".join(f"{len(pool)} rows ({name})" for name, pool in pools.items())
 
 
 def preferences(opening: Opening) -> str | None:
-    path, data = opening.config.dpo.path, opening.config.data
-    if path and holds_preferences(path, data.split):
-        return f"{len(read_preferences(path, data.split, data.languages))} pairs of preference"
-    return scored(path)
+    config, path = opening.config, opening.config.dpo.path
+    if not (path and holds_preferences(path, config.data.split)):
+        return scored(path)
+    rows, tokenizer = read_preferences(path, config.data.split, config.data.languages), opening.tokenizers.get("policy")
+    fit = "" if tokenizer is None else f", of which {len(stored_pairs(rows, config, tokenizer))} fit"
+    return f"{len(rows)} pairs of preference{fit}"
 
 
 def scored(path: str) -> str | None:
     return f"{len(read_groups(path))} groups of scored responses" if path else None
 
 
-def parallel_text(opening: Opening) -> str:
-    languages, path = opening.config.data.languages, opening.options.get("pairs") or opening.config.translator.path
-    return ", ".join(f"{code} {len(found)}" for code, found in pairs_from_file(path, languages, 0).items())
+def calibration_pairs(opening: Opening) -> str:
+    return counted_pairs(pairs_from_file(opening.options["pairs"], opening.config.data.languages, 0))
+
+
+def training_pairs(opening: Opening) -> str:
+    config = opening.config
+    return counted_pairs(split_pairs(parallel_text(config), config.translator.held_out, config.train.seed)[0])
+
+
+def counted_pairs(pairs: Mapping[str, Sequence]) -> str:
+    """`sw 64, zh 64 pairs`."""
+    return ", ".join(f"{code} {len(found)}" for code, found in pairs.items()) + " pairs"
 
 
 def translator_source(opening: Opening) -> str | None:
@@ -237,12 +265,14 @@ REWARDS = ("reward.functions", "reward.translator", "reward.comet", "reward.cali
 LOOKS: dict[str, Callable[[Opening], str | None]] = {
     "data": data, "eval.source": evaluation, "pivot.source": references, "pivot.file": references,
     "policy.source": policy, "policy.tokenizer": policy,
-    "encoder.source": encoder, "rollout.max_prompt_length": lengths, "rollout.engine": sampler,
+    "encoder.source": encoder, "rollout.max_prompt_length": lengths, 
+    "train.prompts_per_step": batches, "contrastive.batch_size": contrastive_batches,
+    "rollout.engine": sampler,
     "reward.functions": reward_functions, "reward.translator": reward_translator, "reward.comet": reward_comet,
-    "reward.calibration": calibration, "train.fused": fused, "--workdir": work_directory, "sft.source": sft_pivots,
-    "sft.path": rows_with_responses, "dpo.path": preferences, "translator.path": parallel_text,
+    "reward.calibration": calibration, "train.fused": fused, "--workdir": work_directory, "sft.source": sft_rows,
+    "sft.path": sft_rows, "dpo.path": preferences, "translator.path": training_pairs,
     "sft.translator": lambda opening: named_models.translator(opening.config.sft.translator),
-    "translator.source": translator_source, "--pairs": parallel_text, "--replies": replies,
+    "translator.source": translator_source, "--pairs": calibration_pairs, "--replies": replies,
 }  # fmt: skip
 
 

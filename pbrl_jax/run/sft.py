@@ -18,6 +18,7 @@ from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.sft_sources import supervised_rows
 from pbrl_jax.text.prompts import form_of, format_prompts
+from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
 from pbrl_jax.train.sft_packing import pack_rows
@@ -57,7 +58,7 @@ def pivot_pools(config: Config) -> tuple[dict[str, list[quickstart.Example]], di
     return quickstart_pools(config) if config.data.source == "quickstart" else reference_pool(config)
 
 
-def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | None = None) -> Supervised:
+def supervised(config: Config, tokenizer: Tokenizer, rows: list[quickstart.Example] | None = None) -> Supervised:
     """The pools as tokens; rows that do not fit the lengths are left out and counted.
 
     Args:
@@ -65,7 +66,7 @@ def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | 
     """
     source: str = config.sft.source
     pools, shares = ({source: rows}, {source: 1.0}) if rows else pivot_pools(config)
-    ends = policy.tokenizer.eos_ids[:1]
+    ends = tokenizer.eos_ids[:1]
     form, rollout = form_of(config.data), config.rollout
 
     def fits(prompt: list[int], response: list[int]) -> bool:
@@ -73,8 +74,8 @@ def supervised(config: Config, policy: Policy, rows: list[quickstart.Example] | 
 
     encoded = {}
     for name, rows in pools.items():
-        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], policy.tokenizer, **form)
-        responses = policy.tokenizer.encode_batch([r.response for r in rows])
+        prompts = format_prompts([r.question for r in rows], [r.language for r in rows], tokenizer, **form)
+        responses = tokenizer.encode_batch([r.response for r in rows])
         pairs = [(p, [*r, *ends]) for p, r in zip(prompts, responses, strict=True)]
         fit = [pair for pair in pairs if fits(*pair)]
         if not fit:
@@ -110,7 +111,7 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
       Stopped: a stop was requested; the state is saved.
     """
     settings = config.sft
-    data = supervised(config, policy, rows)
+    data = supervised(config, policy.tokenizer, rows)
     sizes = {name: len(rows) for name, rows in data.pools.items()}
     optim = sft_optimizer_config(config.sft)
     params, axes, gives = taken(policy, config, bool(config.lora.rank))

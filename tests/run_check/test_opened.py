@@ -76,16 +76,16 @@ def test_each_verb_opens_what_it_reads(folder, tmp_path):
     rows, pairs, text = tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", tmp_path / "text.jsonl"
     rows.write_text('{"question": "2 + 2?", "response": "4", "language": "sw"}\n')
     pairs.write_text('{"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "language": "sw"}\n')
-    text.write_text('{"lang": "sw", "src": "mbili", "en": "two"}\n')
+    text.write_text("".join(f'{{"lang": "sw", "src": "namba {n}", "en": "number {n}"}}\n' for n in range(60)))
     config = with_values(
         TINY, policy={"source": folder}, sft={"source": "file", "path": str(rows)}, dpo={"path": str(pairs)},
         translator={"path": str(text)},
     )  # fmt: skip
     work = tmp_path / "run"
     assert look("sft", config, work).keys() == {"sft.path", "policy.source"}
-    assert look("dpo", config, work)["dpo.path"].found == "1 pairs of preference"
-    assert look("translator", config, work)["translator.path"].found == "sw 1"
-    assert look("calibrate", config, work, pairs=str(text))["--pairs"].found == "sw 1"
+    assert look("dpo", config, work)["dpo.path"].found == "1 pairs of preference, of which 1 fit"
+    assert look("translator", config, work)["translator.path"].found == "sw 10 pairs"
+    assert look("calibrate", config, work, pairs=str(text))["--pairs"].found == "sw 60 pairs"
     assert look("encoder", config, work).keys() == {"data", "policy.source"}
     assert look("pivots", config, work)["pivot.source"].found.startswith("references (dataset): 2 of 2 kept")
     assert "No trained encoder in" in look("audit", config, work, replies="")["encoder.source"].problem
@@ -116,6 +116,10 @@ def test_each_verb_opens_what_it_reads(folder, tmp_path):
         ("translator", "--translator.source {empty}", "translator.source: No model in"),
         ("audit", "--replies gone.jsonl", "--replies: No file 'gone.jsonl'"),
         ("audit", "--data.source table --data.path {rows}", "The audit needs faithful replies in each language"),
+        ("train", "--train.prompts-per-step 4096", "train.prompts_per_step: A batch needs"),
+        ("sft", "--sft.source file --sft.path {rows} --data.languages sw", "sft.path: "),
+        ("encoder", "--data.source table --data.path {rows} --data.languages sw", "contrastive.batch_size: A batch of"),
+        ("translator", "--data.source table --data.path {rows} --data.languages sw", "none is left to train on"),
         ("calibrate", "--pairs gone.jsonl", "--pairs: "),
     ],
 )  # fmt: skip

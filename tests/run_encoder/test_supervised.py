@@ -18,7 +18,7 @@ CONFIG = with_values(
 def test_quickstart_pools_as_tokens():
     """60 English rows, 30 equations, 5 rows in each other language; 6, 2 and 2 of a batch of 10."""
     pools, _ = quickstart_pools(CONFIG)
-    data = supervised(CONFIG, policy())
+    data = supervised(CONFIG, policy().tokenizer)
     assert {name: len(rows) for name, rows in data.pools.items()} == {"english": 60, "equations": 30, "warm": 10}
     assert data.counts == {"english": 6, "equations": 2, "warm": 2}
     assert [row.language for row in pools["warm"]].count("sw") == 5
@@ -31,9 +31,9 @@ def test_quickstart_pools_as_tokens():
 
 def test_rows_that_are_too_long_are_left_out_and_counted(capsys):
     """The limit lies one below the longest English prompt."""
-    lengths = [len(prompt) for prompt, _ in supervised(CONFIG, policy()).pools["english"]]
+    lengths = [len(prompt) for prompt, _ in supervised(CONFIG, policy().tokenizer).pools["english"]]
     limit = max(lengths) - 1
-    data = supervised(with_values(CONFIG, rollout={"max_prompt_length": limit}), policy())
+    data = supervised(with_values(CONFIG, rollout={"max_prompt_length": limit}), policy().tokenizer)
     kept = sum(length <= limit for length in lengths)
     assert 0 < len(data.pools["english"]) == kept < 60
     assert max(len(prompt) for rows in data.pools.values() for prompt, _ in rows) <= limit
@@ -42,7 +42,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(capsys):
 
 def test_a_pool_of_which_nothing_fits_is_an_error():
     with pytest.raises(DataError, match="No row of the supervised pool 'english' fits rollout.max_prompt_length=2"):
-        supervised(with_values(CONFIG, rollout={"max_prompt_length": 2}), policy())
+        supervised(with_values(CONFIG, rollout={"max_prompt_length": 2}), policy().tokenizer)
 
 
 def test_other_sources_give_their_english_references():

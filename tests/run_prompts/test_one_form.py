@@ -82,7 +82,7 @@ def test_evaluation(policy, asked):
 
 
 def test_supervised_rows(policy):
-    for pool in supervised(CONFIG, policy).pools.values():
+    for pool in supervised(CONFIG, policy.tokenizer).pools.values():
         for prompt, _ in pool:
             text = policy.tokenizer.tokenizer.decode(prompt)
             assert "<think> " in text and text.endswith("assistant\n<think></think>"), "the instruction, and the switch"
