@@ -8,6 +8,7 @@
 #   follow ID WORD...        starts the command in the background, or joins it where it runs; shows its log and ends as it
 #                            does. A command that this ID started, and that has ended since, is not started again.
 #   restart ID WORD...       the same, but a run of another ID that is going on is ended first
+#   stop                     SIGTERM to the run, which saves and ends; where none is going on it says so
 #   state                    one line: running, ended STATUS, lost (the machine was restarted), none
 #
 # Variables of the run, such as HF_TOKEN, come from the file .pbrl.env where there is one.
@@ -110,6 +111,7 @@ case "$command" in
     [ "$(cat "$job.id" 2>/dev/null)" = "${1:-}" ] || end_run
     follow "$@"
     ;;
+  stop) if going_on; then kill -TERM "$(cat "$job.pid")"; else echo "no run is going on here"; fi ;;
   state) state ;;
-  *) fail "unknown command '$command'; known: free, run, follow, restart, state" ;;
+  *) fail "unknown command '$command'; known: free, run, follow, restart, stop, state" ;;
 esac

@@ -114,9 +114,9 @@ case "$command" in
   setup) setup ;;
   run) start "$@" ;;
   logs) there "tail -n 200 -F pbrl.log" ;;
-  stop) there "kill -TERM \$(cat pbrl.pid)" ;;
+  stop) there "bash launch/detached.sh stop" ;;
   serve) serve "$@" ;;
-  end_server) there "kill -TERM \$(cat vllm.pid)" ;;
+  end_server) there "PBRL_JOB=vllm bash launch/detached.sh stop" ;;
   shell) there "$*" ;;
   *) fail "unknown command '$command'; known: setup, run, logs, stop, serve, end_server, shell" ;;
 esac

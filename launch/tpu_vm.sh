@@ -208,8 +208,9 @@ look_up() {
     esac
   else
     found="$(cat "$said")"
-    # Only this answer, which names the machine, says that it is not there; an expired login or a broken network does not.
-    if [[ "$found" == *NOT_FOUND*"$TPU_NAME"* ]]; then now=ABSENT; fi
+    # Only this answer says that the machine is not there; an expired login, a broken network, or a missing project whose
+    # name or whose user has the machine's name in it does not.
+    if [[ "$found" =~ NOT_FOUND.*/(nodes|queuedResources)/"$TPU_NAME"([^a-z0-9-]|$) ]]; then now=ABSENT; fi
   fi
   rm -f "$said"
 }
@@ -354,7 +355,7 @@ case "$command" in
     slice "${2:-0}"
     on "${1:-0}" "tail -n 200 -F pbrl.log" ${one_slice[@]+"${one_slice[@]}"}
     ;;
-  stop) everywhere "kill -TERM \$(cat pbrl.pid)" ;;
+  stop) everywhere "bash launch/detached.sh stop" ;;
   ssh)
     slice "${2:-0}"
     shell ssh "$TPU_NAME" "${place[@]}" ${one_slice[@]+"${one_slice[@]}"} --worker="${1:-0}"

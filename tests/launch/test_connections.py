@@ -34,8 +34,13 @@ def test_a_failed_look_up_is_no_absent_machine(machine, command):
     assert [shlex.split(call)[4] for call in machine.calls] == ["describe"]
 
 
-def test_another_missing_resource_is_no_absent_machine(machine):
-    machine.add("cloud", "#!/usr/bin/env bash\necho 'ERROR: NOT_FOUND: Project p was not found' >&2\nexit 1\n")
+@pytest.mark.parametrize(
+    "missing",
+    ["Project p was not found", "Project my-machine-p was not found. This command is authenticated as my-machine@x.org",
+     "Resource projects/p/locations/z/nodes/my-machine-2 was not found"],
+)  # fmt: skip
+def test_another_missing_resource_is_no_absent_machine(machine, missing):
+    machine.add("cloud", f"#!/usr/bin/env bash\necho 'ERROR: NOT_FOUND: {missing}' >&2\nexit 1\n")
     long_name = TPU | {"TPU_NAME": "my-machine"}
     assert_fails(machine.run("tpu_vm.sh", "delete", **long_name, ANSWER="cloud"), "could not tell")
 
@@ -129,6 +134,16 @@ def test_a_machine_that_was_restarted_has_lost_its_run(machine):
     (machine.checkout / "pbrl.pid").write_text("1\n")  # the number of another program now
     assert detached(machine, "state").stdout == "pbrl-run: lost\n"
     assert detached(machine, "free").returncode == 0
+
+
+def test_stop_ends_no_other_program(machine):
+    """After a restart of the machine the number in pbrl.pid may be another program's; without a run it says so."""
+    assert detached(machine, "stop").stdout == "no run is going on here\n"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (machine.checkout / "pbrl.pid").write_text(f"{other.pid}\n")
+        assert detached(machine, "stop").returncode == 0
+        assert other.poll() is None
+        other.kill()
 
 
 # Secrets and files.
