@@ -137,7 +137,8 @@ def _two_languages(languages: Sequence[str], rng: random.Random) -> tuple[str, s
 
 
 def prompt_pairs(prompts: Sequence[Prompt], step: int, batch_size: int, seed: int, *, negatives: int = 1) -> list[Pair]:
-    """Batch `step` of (question, English question) pairs of any data set, each problem at most once.
+    """Batch `step` of (question, English question) pairs of any data set, each problem at most once: rows with the same
+    English question, such as those of a table with a row per language, are one problem.
 
     English rows and rows without English text are left out; a question without a number has no hard negative.
 
@@ -146,16 +147,15 @@ def prompt_pairs(prompts: Sequence[Prompt], step: int, batch_size: int, seed: in
     """
     usable = [p for p in prompts if p.language != "en" and p.question_en and p.question != p.question_en]
     rng = random.Random(f"{seed}/prompt-pairs/{step}")
-    rows = sorted({row_of(p.id) for p in usable})
-    if len(rows) < batch_size:
+    problems: dict[str, list[Prompt]] = {}
+    for prompt in sorted(usable, key=lambda p: row_of(p.id)):
+        problems.setdefault(" ".join(prompt.question_en.split()).casefold(), []).append(prompt)
+    if len(problems) < batch_size:
         raise DataError(
             f"A batch of {batch_size} pairs needs as many different problems with English text; the data set has "
-            f"{len(rows)}. Lower contrastive.batch_size."
+            f"{len(problems)}. Lower contrastive.batch_size."
         )
-    by_row: dict[int, list[Prompt]] = {}
-    for prompt in usable:
-        by_row.setdefault(row_of(prompt.id), []).append(prompt)
-    chosen = [rng.choice(by_row[row]) for row in rng.sample(rows, batch_size)]
+    chosen = [rng.choice(rows) for rows in rng.sample(list(problems.values()), batch_size)]
     return [
         Pair(p.language, p.question, "en", p.question_en, _changed_copies(p.question_en, negatives, rng))
         for p in chosen

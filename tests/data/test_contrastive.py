@@ -101,3 +101,14 @@ def test_prompt_pairs_draw_each_problem_once():
     assert pairs == prompt_pairs(prompts, 0, 13, seed=0) != prompt_pairs(prompts, 1, 13, seed=0)
     with pytest.raises(DataError, match="batch of 14 pairs needs as many different problems.*has 13"):
         prompt_pairs(prompts, 0, 14, seed=0)
+
+
+def test_rows_of_one_english_question_are_one_problem():
+    """A table with a row per language gives each row an id of its own."""
+    prompts = [Prompt(prompt_id(3 * r + place, code), code, f"{code} {r}", f"Of {r} cows")
+               for r in range(6) for place, code in enumerate(("sw", "th", "bn"))]  # fmt: skip
+    prompts.append(Prompt(prompt_id(99, "sw"), "sw", "sw tena", "of  0 cows"))
+    pairs = prompt_pairs(prompts, 0, 6, seed=0)
+    assert len({pair.target.casefold().replace("  ", " ") for pair in pairs}) == 6
+    with pytest.raises(DataError, match="7 pairs needs as many different problems.*has 6"):
+        prompt_pairs(prompts, 0, 7, seed=0)
