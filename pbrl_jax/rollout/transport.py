@@ -36,9 +36,19 @@ class Reply(NamedTuple):
 
 
 def open_client(tls: ssl.SSLContext) -> httpx2.AsyncClient:
-    """A client without time-outs and redirects of its own: `exchange` is cancelled from outside."""
+    """A client without time-outs and redirects of its own: `exchange` is cancelled from outside.
+
+    Raises:
+      ConfigError: the proxy that the environment names cannot be used.
+    """
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx2.AsyncClient(timeout=None, follow_redirects=False, verify=tls, limits=limits)
+    try:
+        return httpx2.AsyncClient(timeout=None, follow_redirects=False, verify=tls, limits=limits)
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        raise ConfigError(
+            f"The proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({shown_text(str(error), {})}). "
+            "Unset it, exempt the server with NO_PROXY, or install what it needs (SOCKS: pip install socksio)."
+        ) from error
 
 
 async def exchange(client: httpx2.AsyncClient, request: Request, headers: Mapping[str, str], most: int) -> Reply:

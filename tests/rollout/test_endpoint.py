@@ -243,3 +243,13 @@ def test_how_long_a_server_asks_to_wait(asked, waits):
     with TinyEndpoint(lambda body: next(replies)).served() as config:
         assert client(config, slept).ask(ASKED) == "4"
     assert slept == [waits]
+
+
+@pytest.mark.parametrize("proxy", ["ftp://me:secret@127.0.0.1:1", "http://[::1"])
+def test_a_proxy_that_cannot_be_used_is_named_at_once(proxy, monkeypatch):
+    """A SOCKS proxy needs a package that httpx does not bring."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    waits: list[float] = []
+    with TinyEndpoint(lambda body: "4").served() as config, pytest.raises(ConfigError, match="ALL_PROXY") as refused:
+        client(config, waits).ask(ASKED)
+    assert not waits and "secret" not in str(refused.value)
