@@ -17,14 +17,14 @@ class SftConfig:
     """pivot: English questions and references (for the quickstart source: its own mixture). translated: questions in
     every language with the translated English reference. samples: the policy's best response of each group of
     algo.num_generations, if its reward reaches min_reward. file: the rows of `path`."""
-    path: str = operational("")
+    path: str = operational("", only_with=("source", "file", "samples"))
     """source file: JSON lines {"language", "question", "response"}. samples: scored responses as `pbrl sft` and
     `pbrl dpo` write them (scored.jsonl); empty: sample them."""
-    translator: str = identity("")
+    translator: str = identity("", only_with=("source", "translated"))
     """source translated: an M2M100 or NLLB model or a policy, as folder, hub id or gs://..."""
-    min_reward: float = identity(0.5)
+    min_reward: float = identity(0.5, only_with=("source", "samples"))
     """source samples: least reward of a training response."""  # ASSUMED
-    prompts: int = identity(512, at_least=1)
+    prompts: int = identity(512, at_least=1, only_with=("source", "samples"))
     """source samples: number of prompts to answer."""
     packed: bool = operational(False)
     """Pack several rows into one sequence, so that padding costs nothing; loss and gradient are the same."""

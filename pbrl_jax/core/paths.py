@@ -161,6 +161,15 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def encodes(value: Any) -> bool:
+    """Whether the text in a JSON value can be written as UTF-8: JSON may hold half of a character."""
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def append_json_lines(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """Appends one JSON object per line, in one write; parent folders are created.
 
@@ -215,6 +224,11 @@ def _numbered(file: epath.Path, content: bytes) -> list[tuple[int, dict[str, Any
             raise DataError(f"{file}, line {number}, is not JSON: {error}. Delete the line, or the file.") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: found {type(row).__name__}, expected a JSON object.")
+        if b"\\u" in line and not encodes(row):
+            raise DataError(
+                f"{file}, line {number}, holds half of a character (an escape \\ud800 to \\udfff alone). Correct or "
+                "remove the line."
+            )
         rows.append((number, row))
     return rows
 

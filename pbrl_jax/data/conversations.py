@@ -1,7 +1,10 @@
 """Conversations in cells of tables: lists of {role, content} (TRL, verl) or {from, value} (ShareGPT)."""
 
+import contextlib
+import re
 from typing import Any, NamedTuple
 
+from pbrl_jax.core.paths import encodes, parse_json
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.text.languages import nfc
 
@@ -11,6 +14,8 @@ ROLES = {
 }  # fmt: skip
 """What data sets call the speakers -> what chat templates do."""
 Turns = tuple[tuple[str, str], ...]
+_WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+"""The beginning of a conversation that is written as text."""
 
 
 class Conversation(NamedTuple):
@@ -18,6 +23,25 @@ class Conversation(NamedTuple):
 
     asked: Turns
     reply: str
+
+
+def of_json(text: str) -> Any:
+    """The value of JSON text; the text itself where it is none."""
+    with contextlib.suppress(ValueError):
+        if encodes(value := parse_json(text)):
+            return value
+    return text
+
+
+def written_turns(value: Any, row: int = 0, column: str = "", errors: RowErrors | None = None) -> Any:
+    """A cell, as a list where it is the JSON of a conversation; None and an error where that cannot be read."""
+    if not (isinstance(value, str) and _WRITTEN_TURNS.match(value)):
+        return value
+    if isinstance(found := of_json(value), list):
+        return found
+    if errors is not None:
+        errors.add(row, f"{column} is a conversation in no JSON that can be read: {value[:60]!r}")
+    return None
 
 
 def read_turns(value: list, row: int, column: str, errors: RowErrors) -> Turns:

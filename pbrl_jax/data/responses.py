@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 from pbrl_jax.core.errors import DataError, did_you_mean
 from pbrl_jax.core.paths import as_path, numbered_json_lines
 from pbrl_jax.core.records import Question
-from pbrl_jax.data.conversations import read_conversation, read_turns
+from pbrl_jax.data.conversations import read_conversation, read_turns, written_turns
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources.quickstart import Example
-from pbrl_jax.data.sources.table import read_tables
+from pbrl_jax.data.sources.table import names_a_file, read_tables
 from pbrl_jax.text.languages import LANGUAGES, known_code, nfc
 
 CONVERSATIONS = ("messages", "conversations")
@@ -42,6 +42,10 @@ class _Row(NamedTuple):
     def wrong(self, what: str) -> None:
         self.errors.add(self.number, what)
 
+    def cell(self, name: str) -> Any:
+        """A cell; the JSON of a conversation as its list."""
+        return written_turns(self.cells.get(name), self.number, name, self.errors)
+
 
 def read_examples(path: str, split: str = "train", languages: Sequence[str] = ()) -> list[Example]:
     """Rows of `messages` (or `conversations`) with the reply at their end, or of `question` (or `prompt`) and
@@ -66,15 +70,14 @@ def read_preferences(path: str, split: str = "train", languages: Sequence[str] =
 
 def holds_preferences(path: str, split: str = "train") -> bool:
     """Whether the rows are pairs of preference."""
-    place = as_path(path)
-    if not place.exists():
+    if names_a_file(path) and not as_path(path).exists():
         return False
     first = next((row for rows, _ in _files(path, split) for _, row in rows), {})
     return {"chosen", "rejected"} <= first.keys()
 
 
 def _files(path: str, split: str) -> Iterator[tuple[list[tuple[int, dict[str, Any]]], RowErrors]]:
-    if os.fspath(path).endswith(".jsonl") and not as_path(path).is_dir():
+    if os.fspath(path).endswith(".jsonl") and as_path(path).is_file():
         yield numbered_json_lines(path), RowErrors(path, "line")
         return
     for name, table in read_tables(path, split):
@@ -109,8 +112,8 @@ def _language(row: _Row, languages: Sequence[str]) -> str | None:
 
 def _example(code: str, row: _Row) -> Example | None:
     for column in CONVERSATIONS:
-        if isinstance(row.cells.get(column), list):
-            found = read_conversation(row.cells[column], row.number, column, row.errors)
+        if isinstance(turns := row.cell(column), list):
+            found = read_conversation(turns, row.number, column, row.errors)
             if found is not None and not found.reply:
                 row.wrong(f"{column} has no reply of the assistant at its end")
             return Example(code, found.asked, found.reply) if found and found.reply else None
@@ -119,7 +122,7 @@ def _example(code: str, row: _Row) -> Example | None:
 
 
 def _preference(code: str, row: _Row) -> Preference | None:
-    both: list[Any] = [row.cells.get(name) for name in ("chosen", "rejected")]
+    both: list[Any] = [row.cell(name) for name in ("chosen", "rejected")]
     asked: Question | None
     if all(isinstance(one, list) and len(one) > 1 for one in both):
         turns = [read_turns(one, row.number, name, row.errors)
@@ -139,6 +142,9 @@ def _preference(code: str, row: _Row) -> Preference | None:
             row.wrong("has no prompt, and chosen and rejected do not begin with the same one")
             return None
         better, worse = (nfc(str(one))[len(start) :] for one in both)
+        if not (better.strip() and worse.strip()):
+            row.wrong("chosen or rejected holds no more than the prompt")
+            return None
         return _pair(row, Preference(code, start.rstrip(" "), better, worse, True))
     asked, chosen, rejected = _question(row), _reply(row, "chosen"), _reply(row, "rejected")
     if asked is None or chosen is None or rejected is None:
@@ -161,7 +167,7 @@ def _shared(one: tuple, other: tuple) -> tuple:
 
 def _question(row: _Row) -> Question | None:
     name = next((name for name in QUESTIONS if row.cells.get(name) is not None), QUESTIONS[0])
-    value = row.cells.get(name)
+    value = row.cell(name)
     if isinstance(value, list):
         found = read_conversation(value, row.number, name, row.errors)
         return None if found is None else found.asked
@@ -171,7 +177,7 @@ def _question(row: _Row) -> Question | None:
 def _reply(row: _Row, *names: str) -> str | None:
     """A text, or the content of the one assistant's turn of a list."""
     name = next((name for name in names if row.cells.get(name) is not None), names[0])
-    value = row.cells.get(name)
+    value = row.cell(name)
     if not isinstance(value, list):
         return _text(row, name, value)
     turns = read_turns(value, row.number, name, row.errors)
@@ -182,7 +188,8 @@ def _reply(row: _Row, *names: str) -> str | None:
 
 
 def _text(row: _Row, name: str, value: Any) -> str | None:
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip():
         return nfc(value)
-    row.wrong(f"lacks {name}; expected text or turns" if value is None else f"{name} is {type(value).__name__}")
+    kind = "empty" if isinstance(value, str) else type(value).__name__
+    row.wrong(f"lacks {name}; expected text or turns" if value is None else f"{name} is {kind}")
     return None

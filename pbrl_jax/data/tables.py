@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import logging
 import re
 import zlib
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import parse_json
+from pbrl_jax.core.paths import encodes, parse_json
 from pbrl_jax.data.row_errors import RowErrors
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
@@ -136,7 +135,9 @@ def _parquet_rows(raw: bytes, place: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     left = limit = _unpacked_limit(raw)
     try:
-        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches(PARQUET_ROWS):
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(raw))
+        _refuse_twice(file.schema_arrow.names, place)
+        for batch in file.iter_batches(PARQUET_ROWS):
             left -= batch.nbytes
             if left < 0:
                 raise DataError(_too_large(place, limit))
@@ -156,8 +157,7 @@ def _separated_rows(text: str, mark: str, errors: RowErrors) -> list[Row]:
     """Rows of a file with a header line; an empty cell is None, as there is no other way to leave one out."""
     first, *lines = _cells(text, mark, errors) or [[]]
     header, rows = [name.strip() for name in first], []
-    if twice := [name for name in header if name and header.count(name) > 1]:
-        raise DataError(f"{errors.place}: two columns are named {twice[0]!r}. Give each a name of its own.")
+    _refuse_twice(header, errors.place)
     for number, cells in enumerate(lines, start=1):
         if len(cells) > len(header):
             errors.add(number, f"has {len(cells) - len(header)} fields more than the header")
@@ -166,6 +166,12 @@ def _separated_rows(text: str, mark: str, errors: RowErrors) -> list[Row]:
             cells += [""] * (len(header) - len(cells))
         rows.append((number, {column: cell or None for column, cell in zip(header, cells, strict=False)}))
     return rows
+
+
+def _refuse_twice(header: Sequence[str], place: str) -> None:
+    """DataError for two columns of one name."""
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise DataError(f"{place}: two columns are named {twice[0]!r}. Give each a name of its own.")
 
 
 def _cells(text: str, mark: str, errors: RowErrors) -> list[list[str]]:
@@ -222,20 +228,11 @@ def _objects(values: Sequence[tuple[int, Any]], errors: RowErrors) -> list[Row]:
     for number, value in values:
         if not isinstance(value, dict):
             errors.add(number, f"is {type(value).__name__}, expected an object with named columns")
-        elif half := next((name for name, cell in value.items() if not _encodes((name, cell))), None):
+        elif half := next((name for name, cell in value.items() if not encodes((name, cell))), None):
             errors.add(number, f"{half} holds half of a character (an escape \\ud800 to \\udfff alone), expected text")
         else:
             rows.append((number, value))
     return rows
-
-
-def _encodes(value: Any) -> bool:
-    """Whether the text in a value can be written as UTF-8."""
-    try:
-        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_saved(folder: epath.Path) -> list[dict[str, Any]]:

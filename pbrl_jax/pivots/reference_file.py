@@ -1,18 +1,20 @@
 """The user's own references, from a JSON lines file."""
 
-import json
+import decimal
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from pbrl_jax.core.errors import ConfigError, DataError
-from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.paths import as_path, encodes, parse_json
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.pivots.filter import answer_value
 from pbrl_jax.pivots.references import normalised
 from pbrl_jax.text.answers import split_response
-from pbrl_jax.text.languages import answer_sentence
+from pbrl_jax.text.languages import answer_sentence, nfc
+from pbrl_jax.text.values import canonical
 
 
 def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> dict[str, Reference]:
@@ -59,7 +61,7 @@ def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> d
 def _parse_row(line: bytes) -> tuple[dict[str, Any], str]:
     """(the row, "") or ({}, the problem with it)."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         return {}, f"is not JSON ({error})"
     if not isinstance(row, dict):
@@ -71,8 +73,10 @@ def _parse_row(line: bytes) -> tuple[dict[str, Any], str]:
     needed = ("response",) if "response" in row else ("reasoning", "answer")
     if not set(needed) <= set(row):
         return {}, f"has {sorted(row)}, expected response, or reasoning and answer"
-    if type(row.get("answer")) in (int, float):
-        row["answer"] = str(row["answer"])
+    if not encodes(row):
+        return {}, "holds half of a character (an escape \\ud800 to \\udfff alone), expected text"
+    if type(row.get("answer")) in (int, float) and math.isfinite(row["answer"]):
+        row["answer"] = canonical(decimal.Decimal(repr(row["answer"])))
     for name in ({"question"} & set(row)) | set(needed):
         if not isinstance(row[name], str):
             return {}, f"{name} is {type(row[name]).__name__}, expected text"
@@ -81,8 +85,8 @@ def _parse_row(line: bytes) -> tuple[dict[str, Any], str]:
 
 def _row_reference(row: dict[str, Any]) -> Reference:
     if "response" in row:
-        return Reference(*split_response(row["response"], "en"))
-    return Reference(row["reasoning"].strip(), _announced(row["answer"].strip()))
+        return Reference(*split_response(nfc(row["response"]), "en"))
+    return Reference(nfc(row["reasoning"].strip()), _announced(nfc(row["answer"].strip())))
 
 
 def _announced(answer: str) -> str:

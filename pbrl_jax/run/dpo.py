@@ -15,7 +15,7 @@ from pbrl_jax.data.responses import Preference, holds_preferences, read_preferen
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.run.assemble import build_experiment, policy_for_rows, use_compilation_cache
 from pbrl_jax.run.check_verb import check_verb
-from pbrl_jax.run.scored import ScoredGroup, scored_groups
+from pbrl_jax.run.scored import ScoredGroup, read_groups, scored_groups
 from pbrl_jax.text.prompts import form_of, format_prompts, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.optimizer import make_optimizer
@@ -131,6 +131,8 @@ def main(config: Config, workdir: str) -> None:
             policy, mesh = policy_for_rows(config, work), make_mesh(config.mesh)
             pairs = stored_pairs(rows, config, policy.tokenizer)
         else:
+            if config.dpo.path:
+                read_groups(config.dpo.path)  # before any model is loaded
             experiment = build_experiment(config, work)
             groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)
             pairs = preference_pairs(groups, config, experiment.policy)

@@ -24,7 +24,10 @@ from pbrl_jax.train.step import draw, sample_batch
 from pbrl_jax.train.trained import Frozen
 
 FILE = "scored.jsonl"
-EXPECTED = "expected what `pbrl sft` or `pbrl dpo` writes to scored.jsonl: text, token ids, and finite rewards or null"
+EXPECTED = (
+    "expected what `pbrl sft` or `pbrl dpo` writes to scored.jsonl (prompt_id, language, question, completions, "
+    "tokens, finite rewards or null), or for `pbrl dpo` pairs (prompt, chosen, rejected)"
+)
 
 
 def _is_list(value: Any, valid: Callable[[Any], bool]) -> bool:
@@ -128,7 +131,7 @@ def read_groups(path: str) -> list[ScoredGroup]:
     for number, row in numbered_json_lines(path):
         missing = [name for name in FIELDS if name not in row]
         if missing:
-            raise DataError(f"{path}, line {number}: lacks {', '.join(missing)}; expected {', '.join(FIELDS)}.")
+            raise DataError(f"{path}, line {number}: lacks {', '.join(missing)}; {EXPECTED}.")
         group = ScoredGroup(*(row[name] for name in FIELDS))
         wrong = [name for name, value in zip(FIELDS, group, strict=True) if not FIELDS[name](value)]
         if wrong:

@@ -11,7 +11,7 @@ from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.run.assemble import build_experiment, policy_for_rows, reference_expert, run_policy, training_prompts
-from pbrl_jax.run.scored import ScoredGroup, scored_groups
+from pbrl_jax.run.scored import ScoredGroup, read_groups, scored_groups
 from pbrl_jax.translate.load import load_translator
 from pbrl_jax.weights.policies import Policy
 
@@ -71,6 +71,8 @@ def translated(config: Config, work: WorkDir) -> Rows:
 
 def samples(config: Config, work: WorkDir) -> Rows:
     """The best response of each group, where it is good enough (rejection sampling)."""
+    if config.sft.path:
+        read_groups(config.sft.path)  # before any model is loaded
     experiment = build_experiment(config, work)
     groups = scored_groups(experiment, config.sft.path, config.sft.prompts)
     rows = [row for group in groups if (row := best_of(group, config.sft.min_reward)) is not None]

@@ -9,8 +9,9 @@ from tiny_hf import hf_policy
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import DataError
+from pbrl_jax.core.paths import work_dir
 from pbrl_jax.data.responses import Preference, holds_preferences, read_examples, read_preferences
-from pbrl_jax.run import dpo
+from pbrl_jax.run import dpo, sft, sft_sources
 
 TURNS = (("system", "Be short."), ("user", "Ngapi?"))
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("Jibu ni 18.", "Sijui."))
@@ -47,6 +48,10 @@ def test_forms_of_pairs(form, tmp_path):
         ({"chosen": [*ASK, GOOD], "rejected": [ASK[1], BAD]}, "chosen and rejected are conversations that do not"),
         ({"chosen": "a b", "rejected": "c d"}, "has no prompt, and chosen and rejected do not begin with the same"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt is int"),
+        ({"prompt": " ", "chosen": "a", "rejected": "b"}, "prompt is empty"),
+        ({"prompt": "q", "chosen": "", "rejected": "b"}, "chosen is empty"),
+        ({"chosen": "a: ", "rejected": "a: b"}, "chosen or rejected holds no more than the prompt"),
+        ({"prompt": "[{'role': 'user'}]", "chosen": "a", "rejected": "b"}, "prompt is a conversation in no JSON"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "language": "xx"}, "unknown language 'xx'. Known"),
     ],
 )
@@ -76,6 +81,53 @@ def test_a_conversation_without_a_reply(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"messages": [*ASK, GOOD]}, {"messages": ASK}])
     with pytest.raises(DataError, match="line 2: messages has no reply of the assistant at its end"):
         read_examples(path, languages=("sw",))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_conversations_written_as_json_text_are_conversations(ending, tmp_path):
+    """As CSV files and some parquet files hold them."""
+    rows = [{name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+            for row, _ in (FORMS["conversations"], FORMS["whole"])]  # fmt: skip
+    for row in rows:
+        path = write(tmp_path / f"pairs.{ending}", [row])
+        assert read_preferences(path, languages=("sw",)) == [PAIR._replace(question=TURNS)]
+    for row in ({"prompt": ASK, "completion": [GOOD]}, {"messages": [*ASK, GOOD]}):
+        path = write(tmp_path / f"x.{ending}", [{name: json.dumps(value) for name, value in row.items()}])
+        assert read_examples(path, languages=("sw",)) == [("sw", TURNS, "Jibu ni 18.")]
+
+
+def test_examples_that_are_none(tmp_path):
+    """An empty response would teach to say nothing; half a character cannot be encoded."""
+    for row, what in (
+        ({"prompt": "q", "completion": ""}, "line 1: completion is empty"),
+        ({"prompt": "q \ud83d", "completion": "a"}, "line 1, holds half of a character"),
+    ):
+        with pytest.raises(DataError, match=what):
+            read_examples(write(tmp_path / "x.jsonl", [row]), languages=("sw",))
+    with pytest.raises(DataError, match="No file '.*none.jsonl'. Check the path"):
+        read_examples(str(tmp_path / "none.jsonl"), languages=("sw",))
+
+
+def test_data_sets_of_the_hub(monkeypatch, tmp_path):
+    """What is no file is asked for on the hub, as data.path is."""
+    hub = {"owner/pairs": [FORMS["text"][0]], "owner/sft": [{"prompt": "Ngapi?", "completion": "Jibu ni 18."}]}
+    monkeypatch.setattr("pbrl_jax.data.sources.table.read_hub", lambda name, *_: hub[name])
+    monkeypatch.setattr(sft_sources, "policy_for_rows", lambda *_: hf_policy())
+    assert holds_preferences("owner/pairs") and read_preferences("owner/pairs", languages=("sw",)) == [PAIR]
+    config = with_values(Config(), data={"languages": ("sw",)}, sft={"source": "file", "path": "owner/sft"})
+    assert sft_sources.supervised_rows(config, work_dir(tmp_path))[1] == [("sw", "Ngapi?", "Jibu ni 18.")]
+
+
+@pytest.mark.parametrize(("verb", "section"), [(dpo, {"dpo": {}}), (sft, {"sft": {"source": "samples"}})])
+def test_a_file_of_something_else_is_refused_before_models_are_loaded(verb, section, monkeypatch, tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"prompt": "q", "completion": "a"}])
+    for module in (dpo, sft_sources):
+        monkeypatch.setattr(module, "build_experiment", lambda *_: 1 / 0)
+    for file, message in ((path, "line 1: lacks prompt_id.*or for `pbrl dpo` pairs"), (path + "l", "does not exist")):
+        ((name, values),) = section.items()
+        config = with_values(Config(), **{name: {**values, "path": file}})
+        with pytest.raises(DataError, match=message):
+            verb.main(config, str(tmp_path / "w"))
 
 
 def test_dpo_learns_pairs_of_a_file(tmp_path, monkeypatch, capsys):

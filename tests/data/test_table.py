@@ -288,3 +288,22 @@ def test_other_separators_and_columns_without_a_name(tmp_path):
         (tmp_path / name).write_text(text)
         (row,) = table.rows(str(tmp_path / name), "train", ("sw",), 0, 0)
         assert (row.question, row.answer, row.columns) == ("Ngapi, basi?", "1.5", ())
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.jsonl").write_text('{"question": "q"}')
+    assert [row.question for row in table.rows("~/x.jsonl", "train", ("sw",), 0, 0)] == ["q"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_two_columns_of_one_name(tmp_path, kind):
+    import pyarrow.parquet
+
+    path = tmp_path / f"x.{kind}"
+    path.write_text("question,question\na,b\n")
+    if kind == "parquet":
+        columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["question", "question"]), path)
+    with pytest.raises(DataError, match="two columns are named 'question'"):
+        table.rows(str(path), "train", ("sw",), 0, 0)

@@ -317,6 +317,8 @@ def test_file_rows_by_question_or_id_split_or_whole(tmp_path):
     [
         ("18", "The answer is 18."),
         ("18.", "The answer is 18."),
+        (18.0, "The answer is 18."),
+        ("Jose\u0301", "The answer is \\boxed{Jos\u00e9}."),
         (2.5, "The answer is 2.5."),
         ("$1,250", "The answer is $1,250."),
         ("x^2+1", "The answer is \\boxed{x^2+1}."),
@@ -351,6 +353,9 @@ def test_a_file_about_other_problems_is_an_error(tmp_path):
     [
         ('{"question": "a"', "is not JSON"),
         ("3", "is int, expected an object"),
+        ("[" * 100_000, "is not JSON .it is nested too deeply"),
+        ({"question": "a", "response": "x \ud83d"}, "holds half of a character"),
+        ('{"question": "a", "reasoning": "x", "answer": NaN}', "answer is float, expected text"),
         ({"response": "x"}, r"has \['response'\], expected question or id"),
         ({"question": "a", "answer": "x"}, "expected response, or reasoning and answer"),
         ({"question": "a", "reasoning": "x", "answer": None}, "answer is NoneType, expected text"),

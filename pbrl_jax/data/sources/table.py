@@ -10,10 +10,7 @@ its end is left out. Lists and columns inside may also be written as JSON text. 
 reward functions as they are.
 """
 
-import contextlib
 import decimal
-import json
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +18,9 @@ import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
-from pbrl_jax.core.paths import as_path, is_remote, parse_json
+from pbrl_jax.core.paths import as_path, is_remote
 from pbrl_jax.core.records import Prompt, Reference
-from pbrl_jax.data.conversations import read_conversation
+from pbrl_jax.data.conversations import of_json, read_conversation, written_turns
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources.common import prompt_id
 from pbrl_jax.data.tables import ENDINGS, SplitFile, read_hub, read_rows, read_saved, split_files
@@ -39,9 +36,6 @@ NOT_FURTHER = frozenset(
     "trainer_state".split()
 )
 """Names of columns that reward functions do not receive as they are: they mean something else there."""
-
-_WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
-"""The beginning of a conversation that is written as text."""
 
 
 def rows(
@@ -99,29 +93,14 @@ def _known(cell: tuple[str, Any], mapping: dict[str, str], prompt: Prompt) -> bo
 
 def _talks(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> bool:
     """Whether the column `prompt` holds conversations: then the question beside it is what they were made from."""
-    return any(_conversation(values.get("prompt")) is not None for _, table in tables for values in table)
-
-
-def _conversation(value: Any) -> list | None:
-    """A cell that is a conversation: a list, or its JSON."""
-    if isinstance(value, str) and _WRITTEN_TURNS.match(value):
-        value = _of_json(value)
-    return value if isinstance(value, list) else None
+    return any(isinstance(written_turns(values.get("prompt")), list) for _, table in tables for values in table)
 
 
 def _object(value: Any) -> dict:
     """A cell that has columns inside: an object, or its JSON; {} for others."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = _of_json(value)
+        value = of_json(value)
     return value if isinstance(value, dict) else {}
-
-
-def _of_json(text: str) -> Any:
-    with contextlib.suppress(ValueError):
-        value = parse_json(text)
-        json.dumps(value, ensure_ascii=False).encode()
-        return value
-    return text
 
 
 def _inner(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> dict[str, None]:
@@ -186,12 +165,12 @@ def read_tables(path: str, split: str) -> list[tuple[str, list[dict[str, Any]]]]
 
     Rows of a folder of configurations that are languages (`sw/test-00000-of-00001.parquet`) get the column `language`.
     """
-    place = as_path(path) if is_remote(path) else epath.Path(path)
+    place = as_path(path) if is_remote(path) else epath.Path(path).expanduser()
     if saved := [folder for folder in (place / split, place) if (folder / "state.json").exists()]:
         return [(str(saved[0]), read_saved(saved[0]))]
     if not place.exists():
-        if str(path).endswith(ENDINGS) or path.startswith(("/", "./", "../", "~")) or "://" in path:
-            raise DataError(f"No file {path!r}. Check data.path.")
+        if names_a_file(path):
+            raise DataError(f"No file {path!r}. Check the path.")
         return [(f"{path} ({split})", _hub_rows(path, split))]
     files = split_files(place, split) if place.is_dir() else [SplitFile("", place)]
     parts = list(dict.fromkeys(file.part for file in files))
@@ -209,6 +188,11 @@ def read_tables(path: str, split: str) -> list[tuple[str, list[dict[str, Any]]]]
     return tables
 
 
+def names_a_file(path: str) -> bool:
+    """Whether a path has the form of a file or folder; another may be a hub id, where there is no such folder."""
+    return path.endswith(ENDINGS) or path.startswith(("/", "./", "../", "~")) or "://" in path
+
+
 def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
     """`name` may carry a configuration: `owner/data:config`."""
     repository, _, configuration = name.partition(":")
@@ -216,7 +200,7 @@ def _hub_rows(name: str, split: str) -> list[dict[str, Any]]:
         return read_hub(repository, configuration or None, split)
     except DataError as error:
         raise DataError(
-            f"No file, folder or hub data set {name!r} with split {split!r}: {error}. Give data.path a file, a folder, "
+            f"No file, folder or hub data set {name!r} with split {split!r}: {error}. Give a file, a folder, "
             "or a hub id (owner/name or owner/name:configuration; set HF_TOKEN for gated ones)."
         ) from error.__cause__
 
@@ -226,13 +210,13 @@ def _prompt(row: int, number: int, cells: _Cells, languages: tuple[str, ...], er
     code = _language(cells, languages, number, errors)
     if code is None or code not in languages:
         return None
-    column, asked = cells.mapping["question"], cells("question")
+    column, said = cells.mapping["question"], cells("question")
     turns: tuple[tuple[str, str], ...] = ()
-    if isinstance(asked, str) and _WRITTEN_TURNS.match(asked) and _conversation(asked) is None:
-        errors.add(number, f"{column} is a conversation in no JSON that can be read: {asked[:60]!r}")
+    asked = written_turns(said, number, column, errors)
+    if asked is None and said is not None:
         return None
-    if (talk := _conversation(asked)) is not None:
-        conversation = read_conversation(talk, number, column, errors)
+    if isinstance(asked, list):
+        conversation = read_conversation(asked, number, column, errors)
         if conversation is None:
             return None
         if conversation.reply:
