@@ -93,6 +93,11 @@ def test_missing_arguments(pbrl, verb):
     assert status == 2 and "required" in errors and "Traceback" not in output + errors
 
 
+def test_an_option_that_may_be_repeated_may_not_be_left_out(pbrl):
+    status, output, errors = pbrl("generate", "--policy", "somewhere")
+    assert status == 2 and errors.endswith("pbrl generate: --prompt is required.\n") and not output
+
+
 def test_version(pbrl):
     """Said by the command, and the one that is installed."""
     assert pbrl("--version") == (0, f"pbrl_jax {pbrl_jax.__version__}\n", "")

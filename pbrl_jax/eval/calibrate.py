@@ -14,6 +14,7 @@ from pbrl_jax.core.paths import as_path
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.tables import read_rows
+from pbrl_jax.text.languages import known_code
 
 SHRINKAGE = 30  # ASSUMED: LRPO's n / (n + K) with K not stated in the material at hand
 """Number of pairs at which a language's own mean and the mean of all languages have equal weight."""
@@ -109,10 +110,11 @@ def pairs_from_file(path: str, languages: Sequence[str], limit: int) -> dict[str
     errors = RowErrors(f"Parallel text {path}")
     by_language: dict[str, list[tuple[str, str]]] = {code: [] for code in languages if code != "en"}
     for number, row in read_rows(as_path(path), errors, skip_blank=True):
-        if all([errors.text(number, field, row.get(field)) for field in ("lang", "src", "en")]):
-            pairs = by_language.get(row["lang"])
+        code, text, english = (errors.text(number, field, row.get(field)) for field in ("lang", "src", "en"))
+        if code and text and english:
+            pairs = by_language.get(known_code(code) or code)
             if pairs is not None and (not limit or len(pairs) < limit):
-                pairs.append((row["src"], row["en"]))
+                pairs.append((text, english))
     errors.check()
     missing = [code for code, pairs in by_language.items() if not pairs]
     if missing:

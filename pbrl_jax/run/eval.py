@@ -24,7 +24,7 @@ from pbrl_jax.report.write import distinct_roots, run_labels
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.config_file import load_config
 from pbrl_jax.run.contamination import overlap_record, refuse, training_texts
-from pbrl_jax.run.options import EvalOptions
+from pbrl_jax.run.options import EvalOptions, names_in
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.text.prompts import THINKING
 from pbrl_jax.text.wording import with_own_words, wording_of
@@ -53,7 +53,7 @@ def make_request(options: EvalOptions) -> tuple[Benchmark, Request]:
     shots = options.shots
     if shots is None:
         shots = 0 if protocol == LOGLIKELIHOOD else benchmark.shots
-    languages = tuple(code.strip() for code in options.languages.split(",") if code.strip())
+    languages = tuple(names_in(options.languages))
     if options.languages and not languages:
         raise ConfigError(f"--languages is {options.languages!r}; expected codes with commas between, such as sw,bn.")
     if options.columns and benchmark is not own_table.BENCHMARK:
@@ -120,7 +120,7 @@ def respond(folder: EvaluationFolder, policy: Policy, settings: Settings, proble
 def seen_languages(options: EvalOptions) -> tuple[str, ...]:
     """The languages the policy was trained in: --seen, else those of the training config that is at hand."""
     if options.seen:
-        return check_languages(code.strip() for code in options.seen.split(","))
+        return check_languages(names_in(options.seen))
     if options.training_data:
         return load_config(options.training_data).data.languages
     file = as_path(options.policy) / "config.json"

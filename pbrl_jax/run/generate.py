@@ -10,6 +10,7 @@ import jax
 from pbrl_jax.config.tree import DataConfig, MeshConfig
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, lookup
+from pbrl_jax.core.paths import encodes
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.run.config_file import run_config
@@ -32,6 +33,8 @@ def check(arguments: GenerateOptions) -> None:
     lookup({RUN: "", **STYLES}, arguments.style, "prompt style")
     if any(not prompt.strip() for prompt in arguments.prompt):
         raise ConfigError("An empty --prompt cannot be answered. Write a question between the quotes.")
+    if not encodes([*arguments.prompt, arguments.system_prompt, arguments.user_prompt]):
+        raise ConfigError("A prompt holds bytes that are not UTF-8. Write it in UTF-8, or set LC_ALL=C.UTF-8.")
     if arguments.stream and len(arguments.prompt) > 1:
         raise ConfigError(f"--stream shows one answer as it grows, found {len(arguments.prompt)} prompts. Give one.")
     if arguments.dtype is not None and arguments.dtype not in COMPUTE_TYPES:

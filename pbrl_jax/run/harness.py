@@ -14,7 +14,7 @@ from pbrl_jax.core.paths import as_path, write_atomic, write_json_lines
 from pbrl_jax.eval.harness import harness_model, import_harness, result_text, sample_lines
 from pbrl_jax.mesh.sharding import inference_mesh
 from pbrl_jax.run.assemble import use_compilation_cache
-from pbrl_jax.run.options import HarnessOptions
+from pbrl_jax.run.options import HarnessOptions, names_in
 from pbrl_jax.weights.policies import load_policy
 
 
@@ -50,7 +50,7 @@ def main(options: HarnessOptions) -> None:
       ConfigError: lm_eval is not installed, or an option that cannot be.
       DataError: a task's data cannot be loaded.
     """
-    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    names = names_in(options.tasks)
     manager = check_tasks(names, options.include_path)
     use_compilation_cache(Config(log=LogConfig(compilation_cache=options.compilation_cache)))
     mesh = inference_mesh(options.fsdp, options.tensor)

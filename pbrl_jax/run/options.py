@@ -22,8 +22,7 @@ def option(default: Any = dataclasses.MISSING, words: str = "", low: float | Non
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
 class Options:
-    """What a verb takes; its subclasses are frozen dataclasses, which raise ConfigError for a number out of its bounds.
-    """
+    """What a verb takes; its subclasses are frozen dataclasses, which raise ConfigError for a number out of bounds."""
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
@@ -40,6 +39,11 @@ class Options:
 def flag(name: str) -> str:
     """`batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
+
+
+def names_in(words: str) -> list[str]:
+    """`sw, bn,` -> sw and bn."""
+    return [name.strip() for name in words.split(",") if name.strip()]
 
 
 def bounds(low: float, high: float) -> str:
@@ -76,7 +80,7 @@ def parse(kind: Any, arguments: Sequence[str], program: str, words: str,
     options, unknown = found if rest else (found, [])
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and getattr(options, field.name) == ():
-            print(f"{program}: {field.metadata['place']} is required.", file=sys.stderr)
+            print(f"{program}: {field.metadata.get('place') or flag(field.name)} is required.", file=sys.stderr)
             raise SystemExit(2)
     return options, unknown
 

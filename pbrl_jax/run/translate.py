@@ -8,7 +8,7 @@ from pbrl_jax.core.paths import sha256_file
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rewards.text_similarity import chrf
 from pbrl_jax.rollout.endpoint import Endpoint
-from pbrl_jax.run.options import TranslateOptions
+from pbrl_jax.run.options import TranslateOptions, names_in
 from pbrl_jax.text.languages import check_languages
 from pbrl_jax.train.signals import watch_signals
 from pbrl_jax.translate.cache import CachedTranslator
@@ -24,7 +24,7 @@ def main(arguments: TranslateOptions) -> None:
       EndpointError: some rows got no answer; the same command repeats them.
     """
     watch_signals()
-    targets = check_languages([code for code in arguments.to.split(",") if code])
+    targets = check_languages(names_in(arguments.to))
     if "en" in targets:
         raise ConfigError("--to names en; the prompts are English already. Leave it out.")
     checks = Checks(not arguments.no_back_translation, arguments.min_agreement)

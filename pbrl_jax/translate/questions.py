@@ -125,6 +125,8 @@ def read_questions(path: str, column: str) -> list[dict[str, Any]]:
     Raises:
       DataError: no rows, a row without text in `column`, or a repeated id.
     """
+    if not as_path(path).is_file():
+        raise DataError(f"No file {path!r}. Expected JSON lines with an English question in {column!r}.")
     numbered = numbered_json_lines(path)
     rows = [{"id": place, **row} for place, (_, row) in enumerate(numbered)]
     if not rows:

@@ -135,3 +135,8 @@ def test_end_to_end_on_tatoeba(tmp_path):
     cosine = encoder().embed(list(unique.values())) @ encoder().embed(list(unique)).T
     assert own["matched_mean"] == pytest.approx(np.diag(cosine).mean(), abs=1e-4)
     assert own["mismatched_mean"] == pytest.approx(cosine[~np.eye(len(cosine), dtype=bool)].mean(), abs=1e-4)
+
+
+def test_text_and_languages_of_a_file_are_read_as_those_of_a_table(tmp_path):
+    path = write(tmp_path, [{"lang": "swh_Latn", "src": " Jose\u0301", "en": "Jose\u0301 "}])
+    assert pairs_from_file(path, ("sw",), 0) == {"sw": [("Jos\u00e9", "Jos\u00e9")]}

@@ -142,3 +142,10 @@ def test_the_page_runs_its_own_script_alone(tmp_path):
         assert f"{directive} 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'") and "script-src 'unsafe" not in policy
     assert not re.search(r'<[^>]+\son\w+="', text), "no handler in an attribute, which the policy would block"
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    make_workdir(tmp_path)
+    with pytest.raises(DataError, match="is a folder. Give the file to write"):
+        report_workdirs([tmp_path], tmp_path)
+    assert not tmp_path.with_name(tmp_path.name + ".tmp").exists()

@@ -135,11 +135,14 @@ def test_what_is_refused(answer):
         (["--stream", "--prompt", "3?"], "--stream shows one answer as it grows, found 2 prompts"),
         (["--style", "chatt"], "Unknown prompt style 'chatt'. Known: auto"),
         (["--top-p", "0"], "--top-p is 0.0; expected at least"),
+        (["--prompt", "caf\udce9", "--style", "plain"], "A prompt holds bytes that are not UTF-8"),
         (["--dtype", "int4"], "--dtype is 'int4'; expected float32"),
         (["--tensor", "64"], "--tensor is 64, but there"),
         (["--user-prompt", "Go."], "Error: --user-prompt: the user's turn 'Go.' has no {question}"),
-        (["--system-prompt", "Go.", "--style", "base"], "--style is base. Use --style chat, or put the words into "
-         "--user-prompt"),
+        (
+            ["--system-prompt", "Go.", "--style", "base"],
+            "--style is base. Use --style chat, or put the words into --user-prompt",
+        ),
     ]:
         status, output, errors = answer("--prompt", "2?", *more)
         assert status == 1 and not output and errors.startswith("Error: ") and message in errors, errors

@@ -1,5 +1,6 @@
 """`pbrl translate` against a local endpoint: what is accepted, what is rejected and why, resume, and kills."""
 
+import json
 import re
 
 import pytest
@@ -158,3 +159,12 @@ def test_a_file_of_somebody_else_is_not_touched(tmp_path):
     (tmp_path / "out.jsonl").write_text("{}\n")
     with pytest.raises(translate.DataError, match="was not written by"):
         check_settings(translate.output_files(str(tmp_path / "out.jsonl")), {})
+
+
+def test_what_is_no_file_of_questions(files, capsys):
+    """A name that is wrong, a folder, half of a character; languages may have spaces between them."""
+    (files / "half.jsonl").write_text(json.dumps({"question": "a \ud83d"}))
+    for name, message in (("none.jsonl", "No file"), ("", "No file"), ("half.jsonl", "line 1, holds half of a")):
+        more = ["--to", "sw, de,", "--translator", "endpoint"]
+        assert main(["translate", str(files / name), str(files / "out.jsonl"), *more]) == 1
+        assert message in capsys.readouterr().err
