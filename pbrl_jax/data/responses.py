@@ -117,7 +117,8 @@ def _example(code: str, row: _Row) -> Example | None:
             if found is not None and not found.reply:
                 row.wrong(f"{column} has no reply of the assistant at its end")
             return Example(code, found.asked, found.reply) if found and found.reply else None
-    question, response = _question(row), _reply(row, *RESPONSES)
+    name, response = _named(row, QUESTIONS), _reply(row, *RESPONSES)
+    question = "" if row.cells.get(name) == "" else _question(row)  # plain text
     return None if question is None or response is None else Example(code, question, response)
 
 
@@ -165,8 +166,13 @@ def _shared(one: tuple, other: tuple) -> tuple:
     return one[: [*same, False].index(False)]
 
 
+def _named(row: _Row, names: Sequence[str]) -> str:
+    """The first of the columns that the row has, else the first."""
+    return next((name for name in names if row.cells.get(name) is not None), names[0])
+
+
 def _question(row: _Row) -> Question | None:
-    name = next((name for name in QUESTIONS if row.cells.get(name) is not None), QUESTIONS[0])
+    name = _named(row, QUESTIONS)
     value = row.cell(name)
     if isinstance(value, list):
         found = read_conversation(value, row.number, name, row.errors)
@@ -176,7 +182,7 @@ def _question(row: _Row) -> Question | None:
 
 def _reply(row: _Row, *names: str) -> str | None:
     """A text, or the content of the one assistant's turn of a list."""
-    name = next((name for name in names if row.cells.get(name) is not None), names[0])
+    name = _named(row, names)
     value = row.cell(name)
     if not isinstance(value, list):
         return _text(row, name, value)

@@ -10,12 +10,13 @@ import os
 import secrets
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from pbrl_jax.config.log import LogConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import WorkDir, write_atomic
 
@@ -42,7 +43,8 @@ class TensorBoardLog:
 
 
 class Service(ABC):
-    """The run of a tracking service for one work directory; a resumed training run continues it.
+    """The run of a tracking service for one work directory; a resumed training run continues it. Where it fails after
+    its start, as without a network, the training goes on.
 
     Args:
       project: project (MLflow: experiment) in the service.
@@ -54,6 +56,7 @@ class Service(ABC):
     """
 
     package = title = advice = ""
+    _failed = False
 
     def __init__(self, project: str, root: epath.Path, config: str):
         try:
@@ -87,17 +90,30 @@ class Service(ABC):
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         names = list(dict.fromkeys(name for row in rows for name in row))
-        self.log_table({
+        self._tell(self.log_table, {
             name: [json.dumps(row[name]) if isinstance(row.get(name), dict) else row.get(name) for row in rows]
             for name in names
         })  # fmt: skip
 
     @abstractmethod
-    def close(self) -> None:
+    def end(self) -> None:
         """End the run."""
 
+    def close(self) -> None:
+        self._tell(self.end)
+
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        self.log(step, {name: value for name, value in row.items() if not isinstance(value, str)})
+        self._tell(self.log, step, {name: value for name, value in row.items() if not isinstance(value, str)})
+
+    def _tell(self, call: Callable[..., None], *values: Any) -> None:
+        """Call the service; its first failure is said on stderr."""
+        try:
+            call(*values)
+        except Exception as error:  # each service has its own error classes
+            if not self._failed:
+                print(f"{self.title} fails: {visible(str(error))}. The run goes on without it; metrics.jsonl has "
+                      "every row.", file=sys.stderr)  # fmt: skip
+            self._failed = True
 
     def flush(self) -> None:  # noqa: B027
         """Do nothing: services upload by themselves."""
@@ -121,7 +137,7 @@ class WandbLog(Service):
         table = self._module.Table(columns=list(columns), data=list(zip(*columns.values(), strict=True)))
         self._run.log({"samples": table}, commit=False)  # W&B drops rows of steps before the last one
 
-    def close(self) -> None:
+    def end(self) -> None:
         self._run.finish()
 
 
@@ -142,7 +158,7 @@ class TrackioLog(Service):
         table = self._module.Table(columns=list(columns), data=list(map(list, zip(*columns.values(), strict=True))))
         self._module.log({"samples": table}, step=columns["step"][0])
 
-    def close(self) -> None:
+    def end(self) -> None:
         self._module.finish()
 
 
@@ -167,7 +183,7 @@ class MlflowLog(Service):
     def log_table(self, columns: dict[str, list]) -> None:
         self._module.log_table(data=columns, artifact_file="samples.json")  # appended to what is there
 
-    def close(self) -> None:
+    def end(self) -> None:
         self._module.end_run()
 
 

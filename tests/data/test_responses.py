@@ -104,6 +104,8 @@ def test_examples_that_are_none(tmp_path):
     ):
         with pytest.raises(DataError, match=what):
             read_examples(write(tmp_path / "x.jsonl", [row]), languages=("sw",))
+    plain = write(tmp_path / "x.jsonl", [{"prompt": "", "completion": "Habari."}])
+    assert read_examples(plain, languages=("sw",)) == [("sw", "", "Habari.")]
     with pytest.raises(DataError, match="No file '.*none.jsonl'. Check the path"):
         read_examples(str(tmp_path / "none.jsonl"), languages=("sw",))
 

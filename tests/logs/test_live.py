@@ -198,3 +198,13 @@ def test_services_get_sampled_responses_as_tables(tmp_path, wandb, services, mon
     assert trackios["samples"].data == [list(line) for line in ours["samples"].data]
     assert (commit, step, mlflows["artifact_file"]) == ({"commit": False}, {"step": 1}, "samples.json")
     assert mlflows["data"]["completion"] == ["Sita."]
+
+
+def test_a_service_that_fails_later_does_not_end_the_run(tmp_path, services, monkeypatch, capsys):
+    for name in ("log_metrics", "end_run"):
+        monkeypatch.setattr(sys.modules["mlflow"], name, lambda *_, **__: 1 / 0)
+    with MetricWriter(tmp_path, console=console(False), mlflow="theirs") as writer:
+        for step in (1, 2):
+            writer.write(step, {"reward": 0.5})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert capsys.readouterr().err.count("MLflow fails: division by zero. The run goes on") == 1
