@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_json_lines
+from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.responses import read_examples
 from pbrl_jax.data.sources.quickstart import Example
 from pbrl_jax.logs.progress import Progress
@@ -12,10 +13,12 @@ from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references
 from pbrl_jax.run.assemble import build_experiment, policy_for_rows, reference_expert, run_policy, training_prompts
 from pbrl_jax.run.scored import ScoredGroup, read_groups, scored_groups
+from pbrl_jax.text.languages import nfc
+from pbrl_jax.translate.cache import CachedTranslator
 from pbrl_jax.translate.load import load_translator
 from pbrl_jax.weights.policies import Policy
 
-TRANSLATED = "translated.jsonl"
+TRANSLATED, TRANSLATIONS = "translated.jsonl", "translations.jsonl"
 #: Texts translated between two marks of progress.
 TRANSLATED_AT_A_TIME = 256
 
@@ -44,29 +47,34 @@ def from_file(config: Config, work: WorkDir) -> Rows:
 
 
 def translated(config: Config, work: WorkDir) -> Rows:
-    """Every prompt with its English reference in its own language; made once and kept in the work directory."""
+    """Every prompt with its English reference in its own language. Each reference is translated once, and kept in the
+    work directory; translated.jsonl shows the rows."""
     prompts = training_prompts(config)
     policy = run_policy(config, work, prompts)
-    file = work.root / TRANSLATED
-    if file.exists():
+    file, kept = work.root / TRANSLATED, work.root / TRANSLATIONS
+    if file.exists() and not kept.exists():  # of a version that kept the rows alone
         return policy, read_examples(str(file))
     prompts, report = attach_references(
         prompts, config, open_store(config.pivot, work.root), progress=Progress, **reference_expert(policy, config)
     )
     print(report.describe())
-    write = load_translator(config.sft.translator).translate
-    responses: list[str] = []
+    translator = CachedTranslator(load_translator(config.sft.translator), kept)
+    by_language: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_language.setdefault(prompt.language, []).append(prompt)
+    responses: dict[int, str] = {}
     with Progress("translate", len(prompts), unit="text") as progress:
-        for start in range(0, len(prompts), TRANSLATED_AT_A_TIME):
-            part = prompts[start : start + TRANSLATED_AT_A_TIME]
-            responses += write([p.reference.text for p in part if p.reference], "en", [p.language for p in part])
-            progress.advance(len(part))
-    rows = [
-        {"language": p.language, "question": p.question, "response": response}
-        for p, response in zip(prompts, responses, strict=True)
-    ]
-    write_json_lines(file, rows)
-    return policy, read_examples(str(file))
+        for code, own in by_language.items():
+            for start in range(0, len(own), TRANSLATED_AT_A_TIME):
+                part = own[start : start + TRANSLATED_AT_A_TIME]
+                texts = translator.translate([p.reference.text for p in part if p.reference], ["en"] * len(part), code)
+                responses |= {p.id: nfc(text or "") for p, text in zip(part, texts, strict=True)}
+                progress.advance(len(part))
+    rows = [Example(p.language, p.asked, responses[p.id]) for p in prompts if responses[p.id].strip()]
+    if not rows:
+        raise DataError(f"sft.translator {config.sft.translator} translates every reference as nothing. Use another.")
+    write_json_lines(file, [row._asdict() for row in rows])
+    return policy, rows
 
 
 def samples(config: Config, work: WorkDir) -> Rows:

@@ -1,6 +1,7 @@
 """Learning from scored responses: files of groups, pairs and best responses, and `pbrl sft` from samples and files."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401  a fixture
@@ -10,10 +11,11 @@ from configs.tiny_cpu import get_config
 from pbrl_jax import with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import read_json_lines, work_dir
-from pbrl_jax.run import dpo, sft
+from pbrl_jax.run import dpo, sft, sft_sources
 from pbrl_jax.run.dpo import preference_pairs
 from pbrl_jax.run.scored import FILE, ScoredGroup, read_groups
 from pbrl_jax.run.sft_sources import best_of, read_examples, translated
+from pbrl_jax.translate.translator import Translation
 from pbrl_jax.weights.policies import load_policy
 
 GROUP = ScoredGroup(7, "sw", "2 + 2?", ["a", "b", "", "d"], [[5], [6, 7], [8], [9]], [0.2, 0.9, 1.5, None])
@@ -71,6 +73,38 @@ def test_files_that_are_none(tmp_path):
         read_examples(str(file))
     with pytest.raises(ConfigError, match="--sft.translator"):
         translated(offline(), work_dir(tmp_path))
+
+
+def test_references_are_translated_once_by_each_translator(tmp_path, monkeypatch):
+    """A changed sft.translator is not ignored, and what was translated before a kill is kept."""
+    asked = []
+
+    def load(name):
+        def translations(texts, sources, target):
+            asked.extend(texts)
+            if name == "killed" and target == "zh":
+                raise KeyboardInterrupt
+            return [Translation("" if name == "silent" else f"{name} {text}", True, True) for text in texts]
+
+        return SimpleNamespace(fingerprint=name, uses_incomplete=True, translations=translations)
+
+    monkeypatch.setattr(sft_sources, "load_translator", load)
+    for name, count in (("killed", 8), ("killed", 4), ("one", 8), ("one", 0), ("two", 8)):
+        asked.clear()
+        config, work = offline(), work_dir(tmp_path)
+        config = with_values(config, sft={"source": "translated", "translator": name})
+        if name == "killed":
+            with pytest.raises(KeyboardInterrupt):
+                translated(config, work)
+        else:
+            rows = translated(config, work)[1]
+            assert {row.response.split()[0] for row in rows if row.language != "en"} == {name}
+            assert read_examples(str(tmp_path / "translated.jsonl")) == rows
+        assert len(asked) == count, name
+    with pytest.raises(DataError, match="silent translates every reference as nothing"):
+        translated(
+            with_values(config, data={"languages": ("sw",), "english_share": 0.0}, sft={"translator": "silent"}), work
+        )
 
 
 @pytest.fixture(scope="module")
