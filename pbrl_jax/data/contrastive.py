@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pbrl_jax.core.errors import ConfigError, DataError, lookup
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.sources import quickstart
-from pbrl_jax.data.sources.common import check_offered, row_of
+from pbrl_jax.data.sources.common import check_offered, problem_of, row_of
 from pbrl_jax.data.sources.quickstart import WordProblem
 from pbrl_jax.text.languages import answer_sentence
 
@@ -147,9 +147,9 @@ def prompt_pairs(prompts: Sequence[Prompt], step: int, batch_size: int, seed: in
     """
     usable = [p for p in prompts if p.language != "en" and p.question_en and p.question != p.question_en]
     rng = random.Random(f"{seed}/prompt-pairs/{step}")
-    problems: dict[str, list[Prompt]] = {}
+    problems: dict[str | int, list[Prompt]] = {}
     for prompt in sorted(usable, key=lambda p: row_of(p.id)):
-        problems.setdefault(" ".join(prompt.question_en.split()).casefold(), []).append(prompt)
+        problems.setdefault(problem_of(prompt), []).append(prompt)
     if len(problems) < batch_size:
         raise DataError(
             f"A batch of {batch_size} pairs needs as many different problems with English text; the data set has "

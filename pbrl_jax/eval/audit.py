@@ -16,7 +16,7 @@ from pbrl_jax.core.errors import DataError, RewardError
 from pbrl_jax.core.paths import numbered_json_lines
 from pbrl_jax.core.records import Prompt, Scores, on_host
 from pbrl_jax.data.sources import quickstart
-from pbrl_jax.data.sources.common import row_of
+from pbrl_jax.data.sources.common import problem_of, row_of
 from pbrl_jax.data.sources.quickstart import WordProblem
 from pbrl_jax.eval.attacks import ATTACKS, Case, attack_reply
 from pbrl_jax.rewards.inputs import PivotVectors, RewardInputs
@@ -190,7 +190,7 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
         problems, or a prompt without reference or answer.
     """
     known: dict[tuple[Any, Any], Prompt] = {(prompt.id, prompt.language): prompt for prompt in prompts}
-    replies: dict[int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
+    replies: dict[str | int, dict[str, tuple[Prompt, str, str]]] = defaultdict(dict)
     for number, row in numbered_json_lines(path):
         prompt = known.get((row.get("id"), row.get("language")))
         if prompt is None or not str(row.get("response", "")).strip():
@@ -207,7 +207,9 @@ def file_cases(path: str, prompts: Sequence[Prompt], limit: int = 0) -> list[Cas
                 f"{answer_sentence(prompt.answer, prompt.language)!r}; found {reply!r}. Correct or remove that row."
             )
         if prompt.language != "en":
-            replies[row_of(prompt.id)][prompt.language] = (prompt, reply, prompt.reference.text)
+            problem = problem_of(prompt)
+            problem = row_of(prompt.id) if prompt.language in replies[problem] else problem
+            replies[problem][prompt.language] = (prompt, reply, prompt.reference.text)
     texts: dict[str, list[str]] = defaultdict(list)
     for row in replies.values():
         for code, (_, reply, _) in row.items():

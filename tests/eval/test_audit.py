@@ -288,6 +288,18 @@ def test_cases_of_a_file(tmp_path):
         file_cases(str(path), prompts)
 
 
+def test_rows_of_one_english_question_are_one_problem(tmp_path):
+    """As in a table with a row per language: the reply in the other language is known."""
+    prompts = [PROMPT._replace(id=prompt_id(3 * row + place, code), language=code, question_en=f"Of {row}?")
+               for row in range(3) for place, code in enumerate(("sw", "de"))]  # fmt: skip
+    ends = {code: f"{LANGUAGES[code].answer_phrase.format(answer=12)}" for code in ("sw", "de")}
+    rows = [{"id": p.id, "language": p.language, "response": f"{p.id} + 1. {ends[p.language]}"} for p in prompts]
+    path = tmp_path / "replies.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first = file_cases(str(path), prompts)[0]
+    assert first.others == (rows[1]["response"],) * 2
+
+
 def test_the_command_line_on_a_tiny_encoder(tmp_path, capsys):
     save_encoder(encoder(), str(tmp_path / "encoder"))
     arguments = ["audit", CONFIG, "--workdir", str(tmp_path), "--data.path", "small", "--data.languages", "en", "sw",

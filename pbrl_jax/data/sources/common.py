@@ -37,6 +37,12 @@ def language_of(identifier: int) -> str:
     return ID_ORDER[identifier // BLOCK * LANGUAGES_PER_ROW + identifier % LANGUAGES_PER_ROW]
 
 
+def problem_of(prompt: Prompt) -> str | int:
+    """What a problem has in common in all languages: its English question, else its row. Tables with a row per language
+    give each of these rows an id of its own."""
+    return " ".join(prompt.question_en.split()).casefold() or row_of(prompt.id)
+
+
 def check_split(split: str, known: Sequence[str], source: str) -> None:
     if split not in known:
         raise ConfigError(f"Source {source!r} has no split {split!r}. {did_you_mean(split, known)}")
