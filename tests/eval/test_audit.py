@@ -376,8 +376,10 @@ def test_rewards_get_the_settings_of_the_run(tmp_path, monkeypatch):
         (["--min-auc", "95"], "--min-auc is 95.0"),
         (["--reward.functions", "cosin"], "Did you mean 'cosine'"),
         (["--reward.functions", "implicit", "--reward.reward-weights", "1"], "reward.rejected_value is 0, below which"),
-        (["--reward.functions", "implicit", "--reward.reward-weights", "1", "--reward.rejected-value", "-5"],
-         "Name its folder: --policy.source DIR"),
+        (
+            ["--reward.functions", "implicit", "--reward.reward-weights", "1", "--reward.rejected-value", "-5"],
+            "Name its folder: --policy.source DIR",
+        ),
     ],
 )
 def test_bad_input_is_one_message(tmp_path, capsys, more, message):
