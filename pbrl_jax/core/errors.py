@@ -38,7 +38,7 @@ class EndpointError(PbrlError):
 
 
 class CutAnswer(EndpointError):
-    """An endpoint's answer was cut at the token limit; `text` is the partial answer."""
+    """An endpoint's answer was cut at the token limit or by a filter; `text` is the partial answer."""
 
     def __init__(self, message: str, text: str):
         super().__init__(message)

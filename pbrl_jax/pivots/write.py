@@ -127,7 +127,7 @@ def write_references(
       The new references by key.
 
     Raises:
-      EndpointError: missing responses; the others of their batch are stored.
+      EndpointError: missing responses; all others are stored. After a batch without any response no more is asked.
       Interrupted: a stop was requested; whole batches, and an endpoint's answers so far, are stored.
       ValueError: `sample_texts` gave another number of responses than questions.
     """
@@ -140,6 +140,7 @@ def write_references(
     origins = {origin.key: origin for origin in numbers}
     missing = store.missing(origins)
     written: dict[str, StoredReference] = {}
+    failed: list[EndpointError] = []
     size = config.eval.batch_size
     done = len(origins) - len(missing)
     stage = progress("references", len(origins), done=done, unit="question") if progress and missing else None
@@ -148,16 +149,29 @@ def write_references(
             pending = [origins[key] for key in missing if numbers[origins[key]] == sample]
             for start in range(0, len(pending), size):
                 batch = pending[start : start + size]
-                new = _write_batch(batch, sample_texts, sample, golds, store)
+                new, errors = _write_batch(batch, sample_texts, sample, golds, store)
                 written |= {stored.key: stored for stored in new}
+                failed += errors
+                if failed and not new:
+                    raise _unanswered(failed, written)
                 if stage:
-                    stage.advance(len(batch))
+                    stage.advance(len(new))
+    if failed:
+        raise _unanswered(failed, written)
     return written
 
 
+def _unanswered(failed: list[EndpointError], written: Mapping[str, StoredReference]) -> EndpointError:
+    total = len(failed) + len(written)
+    return EndpointError(
+        f"{len(failed)} of {total} questions got no answer, and {len(written)} are stored; the same command "
+        f"continues from there. The first error: {failed[0]}"
+    )
+
+
 def _write_batch(batch: list[Origin], sample_texts: Sampler, sample: int, golds: dict[str, str | None],
-                 store: PivotStore) -> list[StoredReference]:  # fmt: skip
-    """Ask the expert a batch of questions and store its references."""
+                 store: PivotStore) -> tuple[list[StoredReference], list[EndpointError]]:  # fmt: skip
+    """Ask the expert a batch of questions and store its references; also the errors of those without a response."""
     questions = [origin.question for origin in batch]
     responses = sample_texts(questions, sample) if sample else sample_texts(questions)
     if len(responses) != len(batch):
@@ -167,12 +181,7 @@ def _write_batch(batch: list[Origin], sample_texts: Sampler, sample: int, golds:
     new += [StoredReference(origin, cut.text, "") for origin, cut in pairs if isinstance(cut, CutAnswer)]
     store.add_references(new)
     check_stop()
-    if failed := [error for _, error in pairs if not isinstance(error, str | CutAnswer)]:
-        raise EndpointError(
-            f"{len(failed)} of {len(batch)} questions got no answer, and {len(new)} are stored; the same command "
-            f"continues from there. The first error: {failed[0]}"
-        )
-    return new
+    return new, [error for _, error in pairs if not isinstance(error, str | CutAnswer)]
 
 
 class _SourceInputs(NamedTuple):

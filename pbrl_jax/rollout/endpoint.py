@@ -43,6 +43,11 @@ MAX_TOKENS_REPORTED = 1 << 24
 """A larger count of tokens is no count."""
 BYTES_PER_TOKEN = 4
 """Where a server reports no count of tokens, it is estimated from the bytes of request and answer."""
+CUT = {
+    "length": "ends at its token limit. Raise the limit: reasoning models need thousands of tokens.",
+    "content_filter": "was stopped by the server's content filter.",
+}
+"""finish_reason of an answer that is not whole -> what became of it; it would be no other if it was asked for again."""
 _THOUGHT = re.compile(r"^\s*<think>(.*?</think>|.*)", re.DOTALL | re.IGNORECASE)
 
 Messages = Sequence[dict[str, str]]
@@ -87,7 +92,7 @@ class Endpoint:
           sampling: temperature, max_tokens, seed, top_p, as the interface names them.
 
         Raises:
-          CutAnswer: the answer ends at its token limit.
+          CutAnswer: the answer ends at its token limit, or where the server's filter stopped it.
           EndpointError: no usable answer after all attempts, a request that was refused, or the budget is spent.
         """
         body = json.dumps({"model": self.config.model, "messages": list(messages), **sampling}).encode()
@@ -156,7 +161,7 @@ class Endpoint:
         """The text of an answer; its tokens are counted. What a server gives apart as `reasoning_content` is no part.
 
         Raises:
-          CutAnswer: it ends at the token limit.
+          CutAnswer: it ends at the token limit, or where a filter stopped it.
           ValueError: an answer of another form.
         """
         answer = read_json(content)
@@ -171,9 +176,8 @@ class Endpoint:
             text, reason = _joined(choice["message"]["content"]), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
             text, reason = None, None
-        if reason == "length":
-            message = "ends at its token limit. Raise the limit: reasoning models need thousands of tokens."
-            raise CutAnswer(f"An answer of {self.config.url} {message}", text if isinstance(text, str) else "")
+        if reason in CUT:
+            raise CutAnswer(f"An answer of {self.config.url} {CUT[reason]}", text if isinstance(text, str) else "")
         if not isinstance(text, str):
             raise ValueError(f"no text in the answer {content[:SHOWN].decode(errors='replace')}")
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON may hold half a character

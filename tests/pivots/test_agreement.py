@@ -100,6 +100,27 @@ def test_what_an_endpoint_does_not_answer_is_asked_again(tmp_path):
     assert calls == ["1 + 1?"] and report.kept == 4 and kept[0].reference == right(0)
 
 
+def test_a_question_without_an_answer_does_not_hold_up_the_others(tmp_path):
+    """Batches of one size go on behind it; a dead endpoint is asked for one batch."""
+    asked, store = [], PivotStore(tmp_path)
+
+    def sampler(dead):
+        def answers(questions):
+            asked.extend(questions)
+            return [
+                EndpointError("refused") if dead or q.startswith("1 +") else right(int(q[0])).text for q in questions
+            ]
+
+        return answers
+
+    settings, who = config("endpoint"), {"expert": "endpoint:m", "revision": "e"}
+    with pytest.raises(EndpointError, match="2 of 2 questions got no answer, and 0 are stored.*refused"):
+        attach(prompts(6), store, sampler(True), settings, **who)
+    assert len(asked) == 2
+    with pytest.raises(EndpointError, match="1 of 6 questions got no answer, and 5 are stored.*refused"):
+        attach(prompts(6), store, sampler(False), settings, **who)
+
+
 def test_an_endpoint_is_asked_with_a_seed_for_each_sample(tmp_path):
     endpoint = TinyEndpoint(lambda body: f"Way {body['seed']}. The answer is 1.")
     with endpoint.served() as served:

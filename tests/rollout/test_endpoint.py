@@ -228,6 +228,15 @@ def test_an_answer_that_was_cut_is_no_answer():
     )
 
 
+def test_an_answer_that_a_filter_stopped_is_not_asked_for_again():
+    """It would be stopped each time."""
+    stopped = {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}
+    with (endpoint := TinyEndpoint(lambda body: stopped)).served() as config:
+        with pytest.raises(CutAnswer, match="stopped by the server's content filter") as caught:
+            client(config).ask(ASKED)
+        assert caught.value.text == "" and len(endpoint.seen) == 1
+
+
 def test_thoughts():
     assert without_thoughts(" <think>\nA or B?</think>\n\nB ") == "B" and without_thoughts("<think>A or") == ""
     assert without_thoughts("A <think>b</think>") == "A <think>b</think>"
