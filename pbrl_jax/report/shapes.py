@@ -73,8 +73,9 @@ def read_object(path: os.PathLike, shape: Any) -> dict[str, Any]:
 
 
 def read_rows(path: os.PathLike, shape: Any) -> list[dict[str, Any]]:
-    """`read_json_lines`, and DataError if a row has another shape."""
-    return [checked(row, shape, f"{os.fspath(path)}, row {n}") for n, row in enumerate(read_json_lines(path), start=1)]
+    """`read_json_lines` in the order of the steps, and DataError if a row has another shape."""
+    rows = [checked(row, shape, f"{os.fspath(path)}, row {n}") for n, row in enumerate(read_json_lines(path), start=1)]
+    return sorted(rows, key=lambda row: row["step"])
 
 
 def checked(value: Any, shape: Any, place: str) -> Any:

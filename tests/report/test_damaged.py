@@ -13,7 +13,7 @@ from report_pages import SUMMARY, Page, graded_rows, make_workdir, metrics, samp
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.eval.metrics_table import compare, summary
 from pbrl_jax.report.page import POLICY
-from pbrl_jax.report.write import report_workdirs
+from pbrl_jax.report.write import read_run, report_workdirs
 
 EVIL = "<img src=x onerror=alert(1)>"
 HUGE = 10**400
@@ -142,6 +142,12 @@ def test_the_page_runs_its_own_script_alone(tmp_path):
         assert f"{directive} 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'") and "script-src 'unsafe" not in policy
     assert not re.search(r'<[^>]+\son\w+="', text), "no handler in an attribute, which the policy would block"
+
+
+def test_rows_out_of_order(tmp_path):
+    """As of two logs joined by hand."""
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "reward": {step}}}\n' for step in (5, 9, 1, 5)))
+    assert [row["step"] for row in read_run(tmp_path).metrics] == [1, 5, 5, 9] and report(tmp_path).startswith("<")
 
 
 def test_a_folder_is_no_file_to_write(tmp_path):
