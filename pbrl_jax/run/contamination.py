@@ -10,6 +10,8 @@ from pbrl_jax.core.errors import DataError, PbrlError, lookup
 from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, read_json_object, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import load_prompts
+from pbrl_jax.data.responses import Preference, holds_preferences, read_examples, read_preferences
+from pbrl_jax.data.sources.quickstart import Example
 from pbrl_jax.eval.benchmarks import BENCHMARKS
 from pbrl_jax.eval.benchmarks.common import Problem, Request
 from pbrl_jax.eval.contamination import find_overlap
@@ -25,19 +27,34 @@ SHOWN = 10
 
 
 def prompt_texts(prompts: Iterable[Prompt]) -> Iterator[str]:
-    """Every question, in its own language and in English, and every reference."""
+    """Every question, in its own language and in English, every other turn, and every reference."""
     for prompt in prompts:
-        yield from (text for text in (prompt.question, prompt.question_en) if text)
-        if prompt.reference:
-            yield prompt.reference.text
+        earlier = (content for _, content in prompt.turns[:-1])
+        yield from (text for text in (*earlier, prompt.question, prompt.question_en) if text)
+        yield from (reference.text for reference in prompt.references)
+
+
+def example_texts(config: Config) -> Iterator[str]:
+    """The questions and responses of the files that `pbrl sft` and `pbrl dpo` learn."""
+    split, languages = config.data.split, config.data.languages
+    rows: list[Example | Preference] = []
+    if config.sft.source == "file" and config.sft.path:
+        rows += read_examples(config.sft.path, split, languages)
+    if config.dpo.path and holds_preferences(config.dpo.path, split):
+        rows += read_preferences(config.dpo.path, split, languages)
+    for _, question, *rest in rows:
+        yield from [question] if isinstance(question, str) else [content for _, content in question]
+        yield from (text for text in rest if isinstance(text, str))
 
 
 def training_texts(path: str) -> Iterator[str]:
     """The text of a training config.
 
-    References are the data set's own, those of a pivot file, and those of a pivot store beside a saved config.json.
+    References are the data set's own, those of a pivot file, and those of a pivot store beside a saved config.json;
+    examples and preferences those of sft.path and dpo.path.
     """
     config: Config = load_config(path)
+    yield from example_texts(config)
     yield from prompt_texts(load_prompts(config.data, config.train.seed))
     folder = as_path(path).parent
     for stored in open_store(config.pivot, folder, writes=False).references().values():

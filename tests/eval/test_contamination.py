@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pbrl_jax import Config, with_values
+from pbrl_jax.config.serialize import to_json
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.eval.contamination import find_overlap, ngrams, units
+from pbrl_jax.run.contamination import prompt_texts, training_texts
 
 DATA = os.environ.get("PBRL_DATA")
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -36,6 +40,24 @@ def test_thirteen_words_count_and_twelve_do_not():
     assert found.shared == [None, " ".join(words[1:14]), " ".join(words[1:14])]
     assert found.share == pytest.approx(2 / 3)
     assert find_overlap(train[:1], [text], n=12).share == 1
+
+
+def test_the_text_of_a_run_holds_its_examples_preferences_turns_and_all_references(tmp_path):
+    talk = [{"role": "user", "content": "first turn"}, {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "last turn"}]  # fmt: skip
+    files = {"rows": {"question": talk, "language": "sw"}, "sft": {"prompt": talk, "completion": "learnt"},
+             "dpo": {"prompt": "asked", "chosen": "better", "rejected": "worse"}}  # fmt: skip
+    for name, row in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    config = with_values(
+        Config(), data={"source": "table", "path": str(tmp_path / "rows.jsonl"), "languages": ("sw",)},
+        sft={"source": "file", "path": str(tmp_path / "sft.jsonl")}, dpo={"path": str(tmp_path / "dpo.jsonl")},
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(to_json(config))
+    texts = set(training_texts(str(tmp_path / "config.json")))
+    assert texts == {"first turn", "b", "last turn", "learnt", "asked", "better", "worse"}
+    more = Prompt(0, "sw", "q", "", reference=Reference("a", "b"), more_references=(Reference("c", "d"),))
+    assert list(prompt_texts([more])) == ["q", *(reference.text for reference in more.references)]
 
 
 def test_a_short_problem_overlaps_only_with_its_equal():

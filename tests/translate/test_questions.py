@@ -8,9 +8,11 @@ from stop_requests import Stopping
 from tiny_endpoint import TinyEndpoint
 
 from pbrl_jax.cli import main
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import read_json_lines, write_json_lines
 from pbrl_jax.data.sources.table import rows as table_rows
 from pbrl_jax.rewards.text_similarity import chrf
+from pbrl_jax.run.options import HarnessOptions, TranslateOptions
 from pbrl_jax.translate import questions as translate
 from pbrl_jax.translate.questions import Checks, Job, check_settings, missing_names, proper_names, translation_faults
 
@@ -168,3 +170,12 @@ def test_what_is_no_file_of_questions(files, capsys):
         more = ["--to", "sw, de,", "--translator", "endpoint"]
         assert main(["translate", str(files / name), str(files / "out.jsonl"), *more]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_numbers_that_cannot_be():
+    """A negative --limit would leave out the last rows in silence."""
+    for name, value in (("limit", -1), ("timeout", 0.0), ("max_requests", -1)):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is {value}; expected at least"):
+            TranslateOptions(source="a", target="b", to="sw", translator="c", **{name: value})
+    with pytest.raises(ConfigError, match="--shots is -1; expected at least 0"):
+        HarnessOptions(policy="a", tasks="b", workdir="c", shots=-1)
