@@ -48,6 +48,8 @@ CUT = {
     "content_filter": "was stopped by the server's content filter.",
 }
 """finish_reason of an answer that is not whole -> what became of it; it would be no other if it was asked for again."""
+NEWER_LIMIT = "max_completion_tokens"
+"""What some models of OpenAI take in place of max_tokens; they refuse the other and name this one."""
 _THOUGHT = re.compile(r"^\s*<think>(.*?</think>|.*)", re.DOTALL | re.IGNORECASE)
 
 Messages = Sequence[dict[str, str]]
@@ -81,6 +83,7 @@ class Endpoint:
             )
         self.config, self._sleep, self._lock = config, sleep, threading.Lock()
         self.requests = self.tokens = 0
+        self._newer = False
         self._address, self._headers = _address(config), request_headers(config.full_url, config.key_variable)
         self._tls = ssl.create_default_context()
 
@@ -95,6 +98,8 @@ class Endpoint:
           CutAnswer: the answer ends at its token limit, or where the server's filter stopped it.
           EndpointError: no usable answer after all attempts, a request that was refused, or the budget is spent.
         """
+        if self._newer and "max_tokens" in sampling:
+            sampling[NEWER_LIMIT] = sampling.pop("max_tokens")
         body = json.dumps({"model": self.config.model, "messages": list(messages), **sampling}).encode()
         wait = FIRST_WAIT
         for attempt in range(self.config.retries + 1):
@@ -103,6 +108,9 @@ class Endpoint:
                 reply = self._send(body)
                 if reply.status < 300:
                     return self._read(reply.content, len(body))
+                if reply.status == 400 and "max_tokens" in sampling and NEWER_LIMIT.encode() in reply.content:
+                    self._newer = True
+                    return self.ask(messages, **sampling)
                 problem = f"answered {reply.status}: {self._shown(reply.content.decode(errors='replace').strip())}"
                 if reply.status not in RETRIED and reply.status < 500:
                     raise EndpointError(f"The endpoint {self.config.url} {problem}. {self._advice(reply)}")

@@ -1,6 +1,7 @@
 """The client of chat endpoints against a local server: answers, refusals, retries, time-outs, the budget."""
 
 import dataclasses
+import json
 import threading
 import time
 
@@ -235,6 +236,17 @@ def test_an_answer_that_a_filter_stopped_is_not_asked_for_again():
         with pytest.raises(CutAnswer, match="stopped by the server's content filter") as caught:
             client(config).ask(ASKED)
         assert caught.value.text == "" and len(endpoint.seen) == 1
+
+
+def test_a_model_that_names_its_limit_otherwise():
+    def reasoner(body):
+        refused = {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}}
+        return (400, json.dumps(refused)) if "max_tokens" in body else f"{body['max_completion_tokens']} {body['seed']}"
+
+    with (endpoint := TinyEndpoint(reasoner)).served() as config:
+        asked = client(config, retries=0)
+        assert [asked.ask(ASKED, max_tokens=9, seed=n) for n in (1, 2)] == ["9 1", "9 2"] and len(endpoint.seen) == 3
+    assert "Unsupported" in failure(lambda body: (400, "Unsupported 'max_completion_tokens'"))
 
 
 def test_thoughts():
