@@ -177,13 +177,18 @@ def _refuse_twice(header: Sequence[str], place: str) -> None:
 def _cells(text: str, mark: str, errors: RowErrors) -> list[list[str]]:
     """The cells of each line that is not blank. A cell in quotation marks may hold the mark, line ends, and quotation
     marks written twice. Any other cell that begins with a quotation mark is taken as it is between tabs, where quoting
-    is rare, and is an error between commas or semicolons, where a space may stand before it."""
+    is rare, and is an error between commas or semicolons, where a space may stand before it. A carriage return ends a
+    line only where no line ends otherwise."""
+    text = text if "\n" in text else text.replace("\r", "\n")
     before = "" if mark == "\t" else " *"
-    cell = re.compile(rf'{before}"([^"]*+(?:""[^"]*+)*+)"(?=[{mark}\r\n]|\Z)|([^{mark}\r\n]*)')
+    cell = re.compile(rf'{before}"([^"]*+(?:""[^"]*+)*+)"(?=[{mark}\n]|\r\n|\Z)|([^{mark}\n]*)')
     lines: list[list[str]] = [[]]
     at = 0
     while found := cell.match(text, at):
         quoted, plain = found.groups()
+        at = found.end()
+        if quoted is None and text[at : at + 1] != mark:
+            plain = plain.removesuffix("\r")
         lines[-1].append(plain if quoted is None else quoted.replace('""', '"'))
         if quoted is None and plain.startswith('"') and mark != "\t":
             errors.add(
@@ -191,7 +196,6 @@ def _cells(text: str, mark: str, errors: RowErrors) -> list[list[str]]:
             )
         if quoted is not None and mark == "\t" and mark in quoted and "\n" in quoted:
             errors.add(len(lines) - 1, f"has a cell in quotation marks over columns and lines: {quoted[:40]!r}")
-        at = found.end()
         if at == len(text):
             break
         if text[at] != mark:

@@ -307,3 +307,12 @@ def test_two_columns_of_one_name(tmp_path, kind):
         pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["question", "question"]), path)
     with pytest.raises(DataError, match="two columns are named 'question'"):
         table.rows(str(path), "train", ("sw",), 0, 0)
+
+
+def test_a_carriage_return_inside_a_cell(tmp_path):
+    """As pandas writes it, without quotation marks; files of old Macintoshes have it at the ends of lines."""
+    for text, question in (("question,answer\na\rb,7\n", "a\rb"), ('question,answer\r\n"a\rb",7\r\n', "a\rb"),
+                           ("question,answer\ra b,7\r", "a b")):  # fmt: skip
+        (tmp_path / "x.csv").write_bytes(text.encode())
+        (row,) = table.rows(str(tmp_path / "x.csv"), "train", ("sw",), 0, 0)
+        assert (row.question, row.answer) == (question, "7")
