@@ -143,7 +143,13 @@ def read_questions(path: str, column: str) -> list[dict[str, Any]]:
 
 
 def output_files(out: str) -> Files:
-    """OUT.jsonl, OUT.rejected.jsonl, OUT.settings.json and OUT.cache.jsonl."""
+    """OUT.jsonl, OUT.rejected.jsonl, OUT.settings.json and OUT.cache.jsonl.
+
+    Raises:
+      DataError: another ending, by which a reader takes the file for something else.
+    """
+    if not out.endswith(".jsonl"):
+        raise DataError(f"{out} would hold JSON lines. Use an output file that ends in .jsonl.")
     stem = out.removesuffix(".jsonl")
     return Files(out, f"{stem}.rejected.jsonl", f"{stem}.settings.json", f"{stem}.cache.jsonl")
 

@@ -172,6 +172,11 @@ def test_what_is_no_file_of_questions(files, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_the_output_says_what_it_is():
+    with pytest.raises(translate.DataError, match="out.csv would hold JSON lines"):
+        translate.output_files("out.csv")
+
+
 def test_numbers_that_cannot_be():
     """A negative --limit would leave out the last rows in silence."""
     for name, value in (("limit", -1), ("timeout", 0.0), ("max_requests", -1)):
