@@ -5,6 +5,7 @@ one. An object store has no rename, but shows an object only when its write has 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -110,6 +111,8 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     if is_remote(file):
         file.write_bytes(content)
         return
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(file))
     # A fixed name, so that a file left by a killed writer is overwritten by the next write.
     temporary = f"{os.fspath(file)}.tmp"
     try:

