@@ -5,6 +5,8 @@ such column, the only language of the run is taken.
 """
 
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +21,7 @@ from pbrl_jax.text.languages import LANGUAGES, known_code, nfc
 
 CONVERSATIONS = ("messages", "conversations")
 QUESTIONS, RESPONSES = ("question", "prompt"), ("response", "completion")
-T = TypeVar("T")
+T = TypeVar("T", Example, "Preference")
 
 
 class Preference(NamedTuple):
@@ -95,6 +97,11 @@ def _read(path: str, split: str, languages: Sequence[str], make: Callable[[str, 
         errors.check()
     if not found:
         raise DataError(f"{path} holds no rows.")
+    codes = [row[0] for row in found]
+    if languages and (others := Counter(code for code in codes if code not in languages)):
+        counts = ", ".join(f"{code} {count}" for code, count in sorted(others.items()))
+        print(f"Note: {path} also has rows in languages that data.languages does not name, which are learnt, too: "
+              f"{counts}.", file=sys.stderr)  # fmt: skip
     return found
 
 

@@ -110,6 +110,14 @@ def test_examples_that_are_none(tmp_path):
         read_examples(str(tmp_path / "none.jsonl"), languages=("sw",))
 
 
+def test_rows_in_languages_that_are_not_named_are_counted(tmp_path, capsys):
+    rows = [{"prompt": "q", "completion": "a", "language": code} for code in ("sw", "de", "de", "th")]
+    assert len(read_examples(write(tmp_path / "x.jsonl", rows), languages=("sw",))) == 4
+    assert "data.languages does not name, which are learnt, too: de 2, th 1." in capsys.readouterr().err
+    read_examples(write(tmp_path / "x.jsonl", rows))
+    assert not capsys.readouterr().err
+
+
 def test_data_sets_of_the_hub(monkeypatch, tmp_path):
     """What is no file is asked for on the hub, as data.path is."""
     hub = {"owner/pairs": [FORMS["text"][0]], "owner/sft": [{"prompt": "Ngapi?", "completion": "Jibu ni 18."}]}
