@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.records import Prompt, Question
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.engine import Engine, Sampling
@@ -48,12 +49,21 @@ def answer_texts(decoder: Decoder, params, questions: Sequence[Question], langua
     Args:
       temperature: 0: greedy.
       calls: `tick` and `should_stop` of Engine.answer.
+
+    Raises:
+      DataError: a question is longer than the decoder's prompts.
     """
     if not questions:
         return []
     ids = format_prompts(
         list(questions), list(languages), decoder.tokenizer, decoder.style, decoder.thinking, decoder.wording
     )
+    limit = decoder.max_prompt_length
+    if long := [place for place, tokens in enumerate(ids) if len(tokens) > limit]:
+        raise DataError(
+            f"{len(long)} of {len(ids)} questions are too long: the first has {len(ids[long[0]])} tokens, expected 1 to"
+            f" {limit}: {str(questions[long[0]])[:60]!r}. Raise rollout.max_prompt_length, or take the rows out."
+        )
     engine = Engine(
         decoder.spec, params, decoder.tokenizer, decoder.batch_size, max_prompt_length=decoder.max_prompt_length,
         weights=decoder.weights,

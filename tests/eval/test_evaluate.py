@@ -152,5 +152,6 @@ def test_evaluate_grades_what_was_decoded(greedy):
 
 
 def test_a_prompt_that_is_too_long_is_refused():
-    with pytest.raises(DataError, match="tokens, expected 1 to 4"):
+    found = "10 of 10 questions are too long: .* tokens, expected 1 to 4: .*Raise rollout.max_prompt_length"
+    with pytest.raises(DataError, match=found):
         answer_texts(small_decoder()._replace(max_prompt_length=4), policy().params, QUESTIONS, CODES)
