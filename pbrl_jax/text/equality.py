@@ -20,21 +20,38 @@ LONGEST_EXPRESSION, MOST_COMMANDS, MOST_BRACKETS = 40, 5, 5
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:/\d+)?")
 _COSTLY = re.compile(
     r"\\(?:d?binom|sum|prod|int|lim|choose|begin|pmod|sqrt\[)|!|\d{10}|\^\{?-?(?:[7-9]|\d\d)|\^\{?[\\(]"
-    r"|\^\{[^{}]*\^|\^\w\^|(?<![\\A-Za-z])[A-Za-z]{3}"
+    r"|\^\{[^{}]*\^|\^\w\^|(?<![\\A-Za-z])[A-Za-z]{3}|[∈:]"
 )
-"""Expressions that may take long: sums, products, integrals, factorials, long numbers, large powers; and prose."""
+"""Expressions that may take long: sums, products, integrals, factorials, long numbers, large powers; prose; sets with
+conditions, of which math-verify reads a part."""
 _WRAPPERS = re.compile(r"\\(?:left|right|displaystyle|big|Big|limits)(?![A-Za-z])|\\[,;:! ]|\\q?quad|~|\\\$")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
 _NAMES = {
-    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\leqslant": "\\leq", "\\geqslant": "\\geq", "\\colon": ":", "π": "\\pi",
-    "√": "\\sqrt", "\\frac{-": "-\\frac{", "×": "\\times", "·": "\\cdot", "∞": "\\infty", "−": "-", "{,}": ",",
-    "\\{": "{", "\\}": "}",
+    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\colon": ":", "π": "\\pi", "√": "\\sqrt", "×": "\\times", "·": "\\cdot",
+    "∞": "\\infty", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
 }  # fmt: skip
-_SHORT_FRACTION = re.compile(r"\\frac(\d)(\d)")
-_NAMED = re.compile(r"^\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?=(?=[^=]+$)")
+_SIGNS = {
+    "≤": r"\\le(?:qslant|q)?(?!ft|ss|ad)|⩽", "≥": r"\\ge(?:qslant|q)?(?!ts)|⩾", "≠": r"\\ne(?:q|(?![gwa]))",
+    "∈": r"\\in(?![ft])", "<": r"\\lt(?!imes)", ">": r"\\gt(?!r)",
+}  # fmt: skip
+"""Relations, whose commands a letter may follow where spaces were removed: \\leqx."""
+_FORMS = (
+    (re.compile(r"(?<![\w)}\]])\\frac\{-(\d+)\}"), r"-\\frac{\1}"),
+    (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\(sqrt|pmod)(\d)"), r"\\\1{\2}"),
+    (re.compile(r"([\^_])\{(\w)\}"), r"\1\2"),
+    (re.compile(r"(?<=[(\[,])\+(?=\\infty)"), ""),
+    *((re.compile(pattern), sign) for sign, pattern in _SIGNS.items()),
+)
+_JOIN = re.compile(
+    r"\\text\{(?:,|\s)*(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|和|或|または|또는|และ|หรือ)\s*\}|\$\s*(?:and|or)\s*\$"
+)
+_NAME = r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?"
+_NAMED = re.compile(rf"^\$?(?:{_NAME}|\({_NAME}(?:,{_NAME})+\))[=∈](?=[^=∈]+$)")
+_INEQUALITY = re.compile(r"(?:([^<≤]+)([<≤]))??(?:\\[A-Za-z]+|[A-Za-z])(?:_\w)?(?:([<≤])([^<≤]+))?")
 _MIXED = re.compile(r"(-?)(\d{1,9})?\\frac\{(\d{1,9})\}\{(\d{1,9})\}")
-_RELATION = re.compile(r"[=<>]|\\(?:leq?|geq?|neq?|in|lt|gt)(?![A-Za-z])")
+_RELATION = re.compile(r"[=<>≤≥≠∈]")
 _ALGEBRA = re.compile(r"[\\^/()+*_A-Za-z!-]")
 
 
@@ -47,7 +64,11 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
     if a == b or (a.casefold() == b.casefold() and a.isalpha()):
         return bool(a)
     if not _RELATION.search(a) or not _RELATION.search(b):
-        a, b = _NAMED.sub("", a), _NAMED.sub("", b)
+        a, b = _without_name(a), _without_name(b)
+    elif "∈" in a + b:
+        a, b = _interval(_NAMED.sub("", a)), _interval(_NAMED.sub("", b))
+    if bool(_RELATION.search(a)) != bool(_RELATION.search(b)):
+        a, b = _interval(a), _interval(b)
     x, y = _value(a), _value(b)
     if x is not None and y is not None:
         return abs(x - y) <= TOLERANCE * min(Fraction(1), max(abs(x), abs(y)))
@@ -71,12 +92,39 @@ def _form(text: str) -> str:
     while len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text) if re.fullmatch(r"\\[(\[].*\\[)\]]", text, re.DOTALL) else text
-    text = _DEGREES.sub("", _TEXT.sub(r"\1", _WRAPPERS.sub("", text)))
+    text = _DEGREES.sub("", _TEXT.sub(r"\1", _JOIN.sub(",", _WRAPPERS.sub("", text))))
     for name, normal in _NAMES.items():
         text = text.replace(name, normal)
-    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", squeeze(text.replace("$", "")))
-    text = re.sub(r"\\le(?![a-z])", r"\\leq", re.sub(r"\\ge(?![a-z])", r"\\geq", text))
-    return re.sub(r"([\^_])\{(\w)\}", r"\1\2", re.sub(r"\\sqrt(\d)", r"\\sqrt{\1}", text))
+    text = squeeze(text.replace("$", ""))
+    for pattern, form in _FORMS:
+        text = pattern.sub(form, text)
+    return _ascending(text)
+
+
+def _ascending(text: str) -> str:
+    """A chain of inequalities from its smallest side on: 5≥x as x≤5."""
+    sides = re.split("([<>≤≥])", text)
+    if "," in text or not set(sides[1::2]) <= {">", "≥"}:
+        return text
+    return "".join({">": "<", "≥": "≤"}.get(side, side) for side in reversed(sides))
+
+
+def _without_name(text: str) -> str:
+    """The value of x=5, x_1=5 and x∈(0,1), the list of x=5,x=7, or the text."""
+    items = _split(text)
+    names = {re.split(r"[_=]", item)[0] for item in items if _NAMED.search(item)}
+    if len(names) == 1 and all(map(_NAMED.search, items)):
+        return ",".join(_NAMED.sub("", item) for item in items)
+    return _NAMED.sub("", text)
+
+
+def _interval(text: str) -> str:
+    """The interval of an inequality of one letter, 0<x≤1 or x≥2, else the text."""
+    match = _INEQUALITY.fullmatch(text)
+    if match is None or not (match[2] or match[3]):
+        return text
+    low, high = match[1] or "-\\infty", match[4] or "\\infty"
+    return f"{'[' if match[2] == '≤' else '('}{low},{high}{']' if match[3] == '≤' else ')'}"
 
 
 def _value(text: str) -> Fraction | None:
@@ -176,6 +224,7 @@ def _parse(text: str) -> list:
 
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    text = "".join({"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∈": "\\in "}.get(c, c) for c in text)
     return math_verify.parse(f"${text}$", parsing_timeout=None)
 
 

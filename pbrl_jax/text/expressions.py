@@ -1,13 +1,15 @@
 r"""Numeric comparison of LaTeX expressions: two are equal if they agree at a few values of their letters.
 
 Supports sums, products, powers, roots, fractions, logarithms, trigonometric functions and factorials of numbers and
-letters. A comparison takes microseconds. Other expressions (sets, intervals, relations, indexed sums) are not decided.
+letters. Rational values are exact, so that 2^{99} is not 2^{99}-1. A comparison takes microseconds. Other expressions
+(sets, intervals, relations, indexed sums) are not decided.
 """
 
 import cmath
 import math
 import re
 import zlib
+from fractions import Fraction
 
 _NAMED = (
     "frac sqrt binom pi sinh cosh sin cos tan cot ln log exp arctan arcsin arccos alpha beta gamma delta theta lambda "
@@ -20,6 +22,8 @@ _FUNCTIONS = {
     "\\exp": cmath.exp, "\\arctan": cmath.atan, "\\arcsin": cmath.asin, "\\arccos": cmath.acos,
     "\\cot": lambda x: 1 / cmath.tan(x), "\\sinh": cmath.sinh, "\\cosh": cmath.cosh,
 }  # fmt: skip
+_INVERSES = {"\\sin": cmath.asin, "\\cos": cmath.acos, "\\tan": cmath.atan}
+"""The functions that a power of -1 stands for."""
 _CONSTANTS = {"\\pi": math.pi, "e": math.e, "i": 1j}
 _LETTERS = frozenset(
     "\\alpha \\beta \\gamma \\delta \\theta \\lambda \\mu \\rho \\sigma \\phi \\varphi \\omega \\epsilon \\tau".split()
@@ -31,6 +35,9 @@ LONGEST, DEEPEST = 400, 40
 """Largest number of characters and depth of brackets; larger expressions are not decided."""
 LARGEST_EXPONENT = 300.0
 """Powers are computed up to exp(LARGEST_EXPONENT)."""
+MOST_BITS = 20_000
+"""Powers with more bits are not computed exactly."""
+Number = Fraction | complex
 
 
 class _Undecided(Exception):
@@ -45,9 +52,10 @@ def equal_expressions(a: str, b: str) -> bool | None:
     try:
         for point in range(POINTS):
             x, y = (_Parser(text, point).whole() for text in (a, b))
-            if not (cmath.isfinite(x) and cmath.isfinite(y)):
-                return None  # too large to compute: infinity is near every number
-            if abs(x - y) > tolerance * max(abs(x), abs(y)):
+            if isinstance(x, Fraction) and isinstance(y, Fraction) and "." not in a + b:
+                if x != y:
+                    return False
+            elif abs(complex(x) - complex(y)) > tolerance * max(abs(complex(x)), abs(complex(y))):
                 return False
     except (_Undecided, ArithmeticError, ValueError):
         return None
@@ -72,19 +80,19 @@ class _Parser:
         self.place += 1
         return token
 
-    def whole(self) -> complex:
+    def whole(self) -> Number:
         value = self.sum()
         if self.next:
             raise _Undecided
         return value
 
-    def sum(self) -> complex:
+    def sum(self) -> Number:
         value = self.product()
         while self.next in ("+", "-") and self.next:
             value += self.product() if self.take() == "+" else -self.product()
-        return value
+        return _finite(value)
 
-    def product(self, of_function: bool = False) -> complex:
+    def product(self, of_function: bool = False) -> Number:
         sign = 1
         while self.next in ("+", "-") and self.next:
             sign = -sign if self.take() == "-" else sign
@@ -99,9 +107,9 @@ class _Parser:
                 if self.next in _TIMES:
                     self.take()
                 value *= self.power()
-        return sign * value
+        return _finite(sign * value)
 
-    def power(self) -> complex:
+    def power(self) -> Number:
         if self.next == "-":
             self.take()
             return -self.power()
@@ -110,14 +118,14 @@ class _Parser:
             value = _to_power(value, self.argument()) if self.take() == "^" else _factorial(value)
         return value
 
-    def argument(self) -> complex:
+    def argument(self) -> Number:
         if self.next and self.next[0].isdigit() and len(self.next) > 1:
             # In x^12 and \frac12 the argument is one digit.
             first, self.tokens[self.place] = self.next[0], self.next[1:]
-            return float(first)
+            return Fraction(first)
         return -self.argument() if self.next == "-" and self.take() else self.atom()
 
-    def group(self) -> complex:
+    def group(self) -> Number:
         closing = _CLOSING[self.take()]
         self.depth += 1
         if self.depth > DEEPEST:
@@ -128,20 +136,20 @@ class _Parser:
         self.depth -= 1
         return value
 
-    def atom(self) -> complex:
+    def atom(self) -> Number:
         token = self.next
         if token in _CLOSING:
             return self.group()
         self.take()
         if token and (token[0].isdigit() or token[0] == "."):
-            return float(token)
+            return Fraction(token)
         if token == "\\frac":
             return self.argument() / self.argument()
         if token == "\\binom":
             n, k = self.argument(), self.argument()
             return _factorial(n) / (_factorial(k) * _factorial(n - k))
         if token == "\\sqrt":
-            degree = self.group() if self.next == "[" else 2
+            degree = self.group() if self.next == "[" else Fraction(2)
             return _to_power(self.argument(), 1 / degree)
         if token in _FUNCTIONS:
             return self.function(token)
@@ -151,7 +159,7 @@ class _Parser:
             return self.letter(token)
         raise _Undecided
 
-    def function(self, name: str) -> complex:
+    def function(self, name: str) -> Number:
         base = power = None
         while self.next in ("_", "^") and self.next:
             if self.take() == "_":
@@ -159,15 +167,17 @@ class _Parser:
             else:
                 power = self.argument()
         inside = self.group() if self.next and self.next in "({" else self.product(of_function=True)
+        if power == -1 and base is None and name in _INVERSES:
+            return _INVERSES[name](inside)
         value = _FUNCTIONS[name](inside)
         value = value / cmath.log(base) if base is not None else value
         return value if power is None else _to_power(value, power)
 
-    def letter(self, name: str) -> complex:
+    def letter(self, name: str) -> Number:
         while self.next == "_":
             self.take()
             name += "_" + "".join(self.subscript())
-        return 1.2 + (zlib.crc32(f"{name} {self.point}".encode()) % 10007) / 10007
+        return Fraction(6, 5) + Fraction(zlib.crc32(f"{name} {self.point}".encode()) % 10007, 10007)
 
     def subscript(self) -> list[str]:
         start = self.place
@@ -175,15 +185,26 @@ class _Parser:
         return self.tokens[start : self.place]
 
 
-def _to_power(base: complex, exponent: complex) -> complex:
+def _finite(value: Number) -> Number:
+    if not cmath.isfinite(value):
+        raise _Undecided  # too large to compute: infinity is near every number
+    return value
+
+
+def _to_power(base: Number, exponent: Number) -> Number:
     if base == 0:
         return base if exponent.real > 0 else base**-1
     if abs(exponent * cmath.log(base)) > LARGEST_EXPONENT:
         raise _Undecided
-    return base**exponent
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
+        if abs(exponent) * (base.numerator.bit_length() + base.denominator.bit_length()) < MOST_BITS:
+            return base ** int(exponent)
+    return complex(base) ** complex(exponent)
 
 
-def _factorial(value: complex) -> float:
-    if isinstance(value, complex) and value.imag or not -0.5 < value.real < 150:
+def _factorial(value: Number) -> Number:
+    if (isinstance(value, complex) and value.imag) or not -0.5 < value.real < 150:
         raise _Undecided
-    return math.gamma(value.real + 1)
+    if isinstance(value, Fraction) and value.denominator == 1:
+        return Fraction(math.factorial(int(value)))
+    return complex(math.gamma(value.real + 1))
