@@ -13,7 +13,7 @@ _OPTION_WORDS = (
 _FILLERS = "therefore|thus|hence|so|donc|also|entonces|por tanto|portanto|quindi"
 _ARTICLES = "the|la|le|el|il|a|die|der"
 _OPTION_WORD = (
-    rf"(?:(?:{_FILLERS})\s*[:,]?\s*)?(?:(?:{_ARTICLES})\s+)?"
+    rf"(?:(?:{_FILLERS})\s*[:,]?\s*)?(?:(?:{_ARTICLES})\s+|l['’])?"
     rf"(?:(?:correct )?(?:option|choice|letter)|letra|lettre|lettera|{'|'.join(_OPTION_WORDS)})?"
 )
 _BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]*{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]*"
@@ -30,8 +30,29 @@ _REASON = re.compile(
 )
 
 
-def option_letter(line: str, code: str) -> str | None:
-    """The option letter at the beginning of a line; "" if it names two or may not be an option; None without one."""
+_BOXED = re.compile(
+    r"(?i:the )?(?i:(?:option|choice|answer) )?(?:([A-J])|\(([A-Ja-j])\)|([a-j]))\s*[).:]?"
+    r"|(?i:option |choice )?(?:([A-J])\s*[).:]|\(([A-J])\)[.:]?)\s+(?=[\w\"'“$]|-\d|\\(?:[dt]?frac|sqrt|pi)\b)"
+    r"(?!.*(?:\\ |\b[A-J]\s*[).:](?!\d)))[^\n]*"
+)
+"""An option letter, alone or with the option's text, in which no further option is named."""
+_SMALL = re.compile(rf"{_BEFORE_OPTION}(?:([b-dfghj])[*_]*[).]?|([aei])[*_]*[).])[\s*_\"'”’.]*$")
+"""A small letter that is all of a line; those that are words or numbers need a bracket or full stop."""
+
+
+def boxed_option(content: str) -> str | None:
+    """The option letter of a box's content ("B", "(B)", "B. Paris"); None if it is none. A small letter, which may be a
+    variable, stays small."""
+    match = _BOXED.fullmatch(unicodedata.normalize("NFKC", content))
+    if match is None:
+        return None
+    return match[3] or next(letter for letter in match.groups() if letter).upper()
+
+
+def option_letter(line: str, code: str, small: bool = False) -> str | None:
+    """The option letter at the beginning of a line; "" if it names two or may not be an option; None without one.
+
+    With `small` also a small letter that is all of the line, which could be a variable elsewhere."""
     text = unicodedata.normalize("NFKC", line).replace("**", "")
     match = _OPTION.match(text)
     if match is not None and (match[1] or match[2].isupper()):
@@ -43,6 +64,8 @@ def option_letter(line: str, code: str) -> str | None:
         if match[2] and letter in "AEI" and word and "Latn" in language(code).scripts and not _REASON.match(rest):
             return None
         return letter
+    if small and (match := _SMALL.match(text)) is not None:
+        return (match[1] or match[2]).upper()
     if code == "en" and re.match(rf"{_BEFORE_OPTION}[A-J]\s+\d", text):
         return ""
     native = native_option(code)

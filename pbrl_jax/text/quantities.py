@@ -12,7 +12,7 @@ from pbrl_jax.text.numerals import AND_PART, PARTS, half_behind, number_word
 SPACES = " \u00a0\u2009\u202f"
 NUMBER = re.compile(
     rf"(?<![\d.,])(?:(?<![\dA-Za-z)])(?<![\d)][{SPACES}])-)?"
-    rf"(?:\d|(?<!\w)\.\d)(?:[\d.,'’]|(?<=\d)[{SPACES}](?=\d{{3}}(?!\d)))*"
+    rf"(?:\d|(?<!\w)\.\d)(?:[\d.,]|(?<=\d)['’{SPACES}](?=\d{{3}}(?!\d)))*"
 )
 LONGEST_NUMBER = 400
 """Largest number of digits of an answer."""

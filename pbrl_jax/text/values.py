@@ -7,7 +7,7 @@ from fractions import Fraction
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.numerals import ascii_digits, number_word, without_myriads, without_powers
-from pbrl_jax.text.options import native_option, option_letter
+from pbrl_jax.text.options import boxed_option, native_option, option_letter
 from pbrl_jax.text.quantities import (
     LONGEST_NUMBER,
     NUMBER,
@@ -40,7 +40,7 @@ _CLAUSE_END = re.compile(
 )
 _CIRCUMSTANCE = re.compile(r"\W*[AÀ]\s+\d[^,;]*,\s*(-?\d[\d.,]*)\W*$")
 """A phrase with a preposition before the value: "a 3 km, 5"."""
-_RANGE = re.compile(r"\s*(?:[-–~〜～]|to|bis|à|до)\s*\d")
+_RANGE = re.compile(r"\s*(?:[-–~〜～]|to|bis|à|до)\s*\d|['’′]\s?\d")
 _SIDE = re.compile(r"=\s*(?:[^\W\d_]+\.?\s+)?(-?[\d.,]+)")
 _OPERATION = re.compile(r"\d[\s)]*(?:[-+*/×·÷x]|\\(?:times|cdot|div))|\d\s+[^\W\d_]+\s*[-+*/×·÷x]\s*\d")
 _MINUS = re.compile(
@@ -55,7 +55,7 @@ _LEAD = re.compile(r"[\s*_:：=≈~\"'“”‘’„«»「『`]*")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operatorname|mathit|mathsf)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"^\s*\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!.*=)")
 _LIST = re.compile(r"-?\d+,\d{1,2}(?!\d)|-?\d+,\d{4,}")
-_CURRENCY = re.compile(r"\\\$|\b(?:R|US|HK|NT|A|C|S)(?=\$)|[$€£¥₹฿₩₽₫৳₦]")
+_CURRENCY = re.compile(r"\\\$|\b(?:R|US|HK|NT|A|C|S)(?=\$)|[$€£¥₹฿₩₽₫৳₦₺]|(?<=\d)/[=-](?![\d=])")
 _CURRENCY_FIRST = re.compile(
     r"(?:Rp|Rs|RM|Kshs?|KSh|Tshs?|TSh|Ush|[A-Z]{2}D|EUR|GBP|INR|KES|TZS|UGX|NGN|ZAR|IDR)(?![A-Za-z])\.?\s*(?=\d)"
 )
@@ -65,7 +65,7 @@ _FUNCTION = re.compile(r"sin|cos|tan|log|ln|exp|sqrt|mod|max|min(?!ut)|lim|gcd|l
 _GAP = r"(?:\s*[\s:：]\s*|(?<=[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\ud7af])(?=-?\d))"
 _WORDS = re.compile(rf"(?:(?![A-Za-z](?![^\W\d_]))[^\W\d_][^\s\d\\^=<>+*/{{}}()\[\]]*?{_GAP})+(?=-?\d)")
 """Words before a number, without a space in languages that have none; a single letter is a variable."""
-_PER = re.compile(r"\s*/\s*(?=[^\W\d_]{2})")
+_PER = re.compile(r"^(?:\s*/\s*(?=[^\W\d_]{2})|['’][^\W\d_]+)")
 _CONNECTIVE = re.compile(
     r"(?<!\w)(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|else|more)(?!\w)|[和或及、]|また|または",
     re.IGNORECASE,
@@ -127,7 +127,7 @@ def last_number(text: str, code: str) -> str | None:
 def read_line(line: str, code: str, at_once: bool = False) -> str | None:
     """The answer in a line; with `at_once` only one at its beginning."""
     line = line[:LONGEST_LINE]
-    letter = option_letter(line, code)
+    letter = option_letter(line, code, small=True)
     if letter is not None:
         return letter or None
     formula = _MATHS.search(line) if "\\" in line else _MATHS.match(_LEAD.sub("", line, count=1))
@@ -288,11 +288,9 @@ def read_box(inside: str, code: str, words_before: bool = True) -> str | None:
     content = _TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
     content = re.sub(r"^(?:\\approx|\\sim|[≈~\s])+", "", content.strip().strip("$").strip())
     content = re.sub(r"^\{([^{},]*)\}$", r"\1", content).strip()
-    letter = re.fullmatch(
-        r"(?:option |choice )?(?:([A-J])|\(([A-Ja-j])\)|([a-j]))[).]?", unicodedata.normalize("NFKC", content)
-    )
+    letter = boxed_option(content)
     if letter is not None:
-        return letter[3] or (letter[1] or letter[2]).upper()
+        return letter
     native = native_option(code)
     if native is not None and native.fullmatch(content):
         return option_letter(content, code)
@@ -338,7 +336,7 @@ def _number_with_unit(text: str, start: int, code: str, named: bool) -> str | No
 
 def _is_unit(after: str) -> bool:
     """Whether the text after a number is a unit: "km/h", " apples", "°", and not "x", " a + b" or " or 3"."""
-    after = _PER.sub(" ", after, count=1) if _PER.match(after) else after
+    after = _PER.sub(" ", after)
     after = after.strip("$ ") if after[:1] in " $" else after.rstrip("$ ")
     spaced = after.lstrip("°%^ ")
     if not spaced:

@@ -209,6 +209,15 @@ def test_mmlu_prox(folder):
     folder("mmlu_prox/sw/test.jsonl", [prox_row(answer="D")])
     with pytest.raises(DataError, match="row 1: answer is 'D', expected one of A, B, C"):
         problems("mmlu-prox", "sw")
+    folder("mmlu_prox/sw/test.jsonl", [prox_row(answer="AB")])
+    with pytest.raises(DataError, match="row 1: answer is 'AB', expected one of A, B, C"):
+        problems("mmlu-prox", "sw")
+
+
+def test_mmlu_prox_letters_stay_where_an_option_is_missing(folder):
+    folder("mmlu_prox/sw/test.jsonl", [prox_row(option_1=None, answer="C")])
+    (problem,) = problems("mmlu-prox", "sw", shots=0)
+    assert "Chaguo:\nA. o0\nC. o2\nJibu" in problem.prompt and (problem.answer, problem.options) == ("C", 3)
 
 
 def test_mmlu_prox_extraction_of_every_language():

@@ -207,7 +207,7 @@ def option_letter(row: dict[str, Any], column: str, number: int, letters: str, e
     value = row.get(column)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(letters):
         return letters[value]
-    if isinstance(value, str) and value.strip() in letters and value.strip():
+    if isinstance(value, str) and value.strip() in tuple(letters):
         return value.strip()
     errors.add(number, f"{column} is {value!r}, expected one of {', '.join(letters)}, or its index from 0")
     return ""

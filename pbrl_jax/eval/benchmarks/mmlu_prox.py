@@ -31,18 +31,21 @@ SHOTS = 5
 
 
 def options_of(row: dict[str, Any], number: int, errors: RowErrors) -> list[str]:
-    """The options of a row, at least two."""
+    """The options of a row, at least two; "" for a missing one before others, which keep their letters."""
     values = [row.get(f"option_{index}") for index in range(len(LETTERS))]
-    options = [str(option) for option in values if option is not None and str(option).strip()]
-    if len(options) < 2:
-        errors.add(number, f"option_0 to option_9 hold {len(options)} options, expected at least two")
+    options = ["" if option is None else str(option) for option in values]
+    while options and not options[-1].strip():
+        options.pop()
+    if (count := sum(bool(option.strip()) for option in options)) < 2:
+        errors.add(number, f"option_0 to option_9 hold {count} options, expected at least two")
     return options
 
 
 def problem_text(question: str, options: list[str], code: str) -> str:
     """The text of a problem, up to the words before its answer."""
     words = benchmark_words()[code]
-    lines = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False))
+    pairs = [pair for pair in zip(LETTERS, options, strict=False) if pair[1].strip()]
+    lines = "".join(f"{letter}. {option}\n" for letter, option in pairs)
     return f"{words.question}\n{question}\n{words.options}\n{lines}"
 
 

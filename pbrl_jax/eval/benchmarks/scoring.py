@@ -15,6 +15,7 @@ from pbrl_jax.text.options import option_letter
 INVALID = "[invalid]"
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SMALL = re.compile(r"[*_(]*([a-hj])[*_]*(?:[).:](?!\S)|$)")
 _LAST_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -61,9 +62,7 @@ def math_octopus(text: str, gold: str) -> bool:
 
 def leading_or_announced_letter(text: str, code: str, letters: Sequence[str]) -> str | None:
     """The letter that we extract: the one announced in language `code`, else the one at the beginning of the text."""
-    allowed = set(letters)
-    announced = extract_answer(text, code)
-    if announced in allowed:
-        return announced
-    letter = option_letter(text.strip().split("\n", 1)[0], code)
-    return letter if letter in allowed else None
+    first = text.strip().split("\n", 1)[0]
+    small = _SMALL.match(first)
+    found = (extract_answer(text, code), option_letter(first, code), small and small[1])
+    return next((letter.upper() for letter in found if letter and letter.upper() in set(letters)), None)

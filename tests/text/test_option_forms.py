@@ -1,0 +1,101 @@
+"""Option letters in boxes with the option's text, in small letters, and after "the correct option"; numbers with the
+endings, currencies and marks that languages write at them."""
+
+import pytest
+
+from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
+from pbrl_jax.text.answers import extract_answer, read_gold, same_answer
+
+BOXES = [
+    ("C. Paris", "C"),
+    ("\\text{C: Paris}", "C"),
+    ("\\text{(C) Paris}", "C"),
+    ("\\text{C) Paris}", "C"),
+    ("\\text{C. } 5\\sqrt{2}", "C"),
+    ("\\textbf{(C) }18", "C"),
+    ("\\text{Option C}", "C"),
+    ("\\text{C}.", "C"),
+    ("A. 5, B. 3", "A.5,B.3"),
+    ("(A) \\cup (B)", "(A)\\cup(B)"),
+    ("A + B", "A+B"),
+    ("f: 5", "f:5"),
+]
+SMALL = [
+    ("Answer: c", "en", "C"),
+    ("The answer is d", "en", "D"),
+    ("<answer>c</answer>", "en", "C"),
+    ("Jibu: b", "sw", "B"),
+    ("The answer is a", "en", None),
+    ("The answer is a cat.", "en", None),
+    ("Antwort: d. h. wenig", "de", None),
+]
+CORRECT_OPTION = [
+    ("The right option is B.", "en"),
+    ("L'option correcte est B.", "fr"),
+    ("La bonne réponse est l'option B.", "fr"),
+    ("Die richtige Option ist B.", "de"),
+    ("A alternativa correta é a letra B.", "pt"),
+    ("L'opzione corretta è la B.", "it"),
+    ("La alternativa correcta es B.", "es"),
+    ("Pilihan yang benar adalah B.", "id"),
+    ("Phương án đúng là B.", "vi"),
+    ("Chaguo sahihi ni B.", "sw"),
+    ("الخيار الصحيح هو (ب)", "ar"),
+    ("सही विकल्प B है।", "hi"),
+    ("সঠিক বিকল্প হল B।", "bn"),
+    ("సరైన ఎంపిక B.", "te"),
+    ("ตัวเลือกที่ถูกต้องคือ B", "th"),
+    ("ตอบข้อ B", "th"),
+    ("正しい選択肢はBです。", "ja"),
+    ("Правильный вариант ответа: B", "ru"),
+    ("Doğru seçenek B'dir.", "tr"),
+    ("正确的选项是B。", "zh"),
+    ("因此选B。", "zh"),
+    ("【答案】B", "zh"),
+]
+NUMBERS = [
+    ("Cevap 12'dir.", "tr", "12"),
+    ("Cevap: 5’tir.", "tr", "5"),
+    ("Cevap 1.250'dir.", "tr", "1250"),
+    ("Cevap 3,5'tir.", "tr", "3.5"),
+    ("\\boxed{12'dir}", "tr", "12"),
+    ("Die Antwort ist 1'250.", "de", "1250"),
+    ("The answer is 5'6\".", "en", None),
+    ("उत्तर ₹1,00,000 है।", "hi", "100000"),
+    ("సమాధానం ₹1,250.", "te", "1250"),
+    ("उत्तर ₹ १,२५० आहे.", "mr", "1250"),
+    ("Jibu ni Ksh 1,250/=", "sw", "1250"),
+    ("उत्तर: 500/-", "hi", "500"),
+    ("【答案】12", "zh", "12"),
+]
+
+
+@pytest.mark.parametrize(("content", "letter"), BOXES)
+def test_a_box_with_the_text_of_the_option(content, letter):
+    assert extract_answer(f"So \\boxed{{{content}}}.", "en") == letter
+
+
+@pytest.mark.parametrize(("text", "code", "letter"), SMALL)
+def test_a_small_letter_is_an_option_where_it_is_the_whole_line(text, code, letter):
+    assert extract_answer(text, code) == letter
+
+
+@pytest.mark.parametrize(("text", "code"), CORRECT_OPTION)
+def test_the_correct_option_is_announced_in_every_large_language(text, code):
+    assert extract_answer(text, code) == "B"
+
+
+@pytest.mark.parametrize(("text", "code", "number"), NUMBERS)
+def test_what_stands_at_a_number(text, code, number):
+    assert extract_answer(text, code) == number
+
+
+@pytest.mark.parametrize("text", ["b", "b)", "(b)", "b. Paris", "**b**", "\\boxed{b}", "Answer: b"])
+def test_a_small_letter_answers_a_multiple_choice_question(text):
+    assert leading_or_announced_letter(text, "en", "ABCD") == "B"
+
+
+def test_what_only_looks_like_a_small_option():
+    for text in ("e.g. Paris", "a city", "f) Paris", "d.h. Paris"):
+        assert leading_or_announced_letter(text, "en", "ABCD") is None
+    assert same_answer(extract_answer("\\boxed{e}", "en"), read_gold("$e$", "en"))
