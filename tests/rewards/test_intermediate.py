@@ -49,7 +49,8 @@ def test_only_the_right_language_is_asked_for():
 
 @pytest.mark.parametrize(
     "said, share",
-    [("3/4", 0.75), ("Fine.\n\nMATCHED / TOTAL: 3/4", 0.75), ("3 of 4.", 0.75), (r"\boxed{3/4}", 0.75), ("0/5", 0),
+    [("3/4", 0.75), ("Fine.\n\nMATCHED / TOTAL: 3/4", 0.75), ("**MATCHED/TOTAL: 3/4**", 0.75),
+     ("3 of 4.", 0.75), (r"\boxed{3/4}", 0.75), ("0/5", 0),
      ("4/3", None), ("0/0", None), ("3", None), ("-1/2", None), ("1/2 or 2/2", None), ("3/4\nDone.", None), ("", None),
      ("99999/99999", None), ("MATCHED / TOTAL", None)],
 )  # fmt: skip

@@ -76,7 +76,8 @@ def test_without_a_verdict_a_row_is_invalid(reply, changes):
     [
         (1.0, ("A", "a", "**A**", "A.", "(A)", "A\n", "Answer A", "answer_a", "A is better than B", "I think A", "`A`",
                "The better answer is A", "Verdict: A", r"\boxed{A}", "A\n\nBecause B forgets a step.",
-               "Both are long.\nSo, the winner is: **A**")),
+               "Both are long.\nSo, the winner is: **A**", "A is the better answer.", "Student A",
+               "<answer>A</answer>")),
         (0.0, ("B", "B.", "Answer: B", "Answer B.", "answer_b", "The better one is B.", "A says 3.\nB")),
         (0.5, ("T", "t", "A tie", "a tie.", "It's a tie.", "Tie", "T (tie)", "**Tie**", "Verdict: a draw",
                "A and B are equally good: T")),
