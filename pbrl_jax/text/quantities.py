@@ -14,6 +14,17 @@ NUMBER = re.compile(
     rf"(?<![\d.,])(?:(?<![\dA-Za-z)])(?<![\d)][{SPACES}])-)?"
     rf"(?:\d|(?<!\w)\.\d)(?:[\d.,]|(?<=\d)['’{SPACES}](?=\d{{3}}(?!\d)))*"
 )
+_TEXT = r"\\(?:text(?:rm|bf|it)?|mathrm|mathit|mathbf|mathsf|mbox|operatorname)"
+_EXPONENT = r"\^\{?-?\d\}?"
+_GAP = r"(?:\\[,;:! ]|\\q?quad|[~\s/]|\\cdot)*"
+_UNIT = re.compile(
+    rf"((?:(?!{_TEXT}).)*(?:[\d}})°]|\\pi|\\circ))(?:{_GAP}\^\{{?\\circ\}}?\s*[CF]|(?:{_GAP}(?:\^\{{?)?{_TEXT}\s*"
+    rf"\{{(?:[^{{}}\d()=<>^]|{_EXPONENT})+\}}(?:{_EXPONENT}|\}})?)+)[\s.]*"
+)
+_NO_UNIT = re.compile(
+    r"(?<![^\W_])(?:not|if|for|where|when|mod|remainder|dozen|less|than|is|are|[ap]\.?\s?m)(?![^\W_])", re.IGNORECASE
+)
+"""Words behind a number that change its value or limit it."""
 LONGEST_NUMBER = 400
 """Largest number of digits of an answer."""
 
@@ -31,6 +42,14 @@ def canonical_number(token: str, code: str) -> str | None:
     except InvalidOperation:
         return None
     return canonical(value)
+
+
+def without_unit(inside: str) -> str | None:
+    r"""A number or formula without the unit in \text{} or \mathrm{} behind it ("12\text{ m}^2"); None without one."""
+    match = _UNIT.fullmatch(inside)
+    if match is None or not re.search(r"\d|\\pi", match[1]) or _NO_UNIT.search(inside[match.end(1) :]):
+        return None
+    return match[1]
 
 
 class Quantity(NamedTuple):

@@ -17,6 +17,7 @@ from pbrl_jax.text.quantities import (
     canonical_number,
     number_prefix,
     quantity,
+    without_unit,
 )
 from pbrl_jax.text.several import alternative, compared, ends_list, joint, listed, second_measure, separator
 
@@ -55,7 +56,7 @@ _LEAD = re.compile(r"[\s*_:：=≈~\"'“”‘’„«»「『`]*")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operatorname|mathit|mathsf)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"^\s*\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!.*=)")
 _LIST = re.compile(r"-?\d+,\d{1,2}(?!\d)|-?\d+,\d{4,}")
-_CURRENCY = re.compile(r"\\\$|\b(?:R|US|HK|NT|A|C|S)(?=\$)|[$€£¥₹฿₩₽₫৳₦₺]|(?<=\d)/[=-](?![\d=])")
+_CURRENCY = re.compile(r"\\\$|\b(?:R|US|HK|NT|A|C|S)(?=\\?\$)|[$€£¥₹฿₩₽₫৳₦₺]|(?<=\d)/[=-](?![\d=])")
 _CURRENCY_FIRST = re.compile(
     r"(?:Rp|Rs|RM|Kshs?|KSh|Tshs?|TSh|Ush|[A-Z]{2}D|EUR|GBP|INR|KES|TZS|UGX|NGN|ZAR|IDR)(?![A-Za-z])\.?\s*(?=\d)"
 )
@@ -65,7 +66,7 @@ _FUNCTION = re.compile(r"sin|cos|tan|log|ln|exp|sqrt|mod|max|min(?!ut)|lim|gcd|l
 _GAP = r"(?:\s*[\s:：]\s*|(?<=[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\ud7af])(?=-?\d))"
 _WORDS = re.compile(rf"(?:(?![A-Za-z](?![^\W\d_]))[^\W\d_][^\s\d\\^=<>+*/{{}}()\[\]]*?{_GAP})+(?=-?\d)")
 """Words before a number, without a space in languages that have none; a single letter is a variable."""
-_PER = re.compile(r"^(?:\s*/\s*(?=[^\W\d_]{2})|['’][^\W\d_]+)")
+_PER = re.compile(r"^(?:\s*(?:/|per\b)\s*(?=[^\W\d_]{2})|['’][^\W\d_]+)")
 _CONNECTIVE = re.compile(
     r"(?<!\w)(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|else|more)(?!\w)|[和或及、]|また|または",
     re.IGNORECASE,
@@ -86,7 +87,7 @@ def plain(text: str) -> str:
     """`text` in NFKC with ASCII digits, without markdown and currency; powers and fractions are kept."""
     spread = text if text.isascii() else FORMAT.sub("", "".join(_spread(c) for c in text))
     folded = ascii_digits(unicodedata.normalize("NFKC", spread)).replace("\u2044", "/")
-    folded = folded.replace("{,}", ",").replace("\\!", "").replace("\\%", "%").replace("**", "")
+    folded = folded.replace("{,}", ",").replace("{-}", "-").replace("\\!", "").replace("\\%", "%").replace("**", "")
     folded = re.sub(r"(?<=\d)\\,(?=\d{3})", "", folded)
     return _CURRENCY.sub("", re.sub(r"\\[,;: ]|~", " ", folded))
 
@@ -126,7 +127,7 @@ def last_number(text: str, code: str) -> str | None:
 
 def read_line(line: str, code: str, at_once: bool = False) -> str | None:
     """The answer in a line; with `at_once` only one at its beginning."""
-    line = line[:LONGEST_LINE]
+    line = re.sub(r"\s{4,}", "   ", line[:LONGEST_LINE])  # patterns are slow on long runs of spaces
     letter = option_letter(line, code, small=True)
     if letter is not None:
         return letter or None
@@ -308,6 +309,9 @@ def read_box(inside: str, code: str, words_before: bool = True) -> str | None:
         word = word_value(text.strip(), code, whole=True)
     start = _number_start(text, code, words_before)
     value = word if start is None else _number_with_unit(text, start, code, len(text) < len(figures))
+    rest = without_unit(inside) if value is None else None
+    if rest is not None and not _CONNECTIVE.search(inside[len(rest) :]):
+        return read_box(rest, code, words_before)
     return value or squeeze(inside) or None
 
 
@@ -344,14 +348,9 @@ def _is_unit(after: str) -> bool:
     if not re.fullmatch(r"[\s°%]*[^\W\d_][^\d\\^=<>+*{}]*(?:\^\{?-?\d\}?|(?<=[a-z])[23])?[)\s]*", after):
         return False
     word = "".join(re.findall(r"^[^\W\d_]+", spaced))
-    if (
-        word not in UNITS
-        and word.isascii()
-        and len(word) < (2 if after[:1] == " " else 4)
-        or re.search(r"\s-|\(", spaced)
-    ):
+    if (word not in UNITS and word.isascii() and len(word) < 4) or re.search(r"\s-|\(", spaced):
         return False
-    if after[:1] != " " and (re.match("[α-ωΑ-Ω]", word) or (len(word) == 1 and word.isascii())):
+    if after[0] not in "°%" and (re.match("[α-ωΑ-Ω]", word) or (len(word) == 1 and word.isascii())):
         return False  # 5m and 2π in a formula are products
     return not (_FUNCTION.match(word) or _CONNECTIVE.search(spaced))
 
