@@ -39,6 +39,7 @@ _POWER = re.compile(
 )
 
 
+_LATEX_FRACTION = re.compile(r"(\d)?\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(-?\d+)\s*\}|(\d))")
 _SIGNS = str.maketrans("٫٬٪−﹣－", ".,%---")
 
 
@@ -242,3 +243,13 @@ def without_powers(plain: str) -> str:
         return f"{number.scaleb(int(power)):f}"
 
     return _POWER.sub(value, plain)
+
+
+def without_latex_fractions(plain: str) -> str:
+    r"""`plain` with \frac of whole numbers as divisions: "\dfrac12" -> "1/2", "1\frac{1}{2}" -> "1 1/2"."""
+
+    def value(match: re.Match) -> str:
+        above, below = match[2] or match[3], match[4] or match[5]
+        return f"{match[1]} {above}/{below}" if match[1] else f"{above}/{below}"
+
+    return _LATEX_FRACTION.sub(value, plain)

@@ -6,15 +6,17 @@ from fractions import Fraction
 
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.normalise import FORMAT
-from pbrl_jax.text.numerals import ascii_digits, number_word, without_myriads, without_powers
+from pbrl_jax.text.numerals import ascii_digits, number_word, without_latex_fractions, without_myriads, without_powers
 from pbrl_jax.text.options import boxed_option, native_option, option_letter
 from pbrl_jax.text.quantities import (
     LONGEST_NUMBER,
     NUMBER,
     SPACES,
     Quantity,
+    bare_formula,
     canonical,
     canonical_number,
+    in_formula,
     number_prefix,
     quantity,
     without_unit,
@@ -22,7 +24,6 @@ from pbrl_jax.text.quantities import (
 from pbrl_jax.text.several import alternative, compared, ends_list, joint, listed, second_measure, separator
 
 _FRACTION = re.compile(r"(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)(?![\d.,]*\d)")
-_LATEX_FRACTION = re.compile(r"(\d)?\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(-?\d+)\s*\}|(\d))")
 _TIME = re.compile(r"(\d{1,2}:\d{2}(?::\d{2})?)(?:\s*([ap])\.?\s?m\b\.?)?(?![\d:])", re.IGNORECASE)
 _HAN_TIME = re.compile(r"(\d{1,2})\s*[时時点點시]\s*(\d{1,2})\s*[分분]")
 _HAN_FRACTION = re.compile(r"(\d+)\s*(?:分之|分の|분의)\s*(\d+)")
@@ -54,7 +55,7 @@ _NOT = re.compile(r"(?:\b(?:not|nicht|isn't|не|si|sio|bukan|değil)|no es|n'es
 _BUT = re.compile(r"\b(?:but|sondern|sino|mais|а|bali|tapi|melainkan|mà)\b|而是", re.IGNORECASE)
 _LEAD = re.compile(r"[\s*_:：=≈~\"'“”‘’„«»「『`]*")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operatorname|mathit|mathsf)\s*\{([^{}]*)\}")
-_NAMED = re.compile(r"^\s*\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*=(?!.*=)")
+_NAMED = re.compile(r"^\s*\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\(\w{1,3}\))?\s*=(?!.*=)")
 _LIST = re.compile(r"-?\d+,\d{1,2}(?!\d)|-?\d+,\d{4,}")
 _CURRENCY = re.compile(r"\\\$|\b(?:R|US|HK|NT|A|C|S)(?=\\?\$)|[$€£¥₹฿₩₽₫৳₦₺]|(?<=\d)/[=-](?![\d=])")
 _CURRENCY_FIRST = re.compile(
@@ -62,6 +63,7 @@ _CURRENCY_FIRST = re.compile(
 )
 """Currencies that are written before their amount."""
 _MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_ALGEBRA = re.compile(r"[\^_=]|^(?!.*[A-Za-z]{3}).*(?:[A-Za-z]\s*[-+*/(]|[-+*/)]\s*[A-Za-z])")
 _FUNCTION = re.compile(r"sin|cos|tan|log|ln|exp|sqrt|mod|max|min(?!ut)|lim|gcd|lcm")
 _GAP = r"(?:\s*[\s:：]\s*|(?<=[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\ud7af])(?=-?\d))"
 _WORDS = re.compile(rf"(?:(?![A-Za-z](?![^\W\d_]))[^\W\d_][^\s\d\\^=<>+*/{{}}()\[\]]*?{_GAP})+(?=-?\d)")
@@ -103,7 +105,7 @@ def _spread(c: str) -> str:
 def _in_figures(text: str, code: str) -> str:
     """`plain` with minus words, LaTeX fractions and powers of ten in ASCII figures; in Chinese, Japanese and Korean
     also myriads, times and fractions."""
-    folded = _LATEX_FRACTION.sub(_slashed, _MINUS.sub("-", plain(text)))
+    folded = without_latex_fractions(_MINUS.sub("-", plain(text)))
     if code in ("ar", "fa", "ur", "he"):
         folded = _TRAILING_MINUS.sub(r"-\1", folded)
     if code in ("zh", "ja", "ko"):
@@ -111,11 +113,6 @@ def _in_figures(text: str, code: str) -> str:
         folded = without_myriads(_HAN_FRACTION.sub(r"\2/\1", folded))
         folded = re.sub(r"百分之\s*(?=\d)", "", folded)
     return without_powers(folded)
-
-
-def _slashed(match: re.Match) -> str:
-    above, below = match[2] or match[3], match[4] or match[5]
-    return f"{match[1] or ''} {above}/{below}" if match[1] else f"{above}/{below}"
 
 
 def last_number(text: str, code: str) -> str | None:
@@ -134,7 +131,7 @@ def read_line(line: str, code: str, at_once: bool = False) -> str | None:
     formula = _MATHS.search(line) if "\\" in line else _MATHS.match(_LEAD.sub("", line, count=1))
     if formula is not None and (not at_once or not re.search(r"[^\W_]", line[: line.find(formula.group())])):
         inside = next(group for group in formula.groups() if group)
-        if re.search(r"[\\^_A-Za-z]", inside) and ("\\" in line or re.search(r"[\^_=]", inside)):
+        if re.search(r"[\\^_A-Za-z]", inside) and ("\\" in line or _ALGEBRA.search(inside)):
             return _formulas(formula, code)
     figures = _in_figures(_SUPERSCRIPT.sub("", line), code)
     start = number_prefix(code).sub("", _LEAD.sub("", figures, count=1).lstrip("$([ "), count=1)
@@ -180,12 +177,15 @@ def word_value(text: str, code: str, whole: bool = False) -> str | None:
 
 def _first_value(line: str, code: str) -> str | None:
     """The first value of a line with digits; of an equation its last side; of "not 20, but 30" the second number."""
+    line = _NAMED.sub("", line)
     start = NUMBER.search(line)
     if start is not None and _NOT.search(line[: start.start()]):
         but = _BUT.search(line, start.end())
         start = NUMBER.search(line, but.end()) if but else None
     if start is None:
         return None
+    if "=" not in line and in_formula(line[: start.start()]):
+        return bare_formula(line)
     after_phrase = _CIRCUMSTANCE.match(line)
     if after_phrase is not None:
         return canonical_number(after_phrase.group(1), code)

@@ -1,6 +1,8 @@
 """Option letters in boxes with the option's text, in small letters, and after "the correct option"; numbers with the
 endings, currencies and marks that languages write at them."""
 
+import time
+
 import pytest
 
 from pbrl_jax.eval.benchmarks.scoring import leading_or_announced_letter
@@ -91,6 +93,31 @@ NUMBERS = [
     ("\\boxed{US\\$12}", "en", "12"),
     ("\\boxed{{-}12}", "en", "-12"),
 ]
+
+FORMULAS = [
+    ("The answer is √2.", "\\sqrt{2}"),
+    ("The answer is √(16)", "4"),
+    ("The answer is sqrt(2)/2", "\\frac{\\sqrt{2}}{2}"),
+    ("The answer is x^2 + 1.", "x^2+1"),
+    ("The answer is (a+b)^2.", "(a+b)^2"),
+    ("The answer is n(n+1)/2.", "\\frac{n(n+1)}{2}"),
+    ("The answer is $n(n+1)/2$.", "\\frac{n(n+1)}{2}"),
+    ("The answer is $n+1$.", "n+1"),
+    ("The answer is f(2) = 12.", "12"),
+    ("It costs $9 a day. The answer is $12 for a pen and $5 back.", "12"),
+]
+
+
+@pytest.mark.parametrize(("text", "gold"), FORMULAS)
+def test_a_number_in_a_formula_is_not_the_answer(text, gold):
+    assert same_answer(extract_answer(text, "en"), gold)
+
+
+def test_a_long_run_of_spaces_is_read_at_once():
+    extract_answer("The answer is 2.", "en")
+    start = time.process_time()
+    assert extract_answer(f"The answer is 1{' ' * 1900}\\text{{a}}x", "en") == "1"
+    assert time.process_time() - start < 0.1
 
 
 @pytest.mark.parametrize(("content", "letter"), BOXES)
