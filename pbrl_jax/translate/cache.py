@@ -8,7 +8,7 @@ from typing import Any
 
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import append_json_lines, as_path, read_json_lines
-from pbrl_jax.core.stopping import check_stop
+from pbrl_jax.core.stopping import check_stop, ends_early
 from pbrl_jax.translate.translator import Translator
 
 BATCH = 256
@@ -61,7 +61,7 @@ class CachedTranslator:
             new = {
                 key: translation.text
                 for (key, _), translation in zip(batch, results, strict=True)
-                if translation.complete or self.uses_incomplete
+                if translation.complete or (self.uses_incomplete and not ends_early())
             }
             self._texts |= new
             if self.path is not None:

@@ -10,6 +10,7 @@ from tiny_world import LANGUAGES, encoder, problem_prompts, reward_inputs, vecto
 from pbrl_jax import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.records import Reference
+from pbrl_jax.core.stopping import Interrupted, clear_request, request_stop
 from pbrl_jax.rewards import translation
 from pbrl_jax.rewards.combine import RewardAssets, make_reward
 from pbrl_jax.rewards.cosine import make_cosine
@@ -101,6 +102,23 @@ def test_a_text_is_translated_once_also_by_the_next_run(models, tmp_path):
     models[0].fingerprint = "another model"
     other = CachedTranslator(models[0], file)
     assert other.translate(["Jibu ni 20."], ["sw"], "en") == [ANSWER] and len(models[0].asked) == 4
+
+
+def test_what_a_stop_left_untranslated_is_not_stored(tmp_path):
+    """Pieces whose numbers do not agree yet are dropped at a stop; the next run translates the text again."""
+
+    class Stopped(Glossary):
+        def write(self, segments):
+            request_stop()
+            return super().write(segments)
+
+    text, file = "Ali ana chupa 10.", tmp_path / "translations.jsonl"
+    try:
+        with pytest.raises(Interrupted):
+            CachedTranslator(Stopped(), file).translate([text], ["sw"], "en")
+    finally:
+        clear_request(True)
+    assert CachedTranslator(Glossary(), file).translate([text], ["sw"], "en") == ["?"]
 
 
 def test_the_embedding_of_the_translation(models):
