@@ -14,11 +14,12 @@ from pbrl_jax.text.languages import LANGUAGES, known_code
 
 
 def extract(benchmark: Benchmark, problem: Problem, text: str) -> str | None:
-    """The answer that we extract from a response: the announced answer, else the last number."""
+    """The answer that we extract from a response: the announced answer, else the last number, or of an option letter
+    the one at the beginning."""
     if benchmark.extract is not None:
         return benchmark.extract(problem, text)
-    if problem.kind == "letter":
-        return leading_or_announced_letter(text, problem.answer_language, LETTERS[: problem.options])
+    if problem.kind == "letter" or (problem.kind == "number" and problem.answer in tuple(LETTERS)):
+        return leading_or_announced_letter(text, problem.answer_language, LETTERS[: problem.options or len(LETTERS)])
     return extract_answer(text, problem.answer_language, fallback=True)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.eval.benchmarks import BENCHMARKS
+from pbrl_jax.eval.benchmarks import BENCHMARKS, own_table
 from pbrl_jax.eval.benchmarks.common import Problem, known_language
 from pbrl_jax.eval.benchmarks.scoring import harness_flexible, harness_match, harness_strict, math_octopus
 from pbrl_jax.eval.fidelity import fidelity, share
@@ -76,6 +76,13 @@ def test_letters():
     assert czech["correct"] and not czech["published"]["lm_eval_strict"], "the harness takes no bold"
     assert czech["right_language"] is True, "too short to tell, as in training"
     assert not graded("cs", "Odpověď je (J).", "C", **(prox | {"options": 4}))["extracted"]
+
+
+def test_letters_of_a_table_of_your_own():
+    table = {"benchmark": own_table.BENCHMARK}
+    for text, right in [("B", True), ("B) 12", True), ("b. 12", True), ("Jibu ni B.", True), ("C) 12", False)]:
+        assert graded("sw", text, "B", **table)["correct"] is right, text
+    assert graded("sw", "Ni 12", "12", **table)["correct"]
 
 
 @pytest.mark.parametrize(
