@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pbrl_jax.core.records import AnyArray, Prompt, Reference
-from pbrl_jax.text.answers import split_response
+from pbrl_jax.text.answers import split_response, without_think_tags
 from pbrl_jax.text.normalise import fold_letters
 
 
@@ -56,9 +56,10 @@ def part_names(parts: str) -> tuple[str, ...]:
 
 
 def response_texts(inputs: RewardInputs, parts: str) -> dict[str, list[str]]:
-    """Part -> its text in each of the B responses, "" where it is absent; letters are folded as for the gate."""
+    """Part -> its text in each of the B responses, "" where it is absent; letters are folded as for the gate. Tags of a
+    thought are left out, as in references."""
     if parts == "whole":
-        return {"whole": [fold_letters(text) for text in inputs.completions]}
+        return {"whole": [without_think_tags(fold_letters(text)).strip() for text in inputs.completions]}
     rows = zip(inputs.completions, inputs.prompts, strict=True)
     split = [split_response(fold_letters(text), prompt.language) for text, prompt in rows]
     columns = {"reasoning": [reasoning for reasoning, _ in split], "answer": [answer for _, answer in split]}

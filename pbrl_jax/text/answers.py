@@ -52,7 +52,12 @@ def split_response(text: str, code: str) -> tuple[str, str]:
     text = nfc(text)
     match = _find(text, code)
     start = len(text) if match is None else match.start
-    return _THINK_TAG.sub(" ", text[:start]).strip(), text[start:].strip()
+    return without_think_tags(text[:start]).strip(), text[start:].strip()
+
+
+def without_think_tags(text: str) -> str:
+    """`text` with a space in place of each `<think>` and `</think>`; the thought stays."""
+    return _THINK_TAG.sub(" ", text)
 
 
 def extract_answer(text: str, code: str, *, fallback: bool = False) -> str | None:

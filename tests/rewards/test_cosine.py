@@ -113,6 +113,12 @@ def test_an_empty_response_is_a_valid_zero_also_with_a_prefix(parts):
         assert scores.valid_B.all()
 
 
+def test_tags_of_a_thought_are_no_text():
+    """References are stored without them, so a response with them would be less similar than the same text."""
+    plain, tagged, empty = score(WHOLE, [RIGHT, f"<think>{RIGHT}</think>", "<think>\n</think>"]).value_B.tolist()
+    assert tagged == pytest.approx(plain, abs=1e-6) and empty == 0
+
+
 def test_the_prefix_stands_before_both_sides():
     model = encoder(prefix="Ali: ")
     value = score(WHOLE, [RIGHT], model).value_B[0]
