@@ -16,7 +16,7 @@ _OPTION_WORD = (
     rf"(?:(?:{_FILLERS})\s*[:,]?\s*)?(?:(?:{_ARTICLES})\s+|l['’])?"
     rf"(?:(?:correct )?(?:option|choice|letter)|letra|lettre|lettera|{'|'.join(_OPTION_WORDS)})?"
 )
-_BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]*{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]*"
+_BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]{{0,20}}{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]{{0,20}}"
 _OPTION = re.compile(
     rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9_]|['’](?:s|m|re|ll|d|ve)\b|\.\d|\s*[+*/=^]|\s*-(?!\s+[^\W\d_]{{2}})|\s+\d))",
     re.IGNORECASE,
