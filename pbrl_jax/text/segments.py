@@ -5,6 +5,7 @@ models copy like names, and restored afterwards.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import NamedTuple
@@ -28,7 +29,7 @@ _SMALL = {
 }
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_SMALL)})\b", re.IGNORECASE)
 
-_END = re.compile(r"[.!?…।॥؟۔]+[\"'”’»)\]]*(?=\s)|[。！？｡]+[」』”’）]*")
+_END = re.compile(r"(?<![.!?…।॥؟۔])[.!?…।॥؟۔]++[\"'”’»)\]]*(?=\s)|[。！？｡]+[」』”’）]*")
 _SHORT_WORD = re.compile(
     r"(?:^|[\s(.])(?:[^\W\d_]|mr|mrs|ms|dr|prof|st|vs|etc|approx|no|nr|bzw|usw|ca|sr|sra)\.$", re.IGNORECASE
 )
@@ -173,17 +174,32 @@ def numbers_agree(source: str, translation: str) -> bool:
 
 def _covers(a: str, b: str) -> bool:
     """Whether each number of `a` has a different partner in `b` (bipartite matching by augmenting paths)."""
-    numbers = numbers_in(a)
-    candidates = numbers_in(b) + [frozenset([_SMALL[word.lower()]]) for word in _SMALL_WORD.findall(b)]
+    left = Counter(numbers_in(b) + [frozenset([_SMALL[word.lower()]]) for word in _SMALL_WORD.findall(b)])
+    numbers = []
+    for values in numbers_in(a):
+        if len(values) == 1 and left[values]:
+            left[values] -= 1  # of two equal numbers with one reading, each is as good a partner as any other
+        else:
+            numbers.append(values)
+    candidates = list(left.elements())
     partner: dict[int, int] = {}
-
-    def match(index: int, visited: set[int]) -> bool:
-        for candidate, values in enumerate(candidates):
-            if candidate not in visited and numbers[index] & values:
-                visited.add(candidate)
-                if candidate not in partner or match(partner[candidate], visited):
-                    partner[candidate] = index
-                    return True
-        return False
-
-    return all(match(index, set()) for index in range(len(numbers)))
+    chosen: dict[int, int] = {}
+    for first in range(len(numbers)):
+        reached: dict[int, int] = {}
+        queue, free = [first], None
+        for number in queue:
+            for candidate, values in enumerate(candidates):
+                if candidate not in reached and numbers[number] & values:
+                    reached[candidate] = number
+                    if candidate not in partner:
+                        free = candidate
+                        break
+                    queue.append(partner[candidate])
+            if free is not None:
+                break
+        while free is not None:
+            number = reached[free]
+            partner[free], chosen[number], free = number, free, chosen.get(number)
+        if first not in chosen:
+            return False
+    return True

@@ -1,5 +1,7 @@
 """Sentences, protected spans, and numbers across languages, case by case."""
 
+import time
+
 import pytest
 
 from pbrl_jax.text.segments import (
@@ -151,3 +153,16 @@ def test_readings(token, values):
 def test_numbers_agree(source, translation, agree):
     assert numbers_agree(source, translation) is agree
     assert numbers_agree(translation, source) is agree
+
+
+def test_texts_in_a_loop_are_compared_and_cut_at_once():
+    """A response of thousands of equal numbers, or of full stops."""
+    start = time.process_time()
+    assert numbers_agree("1 " * 3000, "1 " * 3000) and not numbers_agree("1 " * 3001, "1 " * 3000)
+    assert numbers_agree("1.250; " * 300, "1,250; " * 300) and not numbers_agree("1.250; " * 301, "1.25; " * 300)
+    assert list(lines_and_sentences("." * 20000)) == [("." * 20000, "")]
+    assert time.process_time() - start < 2
+
+
+def test_a_number_leaves_a_partner_that_another_needs():
+    assert numbers_agree("1.250 1250", "1250 1.25") and not numbers_agree("1.250 1250", "1.25 1.25")
