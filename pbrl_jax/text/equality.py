@@ -29,17 +29,19 @@ _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|boldsymbol
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
 _NAMES = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\colon": ":", "π": "\\pi", "√": "\\sqrt", "×": "\\times", "·": "\\cdot",
-    "∞": "\\infty", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
+    "∞": "\\infty", "∅": "\\emptyset", "\\varnothing": "\\emptyset", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
 }  # fmt: skip
 _SIGNS = {
     "≤": r"\\le(?:qslant|q)?(?!ft|ss|ad)|⩽", "≥": r"\\ge(?:qslant|q)?(?!ts)|⩾", "≠": r"\\ne(?:q|(?![gwa]))",
-    "∈": r"\\in(?![ft])", "<": r"\\lt(?!imes)", ">": r"\\gt(?!r)",
+    "∈": r"\\in(?![ft])", "=": r"\\approx|≈", "<": r"\\lt(?!imes)", ">": r"\\gt(?!r)",
 }  # fmt: skip
 """Relations, whose commands a letter may follow where spaces were removed: \\leqx."""
 _FORMS = (
     (re.compile(r"(?<![\w)}\]])\\frac\{-(\d+)\}"), r"-\\frac{\1}"),
     (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\(sqrt|pmod)(\d)"), r"\\\1{\2}"),
+    (re.compile(r"\\mathbb([A-Z])"), r"\\mathbb{\1}"),
+    (re.compile(r"(?<=\d)(?:\\[lc]?dots|…)$"), ""),
     (re.compile(r"([\^_])\{(\w)\}"), r"\1\2"),
     (re.compile(r"(?<=[(\[,])\+(?=\\infty)"), ""),
     *((re.compile(pattern), sign) for sign, pattern in _SIGNS.items()),
@@ -47,7 +49,9 @@ _FORMS = (
 _JOIN = re.compile(
     r"\\text\{(?:,|\s)*(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|和|或|または|또는|และ|หรือ)\s*\}|\$\s*(?:and|or)\s*\$"
 )
-_NAME = r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?"
+_NAME = (
+    r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:'+|\^\{-1\})?(?:\([A-Za-z]\)|\(\d+\)|(?<=P)\([^()]*\))?|\\frac\{d\w\}\{d\w\})"
+)
 _NAMED = re.compile(rf"^\$?(?:{_NAME}|\({_NAME}(?:,{_NAME})+\))[=∈](?=[^=∈]+$)")
 _INEQUALITY = re.compile(r"(?:([^<≤]+)([<≤]))??(?:\\[A-Za-z]+|[A-Za-z])(?:_\w)?(?:([<≤])([^<≤]+))?")
 _MIXED = re.compile(r"(-?)(\d{1,9})?\\frac\{(\d{1,9})\}\{(\d{1,9})\}")
@@ -115,7 +119,7 @@ def _without_name(text: str) -> str:
     names = {re.split(r"[_=]", item)[0] for item in items if _NAMED.search(item)}
     if len(names) == 1 and all(map(_NAMED.search, items)):
         return ",".join(_NAMED.sub("", item) for item in items)
-    return _NAMED.sub("", text)
+    return re.sub(r"^([^=]+)=[A-Za-z]$", r"\1", _NAMED.sub("", text))
 
 
 def _interval(text: str) -> str:

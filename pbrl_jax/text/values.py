@@ -27,7 +27,7 @@ _FRACTION = re.compile(r"(-?)(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)(?![\d.,]*\d)")
 _TIME = re.compile(r"(\d{1,2}:\d{2}(?::\d{2})?)(?:\s*([ap])\.?\s?m\b\.?)?(?![\d:])", re.IGNORECASE)
 _HAN_TIME = re.compile(r"(\d{1,2})\s*[时時点點시]\s*(\d{1,2})\s*[分분]")
 _HAN_FRACTION = re.compile(r"(\d+)\s*(?:分之|分の|분의)\s*(\d+)")
-_RATIO = re.compile(r"\d+:\d+(?![\d:])")
+_RATIO = re.compile(r"\d+:\d+(?![\d:])|\d+ : \d+(?=\s*(?:$|[.!?)*]))")
 _EXPRESSION = re.compile(r"[^\s,;，。；]+")
 _SLASH = re.compile(r"\s*/\s*\d")
 _TUPLE_ITEM = r"-?\d+(?:\.\d+)?(?:/\d+)?"
@@ -243,7 +243,7 @@ def _one_value(line: str, start: int, code: str) -> Quantity:
     if (time := _TIME.match(line, start)) is not None:
         return Quantity(time[1] + (f"{time[2].upper()}M" if time[2] else ""), time.end())
     if (ratio := _RATIO.match(line, start)) is not None:
-        return Quantity(ratio.group(), ratio.end())
+        return Quantity(squeeze(ratio.group()), ratio.end())
     token = NUMBER.match(line, start)
     if token is None:
         return Quantity(None, start)
