@@ -3,6 +3,7 @@
 import decimal
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from pbrl_jax.pivots.references import normalised
 from pbrl_jax.text.answers import split_response
 from pbrl_jax.text.languages import answer_sentence, nfc
 from pbrl_jax.text.values import canonical
+
+_FORMULA = re.compile(r"[\\^_√]|[A-Za-z]\s*[-+*/(]")
 
 
 def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> dict[str, Reference]:
@@ -90,10 +93,10 @@ def _row_reference(row: dict[str, Any]) -> Reference:
 
 
 def _announced(answer: str) -> str:
-    """A bare answer in the English answer sentence, in a box if it is LaTeX or would be read differently."""
+    """A bare answer in the English answer sentence, in a box if it is a formula or would be read differently."""
     if not answer or split_response(answer, "en")[1]:
         return answer
     sentence = answer_sentence(answer.removesuffix("."), "en")
     boxed = answer_sentence(f"\\boxed{{{answer}}}", "en")
-    plain = "\\" not in answer and answer_value(sentence, "en") == answer_value(answer, "en")
+    plain = not _FORMULA.search(answer) and answer_value(sentence, "en") == answer_value(answer, "en")
     return sentence if plain else boxed
