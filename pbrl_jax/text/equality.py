@@ -27,6 +27,8 @@ conditions, of which math-verify reads a part."""
 _WRAPPERS = re.compile(r"\\(?:left|right|displaystyle|big|Big|limits)(?![A-Za-z])|\\[,;:! ]|\\q?quad|~|\\\$")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
+_ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot))\s*\(?(\d+(?:\.\d+)?)\s*(?:\^\s*\{?(?:\\circ|°)\}?|°|\\degree)\)?")
+"""The function of an angle in degrees, which elsewhere is a unit."""
 _NAMES = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\colon": ":", "π": "\\pi", "√": "\\sqrt", "×": "\\times", "·": "\\cdot",
     "∞": "\\infty", "∅": "\\emptyset", "\\varnothing": "\\emptyset", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
@@ -96,6 +98,7 @@ def _form(text: str) -> str:
     while len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text) if re.fullmatch(r"\\[(\[].*\\[)\]]", text, re.DOTALL) else text
+    text = _ANGLE.sub(r"\1(\2\\pi/180)", text)
     text = _DEGREES.sub("", _TEXT.sub(r"\1", _JOIN.sub(",", _WRAPPERS.sub("", text))))
     for name, normal in _NAMES.items():
         text = text.replace(name, normal)

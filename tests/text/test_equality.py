@@ -40,6 +40,8 @@ from pbrl_jax.text.expressions import equal_expressions
         ("x\\approx3.14", "3.14", True),
         ("3.14\\ldots", "3.14", True),
         ("5=x", "5", True),
+        ("\\sin 30^\\circ", "0.5", True),
+        ("2\\tan(45^{\\circ})", "2", True),
         ("P(X=2)=\\frac12", "0.5", True),
         ("f^{-1}(x)=2x", "2x", True),
         ("f'(x)=2x", "2x", True),
