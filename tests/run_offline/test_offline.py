@@ -12,6 +12,7 @@ from pbrl_jax import with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.run import dpo, sft, sft_sources
+from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.dpo import preference_pairs
 from pbrl_jax.run.scored import FILE, ScoredGroup, read_groups
 from pbrl_jax.run.sft_sources import best_of, read_examples, translated
@@ -72,7 +73,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(DataError, match="line 1: lacks response"):
         read_examples(str(file))
     with pytest.raises(ConfigError, match="--sft.translator"):
-        translated(offline(), work_dir(tmp_path))
+        check_verb("sft", with_values(offline(), sft={"source": "translated"}))
 
 
 def test_references_are_translated_once_by_each_translator(tmp_path, monkeypatch):
