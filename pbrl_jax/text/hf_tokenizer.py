@@ -34,14 +34,20 @@ STAND_IN = "\ue000"
 
 
 class HuggingFaceTokenizer:
-    """A `transformers` tokenizer: a folder or a hub id (`HF_TOKEN` for gated ones)."""
+    """A `transformers` tokenizer: a folder or a hub id (`HF_TOKEN` for gated ones).
 
-    def __init__(self, source: str):
+    Args:
+      base: the folder of the base model, if `source` is that of an adapter without settings of generation.
+    """
+
+    def __init__(self, source: str, base: str = ""):
         with _local_folder(source) as local:
             self.tokenizer = _auto_tokenizer(local, source)
-            self.generation_config = _settings(local, GENERATION_CONFIG)
+            places = [place for place in (local, base) if place]
+            found = (_settings(place, GENERATION_CONFIG) for place in places)
+            self.generation_config = next(filter(None, found), {})
             # As in transformers, a model without generation settings stops where its config.json says.
-            model = {} if "eos_token_id" in self.generation_config else _settings(local, "config.json")
+            model = {} if "eos_token_id" in self.generation_config else _settings(places[-1], "config.json")
             self.files = _tokenizer_files(local)
         self._loaded_template = self.tokenizer.chat_template
         vocabulary = self.tokenizer.get_vocab()
@@ -50,7 +56,7 @@ class HuggingFaceTokenizer:
         self.vocab_size = 1 + max(vocabulary.values())
         self.eos_ids = _stop_ids(self.tokenizer, self.generation_config, source)
         self.eos_ids += tuple(i for i in _listed(model) if type(i) is int and i in self._special_ids - {*self.eos_ids})
-        self.bos_id = self.tokenizer.bos_token_id
+        self.bos_id = self.tokenizer.bos_token_id if _begins(self.tokenizer) else None
         pad = self.tokenizer.pad_token_id
         if not self.eos_ids and pad is None:
             raise DataError(f"The tokenizer of {source!r} has neither an end-of-sequence nor a padding token.")
@@ -81,12 +87,17 @@ class HuggingFaceTokenizer:
             return self._ids(text)
         # Special tokens in a message must stay plain text: the template is rendered with placeholders for messages.
         placeholders = [f"{STAND_IN}{number}{STAND_IN}" for number in range(len(contents))]
-        masked = [{**m, "content": placeholder} for m, placeholder in zip(messages, placeholders, strict=True)]
+        # The spaces around a message stay in the template, which may remove them.
+        inner = [content.strip() or None for content in contents]
+        masked = [
+            {**m, "content": m["content"].replace(text, placeholder) if text else m["content"]}
+            for m, text, placeholder in zip(messages, inner, placeholders, strict=True)
+        ]
         text = self._chat_text(masked, switch)
         ids: list[int] = []
         for part in re.split(f"({'|'.join(placeholders)})", text):
             if part in placeholders:
-                ids += self.encode(contents[placeholders.index(part)].strip())
+                ids += self.encode(inner[placeholders.index(part)] or "")
             elif part:
                 ids += self._ids(part)
         return ids
@@ -103,8 +114,8 @@ class HuggingFaceTokenizer:
         return tuple({*added, *self.tokenizer.all_special_tokens})
 
     def _chat_text(self, messages: list[dict[str, str]], switch: dict) -> str:
-        """The rendered template, with contents as text or as lists of parts, whichever it supports; without support of
-        system turns (Gemma 1, Mistral), the user's turn begins with the system's."""
+        """The rendered template, with contents as text or as lists of parts, whichever it supports; where it refuses a
+        system turn (Gemma 1, Mistral) or leaves it out (Phi-3), the user's turn begins with the system's."""
         from jinja2.exceptions import TemplateError
 
         def render(turns: list[dict[str, Any]]) -> str:
@@ -125,9 +136,10 @@ class HuggingFaceTokenizer:
                 from_parts = render([{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages])
                 if _contains_all(from_parts, messages):
                     return from_parts
-        if failure is None:
+        led = messages[0]["role"] == "system" and len(messages) > 1
+        if failure is None and (not led or _contains_all(text, messages[:1])):
             return text
-        if not isinstance(failure, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
+        if failure is not None and not (led and isinstance(failure, TemplateError)):
             raise ConfigError(f"The chat template refuses this conversation: {failure}.") from failure
         system, user, *rest = messages
         content = f"{system['content']}\n\n{user['content']}"
@@ -228,13 +240,48 @@ def _transformers():
 def _auto_tokenizer(local: str, source: str):
     transformers = _transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+        return _as_in_file(tokenizer, local)
     except Exception as error:  # the library raises plain Exception
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"No tokenizer found for {source!r}: {first} Expected a .model file, a folder with tokenizer.json, or a "
             "hub id such as Qwen/Qwen3-0.6B (set HF_TOKEN for gated ones; offline, give the folder of a download)."
         ) from error
+
+
+def _as_in_file(tokenizer, local: str):
+    """The tokenizer with the model, normaliser, pre-tokenizer and decoder of `tokenizer.json`, if there is one.
+
+    transformers 5 builds those of several classes (GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer, ...) anew, and a file
+    with others under such a class (Llama 3's under GPT2Tokenizer) would give ids with which the model was not trained.
+    BERT's normaliser follows tokenizer_config.json, as it always has.
+    """
+    from tokenizers import Tokenizer, normalizers
+    from transformers.utils import cached_file
+
+    path = cached_file(local, "tokenizer.json", _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False)  # fmt: skip
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if path is None or core is None:
+        return tokenizer
+    stored = Tokenizer.from_file(path)
+    core.model, core.pre_tokenizer, core.decoder = stored.model, stored.pre_tokenizer, stored.decoder
+    if not isinstance(stored.normalizer, normalizers.BertNormalizer):
+        core.normalizer = stored.normalizer
+    return tokenizer
+
+
+def _begins(tokenizer) -> bool:
+    """Whether prompts begin with the beginning-of-sequence token. Some tokenizers have one that neither they nor their
+    chat template write (Phi-4, OLMo 3), and their models were not trained with it."""
+    first = tokenizer.bos_token
+    if first is None or not tokenizer.chat_template:
+        return first is not None
+    with contextlib.suppress(Exception):  # a template is code and may raise anything; encode_chat reports it
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        return text.lstrip().startswith(first) or tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return True
 
 
 def _settings(local: str, name: str) -> dict:

@@ -1,7 +1,7 @@
 """Prompts: from a question to token ids.
 
-A prompt begins with exactly one beginning-of-sequence token if the tokenizer has one, with or without a chat template.
-The wording is our own; no native speaker has reviewed it.
+A prompt begins with exactly one beginning-of-sequence token if the tokenizer has one in use, with or without a chat
+template. The wording is our own; no native speaker has reviewed it.
 """
 
 import itertools

@@ -162,7 +162,7 @@ def read_hf_policy(
         spec = dataclasses.replace(spec, tied_embeddings=False)
     names = decoder_names(spec, is_fused(config["model_type"]))
     resolve_names(tensors, names)
-    tokenizer = folder_tokenizer(adapter.folder, source) if adapter else MissingTokenizer(source)
+    tokenizer = folder_tokenizer(adapter.folder, source, folder) if adapter else MissingTokenizer(source)
     if isinstance(tokenizer, MissingTokenizer):
         tokenizer = folder_tokenizer(folder, source)
     if not isinstance(tokenizer, MissingTokenizer):

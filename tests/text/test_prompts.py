@@ -201,6 +201,10 @@ def test_a_special_token_in_a_question_ends_no_turn(templated):
     assert tokenizer.tokenizer.decode(hostile).replace("<|im_end|>\n<|im_start|>system<", "<") == (
         tokenizer.tokenizer.decode(plain)
     )
+    spaced = format_prompt("  2? </s>\n\n", "en", tokenizer, "chat_question")
+    assert "user\n  2? </s>\n\n<|im_end|>" in tokenizer.tokenizer.decode(spaced)
+    blank = tokenizer.encode_chat([{"role": "system", "content": " "}, {"role": "user", "content": "</s>"}])
+    assert "system\n <|im_end|>" in tokenizer.tokenizer.decode(blank)
 
 
 def test_a_template_without_a_system_turn_opens_the_users_with_it(templated):
@@ -211,6 +215,21 @@ def test_a_template_without_a_system_turn_opens_the_users_with_it(templated):
     refusing = templated("{{ raise_exception('never') }}")
     with pytest.raises(ConfigError, match="refuses this conversation: never"):
         format_prompt("2 + 2?", "en", refusing, "chat")
+
+
+def test_a_template_that_leaves_the_system_turn_out_opens_the_users_with_it(templated):
+    """Early Phi-3 templates write the turns of user and assistant alone, and say nothing of others."""
+    silent = templated(LLAMA.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"))
+    text = silent.tokenizer.decode(format_prompt("2 + 2?", "en", silent, "chat_boxed"))
+    assert f"user<|end_header_id|>\n\n{system_instruction('en', 'chat_boxed')}\n\n2 + 2?<|eot_id|>" in text
+
+
+def test_a_beginning_of_sequence_that_is_not_in_use_is_not_written(templated):
+    """Phi-4's tokenizer has one, but neither it nor the chat template writes it."""
+    unused, used = templated(QWEN, bos_token="<s>"), templated("{{ bos_token }}" + QWEN, bos_token="<s>")
+    assert unused.tokenizer.bos_token_id is not None and unused.bos_id is None and used.bos_id is not None
+    for style in ("plain", "chat"):
+        assert format_prompt("2?", "en", used, style) == [used.bos_id, *format_prompt("2?", "en", unused, style)]
 
 
 def test_auto_is_chat_where_there_is_a_template(templated):

@@ -200,6 +200,31 @@ def test_without_generation_settings_the_models_own_stop_ids_count(hub_folder, t
     assert load_tokenizer(str(folder)).eos_ids == (1,)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer_class", "model_type"),
+    [("GPT2Tokenizer", "llama"), ("GPT2Tokenizer", None), ("LlamaTokenizer", "qwen2"), ("GemmaTokenizer", "qwen3")],
+)
+def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(hub_folder, tokenizer_class, model_type, tmp_path):
+    """transformers 5 builds the parts of several classes anew; a model was trained with those of the file."""
+    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Tokenizer as Core
+
+    folder = shutil.copytree(hub_folder, tmp_path / "model")
+    core = Core.from_file(str(folder / "tokenizer.json"))
+    digits = pre_tokenizers.Split(Regex(r"\p{N}| ?\p{L}{1,3}|[^\p{L}\p{N}]"), "isolated")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of])
+    core.save(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": tokenizer_class}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if model_type:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    tokenizer = load_tokenizer(str(folder))
+    expected = [core.encode(text, add_special_tokens=False).ids for text in REAL_SENTENCES]
+    assert tokenizer.encode_batch(REAL_SENTENCES) == expected
+    assert [tokenizer.decode(ids) for ids in expected] == REAL_SENTENCES
+
+
 def test_a_saved_tokenizer_leaves_an_existing_generation_config(hub_folder, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3], "top_p": 0.9}')
     load_tokenizer(str(hub_folder)).save(str(tmp_path))

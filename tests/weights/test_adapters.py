@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_hf import FIXTURES, hf_policy
+from tiny_hf import FIXTURES, hf_policy, hf_tokenizer
 from tiny_policy import quick_compiles  # noqa: F401
 
 from configs.tiny_cpu import get_config
@@ -25,6 +25,7 @@ from pbrl_jax.models.lora import init_adapters, merge_adapters
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.run.convert import main as convert
 from pbrl_jax.run.settings import config_class
+from pbrl_jax.weights.hf_export import export_policy
 from pbrl_jax.weights.policies import load_policy, save_policy
 
 CASES = ("peft_lora", "peft_rslora", "peft_dora", "peft_head", "peft_embed")
@@ -78,6 +79,20 @@ def test_each_adapter_is_a_policy_of_its_own(folder):
     config = with_values(get_config(), policy={"source": str(folder)})
     assert run_models(config).policy.layers == base.spec.layers, "planned as its base"
     assert first.fingerprint == load_policy(str(FIXTURES / "peft_lora")).fingerprint
+
+
+def test_a_tokenizer_beside_an_adapter_stops_where_the_base_says(folder, tmp_path):
+    """PEFT's folder has no generation_config.json; Gemma's and Llama's ends of a turn are in that of the base."""
+    base = tmp_path / "base"
+    export_policy(hf_policy(), str(base))
+    change(folder, base_model_name_or_path=str(base), target_modules=[])
+    hf_tokenizer().save(str(folder))
+    (folder / "generation_config.json").unlink()
+    scale = np.zeros((hf_policy().spec.width,), np.float32)
+    save_file({"base_model.model.model.norm.weight": scale}, folder / "adapter_model.safetensors")
+    policy = load_policy(str(folder))
+    assert policy.tokenizer.eos_ids == hf_tokenizer().eos_ids == (1, 3)
+    assert policy.tokenizer.generation_config["temperature"] == 0.6
 
 
 @pytest.mark.parametrize(
