@@ -106,6 +106,11 @@ class Adapter(NamedTuple):
         matches = (value for key, value in self.alphas.items() if re.fullmatch(rf"(.*\.)?({key})", module))
         return next(matches, self.alpha) / (rank**0.5 if self.rooted else rank)
 
+    def vocabulary(self) -> int:
+        """Rows of an embedding that the adapter replaces; 0 if it has none."""
+        embeddings = [name for name in self.tensors if re.search(r"embed_tokens\.(.*\.)?weight$", name)]
+        return self.tensors[embeddings[0]].shape[0] if embeddings else 0
+
     def applied(self, base: Mapping[str, Tensor], tied: bool, exact: bool) -> Weights:
         """The base's tensors with the adapter merged in.
 
@@ -141,9 +146,10 @@ class Adapter(NamedTuple):
             adapted = self._adapted(module, part, result.get(place, base.get(place)), exact)
             problems += [adapted] if isinstance(adapted, str) else []
             result[place] = adapted  # type: ignore[assignment]
-        embed = names.get("embed_tokens.weight")
+        embed = names.get("embed_tokens.weight", "")
         untied = tied and not self.keeps_tie and "lm_head.weight" not in names
-        if untied and embed is not None and result[embed] is not base[embed]:
+        # A resized embedding was saved, not trained: it is still tied.
+        if untied and embed and result[embed] is not base[embed] and result[embed].shape == base[embed].shape:
             result.setdefault("lm_head.weight", base[embed])
         if problems:
             raise CheckpointError(

@@ -157,6 +157,8 @@ def read_hf_policy(
     stored = tensors = open_weights(folder)
     if adapter is not None:
         tensors = adapter.applied(stored, spec.tied_embeddings, exact=param_dtype != "stored")
+        # PEFT saves the embedding that was resized for more tokens.
+        spec = dataclasses.replace(spec, vocab_size=adapter.vocabulary() or spec.vocab_size)
     if spec.tied_embeddings and has_own_head(tensors):
         print(f"{source}: lm_head differs from the embedding and is used, although config.json ties them.")
         spec = dataclasses.replace(spec, tied_embeddings=False)

@@ -81,6 +81,23 @@ def test_each_adapter_is_a_policy_of_its_own(folder):
     assert first.fingerprint == load_policy(str(FIXTURES / "peft_lora")).fingerprint
 
 
+@pytest.mark.parametrize("base", ["qwen3", "mistral"])
+def test_an_embedding_that_was_resized_for_more_tokens(base, folder):
+    """PEFT saves it with the adapter; a tied output matrix is still tied."""
+    change(folder, base_model_name_or_path=str(FIXTURES / base))
+    plain = load_policy(str(FIXTURES / base))
+    rows, width = plain.spec.vocab_size + 3, plain.spec.width
+    new = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
+    tensors = {"base_model.model.model.embed_tokens.weight": new}
+    if not plain.spec.tied_embeddings:
+        tensors["base_model.model.lm_head.weight"] = 2 * new
+    save_file(tensors, folder / "adapter_model.safetensors")
+    policy = load_policy(str(folder))
+    assert policy.spec.vocab_size == rows and policy.spec.tied_embeddings == plain.spec.tied_embeddings
+    assert np.array_equal(policy.params["embed"], new)
+    assert policy.spec.tied_embeddings or np.array_equal(policy.params["lm_head"], 2 * new.T)
+
+
 def test_a_tokenizer_beside_an_adapter_stops_where_the_base_says(folder, tmp_path):
     """PEFT's folder has no generation_config.json; Gemma's and Llama's ends of a turn are in that of the base."""
     base = tmp_path / "base"
