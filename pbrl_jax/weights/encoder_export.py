@@ -74,8 +74,10 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     special = len(spec.begin_ids) + len(spec.end_ids)
     limit = {"max_seq_length": encoder.max_length + special}
     write_json(folder / "sentence_bert_config.json", limit | {"do_lower_case": False})
-    prompts = {"default": encoder.prefix} if encoder.prefix else {}
-    named = {"prompts": prompts, "default_prompt_name": next(iter(prompts), None)}
+    prompts = dict(encoder.prompts)
+    default = next((name for name, text in prompts.items() if text == encoder.prefix), "default")
+    prompts |= {default: encoder.prefix} if encoder.prefix else {}
+    named = {"prompts": prompts, "default_prompt_name": default if encoder.prefix else None}
     write_json(folder / "config_sentence_transformers.json", {**named, "similarity_fn_name": "cosine"})
     _write_tokenizer(encoder, folder)
     listed = [

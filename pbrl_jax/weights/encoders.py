@@ -43,6 +43,8 @@ class Encoder(NamedTuple):
     #: Tokens of a chunk of text, without the special tokens that the spec adds.
     max_length: int
     prefix: str = ""
+    #: Name -> prompt of a sentence-transformers folder, for exports.
+    prompts: Mapping[str, str] = {}
 
     @property
     def key(self) -> str:
@@ -194,7 +196,7 @@ def load_encoder(
         room, prefix = record.get("max_length", spec.text_tokens), prefix or record.get("prefix", "")
         if not (type(room) is int and 1 <= room <= spec.text_tokens):
             raise CheckpointError(f"{directory!r}: max_length is {room!r}; expected at most {spec.text_tokens} tokens.")
-        encoder = Encoder(spec, params, tokenizer, record["weights_sha256"], room, prefix)
+        encoder = Encoder(spec, params, tokenizer, record["weights_sha256"], room, prefix, record.get("prompts", {}))
         encoder = encoder if dtype is None else encoder._replace(spec=with_compute(spec, dtype))
     else:
         encoder = load_released(place, directory, prefix, prompt, pooling, dtype or "float32")
@@ -249,7 +251,8 @@ def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: s
     fingerprint = hashlib.sha256(repr((digests, spec, tokenizer.fingerprint)).encode()).hexdigest()
     special = len(begin_ids) + len(end_ids)
     room = spec.text_tokens if chain.max_length is None else min(chain.max_length - special, spec.text_tokens)
-    return Encoder(spec, params, tokenizer, fingerprint, room, prefix)
+    named = {name: text for name, text in chain.prompts.items() if name}
+    return Encoder(spec, params, tokenizer, fingerprint, room, prefix, named)
 
 
 def _transformer_spec(chain: Chain, dtype: str) -> TextEncoderSpec:
@@ -328,6 +331,6 @@ def stored_spec(stored: Mapping[str, Any]) -> TextEncoderSpec:
 
 
 def save_encoder(encoder: Encoder, directory: str) -> None:
-    """Write a folder for `load_encoder`, with the default prefix and length."""
-    more = {"prefix": encoder.prefix, "max_length": encoder.max_length}
+    """Write a folder for `load_encoder`, with the default prefix, the length and the named prompts."""
+    more = {"prefix": encoder.prefix, "max_length": encoder.max_length, "prompts": dict(encoder.prompts)}
     save_model(directory, "encoder", encoder.spec, encoder.params, encoder.tokenizer, **more)

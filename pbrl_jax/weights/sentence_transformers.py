@@ -154,6 +154,7 @@ def _prompts(folder: str) -> tuple[dict[str, str], str]:
     """(name -> prompt, name of the default prompt or "")."""
     path = os.path.join(folder, "config_sentence_transformers.json")
     config = read_json(path) if os.path.exists(path) else {}
+    ConfigFields(config, {}, path).expect("truncate_dim", None)
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name") or ""
     if default and default not in prompts:
         raise CheckpointError(f"{path}: default_prompt_name {default!r} is not among the prompts {sorted(prompts)}.")

@@ -50,6 +50,20 @@ def test_released_encoders_go_back(name, tmp_path):
     assert not (tmp_path / "generation_config.json").exists()
 
 
+def test_named_prompts_go_back(tmp_path):
+    """A search model that has lost its prompt for queries finds less, without an error."""
+    encoder = load_encoder(str(FIXTURES / "qwen3_embedding"))
+    save_encoder(encoder, str(tmp_path / "own"))
+    places = {"hf": encoder, "again": load_encoder(str(tmp_path / "own")), "query": encoder._replace(
+        prefix=encoder.prompts["query"])}  # fmt: skip
+    for name, one in places.items():
+        export_encoder(one, str(tmp_path / name))
+        written = json.loads((tmp_path / name / "config_sentence_transformers.json").read_text())
+        assert encoder.prompts["query"] and written["prompts"] == encoder.prompts
+        assert written["default_prompt_name"] == ("query" if name == "query" else None)
+        assert load_encoder(str(tmp_path / name), prompt="query").prefix == encoder.prompts["query"]
+
+
 def test_an_encoder_born_here(tmp_path):
     """Its projection becomes a Dense module, its vocabulary a tokenizer.json without special tokens."""
     export_encoder(own_encoder(48), str(tmp_path))

@@ -68,6 +68,16 @@ def test_the_default_prompt_is_used(tmp_path):
         load_encoder(str(folder))
 
 
+def test_vectors_that_are_cut_are_refused(tmp_path):
+    """sentence-transformers keeps the first `truncate_dim` channels (Matryoshka), which gives other cosines."""
+    folder = copied("bge_m3", tmp_path)
+    edit(folder / "config_sentence_transformers.json", truncate_dim=None)
+    load_encoder(str(folder))
+    edit(folder / "config_sentence_transformers.json", truncate_dim=8)
+    with pytest.raises(CheckpointError, match="truncate_dim is 8, which changes the model"):
+        load_encoder(str(folder))
+
+
 def test_specs_are_those_of_the_folders():
     labse, gemma = (load_encoder(str(FIXTURES / name)) for name in ("labse", "embedding_gemma"))
     assert isinstance(labse.spec, EncoderSpec) and labse.spec.position_offset == 0
