@@ -78,6 +78,11 @@ def count_parameters(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def widest_type(tree: Any) -> Any:
+    """The type that holds every leaf exactly: that of the leaves, or float32 for bfloat16 beside float32."""
+    return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree)))
+
+
 def all_finite(tree: Any) -> jax.Array:
     """Scalar bool: no leaf has a NaN or infinite entry."""
     return jnp.stack([jnp.bool_(True), *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))]).all()

@@ -12,7 +12,7 @@ from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.core.paths import WorkDir, as_path, work_dir
-from pbrl_jax.core.trees import count_parameters, nested
+from pbrl_jax.core.trees import count_parameters, nested, widest_type
 from pbrl_jax.run.settings import config_class
 from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
 from pbrl_jax.weights.adapters import is_adapter, write_adapter
@@ -177,6 +177,6 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf", p
     else:
         save_policy(policy, target)
         load_policy(target, param_dtype="stored")
-    kind = str(policy.params["embed"].dtype)
+    kind = str(widest_type(policy.params))
     written = "a policy of this package" if own_folder(target, "policy") else "a Hugging Face model"
     print(f"{target}: {written}, {count_parameters(policy.params):,} parameters in {kind}, read back and compared.")

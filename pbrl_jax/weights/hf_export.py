@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.trees import widest_type
 from pbrl_jax.models.decoder import causal_logits
 from pbrl_jax.text.hf_tokenizer import GENERATION_CONFIG
 from pbrl_jax.text.sentencepiece_json import write_tokenizer_json
@@ -41,7 +42,7 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     Args:
       policy: the policy; on one host.
       directory: the folder, local or `gs://...`; a model in it is replaced.
-      dtype: type of the stored weights, float32 or bfloat16; default: the type of the parameters.
+      dtype: type of the stored weights, float32 or bfloat16; default: that of the parameters, the widest of several.
 
     Raises:
       CheckpointError: no model family has this spec, the folder holds a model of this package, or it reads back
@@ -50,7 +51,7 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     """
     if dtype is not None and dtype not in PARAM_TYPES[:2]:
         raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(PARAM_TYPES[:2])}.")
-    kind = np.dtype(jnp.dtype(dtype or jax.tree.leaves(policy.params)[0].dtype))
+    kind = np.dtype(jnp.dtype(dtype or widest_type(policy.params)))
     config = _config(policy, kind.name)
     folder = epath.Path(directory)
     if (folder / "pbrl_policy.json").exists():

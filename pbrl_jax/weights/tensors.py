@@ -82,10 +82,10 @@ def open_weights(folder: str | os.PathLike, file: str = "") -> Weights:
     for name in (file,) if file else (WEIGHTS, TORCH_WEIGHTS):
         path = os.path.join(folder, name)
         index = f"{path}.index.json"
-        if not file and os.path.exists(index):
-            return Weights([_open_file(path) for path in _indexed_files(index)], folder)
-        if file or located(path):
+        if file or located(path):  # before an index, as in transformers
             return Weights([_open_file(path)], folder)
+        if os.path.exists(index):
+            return Weights([_open_file(path) for path in _indexed_files(index)], folder)
     found = ", ".join(sorted(os.listdir(folder))[:8]) if os.path.isdir(folder) else "no such folder"
     raise CheckpointError(
         f"No weights in {folder!r}: expected {WEIGHTS}, {WEIGHTS}.index.json or {TORCH_WEIGHTS}, found "

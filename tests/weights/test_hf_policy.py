@@ -133,6 +133,10 @@ def test_types_are_those_asked_for(folder, tmp_path):
     export_policy(exact, str(tmp_path / "half"), "bfloat16")
     stored = load_policy(str(tmp_path / "half"), param_dtype="stored")
     assert same_bits(stored.params, half.params) and stored.spec.dtype == "bfloat16"
+    mixed = half._replace(params=half.params | {"final_norm": exact.params["final_norm"]})  # norms in float32
+    export_policy(mixed, str(tmp_path / "mixed"))
+    again = load_policy(str(tmp_path / "mixed"), param_dtype="stored")
+    assert same_bits(again.params["final_norm"], exact.params["final_norm"])
     for wrong in ({"dtype": "fp8"}, {"param_dtype": "half"}):
         with pytest.raises(ConfigError, match="expected float32, bfloat16"):
             load_policy(str(folder), **wrong)

@@ -199,6 +199,8 @@ def test_one_file_and_an_index_are_the_same(tmp_path):
     (many / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="lacks 1 of the 2 files in its index: model-00002-of-00002"):
         open_weights(many)
+    save_file(tensors, many / "model.safetensors")
+    assert_loaded(load_params(open_weights(many), NAMES), tensors)  # the index is left over
 
 
 def test_torchs_own_files_are_read_where_there_are_no_others(tmp_path):
