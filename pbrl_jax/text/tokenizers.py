@@ -180,11 +180,12 @@ def load_tokenizer(source: str, base: str = "") -> Tokenizer:
     """
     if not source:
         raise ConfigError("No tokenizer given. Set policy.tokenizer to a .model file, a folder, or a hub id.")
+    source = os.path.expanduser(str(source))
     path = epath.Path(source)
     if path.is_dir():
         names = {child.name for child in path.iterdir()}
         if names & set(TOKENIZER_FILES[:2]) and not (MODEL_FILE in names and _made_from_sentencepiece(path)):
-            return HuggingFaceTokenizer(str(source), base)
+            return HuggingFaceTokenizer(source, base)
         if MODEL_FILE in names:
             return SentencePieceTokenizer(path / MODEL_FILE)
         if XLMR_FILE in names:
@@ -193,11 +194,11 @@ def load_tokenizer(source: str, base: str = "") -> Tokenizer:
             f"No tokenizer in {source!r}: expected tokenizer.json, tokenizer_config.json or {MODEL_FILE}, "
             f"found {', '.join(sorted(names)[:8]) or 'nothing'}."
         )
-    if str(source).endswith((".model", ".spm")) or path.exists():
+    if source.endswith((".model", ".spm")) or path.exists():
         return SentencePieceTokenizer(path)
-    if not _HUB_ID.fullmatch(str(source)):
+    if not _HUB_ID.fullmatch(source):
         raise ConfigError(f"No tokenizer at {source!r}: no such file or folder, and no hub id (owner/name).")
-    return HuggingFaceTokenizer(str(source))
+    return HuggingFaceTokenizer(source)
 
 
 def _made_from_sentencepiece(folder: epath.Path) -> bool:

@@ -14,7 +14,7 @@ import re
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.paths import CHUNK_BYTES, is_remote, write_atomic
+from pbrl_jax.core.paths import CHUNK_BYTES, as_path, is_remote, write_atomic
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.weights.safetensors_file import POINTER
 
@@ -35,16 +35,18 @@ def is_hub_id(source: str) -> bool:
 
 
 def local_copy(source: str | os.PathLike) -> str:
-    """The local folder of a model; a name that is neither remote nor a hub id is returned unchanged.
+    """The local folder of a model; a name that is neither remote nor a hub id is returned, with `~` as the home folder.
 
     Raises:
       CheckpointError: the hub or the store cannot be reached, has no such model, or denies access to it.
+      ConfigError: an address that is no path, as https://...
     """
     source = os.fspath(source)
     if is_remote(source):
-        return copy_remote(source)
-    if os.path.exists(source) or not is_hub_id(source):
-        return source
+        return copy_remote(os.fspath(as_path(source)))
+    path = os.path.expanduser(source)
+    if os.path.exists(path) or not is_hub_id(source):
+        return path
     return download(source)
 
 

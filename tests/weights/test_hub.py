@@ -16,7 +16,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 from tiny_store import Store
 from tiny_world import policy as own_policy
 
-from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.text.tokenizers import load_tokenizer
 from pbrl_jax.weights import hub
 from pbrl_jax.weights.comets import load_comet
@@ -55,6 +55,17 @@ def test_what_reads_as_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     assert not is_hub_id("runs/first"), "a misspelled folder of one's own is not looked for on the hub"
     assert local_copy("runs/first") == "runs/first"
+
+
+def test_a_folder_at_home_and_an_address_on_the_web(tmp_path, monkeypatch):
+    """In a configuration no shell replaces the `~`, and the preview of a run replaced it alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export_policy(hf_policy(), str(tmp_path / "models" / "one"))
+    policy, tokenizer = load_policy("~/models/one"), load_tokenizer("~/models/one")
+    assert policy.spec == hf_policy().spec and tokenizer.fingerprint == policy.tokenizer.fingerprint
+    for address in ("https://huggingface.co/Qwen/Qwen3-0.6B", "hf://Qwen/Qwen3-0.6B"):
+        with pytest.raises(ConfigError, match="cannot be read.*owner/name for what is on the hub"):
+            load_policy(address)
 
 
 @pytest.mark.parametrize(
