@@ -299,17 +299,26 @@ def encoder_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of an encoder's folder or hub id.
 
     XLM-R's uses SentencePiece if its model file exists: it gives the same ids, and text that spells a special token is
-    not read as one.
+    not read as one. Not if tokens were added, which that file lacks.
     """
     model, config = os.path.join(source, XLMR_FILE), os.path.join(source, "tokenizer_config.json")
-    kind = read_json(config).get("tokenizer_class", "") if os.path.exists(config) else "XLMRobertaTokenizer"
+    kind = read_json(config).get("tokenizer_class") or "" if os.path.exists(config) else "XLMRobertaTokenizer"
     if os.path.exists(model) and kind.startswith("XLMRobertaTokenizer"):
-        return XlmrTokenizer(model)
+        plain = XlmrTokenizer(model)
+        if all(i < plain.vocab_size for i in _added_ids(source)):
+            return plain
     tokenizer = load_tokenizer(source)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         # Long texts are read in chunks or cut, so the tokenizer's warning about their length would be wrong.
         tokenizer.tokenizer.model_max_length = int(1e30)
     return tokenizer
+
+
+def _added_ids(folder: str) -> list[int]:
+    """Ids of the added tokens in a folder's tokenizer files, special ones included."""
+    new, old = (os.path.join(folder, name) for name in ("tokenizer.json", "added_tokens.json"))
+    listed = read_json(new).get("added_tokens", []) if os.path.exists(new) else []
+    return [token["id"] for token in listed] + (list(read_json(old).values()) if os.path.exists(old) else [])
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

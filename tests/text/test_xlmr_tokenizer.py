@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -87,6 +88,23 @@ def test_saved_and_loaded(tokenizer, tmp_path):
     again = load_tokenizer(str(tmp_path))
     assert isinstance(again, XlmrTokenizer) and again.fingerprint == tokenizer.fingerprint
     assert again.fingerprint != SentencePieceTokenizer(tokenizer.model_bytes).fingerprint
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "added_tokens.json"])
+def test_added_tokens_count(file, folder, tmp_path):
+    """A fine-tuned model may have tokens that its SentencePiece model lacks."""
+    place = shutil.copytree(folder, tmp_path / "more")
+    theirs = HuggingFaceTokenizer(str(folder)).tokenizer
+    theirs.add_tokens(["[Q]"])
+    if file == "tokenizer.json":
+        theirs.backend_tokenizer.save(str(place / file))
+    else:
+        (place / file).write_text(json.dumps({"[Q]": theirs.convert_tokens_to_ids("[Q]")}))
+    found = encoder_tokenizer(str(place)).encode("[Q] Jibu ni 12.")
+    assert found == theirs("[Q] Jibu ni 12.", add_special_tokens=False)["input_ids"]
+    assert (
+        found[0] == theirs.convert_tokens_to_ids("[Q]") == XlmrTokenizer(place / "sentencepiece.bpe.model").vocab_size
+    )
 
 
 def test_another_model_is_refused():
