@@ -66,9 +66,8 @@ def download(source: str) -> str:
 
     try:
         folder = fetch(*SMALL_FILES, *WEIGHT_FILES)
-        if not any(file.endswith(".safetensors") for _, _, files in os.walk(folder) for file in files):
-            folder = fetch(*SMALL_FILES, *TORCH_FILES)
-        return folder
+        torch_files = _torch_files(folder)
+        return fetch(*SMALL_FILES, *torch_files) if torch_files else folder
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name} is gated. Accept its terms at https://huggingface.co/{name}, then set HF_TOKEN to a token of that "
@@ -88,6 +87,25 @@ def download(source: str) -> str:
             f"{source!r} is no folder here, and the hub cannot be reached ({_first_line(error)}). Connect to the "
             "network, or give the folder of a download."
         ) from error
+
+
+def _torch_files(folder: str) -> list[str]:
+    """Patterns of torch files that a snapshot needs: all where it has no safetensors, else those of the modules without
+    (a Dense module of sentence-transformers may have other files than its transformer)."""
+    files = {path: names for path, _, names in os.walk(folder)}
+    bare = [path for path, names in files.items() if not any(name.endswith(".safetensors") for name in names)]
+    if len(bare) == len(files):
+        return list(TORCH_FILES)
+    modules = [
+        path for path in bare if "config.json" in files[path] and _has_weights(os.path.join(path, "config.json"))
+    ]
+    return [os.path.normpath(os.path.join(os.path.relpath(path, folder), "pytorch_model*.bin")) for path in modules]
+
+
+def _has_weights(config: str) -> bool:
+    """Whether a config.json is that of a transformer or of a Dense module."""
+    with open(config, encoding="utf-8", errors="replace") as file:
+        return re.search(r'"(model_type|in_features)"', file.read()) is not None
 
 
 def _first_line(error: Exception) -> str:

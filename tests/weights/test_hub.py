@@ -117,6 +117,22 @@ def test_what_is_downloaded(tmp_path, monkeypatch, kind):
         assert "*pytorch_model*.bin" in calls[1]["allow_patterns"]
 
 
+@pytest.mark.parametrize("bare", ["", "2_Dense"])
+def test_a_module_without_safetensors_gets_its_torch_file(tmp_path, monkeypatch, bare):
+    """LaBSE's transformer has safetensors, and its Dense module a torch file."""
+    folder, calls = shutil.copytree(FIXTURES / "labse", tmp_path / "labse"), []
+    (folder / "2_Dense" / "pytorch_model.bin").unlink()
+    if not bare:
+        (folder / "model.safetensors").rename(folder / "2_Dense" / "model.safetensors")
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda _, **settings: calls.append(settings["allow_patterns"]) or str(folder),
+    )
+    assert local_copy(ID) == str(folder) and len(calls) == 2
+    assert [pattern for pattern in calls[1] if "bin" in pattern] == [os.path.join(bare, "pytorch_model*.bin")]
+
+
 def test_a_downloaded_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(FIXTURES / "qwen3"))
     assert load_policy("Qwen/Qwen3-tiny").fingerprint == load_policy(str(FIXTURES / "qwen3")).fingerprint
