@@ -165,8 +165,7 @@ class HuggingFaceTokenizer:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def save(self, directory: str) -> None:
-        folder = epath.Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = emptied(directory)
         with tempfile.TemporaryDirectory() as local:
             if self.files and self.tokenizer.chat_template == self._loaded_template:
                 # The original files, as older versions of transformers may not read what this one writes.
@@ -182,6 +181,17 @@ class HuggingFaceTokenizer:
                 if name == GENERATION_CONFIG and target.exists():
                     continue
                 target.write_bytes(epath.Path(local, name).read_bytes())
+
+
+def emptied(directory: str) -> epath.Path:
+    """The folder, made if necessary, without files of another tokenizer: a chat_template.jinja that stays would be read
+    before the template in tokenizer_config.json."""
+    folder = epath.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in list(folder.iterdir()):
+        if TOKENIZER_FILE.fullmatch(file.name):
+            file.unlink()
+    return folder
 
 
 def _tokenizer_files(folder: str) -> dict[str, bytes]:

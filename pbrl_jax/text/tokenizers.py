@@ -18,7 +18,7 @@ import sentencepiece
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
-from pbrl_jax.text.hf_tokenizer import HuggingFaceTokenizer
+from pbrl_jax.text.hf_tokenizer import HuggingFaceTokenizer, emptied
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 """Ids of the special pieces of vocabularies that this package trains."""
@@ -125,9 +125,7 @@ class SentencePieceTokenizer:
         return hashlib.sha256(self.digest_prefix + self.model_bytes).hexdigest()
 
     def save(self, directory: str) -> None:
-        folder = epath.Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / self.file_name).write_bytes(self.model_bytes)
+        (emptied(directory) / self.file_name).write_bytes(self.model_bytes)
 
 
 class XlmrTokenizer(SentencePieceTokenizer):

@@ -88,6 +88,10 @@ def test_saved_and_loaded(tokenizer, tmp_path):
     again = load_tokenizer(str(tmp_path))
     assert isinstance(again, XlmrTokenizer) and again.fingerprint == tokenizer.fingerprint
     assert again.fingerprint != SentencePieceTokenizer(tokenizer.model_bytes).fingerprint
+    for file in ("tokenizer.json", "tokenizer_config.json"):  # of another tokenizer, which would be read before
+        (tmp_path / file).write_text("{}")
+    tokenizer.save(str(tmp_path))
+    assert load_tokenizer(str(tmp_path)).fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "added_tokens.json"])

@@ -183,6 +183,13 @@ def test_the_fingerprint_is_that_of_the_model_and_not_of_the_folder(folder, tmp_
     assert load_policy(str(folder)).fingerprint != first
 
 
+def test_nothing_of_an_earlier_model_stays(tmp_path):
+    export_policy(hf_policy(), str(tmp_path))
+    assert (tmp_path / "chat_template.jinja").exists()
+    export_policy(hf_policy()._replace(tokenizer=hf_tokenizer(None)), str(tmp_path))
+    assert load_tokenizer(str(tmp_path)).tokenizer.chat_template is None
+
+
 def test_a_policy_born_here_keeps_its_own_vocabulary(tmp_path):
     export_policy(own_policy(), str(tmp_path))
     loaded = load_policy(str(tmp_path))
