@@ -114,8 +114,8 @@ class HuggingFaceTokenizer:
         return tuple({*added, *self.tokenizer.all_special_tokens})
 
     def _chat_text(self, messages: list[dict[str, str]], switch: dict) -> str:
-        """The rendered template, with contents as text or as lists of parts, whichever it supports; where it refuses a
-        system turn (Gemma 1, Mistral) or leaves it out (Phi-3), the user's turn begins with the system's."""
+        """The rendered template, with contents as text or as lists of parts, whichever it supports; without support of
+        system turns (Gemma 1, Mistral), the user's turn begins with the system's."""
         from jinja2.exceptions import TemplateError
 
         def render(turns: list[dict[str, Any]]) -> str:
@@ -136,10 +136,11 @@ class HuggingFaceTokenizer:
                 from_parts = render([{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages])
                 if _contains_all(from_parts, messages):
                     return from_parts
-        led = messages[0]["role"] == "system" and len(messages) > 1
-        if failure is None and (not led or _contains_all(text, messages[:1])):
+        if failure is None:
+            if messages[0]["role"] == "system" and not _contains_all(text, messages[:1]):
+                _warn_once("The chat template leaves the system's turn out, and the model does not read it.")
             return text
-        if failure is not None and not (led and isinstance(failure, TemplateError)):
+        if not isinstance(failure, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
             raise ConfigError(f"The chat template refuses this conversation: {failure}.") from failure
         system, user, *rest = messages
         content = f"{system['content']}\n\n{user['content']}"
@@ -215,6 +216,11 @@ def dated(template: str) -> str:
     """A chat template with TEMPLATE_DATE in place of the current date: its `strftime_now` is one of its own, whatever
     the expressions are that call it."""
     return _date_macro() + template if "strftime_now" in template else template
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logging.getLogger(__name__).warning("%s", text)
 
 
 def _contains_all(text: str, messages: Iterable[dict[str, str]]) -> bool:

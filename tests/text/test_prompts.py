@@ -8,6 +8,7 @@ from text_helpers import format_prompt, script_share
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.data.sources import quickstart
+from pbrl_jax.text import hf_tokenizer
 from pbrl_jax.text.answers import extract_answer, split_response
 from pbrl_jax.text.languages import LANGUAGES, answer_sentence
 from pbrl_jax.text.prompts import (
@@ -217,11 +218,14 @@ def test_a_template_without_a_system_turn_opens_the_users_with_it(templated):
         format_prompt("2 + 2?", "en", refusing, "chat")
 
 
-def test_a_template_that_leaves_the_system_turn_out_opens_the_users_with_it(templated):
-    """Early Phi-3 templates write the turns of user and assistant alone, and say nothing of others."""
+def test_a_template_that_leaves_the_system_turn_out_is_reported(templated, caplog):
+    """Early Phi-3 templates write the turns of user and assistant alone; a run refuses them, an evaluation goes on."""
     silent = templated(LLAMA.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"))
-    text = silent.tokenizer.decode(format_prompt("2 + 2?", "en", silent, "chat_boxed"))
-    assert f"user<|end_header_id|>\n\n{system_instruction('en', 'chat_boxed')}\n\n2 + 2?<|eot_id|>" in text
+    hf_tokenizer._warn_once.cache_clear()
+    format_prompt("2 + 2?", "en", silent, "chat")
+    assert not caplog.messages
+    format_prompt("2 + 2?", "en", silent, "chat_boxed")
+    assert caplog.messages == ["The chat template leaves the system's turn out, and the model does not read it."]
 
 
 def test_a_beginning_of_sequence_that_is_not_in_use_is_not_written(templated):
