@@ -271,7 +271,8 @@ def _as_in_file(tokenizer, local: str):
 
     transformers 5 builds those of several classes (GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer, ...) anew, and a file
     with others under such a class (Llama 3's under GPT2Tokenizer) would give ids with which the model was not trained.
-    BERT's normaliser follows tokenizer_config.json, as it always has.
+    BERT's normaliser follows tokenizer_config.json, as it always has. Special tokens that are defaults of the class and
+    in none of the files are dropped: they would have no embedding.
     """
     from tokenizers import Tokenizer, normalizers
     from transformers.utils import cached_file
@@ -285,6 +286,17 @@ def _as_in_file(tokenizer, local: str):
     core.model, core.pre_tokenizer, core.decoder = stored.model, stored.pre_tokenizer, stored.decoder
     if not isinstance(stored.normalizer, normalizers.BertNormalizer):
         core.normalizer = stored.normalizer
+    files = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    declared = "".join(json.dumps(_settings(local, name)) for name in files)
+    known, specials = stored.get_vocab(), {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    invented = {k: v for k, v in specials.items() if v not in known and json.dumps(v)[1:-1] not in declared}
+    if invented:
+        for name in invented:
+            setattr(tokenizer, name, None)
+        more = sorted(core.get_added_tokens_decoder().items())
+        stored.normalizer, stored.post_processor = core.normalizer, core.post_processor
+        stored.add_tokens([piece for _, piece in more if piece.content not in {*known, *invented.values()}])
+        tokenizer._tokenizer = stored
     return tokenizer
 
 

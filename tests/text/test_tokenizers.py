@@ -223,6 +223,13 @@ def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(hub_folder, tok
     expected = [core.encode(text, add_special_tokens=False).ids for text in REAL_SENTENCES]
     assert tokenizer.encode_batch(REAL_SENTENCES) == expected
     assert [tokenizer.decode(ids) for ids in expected] == REAL_SENTENCES
+    # The class's own <|endoftext|> or <unk> would have no embedding; a token that the settings name has one.
+    assert tokenizer.tokenizer.get_vocab() == core.get_vocab()
+    settings["pad_token"] = "<|new|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    again, new = load_tokenizer(str(folder)), core.get_vocab_size()
+    assert again.tokenizer.get_vocab() == core.get_vocab() | {"<|new|>": new}
+    assert again.pad_id == new and again._ids("<|new|>") == [new] and new not in again.encode("<|new|>")
 
 
 def test_a_saved_tokenizer_leaves_an_existing_generation_config(hub_folder, tmp_path):
