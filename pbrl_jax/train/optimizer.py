@@ -1,9 +1,11 @@
 """The optax chain of a run: clip, AdamW or Muon, schedule."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -51,8 +53,19 @@ def make_schedule(config: OptimConfig) -> optax.Schedule:
 
 
 def decays(path: str) -> bool:
-    """Weight decay falls on matrices, not on norms and biases."""
-    return not path.endswith(("scale", "bias"))
+    """Weight decay falls on matrices, not on norms, biases and the two numbers of an activation (xIELU)."""
+    return not path.endswith(("scale", "bias", "alpha_p", "alpha_n"))
+
+
+def with_masked_decay(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer that sees parameters which do not decay as 0, for one that takes no mask for all of its parts and
+    reads parameters for their decay alone."""
+
+    def update(grads, state, params):
+        decaying = map_with_path(lambda path, x: x if decays(path) else jnp.zeros_like(x), params)
+        return optimizer.update(grads, state, decaying)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def matrix_axes(path: str, parameter: jax.Array) -> MuonDimensionNumbers | None:
@@ -85,16 +98,11 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
     schedule = make_schedule(config)
     if config.optimizer == "muon":
-        main = muon(
-            schedule,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=mask,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=lambda params: map_with_path(matrix_axes, params),
-            consistent_rms=0.2,
-        )
+        decay, axes = config.weight_decay, functools.partial(map_with_path, matrix_axes)
+        main = with_masked_decay(muon(
+            schedule, weight_decay=decay, adam_b1=config.b1, adam_b2=config.b2, adam_weight_decay=decay,
+            muon_weight_dimension_numbers=axes, consistent_rms=0.2,
+        ))  # fmt: skip
     else:
         main = optax.adamw(
             schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask

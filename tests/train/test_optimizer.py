@@ -84,22 +84,24 @@ def test_moments_use_both_decays():
     np.testing.assert_allclose([moment["kernel"][0] for moment in moments], [0.3 * 2, 0.04 * 4], rtol=1e-6)
 
 
-def test_weight_decay_leaves_norms_and_biases():
-    """Without a gradient, matrices shrink by lr * decay and nothing else moves."""
-    params = tiny_params(tiny_spec(qkv_bias=True, tied_embeddings=False))
-    config = OptimConfig(learning_rate=0.5, weight_decay=0.2)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_leaves_norms_and_biases(optimizer):
+    """Without a gradient, matrices shrink by lr * decay and nothing else moves: not what Muon leaves to AdamW either,
+    nor the two numbers of xIELU."""
+    params = tiny_params(tiny_spec(qkv_bias=True, tied_embeddings=False, activation="xielu"))
+    config = OptimConfig(optimizer=optimizer, learning_rate=0.5, weight_decay=0.2)
     new, _ = one_update(config, params, jax.tree.map(jnp.zeros_like, params))
     kept = []
 
     def check(path, before, after):
-        if path.endswith(("scale", "bias")):
+        if path.endswith(("scale", "bias", "alpha_p", "alpha_n")):
             kept.append(path)
             np.testing.assert_array_equal(after, before, err_msg=path)
         else:
             np.testing.assert_allclose(after, 0.9 * before, rtol=1e-6, err_msg=path)
 
     map_with_path(check, params, new)
-    assert len(kept) == 5 + 3
+    assert len(kept) == 5 + 3 + 2
     assert [path for path in ("embed", "lm_head", "layers/out/kernel", "final_norm/scale") if decays(path)] == [
         "embed",
         "lm_head",
