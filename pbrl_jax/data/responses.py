@@ -25,7 +25,8 @@ T = TypeVar("T", Example, "Preference")
 
 
 class Preference(NamedTuple):
-    """A question with a better and a worse response. A `verbatim` question is the whole prompt as it stands."""
+    """A question with a better and a worse response. A `verbatim` question is the whole prompt as it stands, up to the
+    first letter of the responses: a space between them belongs to these."""
 
     language: str
     question: Question
@@ -153,7 +154,7 @@ def _preference(code: str, row: _Row) -> Preference | None:
         if not (better.strip() and worse.strip()):
             row.wrong("chosen or rejected holds no more than the prompt")
             return None
-        return _pair(row, Preference(code, start.rstrip(" "), better, worse, True))
+        return _pair(row, Preference(code, start, better, worse, True))
     asked, chosen, rejected = _question(row), _reply(row, "chosen"), _reply(row, "rejected")
     if asked is None or chosen is None or rejected is None:
         return None

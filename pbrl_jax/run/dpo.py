@@ -16,7 +16,7 @@ from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.run.assemble import build_experiment, policy_for_rows, use_compilation_cache
 from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.scored import ScoredGroup, read_groups, scored_groups
-from pbrl_jax.text.prompts import form_of, format_prompts, with_one_bos
+from pbrl_jax.text.prompts import form_of, format_prompts, response_end, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
@@ -70,13 +70,14 @@ def stored_pairs(rows: list[Preference], config: Config, tokenizer: Tokenizer) -
     formed = iter(format_prompts(
         [row.question for row in asked], [row.language for row in asked], tokenizer, **form_of(config.data)
     ))  # fmt: skip
-    prompts = [with_one_bos(tokenizer.encode(str(r.question)), tokenizer.bos_id) if r.verbatim else next(formed)
-               for r in rows]  # fmt: skip
-    chosen, rejected = (
-        [[*ids, *tokenizer.eos_ids[:1]] for ids in tokenizer.encode_batch(texts)]
-        for texts in ([row.chosen for row in rows], [row.rejected for row in rows])
-    )
-    pairs = list(zip(prompts, chosen, rejected, strict=True))
+    end = response_end(tokenizer, config.data.prompt_style)
+    pairs: list[Pair] = []
+    for row in rows:
+        if row.verbatim:
+            pairs.append(verbatim_pair(row, tokenizer))
+        else:
+            chosen, rejected = ([*ids, *end] for ids in tokenizer.encode_batch([row.chosen, row.rejected]))
+            pairs.append((next(formed), chosen, rejected))
     fit = pairs_that_fit(pairs, config)
     print(f"{config.dpo.path} gives {len(fit)} pairs; {len(pairs) - len(fit)} are too long.")
     if not fit:
@@ -86,6 +87,19 @@ def stored_pairs(rows: list[Preference], config: Config, tokenizer: Tokenizer) -
             "rollout.max_prompt_length and rollout.max_completion_length."
         )
     return fit
+
+
+def verbatim_pair(row: Preference, tokenizer: Tokenizer) -> Pair:
+    """The tokens of a pair whose texts begin with the prompt: each response's are those behind it in the whole text."""
+    start = str(row.question)
+    prompt = tokenizer.encode(start.rstrip(" "))
+
+    def response(text: str) -> list[int]:
+        whole = tokenizer.encode(start + text)
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else tokenizer.encode(text)
+        return [*ids, *tokenizer.eos_ids[:1]]
+
+    return with_one_bos(prompt, tokenizer.bos_id), response(row.chosen), response(row.rejected)
 
 
 def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs: list[Pair], part=None) -> Policy:

@@ -17,7 +17,7 @@ from pbrl_jax.mesh.sharding import make_mesh, row_shards
 from pbrl_jax.run.assemble import use_compilation_cache
 from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.sft_sources import supervised_rows
-from pbrl_jax.text.prompts import form_of, format_prompts
+from pbrl_jax.text.prompts import form_of, format_prompts, response_end
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
@@ -66,7 +66,7 @@ def supervised(config: Config, tokenizer: Tokenizer, rows: list[quickstart.Examp
     """
     source: str = config.sft.source
     pools, shares = ({source: rows}, {source: 1.0}) if rows else pivot_pools(config)
-    ends = tokenizer.eos_ids[:1]
+    ends = response_end(tokenizer, config.data.prompt_style)
     form, rollout = form_of(config.data), config.rollout
 
     def fits(prompt: list[int], response: list[int]) -> bool:

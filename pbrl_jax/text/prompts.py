@@ -5,6 +5,7 @@ template. The wording is our own; no native speaker has reviewed it.
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ STYLES = {
 
 THINKING = {"default": None, "on": True, "off": False}
 """Value of `data.thinking` or `--thinking` -> argument `thinking`."""
+
+_TURNS = (("user", "a"), ("assistant", "b"), ("user", "a"))
+"""A conversation that shows what a template writes behind an assistant's turn."""
 
 _INSTRUCTION = "Solve the following problem step by step in {name}. End with “{{phrase}}”"
 _LEAD = "Solve the problem step by step. Write both the reasoning and the answer in {name}."
@@ -146,6 +150,20 @@ def format_prompts(
     else:
         encoded = tokenizer.encode_batch([prompt_text(question, code, style, wording) for question, code in pairs])
     return [with_one_bos(ids, tokenizer.bos_id) for ids in encoded]
+
+
+def response_end(tokenizer: Tokenizer, style: str) -> list[int]:
+    """The token behind a response that is trained on: in a chat the one that the template writes behind an assistant's
+    turn, where it is a stop token (Gemma's `<end_of_turn>`), else the end of sequence; [] without one."""
+    ends = list(tokenizer.eos_ids[:1])
+    if not resolve_style(style, tokenizer).startswith("chat"):
+        return ends
+    try:
+        asked, told = (tokenizer.encode_chat(as_messages(turns)) for turns in (_TURNS[:1], _TURNS))
+    except ConfigError:  # a template that takes one turn only
+        return ends
+    behind = told[len(os.path.commonprefix([asked, told])) :]
+    return next(([i] for i in behind if i in tokenizer.eos_ids), ends)
 
 
 def rendered(ids: Sequence[int], tokenizer: Tokenizer) -> str:

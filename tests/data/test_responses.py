@@ -143,6 +143,7 @@ def test_a_file_of_something_else_is_refused_before_models_are_loaded(verb, sect
 def test_dpo_learns_pairs_of_a_file(tmp_path, monkeypatch, capsys):
     """Without a reward, an encoder or references; the prompt in the run's form, or as it stands; replies end."""
     rows = [FORMS[name][0] for name in ("text", "conversations", "prefix")]
+    rows.append({"chosen": "Swali: Ngapi? Jibu: 18", "rejected": "Swali: Ngapi? Jibu: 3"})
     rows.append({"prompt": "x" * 900, "chosen": "a", "rejected": "b"})
     path, seen = write(tmp_path / "pairs.jsonl", rows), []
     monkeypatch.setattr(dpo, "policy_for_rows", lambda *_: hf_policy())
@@ -155,12 +156,14 @@ def test_dpo_learns_pairs_of_a_file(tmp_path, monkeypatch, capsys):
     tokenizer = hf_policy().tokenizer
     prompts = [format_prompt(asked, "sw", tokenizer, "chat_question") for asked in ("Ngapi?", TURNS)]
     prompts.append([tokenizer.bos_id, *tokenizer.encode("Swali: Ngapi?\n")])
-    replies = [("Jibu ni 18.", "Sijui.")] * 2 + [("Jibu ni 18.", "Jawabu ni 3.")]
-    expected = [(prompt, *([*tokenizer.encode(text), tokenizer.eos_ids[0]] for text in both))
-                for prompt, both in zip(prompts, replies, strict=True)]  # fmt: skip
-    assert seen == [expected] and "gives 3 pairs; 1 are too long" in capsys.readouterr().out
+    prompts.append([tokenizer.bos_id, *tokenizer.encode("Swali: Ngapi? Jibu:")])
+    replies = [("Jibu ni 18.", "Sijui.")] * 2 + [("Jibu ni 18.", "Jawabu ni 3."), (" 18", " 3")]
+    ends = [3, 3, *[tokenizer.eos_ids[0]] * 2]
+    expected = [(prompt, *([*tokenizer.encode(text), end] for text in both))
+                for prompt, both, end in zip(prompts, replies, ends, strict=True)]  # fmt: skip
+    assert seen == [expected] and "gives 4 pairs; 1 are too long" in capsys.readouterr().out
     short = with_values(Config(), data=data, dpo={"path": path}, rollout={**lengths, "max_prompt_length": 2})
-    with pytest.raises(DataError, match="None of the 4 pairs .* fits; the first has"):
+    with pytest.raises(DataError, match="None of the 5 pairs .* fits; the first has"):
         dpo.main(short, str(tmp_path / "w"))
 
 

@@ -1,5 +1,6 @@
 """`data.prompt_style` and `data.thinking` reach every place that puts a question to the policy."""
 
+import json
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from pbrl_jax import Config, cli, with_values
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.records import Rollout
+from pbrl_jax.data.responses import read_preferences
 from pbrl_jax.eval.benchmarks.common import Problem
 from pbrl_jax.eval.respond import encode_prompts
 from pbrl_jax.rollout import engine
@@ -19,7 +21,9 @@ from pbrl_jax.rollout.refill import Ended
 from pbrl_jax.run import assemble, generate
 from pbrl_jax.run import eval as run_eval
 from pbrl_jax.run.check import validate
+from pbrl_jax.run.dpo import stored_pairs
 from pbrl_jax.run.sft import supervised
+from pbrl_jax.text.prompts import response_end
 
 SWITCH = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
 CONFIG = with_values(
@@ -86,6 +90,36 @@ def test_supervised_rows(policy):
         for prompt, _ in pool:
             text = policy.tokenizer.tokenizer.decode(prompt)
             assert "<think> " in text and text.endswith("assistant\n<think></think>"), "the instruction, and the switch"
+
+
+def test_supervised_responses_end_as_the_template_ends_a_turn(policy, tmp_path):
+    """`<|im_end|>` (3) in a chat, the tokenizer's own end of sequence (1) elsewhere and where no stop token is written;
+    the same for preference pairs, where a prompt that is given as it is has no turns."""
+    plain = with_values(CONFIG, data={"prompt_style": "plain"})
+    for config, end in ((CONFIG, 3), (plain, 1)):
+        assert {response[-1] for pool in supervised(config, policy).pools.values() for _, response in pool} == {end}
+    file = tmp_path / "pairs.jsonl"
+    told = {"chosen": [{"role": "assistant", "content": "4"}], "rejected": [{"role": "assistant", "content": "5"}]}
+    rows = [
+        {"language": "en", "prompt": [{"role": "user", "content": "2 + 2?"}], **told},
+        {"language": "en", "chosen": "2 + 2 = 4", "rejected": "2 + 2 = 5"},
+    ]
+    for row, end in zip(rows, (3, 1), strict=True):
+        file.write_text(json.dumps(row))
+        ((_, *both),) = stored_pairs(read_preferences(str(file), "train", ("en",)), CONFIG, policy)
+        assert [ids[-1] for ids in both] == [end, end]
+
+
+@pytest.mark.parametrize(
+    "template, end",
+    [
+        (TEMPLATE, 3),
+        (TEMPLATE.replace("<|im_end|>", "<|im_start|>"), 1),
+        ("{% if messages|length > 1 %}{{ raise_exception('one') }}{% endif %}" + TEMPLATE, 1),
+    ],
+)
+def test_the_token_behind_a_response(template, end):
+    assert response_end(hf_tokenizer(template), "chat") == [end]
 
 
 def test_the_form_of_a_question_is_part_of_a_references_key():
