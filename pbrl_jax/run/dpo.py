@@ -1,6 +1,7 @@
 """`pbrl dpo CONFIG --workdir W`: learn from pairs of the policy's own responses, ranked by the semantic reward, or from
 pairs of a file."""
 
+import contextlib
 import hashlib
 
 import jax
@@ -52,6 +53,23 @@ def preference_pairs(groups: list[ScoredGroup], config: Config, policy: Policy) 
             f"{config.dpo.min_margin}. Lower it, or raise dpo.prompts or rollout.temperature."
         )
     return fit
+
+
+def refuse_other_tokens(groups: list[ScoredGroup], tokenizer: Tokenizer, path: str) -> None:
+    """Raise DataError for responses that another tokenizer sampled: as this one's, their tokens are another text."""
+
+    def says(ids: list[int], text: str) -> bool:
+        with contextlib.suppress(IndexError, OverflowError, TypeError):  # an id beyond the vocabulary
+            return tokenizer.decode(ids[:-1] if ids and ids[-1] in tokenizer.eos_ids else ids) == text
+        return False
+
+    for number, group in enumerate(groups, start=1):
+        for ids, text in zip(group.tokens, group.completions, strict=True):
+            if not says(ids, text):
+                raise DataError(
+                    f"{path}, line {number}: the tokens of {text[:60]!r} are not those of this policy's tokenizer: "
+                    "another policy has sampled them. Leave --dpo.path empty to sample from this one."
+                )
 
 
 def pairs_that_fit(pairs: list[Pair], config: Config) -> list[Pair]:
@@ -149,6 +167,8 @@ def main(config: Config, workdir: str) -> None:
                 read_groups(config.dpo.path)  # before any model is loaded
             experiment = build_experiment(config, work)
             groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)
+            if config.dpo.path:
+                refuse_other_tokens(groups, experiment.policy.tokenizer, config.dpo.path)
             pairs = preference_pairs(groups, config, experiment.policy)
             policy, mesh = experiment.policy, experiment.mesh
             del experiment  # the reward's encoder is not needed any more

@@ -24,6 +24,11 @@ from pbrl_jax.train.step import draw, sample_batch
 from pbrl_jax.train.trained import Frozen
 
 FILE = "scored.jsonl"
+DRAWN = {
+    "data": ("prompt_style", "thinking", "english_share", "language_weights", "language_temperature"),
+    "train": ("prompts_per_step",),
+}
+"""Section -> settings that say which prompts are answered, and in which form."""
 EXPECTED = (
     "expected what `pbrl sft` or `pbrl dpo` writes to scored.jsonl (prompt_id, language, question, completions, "
     "tokens, finite rewards or null), or for `pbrl dpo` pairs (prompt, chosen, rejected)"
@@ -110,10 +115,7 @@ def scored_groups(experiment: Experiment, path: str, prompts: int) -> list[Score
     if path:
         return read_groups(path)
     file, origin = experiment.work.root / FILE, experiment.work.root / f"{FILE}.origin"
-    config = experiment.config
-    settings = stable_repr(config.reward, "RewardConfig"), stable_repr(config.rollout, "RolloutConfig")
-    made_from = json.dumps([dict(experiment.fingerprints), prompts, *settings, config.train.seed,
-                            config.algo.num_generations])  # fmt: skip
+    made_from = origin_of(experiment, prompts)
     if not (file.exists() and origin.exists() and origin.read_text() == made_from):
         origin.unlink(missing_ok=True)
         write_json_lines(file, [group._asdict() for group in sample_groups(experiment, prompts)])
@@ -121,6 +123,18 @@ def scored_groups(experiment: Experiment, path: str, prompts: int) -> list[Score
             models.cache_clear()
         origin.write_text(made_from)
     return read_groups(str(file))
+
+
+def origin_of(experiment: Experiment, prompts: int) -> str:
+    """What the responses of a work directory were made from, as JSON; others are sampled where it differs."""
+    config = experiment.config
+    settings = stable_repr(config.reward, "RewardConfig"), stable_repr(config.rollout, "RolloutConfig")
+    parts = [dict(experiment.fingerprints), prompts, *settings, config.train.seed, config.algo.num_generations]
+    default, form = type(config)(), dict[str, Any]()
+    for section, names in DRAWN.items():
+        given, usual = getattr(config, section), getattr(default, section)
+        form |= {name: getattr(given, name) for name in names if getattr(given, name) != getattr(usual, name)}
+    return json.dumps([*parts, form] if form else parts)
 
 
 def read_groups(path: str) -> list[ScoredGroup]:

@@ -1,6 +1,7 @@
 """What `pbrl sft` learns, by sft.source: pivots, translated references, the policy's own filtered samples, a file."""
 
 from collections.abc import Callable
+from math import inf
 
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError, lookup
@@ -97,11 +98,10 @@ def samples(config: Config, work: WorkDir) -> Rows:
 def best_of(group: ScoredGroup, least: float) -> Example | None:
     """The response with the highest valid reward; None where it is below `least` or empty."""
     valid = [(value, -i) for i, value in enumerate(group.rewards) if value is not None]
-    value, place = max(valid, default=(None, 0))
-    text = group.completions[-place]
-    return (
-        Example(group.language, group.question, text) if value is not None and value >= least and text.strip() else None
-    )
+    value, place = max(valid, default=(-inf, 0))
+    if not value >= least or not (text := group.completions[-place]).strip():
+        return None
+    return Example(group.language, group.question, text)
 
 
 #: sft.source -> (config, work) -> (start policy, rows).

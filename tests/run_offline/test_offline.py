@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from tiny_hf import hf_tokenizer
 from tiny_policy import quick_compiles  # noqa: F401  a fixture
 from tiny_world import policy
 
@@ -12,9 +13,10 @@ from pbrl_jax import with_values
 from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.core.paths import read_json_lines, work_dir
 from pbrl_jax.run import dpo, sft, sft_sources
+from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check_verb import check_verb
-from pbrl_jax.run.dpo import preference_pairs
-from pbrl_jax.run.scored import FILE, ScoredGroup, read_groups
+from pbrl_jax.run.dpo import preference_pairs, refuse_other_tokens
+from pbrl_jax.run.scored import FILE, ScoredGroup, origin_of, read_groups
 from pbrl_jax.run.sft_sources import best_of, read_examples, translated
 from pbrl_jax.translate.translator import Translation
 from pbrl_jax.weights.policies import load_policy
@@ -43,6 +45,7 @@ def test_best_of_a_group():
     assert best_of(GROUP._replace(rewards=[0.9, 0.9, 0.1, None]), 0.5).response == "a"
     assert best_of(GROUP, 0.5) is None and best_of(GROUP._replace(rewards=[None] * 4), 0.0) is None
     assert best_of(GROUP._replace(rewards=[0.2, 0.3, 0.1, None]), 0.5) is None
+    assert best_of(GROUP._replace(completions=[], tokens=[], rewards=[]), 0.5) is None
 
 
 def test_pairs_as_tokens(capsys):
@@ -126,6 +129,33 @@ def test_dpo_samples_ranks_and_trains(sampled):
     dpo.main(offline(), str(sampled))
     assert (sampled / FILE).stat().st_mtime_ns == written
     load_policy(str(sampled))
+
+
+def test_other_prompts_are_sampled_anew(sampled):
+    """What is drawn, and in which form, belongs to the responses that a work directory keeps; defaults are not named,
+    as in older versions."""
+    experiment = build_experiment(offline(), work_dir(sampled))
+    kept = origin_of(experiment, 4)
+    assert kept == (sampled / f"{FILE}.origin").read_text()
+    for changes in (
+        {"data": {"prompt_style": "base"}}, {"data": {"english_share": 0.5}}, {"train": {"prompts_per_step": 2}},
+    ):  # fmt: skip
+        assert origin_of(experiment._replace(config=with_values(experiment.config, **changes)), 4) != kept
+    usual = with_values(experiment.config, data={"english_share": 0.125}, train={"prompts_per_step": 32})
+    assert len(json.loads(origin_of(experiment._replace(config=usual), 4))) == 6
+
+
+def test_dpo_refuses_the_tokens_of_another_tokenizer(sampled, tmp_path):
+    """SFT takes the text alone."""
+    groups = read_groups(str(sampled / FILE))
+    refuse_other_tokens(groups, build_experiment(offline(), work_dir(sampled)).policy.tokenizer, "x")
+    with pytest.raises(DataError, match="x, line 1: the tokens of .* are not those of this policy's tokenizer"):
+        refuse_other_tokens(groups, hf_tokenizer(), "x")
+    far = groups[0]._replace(tokens=[[2**31], *groups[0].tokens[1:]])
+    file = tmp_path / "scored.jsonl"
+    file.write_text(json.dumps(far._asdict()) + "\n")
+    with pytest.raises(DataError, match="line 1: the tokens of"):
+        dpo.main(with_values(offline(), dpo={"path": str(file)}), str(tmp_path / "w"))
 
 
 def test_sft_learns_the_best_of_another_runs_responses(sampled, tmp_path, capsys):
