@@ -160,10 +160,12 @@ def _check_groups(config: Config) -> None:
             f"algo.num_generations is {algo.num_generations}: a group needs two samples to compare. "
             "Use --algo.num-generations 8."
         )
-    if config.rollout.temperature == 0:
-        raise ConfigError(
-            "rollout.temperature is 0: all samples of a group would be equal. Use --rollout.temperature 1.0."
-        )
+    _refuse_first((
+        (config.rollout.temperature == 0,
+         "rollout.temperature is 0: all samples of a group would be equal. Use --rollout.temperature 1.0."),
+        (config.rollout.top_k == 1,
+         "rollout.top_k is 1: all samples of a group would be equal. Use --rollout.top-k 0, or 2 or more."),
+    ))  # fmt: skip
 
 
 def _check_sampler(config: Config) -> None:

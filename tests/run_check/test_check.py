@@ -121,6 +121,7 @@ def test_accepted(algo):
             {"reward": {"hybrid_answer": "comet"}},
             "reward.hybrid_answer=comet mean nothing to.*--reward.functions hybrid",
         ),
+        ({"rollout": {"top_k": 1}}, "rollout.top_k is 1: all samples of a group would be equal. Use --rollout.top-k 0"),
         ({"lora": {"rank": 4}, "optim": {"optimizer": "muon"}}, "optim.optimizer muon .*lora.rank=4.*optimizer adamw"),
         ({"lora": {"rank": 4, "alpha": 0.0}}, "lora.alpha is 0, .*lora.rank=4 would do nothing.*Use --lora.alpha 8.0"),
         (
