@@ -107,6 +107,10 @@ def preference_loss(
     return loss_P, jax.lax.stop_gradient(metrics)
 
 
+#: Rewards are float32 numbers, which miss a bound that they equal in decimals by less than this.
+ROUNDING = 1e-6
+
+
 def preferred_pairs(rewards: Sequence[float | None], *, pairs: str, min_margin: float) -> list[tuple[int, int]]:
     """(chosen, rejected) indices in a group, sorted by falling margin.
 
@@ -120,7 +124,7 @@ def preferred_pairs(rewards: Sequence[float | None], *, pairs: str, min_margin: 
     matches = [
         (better, worse)
         for better, worse in itertools.combinations(order, 2)
-        if valid[better] > valid[worse] and valid[better] - valid[worse] >= min_margin
+        if valid[better] > valid[worse] and valid[better] - valid[worse] >= min_margin - ROUNDING
     ]
     matches.sort(key=lambda pair: valid[pair[1]] - valid[pair[0]])
     return matches[:1] if pairs == "best_worst" else matches

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from math import inf
 
+from pbrl_jax.algos.preference import ROUNDING
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_json_lines
@@ -99,7 +100,7 @@ def best_of(group: ScoredGroup, least: float) -> Example | None:
     """The response with the highest valid reward; None where it is below `least` or empty."""
     valid = [(value, -i) for i, value in enumerate(group.rewards) if value is not None]
     value, place = max(valid, default=(-inf, 0))
-    if not value >= least or not (text := group.completions[-place]).strip():
+    if value < least - ROUNDING or not (text := group.completions[-place]).strip():
         return None
     return Example(group.language, group.question, text)
 

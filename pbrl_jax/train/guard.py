@@ -72,7 +72,7 @@ def failed_in_a_row(config: Config, before: int, step: int, valid_B) -> int:
       RewardError: guard.patience of them.
     """
     valid, guard = np.asarray(valid_B), config.guard
-    invalid = 1 - float(valid.mean())
+    invalid = float((~valid).mean())  # as a share is typed: 1 - 0.7 is more than 0.3
     if invalid <= guard.max_invalid_share:
         return 0
     if before + 1 < guard.patience:

@@ -97,4 +97,6 @@ def test_pairs_of_a_group():
     assert preferred_pairs(rewards, pairs="all", min_margin=0.35) == [(2, 4), (2, 0), (2, 3)]
     assert preferred_pairs(rewards, pairs="best_worst", min_margin=0.1) == [(2, 4)]
     assert preferred_pairs([0.4, 0.4, None], pairs="all", min_margin=0.0) == []
+    as_scored = [float(np.float32(x)) for x in (0.35, 0.3, 0.26)]  # 0.34999999, 0.30000001
+    assert preferred_pairs(as_scored, pairs="all", min_margin=0.05) == [(0, 2), (0, 1)]
     assert preferred_pairs([None, 1.0], pairs="best_worst", min_margin=0.0) == []

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tiny_hf import hf_tokenizer
 from tiny_policy import quick_compiles  # noqa: F401  a fixture
@@ -45,6 +46,7 @@ def test_best_of_a_group():
     assert best_of(GROUP._replace(rewards=[0.9, 0.9, 0.1, None]), 0.5).response == "a"
     assert best_of(GROUP, 0.5) is None and best_of(GROUP._replace(rewards=[None] * 4), 0.0) is None
     assert best_of(GROUP._replace(rewards=[0.2, 0.3, 0.1, None]), 0.5) is None
+    assert best_of(GROUP._replace(rewards=[float(np.float32(0.7)), 0.3, 0.1, None]), 0.7).response == "a"
     assert best_of(GROUP._replace(completions=[], tokens=[], rewards=[]), 0.5) is None
 
 

@@ -22,7 +22,16 @@ from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.run.check import validate
 from pbrl_jax.train import iterations, loop
-from pbrl_jax.train.guard import Bound, CollapseError, bounds, broken_bounds, most_steps_back, steps_back, watch
+from pbrl_jax.train.guard import (
+    Bound,
+    CollapseError,
+    bounds,
+    broken_bounds,
+    failed_in_a_row,
+    most_steps_back,
+    steps_back,
+    watch,
+)
 from pbrl_jax.train.programs import minibatch_index
 from pbrl_jax.train.recovery import recover
 from pbrl_jax.train.restart import new_position, restore, save
@@ -41,6 +50,15 @@ COLLAPSED = {
     "language/consistency": 0.2, "completions/mean_length": 1.0, "completions/clipped_ratio": 0.9, "entropy": 0.01,
     "reward_std": 0.0, "kl": 9.0,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.6, 0.7])
+def test_a_share_of_invalid_rewards_at_the_bound_is_no_failure(share):
+    """A tenth more is."""
+    config = with_values(get_config(), guard={"max_invalid_share": share, "patience": 3})
+    invalid = round(10 * share)
+    assert failed_in_a_row(config, 1, 5, np.arange(10) >= invalid) == 0
+    assert failed_in_a_row(config, 1, 5, np.arange(10) > invalid) == 2
 
 
 def test_every_watched_metric_is_judged_by_itself():
