@@ -21,6 +21,7 @@ def get_config() -> Config:
         base,
         sft={
             "source": "samples",  # ASSUMED: the other reading
+            "translator": "",  # ASSUMED with it: the policy answers itself
             "min_reward": 0.8,  # ASSUMED: depends on the encoder; pbrl calibrate shows where to put it
             "prompts": 8192,  # ASSUMED
         },

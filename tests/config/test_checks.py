@@ -83,6 +83,9 @@ def test_ranges_in_words():
         ({"reward": {"similarity_floor": 0.3}}, "reward.similarity_floor=0.3 is not read"),
         ({"lora": {"alpha": 8.0}}, "lora.alpha=8.0 is not read: it belongs to lora.rank, and that is 0"),
         ({"guard": {"max_beta": 2.0}}, "guard.max_beta=2.0 is not read"),
+        ({"sft": {"translator": "nllb"}}, "sft.translator=nllb is not read: it belongs to sft.source translated"),
+        ({"sft": {"path": "x.jsonl"}}, "sft.path=x.jsonl is not read: it belongs to sft.source file or samples"),
+        ({"sft": {"source": "file", "min_reward": 0.7}}, "sft.min_reward=0.7 is not read: it belongs to sft.source"),
     ],
 )  # fmt: skip
 def test_what_a_switch_turns_off_is_named(sections, named):
