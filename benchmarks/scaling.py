@@ -78,11 +78,11 @@ def compiled_costs(config, models, mesh) -> dict[str, dict[str, float]]:
     from pbrl_jax.plan.analytic import estimate_step
     from pbrl_jax.plan.programs import compile_step
     from pbrl_jax.plan.roofline import mesh_sizes
-    from pbrl_jax.plan.stages import SECTIONS, compile_stage
+    from pbrl_jax.plan.stages import compile_stage
 
     by_hand = estimate_step(config, models, mesh_sizes(config, mesh.size))
     needs = compile_step(config, models, mesh, by_hand, lambda text: None)
-    for verb in SECTIONS:
+    for verb in ("sft", "dpo", "encoder"):
         needs[verb] = compile_stage(config, models, mesh, verb, lambda text: None)["train"]
     return {
         name: {

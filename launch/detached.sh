@@ -22,11 +22,18 @@ fail() {
   exit 1
 }
 
-# Whether the process of pbrl.pid is a run; after a restart of the machine its number may be another program's.
+# Whether the process of pbrl.pid is a run; after a restart of the machine its number may be another program's. The words
+# of a program are empty while it is being loaded, and when it has ended.
 going_on() {
-  local pid
+  local pid look
   [ -s "$job.pid" ] && pid="$(cat "$job.pid")" && kill -0 "$pid" 2>/dev/null || return 1
-  [ ! -r "/proc/$pid/cmdline" ] || grep -aqs detached.sh "/proc/$pid/cmdline"
+  [ -r "/proc/$pid/cmdline" ] || return 0
+  for look in 1 2 3; do
+    ! grep -aqs detached.sh "/proc/$pid/cmdline" || return 0
+    ! grep -qs . "/proc/$pid/cmdline" || return 1
+    sleep 0.1
+  done
+  return 1
 }
 
 run_command() {
@@ -59,21 +66,20 @@ start_command() {
 }
 
 follow() {
-  local lines=20 pid
+  local lines=20
   if going_on; then
     [ ! -s "$job.words" ] || [ "$(cat "$job.words")" = "${*:2}" ] ||
       fail "another run is going on here: $(cat "$job.words"); stop it first"
     echo "pbrl-run: joined the run that is going on"
-  elif [ ! -s "$job.status" ] || [ "$(cat "$job.id" 2>/dev/null)" != "$1" ]; then
+  elif [ -s "$job.status" ] && [ "$(cat "$job.id" 2>/dev/null)" = "$1" ]; then
+    tail -n "$lines" "$job.log" || true
+    exit "$(cat "$job.status")"
+  else
     start_command "$@"
     lines=+1
   fi
-  pid="$(cat "$job.pid")"
-  if going_on; then
-    tail -n "$lines" --pid="$pid" -F "$job.log" 2>/dev/null || true
-  else # it has ended since: its last lines are still to be shown
-    tail -n "$lines" "$job.log" || true
-  fi
+  # A run that has just ended is shown, too; whether it goes on is not asked, as a program that is being loaded has no name.
+  tail -n "$lines" --pid="$(cat "$job.pid")" -F "$job.log" 2>/dev/null || true
   [ -s "$job.status" ] || fail "the run has ended and left no status: the machine was restarted, or it was killed"
   exit "$(cat "$job.status")"
 }

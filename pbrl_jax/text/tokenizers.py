@@ -165,8 +165,8 @@ class XlmrTokenizer(SentencePieceTokenizer):
         return [""] * 4 + [self._surface(i) for i in range(self.first_piece, self.processor.vocab_size())] + [""]
 
 
-def load_tokenizer(source: str, base: str = "") -> Tokenizer:
-    """The tokenizer of a `.model` file, a folder, or a hub id; `base` is that of HuggingFaceTokenizer.
+def load_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer of a `.model` file, a folder, or a hub id.
 
     A folder with `tokenizer.json` or `tokenizer_config.json` is read by Hugging Face transformers. A folder with only
     `tokenizer.model`, or with a `tokenizer.json` that was exported from it, is read by SentencePiece; a folder with
@@ -183,7 +183,7 @@ def load_tokenizer(source: str, base: str = "") -> Tokenizer:
     if path.is_dir():
         names = {child.name for child in path.iterdir()}
         if names & set(TOKENIZER_FILES[:2]) and not (MODEL_FILE in names and _made_from_sentencepiece(path)):
-            return HuggingFaceTokenizer(source, base)
+            return HuggingFaceTokenizer(source)
         if MODEL_FILE in names:
             return SentencePieceTokenizer(path / MODEL_FILE)
         if XLMR_FILE in names:
@@ -317,7 +317,8 @@ def folder_tokenizer(folder: str, source: str, base: str = "") -> Any:
     """The Tokenizer of a local model folder, or a MissingTokenizer; `source` is the user's name of the folder, and
     `base` the folder of an adapter's base."""
     if any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
-        return load_tokenizer(folder, base)
+        tokenizer = load_tokenizer(folder)
+        return HuggingFaceTokenizer(folder, base) if base and isinstance(tokenizer, HuggingFaceTokenizer) else tokenizer
     return MissingTokenizer(source)
 
 

@@ -97,7 +97,8 @@ def test_supervised_responses_end_as_the_template_ends_a_turn(policy, tmp_path):
     the same for preference pairs, where a prompt that is given as it is has no turns."""
     plain = with_values(CONFIG, data={"prompt_style": "plain"})
     for config, end in ((CONFIG, 3), (plain, 1)):
-        assert {response[-1] for pool in supervised(config, policy).pools.values() for _, response in pool} == {end}
+        pools = supervised(config, policy.tokenizer).pools.values()
+        assert {response[-1] for pool in pools for _, response in pool} == {end}
     file = tmp_path / "pairs.jsonl"
     told = {"chosen": [{"role": "assistant", "content": "4"}], "rejected": [{"role": "assistant", "content": "5"}]}
     rows = [
@@ -106,7 +107,7 @@ def test_supervised_responses_end_as_the_template_ends_a_turn(policy, tmp_path):
     ]
     for row, end in zip(rows, (3, 1), strict=True):
         file.write_text(json.dumps(row))
-        ((_, *both),) = stored_pairs(read_preferences(str(file), "train", ("en",)), CONFIG, policy)
+        ((_, *both),) = stored_pairs(read_preferences(str(file), "train", ("en",)), CONFIG, policy.tokenizer)
         assert [ids[-1] for ids in both] == [end, end]
 
 
