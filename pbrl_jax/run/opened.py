@@ -23,7 +23,7 @@ from pbrl_jax.rewards.user import load_function
 from pbrl_jax.run import named_models
 from pbrl_jax.run.assemble import evaluation_prompts, prompt_sampler, refuse_other_experiment, training_prompts
 from pbrl_jax.run.audit import check_replies, trained_encoder
-from pbrl_jax.run.dpo import stored_pairs
+from pbrl_jax.run.dpo import refuse_other_tokens, stored_pairs
 from pbrl_jax.run.encoder import all_pairs
 from pbrl_jax.run.first_prompts import first_prompts
 from pbrl_jax.run.named_models import Elsewhere
@@ -223,9 +223,12 @@ def sft_rows(opening: Opening) -> str | None:
 
 def preferences(opening: Opening) -> str | None:
     config, path = opening.config, opening.config.dpo.path
+    tokenizer = opening.tokenizers.get("policy")
     if not (path and holds_preferences(path, config.data.split)):
+        if path and tokenizer is not None:
+            refuse_other_tokens(read_groups(path), tokenizer, path)
         return scored(path)
-    rows, tokenizer = read_preferences(path, config.data.split, config.data.languages), opening.tokenizers.get("policy")
+    rows = read_preferences(path, config.data.split, config.data.languages)
     fit = "" if tokenizer is None else f", of which {len(stored_pairs(rows, config, tokenizer))} fit"
     return f"{len(rows)} pairs of preference{fit}"
 
