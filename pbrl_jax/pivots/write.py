@@ -219,7 +219,7 @@ def _from_dataset(prompts: Sequence[Prompt], inputs: _SourceInputs) -> Candidate
 
 
 def _from_file(prompts: Sequence[Prompt], inputs: _SourceInputs) -> Candidates:
-    _check_questions(prompts)
+    check_questions(prompts)
     references = read_reference_file(inputs.config.pivot.file, prompts)
     return Candidates([references.get(prompt.question_en) for prompt in prompts])
 
@@ -229,7 +229,7 @@ def _from_expert(prompts: Sequence[Prompt], inputs: _SourceInputs) -> Candidates
     expert, revision, template = who
     if not expert or not revision:
         raise ValueError("An expert writes: attach_references needs the expert's name and revision.")
-    _check_questions(prompts)
+    check_questions(prompts)
     golds, pivot = _english_golds(prompts), config.pivot
     keys = {question: [_origin(question, config, who, n).key for n in range(pivot.samples)] for question in golds}
     written = {}
@@ -345,7 +345,8 @@ def _english_golds(prompts: Sequence[Prompt]) -> dict[str, str | None]:
     return golds
 
 
-def _check_questions(prompts: Sequence[Prompt]) -> None:
+def check_questions(prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts without the English question that an expert is asked (DataError)."""
     bare = [prompt for prompt in prompts if not prompt.question_en.strip()]
     if bare:
         raise DataError(

@@ -6,7 +6,7 @@ from jax.sharding import AbstractMesh
 from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.paths import as_path
+from pbrl_jax.core.paths import as_path, is_remote
 from pbrl_jax.data.sources.table import names_a_file
 from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import MESH_AXES, mesh_shape
@@ -46,7 +46,8 @@ def _check_sft(config: Config) -> None:
     """An optimizer that would not act, and a source without what it reads."""
     sft = config.sft
     refuse_muon(config, "sft.optimizer", sft.optimizer)
-    if sft.source == "file" and (not sft.path or (names_a_file(sft.path) and not as_path(sft.path).exists())):
+    local = names_a_file(sft.path) and not is_remote(sft.path)
+    if sft.source == "file" and (not sft.path or (local and not as_path(sft.path).exists())):
         raise ConfigError(f"sft.source file reads sft.path, which is {sft.path!r}. Name a JSON lines file.")
     if sft.source == "translated" and not sft.translator:
         raise ConfigError(

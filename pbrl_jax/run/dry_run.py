@@ -10,7 +10,7 @@ from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.paths import work_dir
+from pbrl_jax.core.paths import is_remote, work_dir
 from pbrl_jax.run.check import batch_arithmetic
 from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.opened import opened
@@ -29,13 +29,16 @@ def main(verb: str, config: Config, workdir: str, devices: int | None, options: 
     """
     count = jax.device_count() if devices is None else devices
     check_verb(verb, config, count)
+    work = work_dir(workdir)
+    if not is_remote(work.root) and work.root.exists() and not work.root.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file. Name a folder.")
     print(to_json(config))
     if verb == "train":
         print(batch_arithmetic(config, count))
     elif verb in STAGES:
         stage = getattr(config, STAGES[verb])
         print(f"{stage.steps} optimizer steps, each on {stage.batch_size} rows.")
-    found = opened(config, verb, work_dir(workdir), options)
+    found = opened(config, verb, work, options)
     for entry in found:
         if not entry.problem:
             print(visible(f"{entry.setting}: {entry.found}"))

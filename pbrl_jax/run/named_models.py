@@ -83,10 +83,15 @@ def server(address: str) -> str:
     """An address at which a server answers.
 
     Raises:
+      ConfigError: no address.
       Elsewhere: none does, now and from here.
     """
     shown = hide_credentials(address)
-    if not reachable(address):
+    try:
+        answers = reachable(address)
+    except ValueError as error:
+        raise ConfigError(f"{shown} is no address of a server: {error}. Expected http://HOST:PORT.") from error
+    if not answers:
         raise Elsewhere(f"nothing answers at {shown} now")
     return shown
 
@@ -132,10 +137,10 @@ def _hub_folder(source: str, file: str) -> str:
 def reachable(address: str, seconds: float = 3.0) -> bool:
     """Whether a web server answers at all; the hub's own client tries for half a minute. Behind a proxy: taken as
     reachable."""
-    if urllib.request.getproxies():
-        return True
     parts = urllib.parse.urlsplit(address)
     port = parts.port or (80 if parts.scheme == "http" else 443)
+    if urllib.request.getproxies():
+        return True
     try:
         socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
     except OSError:

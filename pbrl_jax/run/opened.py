@@ -11,15 +11,16 @@ from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import PbrlError
 from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.data.load import fit_prompts
+from pbrl_jax.data.load import fit_prompts, load_prompts
 from pbrl_jax.data.responses import holds_preferences, read_examples, read_preferences
-from pbrl_jax.eval.calibrate import pairs_from_file
+from pbrl_jax.eval.calibrate import pairs_from_file, pairs_from_prompts
 from pbrl_jax.pivots.store import open_store
-from pbrl_jax.pivots.write import attach_references
+from pbrl_jax.pivots.write import attach_references, check_questions
 from pbrl_jax.rewards.combine import reward_names
 from pbrl_jax.rewards.similarity import SimilarityConfig, read_calibration
 from pbrl_jax.rewards.translation import TranslatorConfig
 from pbrl_jax.rewards.user import load_function
+from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.run import named_models
 from pbrl_jax.run.assemble import evaluation_prompts, prompt_sampler, refuse_other_experiment, training_prompts
 from pbrl_jax.run.audit import check_replies, trained_encoder
@@ -76,7 +77,7 @@ def named(opening: Opening) -> Iterator[str]:
             yield from {"translated": (pivot, "sft.translator", policy), "file": (policy, "sft.path")}.get(
                 config.sft.source, (policy, "sft.source")
             )
-        case "dpo" if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
+        case "dpo" if _preferred(config):
             yield from [*["data"] * own_words, policy, "dpo.path"]
         case "encoder":
             yield from ["data", policy, "encoder.source", "contrastive.batch_size"]
@@ -95,7 +96,12 @@ def named(opening: Opening) -> Iterator[str]:
 
 
 def data(opening: Opening) -> str:
-    opening.prompts.extend(_on_this_machine(lambda: training_prompts(opening.config)))
+    config = opening.config
+    if opening.verb == "calibrate":
+        return counted_pairs(
+            pairs_from_prompts(load_prompts(config.data, config.train.seed, require=("question_en",)), 0)
+        )
+    opening.prompts.extend(training_prompts(config))
     return counted(opening.prompts)
 
 
@@ -103,14 +109,16 @@ def evaluation(opening: Opening) -> str | None:
     settings = opening.config.eval
     if not (settings.source or settings.path or opening.config.train.eval_steps):
         return None
-    return counted(_on_this_machine(lambda: evaluation_prompts(opening.config, opening.prompts)))
+    return counted(evaluation_prompts(opening.config, opening.prompts))
 
 
 def references(opening: Opening) -> str | None:
     """Those of the data or of a file; an expert's are found, or written, when the run starts."""
     config = opening.config
+    if config.pivot.source in ("policy", "endpoint"):
+        check_questions(opening.prompts)
     if config.pivot.source == "endpoint":
-        return named_models.server(config.endpoint.url)
+        return endpoint(opening)
     if config.pivot.source == "file":
         if not config.pivot.file:
             raise Elsewhere("no file is named yet; give --pivot.file")
@@ -121,6 +129,11 @@ def references(opening: Opening) -> str | None:
     kept, report = attach_references(opening.prompts, config, open_store(config.pivot, opening.work.root))
     opening.prompts[:] = kept
     return report.describe()
+
+
+def endpoint(opening: Opening) -> str:
+    Endpoint(opening.config.endpoint)
+    return named_models.server(opening.config.endpoint.url)
 
 
 def policy(opening: Opening) -> str | None:
@@ -173,7 +186,7 @@ def reward_functions(opening: Opening) -> str | None:
 def reward_translator(opening: Opening) -> str | None:
     source = settings_of(opening.config.reward, TranslatorConfig).translator
     if source == "endpoint":
-        return named_models.server(opening.config.endpoint.url)
+        return endpoint(opening)
     return None if source in ("", "policy") else named_models.translator(source)
 
 
@@ -284,21 +297,34 @@ def _look(setting: str, opening: Opening) -> Opened | None:
     look = LOOKS.get(setting)
     try:
         found = None if look is None else look(opening)
-    except PbrlError as error:
-        return Opened(setting, "", str(error))
     except Elsewhere as place:
         return Opened(setting, f"not opened: {place}")
+    except Exception as error:  # the clients of stores raise their own kinds
+        if place := _elsewhere(error):
+            return Opened(setting, f"not opened: {place}")
+        if not isinstance(error, PbrlError):
+            raise
+        return Opened(setting, "", str(error))
     return None if found is None else Opened(setting, found)
 
 
-def _on_this_machine(read: Callable[[], list[Prompt]]) -> list[Prompt]:
-    """The prompts; a benchmark without a path lies where PBRL_DATA says, which a run may have and this shell not."""
+def _elsewhere(error: Exception) -> str:
+    """Where that is what this shell, but not a run, lacks; empty: the error is one of a run, too."""
+    if "PBRL_DATA" in str(error) and "PBRL_DATA" not in os.environ:
+        return "PBRL_DATA is not set here"
+    if isinstance(error.__cause__, ConnectionError):  # of a data set on the hub
+        return str(error.__cause__).splitlines()[0]
+    if not isinstance(error, PbrlError) and "gs://" in str(error):
+        return f"its store cannot be reached now ({str(error).splitlines()[0]})"
+    return ""
+
+
+def _preferred(config: Config) -> bool:
+    """Whether dpo.path holds pairs, or nothing that can be read now."""
     try:
-        return read()
-    except PbrlError as error:
-        if "PBRL_DATA" not in os.environ and "PBRL_DATA" in str(error):
-            raise Elsewhere("PBRL_DATA is not set here") from error
-        raise
+        return bool(config.dpo.path) and holds_preferences(config.dpo.path, config.data.split)
+    except Exception:  # `preferences` says why
+        return True
 
 
 def counted(prompts: list[Prompt]) -> str:

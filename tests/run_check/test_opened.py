@@ -15,6 +15,7 @@ from pbrl_jax.core.paths import work_dir
 from pbrl_jax.core.version import __version__
 from pbrl_jax.mesh import devices
 from pbrl_jax.run import named_models
+from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.opened import opened
 from pbrl_jax.weights.hf_export import export_policy
 
@@ -121,6 +122,14 @@ def test_each_verb_opens_what_it_reads(folder, tmp_path):
         ("encoder", "--data.source table --data.path {rows} --data.languages sw", "contrastive.batch_size: A batch of"),
         ("translator", "--data.source table --data.path {rows} --data.languages sw", "none is left to train on"),
         ("calibrate", "--pairs gone.jsonl", "--pairs: "),
+        ("calibrate", "--data.source table --data.path {bare} --data.languages sw", "rows have no question_en"),
+        ("pivots", "--data.source table --data.path {bare} --data.languages sw --data.english-share 0 "
+         "--pivot.source policy", "pivot.source: 1 of 1 rows have no English question"),
+        ("train", "--pivot.source endpoint --endpoint.model m --endpoint.url localhost:8000/v1", "expected http://"),
+        ("train", "--pivot.source endpoint --endpoint.model m --endpoint.url http://localhost:99999/v1",
+         "is no address of a server: Port out of range"),
+        ("train", "--rollout.engine vllm --rollout.vllm-address http://localhost:port", "is no address of a server"),
+        ("train", "--workdir {rows}", "is a file. Name a folder."),
     ],
 )  # fmt: skip
 def test_a_dry_run_refuses_what_the_verb_refuses(tmp_path, capsys, verb, arguments, said):
@@ -129,10 +138,47 @@ def test_a_dry_run_refuses_what_the_verb_refuses(tmp_path, capsys, verb, argumen
     empty.mkdir()
     (empty / "bad.jsonl").write_text('{"a": 1}\n')
     rows.write_text('{"question": "2 + 2?", "answer": "4", "question_en": "2 + 2?", "language": "sw"}\n')
-    words = arguments.format(empty=empty, rows=rows).split()
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"question": "2 + 2?", "answer": "4", "language": "sw"}\n')
+    words = arguments.format(empty=empty, rows=rows, bare=bare).split()
     work = tmp_path / "run"
     assert cli.main([verb, "tiny_cpu", "--workdir", str(work), "--dry-run", *words]) == 1
     assert said in capsys.readouterr().err and not work.exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "sft", "encoder", "translator", "pivots"])
+def test_a_benchmark_of_another_shell_is_no_fault(tmp_path, monkeypatch, verb):
+    """sft and translator used to refuse what the others said was not opened."""
+    monkeypatch.delenv("PBRL_DATA", raising=False)
+    found = look(verb, with_values(TINY, data={"source": "mgsm8k", "path": ""}), tmp_path / "run")
+    assert not [entry for entry in found.values() if entry.problem]
+    assert "not opened: PBRL_DATA is not set here" in {entry.found for entry in found.values()}
+
+
+def test_a_hub_or_store_that_does_not_answer_is_no_fault(tmp_path, monkeypatch):
+    class StoreError(Exception):
+        """A store's own kind."""
+
+    def no_hub(*_, **__):
+        raise ConnectionError("Couldn't reach 'owner/rows' on the Hub")
+
+    def no_store(*_):
+        raise StoreError("no host\n when reading metadata of gs://b/checkpoints")
+
+    monkeypatch.setattr("datasets.load_dataset", no_hub)
+    rows = {"source": "table", "path": "owner/rows"}
+    for verb, setting, values in (
+        ("train", "data", {"data": rows}),
+        ("sft", "sft.path", {"sft": {"source": "file", "path": "owner/rows"}}),
+        ("dpo", "dpo.path", {"dpo": {"path": "owner/rows"}}),
+    ):
+        entry = look(verb, with_values(TINY, **values), tmp_path / "run")[setting]
+        assert entry.found == "not opened: Couldn't reach 'owner/rows' on the Hub" and not entry.problem
+    monkeypatch.setattr("pbrl_jax.run.opened.refuse_other_experiment", no_store)
+    assert look("train", TINY, tmp_path / "run")["--workdir"].found == (
+        "not opened: its store cannot be reached now (no host)"
+    )
+    check_verb("sft", with_values(TINY, sft={"source": "file", "path": "gs://b/rows.jsonl"}), 1)
 
 
 def test_a_dry_run_compares_with_the_work_directory(tmp_path, monkeypatch):
