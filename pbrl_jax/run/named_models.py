@@ -4,20 +4,23 @@ import os
 import socket
 import urllib.parse
 import urllib.request
+from functools import partial
 from typing import Any
 
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import is_remote
 from pbrl_jax.core.urls import hide_credentials
+from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
 from pbrl_jax.weights.adapters import base_of, is_adapter, reading_base
 from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
 from pbrl_jax.weights.encoders import encoder_tokenizer, folder_spec
-from pbrl_jax.weights.folders import own_folder
-from pbrl_jax.weights.hf_decoder import decoder_spec
+from pbrl_jax.weights.folders import check_vocabulary, own_folder, read_record, read_spec
+from pbrl_jax.weights.hf_decoder import decoder_spec, kept_fields
 from pbrl_jax.weights.hf_fields import read_config
 from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
 from pbrl_jax.weights.hub import is_hub_id
+from pbrl_jax.weights.policies import Policy
 from pbrl_jax.weights.tensors import CONFIG
 
 
@@ -25,8 +28,11 @@ class Elsewhere(Exception):
     """Something that is not on this machine and cannot be reached from it now; the message says where it is."""
 
 
-def policy(source: str) -> tuple[str, Tokenizer]:
-    """What the folder or hub id of a policy says of itself, and its tokenizer; no weights are read.
+def policy(source: str, whole: bool = True) -> tuple[str, Policy]:
+    """What the folder or hub id of a policy says of itself, and the policy without its parameters.
+
+    Args:
+      whole: False for the base of an adapter, which may bring other tokens.
 
     Raises:
       PbrlError: no model there, one that is not supported, or a tokenizer that cannot be read.
@@ -35,14 +41,18 @@ def policy(source: str) -> tuple[str, Tokenizer]:
     folder = _folder(source)
     own = own_folder(folder, "policy")
     if own is not None:
-        return "policy of this package", load_tokenizer(str(own))
+        _, spec, record = read_record(folder, "policy", partial(read_spec, DecoderSpec), source)
+        return "policy of this package", Policy(spec, None, load_tokenizer(str(own)), "", record.get("kept"))
     if is_adapter(folder):
         base = base_of(folder)
         with reading_base(source, base):
-            found, tokenizer = policy(base)
-        return f"a LoRA adapter for {base}: {found}", tokenizer
+            found, described = policy(base, whole=False)
+        return f"a LoRA adapter for {base}: {found}", described
     config = _config(folder, source)
-    return f"{config.get('model_type')}, {decoder_spec(config).layers} layers", load_tokenizer(source)
+    spec, tokenizer = decoder_spec(config), load_tokenizer(source)
+    if whole:
+        check_vocabulary(tokenizer, spec.vocab_size, source)
+    return f"{config.get('model_type')}, {spec.layers} layers", Policy(spec, None, tokenizer, "", kept_fields(config))
 
 
 def encoder(source: str, pooling: str = "") -> tuple[str, Tokenizer]:

@@ -22,7 +22,13 @@ from pbrl_jax.rewards.translation import TranslatorConfig
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.run import named_models
-from pbrl_jax.run.assemble import evaluation_prompts, prompt_sampler, refuse_other_experiment, training_prompts
+from pbrl_jax.run.assemble import (
+    check_positions,
+    evaluation_prompts,
+    prompt_sampler,
+    refuse_other_experiment,
+    training_prompts,
+)
 from pbrl_jax.run.audit import check_replies, trained_encoder
 from pbrl_jax.run.dpo import refuse_other_tokens, stored_pairs
 from pbrl_jax.run.encoder import all_pairs
@@ -143,7 +149,10 @@ def policy(opening: Opening) -> str | None:
             return None
         opening.tokenizers["policy"] = load_tokenizer(settings.tokenizer)
         return f"{opening.tokenizers['policy'].vocab_size} pieces"
-    found, opening.tokenizers["policy"] = named_models.policy(settings.source)
+    found, described = named_models.policy(settings.source)
+    opening.tokenizers["policy"] = described.tokenizer
+    if opening.verb != "audit":
+        check_positions(opening.config, described)
     return found
 
 

@@ -8,6 +8,7 @@ import subprocess
 import jax
 import pytest
 from tiny_hf import hf_policy
+from tiny_world import policy
 
 from pbrl_jax import Config, cli, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError
@@ -18,6 +19,7 @@ from pbrl_jax.run import named_models
 from pbrl_jax.run.check_verb import check_verb
 from pbrl_jax.run.opened import opened
 from pbrl_jax.weights.hf_export import export_policy
+from pbrl_jax.weights.policies import save_policy
 
 TINY = with_values(
     Config(), data={"path": "small", "languages": ("en", "sw"), "limit": 2}, rollout={"max_prompt_length": 300}
@@ -62,6 +64,21 @@ def test_an_adapter_is_opened_with_its_base(folder, tmp_path, monkeypatch):
         named_models.policy(str(tmp_path))
     monkeypatch.setattr(named_models, "base_of", lambda _: folder)
     assert named_models.policy(str(tmp_path))[0] == f"a LoRA adapter for {folder}: {named_models.policy(folder)[0]}"
+
+
+def test_a_policy_is_compared_with_lengths_and_tokens(folder, tmp_path):
+    """As the verbs do when they load it; a dry run used to pass."""
+    long = with_values(TINY, policy={"source": folder}, rollout={"max_prompt_length": 1 << 30})
+    assert "more than the" in look("sft", long, tmp_path / "run")["policy.source"].problem
+    own = str(tmp_path / "own")
+    save_policy(policy()._replace(kept={"max_position_embeddings": 128}), own)
+    found = look("train", with_values(TINY, policy={"source": own}), tmp_path / "run")
+    assert "more than the 128 positions" in found["policy.source"].problem
+    small = shutil.copytree(folder, tmp_path / "small")
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 8}))
+    found = look("train", with_values(TINY, policy={"source": str(small)}), tmp_path / "run")
+    assert "vocab" in found["policy.source"].problem or "embedding" in found["policy.source"].problem
 
 
 def test_a_dry_run_says_all_that_cannot_be_opened(capsys):
