@@ -75,6 +75,8 @@ def translated(config: Config, work: WorkDir) -> Rows:
     rows = [Example(p.language, p.asked, responses[p.id]) for p in prompts if responses[p.id].strip()]
     if not rows:
         raise DataError(f"sft.translator {config.sft.translator} translates every reference as nothing. Use another.")
+    if not kept.exists():  # only English, which is not translated
+        write_json_lines(kept, [])
     write_json_lines(file, [row._asdict() for row in rows])
     return policy, rows
 

@@ -113,6 +113,14 @@ def test_references_are_translated_once_by_each_translator(tmp_path, monkeypatch
         )
 
 
+def test_english_references_alone_are_no_rows_of_another_version(tmp_path, monkeypatch):
+    """Nothing is translated, so that translations.jsonl was missing: other rows were then ignored."""
+    monkeypatch.setattr(sft_sources, "load_translator", lambda _: SimpleNamespace(fingerprint="", uses_incomplete=True))
+    for limit in (2, 3):
+        config = with_values(offline(), data={"languages": ("en",), "limit": limit}, sft={"source": "translated"})
+        assert len(translated(config, work_dir(tmp_path))[1]) == limit
+
+
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
     """Work directory of `pbrl dpo` on sampled responses."""
