@@ -43,9 +43,7 @@ def calibrate(embed: Embed, key: str, pairs: Pairs) -> dict[str, Any]:
     Raises:
       DataError: a language with fewer than FEWEST_PAIRS different pairs.
     """
-    rows = {code: _measure(embed, code, listed) for code, listed in pairs.items() if code != "en"}
-    if not rows:
-        raise DataError("Calibration needs parallel text of a language other than English; there is none.")
+    rows = {code: _measure(embed, different) for code, different in different_pairs(pairs).items()}
     longest = max(rows, key=lambda code: rows[code]["pairs"])
     english = list(dict.fromkeys(e for _, e in pairs[longest]))
     mean, std = _off_diagonal(embed(english), embed(english))
@@ -60,13 +58,27 @@ def calibrate(embed: Embed, key: str, pairs: Pairs) -> dict[str, Any]:
     return {"encoder": key, "shrinkage": SHRINKAGE, "languages": rows}
 
 
-def _measure(embed: Embed, code: str, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    # Two pairs that share a text would be counted as mismatched.
-    unique = list({english: (text, english) for text, english in {t: (t, e) for t, e in pairs}.values()}.values())
-    if len(unique) < FEWEST_PAIRS:
-        raise DataError(
-            f"Calibration has {len(unique)} different pairs of {code} and English; it needs {FEWEST_PAIRS} or more."
-        )
+def different_pairs(pairs: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of each language but English without those that share a text: they would be counted as mismatched.
+
+    Raises:
+      DataError: no language, or one with fewer than FEWEST_PAIRS.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for code, own in pairs.items():
+        if code != "en":
+            by_text = {text: (text, english) for text, english in own}
+            found[code] = list({english: (text, english) for text, english in by_text.values()}.values())
+            if (count := len(found[code])) < FEWEST_PAIRS:
+                raise DataError(
+                    f"Calibration has {count} different pairs of {code} and English; it needs {FEWEST_PAIRS} or more."
+                )
+    if not found:
+        raise DataError("Calibration needs parallel text of a language other than English; there is none.")
+    return found
+
+
+def _measure(embed: Embed, unique: Sequence[tuple[str, str]]) -> dict[str, float]:
     text_NE, english_NE = (embed([pair[side] for pair in unique]) for side in (0, 1))
     cosine_NN = text_NE.astype(np.float64) @ english_NE.T.astype(np.float64)
     matched_N = np.diag(cosine_NN)

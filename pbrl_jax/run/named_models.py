@@ -23,6 +23,9 @@ from pbrl_jax.weights.hub import is_hub_id
 from pbrl_jax.weights.policies import Policy
 from pbrl_jax.weights.tensors import CONFIG
 
+#: A tokenizer on the hub has one of these.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
 
 class Elsewhere(Exception):
     """Something that is not on this machine and cannot be reached from it now; the message says where it is."""
@@ -49,10 +52,22 @@ def policy(source: str, whole: bool = True) -> tuple[str, Policy]:
             found, described = policy(base, whole=False)
         return f"a LoRA adapter for {base}: {found}", described
     config = _config(folder, source)
-    spec, tokenizer = decoder_spec(config), load_tokenizer(source)
+    spec, words = decoder_spec(config), load_tokenizer(source)
     if whole:
-        check_vocabulary(tokenizer, spec.vocab_size, source)
-    return f"{config.get('model_type')}, {spec.layers} layers", Policy(spec, None, tokenizer, "", kept_fields(config))
+        check_vocabulary(words, spec.vocab_size, source)
+    return f"{config.get('model_type')}, {spec.layers} layers", Policy(spec, None, words, "", kept_fields(config))
+
+
+def tokenizer(source: str) -> Tokenizer:
+    """The tokenizer of a file, folder or hub id. Errors as `policy`."""
+    if is_hub_id(source) and not os.path.exists(source):
+        from huggingface_hub import try_to_load_from_cache
+
+        name, _, revision = source.partition("@")
+        kept = (try_to_load_from_cache(name, file, revision=revision or None) for file in TOKENIZER_FILES)
+        if not any(isinstance(path, str) for path in kept) and not _hub_answers():
+            raise Elsewhere(f"{source} is on the hub, which cannot be reached now")
+    return load_tokenizer(source)
 
 
 def encoder(source: str, pooling: str = "") -> tuple[str, Tokenizer]:
@@ -124,13 +139,13 @@ def _config(folder: str, source: str) -> dict[str, Any]:
 
 def _hub_folder(source: str, file: str) -> str:
     """The folder of the hub's cache with a model's `file`, which is downloaded where it is missing."""
-    from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     name, _, revision = source.partition("@")
     cached = try_to_load_from_cache(name, file, revision=revision or None)
     if isinstance(cached, str):
         return os.path.dirname(cached)
-    if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(constants.ENDPOINT):
+    if not _hub_answers():
         raise Elsewhere(f"{source} is on the hub, which cannot be reached now")
     try:
         return os.path.dirname(hf_hub_download(name, file, revision=revision or None, etag_timeout=5))
@@ -142,6 +157,12 @@ def _hub_folder(source: str, file: str) -> str:
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:
         raise Elsewhere(f"{source} is on the hub, which does not answer now") from error
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_HUB_OFFLINE") != "1" and reachable(constants.ENDPOINT)
 
 
 def reachable(address: str, seconds: float = 3.0) -> bool:

@@ -13,7 +13,8 @@ from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import fit_prompts, load_prompts
 from pbrl_jax.data.responses import holds_preferences, read_examples, read_preferences
-from pbrl_jax.eval.calibrate import pairs_from_file, pairs_from_prompts
+from pbrl_jax.eval.audit import file_cases
+from pbrl_jax.eval.calibrate import different_pairs, pairs_from_file, pairs_from_prompts
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references, check_questions
 from pbrl_jax.rewards.combine import reward_names
@@ -29,7 +30,7 @@ from pbrl_jax.run.assemble import (
     refuse_other_experiment,
     training_prompts,
 )
-from pbrl_jax.run.audit import check_replies, trained_encoder
+from pbrl_jax.run.audit import check_replies, replied_prompts, trained_encoder
 from pbrl_jax.run.dpo import refuse_other_tokens, stored_pairs
 from pbrl_jax.run.encoder import all_pairs
 from pbrl_jax.run.first_prompts import first_prompts
@@ -38,7 +39,7 @@ from pbrl_jax.run.scored import read_groups
 from pbrl_jax.run.sft import reference_pool, supervised
 from pbrl_jax.run.translator import parallel_text, split_pairs
 from pbrl_jax.text.prompts import form_of
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.fused import check_fusable
 
 
@@ -104,9 +105,8 @@ def named(opening: Opening) -> Iterator[str]:
 def data(opening: Opening) -> str:
     config = opening.config
     if opening.verb == "calibrate":
-        return counted_pairs(
-            pairs_from_prompts(load_prompts(config.data, config.train.seed, require=("question_en",)), 0)
-        )
+        found = load_prompts(config.data, config.train.seed, require=("question_en",))
+        return counted_pairs(different_pairs(pairs_from_prompts(found, opening.options.get("limit", 0))))
     opening.prompts.extend(training_prompts(config))
     return counted(opening.prompts)
 
@@ -147,7 +147,7 @@ def policy(opening: Opening) -> str | None:
     if settings.source == "random":
         if not settings.tokenizer:
             return None
-        opening.tokenizers["policy"] = load_tokenizer(settings.tokenizer)
+        opening.tokenizers["policy"] = named_models.tokenizer(settings.tokenizer)
         return f"{opening.tokenizers['policy'].vocab_size} pieces"
     found, described = named_models.policy(settings.source)
     opening.tokenizers["policy"] = described.tokenizer
@@ -260,7 +260,8 @@ def scored(path: str) -> str | None:
 
 
 def calibration_pairs(opening: Opening) -> str:
-    return counted_pairs(pairs_from_file(opening.options["pairs"], opening.config.data.languages, 0))
+    path, limit = opening.options["pairs"], opening.options.get("limit", 0)
+    return counted_pairs(different_pairs(pairs_from_file(path, opening.config.data.languages, limit)))
 
 
 def training_pairs(opening: Opening) -> str:
@@ -281,6 +282,8 @@ def translator_source(opening: Opening) -> str | None:
 def replies(opening: Opening) -> str | None:
     path = opening.options.get("replies", "")
     check_replies(opening.config, path)
+    if path and opening.config.pivot.source == "dataset":
+        file_cases(path, replied_prompts(opening.config, opening.work, path), opening.options.get("limit", 0))
     return f"{len(numbered_json_lines(path))} rows" if path else None
 
 
@@ -309,8 +312,8 @@ def _look(setting: str, opening: Opening) -> Opened | None:
     except Elsewhere as place:
         return Opened(setting, f"not opened: {place}")
     except Exception as error:  # the clients of stores raise their own kinds
-        if place := _elsewhere(error):
-            return Opened(setting, f"not opened: {place}")
+        if where := _elsewhere(error):
+            return Opened(setting, f"not opened: {where}")
         if not isinstance(error, PbrlError):
             raise
         return Opened(setting, "", str(error))

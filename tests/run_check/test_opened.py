@@ -140,6 +140,9 @@ def test_each_verb_opens_what_it_reads(folder, tmp_path):
         ("translator", "--data.source table --data.path {rows} --data.languages sw", "none is left to train on"),
         ("calibrate", "--pairs gone.jsonl", "--pairs: "),
         ("calibrate", "--data.source table --data.path {bare} --data.languages sw", "rows have no question_en"),
+        ("calibrate", "--data.languages en", "needs parallel text of a language other than English"),
+        ("calibrate", "--data.limit 1", "Calibration has 1 different pairs of"),
+        ("audit", "--data.source table --data.path {rows} --data.languages sw --replies {rows}", "--replies: "),
         ("pivots", "--data.source table --data.path {bare} --data.languages sw --data.english-share 0 "
          "--pivot.source policy", "pivot.source: 1 of 1 rows have no English question"),
         ("train", "--pivot.source endpoint --endpoint.model m --endpoint.url localhost:8000/v1", "expected http://"),
@@ -191,6 +194,9 @@ def test_a_hub_or_store_that_does_not_answer_is_no_fault(tmp_path, monkeypatch):
     ):
         entry = look(verb, with_values(TINY, **values), tmp_path / "run")[setting]
         assert entry.found == "not opened: Couldn't reach 'owner/rows' on the Hub" and not entry.problem
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    entry = look("train", with_values(TINY, policy={"tokenizer": "owner/words"}), tmp_path / "run")["policy.tokenizer"]
+    assert entry.found == "not opened: owner/words is on the hub, which cannot be reached now"
     monkeypatch.setattr("pbrl_jax.run.opened.refuse_other_experiment", no_store)
     assert look("train", TINY, tmp_path / "run")["--workdir"].found == (
         "not opened: its store cannot be reached now (no host)"
