@@ -120,7 +120,7 @@ def prefer(stages: Stages, name: str, config: Config, tokens: float, flags: argp
         prompts = max(8, round(tokens / longest))  # sampled responses are nearly that long
         hosted = unscheduled(config, dpo={"prompts": prompts, "pairs": "best_worst", "learning_rate": 1e-4})
         experiment = build_experiment(hosted, work)
-        groups = scored_groups(experiment, "", prompts)
+        groups = scored_groups(experiment, prompts)
         used = sum(len(ids) for group in groups for ids in group.tokens)
         pairs = preference_pairs(groups, hosted, experiment.policy)
         size = min(hosted.dpo.batch_size, len(pairs))

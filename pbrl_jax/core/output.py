@@ -1,8 +1,17 @@
-"""Standard output and error that keep working after their reader has gone (`| head`, a lost ssh connection)."""
+"""Standard output and error that keep working after their reader has gone (`| head`, a lost ssh connection), and
+warnings that are said once."""
 
+import functools
 import io
+import logging
 import os
 import sys
+
+
+@functools.cache
+def warn_once(logger: str, text: str) -> None:
+    """A warning of a module's logger, once in a process."""
+    logging.getLogger(logger).warning("%s", text)
 
 
 class KeptOutput(io.FileIO):

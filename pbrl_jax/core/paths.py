@@ -164,6 +164,10 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+HALF_A_CHARACTER = "half of a character (an escape \\ud800 to \\udfff alone)"
+"""What a text holds that `encodes` refuses."""
+
+
 def encodes(value: Any) -> bool:
     """Whether the text in a JSON value can be written as UTF-8: JSON may hold half of a character."""
     try:
@@ -228,10 +232,7 @@ def _numbered(file: epath.Path, content: bytes) -> list[tuple[int, dict[str, Any
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: found {type(row).__name__}, expected a JSON object.")
         if b"\\u" in line and not encodes(row):
-            raise DataError(
-                f"{file}, line {number}, holds half of a character (an escape \\ud800 to \\udfff alone). Correct or "
-                "remove the line."
-            )
+            raise DataError(f"{file}, line {number}, holds {HALF_A_CHARACTER}. Correct or remove the line.")
         rows.append((number, row))
     return rows
 

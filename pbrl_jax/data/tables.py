@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import encodes, parse_json
+from pbrl_jax.core.paths import HALF_A_CHARACTER, encodes, parse_json
 from pbrl_jax.data.row_errors import RowErrors
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
@@ -233,7 +233,7 @@ def _objects(values: Sequence[tuple[int, Any]], errors: RowErrors) -> list[Row]:
         if not isinstance(value, dict):
             errors.add(number, f"is {type(value).__name__}, expected an object with named columns")
         elif half := next((name for name, cell in value.items() if not encodes((name, cell))), None):
-            errors.add(number, f"{half} holds half of a character (an escape \\ud800 to \\udfff alone), expected text")
+            errors.add(number, f"{half} holds {HALF_A_CHARACTER}, expected text")
         else:
             rows.append((number, value))
     return rows

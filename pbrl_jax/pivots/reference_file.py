@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pbrl_jax.core.errors import ConfigError, DataError
-from pbrl_jax.core.paths import as_path, encodes, parse_json
+from pbrl_jax.core.paths import HALF_A_CHARACTER, as_path, encodes, parse_json
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.pivots.filter import answer_value
@@ -77,7 +77,7 @@ def _parse_row(line: bytes) -> tuple[dict[str, Any], str]:
     if not set(needed) <= set(row):
         return {}, f"has {sorted(row)}, expected response, or reasoning and answer"
     if not encodes(row):
-        return {}, "holds half of a character (an escape \\ud800 to \\udfff alone), expected text"
+        return {}, f"holds {HALF_A_CHARACTER}, expected text"
     if type(row.get("answer")) in (int, float) and math.isfinite(row["answer"]):
         row["answer"] = canonical(decimal.Decimal(repr(row["answer"])))
     for name in ({"question"} & set(row)) | set(needed):

@@ -102,10 +102,10 @@ def load_baselines(config: SimilarityConfig, languages: Sequence[str], encoder_k
     """
     if config.similarity != "calibrated":
         return None
-    path, (measured, baselines) = config.calibration, read_calibration(config.calibration, languages)
+    measured, baselines = read_calibration(config.calibration, languages)
     if measured != encoder_key:
         raise ConfigError(
-            f"reward.calibration {path!r} was measured with encoder {measured!r}, this run has "
+            f"reward.calibration {config.calibration!r} was measured with encoder {measured!r}, this run has "
             f"{encoder_key!r}. Run `pbrl calibrate` with this run's configuration."
         )
     return baselines

@@ -356,6 +356,11 @@ def evaluation_prompts(config: Config, trained: Sequence[Prompt] | None = None) 
     return found
 
 
+def asks_for_evaluation(config: Config) -> bool:
+    """Whether a setting asks for one; else a run is evaluated where its data have answers."""
+    return bool(config.eval.source or config.eval.path or config.train.eval_steps)
+
+
 def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | None = None):
     """params -> metrics, on prompts that are loaded once (`evaluation_prompts`); those that are too long are dropped
     and counted.
@@ -372,7 +377,7 @@ def make_evaluate(config: Config, policy: Policy, trained: Sequence[Prompt] | No
     try:
         loaded = evaluation_prompts(config, trained)
     except (ConfigError, DataError) as error:
-        if config.eval.source or config.eval.path or config.train.eval_steps:
+        if asks_for_evaluation(config):
             raise
         print(f"No evaluation (set eval.source for one): {visible(str(error))}")
         return None

@@ -85,17 +85,16 @@ def stored_pairs(rows: list[Preference], config: Config, tokenizer: Tokenizer) -
       DataError: none fits.
     """
     asked = [row for row in rows if not row.verbatim]
-    formed = iter(format_prompts(
+    prompts = format_prompts(
         [row.question for row in asked], [row.language for row in asked], tokenizer, **form_of(config.data)
-    ))  # fmt: skip
+    )
     end = response_end(tokenizer, config.data.prompt_style)
-    pairs: list[Pair] = []
-    for row in rows:
-        if row.verbatim:
-            pairs.append(verbatim_pair(row, tokenizer))
-        else:
-            chosen, rejected = ([*ids, *end] for ids in tokenizer.encode_batch([row.chosen, row.rejected]))
-            pairs.append((next(formed), chosen, rejected))
+    chosen, rejected = (
+        [[*ids, *end] for ids in tokenizer.encode_batch(texts)]
+        for texts in ([row.chosen for row in asked], [row.rejected for row in asked])
+    )
+    formed = zip(prompts, chosen, rejected, strict=True)
+    pairs = [verbatim_pair(row, tokenizer) if row.verbatim else next(formed) for row in rows]
     fit = pairs_that_fit(pairs, config)
     print(f"{config.dpo.path} gives {len(fit)} pairs; {len(pairs) - len(fit)} are too long.")
     if not fit:
@@ -163,12 +162,11 @@ def main(config: Config, workdir: str) -> None:
             policy, mesh = policy_for_rows(config, work), make_mesh(config.mesh)
             pairs = stored_pairs(rows, config, policy.tokenizer)
         else:
-            if config.dpo.path:
-                read_groups(config.dpo.path)  # before any model is loaded
+            given = read_groups(config.dpo.path) if config.dpo.path else None  # before any model is loaded
             experiment = build_experiment(config, work)
-            groups = scored_groups(experiment, config.dpo.path, config.dpo.prompts)
-            if config.dpo.path:
-                refuse_other_tokens(groups, experiment.policy.tokenizer, config.dpo.path)
+            groups = scored_groups(experiment, config.dpo.prompts) if given is None else given
+            if given is not None:
+                refuse_other_tokens(given, experiment.policy.tokenizer, config.dpo.path)
             pairs = preference_pairs(groups, config, experiment.policy)
             policy, mesh = experiment.policy, experiment.mesh
             del experiment  # the reward's encoder is not needed any more

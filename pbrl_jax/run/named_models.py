@@ -11,7 +11,7 @@ from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import is_remote
 from pbrl_jax.core.urls import hide_credentials
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.text.tokenizers import Tokenizer, load_tokenizer
+from pbrl_jax.text.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from pbrl_jax.weights.adapters import base_of, is_adapter, reading_base
 from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
 from pbrl_jax.weights.encoders import encoder_tokenizer, folder_spec
@@ -22,9 +22,6 @@ from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
 from pbrl_jax.weights.hub import is_hub_id
 from pbrl_jax.weights.policies import Policy
 from pbrl_jax.weights.tensors import CONFIG
-
-#: A tokenizer on the hub has one of these.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 class Elsewhere(Exception):
@@ -60,13 +57,8 @@ def policy(source: str, whole: bool = True) -> tuple[str, Policy]:
 
 def tokenizer(source: str) -> Tokenizer:
     """The tokenizer of a file, folder or hub id. Errors as `policy`."""
-    if is_hub_id(source) and not os.path.exists(source):
-        from huggingface_hub import try_to_load_from_cache
-
-        name, _, revision = source.partition("@")
-        kept = (try_to_load_from_cache(name, file, revision=revision or None) for file in TOKENIZER_FILES)
-        if not any(isinstance(path, str) for path in kept) and not _hub_answers():
-            raise Elsewhere(f"{source} is on the hub, which cannot be reached now")
+    if _on_hub(source) and not any(_kept(source, file) for file in TOKENIZER_FILES):
+        _reach_hub(source)
     return load_tokenizer(source)
 
 
@@ -76,7 +68,7 @@ def encoder(source: str, pooling: str = "") -> tuple[str, Tokenizer]:
     own = own_folder(folder, "encoder")
     if own is not None:
         return "encoder of this package", load_tokenizer(str(own))
-    if os.path.exists(source):  # the hub's cache may have config.json alone
+    if not _on_hub(source):  # the hub's cache may have config.json alone
         folder_spec(folder, pooling or None)
     config = _config(folder, source)
     return f"{config.get('model_type')}, {config.get('num_hidden_layers')} layers", encoder_tokenizer(source)
@@ -95,7 +87,7 @@ def comet(source: str) -> str:
     folder = _folder(source, HPARAMS)
     if own_folder(folder, "comet"):
         return "comet of this package"
-    names = (HPARAMS,) if is_hub_id(source) and not os.path.exists(source) else (HPARAMS, CHECKPOINT)
+    names = (HPARAMS,) if _on_hub(source) else (HPARAMS, CHECKPOINT)
     if missing := [name for name in names if not os.path.exists(os.path.join(folder, name))]:
         raise ConfigError(
             f"No COMET model in {source!r}: there is no {' and no '.join(missing)}. Give a folder of unbabel-comet, "
@@ -125,7 +117,7 @@ def _folder(source: str, file: str = CONFIG) -> str:
     """The local folder of a source; of a hub id that of the cache with its `file`."""
     if is_remote(source):
         raise Elsewhere(f"{source} is read when the run starts")
-    if is_hub_id(source) and not os.path.exists(source):
+    if _on_hub(source):
         return _hub_folder(source, file)
     return os.path.expanduser(source)
 
@@ -139,14 +131,12 @@ def _config(folder: str, source: str) -> dict[str, Any]:
 
 def _hub_folder(source: str, file: str) -> str:
     """The folder of the hub's cache with a model's `file`, which is downloaded where it is missing."""
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import errors, hf_hub_download
 
-    name, _, revision = source.partition("@")
-    cached = try_to_load_from_cache(name, file, revision=revision or None)
-    if isinstance(cached, str):
+    if cached := _kept(source, file):
         return os.path.dirname(cached)
-    if not _hub_answers():
-        raise Elsewhere(f"{source} is on the hub, which cannot be reached now")
+    _reach_hub(source)
+    name, _, revision = source.partition("@")
     try:
         return os.path.dirname(hf_hub_download(name, file, revision=revision or None, etag_timeout=5))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
@@ -159,10 +149,25 @@ def _hub_folder(source: str, file: str) -> str:
         raise Elsewhere(f"{source} is on the hub, which does not answer now") from error
 
 
-def _hub_answers() -> bool:
+def _on_hub(source: str) -> bool:
+    return is_hub_id(source) and not os.path.exists(source)
+
+
+def _kept(source: str, file: str) -> str:
+    """The path of a hub id's file in the hub's cache; empty without one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = source.partition("@")
+    found = try_to_load_from_cache(name, file, revision=revision or None)
+    return found if isinstance(found, str) else ""
+
+
+def _reach_hub(source: str) -> None:
+    """Raise Elsewhere where the hub cannot be reached."""
     from huggingface_hub import constants
 
-    return os.environ.get("HF_HUB_OFFLINE") != "1" and reachable(constants.ENDPOINT)
+    if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(constants.ENDPOINT):
+        raise Elsewhere(f"{source} is on the hub, which cannot be reached now")
 
 
 def reachable(address: str, seconds: float = 3.0) -> bool:

@@ -24,6 +24,7 @@ from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.run import named_models
 from pbrl_jax.run.assemble import (
+    asks_for_evaluation,
     check_positions,
     evaluation_prompts,
     prompt_sampler,
@@ -112,8 +113,7 @@ def data(opening: Opening) -> str:
 
 
 def evaluation(opening: Opening) -> str | None:
-    settings = opening.config.eval
-    if not (settings.source or settings.path or opening.config.train.eval_steps):
+    if not asks_for_evaluation(opening.config):
         return None
     return counted(evaluation_prompts(opening.config, opening.prompts))
 
@@ -231,7 +231,7 @@ def sampler(opening: Opening) -> str | None:
 def sft_rows(opening: Opening) -> str | None:
     config, rows = opening.config, None
     if config.sft.source == "samples":
-        return scored(config.sft.path)
+        return f"{len(read_groups(config.sft.path))} groups of scored responses" if config.sft.path else None
     if config.sft.source == "file":
         rows = read_examples(config.sft.path, config.data.split, config.data.languages)
     elif config.data.source == "quickstart":
@@ -246,17 +246,16 @@ def sft_rows(opening: Opening) -> str | None:
 def preferences(opening: Opening) -> str | None:
     config, path = opening.config, opening.config.dpo.path
     tokenizer = opening.tokenizers.get("policy")
-    if not (path and holds_preferences(path, config.data.split)):
-        if path and tokenizer is not None:
-            refuse_other_tokens(read_groups(path), tokenizer, path)
-        return scored(path)
+    if not path:
+        return None
+    if not holds_preferences(path, config.data.split):
+        groups = read_groups(path)
+        if tokenizer is not None:
+            refuse_other_tokens(groups, tokenizer, path)
+        return f"{len(groups)} groups of scored responses"
     rows = read_preferences(path, config.data.split, config.data.languages)
     fit = "" if tokenizer is None else f", of which {len(stored_pairs(rows, config, tokenizer))} fit"
     return f"{len(rows)} pairs of preference{fit}"
-
-
-def scored(path: str) -> str | None:
-    return f"{len(read_groups(path))} groups of scored responses" if path else None
 
 
 def calibration_pairs(opening: Opening) -> str:
@@ -292,10 +291,9 @@ REWARDS = ("reward.functions", "reward.translator", "reward.comet", "reward.cali
 #: Setting -> what is found there; None where there is nothing to open.
 LOOKS: dict[str, Callable[[Opening], str | None]] = {
     "data": data, "eval.source": evaluation, "pivot.source": references, "pivot.file": references,
-    "policy.source": policy, "policy.tokenizer": policy,
-    "encoder.source": encoder, "rollout.max_prompt_length": lengths, 
-    "train.prompts_per_step": batches, "contrastive.batch_size": contrastive_batches,
-    "rollout.engine": sampler,
+    "policy.source": policy, "policy.tokenizer": policy, "encoder.source": encoder, "rollout.engine": sampler,
+    "rollout.max_prompt_length": lengths, "train.prompts_per_step": batches,
+    "contrastive.batch_size": contrastive_batches,
     "reward.functions": reward_functions, "reward.translator": reward_translator, "reward.comet": reward_comet,
     "reward.calibration": calibration, "train.fused": fused, "--workdir": work_directory, "sft.source": sft_rows,
     "sft.path": sft_rows, "dpo.path": preferences, "translator.path": training_pairs,

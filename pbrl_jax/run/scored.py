@@ -102,18 +102,13 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
     return groups
 
 
-def scored_groups(experiment: Experiment, path: str, prompts: int) -> list[ScoredGroup]:
-    """The groups of a file, or sampled ones, which are kept in the work directory for the next start.
-
-    Args:
-      path: a scored.jsonl; empty: that of the work directory, made where it is missing or of another experiment.
+def scored_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
+    """Sampled groups, kept in the work directory for the next start and made anew where they are of another experiment.
 
     Raises:
       DataError: a line that is no scored group, or none at all.
       Stopped: as in sample_groups.
     """
-    if path:
-        return read_groups(path)
     file, origin = experiment.work.root / FILE, experiment.work.root / f"{FILE}.origin"
     made_from = origin_of(experiment, prompts)
     if not (file.exists() and origin.exists() and origin.read_text() == made_from):

@@ -83,10 +83,9 @@ def translated(config: Config, work: WorkDir) -> Rows:
 
 def samples(config: Config, work: WorkDir) -> Rows:
     """The best response of each group, where it is good enough (rejection sampling)."""
-    if config.sft.path:
-        read_groups(config.sft.path)  # before any model is loaded
+    given = read_groups(config.sft.path) if config.sft.path else None  # before any model is loaded
     experiment = build_experiment(config, work)
-    groups = scored_groups(experiment, config.sft.path, config.sft.prompts)
+    groups = scored_groups(experiment, config.sft.prompts) if given is None else given
     rows = [row for group in groups if (row := best_of(group, config.sft.min_reward)) is not None]
     print(f"{len(rows)} of {len(groups)} groups have a response with a reward of {config.sft.min_reward:g} or more.")
     if not rows:

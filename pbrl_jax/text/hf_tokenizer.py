@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.output import warn_once
 from pbrl_jax.core.paths import parse_json
 
 #: Upper bound of token ids; larger ones are errors in a file.
@@ -138,7 +139,7 @@ class HuggingFaceTokenizer:
                     return from_parts
         if failure is None:
             if messages[0]["role"] == "system" and not _contains_all(text, messages[:1]):
-                _warn_once("The chat template leaves the system's turn out, and the model does not read it.")
+                warn_once(__name__, "The chat template leaves the system's turn out, and the model does not read it.")
             return text
         if not isinstance(failure, TemplateError) or messages[0]["role"] != "system" or len(messages) < 2:
             raise ConfigError(f"The chat template refuses this conversation: {failure}.") from failure
@@ -216,11 +217,6 @@ def dated(template: str) -> str:
     """A chat template with TEMPLATE_DATE in place of the current date: its `strftime_now` is one of its own, whatever
     the expressions are that call it."""
     return _date_macro() + template if "strftime_now" in template else template
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    logging.getLogger(__name__).warning("%s", text)
 
 
 def _contains_all(text: str, messages: Iterable[dict[str, str]]) -> bool:

@@ -176,6 +176,11 @@ def load_tokenizer(source: str) -> Tokenizer:
       ConfigError: `source` is empty, or not a file, a folder or a reachable hub id.
       DataError: the file or folder exists but holds no tokenizer.
     """
+    return _tokenizer_of(source)
+
+
+def _tokenizer_of(source: str, base: str = "") -> Tokenizer:
+    """`load_tokenizer`; `base` as HuggingFaceTokenizer takes it."""
     if not source:
         raise ConfigError("No tokenizer given. Set policy.tokenizer to a .model file, a folder, or a hub id.")
     source = os.path.expanduser(str(source))
@@ -183,7 +188,7 @@ def load_tokenizer(source: str) -> Tokenizer:
     if path.is_dir():
         names = {child.name for child in path.iterdir()}
         if names & set(TOKENIZER_FILES[:2]) and not (MODEL_FILE in names and _made_from_sentencepiece(path)):
-            return HuggingFaceTokenizer(source)
+            return HuggingFaceTokenizer(source, base)
         if MODEL_FILE in names:
             return SentencePieceTokenizer(path / MODEL_FILE)
         if XLMR_FILE in names:
@@ -317,8 +322,7 @@ def folder_tokenizer(folder: str, source: str, base: str = "") -> Any:
     """The Tokenizer of a local model folder, or a MissingTokenizer; `source` is the user's name of the folder, and
     `base` the folder of an adapter's base."""
     if any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
-        tokenizer = load_tokenizer(folder)
-        return HuggingFaceTokenizer(folder, base) if base and isinstance(tokenizer, HuggingFaceTokenizer) else tokenizer
+        return _tokenizer_of(folder, base)
     return MissingTokenizer(source)
 
 

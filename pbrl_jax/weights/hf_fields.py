@@ -1,13 +1,12 @@
 """Reading a `config.json` such that every field is read, known to be irrelevant, or refused."""
 
-import functools
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pbrl_jax.core.errors import CheckpointError
+from pbrl_jax.core.output import warn_once
 from pbrl_jax.core.paths import parse_json
 from pbrl_jax.weights.tensors import CONFIG
 
@@ -44,7 +43,6 @@ MUST_KNOW = re.compile(
 )
 
 MISSING = object()
-_LOGGER = logging.getLogger(__name__)
 
 
 def read_config(folder: str, source: str) -> dict[str, Any] | None:
@@ -124,15 +122,10 @@ class ConfigFields:
         unread = {name for name in unread if not IGNORED.fullmatch(name) and self.values[name] not in OFF}
         unknown = sorted(name for name in unread if MUST_KNOW.search(name))
         if others := sorted(unread - set(unknown)):
-            _warn_once(f"{self.where}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} not read.")
+            warn_once(__name__, f"{self.where}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} not read.")
         if unknown:
             listed = ", ".join(f"{name}={self.values[name]!r}" for name in unknown)
             raise CheckpointError(
                 f"{self.where} has fields that are not understood: {listed}. They may change what the model computes. "
                 "Remove those that surely do not, or load a model without them."
             )
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    _LOGGER.warning("%s", text)

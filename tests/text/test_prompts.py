@@ -221,7 +221,7 @@ def test_a_template_without_a_system_turn_opens_the_users_with_it(templated):
 def test_a_template_that_leaves_the_system_turn_out_is_reported(templated, caplog):
     """Early Phi-3 templates write the turns of user and assistant alone; a run refuses them, an evaluation goes on."""
     silent = templated(LLAMA.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"))
-    hf_tokenizer._warn_once.cache_clear()
+    hf_tokenizer.warn_once.cache_clear()
     format_prompt("2 + 2?", "en", silent, "chat")
     assert not caplog.messages
     format_prompt("2 + 2?", "en", silent, "chat_boxed")
