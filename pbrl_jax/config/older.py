@@ -133,9 +133,9 @@ def stable_values(section: Any, kind: str) -> dict[str, Any]:
     when a section gets a new field.
 
     Args:
-      kind: a name in FIRST_FIELDS; the section may be of a subclass.
+      kind: a name in FIRST_FIELDS, or of a section that 0.1.0 did not have; the section may be of a subclass.
     """
-    first = FIRST_FIELDS[kind].split()
+    first = FIRST_FIELDS.get(kind, "").split()
     fields = (field for field in dataclasses.fields(section) if field.metadata.get("kind") != "operational")
     later = [field for field in fields if field.name not in first]
     changed = [field.name for field in later if getattr(section, field.name) != field.default]

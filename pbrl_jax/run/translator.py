@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
+from pbrl_jax.config.older import stable_values
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.batching import length_bucket, pad_tokens
@@ -131,6 +132,8 @@ class EncodedPairs:
             languages = [translator.language_id(segment.target) for segment, _ in own]
             rows = [(s, [i, *t, end]) for s, i, t in zip(sources, languages, targets, strict=True)]
             self.pairs[code] = [row for row in rows if max(map(len, row)) <= self.limit]
+            if left := len(rows) - len(self.pairs[code]):
+                print(f"{left} of {len(rows)} pairs of {code} have more than {self.limit} tokens and are left out.")
             if not self.pairs[code]:
                 raise DataError(f"No pair of {code} has at most {self.limit} tokens a side. Give shorter text.")
         self.counts = pool_counts(dict.fromkeys(self.pairs, 1 / len(self.pairs)), config.translator.batch_size)
@@ -177,7 +180,8 @@ def train_translator(config: Config, work: WorkDir, mesh: Mesh, part=None) -> tu
     before = {} if settings.source == "random" else chrf_table(translator, held, settings.direction)
     optimizer = make_optimizer(translator_optimizer_config(settings))
     state = place_state(translator.params, optimizer, AXES, mesh, donate=True)
-    identity = repr((settings, translator.fingerprint, data.digest, config.train.seed))
+    settled = stable_values(settings, "TranslatorTrainingConfig")
+    identity = repr((settled, translator.fingerprint, data.digest, config.train.seed))
     stage = Stage(
         "translator", settings.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
         config.guard.max_skipped_updates,

@@ -12,12 +12,19 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax import Config, with_values
 from pbrl_jax.cli import main
-from pbrl_jax.core.errors import ConfigError, DataError
-from pbrl_jax.core.paths import write_json_lines
+from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
+from pbrl_jax.core.paths import work_dir, write_json_lines
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.layouts import Causal
 from pbrl_jax.models.m2m100 import M2M100, logits_of
-from pbrl_jax.run.translator import EncodedPairs, parallel_text, split_pairs, start_translator, training_segments
+from pbrl_jax.run.translator import (
+    EncodedPairs,
+    parallel_text,
+    split_pairs,
+    start_translator,
+    train_translator,
+    training_segments,
+)
 from pbrl_jax.train.translation import TranslationBatch, translation_sums
 from pbrl_jax.translate.load import load_translator
 from pbrl_jax.translate.translator import Segment
@@ -128,6 +135,28 @@ def test_a_small_language_is_learnt_and_the_folder_translates_it(tmp_path, capsy
     model = load_translator(str(tmp_path / "w" / "translator"))
     right = sum(model.translate([a], "sw", "en") == [b] for a, b in PAIRS)
     assert right >= 30
+
+
+def test_a_resumed_training_may_have_other_microbatches_and_no_other_smoothing(tmp_path, capsys):
+    """What does not change the result is no other training: its checkpoint is gone on with."""
+    text = tmp_path / "pairs.jsonl"
+    long = " ".join(["lima"] * 300)
+    rows = [*PAIRS, (long, "grow")]
+    write_json_lines(text, [{"lang": "sw", "src": a, "en": b} for a, b in rows])
+    config = with_values(
+        Config(), data={"languages": ("en", "sw")},
+        translator={"source": str(FOLDER), "path": str(text), "steps": 2, "warmup_steps": 1, "batch_size": 4,
+                    "held_out": 1},
+    )  # fmt: skip
+    work, mesh = work_dir(tmp_path / "w"), make_mesh(config.mesh)
+    train_translator(config, work, mesh)
+    assert "1 of 36 pairs of sw have more than" in capsys.readouterr().out
+    text.rename(tmp_path / "moved.jsonl")
+    moved = {"microbatch_size": 2, "path": str(tmp_path / "moved.jsonl")}
+    train_translator(with_values(config, translator=moved), work, mesh)
+    assert "Resuming from step_00000002" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="other data, settings"):
+        train_translator(with_values(config, translator={**moved, "label_smoothing": 0.2}), work, mesh)
 
 
 def test_a_start_that_is_no_translation_model_is_refused(tmp_path):
