@@ -1,7 +1,9 @@
 """Runs as function calls: what the command line does, and `run_training` for scripts and notebooks."""
 
 import contextlib
+import functools
 import importlib
+import json
 import os
 import signal
 import sys
@@ -9,9 +11,10 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pbrl_jax.checkpoint import list_checkpoints
 from pbrl_jax.config.checks import unread_fields
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.errors import ConfigError, DataError
+from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.core.lock import held
 from pbrl_jax.core.paths import WorkDir, read_json_lines, read_json_object, work_dir, write_json_lines
 from pbrl_jax.mesh.agree import is_first
@@ -37,8 +40,9 @@ class TrainingRun(NamedTuple):
     history: list[dict[str, Any]]
 
 
-def run_verb(name: str, config: Config, workdir: str, **values: Any) -> None:
-    """`pbrl NAME CONFIG --workdir W`: one at a time in a work directory, on all hosts of the run."""
+def run_verb(name: str, config: Config, workdir: str, before: Callable[[], None] | None = None, **values: Any) -> None:
+    """`pbrl NAME CONFIG --workdir W`: one at a time in a work directory, on all hosts of the run; `before()` is called
+    first when the work directory is this command's alone."""
     hosts = join_hosts()
     said = devices_line()
     if is_first():
@@ -47,6 +51,8 @@ def run_verb(name: str, config: Config, workdir: str, **values: Any) -> None:
         refuse_several(name, hosts)
     lock = held(workdir) if is_first() else contextlib.nullcontext()
     with watched_run(hosts, config.log.slow_phase_seconds), lock:
+        if before is not None:
+            before()
         importlib.import_module(f"pbrl_jax.run.{name}").main(config, workdir, **values)
 
 
@@ -80,6 +86,7 @@ def run_training(
     work = work_dir(workdir)
     start = load_config(config) if isinstance(config, str) else as_config(config) if config else config_class()()
     settings = {name: dict(values) for name, values in sections.items()}
+    tables = {name: given for name, given in (("rows", rows), ("eval_rows", eval_rows)) if given is not None}
     if rows is not None:
         settings["data"] = _table(work, "rows", rows) | settings.get("data", {})
     if eval_rows is not None:
@@ -98,7 +105,7 @@ def run_training(
     for line in unread_fields(whole):
         print(f"Note: {line}", file=sys.stderr)
     with own_signal_handlers():
-        run_verb("train", whole, str(work.root))
+        run_verb("train", whole, str(work.root), functools.partial(_write_tables, work, tables))
     return read_training(work)
 
 
@@ -132,16 +139,34 @@ def importable_name(function: Callable, taken: Sequence[str] = ()) -> str:
 
 
 def _table(work: WorkDir, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings of a table that is written to the work directory."""
+    """Settings of a table that is going to be in the work directory."""
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise DataError(f"{name} holds {type(rows[0]).__name__ if rows else 'nothing'}; expected dicts of columns.")
-    file = work.root / f"{name}.jsonl"
-    try:
-        write_json_lines(file, [dict(row) for row in rows])
-    except TypeError as error:
-        raise DataError(f"{name}: {error}. Use text and numbers.") from error
     languages = list(dict.fromkeys(str(row.get("language", "en")) for row in rows))
-    return {"source": "table", "path": str(file), "languages": languages}
+    return {"source": "table", "path": str(work.root / f"{name}.jsonl"), "languages": languages}
+
+
+def _write_tables(work: WorkDir, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write rows to the work directory.
+
+    Raises:
+      DataError: a value that JSON cannot hold.
+      CheckpointError: a run was trained on other rows there; they stay as they are.
+    """
+    for name, rows in tables.items():
+        file = work.root / f"{name}.jsonl"
+        try:
+            given = json.dumps([dict(row) for row in rows])
+        except TypeError as error:
+            raise DataError(f"{name}: {error}. Use text and numbers.") from error
+        if file.exists() and json.dumps(read_json_lines(file)) == given:
+            continue
+        if name == "rows" and file.exists() and list_checkpoints(work.checkpoints):
+            raise CheckpointError(
+                f"{work.root} holds a run on other rows, which stay in {file}. Use another workdir, or go on with that "
+                f"run: give these rows, or {work.config} as the config and no rows."
+            )
+        write_json_lines(file, json.loads(given))
 
 
 @contextlib.contextmanager

@@ -6,12 +6,15 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from source_tree import ROOT
 from tiny_policy import quick_compiles  # noqa: F401
 
-from pbrl_jax import ConfigError, DataError, run_training
-from pbrl_jax.core.paths import read_json_lines
+from pbrl_jax import CheckpointError, ConfigError, DataError, run_training
+from pbrl_jax.checkpoint import save_checkpoint
+from pbrl_jax.core.lock import held
+from pbrl_jax.core.paths import read_json_lines, write_json_lines
 from pbrl_jax.run.library import importable_name
 from pbrl_jax.text.languages import answer_sentence
 
@@ -70,3 +73,17 @@ def test_a_function_of_a_module_keeps_its_name_and_another_gets_one():
 def test_what_is_refused(arguments, error, message, tmp_path):
     with pytest.raises(error, match=message):
         run_training(workdir=tmp_path, **arguments)
+
+
+def test_the_rows_of_a_run_are_not_replaced_by_those_of_another_call(tmp_path):
+    """Neither while the run goes on, nor when it has saved something."""
+    file, rows = tmp_path / "rows.jsonl", [{"question": "1 + 1?", "answer": "2"}]
+    write_json_lines(file, rows)
+    other = [{"question": "2 + 2?", "answer": "4"}]
+    with held(tmp_path), pytest.raises(CheckpointError, match="in use by process"):
+        run_training(workdir=tmp_path, rows=other)
+    assert read_json_lines(file) == rows
+    save_checkpoint(tmp_path / "checkpoints", 1, {"x": np.ones(1, np.float32)}, {}, keep=1)
+    with pytest.raises(CheckpointError, match="a run on other rows, which stay in .*rows.jsonl"):
+        run_training(workdir=tmp_path, rows=other)
+    assert read_json_lines(file) == rows
