@@ -20,7 +20,8 @@ class LogConfig:
     entropy: bool = operational(True)
     """Log the policy's entropy; costs one more pass over the logits."""
     samples_per_step: int = operational(8, at_least=0)
-    """Responses written to samples/ at each logging step, round-robin over languages."""
+    """Responses of a rollout written to samples/ where one of its updates is a logging step, round-robin over
+    languages; the file has the number of its first update."""
     compilation_cache: str = operational("~/.cache/pbrl_jax/xla")
     """Folder of the persistent compilation cache; empty: off. JAX_COMPILATION_CACHE_DIR overrides the default."""
     slow_phase_seconds: int = operational(900, at_least=0)

@@ -14,6 +14,7 @@ import jax
 
 from pbrl_jax.checkpoint import BackgroundSaver, params_sha256
 from pbrl_jax.config.serialize import to_json
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError
 from pbrl_jax.core.paths import read_json_lines, write_atomic
 from pbrl_jax.core.stopping import Interrupted
@@ -155,8 +156,9 @@ class Loop:
         metrics, samples = read_record(record, self.experiment.policy.tokenizer)
         metrics |= more
         self.window.add(metrics)
-        if always or record.step % config.train.logging_steps == 0 or record.step == config.train.max_steps:
+        if always or rows_from(record.step, record.step, config):
             self.writer.write(record.step, self.window.take())
+        if samples and (always or rows_from(record.step, record.step + updates_per_rollout(config) - 1, config)):
             work, kept = self.experiment.work, config.log.samples_per_step
             self.writer.later(write_samples, work.root, record.step, samples, kept)
         if record.scored is not None:
@@ -205,6 +207,12 @@ class Loop:
             position = self.position._replace(streaks=self.streaks, unlogged=self.window.saved())
             save(self.experiment, position, self.writer, self.saver)
             self.saved = self.position.step
+
+
+def rows_from(first: int, last: int, config: Config) -> bool:
+    """Whether the logging cadence has a row at one of the steps `first` to `last`."""
+    cadence = config.train.logging_steps
+    return last // cadence > (first - 1) // cadence or last >= config.train.max_steps
 
 
 def run_steps(loop: Loop, bar: Progress) -> Position:
