@@ -49,10 +49,16 @@ def check_rows(section: str, rows: int, microbatch: int, mesh: Mesh | AbstractMe
     """Raise ConfigError if the batch of a supervised stage does not divide over its microbatches and the devices.
 
     Args:
-      section: name of the config section with `batch_size` (`rows`) and `microbatch_size` (`microbatch`; 0: all).
+      section: name of the config section with `batch_size` (`rows`; 0: filled up to whole microbatches) and
+        `microbatch_size` (`microbatch`; 0: all).
     """
     shards = row_shards(mesh)
     part = microbatch or rows
+    if not rows and part % shards:
+        raise ConfigError(
+            f"{section}.microbatch_size is {part}; expected a multiple of mesh data * fsdp = {shards} devices. Use "
+            f"--{section}.microbatch-size {-(-part // shards) * shards}."
+        )
     if rows % part or part % shards:
         field = "microbatch_size" if microbatch else "batch_size"
         least = shards if microbatch else -(-rows // shards) * shards

@@ -36,8 +36,8 @@ def check_verb(verb: str, config: Config, device_count: int | None = None) -> No
     if verb in STAGES:
         settings = getattr(config, STAGES[verb])
         packed = getattr(settings, "packed", False)  # streams are filled up to whole microbatches
-        rows = settings.microbatch_size if packed else settings.batch_size
-        if rows:
+        rows = 0 if packed else settings.batch_size
+        if rows or settings.microbatch_size:
             shards = AbstractMesh(mesh_shape(config.mesh, count), MESH_AXES)
             check_rows(STAGES[verb], rows, settings.microbatch_size, shards)
 

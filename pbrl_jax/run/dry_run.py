@@ -38,7 +38,7 @@ def main(verb: str, config: Config, workdir: str, devices: int | None, options: 
     elif verb in STAGES:
         stage = getattr(config, STAGES[verb])
         print(f"{stage.steps} optimizer steps, each on {stage.batch_size} rows.")
-    found = opened(config, verb, work, options)
+    found = opened(config, verb, work, options, count)
     for entry in found:
         if not entry.problem:
             print(visible(f"{entry.setting}: {entry.found}"))

@@ -1,10 +1,14 @@
 """What a verb reads of a configuration, opened without weights: data, references, tokenizers, the configs of models,
 reward functions, servers and the work directory."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh
 
 from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
@@ -15,6 +19,8 @@ from pbrl_jax.data.load import fit_prompts, load_prompts
 from pbrl_jax.data.responses import holds_preferences, read_examples, read_preferences
 from pbrl_jax.eval.audit import file_cases
 from pbrl_jax.eval.calibrate import different_pairs, pairs_from_file, pairs_from_prompts
+from pbrl_jax.mesh.sharding import MESH_AXES, mesh_shape
+from pbrl_jax.models.specs import DECODERS
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references, check_questions
 from pbrl_jax.rewards.combine import reward_names
@@ -42,6 +48,7 @@ from pbrl_jax.run.translator import parallel_text, split_pairs
 from pbrl_jax.text.prompts import form_of
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.fused import check_fusable
+from pbrl_jax.train.start import check_layout
 
 
 class Opened(NamedTuple):
@@ -65,20 +72,25 @@ class Opening(NamedTuple):
     options: Mapping[str, Any]
     prompts: list[Prompt]
     tokenizers: dict[str, Tokenizer]
+    devices: int
 
 
-def opened(config: Config, verb: str, work: WorkDir, options: Mapping[str, Any] | None = None) -> list[Opened]:
-    """Everything that `pbrl VERB` reads, in turn; a problem with one does not hide that of another."""
-    opening = Opening(verb, config, work, options or {}, [], {})
+def opened(
+    config: Config, verb: str, work: WorkDir, options: Mapping[str, Any] | None = None, devices: int | None = None
+) -> list[Opened]:
+    """Everything that `pbrl VERB` reads, in turn; a problem with one does not hide that of another. `devices`: of the
+    host that runs it; None: this one's."""
+    opening = Opening(verb, config, work, options or {}, [], {}, jax.device_count() if devices is None else devices)
     return [found for setting in named(opening) if (found := _look(setting, opening)) is not None]
 
 
 def named(opening: Opening) -> Iterator[str]:
     """The settings that a verb reads, those first whose content others need."""
     verb, config = opening.verb, opening.config
-    policy = "policy.source" if config.policy.source != "random" else "policy.tokenizer"
+    new = config.policy.source == "random"
+    own_words = new and not config.policy.tokenizer
+    policy = "policy.preset" if own_words else "policy.tokenizer" if new else "policy.source"
     pivot = "pivot.file" if config.pivot.source == "file" else "pivot.source"
-    own_words = config.policy.source == "random" and not config.policy.tokenizer
     match verb:
         case "sft" if config.sft.source != "samples":
             yield from ["data"] * (own_words or config.sft.source != "file")
@@ -143,16 +155,22 @@ def endpoint(opening: Opening) -> str:
 
 
 def policy(opening: Opening) -> str | None:
-    settings = opening.config.policy
+    settings, found = opening.config.policy, None
     if settings.source == "random":
-        if not settings.tokenizer:
-            return None
-        opening.tokenizers["policy"] = named_models.tokenizer(settings.tokenizer)
-        return f"{opening.tokenizers['policy'].vocab_size} pieces"
-    found, described = named_models.policy(settings.source)
-    opening.tokenizers["policy"] = described.tokenizer
-    if opening.verb != "audit":
-        check_positions(opening.config, described)
+        pieces = opening.devices  # of a vocabulary that is not trained yet: any number that divides
+        if settings.tokenizer:
+            opening.tokenizers["policy"] = named_models.tokenizer(settings.tokenizer)
+            pieces = opening.tokenizers["policy"].vocab_size
+            found = f"{pieces} pieces"
+        spec = dataclasses.replace(DECODERS[settings.preset], vocab_size=pieces)
+    else:
+        found, described = named_models.policy(settings.source)
+        opening.tokenizers["policy"], spec = described.tokenizer, described.spec
+        if opening.verb != "audit":
+            check_positions(opening.config, described)
+    if opening.verb in ("train", "sft", "dpo"):
+        shape = mesh_shape(opening.config.mesh, opening.devices)
+        check_layout(spec, opening.config, AbstractMesh(shape, MESH_AXES))
     return found
 
 
@@ -291,7 +309,8 @@ REWARDS = ("reward.functions", "reward.translator", "reward.comet", "reward.cali
 #: Setting -> what is found there; None where there is nothing to open.
 LOOKS: dict[str, Callable[[Opening], str | None]] = {
     "data": data, "eval.source": evaluation, "pivot.source": references, "pivot.file": references,
-    "policy.source": policy, "policy.tokenizer": policy, "encoder.source": encoder, "rollout.engine": sampler,
+    "policy.source": policy, "policy.tokenizer": policy, "policy.preset": policy,
+    "encoder.source": encoder, "rollout.engine": sampler,
     "rollout.max_prompt_length": lengths, "train.prompts_per_step": batches,
     "contrastive.batch_size": contrastive_batches,
     "reward.functions": reward_functions, "reward.translator": reward_translator, "reward.comet": reward_comet,

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from pbrl_jax.config.tree import Config, LoraConfig
 from pbrl_jax.mesh.offload import check_host_memory, in_host_memory
@@ -51,6 +51,13 @@ def trained_shapes(spec: DecoderSpec, config: Config) -> tuple[Any, tuple]:
         return abstract_tree(init_decoder, spec), decoder_axes(spec)
     make = functools.partial(new_adapters, spec=spec, config=config)
     return jax.eval_shape(make, jax.random.key(0)), adapter_axes(spec, config.lora)
+
+
+def check_layout(spec: DecoderSpec, config: Config, mesh: Mesh | AbstractMesh) -> None:
+    """Refuse parameters that do not divide over the mesh, and adapters that the policy cannot have (ConfigError)."""
+    tree_shardings(abstract_tree(init_decoder, spec), decoder_axes(spec), mesh)
+    if config.lora.rank:
+        tree_shardings(*trained_shapes(spec, config), mesh)
 
 
 def new_adapters(key: jax.Array, spec: DecoderSpec, config: Config) -> Any:

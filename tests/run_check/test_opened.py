@@ -150,6 +150,10 @@ def test_each_verb_opens_what_it_reads(folder, tmp_path):
          "is no address of a server: Port out of range"),
         ("train", "--rollout.engine vllm --rollout.vllm-address http://localhost:port", "is no address of a server"),
         ("train", "--workdir {rows}", "is a file. Name a folder."),
+        ("train", "--devices 3 --mesh.tensor 3", "axis 'kv_heads' of size 2 does not divide over mesh axis 'tensor'"),
+        ("dpo", "--devices 4 --mesh.tensor 4", "policy.preset: layers/key/kernel: axis 'kv_heads' of size 2 does not"),
+        ("sft", "--lora.rank 4 --policy.preset tiny_qwen3_moe", "feed-forward is made of experts"),
+        ("sft", "--sft.packed --sft.microbatch-size 6 --devices 4", "4 devices. Use --sft.microbatch-size 8."),
     ],
 )  # fmt: skip
 def test_a_dry_run_refuses_what_the_verb_refuses(tmp_path, capsys, verb, arguments, said):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,6 @@ from pbrl_jax.checkpoint import list_checkpoints, params_sha256, read_meta
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.core.errors import NotFiniteError, RewardError
 from pbrl_jax.core.paths import work_dir
-from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.samples import SAMPLE_FIELDS
 from pbrl_jax.mesh.ahead import background_compiles, waited_seconds
 from pbrl_jax.rollout.refill import Interrupted
@@ -29,7 +27,7 @@ from pbrl_jax.train import hosted, loop
 from pbrl_jax.train.metrics import read_record
 from pbrl_jax.train.restart import new_position
 from pbrl_jax.train.start import frozen_of
-from pbrl_jax.train.step import Position, Record, Run
+from pbrl_jax.train.step import Record, Run
 
 STEPS = 5
 EVERY_ROW = (
@@ -229,26 +227,6 @@ def test_samples(trained):
         assert {row["step"] for row in rows} == {step} and len({row["language"] for row in rows}) > 1
         assert all(row["reference"] and row["prompt"] and isinstance(row["valid"], bool) for row in rows)
         assert all(row["parts"].keys() >= {"cosine/value"} for row in rows)
-
-
-@pytest.mark.parametrize("cadence, kept", [(1, [1, 3, 5]), (2, [1, 3, 5]), (4, [3, 5]), (50, [5])])
-def test_samples_of_rollouts_with_several_updates(trained, tmp_path, monkeypatch, cadence, kept):
-    """Rollouts of steps 1, 3 and 5 with two updates each: that of a row is kept, whichever update the row is of."""
-    written = []
-    monkeypatch.setattr(loop, "write_samples", lambda _root, step, rows, _count: written.append((step, len(rows))))
-    config = with_values(
-        trained[0].config, algo={"num_iterations": 2}, train={"logging_steps": cadence, "max_steps": 6}
-    )
-    experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
-    make = types.SimpleNamespace(experiment=experiment)
-    with MetricWriter(tmp_path, quiet=True) as writer:
-        steps = loop.Loop(make, writer, None, Position(0, None, {}, None))
-        for step in range(1, 7):
-            rows = [{}] * 3 if step % 2 else []
-            monkeypatch.setattr(loop, "read_record", lambda record, _tokenizer, rows=rows: ({"loss": 0.0}, rows))
-            steps.write((Record(step, {}, None, {}), {}))
-    assert written == [(step, 3) for step in kept]
-    assert [row["step"] for row in rows_of(experiment.work)] == [s for s in range(1, 7) if s % cadence == 0 or s == 6]
 
 
 def test_config_and_final_files(trained):

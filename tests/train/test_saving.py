@@ -10,10 +10,11 @@ from configs.tiny_cpu import get_config
 from pbrl_jax import Config, with_values
 from pbrl_jax.checkpoint import list_checkpoints, manifest
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.paths import work_dir
+from pbrl_jax.core.paths import read_json_lines, work_dir
+from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.run.assemble import build_experiment
 from pbrl_jax.train import loop
-from pbrl_jax.train.step import Record, Run
+from pbrl_jax.train.step import Position, Record, Run
 
 STEPS = 5
 
@@ -96,3 +97,21 @@ def test_a_save_that_fails_ends_the_run_at_the_next_step(experiment, tmp_path, m
     assert not experiment.work.final.exists()
     failing = {}
     assert loop.train(experiment, quiet=True).step == 9
+
+
+@pytest.mark.parametrize("cadence, kept", [(1, [1, 3, 5]), (2, [1, 3, 5]), (4, [3, 5]), (50, [5])])
+def test_samples_of_rollouts_with_several_updates(experiment, tmp_path, monkeypatch, cadence, kept):
+    """Rollouts of steps 1, 3 and 5 with two updates each: that of a row is kept, whichever update the row is of."""
+    written = []
+    monkeypatch.setattr(loop, "write_samples", lambda _root, step, rows, _count: written.append((step, len(rows))))
+    config = with_values(tiny(logging_steps=cadence, max_steps=6), algo={"num_iterations": 2})
+    run = Run(experiment._replace(config=config, work=work_dir(tmp_path)), None, None, None, None)
+    with MetricWriter(tmp_path, quiet=True) as writer:
+        steps = loop.Loop(run, writer, None, Position(0, None, {}, None))
+        for step in range(1, 7):
+            rows = [{}] * 3 if step % 2 else []
+            monkeypatch.setattr(loop, "read_record", lambda _record, _tokenizer, rows=rows: ({"loss": 0.0}, rows))
+            steps.write((Record(step, {}, None, {}), {}))
+    assert written == [(step, 3) for step in kept]
+    rows = [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl")]
+    assert rows == [step for step in range(1, 7) if step % cadence == 0 or step == 6]
