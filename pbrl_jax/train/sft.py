@@ -100,8 +100,10 @@ def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
 
 
 def gradient_metrics(state: TrainState, grads) -> dict[str, jax.Array]:
-    """What a stage must know of a `gradient_step`: `grad_norm`, and whether the state is finite after it."""
-    return {"grad_norm": optax.tree.norm(grads), STATE_FINITE: all_finite((state.params, state.opt_state))}
+    """What a stage must know of a `gradient_step`: `grad_norm`, `skipped_updates` of the whole stage, and whether the
+    state is finite after it."""
+    finite = all_finite((state.params, state.opt_state))
+    return {"grad_norm": optax.tree.norm(grads), "skipped_updates": state.skipped, STATE_FINITE: finite}
 
 
 def pool_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int]:

@@ -48,6 +48,17 @@ def test_skipped_updates_are_counted_in_a_row():
         check_update(9, {"grad_norm": jnp.float32(1), STATE_FINITE: jnp.bool_(False)}, {}, limit=3)
 
 
+def test_a_stage_tells_how_many_updates_were_skipped():
+    """Not only those in a row: each one is a batch that was not learnt."""
+    optimizer, told = make_optimizer(OptimConfig()), []
+    state = new_state({"a": jnp.ones(2)}, optimizer)
+    for value in (1.0, np.nan, 1.0, np.inf):
+        grads = {"a": jnp.array([value, 1.0])}
+        state = gradient_step(state, grads, optimizer)
+        told.append(int(gradient_metrics(state, grads)["skipped_updates"]))
+    assert told == [0, 1, 1, 2]
+
+
 def test_what_is_not_finite_is_no_result():
     refuse_not_finite({"a": jnp.ones(2), "n": jnp.arange(2)}, "it")
     with pytest.raises(NotFiniteError, match="Step 3 of w holds parameters that are not finite"):
