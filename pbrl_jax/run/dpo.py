@@ -2,6 +2,7 @@
 pairs of a file."""
 
 import contextlib
+import dataclasses
 import hashlib
 
 import jax
@@ -9,7 +10,7 @@ import jax
 from pbrl_jax.algos.preference import preferred_pairs
 from pbrl_jax.config.older import stable_repr
 from pbrl_jax.config.serialize import to_json
-from pbrl_jax.config.tree import Config
+from pbrl_jax.config.tree import Config, DpoConfig
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.data.responses import Preference, holds_preferences, read_preferences
@@ -140,12 +141,13 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
         one_each = jax.tree.map(lambda x: x[::2], batch.prompts)
         return SftBatch(one_each, batch.tokens_BR, batch.lengths_B)
 
-    settings = f"{stable_repr(config.dpo, 'DpoConfig')}, {stable_repr(config.lora, 'LoraConfig')}"
-    identity = f"({pairs!r}, {settings}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
-    stage = Stage(
-        "dpo", config.dpo.steps, 200, hashlib.sha256(identity.encode()).hexdigest(), part,
-        config.guard.max_skipped_updates,
-    )  # fmt: skip
+    def fingerprint(dpo: DpoConfig) -> str:
+        settings = f"{stable_repr(dpo, 'DpoConfig')}, {stable_repr(config.lora, 'LoraConfig')}"
+        identity = f"({pairs!r}, {settings}, {policy.fingerprint!r}, {lengths!r}, {config.train.seed!r})"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    own, earlier = fingerprint(dataclasses.replace(config.dpo, path="")), fingerprint(config.dpo)
+    stage = Stage("dpo", config.dpo.steps, 200, own, part, config.guard.max_skipped_updates, earlier)
     state = run_stage(stage, work, mesh, state, step, batch_at, frozen)
     return policy._replace(params=merged_params(state.params, frozen, config.lora), fingerprint=stage.fingerprint)
 

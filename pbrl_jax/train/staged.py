@@ -32,6 +32,8 @@ class Stage(NamedTuple):
     part: tuple[int, int] | None = None
     max_skipped: int = GuardConfig.max_skipped_updates
     """Updates in a row whose gradients are not finite, after which it ends."""
+    earlier: str = ""
+    """A fingerprint that checkpoints of the same stage may also have."""
 
 
 class Stopped(Exception):
@@ -58,7 +60,7 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
     """
 
     def abstract(meta):
-        if meta.get("fingerprint") != stage.fingerprint:
+        if meta.get("fingerprint") not in (stage.fingerprint, stage.earlier):
             raise CheckpointError(
                 f"{work.root} holds a checkpoint of other data, settings or of another command, expected one of this "
                 f"{stage.name}. Use another --workdir, or remove it."

@@ -233,3 +233,23 @@ def test_a_stage_that_goes_on_holds_no_fresh_state(tmp_path):
         assert int(last.step) == steps
         del last
     assert [size - before for size in seen] == pytest.approx([4000, 4000], abs=64)
+
+
+def test_a_stage_goes_on_where_the_file_of_its_pairs_has_moved(tmp_path, monkeypatch):
+    """The pairs are in its fingerprint, and not their path; a checkpoint of before, with the path, is gone on with."""
+    stages, pairs = [], [([5, 6], [7, 8], [9])] * 4
+    monkeypatch.setattr(dpo, "run_stage", lambda stage, *given: stages.append(stage) or given[2])
+    for path in ("", "here.jsonl", "there.jsonl"):
+        config = config_of(dpo={"path": path})
+        dpo.train_preferences(config, work_dir(tmp_path), start_policy(config), make_mesh(config.mesh), pairs)
+    assert len({stage.fingerprint for stage in stages}) == 1
+    assert stages[0].fingerprint == stages[0].earlier and len({stage.earlier for stage in stages}) == 3
+
+    def step(state, _batch):
+        return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.float32(0)}
+
+    mesh, axes = make_mesh(config_of().mesh), (("a", ("none",)),)
+    for stage in (Stage("dpo", 1, 200, stages[1].earlier), Stage("dpo", 2, 200, "now", earlier=stages[1].earlier)):
+        state = place_state({"a": jnp.ones(3)}, optax.sgd(0.1), axes, mesh)
+        last = run_stage(stage, work_dir(tmp_path / "w"), mesh, state, step, lambda at: jnp.zeros(1))
+        assert int(last.step) == stage.steps
