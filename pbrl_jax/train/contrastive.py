@@ -17,7 +17,7 @@ from pbrl_jax.core.trees import map_microbatches, sum_microbatches
 from pbrl_jax.mesh.sharding import row_shards
 from pbrl_jax.models.encoder import encode
 from pbrl_jax.models.specs import TextEncoderSpec
-from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, make_schedule, stage_optimizer
 from pbrl_jax.train.sft import gradient_metrics, gradient_step
 
 
@@ -119,11 +119,12 @@ def contrastive_gradient(params, batch: ContrastiveBatch, *, spec: TextEncoderSp
 
 def make_contrastive_step(spec: TextEncoderSpec, config: ContrastiveConfig) -> Callable:
     """The compiled step `(state, batch) -> (state, metrics)`; the state is donated."""
-    optimizer = make_optimizer(contrastive_optimizer_config(config))
+    optim = contrastive_optimizer_config(config)
+    optimizer, schedule = make_optimizer(optim), make_schedule(optim)
 
     def step(state: TrainState, batch: ContrastiveBatch):
         (value, right), grads = contrastive_gradient(state.params, batch, spec=spec, config=config)
         state = gradient_step(state, grads, optimizer)
-        return state, {"loss": value, "retrieval": right} | gradient_metrics(state, grads)
+        return state, {"loss": value, "retrieval": right} | gradient_metrics(state, grads, schedule)
 
     return jax.jit(step, donate_argnums=0)

@@ -11,7 +11,7 @@ from pbrl_jax.core.records import TrainState
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, make_schedule, stage_optimizer
 from pbrl_jax.train.sft import SftBatch, gradient_metrics, gradient_step, mean_gradient
 from pbrl_jax.train.trained import forward_params
 
@@ -42,7 +42,8 @@ def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraCo
 
     `frozen` are the start policy's parameters: the reference, and the weights that adapters stand beside.
     """
-    optimizer = make_optimizer(dpo_optimizer_config(config))
+    optim = dpo_optimizer_config(config)
+    optimizer, schedule = make_optimizer(optim), make_schedule(optim)
 
     def step(state: TrainState, batch: SftBatch, frozen):
         def sums(trained, pairs):
@@ -52,6 +53,6 @@ def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraCo
         groups = len(batch.prompts.lengths_P)
         grads, metrics = mean_gradient(sums, state.params, batch, groups, config.microbatch_size)
         state = gradient_step(state, grads, optimizer)
-        return state, metrics | gradient_metrics(state, grads)
+        return state, metrics | gradient_metrics(state, grads, schedule)
 
     return jax.jit(step, donate_argnums=0)

@@ -17,7 +17,7 @@ from pbrl_jax.mesh.microbatches import data_sums
 from pbrl_jax.models.logprobs import response_logprobs, unpacked_streams
 from pbrl_jax.models.lora import NO_ADAPTERS
 from pbrl_jax.models.specs import DecoderSpec
-from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, make_schedule, stage_optimizer
 from pbrl_jax.train.sft_packing import PackedRows, packed_logprobs
 from pbrl_jax.train.trained import forward_params
 
@@ -57,7 +57,7 @@ def make_sft_step(
     `frozen` are the weights that adapters stand beside, where `lora.rank` says that adapters are trained; `microbatch`
     is sft.microbatch_size.
     """
-    optimizer = make_optimizer(optim)
+    optimizer, schedule = make_optimizer(optim), make_schedule(optim)
 
     def step(state: TrainState, batch: SftBatch | PackedRows, frozen=None):
         def sums(trained, rows):
@@ -65,7 +65,7 @@ def make_sft_step(
 
         grads, metrics = mean_gradient(sums, state.params, batch, len(jax.tree.leaves(batch)[0]), microbatch)
         state = gradient_step(state, grads, optimizer)
-        return state, metrics | gradient_metrics(state, grads)
+        return state, metrics | gradient_metrics(state, grads, schedule)
 
     return jax.jit(step, donate_argnums=0)
 
@@ -99,11 +99,15 @@ def gradient_step(state: TrainState, grads, optimizer) -> TrainState:
     )
 
 
-def gradient_metrics(state: TrainState, grads) -> dict[str, jax.Array]:
-    """What a stage must know of a `gradient_step`: `grad_norm`, `skipped_updates` of the whole stage, and whether the
-    state is finite after it."""
-    finite = all_finite((state.params, state.opt_state))
-    return {"grad_norm": optax.tree.norm(grads), "skipped_updates": state.skipped, STATE_FINITE: finite}
+def gradient_metrics(state: TrainState, grads, schedule: optax.Schedule | None = None) -> dict[str, jax.Array]:
+    """What is told of a `gradient_step`, of the state after it: `grad_norm`, `skipped_updates` of the whole stage,
+    whether the state is finite, and with a schedule the update's `learning_rate` (0: it was skipped)."""
+    norm, finite = optax.tree.norm(grads), all_finite((state.params, state.opt_state))
+    metrics = {"grad_norm": norm, "skipped_updates": state.skipped, STATE_FINITE: finite}
+    if schedule is None:
+        return metrics
+    rate = jnp.asarray(schedule(state.step - state.skipped - 1), jnp.float32)
+    return metrics | {"learning_rate": jnp.where(jnp.isfinite(norm), rate, 0.0)}
 
 
 def pool_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int]:

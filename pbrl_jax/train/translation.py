@@ -10,7 +10,7 @@ from pbrl_jax.config.supervised import TranslatorTrainingConfig
 from pbrl_jax.config.tree import OptimConfig
 from pbrl_jax.core.records import TrainState, pytree
 from pbrl_jax.models.m2m100 import M2M100Spec, token_logprobs
-from pbrl_jax.train.optimizer import make_optimizer, stage_optimizer
+from pbrl_jax.train.optimizer import make_optimizer, make_schedule, stage_optimizer
 from pbrl_jax.train.sft import gradient_metrics, gradient_step, mean_gradient
 
 
@@ -40,7 +40,8 @@ def translation_sums(params, batch: TranslationBatch, *, spec: M2M100Spec, smoot
 
 def make_translation_step(spec: M2M100Spec, config: TranslatorTrainingConfig) -> Callable:
     """The compiled step `(state, batch) -> (state, metrics)`; the state is donated."""
-    optimizer = make_optimizer(translator_optimizer_config(config))
+    optim = translator_optimizer_config(config)
+    optimizer, schedule = make_optimizer(optim), make_schedule(optim)
 
     def step(state: TrainState, batch: TranslationBatch):
         def sums(params, rows):
@@ -48,6 +49,6 @@ def make_translation_step(spec: M2M100Spec, config: TranslatorTrainingConfig) ->
 
         grads, metrics = mean_gradient(sums, state.params, batch, len(batch.target_BR), config.microbatch_size)
         state = gradient_step(state, grads, optimizer)
-        return state, metrics | gradient_metrics(state, grads)
+        return state, metrics | gradient_metrics(state, grads, schedule)
 
     return jax.jit(step, donate_argnums=0)

@@ -48,15 +48,19 @@ def test_skipped_updates_are_counted_in_a_row():
         check_update(9, {"grad_norm": jnp.float32(1), STATE_FINITE: jnp.bool_(False)}, {}, limit=3)
 
 
-def test_a_stage_tells_how_many_updates_were_skipped():
-    """Not only those in a row: each one is a batch that was not learnt."""
-    optimizer, told = make_optimizer(OptimConfig()), []
+def test_a_stage_tells_its_learning_rate_and_how_many_updates_were_skipped():
+    """Not only skips in a row: each one is a batch that was not learnt. The schedule goes by updates."""
+    optim = OptimConfig(learning_rate=0.5, warmup_steps=2)
+    optimizer, schedule, told = make_optimizer(optim), make_schedule(optim), []
     state = new_state({"a": jnp.ones(2)}, optimizer)
-    for value in (1.0, np.nan, 1.0, np.inf):
+    for value in (1.0, np.nan, 1.0, 1.0, np.inf, 1.0):
         grads = {"a": jnp.array([value, 1.0])}
-        state = gradient_step(state, grads, optimizer)
-        told.append(int(gradient_metrics(state, grads)["skipped_updates"]))
-    assert told == [0, 1, 1, 2]
+        before, state = state, gradient_step(state, grads, optimizer)
+        metrics = gradient_metrics(state, grads, schedule)
+        told.append((int(metrics["skipped_updates"]), float(metrics["learning_rate"])))
+        moved = float(jnp.abs(state.params["a"] - before.params["a"]).max())
+        assert moved == pytest.approx(told[-1][1], rel=1e-4), "the rate is that of the update"
+    assert told == [(0, 0.0), (1, 0.0), (1, 0.25), (1, 0.5), (2, 0.0), (2, 0.5)]
 
 
 def test_what_is_not_finite_is_no_result():
