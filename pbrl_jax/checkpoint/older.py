@@ -44,6 +44,15 @@ NUMERICS: tuple[Changed, ...] = (
 )
 
 
+#: Fingerprints of a run that checkpoints before them do not have.
+LATER_FINGERPRINTS = ("calibration",)
+
+
+def with_later_fingerprints(saved: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """A checkpoint's fingerprints, with the run's own where the checkpoint is too old to have them."""
+    return {name: now[name] for name in LATER_FINGERPRINTS if name in now} | saved
+
+
 def written_by(record: dict[str, Any]) -> str:
     """The version that wrote a meta.json."""
     return record.get("version", FIRST_VERSION)

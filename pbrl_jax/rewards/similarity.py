@@ -1,5 +1,6 @@
 """From cosines to rewards: their scale, several references, and the value of two parts. Pure functions."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pbrl_jax.config.fields import identity
+from pbrl_jax.config.fields import identity, settings_of
 from pbrl_jax.config.reward import RewardConfig
 from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.paths import as_path, parse_json
@@ -138,3 +139,14 @@ def read_calibration(path: str, languages: Sequence[str]) -> tuple[str, dict[str
             "calibrate` with parallel text of these languages."
         )
     return measured, baselines
+
+
+def calibration_fingerprint(config: RewardConfig, languages: Sequence[str]) -> dict[str, str]:
+    """{"calibration": what identifies the measured means of these languages}; {} where rewards are not calibrated.
+    Errors as `read_calibration`."""
+    settings = settings_of(config, SimilarityConfig)
+    if settings.similarity != "calibrated":
+        return {}
+    measured, baselines = read_calibration(settings.calibration, languages)
+    text = repr((measured, {code: baselines[code] for code in sorted(languages)}))
+    return {"calibration": hashlib.sha256(text.encode()).hexdigest()}

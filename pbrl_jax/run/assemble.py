@@ -32,6 +32,7 @@ from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import TEMPLATE, attach_references
 from pbrl_jax.rewards.combine import gated_as_one
+from pbrl_jax.rewards.similarity import calibration_fingerprint
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
 from pbrl_jax.rollout.engine import beyond_positions
@@ -312,6 +313,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
         "pivots": report.fingerprint,
         "policy": policy.fingerprint,
         "encoder": encoder.key,
+        **calibration_fingerprint(config.reward, config.data.languages),
     }
     sampler = prompt_sampler(config, kept)
     notes = [repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))]

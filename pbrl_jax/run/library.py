@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -171,7 +172,10 @@ def _write_tables(work: WorkDir, tables: Mapping[str, Sequence[Mapping[str, Any]
 
 @contextlib.contextmanager
 def own_signal_handlers() -> Iterator[None]:
-    """The caller's signal handlers come back when a run has ended."""
+    """The caller's signal handlers come back when a run has ended; outside of the main thread a run has none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(-1)
     try:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.checkpoint import BackgroundSaver, check_same_experiment, restore_latest, save_checkpoint
+from pbrl_jax.checkpoint.older import with_later_fingerprints
 from pbrl_jax.config.serialize import from_json, to_json
 from pbrl_jax.core.errors import CheckpointError, lookup
 from pbrl_jax.data.batches import start_cursor
@@ -92,7 +93,8 @@ def restore(experiment: Experiment) -> Position:
                 "`pbrl train`. Use another --workdir."
             )
         saved = from_json(meta["config"], type(config))
-        check_same_experiment(saved, config, meta["fingerprints"], dict(experiment.fingerprints))
+        prints = dict(experiment.fingerprints)
+        check_same_experiment(saved, config, with_later_fingerprints(meta["fingerprints"], prints), prints)
         batch = cycle_batch_shapes(experiment) if meta["in_cycle"] else None
         if not keeps_start(config):
             let_go(experiment.policy)  # what is restored takes the place of its parameters

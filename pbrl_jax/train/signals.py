@@ -82,8 +82,8 @@ _receiver: _Receiver | None = None
 
 
 def watch_signals() -> None:
-    """Turn the four signals into a stop request, and keep a closed terminal or pipe from ending the run. Call it in the
-    main thread. SIGHUP stays ignored where it was (nohup)."""
+    """Turn the four signals into a stop request, and keep a closed terminal or pipe from ending the run. SIGHUP stays
+    ignored where it was (nohup). In another thread than the main one, signals stay the program's own."""
     global _receiver
     if _receiver is None:
         _receiver = _Receiver()
@@ -91,6 +91,8 @@ def watch_signals() -> None:
     _receiver.requests = Requests()
     clear_request(alone=host_count() == 1)
     keep_output()
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python sets handlers in the main thread alone
     signal.set_wakeup_fd(_receiver.into, warn_on_full_buffer=False)
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

@@ -8,11 +8,14 @@ import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, canonical_responses, encoder, problem_prompts, reward_inputs
 
-from pbrl_jax import RewardConfig
+from pbrl_jax import Config, RewardConfig
+from pbrl_jax.checkpoint import check_same_experiment
+from pbrl_jax.checkpoint.older import with_later_fingerprints
 from pbrl_jax.config.checks import check_section
-from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.rewards.cosine import make_cosine
 from pbrl_jax.rewards.similarity import (
+    calibration_fingerprint,
     combine_parts,
     load_baselines,
     reference_cosine,
@@ -131,3 +134,16 @@ def test_what_a_calibration_must_be(calibration, tmp_path):
 def test_unknown_names_are_refused(field):
     with pytest.raises(ConfigError, match=f"reward.{field} is 'best'"):
         check_section("reward", RewardConfig(**{field: "best"}))
+
+
+def test_a_run_is_not_gone_on_with_by_another_calibration(calibration):
+    """A file of the same name may be measured anew: rewards would change their scale in the middle of a run. Languages
+    that the run does not have do not matter, and a checkpoint of before, without the fingerprint, is gone on with."""
+    now = calibration_fingerprint(calibration(), LANGUAGES)
+    assert calibration_fingerprint(calibration(languages=(*LANGUAGES, "de")), LANGUAGES) == now
+    other = calibration_fingerprint(calibration(baseline=0.6), LANGUAGES)
+    assert other.keys() == now.keys() == {"calibration"} and other != now
+    assert calibration_fingerprint(RewardConfig(), LANGUAGES) == {}
+    with pytest.raises(CheckpointError, match="fingerprint of calibration"):
+        check_same_experiment(Config(), Config(), with_later_fingerprints(now, other), other)
+    check_same_experiment(Config(), Config(), with_later_fingerprints({}, other), other)

@@ -3,11 +3,13 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from pbrl_jax.train.signals import SAME_SECONDS, Requests
+from pbrl_jax.run.library import own_signal_handlers
+from pbrl_jax.train.signals import SAME_SECONDS, SIGNALS, Requests, watch_signals
 
 
 def meanings(*times):
@@ -94,3 +96,20 @@ def test_a_burst_is_one_request_and_a_third_later_one_ends(work):
         time.sleep(SAME_SECONDS + 0.5)
         assert second.poll() is None
     assert "One more ends" in second.stderr.readline() + second.stderr.readline()
+
+
+def test_a_run_in_a_thread_leaves_signals_to_its_program():
+    """Of a server or a notebook's worker: Python sets handlers in the main thread alone, and raised ValueError."""
+    before, failures = [signal.getsignal(number) for number in SIGNALS], []
+
+    def run():
+        try:
+            with own_signal_handlers():
+                watch_signals()
+        except ValueError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not failures and [signal.getsignal(number) for number in SIGNALS] == before
