@@ -176,7 +176,7 @@ def parse_topology(text: str) -> Topology:
         if one.is_tpu and one.slices == 1 and slices > 0:
             return one._replace(slices=slices)
         return parse_topology(f"{one.kind}:{slices * one.chips}")
-    if found := re.fullmatch(r"(v5litepod|v4|v5p|v6e)-(\d+)", text):
+    if found := re.fullmatch(r"(v5litepod|v4|v5e|v5p|v6e)-(\d+)", text):
         kind = {"v5litepod": "v5e"}.get(found[1], found[1])
         chips = int(found[2]) // (2 if kind in ("v4", "v5p") else 1)
         fitting = [shape for shape in CHIPS[kind].shapes if Topology(kind, shape).chips == chips]

@@ -50,6 +50,8 @@ class HuggingFaceTokenizer:
             # As in transformers, a model without generation settings stops where its config.json says.
             model = {} if "eos_token_id" in self.generation_config else _settings(places[-1], "config.json")
             self.files = _tokenizer_files(local)
+            if not self.tokenizer.chat_template:  # some multimodal models have it for their processor alone
+                self.tokenizer.chat_template = _settings(local, "chat_template.json").get("chat_template")
         self._loaded_template = self.tokenizer.chat_template
         vocabulary = self.tokenizer.get_vocab()
         if not vocabulary:

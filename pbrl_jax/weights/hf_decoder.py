@@ -33,7 +33,8 @@ def _text_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str
             known = " or ".join(map(repr, MULTIMODAL[model_type]))
             raise CheckpointError(f"config.json, text_config: model_type is {inner!r}; expected {known}.")
         tied = {"tie_word_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}
-        kept = {name: config[name] for name in KEPT if config.get(name) is not None}
+        outer = (*KEPT, "quantization_config")  # of the whole model
+        kept = {name: config[name] for name in outer if config.get(name) is not None}
         return inner, {**tied, **kept, **text}, "config.json, text_config"
     if model_type in NOT_HERE:
         raise CheckpointError(

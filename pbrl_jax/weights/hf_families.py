@@ -38,7 +38,6 @@ GEMMA_SIZES = {
     "tie_word_embeddings": True,
 }  # fmt: skip
 OLMO_SWITCHES = {"qk_norm": True, "joint_qk_norm": True, "sandwich_norms": True, "pre_norms": False}
-OLMO_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
 COHERE_SWITCHES = {"parallel": True, "centered_norms": True, "interleaved_rope": True}
 COHERE_REQUIRED = {
     **SILU, "use_qk_norm": (False, None), "use_gated_activation": (True,), "use_parallel_block": (True,),
@@ -53,16 +52,18 @@ FAMILIES = {
         "MistralForCausalLM", defaults={"num_key_value_heads": 8, "sliding_window": 4096}, patterns=("l",)
     ),
     "qwen2": Family(
-        "Qwen2ForCausalLM", {"qkv_bias": True}, defaults={"num_key_value_heads": 32}, patterns=("g", "l", "gl")
+        "Qwen2ForCausalLM", {"qkv_bias": True}, defaults={"num_key_value_heads": 32, "sliding_window": 4096},
+        patterns=("g", "l", "gl"),
     ),
     "qwen3": Family(
-        "Qwen3ForCausalLM", {"qk_norm": True}, SILU, {"num_key_value_heads": 32, "head_dim": 128},
-        patterns=("g", "l", "gl"),
+        "Qwen3ForCausalLM", {"qk_norm": True}, SILU,
+        {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096}, patterns=("g", "l", "gl"),
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM", {"qk_norm": True},
         {**SILU, "decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
-        {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
+        {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False,
+         "sliding_window": 4096},
         experts=True, patterns=("g", "l"),
     ),
     "gemma3_text": Family(
@@ -89,9 +90,10 @@ FAMILIES = {
         defaults={"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
         patterns=("n", "gn"),
     ),
-    "olmo2": Family("Olmo2ForCausalLM", OLMO_SWITCHES, SILU, OLMO_DEFAULTS),
+    "olmo2": Family("Olmo2ForCausalLM", OLMO_SWITCHES, SILU, {"rms_norm_eps": 1e-5}),
     "olmo3": Family(
-        "Olmo3ForCausalLM", OLMO_SWITCHES, SILU, {**OLMO_DEFAULTS, "sliding_window": 4096},
+        "Olmo3ForCausalLM", OLMO_SWITCHES, SILU,
+        {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "sliding_window": 4096},
         patterns=("l", "gl"), period=4, rope_by_layer=True, free=("local_rope_theta",),
     ),
     "phi3": Family(

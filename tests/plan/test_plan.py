@@ -156,7 +156,7 @@ def test_quantised_bases_hold_their_bits():
 
 def test_topologies():
     assert parse_topology("v5p:2x2x4").chips == 16 and parse_topology("h100:8").chips == 8
-    assert parse_topology("v5litepod-16") == Topology("v5e", "4x4")
+    assert parse_topology("v5litepod-16") == parse_topology("v5e-16") == Topology("v5e", "4x4")
     assert parse_topology("v5p-32") == Topology("v5p", "2x2x4"), "v5p is counted in cores, two of them on a chip"
     for wrong, said in (("v5p:3x3x3", "2x2x4"), ("v9:2x2", "v5e"), ("v5p-31", "2x2x4"), ("h100:3", "8"), ("", "v5p")):
         with pytest.raises(ConfigError, match=said):

@@ -182,6 +182,20 @@ def test_the_chat_template_is_applied(hub_folder, trained):
         trained.encode_chat([{"role": "user", "content": "hi"}])
 
 
+def test_a_chat_template_of_the_processor_alone_is_read(hub_folder, tmp_path):
+    """Mistral Small 3.1 and others have chat_template.json, which AutoTokenizer does not read."""
+    folder = shutil.copytree(hub_folder, tmp_path / "model")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    messages = [{"role": "user", "content": "hi"}]
+    expected = load_tokenizer(str(hub_folder)).encode_chat(messages)
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.encode_chat(messages) == expected
+    tokenizer.save(str(tmp_path / "again"))
+    assert load_tokenizer(str(tmp_path / "again")).encode_chat(messages) == expected
+
+
 def test_a_saved_hub_tokenizer_keeps_its_stop_ids(hub_folder, tmp_path):
     tokenizer = load_tokenizer(str(hub_folder))
     tokenizer.save(str(tmp_path))

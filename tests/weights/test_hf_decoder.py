@@ -243,6 +243,15 @@ def test_qwen_windows():
     assert decoder_spec({**base, **listed}).layer_pattern == "lg"
 
 
+@pytest.mark.parametrize("family", ["olmo2", "olmo3", "qwen2", "qwen3", "qwen3_moe"])
+def test_missing_fields_have_the_defaults_of_transformers(family):
+    sizes = {name: LLAMA[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    config = {**sizes, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+    config |= {"use_sliding_window": True, "max_window_layers": 0} if family.startswith("qwen") else {}
+    theirs = json.loads(CONFIG_MAPPING[family](**config).to_json_string(use_diff=False))
+    assert decoder_spec({**config, "model_type": family}) == decoder_spec(theirs)
+
+
 def test_what_is_kept():
     config = {**LLAMA, "eos_token_id": [7, 8], "max_position_embeddings": 131_072, "torch_dtype": "bfloat16"}
     kept = kept_fields(config)
@@ -281,6 +290,7 @@ REFUSED = {
     "rope_shape": ({**LLAMA, "rope_scaling": "llama3"}, "rope_scaling is 'llama3'; expected an object"),
     "heads": ({**LLAMA, "num_key_value_heads": 3}, "4 attention heads over 3 key/value heads"),
     "quantized": ({**LLAMA, "quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
+    "quantized_whole": ({**GEMMA_4B, "quantization_config": {"bits": 8}}, "text_config: quantization_config is {'bits"),
     "unheard": ({**LLAMA, "logit_scale": 0.5}, "not understood: logit_scale=0.5"),
     "window": ({**LLAMA, "sliding_window": 8}, "not understood: sliding_window=8"),
     "local_base": ({**LLAMA, "rope_local_base_freq": 8.0}, "not understood: rope_local_base_freq"),
