@@ -64,26 +64,28 @@ class Sizes(NamedTuple):
         return total
 
 
+def _layer(spec: DecoderSpec, experts: int) -> int:
+    """Matrices of a layer with so many experts, or with a feed-forward where the policy has none."""
+    heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
+    return spec.width * (heads + (2 + spec.gated) * spec.ffn * (experts if spec.experts else 1) + spec.experts)
+
+
 def layer_weights(spec: DecoderSpec) -> int:
     """Weights of a layer that take part in the product of one token."""
-    heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    fed = 3 * spec.ffn * (spec.experts_per_token or 1) + spec.experts
-    return spec.width * (heads + fed)
+    return _layer(spec, spec.experts_per_token)
 
 
 def parameter_count(spec: DecoderSpec) -> int:
     """Number of parameters, norms and biases excluded."""
-    heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    layer = spec.width * (heads + 3 * spec.ffn * (spec.experts or 1) + spec.experts)
-    return spec.layers * layer + _tables(spec)
+    return spec.layers * _layer(spec, spec.experts) + _tables(spec)
 
 
 def encoder_weights(spec: TextEncoderSpec) -> tuple[int, int]:
     """(weights that take part in the product of one token, all parameters) of an encoder."""
     if isinstance(spec, DecoderEncoderSpec):
         return spec.decoder.layers * layer_weights(spec.decoder), parameter_count(spec.decoder)
-    layers = spec.layers * (4 * spec.width**2 + 2 * spec.width * spec.ffn)
-    return layers, layers + spec.width * (spec.vocab_size + spec.max_positions)
+    layers = spec.layers * (4 * spec.width**2 + (2 + spec.gated) * spec.width * spec.ffn)
+    return layers, layers + spec.width * (spec.vocab_size + (0 if spec.rope_theta else spec.max_positions))
 
 
 def attention_flops(spec: DecoderSpec, pairs: float) -> float:
@@ -234,7 +236,7 @@ def start_bytes(config: Config, spec: DecoderSpec) -> float:
     """Bytes of the start policy's parameters as they are kept frozen."""
     item = jnp.dtype(spec.dtype).itemsize if narrows_frozen(spec, config) else 4.0
     everything = parameter_count(spec)
-    kernels = everything - _tables(spec)
+    kernels = spec.layers * (_layer(spec, 0) - spec.width * spec.experts)  # experts are not quantised
     per_weight = {"none": item, "int8": 1.0, "int4": 0.5, "nf4": 0.5}[config.lora.quantization]
     scale = 0.0 if config.lora.quantization == "none" else item / config.lora.tile_size
     return item * (everything - kernels) + kernels * (per_weight + scale)
@@ -242,9 +244,12 @@ def start_bytes(config: Config, spec: DecoderSpec) -> float:
 
 def state_bytes(config: Config, models: Models, mesh: Sizes) -> tuple[float, float, float]:
     """Bytes of (trained parameters, moments, start policy) per chip, in device or host memory."""
-    trained = 4.0 * (adapter_count(config, models.policy) or parameter_count(models.policy)) / mesh.weight_shards
-    start = start_bytes(config, models.policy) / mesh.weight_shards if keeps_start(config) else 0.0
-    return trained, 2 * trained, start
+    spec, muon = models.policy, config.optim.optimizer == "muon" and not config.lora.rank
+    trained = 4.0 * (adapter_count(config, spec) or parameter_count(spec)) / mesh.weight_shards
+    # Muon has one moment of a matrix.
+    single = 4.0 * spec.layers * (_layer(spec, spec.experts) - spec.width * spec.experts) / mesh.weight_shards
+    start = start_bytes(config, spec) / mesh.weight_shards if keeps_start(config) else 0.0
+    return trained, 2 * trained - single * muon, start
 
 
 def save_bytes(config: Config, models: Models, mesh: Sizes, chips_per_host: int) -> float:
@@ -276,7 +281,7 @@ def sampled_bytes(config: Config, spec: DecoderSpec) -> tuple[float, float]:
 
 def generate_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     spec, (P, G, T, R) = models.policy, _axes(config)
-    rows = slots_of(config) / mesh.row_shards
+    rows = math.ceil(slots_of(config) / mesh.row_shards)
     steps = R * P * G / slots_of(config)
     kernel, vector = sampled_bytes(config, spec)
     position = 2.0 * spec.layers * spec.kv_heads * vector / mesh.tensor

@@ -62,6 +62,7 @@ def as_update(config: Config, verb: str) -> Config:
               "num_iterations": 1, "minibatch_prompts": 0, "kl_target": None},
         train={"prompts_per_step": section.batch_size, "microbatch_prompts": section.microbatch_size,
                "microbatch_samples": 0, "offload": ()},
+        optim={"optimizer": "adamw"},
     )  # fmt: skip
 
 
