@@ -9,7 +9,8 @@
 #                            same work directory resumes, so that it must be on gs://
 #   manifest VERB [...]      print what `run` would hand to kubectl
 #   logs                     follow the first host
-#   stop                     SIGTERM: the run saves its state and ends, and does not come back
+#   stop                     SIGTERM: the run saves its state and ends, and does not come back. A run that has ended stays
+#                            in the cluster, and `run` of the same NAME starts nothing, until `stop` has removed it
 #
 #   NAME           name of the run, a-z 0-9 and -             (needed, but for credentials and build)
 #   IMAGE          where the image lives                      (needed for build, run and manifest)

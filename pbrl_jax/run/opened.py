@@ -12,13 +12,14 @@ from jax.sharding import AbstractMesh
 
 from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
-from pbrl_jax.core.errors import PbrlError
+from pbrl_jax.core.errors import PbrlError, installed
 from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import fit_prompts, load_prompts
 from pbrl_jax.data.responses import holds_preferences, read_examples, read_preferences
 from pbrl_jax.eval.audit import file_cases
 from pbrl_jax.eval.calibrate import different_pairs, pairs_from_file, pairs_from_prompts
+from pbrl_jax.logs.trackers import SERVICES, projects_of
 from pbrl_jax.mesh.sharding import MESH_AXES, mesh_shape
 from pbrl_jax.models.specs import DECODERS
 from pbrl_jax.pivots.store import open_store
@@ -113,6 +114,8 @@ def named(opening: Opening) -> Iterator[str]:
             yield from ["--workdir", "data", *["eval.source"] * (verb == "train"), pivot]
             yield from [policy, "encoder.source", *REWARDS, f"{verb}.path", "train.fused", "rollout.engine"]
             yield from ["rollout.max_prompt_length", "train.prompts_per_step"]
+    yield from ["lora.quantization"] * (verb in ("train", "sft", "dpo"))
+    yield from [f"log.{name}" for name in SERVICES] * (verb == "train")
 
 
 def data(opening: Opening) -> str:
@@ -304,6 +307,16 @@ def replies(opening: Opening) -> str | None:
     return f"{len(numbered_json_lines(path))} rows" if path else None
 
 
+def needing(package: str, asked: Callable[[Config], Any]) -> Callable[[Opening], None]:
+    """A look for a package that a setting needs and the package alone does not bring."""
+
+    def look(opening: Opening) -> None:
+        if asked(opening.config) and not installed(package):
+            raise Elsewhere(f"{package} is not installed here")
+
+    return look
+
+
 #: What a reward reads.
 REWARDS = ("reward.functions", "reward.translator", "reward.comet", "reward.calibration")
 #: Setting -> what is found there; None where there is nothing to open.
@@ -318,6 +331,9 @@ LOOKS: dict[str, Callable[[Opening], str | None]] = {
     "sft.path": sft_rows, "dpo.path": preferences, "translator.path": training_pairs,
     "sft.translator": lambda opening: named_models.translator(opening.config.sft.translator),
     "translator.source": translator_source, "--pairs": calibration_pairs, "--replies": replies,
+    "lora.quantization": needing("qwix", lambda config: config.lora.quantization != "none"),
+    **{f"log.{name}": needing(kind.package, lambda config, name=name: projects_of(config.log)[name])
+       for name, kind in SERVICES.items()},
 }  # fmt: skip
 
 

@@ -254,3 +254,13 @@ def test_bash_completes_verbs_options_and_configs(capsys):
     assert "--dry-run" in completed("pbrl", "train", "--d") and "paper/lora" in completed("pbrl", "train", "paper/l")
     assert "--show-prompt" in completed("pbrl", "generate", "--s")
     assert cli.main(["completion", "zsh"]) == 0 and "bashcompinit" in capsys.readouterr().out
+
+
+def test_packages_that_a_setting_needs_and_this_machine_lacks_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("pbrl_jax.run.opened.installed", lambda package: False)
+    config = with_values(TINY, log={"wandb": "x"}, lora={"rank": 2, "quantization": "nf4"})
+    found = look("train", config, tmp_path / "run")
+    assert found["log.wandb"].found == "not opened: wandb is not installed here"
+    assert found["lora.quantization"].found == "not opened: qwix is not installed here"
+    assert "log.mlflow" not in found and "lora.quantization" not in look("train", TINY, tmp_path / "run")
+    assert "lora.quantization" in look("sft", config, tmp_path / "run")
