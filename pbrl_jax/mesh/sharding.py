@@ -50,7 +50,10 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         given = dict(zip(MESH_AXES, sizes, strict=True))
-        raise ConfigError(f"mesh sizes {given}: each must be positive; at most one may be -1.")
+        raise ConfigError(
+            f"mesh sizes {given}: each must be positive; at most one may be -1. "
+            "mesh.data is -1 by default: use --mesh.data 1 beside --mesh.fsdp -1 or --mesh.tensor -1."
+        )
     count = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and device_count % count == 0:
         sizes[sizes.index(-1)] = device_count // count

@@ -61,6 +61,7 @@ def test_mesh_shape(sizes, devices, shape):
         ((2, 2, 1), 8, r"mesh.data=2, mesh.fsdp=2, mesh.tensor=1 does not fit 8 devices"),
         ((4, 4, 1), 8, "does not fit 8 devices: it needs 16 or more"),
         ((-1, -1, 1), 8, "at most one may be -1"),
+        ((-1, -1, 1), 8, "use --mesh.data 1 beside --mesh.fsdp -1"),
         ((0, 1, 1), 8, "each must be positive"),
         ((-2, 1, 1), 8, "each must be positive"),
     ],
