@@ -11,7 +11,7 @@ from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint, saved_leav
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError
-from pbrl_jax.core.paths import WorkDir, as_path, work_dir
+from pbrl_jax.core.paths import WorkDir, as_path, is_remote, read_json_object, work_dir
 from pbrl_jax.core.trees import count_parameters, nested, widest_type
 from pbrl_jax.run.settings import config_class
 from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
@@ -130,6 +130,24 @@ def convert_adapter(source: str, target: str) -> None:
     print(f"{target}: the adapters of step {step}, {count_parameters(adapters):,} parameters, for {base}, read back.")
 
 
+def _real(path: str | os.PathLike) -> str:
+    """A local path without symbolic links."""
+    name = os.fspath(as_path(path))
+    return name if is_remote(name) else os.path.realpath(name)
+
+
+def refuse_target(source: str, target: str) -> None:
+    """Raise ConfigError where OUT is what is read, by whatever name, or the work directory of a run."""
+    own = [own_folder(os.fspath(as_path(source)), kind) for kind in ("policy", "encoder", "comet")]
+    if _real(target) in {_real(place) for place in (source, *filter(None, own))}:
+        raise ConfigError(f"IN and OUT are both {target!r}. Name another folder for OUT: IN stays as it is.")
+    stored = read_json_object(as_path(target) / "config.json")
+    if stored and not {"model_type", "architectures"} & stored.keys():
+        raise ConfigError(
+            f"{target!r} holds a config.json of a run, whose settings would be lost. Name another folder for OUT."
+        )
+
+
 def main(source: str, target: str, dtype: str | None = None, form: str = "hf", pooling: str | None = None) -> None:
     """Read a policy, an encoder or a translator and write it; a folder of unbabel-comet becomes one of ours.
 
@@ -148,8 +166,7 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf", p
         raise ConfigError(f"--to is {form!r}; expected {' or '.join(FORMS)}.")
     if dtype is not None and dtype not in PARAM_TYPES[:2]:
         raise ConfigError(f"--dtype is {dtype!r}; expected {' or '.join(PARAM_TYPES[:2])}.")
-    if os.fspath(as_path(source)) == os.fspath(as_path(target)):
-        raise ConfigError(f"IN and OUT are both {target!r}. Name another folder for OUT: IN stays as it is.")
+    refuse_target(source, target)
     if form == "pbrl" and (as_path(target) / "config.json").exists():
         raise ConfigError(f"{target!r} holds a config.json, of a model or a run. Name another folder for OUT.")
     if form == "adapter":

@@ -88,6 +88,9 @@ def model_folder(place: str, kind: str, source: str | None = None) -> epath.Path
             f"The run in {source or place!r} has not ended: it has checkpoints, but no {kind}/ yet. Let it end; the "
             "command that started it goes on, and with --train.max-steps N it ends at step N."
         )
+    if folder is None and epath.Path(place).is_file():
+        gguf = " GGUF is not read: take the model's safetensors." if str(place).endswith(".gguf") else ""
+        raise CheckpointError(f"{source or place!r} is a file; expected the folder of a {kind}.{gguf}")
     if folder is None:
         raise CheckpointError(
             f"No {kind} in {source or place!r}: neither pbrl_{kind}.json nor {kind}/pbrl_{kind}.json is there, nor the "

@@ -111,6 +111,21 @@ def test_what_is_refused(convert, tmp_path, monkeypatch, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("target", ["link", "run/policy", "run", "other"])
+def test_what_is_read_and_other_runs_are_not_written_over(convert, tmp_path, target):
+    """By a link to IN, the policy within the work directory IN, or the settings of a run."""
+    save_policy(hf_policy(), str(tmp_path / "run" / "policy"))
+    (tmp_path / "run" / "config.json").write_text('{"version": "0.2.0", "policy": {}}')
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "policy")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"version": "0.2.0", "policy": {}}')
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for more in ((), ("--to", "pbrl", "--dtype", "bfloat16")):
+        status, _, errors = convert(tmp_path / "run", tmp_path / target, *more)
+        assert status == 1 and ("IN and OUT are both" in errors or "holds a config.json" in errors), errors
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
 def test_a_translator_goes_out_as_it_came(convert, tmp_path):
     """From torch's format to safetensors, the same tensors by the same names; then in another type."""
     from pbrl_jax.weights.torch_file import state_dict

@@ -192,3 +192,10 @@ def test_a_policy_on_a_mesh(folder):
     found = jax.jit(loaded.logits)(loaded.params, jnp.asarray(TOKENS), jnp.asarray(MASK))
     expected = policy().logits(policy().params, jnp.asarray(TOKENS), jnp.asarray(MASK))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, message", [("model.safetensors", "is a file; exp"), ("x.gguf", "GGUF is not read")])
+def test_a_file_is_no_folder(folder, name, message):
+    (folder / name).touch()
+    with pytest.raises(CheckpointError, match=message):
+        load_policy(str(folder / name))
