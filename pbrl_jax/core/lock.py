@@ -49,7 +49,7 @@ def _process_start(pid: int) -> str:
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
-    """The holder recorded in the file; {} if there is no file, or it is being written."""
+    """The JSON object in a file, as the holder of a lock; {} if there is no file, or it is being written."""
     try:
         holder = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -176,15 +176,26 @@ def _take(path: epath.Path) -> _Lock:
     return lock
 
 
+def refuse_model(workdir: str | os.PathLike) -> None:
+    """Raise CheckpointError for the folder of a Hugging Face model, whose config.json a run would replace."""
+    if {"model_type", "architectures"} & _read(as_path(workdir) / "config.json").keys():
+        raise CheckpointError(
+            f"--workdir {os.fspath(workdir)!r} is the folder of a model: its config.json would be replaced by that of "
+            "the run. Name another folder; a model to train is --policy.source."
+        )
+
+
 @contextlib.contextmanager
 def held(workdir: str | os.PathLike) -> Iterator[None]:
     """Holds the lock of a work directory inside the block. Folders that were created for it and are empty at the end
     are removed.
 
     Raises:
-      CheckpointError: another command holds the lock; names its host, process, start and command.
+      CheckpointError: another command holds the lock (names its host, process, start and command); or as
+        `refuse_model`.
     """
     root = as_path(workdir)
+    refuse_model(root)
     created = [] if is_remote(root) else [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     lock = _take(root / FILE)

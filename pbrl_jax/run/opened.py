@@ -2,6 +2,7 @@
 reward functions, servers and the work directory."""
 
 import dataclasses
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from jax.sharding import AbstractMesh
 from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.errors import PbrlError, installed
+from pbrl_jax.core.lock import refuse_model
 from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.load import fit_prompts, load_prompts
@@ -241,6 +243,7 @@ def fused(opening: Opening) -> str | None:
 
 
 def work_directory(opening: Opening) -> None:
+    refuse_model(opening.work.root)
     refuse_other_experiment(opening.config, opening.work)
 
 
@@ -317,6 +320,10 @@ def needing(package: str, asked: Callable[[Config], Any]) -> Callable[[Opening],
     return look
 
 
+def _project(service: str, config: Config) -> str:
+    return projects_of(config.log)[service]
+
+
 #: What a reward reads.
 REWARDS = ("reward.functions", "reward.translator", "reward.comet", "reward.calibration")
 #: Setting -> what is found there; None where there is nothing to open.
@@ -332,8 +339,8 @@ LOOKS: dict[str, Callable[[Opening], str | None]] = {
     "sft.translator": lambda opening: named_models.translator(opening.config.sft.translator),
     "translator.source": translator_source, "--pairs": calibration_pairs, "--replies": replies,
     "lora.quantization": needing("qwix", lambda config: config.lora.quantization != "none"),
-    **{f"log.{name}": needing(kind.package, lambda config, name=name: projects_of(config.log)[name])
-       for name, kind in SERVICES.items()},
+    **{f"log.{name}": needing(service.package, functools.partial(_project, name))
+       for name, service in SERVICES.items()},
 }  # fmt: skip
 
 

@@ -117,3 +117,14 @@ def test_the_heartbeat_counts_up_and_a_damaged_lock_is_no_holder(tmp_path, monke
     with held(tmp_path):
         time.sleep(0.5)
         assert json.loads((tmp_path / lock.FILE).read_text())["beat"] > 2
+
+
+def test_the_folder_of_a_model_is_no_work_directory(tmp_path, capsys):
+    config = '{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}'
+    (tmp_path / "config.json").write_text(config)
+    for more in ([], ["--dry-run"]):
+        assert main(["train", "configs/tiny_cpu.py", "--workdir", str(tmp_path), *more]) == 1
+        assert "is the folder of a model: its config.json would be replaced" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"] and (
+        tmp_path / "config.json"
+    ).read_text() == config
