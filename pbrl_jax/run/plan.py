@@ -33,9 +33,15 @@ from pbrl_jax.plan.roofline import (
 )
 from pbrl_jax.plan.shapes import Models, check_shards, run_models
 from pbrl_jax.plan.stages import as_update, compile_stage, estimate_stage
-from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.assemble import check_positions, check_start
 from pbrl_jax.run.check import batch_arithmetic
 from pbrl_jax.run.decoding import local_box, local_plan_chip
+from pbrl_jax.text.tokenizers import MissingTokenizer
+from pbrl_jax.weights.adapters import base_of
+from pbrl_jax.weights.folders import own_folder
+from pbrl_jax.weights.hf_decoder import decoder_spec, kept_fields
+from pbrl_jax.weights.hf_fields import read_config
+from pbrl_jax.weights.policies import Policy
 
 #: Settings of libtpu on a machine without a TPU.
 NO_TPU = {
@@ -249,6 +255,15 @@ def plan_step(config: Config, models: Models, place: Place, mesh: Mesh | None) -
     return plan
 
 
+def check_lengths(config: Config) -> None:
+    """Raise ConfigError for prompts and responses beyond the positions of a policy in a local folder."""
+    folder = os.path.expanduser(base_of(config.policy.source))
+    stored = read_config(folder, folder) if os.path.isdir(folder) and not own_folder(folder, "policy") else None
+    if stored is not None:
+        nothing = MissingTokenizer(folder)
+        check_positions(config, Policy(decoder_spec(stored), None, nothing, "", kept_fields(stored)))
+
+
 def main(
     config: Config, topology: str = "", json_file: str = "", sweeping: bool = False, verb: str = "train"
 ) -> Plan | None:
@@ -258,7 +273,7 @@ def main(
       topology: `v5p:2x2x4`, `v5litepod-16`, `2xv5p-32`, `h100:8`, ...; empty: this machine's devices.
       json_file: also write the plan there.
       verb: whose step: train, sft, dpo or encoder.
-      sweeping: instead, compare all topologies (with `topology` a kind such as `v5p`, only its own).
+      sweeping: instead, compare all topologies (with `topology`, those of its kind).
 
     Raises:
       ConfigError: a topology that does not exist, a mesh that does not divide, or a model of unknown size.
@@ -266,9 +281,9 @@ def main(
     if sweeping:
         if verb != "train":
             raise ConfigError(f"--sweep compares steps of `pbrl train`, and --verb is {verb}. Leave one of them out.")
-        kinds = (topology.partition(":")[0],) if topology else tuple(CHIPS)
-        if kinds[0] not in CHIPS:
-            parse_topology(topology)
+        if json_file:
+            raise ConfigError("--sweep prints a table and writes no file. Leave --json out.")
+        kinds = tuple(CHIPS) if not topology else (topology if topology in CHIPS else parse_topology(topology).kind,)
         print_sweep(config, run_models(config), kinds)
         return None
     place, models = place_of(config, topology), run_models(config)
@@ -277,6 +292,7 @@ def main(
     if mesh is None:
         say(f"{reason}: the numbers are estimates, not compiled.")
     if verb == "train":
+        check_lengths(config)
         plan = plan_step(config, models, place, mesh)
     else:
         plan = plan_stage(config, models, place, mesh, verb)

@@ -353,11 +353,27 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     assert "It does not fit" in (shown := capsys.readouterr().out) and "nearest change" in shown
     assert cli.main([*command, "--sweep", "--topology", "h200"]) == 0
     assert "The cheapest that fits: --topology h200:" in capsys.readouterr().out
+    assert cli.main([*command, "--sweep", "--topology", "v5litepod-16"]) == 0
+    assert "v5e:" in capsys.readouterr().out
     for wrong, said in (
         (["--topology", "v5p:9x9x9"], "2x2x4"),
         (["--topology", "h100:8", "--mesh.fsdp", "3"], "does not fit 8 devices"),
         (["--topology", "h100:8", "--policy.source", "who/knows"], "sizes are not known"),
         (["--topology", "h100:8", "--encoder.source", "who/knows"], "sizes are not known"),
+        (["--sweep", "--topology", "h200", "--json", str(file)], "Leave --json out"),
+        (
+            [
+                "--topology",
+                "h100:8",
+                "--policy.source",
+                str(HF / "llama"),
+                "--mesh.fsdp",
+                "1",
+                "--rollout.max-prompt-length",
+                "9999999",
+            ],
+            "positions",
+        ),
     ):
         assert cli.main([*command, *wrong]) == 1
         assert said in capsys.readouterr().err
