@@ -220,7 +220,8 @@ def family_of(spec: DecoderSpec) -> str:
 
 def kept_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `config.json` that no forward pass reads but an export copies (token ids, context length)."""
-    _, values, where = _text_config(config)
+    model_type, values, where = _text_config(config)
+    values = {**FAMILIES[model_type].defaults, **values}
     if values.get("max_position_embeddings") is not None:
         ConfigFields(values, {}, where).size("max_position_embeddings")
     return {name: values[name] for name in KEPT if name in values} | kept_rope(values)

@@ -69,7 +69,8 @@ FAMILIES = {
     "gemma3_text": Family(
         "Gemma3ForCausalLM", {"qk_norm": True, **GEMMA2_SWITCHES},
         {**GEMMA_REQUIRED, "attn_logit_softcapping": (None,)},
-        {**GEMMA_SIZES, "vocab_size": 262_208, "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0},
+        {**GEMMA_SIZES, "vocab_size": 262_208, "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0,
+         "max_position_embeddings": 131_072},
         patterns=("g", "l", "gl"), period=6, rope_by_layer=True,
         free=("local_rope_theta", "query_scalar", "logit_softcap"),
     ),

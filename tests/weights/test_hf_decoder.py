@@ -219,7 +219,8 @@ def test_gemma_4b_as_the_hub_has_it():
     assert (spec.rope_theta, spec.rope_factor, spec.local_rope_theta) == (1e6, 8.0, 1e4)
     assert (spec.layer_pattern, spec.window, spec.query_scalar) == ("lllllg", 1024, None)
     assert spec.tied_embeddings and sum(spec.local_layers()) == 29
-    assert kept_fields(GEMMA_4B)["eos_token_id"] == [1, 106]
+    kept = kept_fields(GEMMA_4B)
+    assert kept["eos_token_id"] == [1, 106] and kept["max_position_embeddings"] == 131_072
     # transformers fills the same gaps, and writes the new spelling with every field.
     theirs = CONFIG_MAPPING["gemma3_text"](**copy.deepcopy(GEMMA_4B["text_config"]))
     assert decoder_spec(theirs.to_dict()) == spec
