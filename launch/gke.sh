@@ -71,8 +71,8 @@ hosts() {
   echo $((chips / CHIPS_PER_HOST))
 }
 
-# count NAME: a named error where the variable is no number.
-count() { [[ "${!1}" =~ ^[0-9]+$ ]] || fail "$1=${!1} is not a number"; }
+# count NAME LEAST: a named error where the variable is no number of at least 0 or 1.
+count() { [[ "${!1}" =~ ^(0|[1-9][0-9]*)$ && "${!1}" -ge "$2" ]] || fail "$1=${!1} is not a number of at least $2"; }
 
 # A word as a YAML string in double quotes: what would end it, break its line, or may not stand in YAML is escaped.
 quoted() {
@@ -127,7 +127,9 @@ manifest() {
     *" --workdir gs://"* | *" --workdir=gs://"*) ;;
     *) fail "$command needs --workdir gs://BUCKET/...: the disk of a pod is gone with it" ;;
   esac
-  for word in CHIPS_PER_HOST SLICES RESTARTS; do count "$word"; done
+  count CHIPS_PER_HOST 1
+  count SLICES 1
+  count RESTARTS 0
   [[ "$RUN_AS" =~ ^[0-9]+$ ]] || fail "RUN_AS=$RUN_AS is not a number"
   secret="$(secret_name)" || exit 1
   [ -z "$secret" ] || environment="
@@ -142,7 +144,7 @@ manifest() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $NAME
+  name: $(quoted "$NAME")
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:

@@ -82,6 +82,8 @@ def test_kubernetes_manifest(machine):
         "cloud.google.com/gke-tpu-topology": "2x2x4",
         "cloud.google.com/gke-spot": "true",
     }
+    word = yaml.safe_load(machine.run("gke.sh", "manifest", *TRAIN, **RUN | {"NAME": "true"}).stdout)
+    assert word["metadata"]["name"] == "true"
     dry = machine.run("gke.sh", "--dry-run", "run", *odd, **settings).stdout
     assert dry.startswith("kubectl apply --filename=-\n") and machine.calls == []
     assert yaml.safe_load(dry.partition("\n")[2]) == made
@@ -190,6 +192,8 @@ def test_named_errors(machine):
         (("run", *TRAIN), RUN | {"NAME": "My_Run"}, "NAME=My_Run"),
         (("run", *TRAIN), RUN | {"TOPOLOGY": "big"}, "TOPOLOGY=big", "4x4"),
         (("run", *TRAIN), RUN | {"TOPOLOGY": "1x2"}, "2 chips", "CHIPS_PER_HOST=4"),
+        (("run", *TRAIN), RUN | {"CHIPS_PER_HOST": "0"}, "CHIPS_PER_HOST=0 is not a number of at least 1"),
+        (("run", *TRAIN), RUN | {"SLICES": "08"}, "SLICES=08 is not a number"),
         (("run", "train", "--workdir", "runs/x"), RUN, "gs://"),
         (("run",), RUN, "needs a verb"),
         (("credentials",), {"LOCATION": "l"}, "CLUSTER is not set"),
