@@ -22,7 +22,14 @@ VLLM_WAIT="${VLLM_WAIT:-900}"
 needs "$VLLM_PYTHON" "is no Python; make one with python3 -m venv .vllm && .vllm/bin/pip install vllm, or set VLLM_PYTHON"
 
 serve() {
+  local word
   [ "$#" -gt 0 ] || fail "serve needs a model; for example: bash launch/vllm.sh serve Qwen/Qwen3-0.6B"
+  for word in "$@"; do
+    case "${word%%=*}" in
+      --port | --logprobs-mode) fail "${word%%=*} is not taken here; set VLLM_PORT or VLLM_LOGPROBS" ;;
+      --host | --generation-config) fail "${word%%=*} is not taken here: this script sets it" ;;
+    esac
+  done
   # A model's own sampling settings are not the run's, and log-probs are to be those of the tempered distribution.
   run exec env VLLM_SERVER_DEV_MODE=1 "$VLLM_PYTHON" -m vllm.entrypoints.openai.api_server --model "$@" \
     --host 127.0.0.1 --port "$VLLM_PORT" --generation-config vllm --logprobs-mode "${VLLM_LOGPROBS:-processed_logprobs}"

@@ -210,6 +210,8 @@ def test_a_vllm_server_beside_a_run(machine):
     broken = machine.run("gpu_node.sh", "serve", "broken", **here)
     assert_fails(broken, "the vLLM server has ended")
     assert "no such model" in broken.stderr
+    for word, said in (("--port=9000", "set VLLM_PORT"), ("--host", "this script sets it")):
+        assert_fails(machine.run("vllm.sh", "serve", "m", word, **here), f"{word.partition('=')[0]} is not taken", said)
     remote = machine.run("gpu_node.sh", "--dry-run", "serve", "m", HOST="me@box", VLLM_PORT="8123")
     assert "ssh me@box" in remote.stdout and "PBRL_JOB=vllm VLLM_PORT=8123" in remote.stdout
     assert_fails(machine.run("vllm.sh", "serve", "m"), ".vllm/bin/python is no Python", "VLLM_PYTHON")
