@@ -168,11 +168,23 @@ def _read_table() -> dict[str, Language]:
 LANGUAGES: dict[str, Language] = _read_table()
 
 
+OTHER_CODES = """
+alb sq ara ar arm hy aze az baq eu bur my chi zh cmn zh cze cs dut nl ekk et fas fa fre fr ful ff geo ka ger de gre el
+ice is in id iw he jw jv lav lv mac mk mao mi may ms mlg mg mon mn msa ms nb no nep ne nor no ori or orm om per fa pus ps
+rum ro slo sk sqi sq swa sw tib bo uzb uz
+bangla bn chewa ny chichewa ny farsi fa kiswahili sw luganda lg mandarin zh oriya or
+"""
+"""Codes and names that neither we nor FLORES write, each with our code behind it: ISO 639's codes of a language with
+several forms (AfriMGSM's `swa`) and of bibliographies, codes that it had before, and further English names."""
+
+
 @functools.cache
 def spellings() -> dict[str, str]:
-    """Our codes by what data sets write for them, in lower case with hyphens: the English name, the code of three
+    """Our codes by what data sets write for them, in lower case with hyphens: the English name, the codes of three
     letters, the FLORES code, a tag of Chinese with its script or region, and our code itself."""
-    found = {entry.name.lower(): code for code, entry in LANGUAGES.items()}
+    others = OTHER_CODES.split()
+    found = dict(zip(others[::2], others[1::2], strict=True))
+    found |= {entry.name.lower(): code for code, entry in LANGUAGES.items()}
     found |= {entry.nllb.partition("_")[0]: code for code, entry in reversed(LANGUAGES.items())}
     found |= {f"zh-{tag}": "zho_Hant" for tag in ("hant", "tw", "hk", "mo")} | {"zh-hans": "zh"}
     found |= {entry.nllb.replace("_", "-").lower(): code for code, entry in reversed(LANGUAGES.items())}
@@ -180,8 +192,8 @@ def spellings() -> dict[str, str]:
 
 
 def known_code(code: str) -> str | None:
-    """Our code of a language, given ours, its FLORES code, its English name, or a tag with a region (`sw-KE`, `zh_CN`);
-    None for an unknown one."""
+    """Our code of a language, given ours, its FLORES or ISO 639 code, its English name, or a tag with a region (`sw-KE`,
+    `zh_CN`); None for an unknown one."""
     tag = code.strip().replace("_", "-").lower()
     if tag in spellings():
         return spellings()[tag]

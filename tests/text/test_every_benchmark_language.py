@@ -6,7 +6,7 @@ from pbrl_jax.data.sources.common import language_of, prompt_id
 from pbrl_jax.eval.benchmarks import BENCHMARKS
 from pbrl_jax.eval.benchmarks.common import known_language
 from pbrl_jax.text.answers import extract_answer
-from pbrl_jax.text.languages import LANGUAGES, answer_sentence, fallback_notes, known_code
+from pbrl_jax.text.languages import LANGUAGES, OTHER_CODES, answer_sentence, fallback_notes, known_code
 from pbrl_jax.text.prompts import chat_messages, prompt_text
 
 NAMED = ("mmlu-prox", "afrimgsm", "belebele", "global-mmlu", "mgsm", "msvamp", "polymath-low", "include")
@@ -34,6 +34,11 @@ def test_the_data_sets_names_lead_to_our_codes():
     written = {"Swahili": "sw", "swh": "sw", "sw_KE": "sw", "SW": "sw", "zh-CN": "zh", "zh-Hant-TW": None, "zh-TW":
                "zho_Hant", "es-419": "es", "en-US": "en", "sr-Latn": None, "english ": "en", "": None}  # fmt: skip
     assert {text: known_code(text) for text in written} == written
+    others = {"swa": "sw", "ara": "ar", "cmn": "zh", "msa_Latn": None, "nb": "no", "nb-NO": "no", "iw": "he", "ger": "de",
+              "orm": "om", "Farsi": "fa", "Mandarin": "zh", "in": "id"}  # fmt: skip
+    assert {text: known_code(text) for text in others} == others, "codes of AfriMGSM, of bibliographies, and older ones"
+    assert {code for code in OTHER_CODES.split()[1::2]} <= LANGUAGES.keys()
+    assert not set(OTHER_CODES.split()[::2]) & LANGUAGES.keys()
     assert len({entry.nllb for entry in LANGUAGES.values()}) >= len(LANGUAGES) - 1, "fil and tl are one"
 
 
