@@ -38,8 +38,9 @@ def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> d
     if not file.exists() or file.is_dir():
         kind = "a folder" if file.exists() else "nothing"
         raise DataError(f"pivot.file {file} is {kind}, expected a JSON lines file of references. Change pivot.file.")
-    by_id = {prompt.id: prompt.question_en for prompt in prompts}
-    by_text = {normalised(prompt.question_en): prompt.question_en for prompt in prompts}
+    # Rows of several languages may spell one English question with other spaces or composed letters.
+    by_id = {prompt.id: normalised(prompt.question_en) for prompt in prompts}
+    known = set(by_id.values())
     errors = RowErrors(str(file))
     references: dict[str, Reference] = {}
     first_row: dict[str, int] = {}
@@ -50,15 +51,16 @@ def read_reference_file(path: str | os.PathLike, prompts: Sequence[Prompt]) -> d
         if problem:
             errors.add(number, problem)
             continue
-        question = by_text.get(normalised(row["question"])) if "question" in row else by_id.get(row["id"])
-        if question is None:
+        question = normalised(row["question"]) if "question" in row else by_id.get(row["id"])
+        if question not in known:
             continue
         reference = _row_reference(row)
         if references.setdefault(question, reference) != reference:
             errors.add(number, f"another reference for the problem of row {first_row[question]}, expected one")
         first_row.setdefault(question, number)
     errors.check()
-    return references
+    asked = {prompt.question_en: normalised(prompt.question_en) for prompt in prompts}
+    return {question: references[key] for question, key in asked.items() if key in references}
 
 
 def _parse_row(line: bytes) -> tuple[dict[str, Any], str]:

@@ -312,6 +312,15 @@ def test_file_rows_by_question_or_id_split_or_whole(tmp_path):
     assert not (tmp_path / "pivots").exists()
 
 
+@pytest.mark.parametrize("name", [{"question": "Cafe\u0301: 0 + 1?"}, {"id": 64}])
+def test_spellings_of_one_english_question_share_the_reference_of_a_file(tmp_path, name):
+    spellings = ("Caf\u00e9:  0 + 1?", "Cafe\u0301: 0 + 1?", "Caf\u00e9: 0 + 1?")
+    rows = [problem(row, "sw")._replace(id=64 * row, question_en=text) for row, text in enumerate(spellings)]
+    rows = [row._replace(answer="1") for row in rows]
+    attached, report = from_file(tmp_path, rows, {**name, "response": right(0).text})
+    assert [row.reference for row in attached] == [right(0)] * 3 and not report.missing
+
+
 @pytest.mark.parametrize(
     "answer, sentence",
     [
