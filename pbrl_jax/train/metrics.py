@@ -53,6 +53,11 @@ def by_language(name: str, values_B, keep_B, languages_B: Sequence[str], of=np.m
     return found
 
 
+def spread(values) -> float:
+    """The unbiased standard deviation, as of `reward_std` and in TRL; 0 of one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prompt]) -> dict[str, float]:
     """TRL's `rewards/<name>/mean` and `/std`, the same per language and part, and `language/consistency`."""
     languages = [prompt.language for prompt in prompts_B]
@@ -66,9 +71,9 @@ def reward_metrics(each: Mapping[str, Scores], right_B, prompts_B: Sequence[Prom
         if not valid.any():
             continue  # no mean of nothing: invalid is not zero
         metrics[f"rewards/{name}/mean"] = float(values[valid].mean())
-        metrics[f"rewards/{name}/std"] = float(values[valid].std())
+        metrics[f"rewards/{name}/std"] = spread(values[valid])
         metrics |= by_language(f"rewards/{name}/mean", values, valid, languages)
-        metrics |= by_language(f"rewards/{name}/std", values, valid, languages, np.std)
+        metrics |= by_language(f"rewards/{name}/std", values, valid, languages, spread)
         for part, part_values in scores.parts.items():
             metrics[f"rewards/{name}/{part}/mean"] = float(np.asarray(part_values)[valid].mean())
     return metrics

@@ -77,6 +77,10 @@ def test_two_task_rewards_train_together(monkeypatch):
     metrics = reward_metrics(result.each, result.right_language_B, [SWAHILI] * 5)
     assert metrics[f"rewards/{names[0]}/valid_share"] == pytest.approx(2 / 3)
     assert metrics[f"rewards/{names[1]}/valid_share"] == 1 and metrics[f"rewards/{names[1]}/mean"] == 0.375
+    for which in ("std", "std/sw"):  # of 0.5 and 0.25, unbiased as TRL's and as reward_std
+        assert metrics[f"rewards/{names[1]}/{which}"] == pytest.approx(np.sqrt(2 * 0.125**2 / (2 - 1)))
+    alone = reward_metrics({"one": jax.tree.map(lambda x: x[1:2], result.each[names[1]])}, [True], [SWAHILI])
+    assert alone["rewards/one/std"] == 0
     row = sample_rows(1, [SWAHILI] * 5, [RIGHT] * 5, result)[1]
     assert row["parts"] == {f"{names[1]}/value": 0.5}
 
