@@ -13,6 +13,7 @@ from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.objectives import KL_ESTIMATORS, LEVELS
 from pbrl_jax.algos.preference import PREFERENCE_LOSSES
 from pbrl_jax.config.checks import check_fields
+from pbrl_jax.config.fields import settings_of
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, did_you_mean
 from pbrl_jax.core.urls import hide_credentials
@@ -21,7 +22,8 @@ from pbrl_jax.mesh.offload import check_offload
 from pbrl_jax.mesh.sharding import mesh_shape
 from pbrl_jax.models.attention import KERNELS
 from pbrl_jax.models.specs import DECODERS, ENCODERS
-from pbrl_jax.rewards.combine import REWARDS, check_reward
+from pbrl_jax.rewards.combine import REWARDS, check_reward, reward_names
+from pbrl_jax.rewards.shaping import OverlongConfig, overlong_bounds
 from pbrl_jax.run.unread import check_read
 from pbrl_jax.text.prompts import STYLES
 from pbrl_jax.text.wording import wording_of
@@ -86,6 +88,7 @@ def validate(config: Config, device_count: int) -> None:
     _check_models(config)
     _check_pivots(config)
     _check_groups(config)
+    _check_overlong(config)
     _check_sampler(config)
     _check_ahead(config)
     _check_objective(config)
@@ -165,6 +168,23 @@ def _check_groups(config: Config) -> None:
          "rollout.temperature is 0: all samples of a group would be equal. Use --rollout.temperature 1.0."),
         (config.rollout.top_k == 1,
          "rollout.top_k is 1: all samples of a group would be equal. Use --rollout.top-k 0, or 2 or more."),
+    ))  # fmt: skip
+
+
+def _check_overlong(config: Config) -> None:
+    """A penalty of long responses that all of them get, or none."""
+    if "overlong" not in reward_names(config.reward):
+        return
+    longest = config.rollout.max_completion_length
+    limit, cache = overlong_bounds(settings_of(config.reward, OverlongConfig), longest)
+    _refuse_first((
+        (cache > limit,
+         f"reward.overlong_cache is {cache}, more than rollout.max_completion_length={longest}: the shortest response "
+         f"would be penalised. Use --reward.overlong-cache {max(1, limit // 5)}."),
+        (limit - cache >= longest,
+         f"Reward overlong penalises what is longer than {limit - cache} tokens (reward.overlong_length={limit} less "
+         f"overlong_cache={cache}), and rollout.max_completion_length is {longest}: none would be. Use "
+         "--reward.overlong-length 0, which is the latter."),
     ))  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Settings of the algorithm that cannot run, each answered with what to type."""
 
+import contextlib
+
 import pytest
 
 from pbrl_jax import Config, with_values
@@ -80,6 +82,23 @@ def test_separate_rewards_are_those_of_grpo():
     algo = {"name": "gpg", "multi_objective_aggregation": "normalize_then_sum"}
     with pytest.raises(ConfigError, match="normalize_then_sum mean nothing to algo.name gpg"):
         validate(with_values(Config(), algo=algo, reward=TWO_REWARDS), 1)
+
+
+@pytest.mark.parametrize(
+    "longest, settings, message",
+    [
+        (64, {"overlong_cache": 65}, "more than rollout.max_completion_length=64: the shortest"),
+        (64, {"overlong_length": 80, "overlong_cache": 16}, "longer than 64 tokens .*: none would be"),
+        (64, {"overlong_length": 80, "overlong_cache": 17}, None),
+        (64, {"overlong_cache": 64}, None),
+        (64, {}, None),
+    ],
+)
+def test_overlong_tells_responses_apart(longest, settings, message):
+    reward = {"functions": ("cosine", "overlong"), "reward_weights": (1.0, 1.0), **settings}
+    config = with_values(Config(), reward=reward, rollout={"max_completion_length": longest})
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        validate(config, 1)
 
 
 ACCEPTED = (
