@@ -205,8 +205,8 @@ def run_encoder_spec(config: Config, vocab_size: int) -> TextEncoderSpec:
             f"{', '.join(RELEASED_ENCODERS)}, or --encoder.source random --encoder.preset P."
         )
     spec = lookup(ENCODERS, settings.preset, "encoder preset")
-    positions = max(spec.max_positions, settings.max_length)
-    return dataclasses.replace(spec, vocab_size=vocab_size, max_positions=positions)
+    positions, dtype = max(spec.max_positions, settings.max_length), settings.dtype or spec.dtype
+    return dataclasses.replace(spec, vocab_size=vocab_size, max_positions=positions, dtype=dtype)
 
 
 def stored_beyond(config: Config, spec: TextEncoderSpec) -> float:

@@ -201,6 +201,7 @@ def run_encoder(config: Config, tokenizer: Tokenizer) -> Encoder:
         vocab_size=tokenizer.vocab_size,
         max_positions=max(spec.max_positions, settings.max_length),
         pooling=settings.pooling or spec.pooling,
+        dtype=settings.dtype or spec.dtype,
     )
     init = jit_once(init_encoder, static_argnames="spec")  # traced once for each spec of a process
     params = init(jax.random.key(config.train.seed + 1), spec=spec)

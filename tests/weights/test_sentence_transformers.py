@@ -14,6 +14,7 @@ from tiny_policy import quick_compiles  # noqa: F401
 from pbrl_jax import Config, with_values
 from pbrl_jax.core.errors import CheckpointError, ConfigError
 from pbrl_jax.models.specs import DecoderEncoderSpec, DenseSpec, EncoderSpec
+from pbrl_jax.plan.shapes import run_encoder_spec
 from pbrl_jax.run.assemble import run_encoder
 from pbrl_jax.text.tokenizers import load_tokenizer
 from pbrl_jax.weights.encoders import Encoder, load_encoder, save_encoder, special_ids
@@ -112,7 +113,10 @@ def test_a_plain_folder_is_told_how_to_pool():
     config = with_values(Config(), encoder={"source": str(FIXTURES / "xlmr_xl"), "max_length": 8, "pooling": "cls"})
     assert run_encoder(config, encoder.tokenizer).spec.pooling == "cls"
     random = run_encoder(with_values(config, encoder={"source": "random"}), encoder.tokenizer)
-    assert random.spec.pooling == "cls"
+    assert random.spec.pooling == "cls" and random.spec.dtype == "float32"
+    config = with_values(Config(), encoder={"source": "random", "dtype": "bfloat16"})
+    made = run_encoder(config, encoder.tokenizer).spec
+    assert made.dtype == run_encoder_spec(config, made.vocab_size).dtype == "bfloat16"
 
 
 def test_the_number_of_positions_counts_special_tokens(capsys):
