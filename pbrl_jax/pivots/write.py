@@ -16,6 +16,7 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CutAnswer, DataError, EndpointError, lookup
 from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.core.stopping import check_stop
+from pbrl_jax.data.load import lost_languages
 from pbrl_jax.data.sources.common import row_of
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.pivots.agreement import choose
@@ -53,6 +54,10 @@ class AttachReport(NamedTuple):
     """Digest of the kept questions and references, independent of their order."""
     disagreed: int = 0
     """Distinct problems dropped because their samples do not agree (pivot.min_agreement)."""
+    lacking: Mapping[str, int] = MappingProxyType({})
+    """Part that the reward compares (reasoning, answer) -> kept references without it."""
+    lost: str = ""
+    """Languages that have no prompt left, with commas between."""
 
     def describe(self) -> str:
         """One line for the console."""
@@ -65,6 +70,9 @@ class AttachReport(NamedTuple):
         for what, by_language in (("dropped", self.dropped), ("not in the file", self.missing)):
             if by_language:
                 text += f"; {what}: " + ", ".join(f"{code} {n}" for code, n in sorted(by_language.items()))
+        for part, count in self.lacking.items():
+            text += f"; {count} have no {part} part, for which similarities are 0 (reward.parts whole compares all)"
+        text += f"; none of {self.lost} is left" * bool(self.lost)
         return text
 
 
@@ -291,6 +299,9 @@ def _keep(
         for p, reference, outcome in rows
         if reference is not None and p.question_en not in candidates.disagreed
     }
+    references = {prompt.reference for prompt in kept if prompt.reference is not None}
+    parts = ("reasoning", "answer") if config.reward.parts == "split" else (config.reward.parts,)
+    lacking = {part: sum(not getattr(one, part).strip() for one in references) for part in parts if part != "whole"}
     report = AttachReport(
         source=config.pivot.source,
         prompts=len(prompts),
@@ -301,6 +312,8 @@ def _keep(
         asked=candidates.asked,
         fingerprint=_fingerprint(kept),
         disagreed=len(candidates.disagreed),
+        lacking={part: count for part, count in lacking.items() if count},
+        lost=lost_languages([prompt.language for prompt in prompts], [prompt.language for prompt in kept]),
     )
     if not kept:
         raise _nothing_left(report, rows)

@@ -300,6 +300,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     prompts, report = attach_references(
         prompts, config, store, progress=functools.partial(Progress, part=part), **reference_expert(policy, config)
     )
+    print(visible(report.describe()))
     form = form_of(config.data)
     kept, ids = fit_prompts(
         prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts, **form

@@ -276,6 +276,18 @@ def test_dataset_references_are_taken_as_they_are(tmp_path):
     assert attach_references(changed, config("dataset"), store)[1].fingerprint != report.fingerprint
 
 
+def test_parts_that_references_lack_and_languages_that_are_lost_are_said(tmp_path):
+    store = PivotStore(tmp_path / "pivots")
+    rows = [problem(0, "sw", reference=Reference("So 1.", "")), problem(1, "sw", reference=right(1))]
+    said = attach_references(rows, config("dataset"), store)[1].describe()
+    assert said.endswith("; 1 have no answer part, for which similarities are 0 (reward.parts whole compares all)")
+    whole = with_values(config("dataset"), reward={"parts": "whole"})
+    assert "part" not in attach_references(rows, whole, store)[1].describe()
+    expert = Expert(q1="1 and one more. The answer is 3.")
+    _, report = attach([problem(0, "sw"), problem(1, "th")], store, expert)
+    assert report.lost == "th" and report.describe().endswith("dropped: th 1; none of th is left")
+
+
 @pytest.mark.parametrize("nothing", [None, Reference("", "")])
 def test_dataset_rows_without_a_reference_are_named(tmp_path, nothing):
     rows = [problem(n, "sw", reference=nothing if n else right(n)) for n in range(8)]
@@ -315,8 +327,7 @@ def test_file_rows_by_question_or_id_split_or_whole(tmp_path):
 @pytest.mark.parametrize("name", [{"question": "Cafe\u0301: 0 + 1?"}, {"id": 64}])
 def test_spellings_of_one_english_question_share_the_reference_of_a_file(tmp_path, name):
     spellings = ("Caf\u00e9:  0 + 1?", "Cafe\u0301: 0 + 1?", "Caf\u00e9: 0 + 1?")
-    rows = [problem(row, "sw")._replace(id=64 * row, question_en=text) for row, text in enumerate(spellings)]
-    rows = [row._replace(answer="1") for row in rows]
+    rows = [problem(row, "sw", "1")._replace(id=64 * row, question_en=text) for row, text in enumerate(spellings)]
     attached, report = from_file(tmp_path, rows, {**name, "response": right(0).text})
     assert [row.reference for row in attached] == [right(0)] * 3 and not report.missing
 

@@ -141,10 +141,11 @@ def test_dpo_samples_ranks_and_trains(sampled):
     load_policy(str(sampled))
 
 
-def test_other_prompts_are_sampled_anew(sampled):
+def test_other_prompts_are_sampled_anew(sampled, capsys):
     """What is drawn, and in which form, belongs to the responses that a work directory keeps; defaults are not named,
     as in older versions."""
     experiment = build_experiment(offline(), work_dir(sampled))
+    assert "references (dataset): " in capsys.readouterr().out, "what the filter dropped is said"
     kept = origin_of(experiment, 4)
     assert kept == (sampled / f"{FILE}.origin").read_text()
     for changes in (
