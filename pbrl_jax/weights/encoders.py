@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from pbrl_jax.core.batching import fill, length_bucket, pad_tokens, split_rows
-from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError, nearest
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
 from pbrl_jax.models.specs import DecoderEncoderSpec, EncoderSpec, TextEncoderSpec
@@ -258,7 +258,13 @@ def load_released(folder: str, source: str, prefix: str, prompt: str, pooling: s
 def _transformer_spec(chain: Chain, dtype: str) -> TextEncoderSpec:
     """The spec of a folder's config.json, without special tokens."""
     config = read_json(os.path.join(chain.transformer, CONFIG))
-    make_spec = encoder_spec if config.get("model_type") in FAMILIES else _decoder_encoder
+    family, decoders = config.get("model_type"), (*hf_decoder.FAMILIES, *hf_decoder.MULTIMODAL, *hf_decoder.NOT_HERE)
+    if family not in (*FAMILIES, *decoders):
+        raise CheckpointError(
+            f"{chain.transformer}/{CONFIG}: model_type is {family!r}, which no encoder here has. Supported are "
+            f"{', '.join(FAMILIES)}, and decoders that embed.{nearest(str(family), (*FAMILIES, *decoders))}"
+        )
+    make_spec = encoder_spec if family in FAMILIES else _decoder_encoder
     return with_compute(make_spec(config, pooling=chain.pooling, dense=chain.dense), dtype)
 
 

@@ -197,7 +197,7 @@ def edit_module(folder: Path, index: int, **changes):
         ("1_Pooling/config.json", {"heads": 3}, "not understood: heads=3"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is True"),
         ("sentence_bert_config.json", {"query_length": 3}, "not understood: query_length=3"),
-        ("config.json", {"model_type": "t5"}, "model_type is 't5'"),
+        ("config.json", {"model_type": "t5"}, "model_type is 't5', which no encoder here has. Supported are bert"),
         ("config.json", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("config.json", {"vocab_size": 50}, "word_embeddings.weight has shape .* expected"),
     ],
