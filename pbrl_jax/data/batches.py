@@ -107,10 +107,10 @@ def language_shares(
       temperature: 1 keeps the proportions of the rows; a large one makes them equal (as in multilingual pre-training).
 
     Raises:
-      ConfigError: a malformed pair, a negative weight, a language without rows, or no language left.
+      ConfigError: a malformed pair, a negative weight, a language without rows or named twice, or no language left.
     """
     counts = Counter(prompt.language for prompt in prompts)
-    factors = dict.fromkeys(counts, 1.0)
+    factors, named = dict.fromkeys(counts, 1.0), set[str]()
     for pair in weights:
         code, _, weight = pair.partition("=")
         if not re.fullmatch(r"\d+(\.\d*)?", weight):
@@ -120,6 +120,9 @@ def language_shares(
                 f"data.language_weights names {code!r}, but the batches hold no rows of it besides English replay. "
                 f"{did_you_mean(code, counts)} English is weighted by data.english_share."
             )
+        if code in named:
+            raise ConfigError(f"data.language_weights names {code} twice. Give it one weight.")
+        named.add(code)
         factors[code] = float(weight)
     raw = {code: factors[code] * counts[code] ** (1 / temperature) for code in sorted(counts)}
     total = sum(raw.values())

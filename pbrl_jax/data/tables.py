@@ -257,7 +257,7 @@ def read_hub(repository: str, configuration: str | None, split: str) -> list[dic
     """The rows of one split of a hub data set.
 
     Raises:
-      DataError: it cannot be loaded; the first line of what the client says.
+      DataError: it cannot be loaded; the first line of what the client says, and the configurations to choose from.
     """
     import datasets  # slow to import, and sets the level of the client's messages
 
@@ -267,6 +267,9 @@ def read_hub(repository: str, configuration: str | None, split: str) -> list[dic
     try:
         return datasets.load_dataset(repository, configuration, split=split).to_list()
     except Exception as error:  # the client raises a dozen unrelated kinds
-        raise DataError((str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")) from error
+        first, *more = (str(error).strip() or type(error).__name__).splitlines()
+        # The second line of a missing configuration lists those that there are.
+        said = [first.rstrip("."), *(line.rstrip(".") for line in more[:1] if "available" in line)]
+        raise DataError(". ".join(said)) from error
     finally:
         client.setLevel(before)

@@ -74,6 +74,7 @@ def test_neither_weights_nor_temperature_is_the_sampler_as_it_was():
         (("sw=nan",), "expected language=weight"),
         (("swa=2",), "names 'swa'.*Did you mean 'sw'"),
         (("en=2",), "English is weighted by data.english_share"),
+        (("sw=2", "sw=1"), "names sw twice"),
         (("sw=0", "th=0", "zh=0"), "leaves no language"),
     ],
 )

@@ -11,7 +11,7 @@ from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources import table
 from pbrl_jax.data.sources.common import prompt_id
-from pbrl_jax.data.tables import read_rows
+from pbrl_jax.data.tables import read_hub, read_rows
 
 ROWS = [
     {
@@ -143,6 +143,8 @@ def test_columns_that_do_not_exist(tmp_path):
         table.rows(path, "train", ("en",), 0, 0, ("querstion=prompt",))
     with pytest.raises(ConfigError, match="is no pair"):
         table.rows(path, "train", ("en",), 0, 0, ("question",))
+    with pytest.raises(ConfigError, match="two columns for question"):
+        table.rows(path, "train", ("en",), 0, 0, ("question=prompt", "question=lang"))
     with pytest.raises(DataError, match="no column 'language'"):
         table.rows(path, "train", ("en", "sw"), 0, 0, ("question=prompt",))
     assert len(table.rows(path, "train", ("sw",), 0, 0, ("question=prompt",))) == 1
@@ -189,6 +191,17 @@ def test_hub_ids_go_through_datasets(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fails)
     with pytest.raises(DataError, match="hub data set 'owner/data' with split 'test': offline. Give"):
         table.rows("owner/data", "test", ("sw",), 0, 0)
+
+
+def test_the_configurations_of_a_hub_data_set_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for code in ("sw", "th"):
+        (tmp_path / code).mkdir()
+        jsonl(tmp_path / code / "train.jsonl", [{"question": code}])
+    files = "\n".join(f"- config_name: {code}\n  data_files: {code}/train.jsonl" for code in ("sw", "th"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{files}\n---\n")
+    with pytest.raises(DataError, match=r"^Config name is missing\. Please pick .*'sw', 'th'\]$"):
+        read_hub(str(tmp_path), None, "train")
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])

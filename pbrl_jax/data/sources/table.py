@@ -141,6 +141,7 @@ def column_mapping(columns: Sequence[str], present: Sequence[str], place: str, t
     """`{field: column}` from `field=column` pairs and from columns that have a field's own name; `talks`: the column
     `prompt` holds conversations."""
     mapping = {field: field for field in FIELDS if field in present}
+    named: set[str] = set()
     if asked := [column for column in (*ASKED_BY[:talks], "question", *ASKED_BY) if column in present]:
         mapping["question"] = asked[0]
     for pair in columns:
@@ -151,6 +152,9 @@ def column_mapping(columns: Sequence[str], present: Sequence[str], place: str, t
             raise ConfigError(f"data.columns: unknown field {field!r}. {did_you_mean(field, FIELDS)}")
         if column not in present:
             raise DataError(f"{place} has no column {column!r} for {field}. {did_you_mean(column, present)}")
+        if field in named:
+            raise ConfigError(f"data.columns names two columns for {field}. Give one.")
+        named.add(field)
         mapping[field] = column
     if "question" not in mapping:
         raise DataError(
