@@ -136,6 +136,8 @@ class EncodedPairs:
                 print(f"{left} of {len(rows)} pairs of {code} have more than {self.limit} tokens and are left out.")
             if not self.pairs[code]:
                 raise DataError(f"No pair of {code} has at most {self.limit} tokens a side. Give shorter text.")
+            if left_out := len(rows) - len(self.pairs[code]):
+                print(f"{left_out} of {len(rows)} pairs of {code} have more than {self.limit} tokens a side: left out.")
         self.counts = pool_counts(dict.fromkeys(self.pairs, 1 / len(self.pairs)), config.translator.batch_size)
 
     @functools.cached_property

@@ -66,12 +66,16 @@ def test_sentences_are_paired_where_both_sides_have_as_many():
     assert sorted(training_segments(pairs, "both")["sw"]) == sorted(into + back)
 
 
-def test_a_batch_holds_as_many_of_each_language_as_tokens_of_the_model():
+def test_a_batch_holds_as_many_of_each_language_as_tokens_of_the_model(capsys):
     config = with_values(Config(), translator={"source": str(FOLDER), "batch_size": 5})
     model = start_translator(config, {}, make_mesh(config.mesh))
     segments = {"sw": [(Segment("Jibu ni 18.", "sw", "en"), "The answer is 18.")],
                 "de": [(Segment("Die Antwort lautet 4.", "de", "en"), "The answer is 4.")]}  # fmt: skip
     data = EncodedPairs(segments, model, config)
+    assert "left out" not in capsys.readouterr().out
+    long = {"sw": [*segments["sw"], (Segment("Jibu ni 18. " * model.source_limit, "sw", "en"), "The answer is 18.")]}
+    assert EncodedPairs(long, model, config).pairs == {"sw": data.pairs["sw"]}
+    assert f"1 of 2 pairs of sw have more than {model.source_limit} tokens a side" in capsys.readouterr().out
     batch = data.batch(0)
     assert data.counts == {"sw": 3, "de": 2}
     ids = model.tokenizer.encode
