@@ -50,8 +50,8 @@ def check_implicit(config: ImplicitConfig) -> None:
 
 
 def make_implicit(config: ImplicitConfig, assets: Any) -> Callable[[RewardInputs], Scores]:
-    """The reward `implicit`, in nats per token. An empty response is a valid 0; with form reference, a row without a
-    reference is invalid.
+    """The reward `implicit`, in nats per token. An empty response is a valid 0. A row is invalid where question,
+    response and reference are together beyond the policy's positions and, with form reference, without a reference.
 
     Raises:
       ConfigError: no start policy; form response without `implicit_policy`, or with one of another tokenizer.
@@ -124,6 +124,11 @@ def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:
 
 
 def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """Mean log-prob per token of each text given its context, in nats, [N]; 0 for a text without tokens."""
-    likelihoods = Engine.of(policy).score(contexts, texts)
-    return np.array([likelihood.logp / max(likelihood.tokens, 1) for likelihood in likelihoods], np.float32)
+    """Mean log-prob per token of each text given its context, in nats, [N]; 0 for a text without tokens, NaN where both
+    together are beyond the policy's positions."""
+    pairs = zip(contexts, texts, strict=True)
+    fits = [row for row, pair in enumerate(pairs) if not 0 < policy.positions < sum(map(len, pair))]
+    likelihoods = Engine.of(policy).score([contexts[row] for row in fits], [texts[row] for row in fits])
+    mean_N = np.full(len(texts), np.nan, np.float32)
+    mean_N[fits] = [likelihood.logp / max(likelihood.tokens, 1) for likelihood in likelihoods]
+    return mean_N

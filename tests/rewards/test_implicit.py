@@ -74,6 +74,25 @@ def test_what_another_policy_thinks_of_a_response(mean_logp, monkeypatch):
     assert found.valid_B.all()
 
 
+@pytest.mark.parametrize("form", ["reference", "response"])
+def test_what_a_model_was_not_made_for_is_invalid_and_ends_no_run(form, monkeypatch):
+    """The text of the first row and what is compared with it are together one token longer than the positions."""
+    tuned = Policy(policy().spec, tiny_params(policy().spec, seed=5), policy().tokenizer, "other")
+    inputs = reward_inputs([SWAHILI] * 3, TEXTS, encoder())
+    encode = policy().tokenizer.encode
+    behind = encode(SWAHILI.reference.text) if form == "reference" else policy().tokenizer.eos_ids
+    longest = len([*question(), *encode(TEXTS[0] + "\n" * (form == "reference")), *behind])
+    found = {}
+    for positions in (longest - 1, longest):
+        kept = {"max_position_embeddings": positions}
+        monkeypatch.setattr(implicit, "loaded_policy", lambda source, kept=kept: tuned._replace(kept=kept))
+        config = RewardConfig(functions=("implicit",), language_gate="off", implicit_form=form, implicit_policy="x")
+        assets = RewardAssets(encoder(), LANGUAGES, None, policy()._replace(kept=kept))
+        found[positions] = make_reward(config, assets)(inputs).total
+    assert [one.valid_B.tolist() for one in found.values()] == [[False, True, True], [True, True, True]]
+    np.testing.assert_allclose(found[longest - 1].value_B[1:], found[longest].value_B[1:], rtol=1e-5, atol=1e-6)
+
+
 def test_questions_are_put_as_the_run_puts_them(monkeypatch):
     """In the style of data.prompt_style, with the thinking switch of data.thinking."""
     asked = []
