@@ -21,7 +21,7 @@ from rich.text import Text
 
 from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.paths import append_json_lines, is_remote, parse_json, work_dir, write_atomic
+from pbrl_jax.core.paths import append_json_lines, is_remote, parse_json, work_dir, write_atomic, write_json_lines
 from pbrl_jax.logs.live import LiveView, Pace, evaluation_line, plain_line
 from pbrl_jax.logs.trackers import Tracker, make_trackers
 from pbrl_jax.mesh import watch
@@ -163,13 +163,16 @@ class MetricWriter:
         elif not self.quiet:
             self.console.print(plain_line(row, self._pace), highlight=False, soft_wrap=True)
 
-    def reopen(self, step: int) -> None:
-        """Removes the row of the last step, so that it can be written again with more metrics."""
-        self.last_step = step - 1
-        if self.active:
-            self._append_waiting()
-            kept, _ = kept_lines(self.path.read_bytes().decode(), step - 1)
-            write_atomic(self.path, "".join(kept))
+    def extend(self, metrics: Mapping[str, Any]) -> None:
+        """Adds metrics to the row of the last step; trackers, which have the row, get these alone."""
+        if not self.active:
+            return
+        self._append_waiting()
+        new, step = plain_scalars(metrics), self.last_step
+        rows = [parse_json(line) for line in kept_lines(self.path.read_bytes().decode(), step)[0]]
+        old = rows.pop() if rows and rows[-1]["step"] == step else {}
+        write_json_lines(self.path, [*rows, {"step": step} | dict(sorted((old | new).items()))])
+        self._track(step, new)
 
     def _track(self, step: int, row: Mapping[str, Any]) -> None:
         for tracker in self._trackers:

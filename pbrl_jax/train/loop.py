@@ -16,7 +16,7 @@ from pbrl_jax.checkpoint import BackgroundSaver, params_sha256
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, HostLost, PbrlError
-from pbrl_jax.core.paths import read_json_lines, write_atomic
+from pbrl_jax.core.paths import write_atomic
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
@@ -68,7 +68,6 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             write_atomic(work.config, to_json(config))
         frozen = kept_start(experiment)
         evaluate = on_forward_params(evaluate, frozen, config)
-        row = unfinished_row(experiment, position) if position.unevaluated and evaluate else None
         writer = MetricWriter(
             work.root, resume_step=position.step, max_steps=config.train.max_steps,
             tensorboard=config.log.tensorboard, quiet=quiet, live=f"train {work.root.name}",
@@ -80,8 +79,8 @@ def train(experiment: Experiment, evaluate: Evaluate | None = None, part: tuple[
             if position.step < config.train.max_steps:
                 if is_first():
                     work.final.unlink(missing_ok=True)  # it says that a run is finished
-                if row is not None and evaluate is not None:
-                    finished = evaluate_first(position, row, writer, evaluate)
+                if position.unevaluated and evaluate:
+                    finished = evaluate_first(position, writer, evaluate)
                 elif position.step == 0 and evaluate and config.train.eval_steps and config.train.eval_on_start:
                     if finished := (found := evaluated(evaluate, position)) is not None:
                         writer.write_evaluation(0, found)
@@ -310,19 +309,12 @@ def evaluated(evaluate: Evaluate, position: Position) -> dict[str, float] | None
         return None
 
 
-def unfinished_row(experiment: Experiment, position: Position) -> dict[str, Any]:
-    """The log's row of the last step, whose evaluation was cut short; empty on hosts that write no log."""
-    rows = read_json_lines(experiment.work.metrics) if is_first() else []
-    return next((row for row in reversed(rows) if row.get("step") == position.step), {})
-
-
-def evaluate_first(position: Position, row: dict[str, Any], writer: MetricWriter, evaluate: Evaluate) -> bool:
+def evaluate_first(position: Position, writer: MetricWriter, evaluate: Evaluate) -> bool:
     """The evaluation that a stop cut short; its metrics join the step's row. False when a stop was requested again."""
     found = evaluated(evaluate, position)
     if found is not None:
         writer.write_evaluation(position.step, found)
-        writer.reopen(position.step)
-        writer.write(position.step, {name: value for name, value in (row | found).items() if name != "step"})
+        writer.extend(found)
     return found is not None
 
 

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
+from pbrl_jax.logs import metrics
 from pbrl_jax.logs.metrics import MetricWriter, PhaseTimer, kept_lines
 from pbrl_jax.logs.samples import round_robin, write_samples
 
@@ -128,6 +130,26 @@ try:
 except CheckpointError as error:
     print(error)
 """
+
+
+def test_an_evaluation_that_was_cut_short_joins_its_row(tmp_path, monkeypatch):
+    """Also where the row holds a null, and without telling the trackers twice what they have."""
+    with MetricWriter(tmp_path, quiet=True) as writer:
+        writer.write(1, {"loss": 0.5})
+        writer.write(2, {"loss": math.nan, "reward": 0.25})
+    told = []
+    tracker = types.SimpleNamespace(
+        write=lambda step, row: told.append((step, row)), flush=lambda: None, close=lambda: None
+    )
+    monkeypatch.setattr(metrics, "make_trackers", lambda *_: [tracker])
+    with MetricWriter(tmp_path, quiet=True, resume_step=2) as writer:
+        writer.extend({"eval/accuracy/sw": np.float32(0.75)})
+        writer.write(3, {"loss": 0.125})
+    assert rows_of(tmp_path) == [
+        {"step": 1, "loss": 0.5}, {"step": 2, "loss": None, "reward": 0.25, "eval/accuracy/sw": 0.75},
+        {"step": 3, "loss": 0.125},
+    ]  # fmt: skip
+    assert told == [(2, {"eval/accuracy/sw": 0.75}), (3, {"step": 3, "loss": 0.125})]
 
 
 def test_full_disk_is_one_clear_error_and_repaired_at_resume(tmp_path):
