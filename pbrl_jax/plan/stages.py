@@ -84,8 +84,8 @@ def encoder_estimate(config: Config, spec: TextEncoderSpec, mesh: Sizes) -> Need
     size, S = settings.microbatch_size or settings.batch_size, config.encoder.max_length
     texts = (2 + settings.hard_negatives) / mesh.row_shards
     parts, tokens = settings.batch_size / size, texts * size * S
-    state = 3.0 * item * everything / mesh.fsdp
-    gradients = item * everything / mesh.fsdp * (2 if parts > 1 else 1)
+    state = 12.0 * everything / mesh.fsdp
+    gradients = 4.0 * everything / mesh.fsdp * (2 if parts > 1 else 1)
     scores = texts * size * inner.heads * min(S, 512) * S * 4.0
     inside = (2.0 * inner.ffn + 6 * inner.width) * item
     temporary = gradients + tokens * inside * (inner.layers / 1.5 + 3) + 3 * scores
@@ -93,7 +93,7 @@ def encoder_estimate(config: Config, spec: TextEncoderSpec, mesh: Sizes) -> Need
     flops = parts * forward * (3 + (parts > 1)) + parts * tokens * 4.0 * inner.width * S * inner.layers
     moved = parts * (8.0 * everything + tokens * inner.layers * inside * 6)
     sent = {"all-gather": 3 * parts * item * everything * (mesh.fsdp - 1) / mesh.fsdp,
-            "all-reduce": 2.0 * item * everything * (mesh.row_shards - 1) / mesh.row_shards}  # fmt: skip
+            "all-reduce": 8.0 * everything * (mesh.row_shards - 1) / mesh.row_shards}  # fmt: skip
     network = mesh.network({"fsdp": sent["all-gather"], "rows": sent["all-reduce"]})
     return Need(state + temporary, temporary, Cost(flops, moved, sent, network_bytes=network))
 
@@ -121,10 +121,8 @@ def encoder_bytes(spec: TextEncoderSpec) -> float:
 
 
 def encoder_state(spec: TextEncoderSpec, optim: OptimConfig, mesh: Mesh) -> TrainState:
-    """Shapes of the train state of `pbrl encoder`."""
-    kind, optimizer = jnp.dtype(spec.dtype), make_optimizer(optim)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, kind), abstract_tree(init_encoder, spec))
-    return state_shapes(params, optimizer, encoder_axes(spec), mesh)
+    """Shapes of the train state of `pbrl encoder`, in float32."""
+    return state_shapes(abstract_tree(init_encoder, spec), make_optimizer(optim), encoder_axes(spec), mesh)
 
 
 def stage_program(config: Config, models: Models, mesh: Mesh, verb: str) -> tuple[Callable, tuple]:

@@ -8,10 +8,12 @@ from tiny_policy import quick_compiles  # noqa: F401
 from tiny_world import LANGUAGES, SPACE, encoder, problem_prompts, tokenizer
 
 from pbrl_jax import Config, with_values
+from pbrl_jax.core.paths import work_dir
 from pbrl_jax.data.contrastive import Pair, quickstart_pairs
-from pbrl_jax.run.encoder import EncodedSteps, all_pairs
+from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.run.encoder import EncodedSteps, all_pairs, train_encoder
 from pbrl_jax.train.contrastive import info_nce
-from pbrl_jax.weights.encoders import embed_tokens
+from pbrl_jax.weights.encoders import embed_tokens, load_encoder, save_encoder, with_compute
 
 
 def rows(tokens, mask) -> list[list[int]]:
@@ -94,3 +96,20 @@ def test_all_pairs_follow_the_configuration():
     assert [len(pairs) for pairs in other] == [5, 5, 5]
     assert all(pair.target_language == "en" and pair.language in ("sw", "zh") for pairs in other for pair in pairs)
     assert tokenizer().encode(other[0][0].text)
+
+
+def test_weights_in_bfloat16_are_trained_in_float32(tmp_path):
+    """An update of a thousandth of a weight, which bfloat16 would round away, arrives; the compute type stays."""
+    model = encoder(max_length=64)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
+    model = model._replace(spec=with_compute(model.spec, "bfloat16"), params=rounded)
+    config = with_values(
+        Config(), data={"languages": LANGUAGES, "path": SPACE}, mesh={"data": 1},
+        contrastive={"steps": 1, "batch_size": 4, "learning_rate": 1e-4},
+    )  # fmt: skip
+    trained = train_encoder(config, work_dir(tmp_path / "w"), model, [], make_mesh(config.mesh))
+    pairs = list(zip(jax.tree.leaves(rounded), jax.tree.leaves(trained.params), strict=True))
+    moved = np.concatenate([(np.asarray(old, np.float32) != np.asarray(new)).reshape(-1) for old, new in pairs])
+    assert all(new.dtype == jnp.float32 for _, new in pairs) and moved.mean() > 0.5
+    save_encoder(trained, str(tmp_path / "encoder"))
+    assert load_encoder(str(tmp_path / "encoder")).spec.dtype == "bfloat16"
