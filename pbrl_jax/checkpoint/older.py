@@ -41,6 +41,7 @@ NUMERICS: tuple[Changed, ...] = (
     Changed("0.2.0", "compares new log-probs with the trainer's old ones, not with the sampler's"),
     Changed("0.2.0", "adds gradients of supervised stages in float32 and divides them once by the count", stages=True),
     Changed("0.2.0", "computes a new encoder in encoder.dtype, and trains encoders in float32", stages=True),
+    Changed("0.2.0", "gives equal responses to a prompt one score, where models round"),
     Changed("0.2.0", "leaves norms and biases out of Muon's weight decay", stages=True),
 )
 

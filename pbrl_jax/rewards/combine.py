@@ -21,7 +21,7 @@ from pbrl_jax.rewards.attempt import call_twice
 from pbrl_jax.rewards.comet import CometConfig, check_comet, make_comet
 from pbrl_jax.rewards.cosine import CosineConfig, make_cosine, make_token_cosine
 from pbrl_jax.rewards.implicit import ImplicitConfig, check_implicit, make_implicit
-from pbrl_jax.rewards.inputs import RewardInputs
+from pbrl_jax.rewards.inputs import RewardInputs, first_equal
 from pbrl_jax.rewards.intermediate import make_intermediate
 from pbrl_jax.rewards.judge import EndpointJudgeConfig, JudgeConfig, make_judge
 from pbrl_jax.rewards.language import IDENTIFIED_GATES, Verdict, apply_gate, make_gate
@@ -112,6 +112,9 @@ class Reward(NamedTuple):
     of_tokens: Callable[[Any, TextEncoderSpec], Callable[[TokenInputs], Scores]] | None = None
     signed: bool = True
     """Whether values below 0 are meaningful, as of penalties and likelihoods; a cosine below 0 is not."""
+    rounds: bool = False
+    """Whether a model computes it, which rounds otherwise in other rows of a batch: equal responses to a prompt get the
+    score of the first of them, or their group would seem to have a spread."""
 
 
 #: Name -> reward. To add a reward, add a line.
@@ -121,16 +124,20 @@ REWARDS: dict[str, Reward] = {
         CosineConfig,
         of_tokens=make_token_cosine,
         signed=False,
+        rounds=True,
     ),
     "answer": Reward(lambda config, assets: score_answers, signed=False),
-    "translation": Reward(make_translation, TranslationConfig, check_translation, signed=False),
-    "comet": Reward(make_comet, CometConfig, check_comet, signed=False),
-    "implicit": Reward(make_implicit, ImplicitConfig, check_implicit),
+    "translation": Reward(make_translation, TranslationConfig, check_translation, signed=False, rounds=True),
+    "comet": Reward(make_comet, CometConfig, check_comet, signed=False, rounds=True),
+    "implicit": Reward(make_implicit, ImplicitConfig, check_implicit, rounds=True),
     "judge": Reward(make_judge, JudgeConfig, signed=False),
     "intermediate": Reward(make_intermediate, EndpointJudgeConfig, signed=False),
-    "likelihood": Reward(make_likelihood, LikelihoodConfig, check_likelihood, signed=False),
+    "likelihood": Reward(make_likelihood, LikelihoodConfig, check_likelihood, signed=False, rounds=True),
     "alignment": Reward(
-        lambda config, assets: make_alignment(config, assets.encoder, assets.languages), SimilarityConfig, signed=False
+        lambda config, assets: make_alignment(config, assets.encoder, assets.languages),
+        SimilarityConfig,
+        signed=False,
+        rounds=True,
     ),
     "repetition": Reward(make_repetition, RepetitionConfig, of_tokens=make_token_repetition),
     "overlong": Reward(make_overlong, OverlongConfig, check_overlong, make_overlong),
@@ -296,6 +303,9 @@ def make_function(name: str, config: RewardConfig, assets: RewardAssets) -> Call
                 f"Reward {name} returned scores of shapes {scores.value_B.shape} and {scores.valid_B.shape} for {count}"
                 " completions. A reward returns one value and one validity per completion."
             )
+        if name in REWARDS and REWARDS[name].rounds:
+            rows = first_equal(inputs)
+            scores = jax.tree.map(lambda column: column[rows], scores)
         finite = jnp.isfinite(scores.value_B)
         applies_B = jnp.ones(count, bool) if scores.applies_B is None else scores.applies_B
         return Scores(jnp.where(finite, scores.value_B, 0.0), scores.valid_B & finite, scores.parts, applies_B)

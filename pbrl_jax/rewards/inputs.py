@@ -50,6 +50,14 @@ class RewardInputs(NamedTuple):
         return np.array([prompt.reference is not None for prompt in self.prompts], bool)
 
 
+def first_equal(inputs: RewardInputs) -> np.ndarray:
+    """Of each row the first one with its prompt, text and tokens, [B]."""
+    first: dict[tuple[int, str, bytes], int] = {}
+    tokens = (ids[: int(n)].tobytes() for ids, n in zip(inputs.tokens_BR, inputs.lengths_B, strict=True))
+    keys = zip(map(id, inputs.prompts), inputs.completions, tokens, strict=True)
+    return np.array([first.setdefault(key, row) for row, key in enumerate(keys)], int)
+
+
 def part_names(parts: str) -> tuple[str, ...]:
     """The parts of a setting of `reward.parts`."""
     return ("reasoning", "answer") if parts == "split" else (parts,)

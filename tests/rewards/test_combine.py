@@ -18,6 +18,7 @@ from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
 from pbrl_jax.rewards.combine import REWARDS, Reward, RewardAssets, alike_in_group, make_reward
 from pbrl_jax.rewards.cosine import make_cosine
+from pbrl_jax.rewards.inputs import first_equal
 from pbrl_jax.train.hosted import separate_rewards
 from pbrl_jax.train.metrics import reward_metrics, sample_rows
 
@@ -149,6 +150,20 @@ def test_a_reward_that_raises_makes_its_rows_invalid_and_says_so(monkeypatch, ca
     monkeypatch.setitem(REWARDS, "answer", Reward(make(ConfigError("not like this"))))
     with pytest.raises(ConfigError, match="not like this"):
         combined([RIGHT], functions=("answer",))
+
+
+def test_equal_responses_have_one_score_also_where_an_encoder_rounds():
+    """In other rows of a batch sums round otherwise: of 21 equal responses the cosines differ by 6e-8, and a group
+    counts as one without a signal up to 1e-8. Other tokens, texts or prompts are scored apart."""
+    reward = make_reward(RewardConfig(), RewardAssets(encoder(), LANGUAGES, None))
+    result = reward(reward_inputs([SWAHILI] * 22, [RIGHT] * 21 + [WRONG], encoder()))
+    values = np.asarray(result.value_B)
+    assert np.ptp(values[:21]) == 0 and values[21] != values[0]
+    assert all(np.ptp(np.asarray(part)[:21]) == 0 for part in result.each["cosine"].parts.values())
+    inputs = reward_inputs([SWAHILI, SWAHILI, SWAHILI._replace(answer="1"), SWAHILI], [RIGHT, RIGHT, RIGHT, WRONG])
+    assert first_equal(inputs).tolist() == [0, 0, 2, 3]
+    inputs.tokens_BR[1, 0] += 1
+    assert first_equal(inputs).tolist() == [0, 1, 2, 3]
 
 
 def test_a_row_without_a_reference_stays_invalid_whatever_its_text():
