@@ -11,8 +11,10 @@ import re
 from typing import NamedTuple
 
 from pbrl_jax.text.equality import same_answer
+from pbrl_jax.text.formulas import whole_formula
 from pbrl_jax.text.languages import language, nfc
 from pbrl_jax.text.numerals import HAN_NUMBER, ascii_digits
+from pbrl_jax.text.options import option_letter
 from pbrl_jax.text.quantities import canonical_number, number_prefix
 from pbrl_jax.text.values import last_number, read_box, read_line, whole_value, word_value
 
@@ -174,6 +176,8 @@ def _last_tag(text: str, code: str) -> _Match | None:
     announced = _announced(inside, code)
     if announced is not None and announced.answer is not None:
         return _Match(tags[-1].start(), announced.answer)
+    if whole_formula(inside.strip()) and option_letter(inside, code, small=True) is None:
+        return _Match(tags[-1].start(), read_box(inside, code))
     return _Match(tags[-1].start(), _first_line_answer(inside, code))
 
 

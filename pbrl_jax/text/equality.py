@@ -10,7 +10,7 @@ import re
 import threading
 from fractions import Fraction
 
-from pbrl_jax.text.expressions import equal_expressions
+from pbrl_jax.text.expressions import equal_equations, equal_expressions
 from pbrl_jax.text.values import LONGEST_NUMBER, plain, squeeze, word_value
 
 TOLERANCE = Fraction(1, 10**6)
@@ -21,17 +21,23 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:/\d+)?")
 _COSTLY = re.compile(
     r"\\(?:d?binom|sum|prod|int|lim|choose|begin|pmod|sqrt\[)|!|\d{10}|\^\{?-?(?:[7-9]|\d\d)|\^\{?[\\(]"
     r"|\^\{[^{}]*\^|\^\w\^|(?<![\\A-Za-z])[A-Za-z]{3}|[∈:]"
+    r"|\\[lc]?dots|\.\.\.|…|'|[\dA-F)]_|\\mp"
 )
-"""Expressions that may take long: sums, products, integrals, factorials, long numbers, large powers; prose; sets with
-conditions, of which math-verify reads a part."""
-_WRAPPERS = re.compile(r"\\(?:left|right|displaystyle|big|Big|limits)(?![A-Za-z])|\\[,;:! ]|\\q?quad|~|\\\$")
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}")
+"""Expressions that may take long: sums, products, integrals, factorials, long numbers, large powers; prose. And those
+of which math-verify reads a part: sets with conditions, ellipses, primes, numbers of another base."""
+_WRAPPERS = re.compile(
+    r"\\(?:left|right|displaystyle|big|Big|limits)(?![A-Za-z])|(?<!\\)\\[,;:! ]|\\q?quad|(?<!\d)~|~(?!\d)|\\\$"
+)
+_TEXT = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|boldsymbol|underline|ensuremath)\s*\{([^{}]*)\}"
+)
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
 _ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot))\s*\(?(\d+(?:\.\d+)?)\s*(?:\^\s*\{?(?:\\circ|°)\}?|°|\\degree)\)?")
 """The function of an angle in degrees, which elsewhere is a unit."""
 _NAMES = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\colon": ":", "π": "\\pi", "√": "\\sqrt", "×": "\\times", "·": "\\cdot",
     "∞": "\\infty", "∅": "\\emptyset", "\\varnothing": "\\emptyset", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
+    "\\lbrace": "{", "\\rbrace": "}",
 }  # fmt: skip
 _SIGNS = {
     "≤": r"\\le(?:qslant|q)?(?!ft|ss|ad)|⩽", "≥": r"\\ge(?:qslant|q)?(?!ts)|⩾", "≠": r"\\ne(?:q|(?![gwa]))",
@@ -45,9 +51,12 @@ _FORMS = (
     (re.compile(r"\\mathbb([A-Z])"), r"\\mathbb{\1}"),
     (re.compile(r"(?<=\d)(?:\\[lc]?dots|…)$"), ""),
     (re.compile(r"([\^_])\{(\w)\}"), r"\1\2"),
+    (re.compile(r"^\(?(\d+)\)?_\{?10\}?$"), r"\1"),
+    (re.compile(r"^\((\d+)\)(?=_\w+$)"), r"\1"),
     (re.compile(r"(?<=[(\[,])\+(?=\\infty)"), ""),
     *((re.compile(pattern), sign) for sign, pattern in _SIGNS.items()),
 )
+_REPEATING = re.compile(r"(?<![\d.])(\d+)\.(\d*)\\(?:overline|dot|bar)\{?(\d+)\}?(?!\d)")
 _JOIN = re.compile(
     r"\\text\{(?:,|\s)*(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|和|或|または|또는|และ|หรือ)\s*\}|\$\s*(?:and|or)\s*\$"
 )
@@ -57,6 +66,7 @@ _NAME = (
 _NAMED = re.compile(rf"^\$?(?:{_NAME}|\({_NAME}(?:,{_NAME})+\))[=∈](?=[^=∈]+$)")
 _INEQUALITY = re.compile(r"(?:([^<≤]+)([<≤]))??(?:\\[A-Za-z]+|[A-Za-z])(?:_\w)?(?:([<≤])([^<≤]+))?")
 _MIXED = re.compile(r"(-?)(\d{1,9})?\\frac\{(\d{1,9})\}\{(\d{1,9})\}")
+_MATRIX = re.compile(r"\\begin\{([pb]?matrix)\}(.*)\\end\{\1\}")
 _RELATION = re.compile(r"[=<>≤≥≠∈]")
 _ALGEBRA = re.compile(r"[\\^/()+*_A-Za-z!-]")
 
@@ -69,6 +79,8 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
     a, b = _form(answer), _form(gold)
     if a == b or (a.casefold() == b.casefold() and a.isalpha()):
         return bool(a)
+    if {a[-2:], b[-2:]} == {"+c", "+C"}:
+        a, b = a[:-1] + "C", b[:-1] + "C"  # the constant of an integral
     if not _RELATION.search(a) or not _RELATION.search(b):
         a, b = _without_name(a), _without_name(b)
     elif "∈" in a + b:
@@ -83,7 +95,9 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
     # An equation can only equal an equation, and an expression of numbers and letters only such an expression.
     if bool(_RELATION.search(a)) != bool(_RELATION.search(b)) or not (_ALGEBRA.search(a) or _ALGEBRA.search(b)):
         return False
-    equal = _same_sides(a, b) or equal_expressions(a, b)
+    if (cells := _cells(a)) and (others := _cells(b)):
+        return _same_cells(cells, others)
+    equal = _same_sides(a, b) or (equal_equations if "=" in a else equal_expressions)(a, b)
     if equal is not None or _is_expression(a) or _is_expression(b):
         return bool(equal)
     return _is_cheap(a) and _is_cheap(b) and _same_by_math_verify(a, b)
@@ -103,9 +117,18 @@ def _form(text: str) -> str:
     for name, normal in _NAMES.items():
         text = text.replace(name, normal)
     text = squeeze(text.replace("$", ""))
+    text = _REPEATING.sub(_repeating, text)
     for pattern, form in _FORMS:
         text = pattern.sub(form, text)
     return _ascending(text)
+
+
+def _repeating(match: re.Match) -> str:
+    """0.1\\overline{6} as a fraction, 1/6."""
+    whole, decimals, period = match.groups()
+    if len(match.group()) > LONGEST_NUMBER:
+        return match.group()
+    return str((int(whole + decimals) + Fraction(int(period), 10 ** len(period) - 1)) / 10 ** len(decimals))
 
 
 def _ascending(text: str) -> str:
@@ -126,7 +149,10 @@ def _without_name(text: str) -> str:
 
 
 def _interval(text: str) -> str:
-    """The interval of an inequality of one letter, 0<x≤1 or x≥2, else the text."""
+    """The interval of an inequality of one letter, 0<x≤1 or x≥2, the union of several, else the text."""
+    if len(parts := _split(text)) > 1:
+        parts = list(map(_ascending, parts))
+        return "\\cup".join(map(_interval, parts)) if all(map(_INEQUALITY.fullmatch, parts)) else text
     match = _INEQUALITY.fullmatch(text)
     if match is None or not (match[2] or match[3]):
         return text
@@ -158,6 +184,20 @@ def _same_sides(a: str, b: str) -> bool:
     relations = [_RELATION.findall(text) for text in (a, b)]
     sides = zip(_RELATION.split(a), _RELATION.split(b), strict=False)
     return bool(relations[0]) and relations[0] == relations[1] and all(_same_item(x, y) for x, y in sides)
+
+
+def _cells(text: str) -> list[list[str]] | None:
+    """The rows of a matrix; None of any other text, and of a determinant."""
+    match = _MATRIX.fullmatch(text)
+    return [row.split("&") for row in match[2].removesuffix("\\\\").split("\\\\")] if match else None
+
+
+def _same_cells(rows: list[list[str]], others: list[list[str]]) -> bool:
+    if [len(row) for row in rows] != [len(row) for row in others]:
+        return False
+    return all(
+        _same_item(x, y) for row, other in zip(rows, others, strict=True) for x, y in zip(row, other, strict=True)
+    )
 
 
 def _same_list(a: str, b: str) -> bool:

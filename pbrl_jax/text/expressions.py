@@ -62,6 +62,22 @@ def equal_expressions(a: str, b: str) -> bool | None:
     return True
 
 
+def equal_equations(a: str, b: str) -> bool | None:
+    """Whether the sides of two equations without spaces differ by the same amount, up to a factor, at POINTS points:
+    2y=4x and y-2x=0. None if that cannot be decided."""
+    sides = [*a.split("="), *b.split("=")]
+    if len(sides) != 4 or max(map(len, sides)) > LONGEST or any(map(_WORD.search, sides)):
+        return None
+    ratios: list[Number] = []
+    try:
+        for point in range(POINTS):
+            left, right, other_left, other_right = (_Parser(side, point).whole() for side in sides)
+            ratios.append((left - right) / (other_left - other_right))
+    except (_Undecided, ArithmeticError, ValueError):
+        return None
+    return ratios[0] != 0 and all(abs(complex(ratio / ratios[0] - 1)) < 1e-9 for ratio in ratios)
+
+
 class _Parser:
     """A recursive descent parser of one expression, which computes its value at one point."""
 
@@ -150,7 +166,10 @@ class _Parser:
             return _factorial(n) / (_factorial(k) * _factorial(n - k))
         if token == "\\sqrt":
             degree = self.group() if self.next == "[" else Fraction(2)
-            return _to_power(self.argument(), 1 / degree)
+            inside = self.argument()
+            if isinstance(inside, Fraction) and inside < 0 and degree.imag == 0 and degree.real % 2 == 1:
+                return -_to_power(-inside, 1 / degree)  # the real root
+            return _to_power(inside, 1 / degree)
         if token in _FUNCTIONS:
             return self.function(token)
         if token in _CONSTANTS:

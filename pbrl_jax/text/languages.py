@@ -78,10 +78,10 @@ class Language(NamedTuple):
     their words; `numbers` are the words of 0, 1, 2 ..., `tens` those of 30 to 100; `more_numbers` are further ones with
     their values, `number_joint` is what may stand between the parts of a number word, `and_half` are the words of "and
     a half" behind a number, and `half_before` is one that adds a half to the number behind it. `ors` and `ands` join
-    several numbers; `comparisons` and `comparisons_after` are the words of "more than" before and behind a number;
-    `measures` are units of quantities in several parts ("1 hour 30 minutes"). `ask` holds the words before a question
-    and before its solution; `instruction`, `lead`, `boxed` and `tags` are sentences of prompts (see
-    pbrl_jax.text.prompts), "" where the language has none.
+    several numbers, `to` the ends of a range; `comparisons` and `comparisons_after` are the words of "more than" before
+    and behind a number ("or more", "remainder 5"); `measures` are units of quantities in several parts ("1 hour 30
+    minutes"). `ask` holds the words before a question and before its solution; `instruction`, `lead`, `boxed` and
+    `tags` are sentences of prompts (see pbrl_jax.text.prompts), "" where the language has none.
     """
 
     name: str
@@ -105,6 +105,7 @@ class Language(NamedTuple):
     half_before: str = ""
     ors: str = ""
     ands: str = ""
+    to: str = ""
     comparisons: str = ""
     comparisons_after: str = ""
     measures: str = ""

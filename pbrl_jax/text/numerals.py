@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 from pbrl_jax.text.languages import language, nfc
@@ -41,6 +42,7 @@ _POWER = re.compile(
 
 _LATEX_FRACTION = re.compile(r"(\d)?\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(-?\d+)\s*\}|(\d))")
 _SIGNS = str.maketrans("٫٬٪−﹣－", ".,%---")
+_ARABIC_THOUSANDS = re.compile(r"(?<=\d)،(?=\d{3}(?!\d))")
 
 
 def ascii_digits(text: str) -> str:
@@ -48,6 +50,7 @@ def ascii_digits(text: str) -> str:
     text = text.translate(_SIGNS)
     if text.isascii():
         return text
+    text = _ARABIC_THOUSANDS.sub(",", text)
     return "".join(str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text)
 
 
@@ -98,7 +101,9 @@ _ONE_ALONE = re.compile(r"\s*(?:$|[.,;:!?)*。।])")
 PARTS = {"half": 2, "halves": 2, "tenth": 10} | dict.fromkeys(("third", "thirds"), 3)
 PARTS |= dict.fromkeys(("quarter", "quarters"), 4) | dict.fromkeys(("fifth", "fifths"), 5)
 _PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(PARTS)})(?![^\W_])", re.IGNORECASE)
-AND_PART = re.compile(rf"\s+and (?:an?|one) ({'|'.join(PARTS)})(?![^\W_])", re.IGNORECASE)
+AND_PART = re.compile(
+    rf"(?:\s+(?:{language('en').measures}))?\s+and (?:an?|one) ({'|'.join(PARTS)})(?![^\W_])", re.IGNORECASE
+)
 _MINUS_WORD = re.compile(
     r"(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|سالب|ناقص|منفی)\s+", re.IGNORECASE
 )
@@ -112,10 +117,11 @@ def number_words() -> dict[str, list[str]]:
 
 @functools.cache
 def half_behind(code: str) -> re.Pattern:
-    """A pattern of "and a half" behind a number."""
+    """A pattern of "and a half" behind a number, with or without a measure: "1 heure et demie", "1个半小时"."""
     entry = language(code)
     gap, stop = (r"\s+", r"(?![^\W_])") if entry.spaced else (r"\s*", "")
-    return re.compile(rf"{gap}(?:{nfc(entry.and_half) or '(?!)'}){stop}", re.IGNORECASE)
+    unit = rf"(?:{gap}(?:{nfc(entry.measures) or '(?!)'}|[个個]))?"
+    return re.compile(rf"{unit}{gap}(?:{nfc(entry.and_half) or '(?!)'}){stop}", re.IGNORECASE)
 
 
 def number_word(text: str, code: str, whole: bool = False) -> str | None:
@@ -130,6 +136,8 @@ def number_word(text: str, code: str, whole: bool = False) -> str | None:
         if match is None:
             return None
         below, above = (match.group(), None) if whole else match.groups()
+        if above is None and not whole and (text.startswith("一半") or half_behind(code).match(text, match.end())):
+            return str(Fraction(1, 2) + (0 if text.startswith("一半") else Fraction(han_number(below))))
         if above is None:
             return han_number(below)
         return han_number(above) if below == "百" else f"{han_number(above)}/{han_number(below)}"

@@ -18,7 +18,7 @@ _OPTION_WORD = (
 )
 _BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]{{0,20}}{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]{{0,20}}"
 _OPTION = re.compile(
-    rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9_]|['’](?:s|m|re|ll|d|ve)\b|\.\d|\s*[+*/=^]|\s*-(?!\s+[^\W\d_]{{2}})|\s+\d))",
+    rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9_]|['’](?:s|m|re|ll|d|ve)\b|\.\d|\s*[+*/=^]|\s*\\[A-Za-z]|\s*-(?!\s+[^\W\d_]{{2}})|\s+\d))",
     re.IGNORECASE,
 )
 _OR = "and|or|und|oder|y|o|ou|et|e|i|и|или|أو|و|या|বা|หรือ|hoặc|或|和|atau|au"

@@ -52,23 +52,6 @@ def without_unit(inside: str) -> str | None:
     return match[1]
 
 
-_IN_FORMULA = re.compile(r"(?:√\s?\(?|sqrt\s?\(|\)\s?\^|(?<![^\W_])[A-Za-z]\s?[-+*/^(]\s?)$")
-_FORMULA = re.compile(
-    r"[\s*_:：$]*((?:[-+*/^()√\d.\s]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|sqrt(?=\s?\()|pi(?![A-Za-z]))+?)[\s.!*_$]*"
-)
-
-
-def in_formula(before: str) -> bool:
-    """Whether a number behind `before` belongs to a root or to an expression of a letter: √2, x^2, n(n+1)."""
-    return _IN_FORMULA.search(before) is not None
-
-
-def bare_formula(line: str) -> str | None:
-    """A line that is only a formula without LaTeX, "n(n+1)/2"; None for any other."""
-    match = _FORMULA.fullmatch(line)
-    return None if match is None else re.sub(r"(?<!\\)sqrt", r"\\sqrt", re.sub(r"\s+", "", match[1]))
-
-
 class Quantity(NamedTuple):
     """The canonical value of a quantity, None if it is no number, and where its text ends."""
 

@@ -31,7 +31,7 @@ def _comparisons(code: str) -> tuple[re.Pattern, re.Pattern]:
     start = r"(?<![^\W_])" if entry.spaced else ""
     unit = rf"(?:\s+{_UNIT})?" if code in SCALE_FIRST else ""
     in_front = rf"{start}(?:{nfc(entry.comparisons) or '(?!)'}){unit}\s*$"
-    gap = r"\s*" if entry.spaced else r"\s*[^\W\d_]{0,2}?\s*"
+    gap = rf"\s*(?:{_UNIT}\s+)?" if entry.spaced else r"\s*[^\W\d_]{0,2}?\s*"
     behind = rf"{gap}(?:{nfc(entry.comparisons_after) or '(?!)'})"
     return re.compile(in_front, re.IGNORECASE), re.compile(behind, re.IGNORECASE)
 
@@ -40,7 +40,7 @@ def second_measure(before: str, after: str, code: str) -> bool:
     """Whether a number with another unit belongs to a number: "1 hour 30 minutes", "3 apples and 2 pears", "5 apples or
     6 apples". A number in another unit behind "or" says the same again: "2 hours or 120 minutes"."""
     parts, joined, unit_first = _measures(code)
-    if parts.match(after):
+    if parts.match(after) or _range(code).match(after):
         return True
     if unit_first is not None and (match := unit_first.match(after)):
         own = re.search(rf"({_UNIT})\s*$", before)
@@ -61,7 +61,9 @@ def _measures(code: str) -> tuple[re.Pattern, re.Pattern, re.Pattern | None]:
     number = r"\d[\d.,]*"
     join = rf"(?:(?P<or>{nfc(entry.ors) or '(?!)'})|(?:{nfc(entry.ands) or '(?!)'}))(?![^\W\d_])"
     inches = r"in(?=\s*(?:$|[.,;!?)]))"
-    parts = rf"[\s-]*{measure}\s*(?:{number}(?<!,)\s*(?:{measure}|{inches}|$|[!?।。])|,\s*{number}\s*{measure})"
+    # A language may add an ending: 30 dakikadır.
+    second = rf"{measure}|(?:{nfc(entry.measures) or '(?!)'})[^\W\d_]{{1,6}}|{inches}"
+    parts = rf"[\s-]*{measure}\s*(?:{number}(?<!,)\s*(?:{second}|$|[!?।。])|,\s*{number}\s*{measure})"
     if entry.spaced:
         joined = rf"\s*(?P<unit>{_UNIT})(?:\s+{_UNIT})?\s+{join}\s*{number}\s*(?P<second>{_UNIT})?"
     else:
@@ -70,6 +72,17 @@ def _measures(code: str) -> tuple[re.Pattern, re.Pattern, re.Pattern | None]:
     first = rf"\s+{join}\s+(?P<unit>{_UNIT})\s+{number}"
     unit_first = re.compile(first, re.IGNORECASE) if code in SCALE_FIRST else None
     return re.compile(parts, re.IGNORECASE), re.compile(joined, re.IGNORECASE), unit_first
+
+
+@functools.cache
+def _range(code: str) -> re.Pattern:
+    """A pattern behind the first end of a range: "to 6", "euros to 6 euros"."""
+    entry = language(code)
+    to = nfc(entry.to) or "(?!)"
+    if not entry.spaced:
+        return re.compile(rf"\s*(?:(?P<unit>[^\s\d,;，、；。]{{1,4}}?)\s*)?(?:{to})\s*\d[\d.,]*(?(unit)\s*(?P=unit))")
+    end = r"(?![^\W\d_])[\s$€£¥₹]*\d[\d.,]*"
+    return re.compile(rf"\s+(?:(?P<unit>{_UNIT})\s+)?(?:{to}){end}(?(unit)\s+(?P=unit))", re.IGNORECASE)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from pbrl_jax.text.formulas import MATHS, TEXT_COMMAND, bare_formula, in_formula, is_formula, latex_before_prose
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.numerals import ascii_digits, number_word, without_latex_fractions, without_myriads, without_powers
@@ -13,10 +14,8 @@ from pbrl_jax.text.quantities import (
     NUMBER,
     SPACES,
     Quantity,
-    bare_formula,
     canonical,
     canonical_number,
-    in_formula,
     number_prefix,
     quantity,
     without_unit,
@@ -42,7 +41,7 @@ _CLAUSE_END = re.compile(
 )
 _CIRCUMSTANCE = re.compile(r"\W*[AÀ]\s+\d[^,;]*,\s*(-?\d[\d.,]*)\W*$")
 """A phrase with a preposition before the value: "a 3 km, 5"."""
-_RANGE = re.compile(r"\s*(?:[-–~〜～]|to|bis|à|до)\s*\d|['’′]\s?\d")
+_RANGE = re.compile(r"\s*(?:[-–~〜～]|—(?=\d)|to|bis|à|до)\s*\d|['’′]\s?\d")
 _SIDE = re.compile(r"=\s*(?:[^\W\d_]+\.?\s+)?(-?[\d.,]+)")
 _OPERATION = re.compile(r"\d[\s)]*(?:[-+*/×·÷x]|\\(?:times|cdot|div))|\d\s+[^\W\d_]+\s*[-+*/×·÷x]\s*\d")
 _MINUS = re.compile(
@@ -54,7 +53,6 @@ _TRAILING_MINUS = re.compile(r"(?<![\d.,])(\d[\d.,]*)-(?![\d\w])")
 _NOT = re.compile(r"(?:\b(?:not|nicht|isn't|не|si|sio|bukan|değil)|no es|n'est pas|không phải|不是)\s*$", re.IGNORECASE)
 _BUT = re.compile(r"\b(?:but|sondern|sino|mais|а|bali|tapi|melainkan|mà)\b|而是", re.IGNORECASE)
 _LEAD = re.compile(r"[\s*_:：=≈~\"'“”‘’„«»「『`]*")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operatorname|mathit|mathsf)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"^\s*\$?\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\(\w{1,3}\))?\s*=(?!.*=)")
 _LIST = re.compile(r"-?\d+,\d{1,2}(?!\d)|-?\d+,\d{4,}")
 _CURRENCY = re.compile(r"\\\$|\b(?:R|US|HK|NT|A|C|S)(?=\\?\$)|[$€£¥₹฿₩₽₫৳₦₺]|(?<=\d)/[=-](?![\d=])")
@@ -62,8 +60,6 @@ _CURRENCY_FIRST = re.compile(
     r"(?:Rp|Rs|RM|Kshs?|KSh|Tshs?|TSh|Ush|[A-Z]{2}D|EUR|GBP|INR|KES|TZS|UGX|NGN|ZAR|IDR)(?![A-Za-z])\.?\s*(?=\d)"
 )
 """Currencies that are written before their amount."""
-_MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_ALGEBRA = re.compile(r"[\^_=]|^(?!.*[A-Za-z]{3}).*(?:[A-Za-z]\s*[-+*/(]|[-+*/)]\s*[A-Za-z])")
 _FUNCTION = re.compile(r"sin|cos|tan|log|ln|exp|sqrt|mod|max|min(?!ut)|lim|gcd|lcm")
 _GAP = r"(?:\s*[\s:：]\s*|(?<=[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\ud7af])(?=-?\d))"
 _WORDS = re.compile(rf"(?:(?![A-Za-z](?![^\W\d_]))[^\W\d_][^\s\d\\^=<>+*/{{}}()\[\]]*?{_GAP})+(?=-?\d)")
@@ -91,7 +87,7 @@ def plain(text: str) -> str:
     folded = ascii_digits(unicodedata.normalize("NFKC", spread)).replace("\u2044", "/")
     folded = folded.replace("{,}", ",").replace("{-}", "-").replace("\\!", "").replace("\\%", "%").replace("**", "")
     folded = re.sub(r"(?<=\d)\\,(?=\d{3})", "", folded)
-    return _CURRENCY.sub("", re.sub(r"\\[,;: ]|~", " ", folded))
+    return _CURRENCY.sub("", re.sub(r"\\[,;: ]|(?<!\d)~|~(?!\d)", " ", folded))
 
 
 def _spread(c: str) -> str:
@@ -128,10 +124,12 @@ def read_line(line: str, code: str, at_once: bool = False) -> str | None:
     letter = option_letter(line, code, small=True)
     if letter is not None:
         return letter or None
-    formula = _MATHS.search(line) if "\\" in line else _MATHS.match(_LEAD.sub("", line, count=1))
+    formula = MATHS.search(line) if "\\" in line else MATHS.match(_LEAD.sub("", line, count=1))
+    if formula is None and (latex := latex_before_prose(_LEAD.sub("", line, count=1))):
+        return read_box(latex, code)
     if formula is not None and (not at_once or not re.search(r"[^\W_]", line[: line.find(formula.group())])):
         inside = next(group for group in formula.groups() if group)
-        if re.search(r"[\\^_A-Za-z]", inside) and ("\\" in line or _ALGEBRA.search(inside)):
+        if is_formula(inside, "\\" in line):
             return _formulas(formula, code)
     figures = _in_figures(_SUPERSCRIPT.sub("", line), code)
     start = number_prefix(code).sub("", _LEAD.sub("", figures, count=1).lstrip("$([ "), count=1)
@@ -143,7 +141,7 @@ def read_line(line: str, code: str, at_once: bool = False) -> str | None:
 def _formulas(first: re.Match, code: str) -> str | None:
     """The value of a formula, or the list of those that "and" or "or" joins to it: $x=2$ or $x=3$."""
     formulas, end, joined = [first], first.end(), False
-    while (between := joint(code).match(first.string, end)) and (further := _MATHS.match(first.string, between.end())):
+    while (between := joint(code).match(first.string, end)) and (further := MATHS.match(first.string, between.end())):
         formulas, end, joined = [*formulas, further], further.end(), joined or bool(between["join"])
     values = [read_box(next(group for group in formula.groups() if group), code) for formula in formulas]
     if not joined:
@@ -286,7 +284,7 @@ def read_box(inside: str, code: str, words_before: bool = True) -> str | None:
     `words_before` is false), an option letter, else LaTeX without spaces; None if it is empty."""
     if len(inside) > LONGEST_LINE:
         return squeeze(inside)
-    content = _TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
+    content = TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
     content = re.sub(r"^(?:\\approx|\\sim|[≈~\s])+", "", content.strip().strip("$").strip())
     content = re.sub(r"^\{([^{},]*)\}$", r"\1", content).strip()
     letter = boxed_option(content)

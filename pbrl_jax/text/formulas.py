@@ -1,0 +1,64 @@
+"""Formulas in a line of text: between dollar signs, in LaTeX without them, and in plain characters."""
+
+import re
+
+MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+"""A formula between dollar signs or LaTeX brackets."""
+TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|underline|ensuremath)\s*\{([^{}]*)\}"
+)
+_ALGEBRA = re.compile(r"[\^_=]|^(?!.*[A-Za-z]{3}).*(?:[A-Za-z]\s*[-+*/(]|[-+*/)]\s*[A-Za-z])")
+_SYMBOLS = re.compile(r"(?!\s)(?=.*[A-Za-z])(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))+(?<!\s)")
+"""Signs and single letters; a currency ("$9 a day and $3") ends with a space."""
+_TUPLES = re.compile(r"(?:[(\[][^()\[\]]+,[^()\[\]]+[)\]][\s,;]*)+")
+_LETTERS = frozenset("bcdfghjklmnpqrstvwxz")
+"""Letters that are no words, such as the conjunctions e and y."""
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_FORMULA_COMMAND = re.compile(r"\\(?!circ|degree|text|math|mbox|left|right|q?quad|displaystyle)[A-Za-z]+")
+_PROSE = re.compile(r"(?:(?<=\s)[aàoyeuи]\s+)?(?:[^\W\d_A-Za-zΑ-ω]|[A-Za-z]{2})")
+_IN_FORMULA = re.compile(r"(?:√\s?\(?|sqrt\s?\(|\)\s?\^|(?<![^\W_])[A-Za-z]\s?[-+*/^(]\s?)$")
+_FORMULA = re.compile(
+    r"[\s*_:：$]*((?:[-+*/^()√\d.\s]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|sqrt(?=\s?\()|pi(?![A-Za-z]))+?)[\s.!*_$]*"
+)
+
+
+def is_formula(inside: str, latex: bool) -> bool:
+    """Whether the text between two dollar signs is a formula: $n$, $x^2$, $(3,2)$, and no number or currency; with
+    `latex`, in a line with LaTeX commands, every text with a letter is."""
+    if _TUPLES.fullmatch(inside):
+        return True
+    symbols = latex or _ALGEBRA.search(inside) or _SYMBOLS.fullmatch(inside)
+    return bool(symbols) and re.search(r"[\\^_A-Za-z]", inside) is not None
+
+
+def latex_before_prose(text: str) -> str | None:
+    r"""The LaTeX at the beginning of a text without dollar signs, "\frac{\pi}{2} because ..."; None without any."""
+    prose = _prose(text)
+    latex = (text[: prose.start()] if prose else text).rstrip(" .,;:!?*_`。")
+    return latex if _FORMULA_COMMAND.search(latex) and latex.count("{") == latex.count("}") else None
+
+
+def whole_formula(text: str) -> bool:
+    """Whether a text is one formula or several, without words: a letter, tuples, an inequality, LaTeX."""
+    if "\n" in text or _prose(text):
+        return False
+    return text in _LETTERS or bool(
+        _FORMULA_COMMAND.search(text) or _TUPLES.fullmatch(text) or re.search("[<>≤≥]", text)
+    )
+
+
+def _prose(text: str) -> re.Match | None:
+    """The first word that is no LaTeX command and in no \\text{}."""
+    hidden = TEXT_COMMAND.sub(lambda match: "\\" * len(match.group()), text)
+    return _PROSE.search(_COMMAND.sub(lambda match: "\\" * len(match.group()), hidden))
+
+
+def in_formula(before: str) -> bool:
+    """Whether a number behind `before` belongs to a root or to an expression of a letter: √2, x^2, n(n+1)."""
+    return _IN_FORMULA.search(before) is not None
+
+
+def bare_formula(line: str) -> str | None:
+    """A line that is only a formula without LaTeX, "n(n+1)/2"; None for any other."""
+    match = _FORMULA.fullmatch(line)
+    return None if match is None else re.sub(r"(?<!\\)sqrt", r"\\sqrt", re.sub(r"\s+", "", match[1]))
