@@ -58,7 +58,7 @@ _BOX_PHRASE = r"\boxed{{{answer}}}"
 _COLON = r"[*_]*\s*[:\uff1aঃ】][*_]*"
 _DIGIT_FOLLOWS = r"[*_]*\s*(?=[-\u2212\u2013+(*$€£¥₹฿₩₽₫৳₦₺\\%]*\d|[€£¥₹฿₩₽₫৳₦₺]\s\d)(?!\d+[*_]*\s*[:\uff1a](?!\d))"
 """A number, but not the number of one of several answers ("2: ...")."""
-_LETTER_FOLLOWS = r"[*_]*\s+(?=[(*$\\]|[A-J](?![^\W_]))"
+_LETTER_FOLLOWS = r"[*_]*\s+(?:[^\W\dA-Za-z_]\S*\s+)?(?=[(*$\\]|[A-J](?![^\W_]))"
 LETTERS = "ABCDEFGHIJ"
 VOWEL_SIGN = (
     "[\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a3c-\u0a4d\u0abc-\u0acd\u0b3c-\u0b4d\u0bbe-\u0bcd"
@@ -147,7 +147,7 @@ def _announcement(entry: Language, noun: str, verbs: str, bare: bool) -> str:
     follows += [rf"{end}[*_]*\s*(?:{verbs}){'' if verbs.endswith(')') else end}"] if verbs else []
     follows += [_DIGIT_FOLLOWS, end + _LETTER_FOLLOWS] if bare else []
     follows += [rf"[*_]*\s+(?={nfc(entry.half_before)}\s+\d)"] if bare and entry.half_before else []
-    follows += [rf"\s+(?=(?:{'|'.join(entry.options)})[\s.।۔])"] if bare and entry.options else []
+    follows += [rf"\s+(?=(?:{'|'.join(entry.options)})(?:[\s.।۔]|$))"] if bare and entry.options else []
     heading = rf"(?m:^[ \t]*[#*_>][#*_> \t]*(?:{noun})[*_ \t]*$)"
     return rf"(?:{heading}|{start}(?:{noun})(?:{'|'.join(follows)}))"
 

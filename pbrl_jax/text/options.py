@@ -8,7 +8,7 @@ from pbrl_jax.text.languages import LETTERS, language
 
 _OPTION_WORDS = (
     "opci[oó]n opção opzione antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন "
-    "विकल्प ऑप्शन ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn pilihan opsi seçenek chaguo optie možnost"
+    "विकल्प ऑप्शन ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn chọn pilihan opsi seçenek chaguo optie možnost"
 ).split()
 _FILLERS = "therefore|thus|hence|so|donc|also|entonces|por tanto|portanto|quindi"
 _ARTICLES = "the|la|le|el|il|a|die|der"
@@ -22,7 +22,10 @@ _OPTION = re.compile(
     re.IGNORECASE,
 )
 _OR = "and|or|und|oder|y|o|ou|et|e|i|и|или|أو|و|या|বা|หรือ|hoặc|或|和|atau|au"
-_SECOND_OPTION = re.compile(rf"\s*(?:,|،|、)?\s*(?:,|{_OR})\s*[(\[]?[A-Ja-j][)\]]?(?!\w)", re.IGNORECASE)
+_NOT_BEHIND = re.compile(
+    r"[)\]\s*]*(?:(?:is|was)\s+(?:incorrect|wrong|false|not)\b|(?:で|じゃ)(?:は)?な[いく]|[이가은는]?\s*아니|नहीं|নয়|నয়|కాదు|değil|نہیں|نیست)"
+)
+"""Words behind an option that say that it is wrong: "A is incorrect", "Aではなく"."""
 _STOP = r"(?=\s*(?:$|[.,;:!?)\]*।。、，：」』\"'”’»|<\\]|है|हो|आहे|です|입니다|이다|ہے|است))"
 _REASON = re.compile(
     r"\s+(?:because|since|as|which|with|not|is|for|porque|weil|denn|da|car|parce|perché|karena|ponieważ)\b",
@@ -57,7 +60,7 @@ def option_letter(line: str, code: str, small: bool = False) -> str | None:
     match = _OPTION.match(text)
     if match is not None and (match[1] or match[2].isupper()):
         letter, rest = (match[1] or match[2]).upper(), text[match.end() :]
-        if _SECOND_OPTION.match(rest):
+        if _second_option(code).match(rest) or _NOT_BEHIND.match(rest):
             return ""
         word = re.match(r"\s+[^\W\d_]", rest)
         # A, E and I are words of many languages.
@@ -72,10 +75,22 @@ def option_letter(line: str, code: str, small: bool = False) -> str | None:
     match = native.match(text) if native else None
     if match is None:
         return None
-    if _SECOND_OPTION.match(text[match.end() :]):
+    if _second_option(code).match(text[match.end() :]) or _NOT_BEHIND.match(text[match.end() :]):
         return ""
     index = next(int(name[1:]) for name, value in match.groupdict().items() if value)
     return LETTERS[index % 10]
+
+
+@functools.cache
+def _second_option(code: str) -> re.Pattern:
+    """A pattern of "and" or "or" and a further option behind one."""
+    entry = language(code)
+    words = "|".join(filter(None, (_OR, entry.ors, entry.ands)))
+    end = r"(?![^\W\d_])" if entry.spaced else ""
+    native = rf"|(?:{'|'.join(entry.options)}){end}" if entry.options else ""
+    return re.compile(
+        rf"[)\]\s*]*[,،、]?\s*(?:[,،、&]|{words})\s*[(\[]?(?:[A-Ja-j](?![A-Za-z]){native})", re.IGNORECASE
+    )
 
 
 @functools.cache

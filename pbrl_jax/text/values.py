@@ -121,7 +121,7 @@ def last_number(text: str, code: str) -> str | None:
 def read_line(line: str, code: str, at_once: bool = False) -> str | None:
     """The answer in a line; with `at_once` only one at its beginning."""
     line = re.sub(r"\s{4,}", "   ", line[:LONGEST_LINE])  # patterns are slow on long runs of spaces
-    letter = option_letter(line, code, small=True)
+    letter = option_letter(TEXT_COMMAND.sub(r"\1", line), code, small=True)
     if letter is not None:
         return letter or None
     formula = MATHS.search(line) if "\\" in line else MATHS.match(_LEAD.sub("", line, count=1))

@@ -193,3 +193,7 @@ def test_real_questions_with_an_english_half(code):
     for text in (with_half, lambda own, english: with_half(english, own)):
         caught = sum(is_right_language(text(*pair), code, MGSM) is False for pair in pairs)
         assert caught >= 0.95 * len(pairs)
+
+
+def test_one_english_word_is_no_answer_in_another_language():
+    assert language_share("Yes.", "sw", ("sw", "en")) == 0.0

@@ -150,6 +150,46 @@ def test_a_small_letter_answers_a_multiple_choice_question(text):
     assert leading_or_announced_letter(text, "en", "ABCD") == "B"
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("उत्तर A और C है।", "hi"),
+        ("উত্তর: A এবং C", "bn"),
+        ("సమాధానం A మరియు C.", "te"),
+        ("คำตอบคือ A และ C", "th"),
+        ("答えはAとCです。", "ja"),
+        ("答えはAではなくCです。", "ja"),
+        ("정답은 A와 C입니다.", "ko"),
+        ("정답은 A가 아니라 C입니다.", "ko"),
+        ("正确答案是A、C。", "zh"),
+        ("جواب A اور C ہے۔", "ur"),
+        ("উত্তর A নয়, C।", "bn"),
+        ("उत्तर A नहीं, बल्कि C है।", "hi"),
+        ("The answer is A & C", "en"),
+        ("A is incorrect. So is C.", "en"),
+    ],
+)
+def test_one_of_two_options_or_a_wrong_one_is_no_answer(text, code):
+    assert leading_or_announced_letter(text, code, "ABCD") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("सही उत्तर विकल्प C है।", "hi"),
+        ("ตอบ ค", "th"),
+        ("Chọn C.", "vi"),
+        ("The answer is \\textbf{(C)}.", "en"),
+        ("C is the correct answer.", "en"),
+        ("答えはCです。", "ja"),
+        ("정답은 C입니다.", "ko"),
+        ("คำตอบคือ C และนี่คือเหตุผล", "th"),
+    ],
+)
+def test_one_option_is_an_answer(text, code):
+    assert leading_or_announced_letter(text, code, "ABCD") == "C"
+
+
 def test_what_only_looks_like_a_small_option():
     for text in ("e.g. Paris", "a city", "f) Paris", "d.h. Paris"):
         assert leading_or_announced_letter(text, "en", "ABCD") is None
