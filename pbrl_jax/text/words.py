@@ -28,7 +28,8 @@ COMMANDS = frozenset(
 """LaTeX commands, which are not words. Up to MOST_UNKNOWN other commands are not words either."""
 TELLING_ENGLISH = frozenset(
     "the and were with from that this there then they their she you have each which when how answer because therefore "
-    "since sold bought eats eggs dollars gives makes number where these would should question problem equals yes true".split()
+    "since sold bought eats eggs dollars gives makes number where these would should question problem equals "
+    "yes true".split()
 )
 """Frequent words of English worked solutions that are rare in other languages in Latin letters."""
 ENGLISH_ELSEWHERE = {
