@@ -31,6 +31,7 @@ _HASH_ANSWER = re.compile(
 _THINK_END = re.compile(r"</think>", re.IGNORECASE)
 _THINK_TAG = re.compile(r"</?think>", re.IGNORECASE)
 _BETWEEN_MARKERS = re.compile(r"[\s*_$:：(\[\\]*")
+_FEW_WORDS = re.compile(r"[^\W\d_][^\s\d]*(?: [^\s\d]+){0,3}")
 _HAS_TEXT = re.compile(r"[^\W_]")
 _DATA_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 LONGEST_GOLD = 8
@@ -178,7 +179,12 @@ def _last_tag(text: str, code: str) -> _Match | None:
         return _Match(tags[-1].start(), announced.answer)
     if whole_formula(inside.strip()) and option_letter(inside, code, small=True) is None:
         return _Match(tags[-1].start(), read_box(inside, code))
-    return _Match(tags[-1].start(), _first_line_answer(inside, code))
+    answer, entry = _first_line_answer(inside, code), language(code)
+    words = inside.strip(" *_`\"'.。।\n")
+    # An instruction that is repeated has "and" between the tags.
+    if answer is None and _FEW_WORDS.fullmatch(words) and not re.fullmatch(nfc(f"{entry.ands}|{entry.to}"), words):
+        answer = read_box(words, code)
+    return _Match(tags[-1].start(), answer)
 
 
 def _last_hashes(text: str, code: str) -> _Match | None:
