@@ -227,7 +227,7 @@ def _following(rest: str, code: str) -> tuple[bool, str | None]:
 
     Later lines count only if the first one has no letters or digits, or ends with a colon.
     """
-    lines = rest.split("\n")
+    lines = re.sub(r"^([ *_$]*)[-\u2212] +(?=\d)", r"\1-", rest).split("\n")
     answer = read_line(lines[0], code, at_once=True)
     if answer is not None:
         return True, answer

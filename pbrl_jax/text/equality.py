@@ -19,7 +19,7 @@ LONGEST_EXPRESSION, MOST_COMMANDS, MOST_BRACKETS = 40, 5, 5
 """Limits of expressions for math-verify: characters, LaTeX commands, brackets."""
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:/\d+)?")
 _COSTLY = re.compile(
-    r"\\(?:d?binom|sum|prod|int|lim|choose|begin|pmod|sqrt\[)|!|\d{10}|\^\{?-?(?:[7-9]|\d\d)|\^\{?[\\(]"
+    r"\\(?:d?binom|sum|prod|int|lim|choose|begin|pmod|sqrt\[)|!|\d{10}|\^\{?-?(?:[5-9]|\d\d)|\^\{?[\\(]"
     r"|\^\{[^{}]*\^|\^\w\^|(?<![\\A-Za-z])[A-Za-z]{3}|[∈:]"
     r"|\\[lc]?dots|\.\.\.|…|'|[\dA-F)]_|\\mp"
 )

@@ -12,15 +12,16 @@ import zlib
 from fractions import Fraction
 
 _NAMED = (
-    "frac sqrt binom pi sinh cosh sin cos tan cot ln log exp arctan arcsin arccos alpha beta gamma delta theta lambda "
-    "mu rho sigma phi varphi omega epsilon tau cdot times div"
+    "frac sqrt binom pi sinh cosh sin cos tan cot sec csc ln log exp arctan arcsin arccos alpha beta gamma delta theta "
+    "lambda mu rho sigma phi varphi omega epsilon tau cdot times div"
 ).split()
 _TOKEN = re.compile(rf"\\(?:{'|'.join(_NAMED)})|" r"\d+\.?\d*|\.\d+|[A-Za-zα-ωΑ-Ω]|[-+*/^!_(){}\[\]|]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTIONS = {
     "\\sin": cmath.sin, "\\cos": cmath.cos, "\\tan": cmath.tan, "\\ln": cmath.log, "\\log": cmath.log,
     "\\exp": cmath.exp, "\\arctan": cmath.atan, "\\arcsin": cmath.asin, "\\arccos": cmath.acos,
-    "\\cot": lambda x: 1 / cmath.tan(x), "\\sinh": cmath.sinh, "\\cosh": cmath.cosh,
+    "\\sec": lambda x: 1 / cmath.cos(x), "\\csc": lambda x: 1 / cmath.sin(x), "\\cot": lambda x: 1 / cmath.tan(x),
+    "\\sinh": cmath.sinh, "\\cosh": cmath.cosh,
 }  # fmt: skip
 _INVERSES = {"\\sin": cmath.asin, "\\cos": cmath.acos, "\\tan": cmath.atan}
 """The functions that a power of -1 stands for."""

@@ -1,6 +1,9 @@
 """Formulas in a line of text: between dollar signs, in LaTeX without them, and in plain characters."""
 
 import re
+from fractions import Fraction
+
+from pbrl_jax.text.quantities import canonical, canonical_number
 
 MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 """A formula between dollar signs or LaTeX brackets."""
@@ -11,6 +14,8 @@ _ALGEBRA = re.compile(r"[\^_=]|^(?!.*[A-Za-z]{3}).*(?:[A-Za-z]\s*[-+*/(]|[-+*/)]
 _SYMBOLS = re.compile(r"(?!\s)(?=.*[A-Za-z])(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))+(?<!\s)")
 """Signs and single letters; a currency ("$9 a day and $3") ends with a space."""
 _TUPLES = re.compile(r"(?:[(\[][^()\[\]]+,[^()\[\]]+[)\]][\s,;]*)+")
+OPERAND = re.compile(r"\s*(?:[+*×·÷]|x(?=\s*\d))\s*(?:[\d√]|\(\s*\d)|\s+\+\s+[A-Za-z](?![A-Za-z])|\s*\+\s*\d*i(?!\w)")
+"""An operation behind a number, which is then a part of an expression."""
 _LETTERS = frozenset("bcdfghjklmnpqrstvwxz")
 """Letters that are no words, such as the conjunctions e and y."""
 _COMMAND = re.compile(r"\\[A-Za-z]+")
@@ -18,7 +23,7 @@ _FORMULA_COMMAND = re.compile(r"\\(?!circ|degree|text|math|mbox|left|right|q?qua
 _PROSE = re.compile(r"(?:(?<=\s)[aàoyeuи]\s+)?(?:[^\W\d_A-Za-zΑ-ω]|[A-Za-z]{2})")
 _IN_FORMULA = re.compile(r"(?:√\s?\(?|sqrt\s?\(|\)\s?\^|(?<![^\W_])[A-Za-z]\s?[-+*/^(]\s?)$")
 _FORMULA = re.compile(
-    r"[\s*_:：$]*((?:[-+*/^()√\d.\s]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|sqrt(?=\s?\()|pi(?![A-Za-z]))+?)[\s.!*_$]*"
+    r"[\s*_:：$]*((?:[-+*/×·÷^()√\d.\s]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|sqrt(?=\s?\()|pi(?![A-Za-z]))+?)[\s.!*_$]*"
 )
 
 
@@ -61,4 +66,35 @@ def in_formula(before: str) -> bool:
 def bare_formula(line: str) -> str | None:
     """A line that is only a formula without LaTeX, "n(n+1)/2"; None for any other."""
     match = _FORMULA.fullmatch(line)
-    return None if match is None else re.sub(r"(?<!\\)sqrt", r"\\sqrt", re.sub(r"\s+", "", match[1]))
+    if match is None:
+        return None
+    signs = re.sub(r"(?<=\d)x(?=\d)|×|·", "*", re.sub(r"\s+", "", match[1])).replace("÷", "/")
+    return re.sub(r"(?<!\\)sqrt", r"\\sqrt", signs)
+
+
+def last_side(text: str, code: str) -> str | None:
+    """The value of a true arithmetic equation ("9 * 2 = 18"), None for any other."""
+    sides = re.sub(r"\\times|\\cdot|×|·", "*", text).replace("\\div", "/").replace("÷", "/").split("=")
+    values = {_arithmetic(side, code) for side in sides}
+    value = values.pop()
+    if value is None or values or not any(re.search(r"\d\s*[-+*/]", side) for side in sides[:-1]):
+        return None
+    return canonical(value)
+
+
+def _arithmetic(side: str, code: str) -> Fraction | None:
+    """The value of sums and products of plain numbers."""
+    tokens = re.findall(r"[-+*/]|[\d.,]+|\S", side)
+    total, term, sign, operation = Fraction(0), None, 1, "*"
+    for token in tokens:
+        if token in "+-":
+            total, term, sign, operation = total + (term or 0), None, -1 if token == "-" else 1, "*"
+        elif token in "*/":
+            operation = token
+        else:
+            number = canonical_number(token, code) if token[0].isdigit() else None
+            if number is None or (operation == "/" and Fraction(number) == 0):
+                return None
+            value = Fraction(number)
+            term = sign * value if term is None else term * value if operation == "*" else term / value
+    return None if term is None else total + term

@@ -4,7 +4,16 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from pbrl_jax.text.formulas import MATHS, TEXT_COMMAND, bare_formula, in_formula, is_formula, latex_before_prose
+from pbrl_jax.text.formulas import (
+    MATHS,
+    OPERAND,
+    TEXT_COMMAND,
+    bare_formula,
+    in_formula,
+    is_formula,
+    last_side,
+    latex_before_prose,
+)
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.numerals import ascii_digits, number_word, without_latex_fractions, without_myriads, without_powers
@@ -85,8 +94,8 @@ def plain(text: str) -> str:
     """`text` in NFKC with ASCII digits, without markdown and currency; powers and fractions are kept."""
     spread = text if text.isascii() else FORMAT.sub("", "".join(_spread(c) for c in text))
     folded = ascii_digits(unicodedata.normalize("NFKC", spread)).replace("\u2044", "/")
-    folded = folded.replace("{,}", ",").replace("{-}", "-").replace("\\!", "").replace("\\%", "%").replace("**", "")
-    folded = re.sub(r"(?<=\d)\\,(?=\d{3})", "", folded)
+    folded = folded.replace("{,}", ",").replace("{-}", "-").replace("\\!", "").replace("\\%", "%")
+    folded = re.sub(r"(?<=\d)\\,(?=\d{3})", "", re.sub(r"(?<=\d)\*\*(?=\d)", "^", folded).replace("**", ""))
     return _CURRENCY.sub("", re.sub(r"\\[,;: ]|(?<!\d)~|~(?!\d)", " ", folded))
 
 
@@ -208,6 +217,8 @@ def _value_at(line: str, start: int, code: str) -> str | None:
         if not glued:
             return squeeze(items.group())
     found = _one_value(line, start, code)
+    if OPERAND.match(line, found.end):
+        return bare_formula(line)
     before, after = line[:start], line[found.end :]
     if found.value is None or compared(before, after, code) or second_measure(before, after, code):
         return None
@@ -249,7 +260,8 @@ def _one_value(line: str, start: int, code: str) -> Quantity:
     if _RANGE.match(after):
         return Quantity(None, token.end())
     if _is_expression(after) and (expression := _EXPRESSION.match(line, start)):
-        return Quantity(squeeze(expression.group().rstrip(".!?)*_")), expression.end())
+        written = squeeze(expression.group().rstrip(".!?)*_"))
+        return Quantity(written + ")" * (written.count("(") - written.count(")")), expression.end())
     found = quantity(line, start, code)
     return Quantity(None, found.end) if _RANGE.match(line[found.end :]) else found
 
@@ -295,7 +307,7 @@ def read_box(inside: str, code: str, words_before: bool = True) -> str | None:
         return option_letter(content, code)
     figures = _in_figures(content, code).strip().rstrip(".")
     text = _CURRENCY_FIRST.sub("", _NAMED.sub("", figures).strip(), count=1)
-    if text.count("=") and (value := _last_side(text, code)) is not None:
+    if text.count("=") and (value := last_side(text, code)) is not None:
         return value
     if text.count("/") and (fraction := _FRACTION.match(text)) and _is_unit(text[fraction.end() :]):
         return _fraction(fraction)
@@ -321,7 +333,12 @@ def _number_start(text: str, code: str, words_before: bool) -> int | None:
     words = _WORDS.match(text) if words_before and len(text) <= LONGEST_NAMED else None
     if words is None or _FUNCTION.search(words.group()) or _CONNECTIVE.search(words.group()):
         return None
-    if _NOT.search(words.group()) or re.search(r"[;，。；?？]|,\s", text) or compared(words.group(), "", code):
+    if (
+        _NOT.search(words.group())
+        or word_value(words.group(), code)
+        or re.search(r"[;，。；?？]|,\s", text)
+        or compared(words.group(), "", code)
+    ):
         return None
     return words.end()
 
@@ -351,34 +368,6 @@ def _is_unit(after: str) -> bool:
     if after[0] not in "°%" and (re.match("[α-ωΑ-Ω]", word) or (len(word) == 1 and word.isascii())):
         return False  # 5m and 2π in a formula are products
     return not (_FUNCTION.match(word) or _CONNECTIVE.search(spaced))
-
-
-def _last_side(text: str, code: str) -> str | None:
-    """The value of a true arithmetic equation ("9 * 2 = 18"), None for any other."""
-    sides = re.sub(r"\\times|\\cdot|×|·", "*", text).replace("\\div", "/").replace("÷", "/").split("=")
-    values = {_arithmetic(side, code) for side in sides}
-    value = values.pop()
-    if value is None or values or not any(re.search(r"\d\s*[-+*/]", side) for side in sides[:-1]):
-        return None
-    return canonical(value)
-
-
-def _arithmetic(side: str, code: str) -> Fraction | None:
-    """The value of sums and products of plain numbers."""
-    tokens = re.findall(r"[-+*/]|[\d.,]+|\S", side)
-    total, term, sign, operation = Fraction(0), None, 1, "*"
-    for token in tokens:
-        if token in "+-":
-            total, term, sign, operation = total + (term or 0), None, -1 if token == "-" else 1, "*"
-        elif token in "*/":
-            operation = token
-        else:
-            number = canonical_number(token, code) if token[0].isdigit() else None
-            if number is None or (operation == "/" and Fraction(number) == 0):
-                return None
-            value = Fraction(number)
-            term = sign * value if term is None else term * value if operation == "*" else term / value
-    return None if term is None else total + term
 
 
 def _fraction(match: re.Match) -> str | None:

@@ -90,3 +90,26 @@ def test_a_formula_in_a_tag_or_without_dollar_signs_is_read_whole(text, code, go
     answer = extract_answer(text, code)
     assert same_answer(answer, read_gold(gold, code)) or same_answer(answer, gold)
     assert not any(same_answer(answer, number) for number in ("0", "1", "2", "3.2", "3.6", "A"))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "value"),
+    [
+        ("10 + 8", "en", "18"),
+        ("10 × 8", "en", "80"),
+        ("10 x 8", "en", "80"),
+        ("10 ÷ 2", "en", "5"),
+        ("10**2", "en", "100"),
+        ("3 + 4i", "en", "3+4i"),
+        ("16^(1/2)", "en", "4"),
+        ("- 8", "en", "-8"),
+        ("12 *(approximately)*", "en", "12"),
+        ("10 + 8 = 18", "en", "18"),
+        ("\\boxed{half of 10}", "en", None),
+        ("\\boxed{total of 12}", "en", "12"),
+        ("10 + 8 dollars", "en", None),
+    ],
+)
+def test_a_number_of_an_expression_is_not_its_value(text, code, value):
+    answer = extract_answer(f"The answer is {text}.", code)
+    assert same_answer(answer, value) if value else not any(same_answer(answer, n) for n in ("10", "8", "2"))

@@ -97,6 +97,8 @@ from pbrl_jax.text.expressions import equal_expressions
         ("0.1\\overline{6}", "0.16", False),
         ("\\sqrt[3]{-8}", "-2", True),
         ("x^2+c", "x^2+C", True),
+        ("\\sec^2 x-1", "\\tan^2x", True),
+        ("\\csc x", "\\frac{1}{\\cos x}", False),
         ("x^2", "x^2+C", False),
         ("\\begin{bmatrix}\\frac12\\\\3\\end{bmatrix}", "\\begin{pmatrix}0.5\\\\3\\end{pmatrix}", True),
         ("\\begin{pmatrix}1&3\\\\2&4\\end{pmatrix}", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", False),
@@ -114,7 +116,7 @@ HOSTILE = [
     "\\prod_{k=1}^{888}k", "\\int_0^1\\tan(x)dx", "\\cos(10^{888})", "(x+y)^{19}(x-y)^{19}=z^{19}", "9" * 8000,
     "9" * 8000 + "/" + "7" * 8000, "\\sqrt{1+" * 60 + "1" + "}" * 60, "(" * 3000 + ")" * 3000, "{" * 2000,
     "x^2=" * 300, "1,2;" * 2000, "(1.0000001)^{99999999}", "(x+1.1)^{399}" * 30, "x>" * 300,
-    "y=x^{2}e^{-x}(1-x)^{2}+c_{1}+e^{-x}(c_{2}+c_{3}x)",
+    "\\sec^6x(x+y)^6", "y=x^{2}e^{-x}(1-x)^{2}+c_{1}+e^{-x}(c_{2}+c_{3}x)",
 ]  # fmt: skip
 
 
