@@ -130,7 +130,7 @@ def _and_fraction(code: str) -> re.Pattern:
     return re.compile(rf"\s+(?:{nfc(language(code).ands) or '(?!)'})\s+{fraction}", re.IGNORECASE)
 
 
-SCALE_FIRST = frozenset({"sw"})
+SCALE_FIRST = frozenset({"sw", "ha"})
 """Languages whose scales and units stand before the number: "elfu 5", "dola 3"."""
 
 

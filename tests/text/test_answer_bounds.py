@@ -35,6 +35,11 @@ NO_ANSWER = [
     ("La réponse est 5 ou plus.", "fr"),
     ("Cevap 3 saat 20 dakikadır.", "tr"),
     ("\\boxed{5~6}", "zh"),
+    ("Odpowiedź: 3 godziny 20 minut", "pl"),
+    ("A válasz 3 óra 20 perc.", "hu"),
+    ("Odpověď je 3 hodiny 20 minut.", "cs"),
+    ("Vastaus on 3 tuntia 20 minuuttia.", "fi"),
+    ("ഉത്തരം 3 മണിക്കൂർ 20 മിനിറ്റ്.", "ml"),
 ]
 VALUES = [
     ("La réponse est 1 heure et demie.", "fr", "1.5"),
@@ -54,6 +59,16 @@ VALUES = [
     ("La respuesta es 12 dólares a 3 amigos.", "es", "12"),
     ("答えは5個余ります。", "ja", "5"),
     ("The answer is 12~cm.", "en", "12"),
+    ("సమాధానం 1 లక్ష.", "te", "100000"),
+    ("ಉತ್ತರ 2 ಲಕ್ಷ.", "kn", "200000"),
+    ("ഉത്തരം 1 ലക്ഷം ആണ്.", "ml", "100000"),
+    ("Ang sagot ay 5 libo.", "tl", "5000"),
+    ("Vastaus on 5 tuhatta.", "fi", "5000"),
+    ("Odgovor je 5 hiljada.", "sr", "5000"),
+    ("အဖြေမှာ ၁ သိန်း ဖြစ်သည်။", "my", "100000"),
+    ("ចម្លើយគឺ ១ លាន។", "km", "1000000"),
+    ("Amsar ita ce dubu 5.", "ha", "5000"),
+    ("Amsar ita ce dala 5.", "ha", "5"),
     ("<answer>3,2</answer>", "de", "3.2"),
 ]
 FORMULAS = [
