@@ -193,9 +193,12 @@ def majority_at_k(votes_NS: Sequence[Sequence[int]], correct_NS: Sequence[Values
 
 def _right(correct_NS: Sequence[Values], k: int) -> tuple[np.ndarray, int]:
     """(correct samples of each problem [N], S)."""
-    table = np.asarray(correct_NS, np.int64)
-    if table.ndim != 2 or table.size == 0:
-        raise ConfigError(f"Found samples of shape {table.shape}; expected as many samples of every problem.")
+    counts = sorted({len(row) for row in correct_NS})
+    if len(counts) != 1 or not counts[0]:
+        raise ConfigError(f"Found problems with {counts or 'no'} samples; expected as many samples of every problem.")
+    table = np.asarray(correct_NS, np.float64)
+    if not np.isin(table, (0, 1)).all():
+        raise ConfigError("Some sample is neither right (1) nor wrong (0). Grade shares as right from a threshold on.")
     if not 1 <= k <= table.shape[1]:
         raise ConfigError(f"k is {k}, but each problem has {table.shape[1]} samples. Raise --samples or lower k.")
-    return table.sum(axis=1), table.shape[1]
+    return table.sum(axis=1).astype(int), table.shape[1]

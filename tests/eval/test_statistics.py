@@ -130,6 +130,9 @@ def test_mean_and_majority_by_hand():
         (lambda: pass_at_k([[1, 0]], 3), "k is 3, but each problem has 2 samples"),
         (lambda: mean_at_k([[1, 0]], 0), "k is 0"),
         (lambda: pass_at_k([], 1), "expected as many samples"),
+        (lambda: pass_at_k([[1, 0], [1]], 1), "expected as many samples"),
+        (lambda: pass_at_k([[0.5, 0.5]], 1), "neither right"),
+        (lambda: mean_at_k([[1, math.nan]], 1), "neither right"),
     ],
 )
 def test_bad_input(call, message):
