@@ -20,7 +20,7 @@ from pbrl_jax.text.values import last_number, read_box, read_line, whole_value, 
 
 __all__ = ["ascii_digits", "canonical_number", "extract_answer", "read_gold", "same_answer", "split_response"]
 
-_BOXED = re.compile(r"\\{0,4}(?<![A-Za-z])f?box(?:ed)?\s*(?=\{)|\\(?:boxed|fbox)\s+(?=\\?[$\d+-])")
+_BOXED = re.compile(r"\\{0,4}(?<![A-Za-z])f?(?:rame)?box(?:ed)?\s*(?=\{)|\\(?:boxed|fbox)\s*(?=\\?[$\d+-])")
 _UNBRACED = re.compile(r"\s*\\?\$?([-+]?[\d.,/]*\d)")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 _OPEN_TAG = re.compile(r"<answer>", re.IGNORECASE)

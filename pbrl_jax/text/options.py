@@ -39,6 +39,8 @@ _BOXED = re.compile(
     r"(?!.*(?:\\ |\b[A-J]\s*[).:](?!\d)))[^\n]*"
 )
 """An option letter, alone or with the option's text, in which no further option is named."""
+_SPACED = re.compile(r"^(\([A-Ja-j]\)|[A-J][).:])(?:\s|~|\\[ ,;:!]|\\q?quad(?![A-Za-z]))+(?=\S)")
+"""A letter and the LaTeX spaces between it and its text."""
 _SMALL = re.compile(rf"{_BEFORE_OPTION}(?:([b-dfghj])[*_]*[).]?|([aei])[*_]*[).])[\s*_\"'”’.]*$")
 """A small letter that is all of a line; those that are words or numbers need a bracket or full stop."""
 
@@ -46,7 +48,8 @@ _SMALL = re.compile(rf"{_BEFORE_OPTION}(?:([b-dfghj])[*_]*[).]?|([aei])[*_]*[).]
 def boxed_option(content: str) -> str | None:
     """The option letter of a box's content ("B", "(B)", "B. Paris"); None if it is none. A small letter, which may be a
     variable, stays small."""
-    match = _BOXED.fullmatch(unicodedata.normalize("NFKC", content))
+    text = re.sub(r"^\(\s*([A-Ja-j])\s*\)", r"(\1)", unicodedata.normalize("NFKC", content))
+    match = _BOXED.fullmatch(_SPACED.sub(r"\1 ", text))
     if match is None:
         return None
     return match[3] or next(letter for letter in match.groups() if letter).upper()
