@@ -37,7 +37,7 @@ _ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot))\s*\(?(\d+(?:\.\d+)?)\s*(?:\^\s*\{?
 _NAMES = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\colon": ":", "π": "\\pi", "√": "\\sqrt", "×": "\\times", "·": "\\cdot",
     "∞": "\\infty", "∅": "\\emptyset", "\\varnothing": "\\emptyset", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
-    "\\lbrace": "{", "\\rbrace": "}",
+    "\\lbrace": "{", "\\rbrace": "}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|",
 }  # fmt: skip
 _SIGNS = {
     "≤": r"\\le(?:qslant|q)?(?!ft|ss|ad)|⩽", "≥": r"\\ge(?:qslant|q)?(?!ts)|⩾", "≠": r"\\ne(?:q|(?![gwa]))",

@@ -1,8 +1,8 @@
 r"""Numeric comparison of LaTeX expressions: two are equal if they agree at a few values of their letters.
 
-Supports sums, products, powers, roots, fractions, logarithms, trigonometric functions and factorials of numbers and
-letters. Rational values are exact, so that 2^{99} is not 2^{99}-1. A comparison takes microseconds. Other expressions
-(sets, intervals, relations, indexed sums) are not decided.
+Supports sums, products, powers, roots, fractions, absolute values, whole parts, logarithms, trigonometric functions and
+factorials of numbers (0.\overline{3} is 1/3) and letters. Rational values are exact, so that 2^{99} is not 2^{99}-1. A
+comparison takes microseconds. Other expressions (sets, intervals, relations, indexed sums) are not decided.
 """
 
 import cmath
@@ -13,9 +13,10 @@ from fractions import Fraction
 
 _NAMED = (
     "frac sqrt binom pi sinh cosh sin cos tan cot sec csc ln log exp arctan arcsin arccos alpha beta gamma delta theta "
-    "lambda mu rho sigma phi varphi omega epsilon tau cdot times div"
+    "lambda mu rho sigma phi varphi omega epsilon tau cdot times div lfloor rfloor lceil rceil"
 ).split()
-_TOKEN = re.compile(rf"\\(?:{'|'.join(_NAMED)})|" r"\d+\.?\d*|\.\d+|[A-Za-zα-ωΑ-Ω]|[-+*/^!_(){}\[\]|]")
+_REPEATING = r"\d*\.\d*\\(?:overline|bar|dot)\{?\d+\}?(?:\d*\\dot\{?\d\}?)?"
+_TOKEN = re.compile(rf"\\(?:{'|'.join(_NAMED)})|{_REPEATING}|" r"\d+\.?\d*|\.\d+|[A-Za-zα-ωΑ-Ω]|[-+*/^!_(){}\[\]|]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTIONS = {
     "\\sin": cmath.sin, "\\cos": cmath.cos, "\\tan": cmath.tan, "\\ln": cmath.log, "\\log": cmath.log,
@@ -30,7 +31,8 @@ _LETTERS = frozenset(
     "\\alpha \\beta \\gamma \\delta \\theta \\lambda \\mu \\rho \\sigma \\phi \\varphi \\omega \\epsilon \\tau".split()
 )
 _TIMES = ("*", "\\cdot", "\\times")
-_CLOSING = {"(": ")", "{": "}", "[": "]"}
+_CLOSING = {"(": ")", "{": "}", "[": "]", "|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_ENDS = frozenset(["+", "-", *_CLOSING.values()])
 POINTS = 3
 LONGEST, DEEPEST = 400, 40
 """Largest number of characters and depth of brackets; larger expressions are not decided."""
@@ -86,7 +88,7 @@ class _Parser:
         self.tokens = _TOKEN.findall(text)
         if not self.tokens or sum(map(len, self.tokens)) != len(text):
             raise _Undecided
-        self.place, self.depth, self.point = 0, 0, point
+        self.place, self.depth, self.unknowns, self.point = 0, 0, 0, point
 
     @property
     def next(self) -> str:
@@ -114,7 +116,7 @@ class _Parser:
         while self.next in ("+", "-") and self.next:
             sign = -sign if self.take() == "-" else sign
         value = self.power()
-        while self.next and self.next not in "+-)}]|":
+        while self.next and self.next not in _ENDS:
             if self.next in ("/", "\\div"):
                 self.take()
                 value /= self.power()
@@ -143,15 +145,19 @@ class _Parser:
         return -self.argument() if self.next == "-" and self.take() else self.atom()
 
     def group(self) -> Number:
-        closing = _CLOSING[self.take()]
+        opening, unknowns = self.take(), self.unknowns
         self.depth += 1
         if self.depth > DEEPEST:
             raise _Undecided
         value = self.sum()
-        if self.take() != closing:
+        if self.take() != _CLOSING[opening]:
             raise _Undecided
         self.depth -= 1
-        return value
+        if opening == "|":
+            if self.unknowns > unknowns:
+                raise _Undecided  # letters have positive values
+            return abs(value) if isinstance(value, Fraction) else complex(abs(value))
+        return value if opening in "({[" else _whole_part(value, up=opening == "\\lceil")
 
     def atom(self) -> Number:
         token = self.next
@@ -159,7 +165,7 @@ class _Parser:
             return self.group()
         self.take()
         if token and (token[0].isdigit() or token[0] == "."):
-            return Fraction(token)
+            return _repeating(token) if "\\" in token else Fraction(token)
         if token == "\\frac":
             return self.argument() / self.argument()
         if token == "\\binom":
@@ -194,6 +200,7 @@ class _Parser:
         return value if power is None else _to_power(value, power)
 
     def letter(self, name: str) -> Number:
+        self.unknowns += 1
         while self.next == "_":
             self.take()
             name += "_" + "".join(self.subscript())
@@ -203,6 +210,24 @@ class _Parser:
         start = self.place
         self.group() if self.next == "{" else self.argument()
         return self.tokens[start : self.place]
+
+
+def _repeating(token: str) -> Fraction:
+    """The number that 0.1\\overline{6} or 0.\\dot{1}4\\dot{2} writes."""
+    digits = re.sub(r"\\(?:overline|bar|dot)|[{}]", "", token)
+    places = len(digits) - digits.index(".") - 1
+    before = digits[: len(token[: token.index("\\")])]
+    period = len(digits) - len(before)
+    shifted = int(digits.replace(".", "")) - int(before.replace(".", "") or "0")
+    return Fraction(shifted, 10**places - 10 ** (places - period))
+
+
+def _whole_part(value: Number, up: bool) -> Fraction:
+    """The integer below or above a real number; undecided where rounding may have crossed one."""
+    if isinstance(value, complex) and (value.imag or abs(value.real - round(value.real)) < 1e-9):
+        raise _Undecided
+    real = value if isinstance(value, Fraction) else value.real
+    return Fraction(math.ceil(real) if up else math.floor(real))
 
 
 def _finite(value: Number) -> Number:
