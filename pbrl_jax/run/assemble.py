@@ -55,12 +55,13 @@ from pbrl_jax.weights.policies import Policy, StartPolicy, load_policy
 VOCABULARY_SENTENCES = 60_000
 
 
-def check_start(config: Config, device_count: int | None = None) -> None:
-    """Everything that can be refused before anything is loaded; `device_count` stands for the devices of this host."""
+def check_start(config: Config, device_count: int | None = None, samples: bool = True) -> None:
+    """Everything that can be refused before anything is loaded; `device_count` stands for the devices of this host,
+    `samples` is as in `validate`."""
     for languages in (config.data.languages, config.eval.languages or config.data.languages):
         check_languages(languages)
     make_schedule(config.optim)
-    validate(config, jax.device_count() if device_count is None else device_count)
+    validate(config, jax.device_count() if device_count is None else device_count, samples)
 
 
 def refuse_other_experiment(config: Config, work: WorkDir) -> None:

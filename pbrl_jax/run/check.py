@@ -65,12 +65,13 @@ def field_value(config: Config, path: str):
     return getattr(getattr(config, section), field)
 
 
-def validate(config: Config, device_count: int) -> None:
+def validate(config: Config, device_count: int, samples: bool = True) -> None:
     """Refuse a configuration that cannot run.
 
     Args:
       config: the resolved configuration.
       device_count: devices the run will use.
+      samples: whether it samples batches of train.prompts_per_step.
 
     Raises:
       ConfigError: says which field, what it holds, and what would work.
@@ -98,7 +99,9 @@ def validate(config: Config, device_count: int) -> None:
     check_offload(config)
     check_read(config)
     wording_of(config.data)
-    _check_batch(config, device_count)
+    mesh_shape(config.mesh, device_count)
+    if samples:
+        _check_batch(config, device_count)
 
 
 def _check_name(path: str, value: str, names: Names) -> None:

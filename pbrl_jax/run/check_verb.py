@@ -28,7 +28,8 @@ def check_verb(verb: str, config: Config, device_count: int | None = None) -> No
         check_reward(config.reward)
         return
     count = jax.device_count() if device_count is None else device_count
-    check_start(config, count)
+    sampled = {"train": True, "sft": config.sft.source == "samples", "dpo": not config.dpo.path}
+    check_start(config, count, samples=sampled.get(verb, False))
     if verb == "train":
         check_names(config)
     if verb == "sft":

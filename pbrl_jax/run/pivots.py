@@ -21,7 +21,7 @@ def main(config: Config, workdir: str) -> None:
     """Fill the pivot store; a second call, and `pbrl train`, find everything there."""
     watch_signals()
     use_compilation_cache(config)
-    check_start(config)
+    check_start(config, samples=False)
     work = work_dir(workdir)
     prompts = training_prompts(config)
     policy = run_policy(config, work, prompts)

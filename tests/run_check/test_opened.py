@@ -170,6 +170,19 @@ def test_a_dry_run_refuses_what_the_verb_refuses(tmp_path, capsys, verb, argumen
     assert said in capsys.readouterr().err and not work.exists()
 
 
+def test_a_verb_that_samples_nothing_does_not_check_batches_of_prompts():
+    """train.prompts_per_step, which it does not read, used to be refused."""
+    config = with_values(TINY, train={"prompts_per_step": 4}, dpo={"path": "pairs.jsonl"})
+    for verb in ("sft", "dpo", "encoder", "translator", "pivots"):
+        check_verb(verb, config, 8)
+    sampling = with_values(config, sft={"source": "samples"}, dpo={"path": ""})
+    for verb in ("train", "sft", "dpo"):
+        with pytest.raises(ConfigError, match="4 prompts of a microbatch cannot be shared evenly"):
+            check_verb(verb, sampling, 8)
+    with pytest.raises(ConfigError, match="does not fit 8 devices"):
+        check_verb("pivots", with_values(config, mesh={"fsdp": 3}), 8)
+
+
 @pytest.mark.parametrize("verb", ["train", "sft", "encoder", "translator", "pivots"])
 def test_a_benchmark_of_another_shell_is_no_fault(tmp_path, monkeypatch, verb):
     """sft and translator used to refuse what the others said was not opened."""
