@@ -147,6 +147,8 @@ def _last_box(text: str, code: str) -> _Match | None:
     for box in boxes:
         inside = _inside(text, box.end())
         if inside is not None and (inside.strip() or len(boxes) == 1):
+            if box.group().startswith("\\\\"):  # all backslashes are doubled, as in JSON
+                inside = inside.replace("\\\\", "\\")
             return _Match(box.start(), read_box(inside, code))
     rest = text[boxes[0].end() :] if boxes else ""
     last_brace = re.search(r"\}[\s$.)\]]*$", rest)
