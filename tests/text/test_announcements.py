@@ -49,3 +49,26 @@ def test_the_split_begins_at_an_announcement_of_the_new_kinds():
     assert split_response("9 * 2 = 18\nตอบ 18 บาท", "th") == ("9 * 2 = 18", "ตอบ 18 บาท")
     text = "Die Antwort auf die Frage ist 18."
     assert split_response(f"9 * 2 = 18. {text}", "de") == ("9 * 2 = 18.", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("El resultado final es 18.", "es"),
+        ("Le résultat final est 18.", "fr"),
+        ("O resultado final é 18.", "pt"),
+        ("Il risultato finale è 18.", "it"),
+        ("Hasil akhirnya adalah 18.", "id"),
+        ("Kết quả cuối cùng là 18.", "vi"),
+        ("ผลลัพธ์สุดท้ายคือ 18", "th"),
+        ("คำตอบที่ได้คือ 18", "th"),
+        ("최종 결과는 18입니다.", "ko"),
+        ("النتيجة النهائية هي 18.", "ar"),
+        ("Matokeo ya mwisho ni 18.", "sw"),
+        ("తుది ఫలితం: 18", "te"),
+        ("अंतिम परिणाम: 18", "hi"),
+        ("Nihai sonuç: 18", "tr"),
+    ],
+)
+def test_the_final_result_is_announced_in_every_large_language(text, code):
+    assert extract_answer(text, code) == "18"
