@@ -56,7 +56,6 @@ _FORMS = (
     (re.compile(r"(?<=[(\[,])\+(?=\\infty)"), ""),
     *((re.compile(pattern), sign) for sign, pattern in _SIGNS.items()),
 )
-_REPEATING = re.compile(r"(?<![\d.])(\d+)\.(\d*)\\(?:overline|dot|bar)\{?(\d+)\}?(?!\d)")
 _JOIN = re.compile(
     r"\\text\{(?:,|\s)*(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|和|或|または|또는|และ|หรือ)\s*\}|\$\s*(?:and|or)\s*\$"
 )
@@ -117,18 +116,9 @@ def _form(text: str) -> str:
     for name, normal in _NAMES.items():
         text = text.replace(name, normal)
     text = squeeze(text.replace("$", ""))
-    text = _REPEATING.sub(_repeating, text)
     for pattern, form in _FORMS:
         text = pattern.sub(form, text)
     return _ascending(text)
-
-
-def _repeating(match: re.Match) -> str:
-    """0.1\\overline{6} as a fraction, 1/6."""
-    whole, decimals, period = match.groups()
-    if len(match.group()) > LONGEST_NUMBER:
-        return match.group()
-    return str((int(whole + decimals) + Fraction(int(period), 10 ** len(period) - 1)) / 10 ** len(decimals))
 
 
 def _ascending(text: str) -> str:

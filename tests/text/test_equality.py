@@ -33,6 +33,7 @@ from pbrl_jax.text.expressions import equal_expressions
         ("0.\\overline{3}", "0.3", False),
         ("0.1\\overline{6}", "1/6", True),
         ("1.\\overline{9}", "2", True),
+        ("1/0.\\overline{3}", "3", True),
         ("0.\\dot{1}4285\\dot{7}", "\\frac17", True),
         ("0.\\dot{1}4285\\dot{7}", "\\frac16", False),
         ("\\lfloor -3.2 \\rfloor", "-4", True),
