@@ -15,7 +15,7 @@ from pbrl_jax.core.paths import WorkDir, as_path, is_remote, read_json_object, w
 from pbrl_jax.core.trees import count_parameters, nested, widest_type
 from pbrl_jax.run.settings import config_class
 from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
-from pbrl_jax.weights.adapters import is_adapter, write_adapter
+from pbrl_jax.weights.adapters import base_of, is_adapter, write_adapter
 from pbrl_jax.weights.comet_checkpoint import CHECKPOINT, HPARAMS
 from pbrl_jax.weights.comets import convert_comet
 from pbrl_jax.weights.encoder_export import export_encoder
@@ -136,16 +136,20 @@ def _real(path: str | os.PathLike) -> str:
     return name if is_remote(name) else os.path.realpath(name)
 
 
-def refuse_target(source: str, target: str) -> None:
-    """Raise ConfigError where OUT is what is read, by whatever name, or the work directory of a run."""
-    own = [own_folder(os.fspath(as_path(source)), kind) for kind in ("policy", "encoder", "comet")]
-    if _real(target) in {_real(place) for place in (source, *filter(None, own))}:
+def refuse_target(source: str, target: str, form: str) -> None:
+    """Raise ConfigError where OUT is what is read, by whatever name, the work directory of a run, or, for adapters, a
+    complete model, beside which they would not be read."""
+    place = os.fspath(as_path(source))
+    own = [] if is_remote(place) else [own_folder(place, kind) for kind in ("policy", "encoder", "comet")]
+    if _real(target) in {_real(name) for name in (source, base_of(place), *filter(None, own))}:
         raise ConfigError(f"IN and OUT are both {target!r}. Name another folder for OUT: IN stays as it is.")
     stored = read_json_object(as_path(target) / "config.json")
     if stored and not {"model_type", "architectures"} & stored.keys():
         raise ConfigError(
             f"{target!r} holds a config.json of a run, whose settings would be lost. Name another folder for OUT."
         )
+    if stored and form == "adapter":
+        raise ConfigError(f"{target!r} holds a model, beside which adapters are not read. Name another folder for OUT.")
 
 
 def main(source: str, target: str, dtype: str | None = None, form: str = "hf", pooling: str | None = None) -> None:
@@ -166,7 +170,7 @@ def main(source: str, target: str, dtype: str | None = None, form: str = "hf", p
         raise ConfigError(f"--to is {form!r}; expected {' or '.join(FORMS)}.")
     if dtype is not None and dtype not in PARAM_TYPES[:2]:
         raise ConfigError(f"--dtype is {dtype!r}; expected {' or '.join(PARAM_TYPES[:2])}.")
-    refuse_target(source, target)
+    refuse_target(source, target, form)
     if form == "pbrl" and (as_path(target) / "config.json").exists():
         raise ConfigError(f"{target!r} holds a config.json, of a model or a run. Name another folder for OUT.")
     if form == "adapter":

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_hf import FIXTURES, hf_policy
 from tiny_policy import quick_compiles  # noqa: F401
 
@@ -124,6 +124,20 @@ def test_what_is_read_and_other_runs_are_not_written_over(convert, tmp_path, tar
         status, _, errors = convert(tmp_path / "run", tmp_path / target, *more)
         assert status == 1 and ("IN and OUT are both" in errors or "holds a config.json" in errors), errors
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_adapters_and_their_base_stay_apart(convert, tmp_path):
+    """OUT is neither the base of an adapter that is merged, nor, for adapters, a complete model."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    export_policy(hf_policy(), str(base))
+    adapter.mkdir()
+    named = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(named))
+    save_file({"x": np.zeros(1, np.float32)}, adapter / "adapter_model.safetensors")
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    assert "IN and OUT are both" in convert(adapter, base)[2]
+    assert "beside which adapters are not read" in convert(tmp_path / "run", base, "--to", "adapter")[2]
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == before
 
 
 def test_a_translator_goes_out_as_it_came(convert, tmp_path):
