@@ -171,9 +171,9 @@ LANGUAGES: dict[str, Language] = _read_table()
 
 OTHER_CODES = """
 alb sq ara ar arm hy aze az baq eu bur my chi zh cmn zh cze cs dut nl ekk et fas fa fre fr ful ff geo ka ger de gre el
-ice is in id iw he jw jv lav lv mac mk mao mi may ms mlg mg mon mn msa ms nb no nep ne nor no ori or orm om per fa pus ps
-rum ro slo sk sqi sq swa sw tib bo uzb uz
-bangla bn chewa ny chichewa ny farsi fa kiswahili sw luganda lg mandarin zh oriya or
+ice is in id iw he jw jv lav lv mac mk mao mi may ms mlg mg mon mn msa ms nb no nep ne nor no ori or orm om per fa
+pus ps rum ro slo sk sqi sq swa sw tib bo uzb uz bangla bn chewa ny chichewa ny farsi fa kiswahili sw luganda lg
+mandarin zh oriya or
 """
 """Codes and names that neither we nor FLORES write, each with our code behind it: ISO 639's codes of a language with
 several forms (AfriMGSM's `swa`) and of bibliographies, codes that it had before, and further English names."""
@@ -193,8 +193,8 @@ def spellings() -> dict[str, str]:
 
 
 def known_code(code: str) -> str | None:
-    """Our code of a language, given ours, its FLORES or ISO 639 code, its English name, or a tag with a region (`sw-KE`,
-    `zh_CN`); None for an unknown one."""
+    """Our code of a language, given ours, its FLORES or ISO 639 code, its English name, or a tag with a region
+    (`sw-KE`, `zh_CN`); None for an unknown one."""
     tag = code.strip().replace("_", "-").lower()
     if tag in spellings():
         return spellings()[tag]

@@ -34,8 +34,8 @@ def test_the_data_sets_names_lead_to_our_codes():
     written = {"Swahili": "sw", "swh": "sw", "sw_KE": "sw", "SW": "sw", "zh-CN": "zh", "zh-Hant-TW": None, "zh-TW":
                "zho_Hant", "es-419": "es", "en-US": "en", "sr-Latn": None, "english ": "en", "": None}  # fmt: skip
     assert {text: known_code(text) for text in written} == written
-    others = {"swa": "sw", "ara": "ar", "cmn": "zh", "msa_Latn": None, "nb": "no", "nb-NO": "no", "iw": "he", "ger": "de",
-              "orm": "om", "Farsi": "fa", "Mandarin": "zh", "in": "id"}  # fmt: skip
+    others = {"swa": "sw", "ara": "ar", "cmn": "zh", "msa_Latn": None, "nb": "no", "nb-NO": "no", "iw": "he",
+              "ger": "de", "orm": "om", "Farsi": "fa", "Mandarin": "zh", "in": "id"}  # fmt: skip
     assert {text: known_code(text) for text in others} == others, "codes of AfriMGSM, of bibliographies, and older ones"
     assert {code for code in OTHER_CODES.split()[1::2]} <= LANGUAGES.keys()
     assert not set(OTHER_CODES.split()[::2]) & LANGUAGES.keys()
