@@ -66,7 +66,7 @@ Configuration:
     AlgoConfig, RolloutConfig, DataConfig, OptimConfig, TrainConfig, SftConfig, DpoConfig, LoraConfig,
     ContrastiveConfig, MeshConfig, EvalConfig, LogConfig, GuardConfig, EndpointConfig
   with_values(config, **sections) -> Config
-  validate(config, device_count)
+  validate(config, device_count, samples=True)
 
 Each name is imported on first use: `import pbrl_jax` alone loads neither JAX nor a tokenizer.
 """
