@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
 
@@ -76,6 +77,15 @@ def make_sampler(
     if shares:
         epoch_quotas(sampler)
     return sampler
+
+
+def prompt_sampler(config: Config, prompts: Sequence[Prompt]) -> Sampler:
+    """The sampler of the batches of a run; errors as make_sampler."""
+    data = config.data
+    return make_sampler(
+        prompts, config.train.prompts_per_step, data.english_share, config.train.seed, data.language_weights,
+        data.language_temperature,
+    )  # fmt: skip
 
 
 def batch_at(sampler: Sampler, index: int) -> list[Prompt]:

@@ -65,10 +65,12 @@ def phase_text() -> str:
 
 def show_stacks() -> None:
     """Print the stacks of all threads to standard error."""
-    stream = sys.stderr if hasattr(sys.stderr, "fileno") else sys.__stderr__
-    if stream is not None:
-        stream.flush()
-        faulthandler.dump_traceback(stream, all_threads=True)
+    for stream in (sys.stderr, sys.__stderr__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or a notebook's without a descriptor
+            if stream is None:
+                continue
+            stream.flush()
+            return faulthandler.dump_traceback(stream, all_threads=True)
 
 
 class Watch(threading.Thread):

@@ -61,6 +61,9 @@ class M2M100Spec:
     #: First token of every target; the target language's follows.
     start_id: int = 2
     eos_ids: tuple[int, ...] = (2,)
+    #: Of beam search, as in models.beam.Rules.
+    length_penalty: float = 1.0
+    early_stopping: bool = False
     dtype: str = "float32"
 
 
@@ -308,7 +311,7 @@ def translate_tokens(
       tokens_BS, mask_BS: sources, padded on either side; a source is [its language, tokens, end of sequence].
       forced_bos_B: the target language's token, the first of the output.
       max_length: limit of output tokens, the first and the end of sequence included (transformers' `max_length` - 1).
-      num_beams: static; beam search has length penalty 1 and stops early only where nothing better can follow.
+      num_beams: static; beam search has the spec's length penalty and early stopping.
     """
     model, variables = M2M100(spec), {"params": params}
     source = model.apply(variables, model.apply(variables, tokens_BS, mask_BS, method="encode"), mask_BS,
@@ -331,6 +334,6 @@ def translate_tokens(
     if num_beams == 1:
         found = greedy_search(step, cache, forced_bos_B, max_length, spec.eos_ids, spec.pad_id)
     else:
-        rules = Rules(max_length, spec.eos_ids)
+        rules = Rules(max_length, spec.eos_ids, spec.length_penalty, spec.early_stopping)
         found = beam_search(step, take_rows, cache, forced_bos_B, rules, spec.pad_id, num_beams)
     return Translated(*found)

@@ -114,6 +114,11 @@ def attach_references(
     return _keep(prompts, candidates, outcomes, config)
 
 
+def unread_references(prompts: Sequence[Prompt], config: Config) -> tuple[list[Prompt], AttachReport]:
+    """As `attach_references` with the source `dataset`, for rewards that read no references: rows may lack them."""
+    return _keep(prompts, Candidates([prompt.reference for prompt in prompts]), [(True, None)] * len(prompts), config)
+
+
 def write_references(
     prompts: Sequence[Prompt],
     sample_texts: Sampler,
@@ -308,7 +313,7 @@ def _keep(
         kept=len(kept),
         problems=filter_report(problems.values()),
         dropped=dict(Counter(p.language for p, reference, (keep, _) in rows if reference is not None and not keep)),
-        missing=dict(Counter(p.language for p, reference, _ in rows if reference is None)),
+        missing=dict(Counter(p.language for p, reference, (keep, _) in rows if reference is None and not keep)),
         asked=candidates.asked,
         fingerprint=_fingerprint(kept),
         disagreed=len(candidates.disagreed),

@@ -115,6 +115,8 @@ class Reward(NamedTuple):
     rounds: bool = False
     """Whether a model computes it, which rounds otherwise in other rows of a batch: equal responses to a prompt get the
     score of the first of them, or their group would seem to have a spread."""
+    references: bool = True
+    """Whether it compares with English references."""
 
 
 #: Name -> reward. To add a reward, add a line.
@@ -126,7 +128,7 @@ REWARDS: dict[str, Reward] = {
         signed=False,
         rounds=True,
     ),
-    "answer": Reward(lambda config, assets: score_answers, signed=False),
+    "answer": Reward(lambda config, assets: score_answers, signed=False, references=False),
     "translation": Reward(make_translation, TranslationConfig, check_translation, signed=False, rounds=True),
     "comet": Reward(make_comet, CometConfig, check_comet, signed=False, rounds=True),
     "implicit": Reward(make_implicit, ImplicitConfig, check_implicit, rounds=True),
@@ -139,8 +141,8 @@ REWARDS: dict[str, Reward] = {
         signed=False,
         rounds=True,
     ),
-    "repetition": Reward(make_repetition, RepetitionConfig, of_tokens=make_token_repetition),
-    "overlong": Reward(make_overlong, OverlongConfig, check_overlong, make_overlong),
+    "repetition": Reward(make_repetition, RepetitionConfig, of_tokens=make_token_repetition, references=False),
+    "overlong": Reward(make_overlong, OverlongConfig, check_overlong, make_overlong, references=False),
     "hybrid": Reward(lambda config, assets: make_hybrid(config, assets), HybridConfig),
 }
 
@@ -216,6 +218,12 @@ def above_floor(value_B, floor: float):
 def is_signed(name: str, weight: float) -> bool:
     """Whether a function with this weight can give meaningful negative values; a user's function is assumed to."""
     return weight < 0 or (weight > 0 and (name not in REWARDS or REWARDS[name].signed))
+
+
+def reads_references(config: RewardConfig) -> bool:
+    """Whether a reward of this configuration compares with English references. Your own functions get None where a row
+    has none."""
+    return any(name in REWARDS and REWARDS[name].references for name in config.functions)
 
 
 def alike_in_group(scored_BF, valid_B, group: int):

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from pbrl_jax.rewards.inputs import RewardInputs
 from pbrl_jax.text.equality import let_threads_verify
 from pbrl_jax.text.prompts import as_messages
 
+INLINE = "pbrl_inline_rewards"
+"""Module, of this process alone, of functions that `run_training` was given and that cannot be imported."""
 LIMIT_SIGNAL: Any = getattr(signal, "SIGUSR2", None)
 """Ends a call in the main thread that takes too long. SIGALRM is left to the functions themselves."""
 
@@ -39,6 +42,11 @@ def load_function(path: str) -> Callable:
       ConfigError: the module cannot be imported or has no such function.
     """
     module_name, _, name = path.partition(":")
+    if module_name == INLINE and not hasattr(sys.modules.get(INLINE), name):
+        raise ConfigError(
+            f"reward.functions names {path!r}, a function that was given to run_training in another process. Give it "
+            "again, as run_training(..., reward_functions=[...]), or put it into a module of its own."
+        )
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported

@@ -50,7 +50,8 @@ CUT = {
 """finish_reason of an answer that is not whole -> what became of it; it would be no other if it was asked for again."""
 NEWER_LIMIT = "max_completion_tokens"
 """What some models of OpenAI take in place of max_tokens; they refuse the other and name this one."""
-_THOUGHT = re.compile(r"^\s*<think>(.*?</think>|.*)", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"^\s*<think>(.*?</think>|.*)|^((?!<think>).)*</think>", re.DOTALL | re.IGNORECASE)
+"""A thought at the beginning, also without its first tag, which some templates write at the end of the prompt."""
 
 Messages = Sequence[dict[str, str]]
 
@@ -201,7 +202,7 @@ class Endpoint:
 
 
 def without_thoughts(text: str) -> str:
-    """An answer without the `<think>` part that a server left in it; "" where that has no end."""
+    """An answer without the `<think>` part that a server or a policy left in it; "" where that has no end."""
     return _THOUGHT.sub("", text, count=1).strip()
 
 

@@ -202,8 +202,12 @@ class VllmServer:
         advice = "Check rollout.vllm_address."
         if reply.status in (401, 403):
             advice = f"Put its key into {KEY_VARIABLE}."
-        elif reply.status in (404, 405):
+        elif reply.status in (404, 405) and not path.startswith("/v1/"):
             advice = "Its development mode is off. Start it by `bash launch/gpu_node.sh serve MODEL`."
+        elif reply.status == 404 and request.content is not None:
+            advice = (
+                "It was started anew with another model or --served-model-name; the same command goes on from here."
+            )
         elif reply.status < 400:
             advice = "It redirects, and no key is sent there. " + advice
         raise EndpointError(f"The vLLM server {self.address} {problem}. {advice}")
@@ -226,15 +230,18 @@ def read_group(content: bytes, samples: int, longest: int, vocab_size: int, eos_
     """(token ids, log-probs) of each row in an answer of /v1/completions.
 
     Raises:
+      NotReady: the server broke a row off (finish_reason abort), as it does while it is paused or shut down.
       ValueError: it is not `samples` rows of 1 to `longest` ids below `vocab_size`, each ending at the first of
         `eos_ids` or at `longest` tokens, with a finite log-prob of at most 0 for each.
     """
     answer = read_json(content)
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if any(choice.get("finish_reason") == "abort" for choice in choices):
+            raise NotReady("broke off its answer (finish_reason abort)")
         rows = [(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
         counts = [(len(tokens), len(logp)) for tokens, logp in rows]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise ValueError("a choice without token_ids or logprobs.token_logprobs") from None
     if len(rows) != samples:
         raise ValueError(f"{len(rows)} responses where {samples} were asked for")

@@ -18,7 +18,7 @@ from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError, lookup
 from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.core.stopping import ends_early
-from pbrl_jax.data.batches import Sampler, make_sampler
+from pbrl_jax.data.batches import prompt_sampler
 from pbrl_jax.data.load import check_golds, dataset_fingerprint, fit_prompts, load_prompts, refuse_trained, with_english
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.evaluate import Decoder, answer_texts, eval_metrics, evaluate
@@ -30,8 +30,8 @@ from pbrl_jax.models.decoder import init_decoder
 from pbrl_jax.models.encoder import init_encoder
 from pbrl_jax.models.specs import DECODERS, ENCODERS
 from pbrl_jax.pivots.store import open_store
-from pbrl_jax.pivots.write import TEMPLATE, attach_references
-from pbrl_jax.rewards.combine import gated_as_one
+from pbrl_jax.pivots.write import TEMPLATE, attach_references, unread_references
+from pbrl_jax.rewards.combine import gated_as_one, reads_references
 from pbrl_jax.rewards.similarity import calibration_fingerprint
 from pbrl_jax.rewards.user import load_function
 from pbrl_jax.rollout.endpoint import Endpoint
@@ -272,15 +272,6 @@ def language_texts(config: Config) -> dict[str, list[str]] | None:
     return {code: [quickstart.response(p, code) for p in pool] for code in codes}
 
 
-def prompt_sampler(config: Config, prompts: Sequence[Prompt]) -> Sampler:
-    """The sampler of the batches of a run; errors as make_sampler."""
-    data = config.data
-    return make_sampler(
-        prompts, config.train.prompts_per_step, data.english_share, config.train.seed, data.language_weights,
-        data.language_temperature,
-    )  # fmt: skip
-
-
 def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None = None) -> Experiment:
     """Load, encode and embed everything a run needs; nothing is trained yet.
 
@@ -298,10 +289,12 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     if config.train.fused:
         check_fusable(config, policy.tokenizer.fingerprint == encoder.tokenizer.fingerprint, encoder.prefix)
     store = open_store(config.pivot, work.root, writes=is_first())
-    prompts, report = attach_references(
-        prompts, config, store, progress=functools.partial(Progress, part=part), **reference_expert(policy, config)
-    )
-    print(visible(report.describe()))
+    if config.pivot.source == "dataset" and not reads_references(config.reward):
+        prompts, report = unread_references(prompts, config)
+    else:
+        bar = functools.partial(Progress, part=part)
+        prompts, report = attach_references(prompts, config, store, progress=bar, **reference_expert(policy, config))
+        print(visible(report.describe()))
     form = form_of(config.data)
     kept, ids = fit_prompts(
         prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts, **form
@@ -320,8 +313,11 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     }
     sampler = prompt_sampler(config, kept)
     notes = [repeatability(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))]
-    notes += gated_as_one(config.reward, sampler.target).notes
-    print(*filter(None, notes), batch_arithmetic(config, jax.device_count()), sep="\n")
+    print(
+        *filter(None, [*notes, *gated_as_one(config.reward, sampler.target).notes]),
+        batch_arithmetic(config, jax.device_count()),
+        sep="\n",
+    )
     return Experiment(
         config=config,
         work=work,

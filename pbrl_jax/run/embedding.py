@@ -42,8 +42,8 @@ def reference_vectors(prompts: Sequence[Prompt], encoder: Encoder, store: PivotS
 
     [N, E] where each prompt has at most one reference, else [N, K, E] with K the most that one has.
     """
-    many = max((len(prompt.references) for prompt in prompts), default=1)
-    slots = [(*prompt.references, *(None,) * many)[: max(many, 1)] for prompt in prompts]
+    many = max((1, *(len(prompt.references) for prompt in prompts)))
+    slots = [(*prompt.references, *(None,) * many)[:many] for prompt in prompts]
     references = [reference for row in slots for reference in row]
     whole, reasoning, answer = (
         [getattr(reference, part) if reference else "" for reference in references]

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pbrl_jax.checkpoint import list_checkpoints
@@ -18,16 +18,19 @@ from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.core.lock import held
 from pbrl_jax.core.paths import WorkDir, read_json_lines, read_json_object, work_dir, write_json_lines
+from pbrl_jax.data.sources.table import languages_of
 from pbrl_jax.mesh.agree import is_first
 from pbrl_jax.mesh.devices import devices_line
 from pbrl_jax.mesh.hosts import join_hosts, refuse_several
 from pbrl_jax.mesh.watch import watched_run
+from pbrl_jax.rewards.user import INLINE
 from pbrl_jax.run.config_file import load_config, merged
 from pbrl_jax.run.settings import as_config, config_class
 from pbrl_jax.train.signals import SIGNALS
 
-INLINE = "pbrl_inline_rewards"
-"""Module, of this process alone, of reward functions that cannot be imported from elsewhere."""
+Table = list[dict[str, Any]]
+ROWS = {"rows": "data", "eval_rows": "eval"}
+"""Arguments of `run_training` that are tables -> the section that reads them."""
 
 
 class TrainingRun(NamedTuple):
@@ -58,56 +61,82 @@ def run_verb(name: str, config: Config, workdir: str, before: Callable[[], None]
 
 
 def run_training(
-    config: Config | str | None = None,
+    config: Config | str | os.PathLike | None = None,
     *,
     workdir: str | os.PathLike,
-    rows: Sequence[Mapping[str, Any]] | None = None,
-    eval_rows: Sequence[Mapping[str, Any]] | None = None,
-    reward_functions: Sequence[Callable] = (),
-    **sections: Mapping[str, Any],
+    rows: Iterable[Any] | None = None,
+    eval_rows: Iterable[Any] | None = None,
+    reward_functions: Callable | Sequence[Callable] = (),
+    **sections: Any,
 ) -> TrainingRun:
     """Train, or go on where the work directory was left, as `pbrl train` does.
 
     Args:
       config: a Config, the file or name of one, or None for the defaults.
       workdir: folder of the run.
-      rows: training prompts as columns by name (question, language, answer, ...; docs/guide_one_gpu.md); they are kept
-        in the work directory, and their languages are trained in unless data.languages says otherwise.
+      rows: training prompts as columns by name (question, language, answer, ...; docs/guide_one_gpu.md): a list of
+        dicts, a split of `datasets`, or a DataFrame of pandas. They are kept in the work directory. Their languages are
+        trained in unless data.languages says otherwise; rows that name none are in the config's language, if it has
+        one, else in English.
       eval_rows: problems to evaluate on, with answers.
-      reward_functions: functions `f(prompts, completions, **columns) -> list of float or None`; without
+      reward_functions: a function `f(prompts, completions, **columns) -> list of float or None`, or several; without
         reward.functions among the sections they are the only rewards, with it they come behind these.
       sections: settings, as `train={"max_steps": 10}, data={"languages": ["sw"]}`.
 
     Returns:
-      The run; `finished` is False where it was asked to stop (SIGINT) and saved.
+      The run; `finished` is False where it was asked to stop (SIGINT) and saved. Only in the main thread do signals
+      ask for that.
 
     Raises:
       PbrlError: whatever is wrong with the settings, the data, the models or the work directory.
     """
     work = work_dir(workdir)
-    start = load_config(config) if isinstance(config, str) else as_config(config) if config else config_class()()
+    start = _start(config)
+    for name, values in sections.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"run_training: {name} is {values!r}; expected a section, as train={{'max_steps': 10}}.")
     settings = {name: dict(values) for name, values in sections.items()}
-    tables = {name: given for name, given in (("rows", rows), ("eval_rows", eval_rows)) if given is not None}
-    if rows is not None:
-        settings["data"] = _table(work, "rows", rows) | settings.get("data", {})
-    if eval_rows is not None:
-        found = _table(work, "eval_rows", eval_rows)
-        settings["eval"] = {"source": "table", "path": found["path"], "languages": found["languages"]} | settings.get(
-            "eval", {}
-        )
+    given = {"rows": rows, "eval_rows": eval_rows}
+    tables = {name: _table(name, table) for name, table in given.items() if table is not None}
+    whole = _whole(work, start, settings, tables, reward_functions)
+    with own_signal_handlers():
+        run_verb("train", whole, str(work.root), functools.partial(_write_tables, work, tables))
+    return read_training(work)
+
+
+def _start(config: Any) -> Config:
+    """The Config that a call begins with."""
+    if isinstance(config, str | os.PathLike):
+        return load_config(str(config))
+    if config is None or isinstance(config, Config):
+        return config_class()() if config is None else as_config(config)
+    raise ConfigError(
+        f"run_training: config is a {type(config).__name__}; expected a Config or the file or name of one. Give "
+        "settings by section, as train={'max_steps': 10}."
+    )
+
+
+def _whole(
+    work: WorkDir, start: Config, settings: dict[str, Any], tables: Mapping[str, Table], reward_functions: Any
+) -> Config:
+    """The Config of a call of `run_training`, whose rows are going to be in the work directory."""
+    for name, table in tables.items():
+        own = settings.get(ROWS[name], {})
+        columns = own.get("columns", getattr(start, ROWS[name]).columns)
+        language = list(start.data.languages) if len(start.data.languages) == 1 else ["en"]
+        found = {"path": str(work.root / f"{name}.jsonl"), "languages": languages_of(table, columns, name) or language}
+        settings[ROWS[name]] = {"source": "table"} | found | own
     if reward_functions:
         reward = settings.setdefault("reward", {})
         names = list(reward.get("functions", ()))
-        for function in reward_functions:
+        for function in [reward_functions] if callable(reward_functions) else reward_functions:
             names.append(importable_name(function, names))
         reward["functions"] = names
         reward.setdefault("reward_weights", [1.0] * len(reward["functions"]))
     whole = merged(start, settings, "run_training")
     for line in unread_fields(whole):
         print(f"Note: {line}", file=sys.stderr)
-    with own_signal_handlers():
-        run_verb("train", whole, str(work.root), functools.partial(_write_tables, work, tables))
-    return read_training(work)
+    return whole
 
 
 def read_training(work: WorkDir) -> TrainingRun:
@@ -139,15 +168,22 @@ def importable_name(function: Callable, taken: Sequence[str] = ()) -> str:
     return f"{INLINE}:{name}"
 
 
-def _table(work: WorkDir, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings of a table that is going to be in the work directory."""
-    if not rows or not all(isinstance(row, Mapping) for row in rows):
-        raise DataError(f"{name} holds {type(rows[0]).__name__ if rows else 'nothing'}; expected dicts of columns.")
-    languages = list(dict.fromkeys(str(row.get("language", "en")) for row in rows))
-    return {"source": "table", "path": str(work.root / f"{name}.jsonl"), "languages": languages}
+def _table(name: str, rows: Any) -> Table:
+    """The rows of a list, a generator, a split of `datasets` or a data frame as dicts of columns."""
+    if hasattr(rows, "notna"):  # a DataFrame, whose missing cells are NaN
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    if isinstance(rows, Mapping):
+        raise DataError(
+            f"{name} is a {type(rows).__name__} of {', '.join(map(str, rows))}; expected a list of dicts, or one "
+            "split of a data set."
+        )
+    table = list(rows)
+    if not table or not all(isinstance(row, Mapping) for row in table):
+        raise DataError(f"{name} holds {type(table[0]).__name__ if table else 'nothing'}; expected dicts of columns.")
+    return [dict(row) for row in table]
 
 
-def _write_tables(work: WorkDir, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _write_tables(work: WorkDir, tables: Mapping[str, Table]) -> None:
     """Write rows to the work directory.
 
     Raises:
@@ -157,7 +193,7 @@ def _write_tables(work: WorkDir, tables: Mapping[str, Sequence[Mapping[str, Any]
     for name, rows in tables.items():
         file = work.root / f"{name}.jsonl"
         try:
-            given = json.dumps([dict(row) for row in rows])
+            given = json.dumps(rows)
         except TypeError as error:
             raise DataError(f"{name}: {error}. Use text and numbers.") from error
         if file.exists() and json.dumps(read_json_lines(file)) == given:
@@ -172,7 +208,7 @@ def _write_tables(work: WorkDir, tables: Mapping[str, Sequence[Mapping[str, Any]
 
 @contextlib.contextmanager
 def own_signal_handlers() -> Iterator[None]:
-    """The caller's signal handlers come back when a run has ended; outside of the main thread a run has none."""
+    """The caller's signal handlers come back when a run has ended; only the main thread has any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

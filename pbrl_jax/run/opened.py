@@ -17,6 +17,7 @@ from pbrl_jax.core.errors import PbrlError, installed
 from pbrl_jax.core.lock import refuse_model
 from pbrl_jax.core.paths import WorkDir, as_path, numbered_json_lines
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.data.batches import prompt_sampler
 from pbrl_jax.data.load import fit_prompts, load_prompts
 from pbrl_jax.data.responses import holds_preferences, read_examples, read_preferences
 from pbrl_jax.eval.audit import file_cases
@@ -26,7 +27,7 @@ from pbrl_jax.mesh.sharding import MESH_AXES, mesh_shape
 from pbrl_jax.models.specs import DECODERS
 from pbrl_jax.pivots.store import open_store
 from pbrl_jax.pivots.write import attach_references, check_questions
-from pbrl_jax.rewards.combine import reward_names
+from pbrl_jax.rewards.combine import reads_references, reward_names
 from pbrl_jax.rewards.similarity import SimilarityConfig, read_calibration
 from pbrl_jax.rewards.translation import TranslatorConfig
 from pbrl_jax.rewards.user import load_function
@@ -36,7 +37,6 @@ from pbrl_jax.run.assemble import (
     asks_for_evaluation,
     check_positions,
     evaluation_prompts,
-    prompt_sampler,
     refuse_other_experiment,
     training_prompts,
 )
@@ -149,6 +149,8 @@ def references(opening: Opening) -> str | None:
             raise Elsewhere(f"there is no file {config.pivot.file!r} yet, which the expert's responses are read from")
     if config.pivot.source == "policy" or not opening.prompts:
         return None
+    if config.pivot.source == "dataset" and opening.verb in ("train", "dpo") and not reads_references(config.reward):
+        return "not read by the rewards of this run"
     kept, report = attach_references(opening.prompts, config, open_store(config.pivot, opening.work.root))
     opening.prompts[:] = kept
     return report.describe()

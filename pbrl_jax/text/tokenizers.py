@@ -106,7 +106,9 @@ class SentencePieceTokenizer:
         raise ConfigError("This SentencePiece tokenizer has no chat template. Use the prompt style 'plain'.")
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        return self.processor.decode([int(i) for i in ids])
+        # A policy samples from its embedding's rows, of which there may be more than pieces; the others have no text.
+        pieces = self.processor.vocab_size()
+        return self.processor.decode([int(i) for i in ids if 0 <= int(i) < pieces])
 
     def pieces(self) -> list[str]:
         return [self._surface(i) for i in range(self.vocab_size)]

@@ -83,7 +83,8 @@ _receiver: _Receiver | None = None
 
 def watch_signals() -> None:
     """Turn the four signals into a stop request, and keep a closed terminal or pipe from ending the run. SIGHUP stays
-    ignored where it was (nohup). In another thread than the main one, signals stay the program's own."""
+    ignored where it was (nohup). In another thread than the main one signals stay as they are: Python sets no
+    handlers there."""
     global _receiver
     if _receiver is None:
         _receiver = _Receiver()
@@ -92,7 +93,7 @@ def watch_signals() -> None:
     clear_request(alone=host_count() == 1)
     keep_output()
     if threading.current_thread() is not threading.main_thread():
-        return  # Python sets handlers in the main thread alone
+        return
     signal.set_wakeup_fd(_receiver.into, warn_on_full_buffer=False)
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

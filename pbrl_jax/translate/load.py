@@ -1,10 +1,10 @@
 """Loading of translators: a translation model, or any policy with an instruction to translate."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from pbrl_jax.core.errors import ConfigError
+from pbrl_jax.rollout.endpoint import without_thoughts
 from pbrl_jax.rollout.engine import Engine, Sampling
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.prompts import with_one_bos
@@ -20,7 +20,6 @@ PLAIN = (
     "Translation from {source} into {target}. Numbers and formulas stay as they are.\n\n{source}: {text}\n{target}:\n"
 )
 """The prompt of a model without a chat template; its translation is the next line."""
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 class PromptedTranslator(Translator):
@@ -77,7 +76,7 @@ class PromptedTranslator(Translator):
 
     def _finished(self, text: str, ended: bool) -> Written:
         """The translation without the thought; without a chat template, its first line."""
-        text = _THOUGHT.sub("", text).strip()
+        text = without_thoughts(text)
         if self.whole_texts:
             return Written(text, ended)
         line, newline, _ = text.partition("\n")

@@ -1,5 +1,6 @@
 """Translators with M2M100 and NLLB-200 models: translation, loading and export."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -29,6 +30,8 @@ from pbrl_jax.weights.writing import differing_parameters, refuse_differences, w
 
 NLLB_CODES = {code: entry.nllb for code, entry in LANGUAGES.items()}
 """Language -> its token in NLLB-200. M2M100 has tokens such as `__sw__`."""
+M2M100_CODES = {"fil": "tl", "nso": "ns"}
+"""Languages that M2M100's tokens name otherwise than this package."""
 SOURCE_LIMIT = 512
 """Maximum tokens of a source: the length of these models' training data; they have more positions."""
 EMBEDDING_COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -39,7 +42,8 @@ class M2M100Translator(Translator):
     """Translates sentence by sentence, greedily or by beam search; see `Translator.translate`.
 
     Args:
-      num_beams: 1 is greedy.
+      num_beams: 1 is greedy. More: with the length_penalty and early_stopping of the model's generation_config.json (or
+        config.json), as in transformers.
       batch_size: sentences per batch, all of one length bucket.
     """
 
@@ -62,7 +66,7 @@ class M2M100Translator(Translator):
     def language_ids(self) -> dict[str, int]:
         """Language -> the id of its token, for the languages of this model."""
         vocabulary = self.tokenizer.tokenizer.get_vocab()
-        names = {code: (NLLB_CODES[code], f"__{code}__") for code in sorted(LANGUAGES)}
+        names = {code: (NLLB_CODES[code], f"__{M2M100_CODES.get(code, code)}__") for code in sorted(LANGUAGES)}
         ids = {code: [vocabulary[name] for name in pair if name in vocabulary] for code, pair in names.items()}
         return {code: matches[0] for code, matches in ids.items() if matches}
 
@@ -170,11 +174,29 @@ def load_m2m100(
     check_vocabulary(tokenizer, spec.vocab_size, source)
     shardings = None if mesh is None else tree_shardings(abstract_params(names), AXES, mesh)
     params = load_params(tensors, names, shardings, jnp.dtype(spec.dtype), ignore=IGNORED)
-    translator = M2M100Translator(spec, params, tokenizer, num_beams, batch_size)
+    rules = beam_rules({**config, **tokenizer.generation_config}, source) if num_beams > 1 else {}
+    translator = M2M100Translator(dataclasses.replace(spec, **rules), params, tokenizer, num_beams, batch_size)
     translator.config = config
-    described = json.dumps([config, num_beams], sort_keys=True) + weights_digest(tensors)
+    described = json.dumps([config, num_beams, *rules.items()], sort_keys=True) + weights_digest(tensors)
     translator.fingerprint = hashlib.sha256(described.encode()).hexdigest()
     return translator
+
+
+def beam_rules(settings: dict[str, Any], source: str) -> dict[str, Any]:
+    """The settings of beam search that are not the defaults of M2M100Spec.
+
+    Raises:
+      CheckpointError: values that this package does not compute with.
+    """
+    early, penalty = settings.get("early_stopping") or False, settings.get("length_penalty")
+    penalty = 1.0 if penalty is None else penalty
+    if type(early) is not bool or type(penalty) not in (int, float):
+        raise CheckpointError(
+            f"{source!r} asks for beam search with early_stopping {early!r} and length_penalty {penalty!r}; expected "
+            "true or false and a number. Change generation_config.json, or use num_beams=1."
+        )
+    found = {"early_stopping": True} if early else {}
+    return found if penalty == 1 else {**found, "length_penalty": float(penalty)}
 
 
 def export_translator(translator: M2M100Translator, directory: str) -> None:

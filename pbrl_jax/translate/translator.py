@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pbrl_jax.core.characters import visible
+from pbrl_jax.core.characters import as_texts, visible
 from pbrl_jax.core.errors import ConfigError, EndpointError
 from pbrl_jax.core.stopping import ends_early
 from pbrl_jax.rollout.endpoint import Endpoint, without_thoughts
@@ -113,6 +113,7 @@ class Translator(ABC):
 
         Raises:
           ConfigError: a language that this package or the model does not support.
+          DataError: one text in place of a list, or something in it that is no text.
         """
         results = self.translations(texts, source_language, target_language)
         cut = sum(not translation.complete for translation in results)
@@ -124,6 +125,7 @@ class Translator(ABC):
         self, texts: Sequence[str], source_language: str | Sequence[str], target_language: str | Sequence[str]
     ) -> list[Translation]:
         """As `translate`, and whether each translation is complete and keeps its numbers."""
+        texts = as_texts(texts, "Texts to translate")
         sources, targets = (language_codes(codes, len(texts)) for codes in (source_language, target_language))
         foreign = [row for row in range(len(texts)) if sources[row] != targets[row]]
         pieces = [piece for row in foreign for piece in self.pieces(row, texts[row])]

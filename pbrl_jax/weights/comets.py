@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pbrl_jax.core.batching import fill, length_bucket, pad_tokens
+from pbrl_jax.core.characters import as_texts
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
 from pbrl_jax.text.tokenizers import Tokenizer
@@ -43,18 +44,19 @@ class Comet(NamedTuple):
 
         Raises:
           ConfigError: the model needs references, and `ref` is None.
-          DataError: lists of different lengths.
+          DataError: lists of different lengths, one text in place of a list, or something in it that is no text.
         """
         if ref is None and self.needs_reference:
             raise ConfigError(f"This COMET model ({self.spec.kind}) compares with references. Give ref.")
-        given = {"src": src, "mt": mt} | ({} if ref is None else {"ref": ref})
+        lists = {"src": src, "mt": mt} | ({} if ref is None else {"ref": ref})
+        given = {name: as_texts(texts, f"COMET's {name}") for name, texts in lists.items()}
         lengths = {name: len(texts) for name, texts in given.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"Scoring needs one source (and reference) per translation, found {lengths}.")
-        segments = {name: self._segments(list(texts)) for name, texts in given.items()}
+        segments = {name: self._segments(texts) for name, texts in given.items()}
         sequences = self._sequences(segments)
         longest = np.array([max(len(ids) for ids in row) for row in zip(*sequences, strict=True)], int)
-        scores = np.zeros(len(mt), np.float32)
+        scores = np.zeros(len(given["mt"]), np.float32)
         order = np.argsort(longest, kind="stable").tolist()
         start = 0
         while start < len(order):

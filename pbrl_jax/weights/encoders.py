@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from pbrl_jax.core.batching import fill, length_bucket, pad_tokens, split_rows
+from pbrl_jax.core.characters import as_texts
 from pbrl_jax.core.errors import CheckpointError, ConfigError, nearest
 from pbrl_jax.mesh.sharding import batch_sharding, replicated, row_mesh
 from pbrl_jax.models.encoder import encode, init_encoder
@@ -82,7 +83,11 @@ class Encoder(NamedTuple):
         """Unit vectors of the texts, in their order.
 
         The vector of a text in several chunks is the normalised mean of the chunks' vectors, weighted by token counts.
+
+        Raises:
+          DataError: one text in place of a list, or something in it that is no text.
         """
+        texts = as_texts(texts, "Texts to embed")
         vectors = np.zeros((len(texts), self.spec.embedding_width), np.float32)
         for start in range(0, len(texts), TEXTS_AT_A_TIME):
             batch = [self.prefix + text for text in texts[start : start + TEXTS_AT_A_TIME]]

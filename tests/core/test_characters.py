@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pbrl_jax import cli
-from pbrl_jax.core.characters import CONTROL, visible
+from pbrl_jax.core.characters import CONTROL, as_texts, visible
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.logs.live import LiveView, Pace
 from pbrl_jax.logs.metrics import MetricWriter
@@ -77,3 +77,11 @@ def test_memory_that_is_used_up(monkeypatch, capsys):
         monkeypatch.setattr(cli, "VERBS", verb(error))
         assert cli.main(["train"]) == 1
         assert f"Error: {where} ran out of memory. Lower --train.microbatch-prompts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["abc", ["a", None], ["a", 1.5], [["a"]]])
+def test_a_text_alone_is_no_list_of_texts(wrong):
+    """Its letters would be embedded, scored or translated one by one."""
+    with pytest.raises(DataError, match=r"expected a (list of texts, found one text 'abc'|text\.)"):
+        as_texts(wrong, "Texts")
+    assert as_texts(iter(["a", ""]), "Texts") == ["a", ""]

@@ -1,5 +1,6 @@
 """The thread that looks after a run: slow phases, hosts that fail and hosts that fall silent."""
 
+import io
 import json
 import time
 
@@ -51,6 +52,14 @@ def test_a_slow_phase_is_told_with_the_stacks(capfd):
     assert told.count("Slow: host 0 is in phase 'a slow reward' for") == 2 and "generate" not in told
     assert "Current thread" in told and "test_a_slow_phase_is_told_with_the_stacks" in told
     assert phase_text() == "between two phases"
+
+
+def test_stacks_are_shown_beside_a_stream_without_a_descriptor(capfd, monkeypatch):
+    """A notebook's stderr has a method fileno, which raises."""
+    monkeypatch.setattr(watch.sys, "__stderr__", open(2, "w", closefd=False))
+    monkeypatch.setattr(watch.sys, "stderr", io.StringIO())
+    watch.show_stacks()
+    assert "Current thread" in capfd.readouterr().err
 
 
 def test_nothing_is_slow_where_nobody_asked(capfd):

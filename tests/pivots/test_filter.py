@@ -2,8 +2,10 @@
 
 import pytest
 
-from pbrl_jax.core.records import Reference
+from pbrl_jax.config.tree import Config
+from pbrl_jax.core.records import Prompt, Reference
 from pbrl_jax.pivots.filter import FilterReport, answer_value, filter_report, keep_reference
+from pbrl_jax.pivots.write import unread_references
 
 
 def reference(answer: str) -> Reference:
@@ -85,3 +87,10 @@ def test_report_counts_each_outcome_once():
     keeping = filter_report(keep_reference(found, gold, keep_wrong=True) for found, gold in cases)
     assert keeping == FilterReport(total=6, kept=4, right=2, wrong=1, unverified=1, no_answer=2)
     assert filter_report([]) == FilterReport(0, 0, 0, 0, 0, 0)
+
+
+def test_rows_may_lack_references_that_no_reward_reads():
+    right = reference("The answer is 18.")
+    rows = [Prompt(n, "sw", "Tatu na tatu?", "Three and three?", "18", right if n else None) for n in range(8)]
+    kept, report = unread_references(rows, Config())
+    assert kept == rows and (report.kept, report.missing, report.dropped) == (8, {}, {})

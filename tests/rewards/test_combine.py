@@ -16,7 +16,7 @@ from pbrl_jax.algos.grpo import GrpoConfig, estimate
 from pbrl_jax.config.tree import with_values
 from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Scores
-from pbrl_jax.rewards.combine import REWARDS, Reward, RewardAssets, alike_in_group, make_reward
+from pbrl_jax.rewards.combine import REWARDS, Reward, RewardAssets, alike_in_group, make_reward, reads_references
 from pbrl_jax.rewards.cosine import make_cosine
 from pbrl_jax.rewards.inputs import first_equal
 from pbrl_jax.train.hosted import separate_rewards
@@ -259,3 +259,12 @@ def test_a_gate_in_the_middle_of_its_schedule():
     inputs = reward_inputs([SWAHILI] * 2, ["Jibu ni 20.", "\\boxed{20} is the answer that she has found."], encoder())
     values = [reward(inputs._replace(step=step)).total.value_B.tolist() for step in (0, 3, 6)]
     np.testing.assert_allclose(values, [[1, 1], [1, 0.4], [1, -0.2]], atol=1e-6)
+
+
+def test_which_rewards_read_references():
+    """Those that need none are named; a new reward reads them unless its line says otherwise."""
+    assert {name for name in REWARDS if not reads_references(RewardConfig(functions=(name,)))} == {
+        "answer", "repetition", "overlong"
+    }  # fmt: skip
+    assert not reads_references(RewardConfig(functions=("mine:f", "answer")))
+    assert reads_references(RewardConfig(functions=("mine:f", "cosine")))

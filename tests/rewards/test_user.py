@@ -206,6 +206,8 @@ def test_a_function_that_is_not_there_is_refused_at_the_start(tmp_path, monkeypa
     for path in ("leaving_rewards:f", "no_such_module:f", "good_rewards:f", ":f", "torn_rewards:f", "good_rewards:"):
         with pytest.raises(ConfigError, match="package.module:function"):
             make_user_reward(path)
+    with pytest.raises(ConfigError, match="given to run_training in another process. Give it again"):
+        make_user_reward("pbrl_inline_rewards:gone")
     with pytest.raises(ConfigError, match="int and no function"):
         make_user_reward("good_rewards:weight")
 
@@ -311,3 +313,16 @@ def test_conversations_arrive_as_lists_of_messages():
     assert given["prompts"][0] == [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Ngapi?"}]
     assert given["completions"] == [[{"role": "assistant", "content": "18"}], "3"]
     assert given["prompts"][1] == talk.question
+
+
+def test_the_parts_of_a_reference_are_columns_too(tmp_path, call):
+    """`reference` is both of them; a function may name either."""
+    row = {"question": "A?", "reference_reasoning": "1 + 1", "reference_answer": "2", "answer": "2"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    prompts = table.rows(str(tmp_path / "data.jsonl"), "train", ("sw",), 0, 0) * 2
+
+    def function(completions, reference_answer, **columns):
+        assert columns["reference_reasoning"] == ["1 + 1"] * 2
+        return [float(text) for text in reference_answer]
+
+    assert call(function, prompts=prompts).value_B.tolist() == [2, 2]

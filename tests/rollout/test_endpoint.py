@@ -252,6 +252,8 @@ def test_a_model_that_names_its_limit_otherwise():
 def test_thoughts():
     assert without_thoughts(" <think>\nA or B?</think>\n\nB ") == "B" and without_thoughts("<think>A or") == ""
     assert without_thoughts("A <think>b</think>") == "A <think>b</think>"
+    # DeepSeek-R1's template, and those of later reasoning models, end the prompt with the first tag.
+    assert without_thoughts("A or B?\nMaybe </think>\n\nB") == "B"
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,28 @@ def test_an_answer_that_is_none_ends_the_run(kind, server, tmp_path):
     assert message in str(caught.value) and address in str(caught.value)
 
 
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(server, tmp_path):
+    """A paused or ending server gives what it has, or nothing, with finish_reason abort."""
+    asked = []
+
+    def once(body, answer):
+        asked.append(body["seed"])
+        return group({"finish_reason": "abort", "token_ids": [], "logprobs": None}) if len(asked) == 1 else answer
+
+    with server.served() as address:
+        whole = sampled(sampler(address, tmp_path))
+        server.faults[ASKED] = once
+        found = sampled(sampler(address, tmp_path))
+    assert len(asked) == P + 1 and np.array_equal(found.tokens_BR, whole.tokens_BR)
+
+
+def test_a_server_with_another_model_is_named_as_such(server, tmp_path):
+    server.faults[ASKED] = lambda body, answer: (404, "The model `policy` does not exist.")
+    with server.served() as address, pytest.raises(EndpointError, match="does not exist.*another model") as caught:
+        sampled(sampler(address, tmp_path))
+    assert "development mode" not in str(caught.value)
+
+
 def test_answers_of_a_real_server():
     for kind, rows in (("group", 2), ("stopped", 1), ("greedy", 1)):
         asked = RECORDED[kind]["request"]

@@ -97,6 +97,12 @@ def test_specials_are_not_encoded_and_not_decoded(trained):
     assert not {0, 1, 2} & set(trained.encode("</s> <s> <pad>"))
 
 
+def test_ids_without_a_piece_have_no_text(trained):
+    """An embedding may be padded beyond the vocabulary, and its last rows are sampled, too."""
+    ids = trained.encode("12")
+    assert trained.decode([*ids, trained.vocab_size, trained.vocab_size + 7]) == "12"
+
+
 def test_numbers_are_single_pieces_and_never_join_their_neighbours(trained):
     pieces = trained.pieces()
     for text in ("Jibu ni 12.", "答案是 12。", "উত্তর হল 12।", "คำตอบคือ 12"):

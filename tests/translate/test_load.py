@@ -87,6 +87,8 @@ def test_translations_are_the_greedy_continuations():
 def test_what_is_taken_from_a_response():
     chat = PromptedTranslator(chat_policy(), max_completion_length=8)
     assert chat._finished("<think>\n\n</think>\n\nOne.\nTwo. ", True) == ("One.\nTwo.", True)
+    assert chat._finished("It means\n</think>\n\nOne. ", True) == ("One.", True)
+    assert chat._finished("<think>It means ", False) == ("", False), "a thought is no translation"
     plain = PromptedTranslator(tiny_world.policy(), max_completion_length=8)
     assert plain._finished(" One. \nSwahili: Two", False) == ("One.", True)
     assert plain._finished(" One", False) == ("One", False)

@@ -5,14 +5,15 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_policy import quick_compiles  # noqa: F401
 
-from pbrl_jax.core.errors import CheckpointError, ConfigError
+from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.text.languages import LANGUAGES
-from pbrl_jax.translate.m2m100_translator import NLLB_CODES, load_m2m100
+from pbrl_jax.translate.m2m100_translator import NLLB_CODES, M2M100Translator, load_m2m100
 from pbrl_jax.translate.translator import Segment, Translator, Written
 from pbrl_jax.weights.hf_fields import read_config
 
@@ -51,6 +52,21 @@ def test_translations_are_those_of_the_original(name, num_beams, batch_size, mon
     assert len(set(ends)) == 2 or num_beams > 1
 
 
+def test_beams_follow_the_generation_settings_of_the_model(tmp_path):
+    """M2M100's own have early_stopping; old files keep them in config.json."""
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "model"))
+    plain = load(4)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"early_stopping": True, "length_penalty": 4.0}))
+    found = load(4, folder=folder)
+    assert (found.spec.early_stopping, found.spec.length_penalty) == (True, 4.0)
+    assert found.fingerprint != plain.fingerprint and load(1, folder=folder).spec == plain.spec
+    assert found.write(SEGMENTS) != plain.write(SEGMENTS)
+    file.write_text(json.dumps({"early_stopping": "never"}))
+    with pytest.raises(CheckpointError, match="early_stopping 'never'"):
+        load(4, folder=folder)
+
+
 def test_a_translation_does_not_depend_on_its_batch(greedy):
     texts = [row["text"] for row in EXPECTED]
     sources, targets = [s.source for s in SEGMENTS], [s.target for s in SEGMENTS]
@@ -87,6 +103,14 @@ def test_every_language_has_a_code_and_unknown_ones_are_refused(greedy):
         greedy.translate(["A word."], ["en", "de"], "sw")
     with pytest.raises(ConfigError, match="num_beams=0"):
         load(num_beams=0)
+
+
+def test_tokens_of_m2m100(greedy):
+    """Its names of languages are others than NLLB's, and two of them than ours."""
+    names = ["__en__", "__sw__", "__tl__", "__ns__", "__zh__"]
+    core = SimpleNamespace(get_vocab=lambda: {name: 100 + n for n, name in enumerate(names)})
+    made = M2M100Translator(greedy.spec, None, SimpleNamespace(tokenizer=core))
+    assert made.language_ids == {"en": 100, "sw": 101, "tl": 102, "fil": 102, "nso": 103, "zh": 104}
 
 
 def test_a_file_without_the_shared_name(tmp_path):
@@ -216,3 +240,8 @@ def test_the_length_limit_is_reported(caplog):
     with caplog.at_level(logging.WARNING):
         model.translate(["a 1", "b 2. Done."], "en", "de")
     assert "1 of 2 translations reached the length limit" in caplog.text
+
+
+def test_one_text_in_place_of_a_list_is_refused(greedy):
+    with pytest.raises(DataError, match="Texts to translate: expected a list of texts, found one text 'Tom'"):
+        greedy.translate("Tom", "en", "sw")

@@ -83,10 +83,24 @@ def rows(
     return _limited(prompts, languages, limit, seed)
 
 
+def languages_of(table: Sequence[dict[str, Any]], columns: Sequence[str], place: str) -> list[str]:
+    """The languages of a table's rows that this package knows, in their order; [] where no column names any.
+
+    Raises:
+      DataError, ConfigError: as `column_mapping`.
+    """
+    tables = [(place, list(table))]
+    present = dict.fromkeys(column for values in table for column in values)
+    mapping = column_mapping(columns, [*present, *_inner(tables)], place, _talks(tables))
+    said = (_Cells(values, mapping)("language") for values in table)
+    return list(dict.fromkeys(code for text in said if isinstance(text, str) and (code := known_code(text))))
+
+
 def _known(cell: tuple[str, Any], mapping: dict[str, str], prompt: Prompt) -> bool:
-    """Whether a cell is the field of its own name; a whole solution is more than the gold answer that is read in it."""
+    """Whether reward functions get a cell as the field of its own name; a whole solution is more than the gold answer
+    that is read in it, and of a reference in two parts they get both together."""
     name, value = cell
-    if mapping.get(name) != name:
+    if mapping.get(name) != name or name in ("reference_reasoning", "reference_answer"):
         return False
     return name != "answer" or not isinstance(value, str) or value.strip() == (prompt.answer or "")
 
