@@ -58,9 +58,13 @@ class AttachReport(NamedTuple):
     """Part that the reward compares (reasoning, answer) -> kept references without it."""
     lost: str = ""
     """Languages that have no prompt left, with commas between."""
+    read: bool = True
+    """Whether a reward reads them."""
 
     def describe(self) -> str:
         """One line for the console."""
+        if not self.read:
+            return f"references ({self.source}): no reward reads them"
         counts = self.problems
         parts = [f"{counts.right} right", f"{counts.unverified} not verified", f"{counts.wrong} wrong"]
         parts.append(f"{counts.no_answer} without an answer")
@@ -116,7 +120,9 @@ def attach_references(
 
 def unread_references(prompts: Sequence[Prompt], config: Config) -> tuple[list[Prompt], AttachReport]:
     """As `attach_references` with the source `dataset`, for rewards that read no references: rows may lack them."""
-    return _keep(prompts, Candidates([prompt.reference for prompt in prompts]), [(True, None)] * len(prompts), config)
+    candidates = Candidates([prompt.reference for prompt in prompts])
+    kept, report = _keep(prompts, candidates, [(True, None)] * len(prompts), config)
+    return kept, report._replace(read=False)
 
 
 def write_references(

@@ -294,7 +294,7 @@ def build_experiment(config: Config, work: WorkDir, part: tuple[int, int] | None
     else:
         bar = functools.partial(Progress, part=part)
         prompts, report = attach_references(prompts, config, store, progress=bar, **reference_expert(policy, config))
-        print(visible(report.describe()))
+    print(visible(report.describe()))
     form = form_of(config.data)
     kept, ids = fit_prompts(
         prompts, policy.tokenizer, config.rollout.max_prompt_length, config.data.overlong_prompts, **form

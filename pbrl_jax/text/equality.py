@@ -11,6 +11,7 @@ import threading
 from fractions import Fraction
 
 from pbrl_jax.text.expressions import equal_equations, equal_expressions
+from pbrl_jax.text.quantities import TEXT_COMMAND
 from pbrl_jax.text.values import LONGEST_NUMBER, plain, squeeze, word_value
 
 TOLERANCE = Fraction(1, 10**6)
@@ -27,9 +28,6 @@ _COSTLY = re.compile(
 of which math-verify reads a part: sets with conditions, ellipses, primes, numbers of another base."""
 _WRAPPERS = re.compile(
     r"\\(?:left|right|displaystyle|big|Big|limits)(?![A-Za-z])|(?<!\\)\\[,;:! ]|\\q?quad|(?<!\d)~|~(?!\d)|\\\$"
-)
-_TEXT = re.compile(
-    r"\\(?:text(?:rm|bf|it|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|boldsymbol|underline|ensuremath)\s*\{([^{}]*)\}"
 )
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
 _ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot))\s*\(?(\d+(?:\.\d+)?)\s*(?:\^\s*\{?(?:\\circ|°)\}?|°|\\degree)\)?")
@@ -112,7 +110,7 @@ def _form(text: str) -> str:
         text = text[1:-1].strip()
     text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text) if re.fullmatch(r"\\[(\[].*\\[)\]]", text, re.DOTALL) else text
     text = _ANGLE.sub(r"\1(\2\\pi/180)", text)
-    text = _DEGREES.sub("", _TEXT.sub(r"\1", _JOIN.sub(",", _WRAPPERS.sub("", text))))
+    text = _DEGREES.sub("", TEXT_COMMAND.sub(r"\1", _JOIN.sub(",", _WRAPPERS.sub("", text))))
     for name, normal in _NAMES.items():
         text = text.replace(name, normal)
     text = squeeze(text.replace("$", ""))

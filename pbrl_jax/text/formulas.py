@@ -3,13 +3,10 @@
 import re
 from fractions import Fraction
 
-from pbrl_jax.text.quantities import canonical, canonical_number
+from pbrl_jax.text.quantities import TEXT_COMMAND, canonical, canonical_number
 
 MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 """A formula between dollar signs or LaTeX brackets."""
-TEXT_COMMAND = re.compile(
-    r"\\(?:text(?:rm|bf|it|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|underline|ensuremath)\s*\{([^{}]*)\}"
-)
 _ALGEBRA = re.compile(r"[\^_=]|^(?!.*[A-Za-z]{3}).*(?:[A-Za-z]\s*[-+*/(]|[-+*/)]\s*[A-Za-z])")
 _SYMBOLS = re.compile(r"(?!\s)(?=.*[A-Za-z])(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))+(?<!\s)")
 """Signs and single letters; a currency ("$9 a day and $3") ends with a space."""

@@ -14,7 +14,9 @@ NUMBER = re.compile(
     rf"(?<![\d.,])(?:(?<![\dA-Za-z)])(?<![\d)][{SPACES}])-)?"
     rf"(?:\d|(?<!\w)\.\d)(?:[\d.,]|(?<=\d)['’{SPACES}](?=\d{{3}}(?!\d)))*"
 )
-_TEXT = r"\\(?:text(?:rm|bf|it)?|mathrm|mathit|mathbf|mathsf|mbox|operatorname)"
+_TEXT = r"\\(?:text(?:rm|bf|it|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|boldsymbol|underline|ensuremath)"
+TEXT_COMMAND = re.compile(rf"{_TEXT}\s*\{{([^{{}}]*)\}}")
+"""Text in a formula, in whatever font."""
 _EXPONENT = r"\^\{?-?\d\}?"
 _GAP = r"(?:\\[,;:! ]|\\q?quad|[~\s/]|\\cdot)*"
 _UNIT = re.compile(

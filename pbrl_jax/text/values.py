@@ -7,7 +7,6 @@ from fractions import Fraction
 from pbrl_jax.text.formulas import (
     MATHS,
     OPERAND,
-    TEXT_COMMAND,
     bare_formula,
     in_formula,
     is_formula,
@@ -22,6 +21,7 @@ from pbrl_jax.text.quantities import (
     LONGEST_NUMBER,
     NUMBER,
     SPACES,
+    TEXT_COMMAND,
     Quantity,
     canonical,
     canonical_number,

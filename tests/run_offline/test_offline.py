@@ -145,7 +145,9 @@ def test_other_prompts_are_sampled_anew(sampled, capsys):
     """What is drawn, and in which form, belongs to the responses that a work directory keeps; defaults are not named,
     as in older versions."""
     experiment = build_experiment(offline(), work_dir(sampled))
-    assert "references (dataset): " in capsys.readouterr().out, "what the filter dropped is said"
+    assert "references (dataset): no reward reads them" in capsys.readouterr().out
+    build_experiment(with_values(offline(), reward={"functions": ("cosine",)}), work_dir(sampled))
+    assert "references (dataset): 4 of 4 kept" in capsys.readouterr().out, "what the filter dropped is said"
     kept = origin_of(experiment, 4)
     assert kept == (sampled / f"{FILE}.origin").read_text()
     for changes in (
