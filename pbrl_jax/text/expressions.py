@@ -153,11 +153,13 @@ class _Parser:
         if self.take() != _CLOSING[opening]:
             raise _Undecided
         self.depth -= 1
+        if opening in "({[":
+            return value
+        if self.unknowns > unknowns:
+            raise _Undecided  # letters have positive values near each other
         if opening == "|":
-            if self.unknowns > unknowns:
-                raise _Undecided  # letters have positive values
             return abs(value) if isinstance(value, Fraction) else complex(abs(value))
-        return value if opening in "({[" else _whole_part(value, up=opening == "\\lceil")
+        return _whole_part(value, up=opening == "\\lceil")
 
     def atom(self) -> Number:
         token = self.next
