@@ -143,7 +143,7 @@ def contamination(options: EvalOptions, problems: Sequence[Problem]) -> dict[str
 
 
 def earlier_rows(folders: Sequence[str], identity: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Short name of each earlier evaluation -> its graded rows.
+    """Short name of each earlier evaluation -> its rows, with the grades of its time.
 
     Raises:
       DataError: one that is not finished, is given twice, or is of other problems.
@@ -218,6 +218,8 @@ def main(options: EvalOptions) -> None:
     graded = grade_rows(benchmark, request.protocol, problems, rows)
     result = identity | summary(graded, seen)
     if bases:
+        # Graded anew: another version may have read answers otherwise.
+        bases = {label: grade_rows(benchmark, request.protocol, problems, base) for label, base in bases.items()}
         result["against"] = {label: compare(base, graded) for label, base in bases.items()}
         result["against_base"] = next(iter(result["against"].values()))
     if overlap is not None:

@@ -207,6 +207,20 @@ def test_choices_against_a_base(tmp_path, pbrl_eval):
     assert status == 1 and "holds no finished evaluation" in errors and not (tmp_path / "c").exists()
 
 
+def test_a_base_is_graded_as_answers_are_read_today(tmp_path, pbrl_eval):
+    """An evaluation of another version holds the grades of its own reading; its responses count, not these."""
+    folder = ["--languages", "sw", "--limit", "3", "--workdir"]
+    assert pbrl_eval(*folder, tmp_path / "a")[0] == 0
+    file = tmp_path / "a" / "responses.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    known = [row["correct"] for row in rows]
+    file.write_text("".join(json.dumps(row | {"correct": not row["correct"]}) + "\n" for row in rows))
+    status, _, errors = pbrl_eval(*folder, tmp_path / "b", "--base", tmp_path / "a")
+    assert status == 0, errors
+    row = json.loads((tmp_path / "b" / "eval.json").read_text())["against_base"]["languages"]["sw"]
+    assert row["points"] == 0 and len(known) == 3
+
+
 def test_samples_and_training_text(tmp_path, pbrl_eval, data):
     """pass@k of two samples; a training file that holds three of the test questions."""
     questions = (data / "mgsm" / "mgsm_sw.tsv").read_text().splitlines()[:3]

@@ -71,10 +71,11 @@ class Dataset(NamedTuple):
 class Benchmark(NamedTuple):
     """One benchmark.
 
-    `version` changes with everything that changes a response or its grade: rows, prompts, extraction. `languages` maps
-    our codes to the benchmark's names. The first of `protocols` is the default; `tokens` is the longest response of
-    each protocol. `published` grades a response by the rules of published evaluations: name -> whether it is correct.
-    `extract` is our extraction, if it differs from that of the problem's kind.
+    `version` changes with everything that changes a response or its published grade: rows, prompts, published rules;
+    our own grades are made anew for a comparison. `languages` maps our codes to the benchmark's names. The first of
+    `protocols` is the default; `tokens` is the longest response of each protocol. `published` grades a response by the
+    rules of published evaluations: name -> whether it is correct. `extract` is our extraction, if it differs from that
+    of the problem's kind.
     """
 
     name: str
