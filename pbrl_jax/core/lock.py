@@ -177,11 +177,15 @@ def _take(path: epath.Path) -> _Lock:
 
 
 def refuse_model(workdir: str | os.PathLike) -> None:
-    """Raise CheckpointError for the folder of a Hugging Face model, whose config.json a run would replace."""
-    if {"model_type", "architectures"} & _read(as_path(workdir) / "config.json").keys():
+    """Raise CheckpointError for the folder of a model: a run would replace the config.json of a Hugging Face model, and
+    one of this package would be read in place of the run's own."""
+    root = as_path(workdir)
+    ours = [file.name for file in root.glob("pbrl_*.json")] if root.exists() else []
+    if ours or {"model_type", "architectures"} & _read(root / "config.json").keys():
+        what = f"{ours[0]} would hide that" if ours else "its config.json would be replaced by that"
         raise CheckpointError(
-            f"--workdir {os.fspath(workdir)!r} is the folder of a model: its config.json would be replaced by that of "
-            "the run. Name another folder; a model to train is --policy.source."
+            f"--workdir {os.fspath(workdir)!r} is the folder of a model: {what} of the run. Name another folder; a "
+            "model to train is --policy.source."
         )
 
 

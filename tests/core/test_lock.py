@@ -128,3 +128,8 @@ def test_the_folder_of_a_model_is_no_work_directory(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"] and (
         tmp_path / "config.json"
     ).read_text() == config
+    (own := tmp_path / "own").mkdir()
+    (own / "pbrl_policy.json").write_text("{}")
+    for more in ([], ["--dry-run"]):
+        assert main(["train", "configs/tiny_cpu.py", "--workdir", str(own), *more]) == 1
+        assert "is the folder of a model: pbrl_policy.json would hide that of the run" in capsys.readouterr().err
