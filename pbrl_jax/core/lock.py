@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from pbrl_jax.core.errors import CheckpointError
-from pbrl_jax.core.paths import as_path, is_remote
+from pbrl_jax.core.paths import as_path, is_model_config, is_remote
 from pbrl_jax.core.urls import hide_credentials
 
 FILE = "run.lock"
@@ -181,7 +181,7 @@ def refuse_model(workdir: str | os.PathLike) -> None:
     one of this package would be read in place of the run's own."""
     root = as_path(workdir)
     ours = [file.name for file in root.glob("pbrl_*.json")] if root.exists() else []
-    if ours or {"model_type", "architectures"} & _read(root / "config.json").keys():
+    if ours or is_model_config(_read(root / "config.json")):
         what = f"{ours[0]} would hide that" if ours else "its config.json would be replaced by that"
         raise CheckpointError(
             f"--workdir {os.fspath(workdir)!r} is the folder of a model: {what} of the run. Name another folder; a "

@@ -164,6 +164,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def is_model_config(config: Any) -> bool:
+    """Whether the content of a `config.json` is a Hugging Face model's, not a run's."""
+    return isinstance(config, dict) and not {"model_type", "architectures"}.isdisjoint(config)
+
+
 HALF_A_CHARACTER = "half of a character (an escape \\ud800 to \\udfff alone)"
 """What a text holds that `encodes` refuses."""
 

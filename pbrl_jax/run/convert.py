@@ -11,7 +11,7 @@ from pbrl_jax.checkpoint import list_checkpoints, restore_checkpoint, saved_leav
 from pbrl_jax.config.serialize import from_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import CheckpointError, ConfigError
-from pbrl_jax.core.paths import WorkDir, as_path, is_remote, read_json_object, work_dir
+from pbrl_jax.core.paths import WorkDir, as_path, is_model_config, is_remote, read_json_object, work_dir
 from pbrl_jax.core.trees import count_parameters, nested, widest_type
 from pbrl_jax.run.settings import config_class
 from pbrl_jax.translate.m2m100_translator import export_translator, load_m2m100
@@ -144,7 +144,7 @@ def refuse_target(source: str, target: str, form: str) -> None:
     if _real(target) in {_real(name) for name in (source, base_of(place), *filter(None, own))}:
         raise ConfigError(f"IN and OUT are both {target!r}. Name another folder for OUT: IN stays as it is.")
     stored = read_json_object(as_path(target) / "config.json")
-    if stored and not {"model_type", "architectures"} & stored.keys():
+    if stored and not is_model_config(stored):
         raise ConfigError(
             f"{target!r} holds a config.json of a run, whose settings would be lost. Name another folder for OUT."
         )

@@ -132,8 +132,6 @@ class EncodedPairs:
             languages = [translator.language_id(segment.target) for segment, _ in own]
             rows = [(s, [i, *t, end]) for s, i, t in zip(sources, languages, targets, strict=True)]
             self.pairs[code] = [row for row in rows if max(map(len, row)) <= self.limit]
-            if left := len(rows) - len(self.pairs[code]):
-                print(f"{left} of {len(rows)} pairs of {code} have more than {self.limit} tokens and are left out.")
             if not self.pairs[code]:
                 raise DataError(f"No pair of {code} has at most {self.limit} tokens a side. Give shorter text.")
             if left_out := len(rows) - len(self.pairs[code]):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.output import warn_once
-from pbrl_jax.core.paths import parse_json
+from pbrl_jax.core.paths import is_model_config, parse_json
 from pbrl_jax.weights.tensors import CONFIG
 
 #: Fields that no forward pass reads, but that an export copies.
@@ -59,7 +59,7 @@ def read_config(folder: str, source: str) -> dict[str, Any] | None:
             config = parse_json(file.read())
     except ValueError as error:
         raise CheckpointError(f"{CONFIG} in {source!r} is not JSON: {error}. Download the file again.") from error
-    return config if isinstance(config, dict) and {"model_type", "architectures"} & config.keys() else None
+    return config if is_model_config(config) else None
 
 
 def stored_compute_type(config: dict[str, Any]) -> str:
