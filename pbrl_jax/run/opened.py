@@ -149,7 +149,8 @@ def references(opening: Opening) -> str | None:
             raise Elsewhere(f"there is no file {config.pivot.file!r} yet, which the expert's responses are read from")
     if config.pivot.source == "policy" or not opening.prompts:
         return None
-    if config.pivot.source == "dataset" and opening.verb in ("train", "dpo") and not reads_references(config.reward):
+    rewarded = opening.verb != "pivots" and (opening.verb != "sft" or config.sft.source == "samples")
+    if config.pivot.source == "dataset" and rewarded and not reads_references(config.reward):
         return "not read by the rewards of this run"
     kept, report = attach_references(opening.prompts, config, open_store(config.pivot, opening.work.root))
     opening.prompts[:] = kept

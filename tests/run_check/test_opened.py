@@ -58,6 +58,17 @@ def test_everything_that_is_named_is_opened(folder, tmp_path, monkeypatch):
     assert "4 of 4 prompts are longer than 3 tokens" in entry.problem
 
 
+def test_references_that_no_reward_reads_may_be_absent(tmp_path):
+    """Where the verb samples and scores; `pbrl pivots` and translated examples are made of references."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "question_en": "1 + 1?", "language": "sw"}\n')
+    table = {"source": "table", "path": str(tmp_path / "rows.jsonl"), "languages": ("sw",)}
+    config = with_values(TINY, data=table, reward={"functions": ("repetition",)})
+    for verb, source in (("train", "pivot"), ("dpo", "pivot"), ("sft", "samples"), ("sft", "translated")):
+        entry = look(verb, with_values(config, sft={"source": source}), tmp_path / "run")["pivot.source"]
+        assert bool(entry.problem) == (source == "translated"), (verb, source, entry)
+    assert look("pivots", config, tmp_path / "run")["pivot.source"].problem
+
+
 def test_an_adapter_is_opened_with_its_base(folder, tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": folder}))
     with pytest.raises(CheckpointError, match="holds adapter_config.json, but no adapter_model.safetensors"):
