@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -317,6 +318,13 @@ def as_bucket(root: str) -> None:
     os.replace, kind.write_bytes = no_replace, write_whole
 
 
+def keep_programs_of_this_host() -> None:
+    """Let a process other than the first write what it compiles to its cache folder, which JAX leaves to the first."""
+    from jax._src import compiler
+
+    compiler.distributed = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0, client=None))
+
+
 def child(request: dict) -> int:
     """One command; nothing but its exit status and its files is left."""
     descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -324,6 +332,8 @@ def child(request: dict) -> int:
     os.dup2(descriptor, 2)
     os.environ["XLA_FLAGS"] += f" {request['flags']}"
     os.environ.update(request["environment"])
+    if int(os.environ.get("PBRL_PROCESS", 0)):
+        keep_programs_of_this_host()
     if "FAKE_BUCKET" in os.environ:
         as_bucket(os.environ["FAKE_BUCKET"])
     if request["limit"]:

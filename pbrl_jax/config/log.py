@@ -23,7 +23,8 @@ class LogConfig:
     """Responses of a rollout written to samples/ where one of its updates is a logging step, round-robin over
     languages; the file has the number of its first update."""
     compilation_cache: str = operational("~/.cache/pbrl_jax/xla")
-    """Folder of the persistent compilation cache; empty: off. JAX_COMPILATION_CACHE_DIR overrides the default."""
+    """Folder of the persistent compilation cache; empty: off. JAX_COMPILATION_CACHE_DIR overrides the default. Several
+    hosts need one that they share (gs://): JAX lets only the first of them write."""
     slow_phase_seconds: int = operational(900, at_least=0)
     """Report a phase (generate, reward, update, save, evaluate) that takes longer, with the stacks of all threads; 0:
     never."""  # ASSUMED

@@ -38,9 +38,8 @@ class Hosts:
         """So many drivers; they stay for the commands that follow."""
         for number in range(len(self.drivers), count):
             (folder := self.folder / str(number)).mkdir()
-            # What the first command has compiled the next need not.
-            cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache")}
-            self.drivers.append(Driver(folder, **cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"))
+            # What a host has compiled for the first command it need not for the next.
+            self.drivers.append(Driver(folder, JAX_COMPILATION_CACHE_DIR=str(folder / "cache")))
         return self.drivers[:count]
 
     def start(self, workdir, hold=(), arguments=(), count=2) -> None:
