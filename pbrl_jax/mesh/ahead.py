@@ -1,4 +1,5 @@
-"""Programs compiled beside the steps of a run: a step compiles what it needs, a thread the others after the first step.
+"""Programs compiled beside the steps of a run: a step and a thread compile what the step needs, the thread the others
+after the first step.
 
 A step waits for its own program and never takes another, so that no result depends on timing. Compiling releases
 Python's lock, so the thread takes little from the steps but processor time, which the first step has for itself.
@@ -31,11 +32,14 @@ class Program:
         return self.made
 
     def wait(self) -> Callable:
-        """`get` for a step; its waiting counts in `waited_seconds`."""
+        """`get` for a step, which compiles what it needs next while the thread makes this one; counts in
+        `waited_seconds`."""
         if self.made is not None:
             return self.made
         start = time.perf_counter()
         try:
+            while self._lock.locked() and (other := _next_needed()) is not None:
+                other.get()
             return self.get()
         finally:
             _waited[0] += time.perf_counter() - start
@@ -45,7 +49,8 @@ class Background:
     """A thread that compiles programs one after another; those that no step needs yet from `begin_rest` on."""
 
     def __init__(self):
-        self._queue: deque[Program] = deque()
+        self._needed: deque[Program] = deque()
+        self._later: deque[Program] = deque()
         self._rest: list[Program] = []
         self._lock, self._stopped = threading.Lock(), False
         self._thread: threading.Thread | None = None
@@ -53,12 +58,10 @@ class Background:
         """What a program of the thread failed with."""
 
     def add(self, programs: Iterable[Program]) -> None:
-        """Compile these too; the thread ends when there is nothing to do."""
+        """Compile these, which a step needs; the thread ends when there is nothing to do."""
         with self._lock:
-            self._queue.extend(programs)
-            if self._queue and not self._stopped and self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="compile", daemon=True)
-                self._thread.start()
+            self._needed.extend(programs)
+            self._begin()
 
     def keep(self, programs: Iterable[Program]) -> None:
         """Compile these after the first step."""
@@ -68,16 +71,27 @@ class Background:
     def begin_rest(self) -> None:
         """A step has ended: compile what was kept."""
         with self._lock:
-            rest, self._rest = self._rest, []
-        self.add(rest)
+            self._later.extend(self._rest)
+            self._rest.clear()
+            self._begin()
+
+    def next_needed(self) -> Program | None:
+        """The next program that a step needs and nobody has begun, for the caller to compile; None: there is none."""
+        with self._lock:
+            return self._needed.popleft() if self._needed and not self._stopped else None
+
+    def _begin(self) -> None:
+        if (self._needed or self._later) and not self._stopped and self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="compile", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                if self._stopped or not self._queue:
+                if self._stopped or not (queue := self._needed or self._later):
                     self._thread = None
                     return
-                program = self._queue.popleft()
+                program = queue.popleft()
             try:
                 program.get()
             except Exception as error:
@@ -110,6 +124,10 @@ def background_compiles() -> Iterator[Background]:
         _current.remove(background)
         background.stop()
         background.join()
+
+
+def _next_needed() -> Program | None:
+    return _current[-1].next_needed() if _current else None
 
 
 def waited_seconds() -> float:

@@ -1,4 +1,4 @@
-"""Programs that run once, as those that draw parameters: what counts is their compilation."""
+"""Programs that run once, as those that draw parameters, or on few numbers: what counts is their compilation."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ LEVEL = "xla_backend_optimization_level"
 
 
 def jit_once(function: Callable, **options: Any) -> jax.stages.Wrapped:
-    """`jax.jit` for a program that runs once.
+    """`jax.jit` for a program that runs once, or on few numbers.
 
     On a CPU, XLA's default unrolls the random numbers of each small parameter, which takes seconds; its level 1 draws
     the same values and compiles in a third of the time. Programs of steps stay at the default: at level 1 their

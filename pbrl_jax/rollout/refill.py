@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams
 from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.mesh.agree import host_array
-from pbrl_jax.mesh.ahead import Program, compile_later, shape_of
+from pbrl_jax.mesh.ahead import Program, compile_later, compile_needed, in_background, shape_of
 from pbrl_jax.mesh.sharding import batch_sharding, place, row_shards
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.rollout.slots import Admissions, SlotPrograms, Slots, Staged, Until, slot_programs
@@ -162,7 +162,7 @@ class Refill(NamedTuple):
           Interrupted: `should_stop()` is true.
         """
         running = Running(self, mesh_of(prompts), prompts, key, sampling)
-        for _ in running.steps(params, should_stop):
+        for _ in running.steps(params, should_stop, running.begin_segments):
             pass
         running.warm_up()
         return running.out
@@ -191,11 +191,13 @@ class Running:
     slots: Slots
     out: Rollout
     staged: Staged | None = None
+    begun: dict[int, Program]
+    """Segments of the first rollout of a shape, by number of slots, that are compiled beside its first programs."""
 
     def __init__(self, refill: Refill, mesh: Mesh | None, prompts: PromptBatch, key, sampling: SamplingParams,
                  prompts_D: np.ndarray | None = None, prompt_length: int = 0) -> None:  # fmt: skip
         self.refill, self.programs, self.mesh = refill, refill.programs, mesh
-        self.prompts, self.key, self.sampling = prompts, key, sampling
+        self.prompts, self.key, self.sampling, self.begun = prompts, key, sampling, {}
         devices = row_shards(mesh) if mesh is not None else 1
         P, T = prompts.tokens_PT.shape
         self.prompt_length = max(T, prompt_length)
@@ -203,9 +205,9 @@ class Running:
         self.queue = Queue(np.full(devices, P // devices) if prompts_D is None else prompts_D, refill.samples,
                            self.sizes[0])  # fmt: skip
 
-    def steps(self, params, should_stop=None) -> Iterator[tuple[Rollout, list[Ended]]]:
-        """See `Refill.steps`; at least one segment runs."""
-        yield self.first(params)
+    def steps(self, params, should_stop=None, beside=lambda: None) -> Iterator[tuple[Rollout, list[Ended]]]:
+        """See `Refill.steps`; at least one segment runs. `beside` is called when the slots are made."""
+        yield self.first(params, beside)
         going = True
         while going:
             found = self.step()
@@ -214,8 +216,8 @@ class Running:
             yield found
             going = self.queue.waiting or bool(self.queue.running_D.any())
 
-    def first(self, params) -> tuple[Rollout, list[Ended]]:
-        """The first rows in their slots."""
+    def first(self, params, beside=lambda: None) -> tuple[Rollout, list[Ended]]:
+        """The first rows in their slots; see `steps`."""
         with self._on_mesh():
             self.params = self.programs.lay(params)
             self.keys_B = self.programs.keys_of(self.key, self.prompts.row_ids_P)
@@ -223,6 +225,7 @@ class Running:
             self.slots, self.out = self.programs.empty(
                 self.prompts, self.keys_B, rows=rows, prompt_length=self.prompt_length
             )
+            beside()
             self._fill()
             return self._look()
 
@@ -273,15 +276,40 @@ class Running:
         moves now, segments beside the steps. A later rollout waits for the segment that it needs."""
         if self.shape in self.refill.warm:
             return
-        later = self.refill.warm[self.shape] = dict[int, Program]()
+        segments = self.refill.warm[self.shape] = dict(self.begun)
         with self._on_mesh():
             for size in self.sizes:
                 if size < self.queue.held_DS.shape[1]:
                     self._narrow(size)
-                    given = (self.params, self.slots, self.sampling, until(self.queue, self.sizes, 0))
-                    shapes = jax.tree.map(shape_of, given)
-                    later[size] = Program(functools.partial(compiled_segment, self.programs, self.mesh, shapes))
-        compile_later(later.values())
+                    segments.setdefault(size, self._segment(self.slots))
+        compile_later(segments.values())
+
+    def begin_segments(self) -> None:
+        """Begin to compile the first rollout's segments of all slots and, on one device, of the next smaller number,
+        which responses of different lengths need."""
+        if self.shape in self.refill.warm or not in_background():
+            return
+        self.begun[self.sizes[0]] = self._segment(self.slots)
+        if self.mesh is None and len(self.sizes) > 1:
+            self.begun[self.sizes[1]] = self._segment(self._narrowed_shapes(self.sizes[1]))
+        compile_needed(self.begun.values())
+
+    def _narrowed_shapes(self, size: int) -> Slots:
+        """Shapes of `size` slots, which lie as these do; on one device."""
+        index_S = np.zeros(size, np.int32)
+
+        def lying(part: jax.Array, shape: jax.ShapeDtypeStruct) -> Any:
+            return shape.update(sharding=part.sharding) if part.committed else shape
+
+        one = functools.partial(jax.eval_shape, self.programs.narrowed)
+        cache = jax.tree.map(lambda part: lying(part, one(part, index_S)), self.slots.cache)
+        rows = jax.eval_shape(self.programs.narrowed_rows, self.slots.rows, index_S)
+        return Slots(jax.tree.map(lying, self.slots.rows, rows), cache)
+
+    def _segment(self, slots: Slots) -> Program:
+        given = (self.params, slots, self.sampling, until(self.queue, self.sizes, 0))
+        shapes = jax.tree.map(shape_of, given)
+        return Program(functools.partial(compiled_segment, self.programs, self.mesh, shapes))
 
     def _narrow(self, size: int) -> None:
         """Move the rows into `size` slots a device; each layer's old arrays are let go before the next's are made."""
@@ -296,8 +324,9 @@ class Running:
         self.slots = Slots(self.programs.narrowed_rows(self.slots.rows, index_S), cache)
 
     def _decode(self, steps: int) -> None:
-        if (later := self.refill.warm.get(self.shape, {}).get(self.queue.held_DS.shape[1])) is not None:
-            later.wait()
+        segments = self.begun or self.refill.warm.get(self.shape, {})
+        if (program := segments.get(self.queue.held_DS.shape[1])) is not None:
+            program.wait()
         end = until(self.queue, self.sizes, steps)
         self.slots = self.programs.segment(self.params, self.slots, self.sampling, end)
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pbrl_jax.core.records import PromptBatch, Rollout, SamplingParams, pytree
+from pbrl_jax.mesh.once import jit_once
 from pbrl_jax.mesh.sharding import constrain, on_each_device, partition_spec, row_shards
 from pbrl_jax.models.decoder import hidden_states, logits_of
 from pbrl_jax.models.layouts import Causal
@@ -298,7 +299,7 @@ def slot_programs(spec: DecoderSpec, samples: int, max_length: int, weights: str
     run = decoding_spec(spec, weights)
     return SlotPrograms(
         lay=jax.jit(functools.partial(decoding_params, spec=spec, weights=weights)),
-        keys_of=jax.jit(functools.partial(row_keys, samples=samples)),
+        keys_of=jit_once(functools.partial(row_keys, samples=samples)),
         empty=jax.jit(
             functools.partial(empty, spec=spec, samples=samples, max_length=max_length),
             static_argnames=("rows", "prompt_length"),

@@ -70,6 +70,30 @@ def test_a_step_waits_for_its_own_program():
     assert made == ["slow"]
 
 
+def test_a_step_that_waits_compiles_what_it_needs_next():
+    """The thread is at the first program, so the step makes the second one; what is for later it leaves alone."""
+    begun, release, made = threading.Event(), threading.Event(), []
+
+    def first():
+        begun.set()
+        release.wait(60)
+        made.append(("first", threading.current_thread().name))
+        return print
+
+    def second():
+        made.append(("second", threading.current_thread().name))
+        release.set()
+        return print
+
+    with background_compiles() as background:
+        programs = [Program(first), Program(second)]
+        background.keep([Program(lambda: made.append("later") or print)])
+        background.add(programs)
+        begun.wait()
+        programs[0].wait()
+    assert made == [("second", threading.current_thread().name), ("first", "compile")]
+
+
 def test_others_come_after_the_first_step():
     """Until then its programs have the processor; a step that needs one of them before does not wait for that."""
     traced = []

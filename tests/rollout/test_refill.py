@@ -98,12 +98,30 @@ def test_segments_of_fewer_slots_are_compiled_beside_the_steps(params, prompts, 
         assert refill.rollout(params, prompts, KEY, endless).lengths_B.min() == R
         (later,) = refill.warm.values()
         before = waited_seconds()
-        assert later.keys() == {8} and later[8].made is None
+        assert later.keys() == {18, 8} and later[8].made is None
         assert_same(refill.rollout(params, prompts, KEY, SAMPLING), whole)
     assert waited_seconds() > before and later[8].made is not None
     with compilations(caplog) as found:
         assert_same(refill.rollout(params, prompts, KEY, SAMPLING), whole)
     assert not found
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_segments_begin_beside_the_first_programs(params, prompts, whole, committed, caplog):
+    """Both segments that ragged rows need are compiled beside the program of the first prompts, each once."""
+    slot_programs.cache_clear()
+    refill = make_programs(SPEC, G, R, 7, slots=17)
+    given = jax.device_put((params, prompts), jax.devices()[0] if committed else None)
+    jax.config.update("jax_log_compiles", True)  # of both threads
+    try:
+        with background_compiles() as background, compilations(caplog) as found:
+            assert_same(refill.rollout(*given, KEY, SAMPLING), whole)
+            background.join()
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    assert len([text for text in found if text.startswith("Compiling jit(segment)")]) == 2
+    (segments,) = refill.warm.values()
+    assert segments.keys() == {17, 8} and all(program.made for program in segments.values())
 
 
 @pytest.mark.parametrize("slots", [1, 4, 5, 30])
