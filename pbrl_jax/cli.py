@@ -34,10 +34,10 @@ def imported(module: str) -> Any:
 
 def on_config(verb: "Verb", options: Any, settings: Sequence[str]) -> None:
     """`pbrl VERB CONFIG --workdir W [--dry-run] [--section.field VALUE]`."""
-    from pbrl_jax.config.checks import unread_fields
+    from pbrl_jax.config.checks import unread_fields, unread_sections
 
     config = verb.configured(options.config, settings)
-    for line in unread_fields(config):
+    for line in [*unread_fields(config), *unread_sections(verb.name, settings)]:
         print(f"Note: {line}", file=sys.stderr)
     shared = {field.name for field in dataclasses.fields(of.ConfigOptions)}
     own = {name: value for name, value in vars(options).items() if name not in shared}

@@ -41,19 +41,23 @@ class ScoredGroups:
             return self.reward_PG
         return self.reward_PG - self.penalty_BR.sum(axis=1).reshape(self.reward_PG.shape)
 
+    @property
+    def by_function(self) -> tuple[Float[Array, "F P G"], Bool[Array, "F P G"]]:
+        """The separate rewards of each function, and which of them count; of the sum alone where none are given."""
+        if self.rewards_PGF is None:
+            return self.reward_PG[None], self.valid_PG[None]
+        reward_FPG = jnp.moveaxis(self.rewards_PGF, -1, 0)
+        return reward_FPG, ~jnp.isnan(reward_FPG) & self.valid_PG[None]
 
-def group_std(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "P 1"]:
-    """Unbiased standard deviation within each group."""
-    return masked_std(reward_PG, valid_PG, axis=1, keepdims=True, ddof=1)
+    @property
+    def flat_P(self) -> Bool[Array, "P"]:
+        """Groups without a training signal: `flat_groups`, of every function where they are scaled apart."""
+        return jax.vmap(flat_groups)(*self.by_function).all(axis=0)
 
 
-def batch_std(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, "1 1"]:
-    """Unbiased standard deviation of all valid rewards of the batch."""
-    return masked_std(reward_PG, valid_PG, keepdims=True, ddof=1)
-
-
-#: `scale` -> the standard deviation that advantages are divided by; None does not divide (Dr. GRPO).
-SCALES = {"group": group_std, "batch": batch_std, "none": None}
+#: `scale` -> the axis of the unbiased standard deviation that advantages are divided by: within each group, or of all
+#: valid rewards of the batch; "none" does not divide (Dr. GRPO).
+SCALES = {"group": 1, "batch": None, "none": ()}
 
 
 def flat_groups(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Bool[Array, "P"]:
@@ -91,13 +95,13 @@ def group_advantages(
     Raises:
       ConfigError: `scale` is not a name in SCALES.
     """
-    std_of = lookup(SCALES, scale, "value of algo.scale_rewards")
+    axis = lookup(SCALES, scale, "value of algo.scale_rewards")
     adv_PG = where_valid(reward_PG, valid_PG) - masked_mean(reward_PG, valid_PG, axis=1, keepdims=True)
     if leave_one_out:
         count_P1 = masked_count(valid_PG, axis=1, keepdims=True, dtype=adv_PG.dtype)
         adv_PG = adv_PG * divide_or_zero(count_P1, jnp.maximum(count_P1 - 1, 0))
-    if std_of is not None:
-        std = std_of(reward_PG, valid_PG)
+    if axis != ():
+        std = masked_std(reward_PG, valid_PG, axis=axis, keepdims=True, ddof=1)
         adv_PG = adv_PG / ((jnp.maximum(std, floor) if floor else std) + epsilon)
     return where_valid(adv_PG, valid_PG & ~flat_groups(reward_PG, valid_PG)[:, None])
 
@@ -114,7 +118,7 @@ def normalize_then_sum(
 
     If rewards are summed first, the function with the largest standard deviation dominates; here only the weights
     decide (Liu et al., 2026, arXiv 2601.05242; TRL's `multi_objective_aggregation: normalize_then_sum`). The sum is
-    centred and scaled again over the whole batch.
+    centred and scaled again over the whole batch, and exactly 0 where it is the same everywhere.
 
     Args:
       reward_FPG: rewards by function; ignored where invalid.
@@ -126,8 +130,8 @@ def normalize_then_sum(
         lambda reward, valid: group_advantages(reward, valid, scale="group", epsilon=epsilon, floor=floor)
     )(reward_FPG, valid_FPG)
     value_PG, valid_PG = (parts_FPG * weights_F[:, None, None]).sum(axis=0), valid_FPG.any(axis=0)
-    std_11 = batch_std(value_PG, valid_PG)
-    return where_valid((value_PG - masked_mean(value_PG, valid_PG)) / (std_11 + epsilon), valid_PG)
+    adv_PG = (value_PG - masked_mean(value_PG, valid_PG)) / (masked_std(value_PG, valid_PG, ddof=1) + epsilon)
+    return where_valid(adv_PG, valid_PG & ~(masked_range(value_PG, valid_PG) <= SAME_REWARD))
 
 
 def zero_std_share(reward_PG: Float[Array, "P G"], valid_PG: Bool[Array, "P G"]) -> Float[Array, ""]:

@@ -52,11 +52,9 @@ def estimate(
     if config.multi_objective_aggregation == "normalize_then_sum":
         if groups.rewards_PGF is None or groups.weights_F is None:
             raise ValueError("normalize_then_sum needs the rewards of each function and their weights.")
-        reward_FPG = jnp.moveaxis(groups.rewards_PGF, -1, 0)
         adv_PG = normalize_then_sum(
-            reward_FPG, ~jnp.isnan(reward_FPG) & groups.valid_PG[None], groups.weights_F,
-            epsilon=config.advantage_epsilon, floor=config.min_reward_std,
-        )  # fmt: skip
+            *groups.by_function, groups.weights_F, epsilon=config.advantage_epsilon, floor=config.min_reward_std
+        )
         return adv_PG.reshape(-1), None
     adv_PG = group_advantages(
         groups.net_reward_PG, groups.valid_PG, scale=config.scale_rewards, epsilon=config.advantage_epsilon,
@@ -101,7 +99,7 @@ def policy_loss(
 
     Args:
       logp_BR: log-probs of the sampled tokens under the policy being trained; it (and `entropy_BR`) has a gradient.
-      old_logp_BR: those of the sampler; on-policy `jax.lax.stop_gradient(logp_BR)`.
+      old_logp_BR: those under the parameters that sampled; on-policy `jax.lax.stop_gradient(logp_BR)`.
       adv_B: advantage of each row, or [B, R] of each token.
       mask_BR: tokens that count, all False in rows that are left out. Values of the other arrays outside it, NaN and
         infinity included, affect neither value nor gradient.
@@ -124,9 +122,10 @@ def policy_loss(
     _check(config, logp_BR, old_logp_BR, adv_B, mask_BR, ref_logp_BR, weight_BR, entropy_BR)
     logp_BR = where_valid(logp_BR, mask_BR)
     ratio_BR = ratio_at_level(logp_BR, where_valid(old_logp_BR, mask_BR), mask_BR, config.importance_sampling_level)
-    loss_BR, metrics = _surrogate(logp_BR, ratio_BR, adv_B, mask_BR, config)
-    if weight_BR is not None:
-        loss_BR = loss_BR * where_valid(weight_BR, mask_BR)
+    surrogate = lookup(LOSSES, config.loss_type, "value of algo.loss_type").surrogate
+    loss_BR, indicators = surrogate(logp_BR, ratio_BR, _token_advantages(adv_B, mask_BR), config)
+    metrics = _indicator_metrics(indicators, mask_BR, config, loss_BR.dtype)
+    loss_BR = loss_BR if weight_BR is None else loss_BR * where_valid(weight_BR, mask_BR)
     if ref_logp_BR is not None:
         kl_BR = kl_estimate(logp_BR, where_valid(ref_logp_BR, mask_BR), config.kl_estimator)
         kl_BR = ratio_BR * kl_BR if config.use_bias_correction_kl else kl_BR
@@ -135,18 +134,11 @@ def policy_loss(
         metrics["kl"] = _token_pair(kl_BR, mask_BR, loss_BR.dtype)
     if config.entropy_coef != 0 and entropy_BR is not None:
         loss_BR = loss_BR - config.entropy_coef * where_valid(entropy_BR, mask_BR)
-    length = max_completion_length or logp_BR.shape[1]
     total, count = aggregate(
-        loss_BR, mask_BR, loss_type=config.loss_type, max_completion_length=length, count_masked_rows=count_masked_rows
-    )
+        loss_BR, mask_BR, loss_type=config.loss_type, count_masked_rows=count_masked_rows,
+        max_completion_length=max_completion_length or logp_BR.shape[1],
+    )  # fmt: skip
     return total, count, jax.lax.stop_gradient(metrics)
-
-
-def _surrogate(logp_BR, ratio_BR, adv, mask_BR, config: AlgoConfig):
-    """Per-token loss without KL and entropy bonus, and the clip metrics as pairs."""
-    surrogate = lookup(LOSSES, config.loss_type, "value of algo.loss_type").surrogate
-    loss_BR, indicators = surrogate(logp_BR, ratio_BR, _token_advantages(adv, mask_BR), config)
-    return loss_BR, _indicator_metrics(indicators, mask_BR, config, loss_BR.dtype)
 
 
 def _token_advantages(adv, mask_BR):

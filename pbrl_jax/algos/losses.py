@@ -82,23 +82,20 @@ def cispo(logp_BR, ratio_BR, adv_BR, config: UpperClipConfig):
     CISPO (MiniMax-M1, arXiv 2506.13585): every token keeps its gradient. As in TRL `epsilon_high` is the bound, not its
     distance from 1, and there is no lower bound.
     """
-    if config.epsilon_high is None:
-        raise ConfigError(
-            "algo.loss_type cispo needs algo.epsilon_high, the largest ratio itself (not 1 + it), and it is None. "
-            "Use --algo.epsilon-high 5.0."
-        )
-    weight_BR = jax.lax.stop_gradient(jnp.minimum(ratio_BR, config.epsilon_high))
-    indicators = {"cispo_clip_ratio": (ratio_BR > config.epsilon_high) & (adv_BR > 0)}
+    bound = cispo_bound(config)
+    weight_BR = jax.lax.stop_gradient(jnp.minimum(ratio_BR, bound))
+    indicators = {"cispo_clip_ratio": (ratio_BR > bound) & (adv_BR > 0)}
     return -weight_BR * adv_BR * logp_BR, indicators
 
 
-def check_cispo(config: UpperClipConfig) -> None:
-    """Raise ConfigError for a bound that is missing or below 1."""
+def cispo_bound(config: UpperClipConfig) -> float:
+    """The largest ratio; raise ConfigError where it is missing or below 1."""
     if config.epsilon_high is None or config.epsilon_high < 1:
         raise ConfigError(
             f"algo.loss_type cispo bounds the ratio by algo.epsilon_high itself, and it is {config.epsilon_high}; "
             "expected at least 1. Use --algo.epsilon-high 5.0."
         )
+    return config.epsilon_high
 
 
 def sapo(logp_BR, ratio_BR, adv_BR, config: SapoConfig):
@@ -160,7 +157,7 @@ LOSSES = {
     "bnpo": Loss(clipped, token_mean, ClipConfig, check_clip),
     "dr_grpo": Loss(clipped, constant_length, ClipConfig, check_clip),
     "dapo": Loss(clipped, token_mean, ClipConfig, check_clip),
-    "cispo": Loss(cispo, token_mean, UpperClipConfig, check_cispo),
+    "cispo": Loss(cispo, token_mean, UpperClipConfig, cispo_bound),
     "sapo": Loss(sapo, row_means, SapoConfig),
     "gpg": Loss(policy_gradient, token_mean, check=check_no_ratio),
 }

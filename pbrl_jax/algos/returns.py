@@ -119,9 +119,10 @@ def whiten(
 def adapted_beta(
     beta: Float[Array, ""], kl: Float[Array, ""], *, target: float, horizon: int, responses: int
 ) -> Float[Array, ""]:
-    """The next KL weight: beta * (1 + clip(kl / target - 1, -0.2, 0.2) * responses / horizon).
+    """The next KL weight: beta * (1 + clip(kl / target - 1, -0.2, 0.2) * min(responses / horizon, 1)).
 
-    Ziegler et al., 2019 (arXiv 1909.08593), section 2.2. A KL that is not finite leaves beta unchanged.
+    Ziegler et al., 2019 (arXiv 1909.08593), section 2.2; more responses than the horizon would take beta below 0 there.
+    A KL that is not finite leaves beta unchanged.
 
     Args:
       beta: the current weight.
@@ -131,4 +132,4 @@ def adapted_beta(
       responses: number of responses of the measurement.
     """
     error = jnp.clip(kl / target - 1, -0.2, 0.2)
-    return jnp.where(jnp.isfinite(kl), beta * (1 + error * responses / horizon), beta).astype(beta.dtype)
+    return jnp.where(jnp.isfinite(kl), beta * (1 + error * min(responses / horizon, 1)), beta).astype(beta.dtype)

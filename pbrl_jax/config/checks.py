@@ -5,10 +5,11 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pbrl_jax.config.fields import Rules, field_types
+from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.characters import CONTROL
 from pbrl_jax.core.errors import ConfigError, nearest
@@ -118,3 +119,15 @@ def unread_fields(config: Config) -> list[str]:
                     f"that is {state!r}."
                 )
     return sentences
+
+
+def unread_sections(verb: str, arguments: Sequence[str]) -> list[str]:
+    """One sentence for each section among typed settings that holds the steps of another verb."""
+    steps = {"train": "optim", **STAGES}
+    typed = dict.fromkeys(word.removeprefix("--").partition(".")[0] for word in arguments)
+    own = f", which reads --{steps[verb]}.*" if verb in steps else ""
+    return [
+        f"--{section}.* is not read by pbrl {verb}{own}: it belongs to pbrl {owner}."
+        for owner, section in steps.items()
+        if section in typed and owner != verb
+    ]

@@ -25,7 +25,7 @@ class OptimConfig:
     weight_decay: float = identity(0.0, at_least=0, at_most=1)
     """Decoupled weight decay."""
     b1: float = identity(0.9, at_least=0, below=1)
-    """Decay of the first moment."""
+    """Decay of AdamW's first moment; that of Muon's matrices is 0.95."""
     b2: float = identity(0.999, at_least=0, below=1)
     """Decay of the second moment."""
     eps: float = identity(1e-8, above=0, at_most=1, only_with=("optimizer", "adamw"))

@@ -39,7 +39,7 @@ class SftConfig:
     learning_rate: float = identity(2e-3, at_least=0, at_most=1)
     """Peak learning rate, cosine to zero."""
     warmup_steps: int = identity(20, at_least=0)
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up, at most half of `steps`."""
     english_rows: int = identity(8000, at_least=1)
     """Quickstart task: English rows of the training text."""
     warm_rows_per_language: int = identity(40, at_least=1)
@@ -62,7 +62,7 @@ class DpoConfig:
     learning_rate: float = identity(5e-7, at_least=0, at_most=1)
     """Peak learning rate, cosine to zero."""  # ASSUMED: usual for DPO; the paper does not state it
     warmup_steps: int = identity(10, at_least=0)
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up, at most half of `steps`."""
     beta: float = identity(0.1, above=0)
     """Weight of the implicit KL to the start policy."""  # ASSUMED: that of the DPO paper
     loss_type: str = identity("sigmoid")
@@ -118,7 +118,7 @@ class TranslatorTrainingConfig:
     learning_rate: float = identity(1e-3, at_least=0, at_most=1)
     """Peak learning rate, cosine to zero; 1e-3 is for a new model, 3e-5 is usual for a released one."""  # ASSUMED
     warmup_steps: int = identity(100, at_least=0)
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up, at most half of `steps`."""
     label_smoothing: float = identity(0.1, at_least=0, below=1)
     """Share of a target's weight that is spread over the vocabulary."""
     held_out: int = identity(50, at_least=1)

@@ -13,8 +13,8 @@ Axis = int | tuple[int, ...] | None
 
 def where_valid(values: Shaped[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`values` with zeros where `mask` is false, in float32 or wider."""
-    clean = jnp.where(mask, values, jnp.zeros((), values.dtype))
-    return clean.astype(jnp.promote_types(values.dtype, jnp.float32))
+    clean = jnp.where(mask, values, 0)
+    return clean.astype(jnp.promote_types(clean.dtype, jnp.float32))
 
 
 def divide_or_zero(total: Shaped[Array, "*shape"], count: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:

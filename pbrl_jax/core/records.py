@@ -145,7 +145,7 @@ class TrainBatch:
 
     `rewards_BF` are the rewards of F functions, NaN where a function could not score a row; given only if they are
     scaled before they are summed. `value_BR` are a critic's values at sampling time, if there is a critic.
-    `old_logp_BR` are the trainer's log-probs under the parameters that sampled, kept if a batch gets several updates;
+    `old_logp_BR` are the trainer's log-probs under the parameters that sampled, where `programs.keeps_logp` says so;
     None: the log-probs of the update's own forward pass are used.
     """
 

@@ -76,7 +76,9 @@ def supervised(config: Config, tokenizer: Tokenizer, rows: list[quickstart.Examp
     for name, rows in pools.items():
         prompts = format_prompts([r.question for r in rows], [r.language for r in rows], tokenizer, **form)
         responses = tokenizer.encode_batch([r.response for r in rows])
-        pairs = [(p, [*r, *ends]) for p, r in zip(prompts, responses, strict=True)]
+        # A text without a prompt, of a tokenizer without a beginning of sequence: its first token is predicted by none.
+        whole = [(p, r) if p else (r[:1], r[1:]) for p, r in zip(prompts, responses, strict=True)]
+        pairs = [(p, [*r, *ends]) for p, r in whole]
         fit = [pair for pair in pairs if fits(*pair)]
         if not fit:
             needed = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))

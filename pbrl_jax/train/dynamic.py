@@ -10,6 +10,7 @@ import numpy as np
 
 from pbrl_jax.algos.advantages import SAME_REWARD
 from pbrl_jax.core.records import TrainBatch, TrainState
+from pbrl_jax.mesh.agree import host_array
 from pbrl_jax.mesh.sharding import batch_sharding
 from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.rollout.sampling import step_key
@@ -54,11 +55,14 @@ def with_dynamic_sampling(sample: Callable, experiment: Experiment, shapes: Trai
 
 
 def without_signal(found: Scored, samples: int) -> np.ndarray:
-    """Which groups have valid rewards that are all the same (or at most one), [P]."""
-    total = found.rewards.total
-    value_PG, valid_PG = (np.asarray(x).reshape(-1, samples) for x in (total.value_B, total.valid_B))
-    low_P = np.where(valid_PG, value_PG, np.inf).min(axis=1)
-    return ~(np.where(valid_PG, value_PG, -np.inf).max(axis=1) - low_P > SAME_REWARD)
+    """Which groups have valid rewards that are all the same (or at most one), of every function where they are scaled
+    apart, [P]."""
+    total, apart_BF = found.rewards.total, found.batch.rewards_BF
+    value_BF = np.asarray(total.value_B)[:, None] if apart_BF is None else host_array(apart_BF)
+    valid_BF = np.asarray(total.valid_B)[:, None] & ~np.isnan(value_BF)
+    value_PGF, valid_PGF = (x.reshape(-1, samples, x.shape[1]) for x in (value_BF, valid_BF))
+    low_PF = np.where(valid_PGF, value_PGF, np.inf).min(axis=1)
+    return ~(np.where(valid_PGF, value_PGF, -np.inf).max(axis=1) - low_PF > SAME_REWARD).any(axis=1)
 
 
 def replacements(flat_P: np.ndarray, more_flat_P: np.ndarray, target_size: int) -> np.ndarray:

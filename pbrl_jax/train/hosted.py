@@ -46,7 +46,7 @@ from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.host_rows import HostRows, logged_rows, on_all_hosts, own_rollout
 from pbrl_jax.train.packed import make_policy_update, make_rows, make_targets
-from pbrl_jax.train.programs import critic_values, policy_logp, reference_first, updates_per_rollout
+from pbrl_jax.train.programs import critic_values, keeps_logp, policy_logp, reference_first
 from pbrl_jax.train.signals import stop_agreed
 from pbrl_jax.train.step import Drawn, Scored, StepFunctions, sample_batch
 from pbrl_jax.train.trained import Frozen, forward_params
@@ -64,7 +64,7 @@ def hosted_functions(experiment: Experiment) -> StepFunctions:
     if config.algo.max_sampling_rounds > 1:
         sample = with_dynamic_sampling(sample, experiment, batch_shapes(experiment))
     sample = watched_rewards(sample, config)
-    if updates_per_rollout(config) > 1:
+    if keeps_logp(config):
         sample = with_column(sample, "old_logp_BR", make_rows(spec, config, policy_logp))
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
         sample = with_column(sample, "value_BR", make_rows(spec, config, critic_values))
@@ -290,7 +290,7 @@ def batch_shapes(experiment: Experiment) -> TrainBatch:
 def cycle_batch_shapes(experiment: Experiment) -> TrainBatch:
     """Shapes and shardings of the batch in a checkpoint taken inside a cycle of several updates."""
     shapes, config = batch_shapes(experiment), experiment.config
-    if updates_per_rollout(config) > 1:
+    if keeps_logp(config):
         shapes = dataclasses.replace(shapes, old_logp_BR=shapes.rollout.logp_BR)
     if lookup(ALGORITHMS, config.algo.name, "algorithm").critic:
         shapes = dataclasses.replace(shapes, value_BR=shapes.rollout.logp_BR)

@@ -110,6 +110,14 @@ def reference_first(config: Config) -> bool:
     return config.algo.beta > 0 and (config.algo.kl_in == "reward" or "reference" in config.train.offload)
 
 
+def keeps_logp(config: Config) -> bool:
+    """Whether a rollout batch keeps the trainer's log-probs under the parameters that sampled: for several updates on
+    it, or for a KL inside the reward where the sampler's are other ones."""
+    differs = config.rollout.differs or config.train.rollout_ahead > 0
+    in_reward = config.algo.beta > 0 and config.algo.kl_in == "reward"
+    return updates_per_rollout(config) > 1 or (in_reward and differs)
+
+
 def batch_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> Targets:
     """Advantages, and before them the reference's log-probs where they are made first; traceable."""
     ref_logp_BR = None

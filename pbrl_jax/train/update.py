@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from pbrl_jax.algos import ALGORITHMS
-from pbrl_jax.algos.advantages import ScoredGroups, flat_groups
+from pbrl_jax.algos.advantages import ScoredGroups
 from pbrl_jax.algos.correction import correction_mode, sampler_weights
 from pbrl_jax.algos.grpo import policy_loss
 from pbrl_jax.algos.ppo import PpoConfig, value_loss
@@ -78,9 +78,8 @@ def loss_mask(batch: TrainBatch, config: Config) -> jax.Array:
     if algo.mask_truncated_completions:
         mask_BR = mask_BR & ~batch.rollout.truncated_B[:, None]
     if algo.mask_zero_std_groups:
-        G = algo.num_generations
-        flat_P = flat_groups(batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G))
-        mask_BR = mask_BR & ~jnp.repeat(flat_P, G)[:, None]
+        flat_P = scored_groups(batch, mask_BR, None, config).flat_P
+        mask_BR = mask_BR & ~jnp.repeat(flat_P, algo.num_generations)[:, None]
     return mask_BR
 
 
@@ -104,20 +103,25 @@ def advantage_targets(state: TrainState, batch: TrainBatch, ref_logp_BR: jax.Arr
     algo, mask_BR, penalty_BR = config.algo, loss_mask(batch, config), None
     if ref_logp_BR is not None and algo.kl_in == "reward":
         beta = algo.beta if state.beta is None else state.beta
-        sampler_BR, used_BR = batch.rollout.logp_BR, batch.sampled_BR
-        penalty_BR = kl_penalty(sampler_BR, ref_logp_BR, used_BR, beta=beta, estimator=algo.kl_estimator)
+        policy_BR = batch.rollout.logp_BR if batch.old_logp_BR is None else batch.old_logp_BR
+        penalty_BR = kl_penalty(policy_BR, ref_logp_BR, batch.sampled_BR, beta=beta, estimator=algo.kl_estimator)
     adv, return_BR = estimate_advantages(batch, mask_BR, penalty_BR, config)
     return Targets(adv, mask_BR, ref_logp_BR, return_BR)
 
 
-def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> tuple[jax.Array, jax.Array | None]:
-    """(advantages of rows [B] or tokens [B, R], a critic's targets or None), by the algorithm."""
+def scored_groups(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> ScoredGroups:
+    """The rewards of a batch by groups."""
     G, rewards, weights = config.algo.num_generations, None, None
     if batch.rewards_BF is not None:
         rewards = batch.rewards_BF.reshape(-1, G, batch.rewards_BF.shape[1])
         weights = jnp.asarray([weight for weight in config.reward.reward_weights if weight], rewards.dtype)
     reward_PG, valid_PG = batch.reward_B.reshape(-1, G), batch.valid_B.reshape(-1, G)
-    groups = ScoredGroups(reward_PG, valid_PG, mask_BR, penalty_BR, rewards, weights)
+    return ScoredGroups(reward_PG, valid_PG, mask_BR, penalty_BR, rewards, weights)
+
+
+def estimate_advantages(batch: TrainBatch, mask_BR, penalty_BR, config: Config) -> tuple[jax.Array, jax.Array | None]:
+    """(advantages of rows [B] or tokens [B, R], a critic's targets or None), by the algorithm."""
+    groups = scored_groups(batch, mask_BR, penalty_BR, config)
     return lookup(ALGORITHMS, config.algo.name, "algorithm").estimate(groups, batch.value_BR, config=config.algo)
 
 
@@ -266,7 +270,8 @@ def gradient_of(state: TrainState, frozen: Frozen, targets: Targets) -> tuple[Tr
 
 
 def apply_gradient(state: TrainState, batch: TrainBatch, targets: Targets, found: tuple, context: UpdateContext):
-    """The optimizer step of (gradient, metrics) of a batch; traceable. Where it is skipped, critic and beta stay."""
+    """The optimizer step of (gradient, metrics) of a batch; traceable. Where it is skipped, critic and beta stay, and
+    beta while the critic is trained alone."""
     config, critic, held, (grads, metrics) = context.config, state.critic, jnp.bool_(False), found
     counts = has_signal(state, targets, config)
     moves = counts & jnp.isfinite(optax.tree.norm(grads.policy))
@@ -282,6 +287,6 @@ def apply_gradient(state: TrainState, batch: TrainBatch, targets: Targets, found
                 state.beta, metrics["kl"], target=config.algo.kl_target, horizon=config.algo.kl_horizon,
                 responses=batch.valid_B.shape[0],
             )  # fmt: skip
-            new_state = dataclasses.replace(new_state, beta=select(moves, beta, state.beta))
+            new_state = dataclasses.replace(new_state, beta=select(moves & ~held, beta, state.beta))
     metrics[STATE_FINITE] &= all_finite((new_state.critic, new_state.beta))
     return new_state, metrics

@@ -103,6 +103,7 @@ def test_normalised_before_they_are_summed():
     valid = jnp.ones((2, 2, 2), bool)
     same = jnp.asarray([[[1.0, 3.0], [5.0, 5.0]], [[2.0, 0.0], [7.0, 7.0]]])
     np.testing.assert_allclose(normalize_then_sum(same, valid, jnp.ones(2), epsilon=1e-4), 0, atol=1e-9)
+    np.testing.assert_array_equal(normalize_then_sum(jnp.ones((2, 2, 2)), valid, jnp.ones(2), epsilon=0.0), 0)
     reward = jnp.asarray([[[1.0, 3.0], [5.0, 5.0]], [[100.0, 0.0], [7.0, 7.0]]])
     first = np.asarray(normalize_then_sum(reward, valid, jnp.asarray([2.0, 1.0]), epsilon=1e-9))
     # Sums (-1, 1, 0, 0) / sqrt 2: spread sqrt(1 / 3).

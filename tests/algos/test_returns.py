@@ -157,3 +157,5 @@ def test_beta_follows_the_kl_to_its_target():
     # Twice the target: clipped to +20 %, half the horizon: + 10 %. A tenth over: + 5 %. Non-finite: unchanged.
     for kl, expected in ((0.2, 0.022), (0.11, 0.021), (0.0, 0.018), (np.nan, 0.02), (np.inf, 0.02)):
         np.testing.assert_allclose(adapted_beta(beta, jnp.asarray(kl), **settings), expected, rtol=1e-12)
+    # More responses than the horizon: never more than 20 %, and never below 0.
+    np.testing.assert_allclose(adapted_beta(beta, jnp.asarray(0.0), target=0.1, horizon=100, responses=900), 0.016)

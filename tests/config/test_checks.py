@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from pbrl_jax import Config, with_values
-from pbrl_jax.config.checks import check_fields, range_words, unread_fields
+from pbrl_jax.config.checks import check_fields, range_words, unread_fields, unread_sections
 from pbrl_jax.config.fields import Rules
 from pbrl_jax.core.errors import ConfigError
 
@@ -100,3 +100,12 @@ def test_what_is_read_is_not_named():
         optim={"schedule": "linear", "schedule_steps": 50}, reward={"similarity": "floor", "similarity_floor": 0.3},
     )  # fmt: skip
     assert unread_fields(config) == []
+
+
+def test_settings_of_another_verbs_steps_are_named():
+    """`pbrl sft --optim.learning-rate` would change nothing."""
+    typed = ["--optim.learning-rate", "-1e-5", "--sft.no-packed", "--policy.dtype", "sft"]
+    assert unread_sections("sft", typed) == [
+        "--optim.* is not read by pbrl sft, which reads --sft.*: it belongs to pbrl train."
+    ]
+    assert len(unread_sections("pivots", typed)) == 2 and not unread_sections("train", typed[:2])

@@ -1,5 +1,7 @@
 """The supervised pools: which rows there are, as which tokens, and what does not fit."""
 
+import copy
+
 import pytest
 from tiny_world import LANGUAGES, SPACE, policy, tokenizer
 
@@ -27,6 +29,17 @@ def test_quickstart_pools_as_tokens():
         for row, (prompt, response) in zip(rows, data.pools[name], strict=True):
             assert prompt == [bos, *tokenizer().encode(f"{row.question}\n")]
             assert response == [*tokenizer().encode(row.response), end]
+
+
+def test_a_text_without_a_prompt_and_a_tokenizer_without_a_beginning():
+    """Nothing predicts its first token, which is read and not trained on."""
+    bare = copy.copy(tokenizer())
+    bare.bos_id = None
+    rows = quickstart_pools(CONFIG)[0]["equations"]
+    data = supervised(with_values(CONFIG, data={"user_prompt": "{question}"}), bare)
+    for row, (prompt, response) in zip(rows, data.pools["equations"], strict=True):
+        assert row.question == "" and len(prompt) == 1
+        assert prompt + response == [*bare.encode(row.response), bare.eos_ids[0]]
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(capsys):

@@ -67,11 +67,12 @@ def test_resume_inside_a_cycle_is_bit_exact(trained, tmp_path):
 
 
 def test_the_critic_can_go_first(trained, tmp_path):
-    config = ppo(algo={"value_pretrain_steps": 2, "num_iterations": 1}, train={"max_steps": 2})
+    config = ppo(algo={"value_pretrain_steps": 2, "num_iterations": 1, "kl_target": 0.1}, train={"max_steps": 2})
     experiment = trained[0]._replace(config=config, work=work_dir(tmp_path))
     state = loop.train(experiment).state
     assert largest_difference(state.params, experiment.policy.params) == 0
     assert np.abs(state.critic["params"]["kernel"]).max() > 1e-3 and state.step == 2
+    assert state.beta == np.float32(config.algo.beta), "a KL of 0 says nothing of a policy that is held"
 
 
 def test_ppo_is_not_fused():

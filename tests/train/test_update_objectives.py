@@ -18,10 +18,14 @@ from pbrl_jax import with_values
 from pbrl_jax.algos import ALGORITHMS
 from pbrl_jax.algos.losses import LOSSES
 from pbrl_jax.algos.returns import kl_penalty
+from pbrl_jax.core.records import Scores
+from pbrl_jax.rewards.combine import Combined
 from pbrl_jax.train import programs, update
+from pbrl_jax.train.dynamic import without_signal
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.programs import make_update
 from pbrl_jax.train.state import new_state
+from pbrl_jax.train.step import Scored
 
 BELOW_A_GROUP = {"microbatch_prompts": 4, "microbatch_samples": 1}
 OBJECTIVES = {
@@ -106,6 +110,23 @@ def test_the_kl_in_the_reward_moves_the_advantages_and_not_the_loss():
     assert largest_difference(found, in_loss) > 1e-4
 
 
+def test_the_kl_in_the_reward_is_the_trainers_where_the_samplers_is_another():
+    """Of a policy that is still the reference it is 0, whatever the sampler says of its tokens; a batch keeps the
+    trainer's log-probs for it where a server, eight bits or older parameters sampled."""
+    config, batch = with_values(CONFIG, algo=OBJECTIVES["kl_in_reward"]), batch_of()
+    own, *_ = table_outputs(table(0), None, batch, None, False)
+    targets = [
+        update.advantage_targets(new_state({}, make_optimizer(config.optim)), one, own, config)
+        for one in (dataclasses.replace(batch, old_logp_BR=own), batch)
+    ]
+    expected = update.estimate_advantages(batch, targets[0].mask_BR, None, config)[0]
+    np.testing.assert_allclose(targets[0].adv, expected, atol=1e-12)
+    assert np.abs(targets[1].adv - expected).max() > 1e-3
+    kept = [{}, {"rollout": {"engine": "vllm"}}, {"rollout": {"kv_dtype": "int8"}}, {"train": {"rollout_ahead": 1}}]
+    assert [programs.keeps_logp(with_values(config, **one)) for one in kept] == [False, True, True, True]
+    assert not programs.keeps_logp(with_values(CONFIG, rollout={"engine": "vllm"}))
+
+
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 def test_beta_adapts_as_part_of_the_state(kl_in):
     """A KL above its target raises beta for the next step, by at most 20 % of 12 / 24; the step itself uses the old."""
@@ -148,6 +169,22 @@ def test_groups_without_signal_can_leave_the_loss():
     expected, _, _ = gradient(CONFIG, gone)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     assert metrics["frac_reward_zero_std"] == 0.25
+
+
+def test_a_group_of_equal_sums_has_a_signal_where_functions_are_scaled_apart():
+    """Twice (0, 1, 1) and (2, 0, 0) have the sum 2 everywhere, and are scaled to one width: the first decides."""
+    batch = batch_of()
+    columns = jnp.stack([batch.reward_B, batch.reward_B], axis=1).at[9:].set(jnp.array([[0, 2], [1, 0], [1, 0]]))
+    apart = dataclasses.replace(batch, rewards_BF=columns, reward_B=batch.reward_B.at[9:].set(2.0))
+    config = with_values(
+        CONFIG, algo={"multi_objective_aggregation": "normalize_then_sum", "mask_zero_std_groups": True},
+        reward={"functions": ("a", "b"), "reward_weights": (2.0, 1.0)},
+    )  # fmt: skip
+    mask = update.loss_mask(apart, config)
+    assert mask[9:].any() and np.abs(update.estimate_advantages(apart, mask, None, config)[0][9:]).min() > 0.1
+    rewards = Combined(Scores(apart.reward_B, apart.valid_B, {}), {}, apart.valid_B)
+    for one, flat in ((apart, False), (batch, True)):
+        assert without_signal(Scored(one, rewards, (), {}), G).tolist() == [False, False, False, flat]
 
 
 def test_rewards_apart_are_scaled_before_they_are_summed():
