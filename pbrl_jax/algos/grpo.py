@@ -92,10 +92,9 @@ def policy_loss(
     entropy_BR: Float[Array, "B R"] | None = None,
     beta: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Pair]]:
-    """Surrogate plus beta times the KL estimate minus the entropy bonus, as a sum and a count.
+    """Surrogate plus beta times the KL estimate (with `kl_in` loss) minus the entropy bonus, as a sum and a count.
 
-    The loss is sum / count; add both over microbatches and hosts, then divide once. Differentiate the sum. With `kl_in`
-    loss this is the only place where the KL enters.
+    The loss is sum / count; add both over microbatches and hosts, then divide once. Differentiate the sum.
 
     Args:
       logp_BR: log-probs of the sampled tokens under the policy being trained; it (and `entropy_BR`) has a gradient.
