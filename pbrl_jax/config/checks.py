@@ -122,12 +122,10 @@ def unread_fields(config: Config) -> list[str]:
 
 
 def unread_sections(verb: str, arguments: Sequence[str]) -> list[str]:
-    """One sentence for each section among typed settings that holds the steps of another verb."""
-    steps = {"train": "optim", **STAGES}
+    """One sentence for each section among the typed settings of a supervised stage that holds another verb's steps."""
     typed = dict.fromkeys(word.removeprefix("--").partition(".")[0] for word in arguments)
-    own = f", which reads --{steps[verb]}.*" if verb in steps else ""
     return [
-        f"--{section}.* is not read by pbrl {verb}{own}: it belongs to pbrl {owner}."
-        for owner, section in steps.items()
-        if section in typed and owner != verb
+        f"--{section}.* is not read by pbrl {verb}, which reads --{STAGES[verb]}.*: it belongs to pbrl {owner}."
+        for owner, section in {"train": "optim", **STAGES}.items()
+        if verb in STAGES and section in typed and owner != verb
     ]
