@@ -30,11 +30,6 @@ def raised(beta, guard: GuardConfig):
     return jnp.maximum(beta, jnp.minimum(beta * guard.beta_factor, guard.max_beta)).astype(beta.dtype)
 
 
-def with_raised_beta(state: TrainState, guard: GuardConfig) -> TrainState:
-    """The state with a higher KL weight; a state without one (no reference) is left as it is."""
-    return state if state.beta is None else dataclasses.replace(state, beta=raised(state.beta, guard))
-
-
 def good_checkpoints(experiment: Experiment, last: int, streaks: Mapping[str, int]) -> Iterator[tuple[int, Any]]:
     """(step, folder) of the checkpoints up to step `last` that no rollback has left behind, newest first."""
     for step, folder in list_checkpoints(experiment.work.checkpoints):
@@ -109,9 +104,9 @@ def recover(experiment: Experiment, position: Position, streaks: dict[str, int])
     back = guard.action == "roll_back"
     if back:
         state, told = rolled_back(experiment, position, streaks)
-    state = with_raised_beta(state, guard)
     streaks.update({bound.metric: 0 for bound in bounds(guard)})
-    if state.beta is not None:
+    if state.beta is not None:  # without a reference there is no KL weight
+        state = dataclasses.replace(state, beta=raised(state.beta, guard))
         told += f"The KL weight is {float(state.beta):.4g} from here on."
     position = position._replace(batch=None, pending=None) if back else position
     return position._replace(state=state), told
