@@ -28,27 +28,21 @@ def response_sums(params, batch: SftBatch, *, spec: DecoderSpec, chunk: int):
     return jnp.where(streams.used_PSL, logp_PSL, 0.0).sum(axis=-1)
 
 
-def dpo_sums(params, frozen, batch: SftBatch, *, spec: DecoderSpec, chunk: int, config: DpoConfig):
-    """(loss of all pairs, (their number, metric -> its sum)); rows 2p and 2p + 1 of the batch are the pair of prompt p,
-    the chosen first."""
-    logp_P2 = response_sums(params, batch, spec=spec, chunk=chunk)
-    ref_P2 = jax.lax.stop_gradient(response_sums(frozen, batch, spec=spec, chunk=chunk))
-    loss_P, metrics = preference_loss(logp_P2, ref_P2, batch.lengths_B.reshape(-1, 2), config=config)
-    return loss_P.sum(), (jnp.int32(len(loss_P)), {name: value_P.sum() for name, value_P in metrics.items()})
-
-
 def make_dpo_step(spec: DecoderSpec, config: DpoConfig, chunk: int, lora: LoraConfig = NO_ADAPTERS) -> Callable:
     """The compiled step `(state, batch, frozen) -> (state, metrics)`; the state is donated.
 
-    `frozen` are the start policy's parameters: the reference, and the weights that adapters stand beside.
+    `frozen` are the start policy's parameters: the reference, and the weights that adapters stand beside. Rows 2p and
+    2p + 1 of the batch are the pair of prompt p, the chosen first.
     """
     optim = dpo_optimizer_config(config)
     optimizer, schedule = make_optimizer(optim), make_schedule(optim)
 
     def step(state: TrainState, batch: SftBatch, frozen):
         def sums(trained, pairs):
-            params = forward_params(trained, frozen, lora)
-            return dpo_sums(params, frozen, pairs, spec=spec, chunk=chunk, config=config)
+            logp_P2 = response_sums(forward_params(trained, frozen, lora), pairs, spec=spec, chunk=chunk)
+            ref_P2 = jax.lax.stop_gradient(response_sums(frozen, pairs, spec=spec, chunk=chunk))
+            loss_P, metrics = preference_loss(logp_P2, ref_P2, pairs.lengths_B.reshape(-1, 2), config=config)
+            return loss_P.sum(), (jnp.int32(len(loss_P)), {name: value_P.sum() for name, value_P in metrics.items()})
 
         groups = len(batch.prompts.lengths_P)
         grads, metrics = mean_gradient(sums, state.params, batch, groups, config.microbatch_size)

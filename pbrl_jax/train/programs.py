@@ -114,8 +114,7 @@ def keeps_logp(config: Config) -> bool:
     """Whether a rollout batch keeps the trainer's log-probs under the parameters that sampled: for several updates on
     it, or for a KL inside the reward where the sampler's are other ones."""
     differs = config.rollout.differs or config.train.rollout_ahead > 0
-    in_reward = config.algo.beta > 0 and config.algo.kl_in == "reward"
-    return updates_per_rollout(config) > 1 or (in_reward and differs)
+    return updates_per_rollout(config) > 1 or (differs and config.algo.beta > 0 and config.algo.kl_in == "reward")
 
 
 def batch_targets(state: TrainState, frozen: Frozen, batch: TrainBatch, context: UpdateContext) -> Targets:

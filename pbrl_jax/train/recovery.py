@@ -106,7 +106,8 @@ def recover(experiment: Experiment, position: Position, streaks: dict[str, int])
         state, told = rolled_back(experiment, position, streaks)
     streaks.update({bound.metric: 0 for bound in bounds(guard)})
     if state.beta is not None:  # without a reference there is no KL weight
-        state = dataclasses.replace(state, beta=raised(state.beta, guard))
-        told += f"The KL weight is {float(state.beta):.4g} from here on."
+        beta = raised(state.beta, guard)
+        state = dataclasses.replace(state, beta=beta)
+        told += f"The KL weight is {float(beta):.4g} from here on."
     position = position._replace(batch=None, pending=None) if back else position
     return position._replace(state=state), told
