@@ -25,12 +25,13 @@ MLFLOW_LETTERS = 500
 
 
 class TensorBoardLog:
-    """Event files in `W/tensorboard`; events after `resume_step` of an earlier run are superseded."""
+    """Event files in `W/tensorboard`; events of an earlier run after `resume_step` are superseded, all of them by a run
+    that starts anew."""
 
     def __init__(self, folder: epath.Path, resume_step: int):
         from tensorboardX import SummaryWriter  # slow to import, and not every run uses it
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else 0)
         self.flush, self.close = self._writer.flush, self._writer.close
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
@@ -43,13 +44,15 @@ class TensorBoardLog:
 
 
 class Service(ABC):
-    """The run of a tracking service for one work directory; a resumed training run continues it. Where it fails after
-    its start, as without a network, the training goes on.
+    """The run of a tracking service for one work directory; a resumed training run continues it, one that starts anew
+    has a new one, as services drop or mix rows of steps that they have. Where it fails after its start, as without a
+    network, the training goes on.
 
     Args:
       project: project (MLflow: experiment) in the service.
       root: the work directory; its last folder names the run.
       config: JSON of the resolved config.
+      resume_step: step of the loaded checkpoint, 0 for a run that starts anew.
 
     Raises:
       ConfigError: the service's package is not installed, or does not start (no login, no network).
@@ -58,7 +61,7 @@ class Service(ABC):
     package = title = advice = ""
     _failed = False
 
-    def __init__(self, project: str, root: epath.Path, config: str):
+    def __init__(self, project: str, root: epath.Path, config: str, resume_step: int):
         try:
             self._module = importlib.import_module(self.package)
         except ImportError as error:
@@ -67,7 +70,7 @@ class Service(ABC):
                 f"'.[{self.package}]', or leave log.{self.package} empty: TensorBoard files are written all the same."
             ) from error
         file = root / f"{self.package}_run"
-        saved = file.read_text().strip() if file.exists() else ""
+        saved = file.read_text().strip() if resume_step and file.exists() else ""
         try:
             with without_input():
                 run_id = self.start(project, saved, root.name, json.loads(config))
@@ -214,4 +217,5 @@ def make_trackers(
 ) -> list[Tracker]:
     """The trackers of a run; arguments as in MetricWriter."""
     trackers: list[Tracker] = [TensorBoardLog(paths.tensorboard, resume_step)] if tensorboard else []
-    return trackers + [SERVICES[name](project, paths.root, config) for name, project in projects.items() if project]
+    named = {name: project for name, project in projects.items() if project}
+    return trackers + [SERVICES[name](project, paths.root, config, resume_step) for name, project in named.items()]

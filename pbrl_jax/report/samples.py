@@ -11,18 +11,15 @@ MOST_SAMPLES = 240
 
 
 def choose_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
-    """At most `most` rows, of steps spread evenly over the run, including the first and the last step.
-
-    The rows of a single step, such as an evaluation, are thinned evenly, so that every language is included.
-    """
-    steps = sorted({row["step"] for row in samples})
+    """At most `most` rows, of steps spread evenly over the run, including the first and the last step. The rows of these
+    steps are thinned evenly where they are more, so that every language is included."""
     if len(samples) <= most:
         return list(samples)
-    if len(steps) < 2:
-        return [samples[index * len(samples) // most] for index in range(most)]
+    steps = sorted({row["step"] for row in samples})
     count = max(2, most * len(steps) // len(samples))
     kept = {steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)}
-    return [row for row in samples if row["step"] in kept][-most:]
+    rows = [row for row in samples if row["step"] in kept]
+    return [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
 
 
 def _number(value: Any) -> str:

@@ -127,6 +127,19 @@ def test_wandb_gets_the_rows_and_goes_on_in_the_same_run(tmp_path, wandb):
     assert wandb.count("finish") == 2
 
 
+def test_a_run_that_starts_anew_is_a_new_one_in_every_tracker(tmp_path, wandb, services):
+    """Before its first checkpoint a run starts at step 1 again; W&B drops rows of steps that it has."""
+    for _ in range(2):
+        with MetricWriter(tmp_path, console=console(False), tensorboard=True, wandb="a", trackio="b", mlflow="c") as w:
+            w.write(1, {"reward": 0.5})
+    ids = {call["id"] for call in wandb if isinstance(call, dict)}
+    names = {more["name"] for called, _, more in services if called == "init"}
+    starts = [more for called, _, more in services if called == "start_run"]
+    assert len(ids) == len(names) == 2 and starts == [{"run_name": tmp_path.name}] * 2
+    for file in (tmp_path / "tensorboard").iterdir():
+        assert b"brain.Event:2" in file.read_bytes() and b"\x3a\x02\x08\x01" in file.read_bytes()  # SessionLog START
+
+
 def test_wandb_never_asks_on_the_terminal(tmp_path, monkeypatch, wandb):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     seen = []

@@ -244,3 +244,5 @@ def test_many_samples_are_thinned_over_the_steps():
     evaluation = [sample(0, language) for language in QUESTIONS for _ in range(50)]
     kept = choose_samples(evaluation, 40)
     assert [row["language"] for row in kept] == [language for language in QUESTIONS for _ in range(10)]
+    large = [sample(step, language) for step in (1, 50) for language in QUESTIONS for _ in range(50)]
+    assert [row["step"] for row in choose_samples(large, 40)] == [1] * 20 + [50] * 20
