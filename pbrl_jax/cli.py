@@ -209,8 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error) if isinstance(error, PbrlError) else disk_problem(error)
         print(f"Error: {visible(message)}", file=sys.stderr)
         return 1
-    except Interrupted:
-        print("Stopped. What was finished is kept; the same command goes on from here.")
+    except Interrupted as stopped:
+        print(str(stopped) or "Stopped. What was finished is kept; the same command goes on from here.")
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last step that was saved.", file=sys.stderr)
         return 130

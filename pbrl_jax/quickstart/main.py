@@ -32,7 +32,6 @@ from pbrl_jax.quickstart.stages import (
 from pbrl_jax.report.write import read_run, write_report
 from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.train.signals import watch_signals
-from pbrl_jax.train.staged import Stopped
 
 
 def make_summary(stages: Stages, before: dict, after: dict, controls: dict) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def main(workdir: str, seed: int, controls: bool, tiny: bool) -> None:
     stages = Stages(work, begun_config(work, config), 5 + (2 * len(CONTROLS) if controls else 0))
     try:
         summary = run_all(stages, controls)
-    except (Stopped, Interrupted):
+    except Interrupted:
         print("Stopped. The same command continues from here.")
         return
     write_atomic(work.root / "summary.json", json.dumps(summary, indent=1))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pbrl_jax.config.tree import Config, with_values
 from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.core.stopping import ends_early
+from pbrl_jax.core.stopping import Interrupted, ends_early
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.eval.evaluate import Decoder, evaluate
 from pbrl_jax.logs.progress import Progress
@@ -19,7 +19,6 @@ from pbrl_jax.run.encoder import train_encoder
 from pbrl_jax.run.sft import train_supervised
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.loop import train, trained_policy
-from pbrl_jax.train.staged import Stopped
 from pbrl_jax.weights.encoders import Encoder, load_encoder, save_encoder
 from pbrl_jax.weights.policies import Policy, load_policy, save_policy
 
@@ -131,7 +130,7 @@ def reinforce(stages: Stages, name: str, number: int, config: Config, change=unc
         experiment = change(build_experiment(config, work, (number, stages.total)))
         position = train(experiment, part=(number, stages.total), quiet=True)
         if position is None:
-            raise Stopped
+            raise Interrupted
         save_policy(trained_policy(experiment, position), str(work.root / "policy"))
 
     cached(stages, name, make)

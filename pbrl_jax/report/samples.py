@@ -11,8 +11,8 @@ MOST_SAMPLES = 240
 
 
 def choose_samples(samples: Sequence[Mapping[str, Any]], most: int = MOST_SAMPLES) -> list[Mapping[str, Any]]:
-    """At most `most` rows, of steps spread evenly over the run, including the first and the last step. The rows of these
-    steps are thinned evenly where they are more, so that every language is included."""
+    """At most `most` rows, of steps spread evenly over the run, including the first and the last step; the rows of
+    these steps are thinned evenly, so that every language is included."""
     if len(samples) <= most:
         return list(samples)
     steps = sorted({row["step"] for row in samples})

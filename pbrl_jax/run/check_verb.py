@@ -6,15 +6,16 @@ from jax.sharding import AbstractMesh
 from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import ConfigError
-from pbrl_jax.core.paths import as_path, is_remote
+from pbrl_jax.core.paths import WorkDir, as_path, is_remote, work_dir
 from pbrl_jax.data.sources.table import names_a_file
 from pbrl_jax.mesh.rows import check_rows
 from pbrl_jax.mesh.sharding import MESH_AXES, mesh_shape
 from pbrl_jax.rewards.combine import check_reward
-from pbrl_jax.run.assemble import check_start
+from pbrl_jax.run.assemble import check_start, use_compilation_cache
 from pbrl_jax.run.check import refuse_muon
 from pbrl_jax.run.contamination import check_names
 from pbrl_jax.text.languages import check_languages
+from pbrl_jax.train.signals import watch_signals
 
 
 def check_verb(verb: str, config: Config, device_count: int | None = None) -> None:
@@ -41,6 +42,14 @@ def check_verb(verb: str, config: Config, device_count: int | None = None) -> No
         if rows or settings.microbatch_size:
             shards = AbstractMesh(mesh_shape(config.mesh, count), MESH_AXES)
             check_rows(STAGES[verb], rows, settings.microbatch_size, shards)
+
+
+def begin(verb: str, config: Config, workdir: str) -> WorkDir:
+    """The work directory of a verb that a signal stops between two saves, once `check_verb` lets it run."""
+    watch_signals()
+    use_compilation_cache(config)
+    check_verb(verb, config)
+    return work_dir(workdir)
 
 
 def _check_sft(config: Config) -> None:

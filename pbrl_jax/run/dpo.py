@@ -12,19 +12,18 @@ from pbrl_jax.config.older import stable_repr
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config, DpoConfig
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.data.responses import Preference, holds_preferences, read_preferences
 from pbrl_jax.mesh.sharding import make_mesh
-from pbrl_jax.run.assemble import build_experiment, policy_for_rows, use_compilation_cache
-from pbrl_jax.run.check_verb import check_verb
+from pbrl_jax.run.assemble import build_experiment, policy_for_rows
+from pbrl_jax.run.check_verb import begin
 from pbrl_jax.run.scored import ScoredGroup, read_groups, scored_groups
 from pbrl_jax.text.prompts import form_of, format_prompts, response_end, with_one_bos
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.preferences import dpo_optimizer_config, make_dpo_step
 from pbrl_jax.train.sft import SftBatch, mixed_rows, pad_sft
-from pbrl_jax.train.signals import watch_signals
-from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.staged import Stage, run_stage
 from pbrl_jax.train.start import merged_params, start_params, taken
 from pbrl_jax.train.state import place_state
 from pbrl_jax.weights.policies import Policy, let_go, save_policy
@@ -124,7 +123,7 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
     """The policy after dpo.steps; resumes from the work directory.
 
     Raises:
-      Stopped: a stop was requested; the state is saved.
+      Interrupted: a stop was requested; the state is saved.
     """
     sizes, counts = {"pairs": len(pairs)}, {"pairs": config.dpo.batch_size}
     lengths = config.rollout.max_prompt_length, config.rollout.max_completion_length
@@ -154,28 +153,21 @@ def train_preferences(config: Config, work: WorkDir, policy: Policy, mesh, pairs
 
 def main(config: Config, workdir: str) -> None:
     """Sample and rank responses (or read them), train, and leave the policy in W/policy."""
-    watch_signals()
-    use_compilation_cache(config)
-    check_verb("dpo", config)
-    work = work_dir(workdir)
-    try:
-        if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
-            rows = read_preferences(config.dpo.path, config.data.split, config.data.languages)
-            policy, mesh = policy_for_rows(config, work), make_mesh(config.mesh)
-            pairs = stored_pairs(rows, config, policy.tokenizer)
-        else:
-            given = read_groups(config.dpo.path) if config.dpo.path else None  # before any model is loaded
-            experiment = build_experiment(config, work)
-            groups = scored_groups(experiment, config.dpo.prompts) if given is None else given
-            if given is not None:
-                refuse_other_tokens(given, experiment.policy.tokenizer, config.dpo.path)
-            pairs = preference_pairs(groups, config, experiment.policy)
-            policy, mesh = experiment.policy, experiment.mesh
-            del experiment  # the reward's encoder is not needed any more
-        trained = train_preferences(config, work, policy, mesh, pairs)
-    except Stopped:
-        print("Stopped. The same command goes on from here.")
-        return
+    work = begin("dpo", config, workdir)
+    if config.dpo.path and holds_preferences(config.dpo.path, config.data.split):
+        rows = read_preferences(config.dpo.path, config.data.split, config.data.languages)
+        policy, mesh = policy_for_rows(config, work), make_mesh(config.mesh)
+        pairs = stored_pairs(rows, config, policy.tokenizer)
+    else:
+        given = read_groups(config.dpo.path) if config.dpo.path else None  # before any model is loaded
+        experiment = build_experiment(config, work)
+        groups = scored_groups(experiment, config.dpo.prompts) if given is None else given
+        if given is not None:
+            refuse_other_tokens(given, experiment.policy.tokenizer, config.dpo.path)
+        pairs = preference_pairs(groups, config, experiment.policy)
+        policy, mesh = experiment.policy, experiment.mesh
+        del experiment  # the reward's encoder is not needed any more
+    trained = train_preferences(config, work, policy, mesh, pairs)
     save_policy(trained, str(work.root / "policy"))
     write_atomic(work.config, to_json(config))
     print(f"Policy: {work.root / 'policy'}. Evaluate it with pbrl eval --policy {work.root}, or go on from it.")

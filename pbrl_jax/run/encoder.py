@@ -11,17 +11,16 @@ from jax.sharding import Mesh
 from pbrl_jax.config.older import stable_values
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.data.contrastive import Pair, prompt_pairs, quickstart_pairs
 from pbrl_jax.data.corpus import encode_corpus
 from pbrl_jax.mesh.sharding import make_mesh, row_shards
 from pbrl_jax.models.encoder import encoder_axes
-from pbrl_jax.run.assemble import run_encoder, run_policy, training_prompts, use_compilation_cache
-from pbrl_jax.run.check_verb import check_verb
+from pbrl_jax.run.assemble import run_encoder, run_policy, training_prompts
+from pbrl_jax.run.check_verb import begin
 from pbrl_jax.train.contrastive import ContrastiveBatch, contrastive_optimizer_config, make_contrastive_step
 from pbrl_jax.train.optimizer import make_optimizer
-from pbrl_jax.train.signals import watch_signals
-from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.staged import Stage, run_stage
 from pbrl_jax.train.state import place_state
 from pbrl_jax.weights.encoders import Encoder, save_encoder
 
@@ -82,7 +81,7 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
     takes the parameters' arrays: those of `encoder` in float32 are deleted.
 
     Raises:
-      Stopped: a stop was requested; the state is saved.
+      Interrupted: a stop was requested; the state is saved.
     """
     settings = config.contrastive
     groups = row_shards(mesh) * (settings.batch_size // (settings.microbatch_size or settings.batch_size))
@@ -103,17 +102,10 @@ def train_encoder(config: Config, work: WorkDir, encoder: Encoder, prompts, mesh
 
 def main(config: Config, workdir: str) -> None:
     """Train the encoder and leave it in W/encoder."""
-    watch_signals()
-    use_compilation_cache(config)
-    check_verb("encoder", config)
-    work = work_dir(workdir)
+    work = begin("encoder", config, workdir)
     prompts = training_prompts(config)
     encoder = run_encoder(config, run_policy(config, work, prompts).tokenizer)
-    try:
-        trained = train_encoder(config, work, encoder, prompts, make_mesh(config.mesh))
-    except Stopped:
-        print("Stopped, saved. The same command goes on from here.")
-        return
+    trained = train_encoder(config, work, encoder, prompts, make_mesh(config.mesh))
     save_encoder(trained, str(work.root / "encoder"))
     write_atomic(work.config, to_json(config))
     print(f"Encoder: {work.root / 'encoder'}. Use it with --encoder.source {work.root}.")

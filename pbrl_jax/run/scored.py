@@ -12,13 +12,11 @@ from pbrl_jax.config.older import stable_repr
 from pbrl_jax.core.errors import DataError
 from pbrl_jax.core.paths import as_path, numbered_json_lines, write_json_lines
 from pbrl_jax.core.records import Question
-from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.rewards.translation import loaded_comet, loaded_translator
 from pbrl_jax.train.experiment import Experiment
 from pbrl_jax.train.guard import failed_in_a_row
 from pbrl_jax.train.hosted import hosted_functions
-from pbrl_jax.train.staged import Stopped
 from pbrl_jax.train.start import start_params
 from pbrl_jax.train.step import draw, sample_batch
 from pbrl_jax.train.trained import Frozen
@@ -73,7 +71,7 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
     """algo.num_generations scored responses to each of the first `prompts` prompts (rounded up to whole batches).
 
     Raises:
-      Stopped: a stop was requested; nothing was written.
+      Interrupted: a stop was requested; nothing was written.
       RewardError: rewards go on failing.
     """
     config, G = experiment.config, experiment.config.algo.num_generations
@@ -84,10 +82,7 @@ def sample_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
         params = start_params(experiment.policy, config, experiment.mesh)
         functions = hosted_functions(experiment)._replace(params=lambda _state, _frozen: params)
         for number in range(count):
-            try:
-                found = sample_batch(functions, None, Frozen(), draw(experiment, number, {"batch": number}))
-            except Interrupted as error:
-                raise Stopped from error
+            found = sample_batch(functions, None, Frozen(), draw(experiment, number, {"batch": number}))
             failed = failed_in_a_row(config, failed, number + 1, found.rewards.valid_B)
             total, rollout, texts_B = found.rewards.total, found.host_rollout, found.texts_B
             if rollout is None or texts_B is None:
@@ -107,7 +102,7 @@ def scored_groups(experiment: Experiment, prompts: int) -> list[ScoredGroup]:
 
     Raises:
       DataError: a line that is no scored group, or none at all.
-      Stopped: as in sample_groups.
+      Interrupted: as in sample_groups.
     """
     file, origin = experiment.work.root / FILE, experiment.work.root / f"{FILE}.origin"
     made_from = origin_of(experiment, prompts)

@@ -10,20 +10,18 @@ from pbrl_jax.config.older import stable_repr
 from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.errors import DataError
-from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.data.load import load_prompts, lost_languages
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.mesh.sharding import make_mesh, row_shards
-from pbrl_jax.run.assemble import use_compilation_cache
-from pbrl_jax.run.check_verb import check_verb
+from pbrl_jax.run.check_verb import begin
 from pbrl_jax.run.sft_sources import supervised_rows
 from pbrl_jax.text.prompts import form_of, format_prompts, response_end
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import make_sft_step, mixed_rows, pad_sft, pool_counts, sft_optimizer_config
 from pbrl_jax.train.sft_packing import pack_rows
-from pbrl_jax.train.signals import watch_signals
-from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.staged import Stage, run_stage
 from pbrl_jax.train.start import merged_params, start_params, taken
 from pbrl_jax.train.state import place_state
 from pbrl_jax.weights.policies import Policy, let_go, save_policy
@@ -110,7 +108,7 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
       rows: what it learns; default: the pivots (see `supervised`).
 
     Raises:
-      Stopped: a stop was requested; the state is saved.
+      Interrupted: a stop was requested; the state is saved.
     """
     settings = config.sft
     data = supervised(config, policy.tokenizer, rows)
@@ -144,16 +142,9 @@ def train_supervised(config: Config, work: WorkDir, policy: Policy, mesh: Mesh, 
 
 def main(config: Config, workdir: str) -> None:
     """Train the start policy and leave it in W/policy."""
-    watch_signals()
-    use_compilation_cache(config)
-    check_verb("sft", config)
-    work = work_dir(workdir)
-    try:
-        policy, rows = supervised_rows(config, work)
-        trained = train_supervised(config, work, policy, make_mesh(config.mesh), rows=rows)
-    except Stopped:
-        print("Stopped, saved. The same command goes on from here.")
-        return
+    work = begin("sft", config, workdir)
+    policy, rows = supervised_rows(config, work)
+    trained = train_supervised(config, work, policy, make_mesh(config.mesh), rows=rows)
     save_policy(trained, str(work.root / "policy"))
     write_atomic(work.config, to_json(config))
     print(f"Start policy: {work.root / 'policy'}. Use it with --policy.source {work.root}.")

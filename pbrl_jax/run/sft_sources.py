@@ -32,7 +32,7 @@ def supervised_rows(config: Config, work: WorkDir) -> Rows:
 
     Raises:
       PbrlError: whatever is wrong with the data, the models or the settings.
-      Stopped: a stop was requested while responses were sampled.
+      Interrupted: a stop was requested while responses were sampled.
     """
     return lookup(SFT_SOURCES, config.sft.source, "value of sft.source")(config, work)
 

@@ -1,24 +1,19 @@
 """`pbrl train CONFIG --workdir W`: train, or continue where W was left."""
 
 from pbrl_jax.config.tree import Config
-from pbrl_jax.core.paths import work_dir
 from pbrl_jax.mesh.agree import in_turn
-from pbrl_jax.run.assemble import build_experiment, make_evaluate, use_compilation_cache
-from pbrl_jax.run.check_verb import check_verb
+from pbrl_jax.run.assemble import build_experiment, make_evaluate
+from pbrl_jax.run.check_verb import begin
 from pbrl_jax.run.contamination import check_training
 from pbrl_jax.run.decoding import with_decoding
 from pbrl_jax.run.several import assembled, save_from_first
 from pbrl_jax.train.loop import train, trained_policy
-from pbrl_jax.train.signals import watch_signals
 
 
 def main(config: Config, workdir: str) -> None:
     """Assemble the run, look for the test in its text where asked, train it to train.max_steps, and leave the policy
     in W/policy."""
-    watch_signals()
-    use_compilation_cache(config)
-    work = work_dir(workdir)
-    check_verb("train", config)
+    work = begin("train", config, workdir)
     experiment = with_decoding(assembled(lambda: build_experiment(config, work), work))
     prompts = (*experiment.sampler.target, *experiment.sampler.english)
     prints = {name: experiment.fingerprints[name] for name in ("dataset", "pivots")}

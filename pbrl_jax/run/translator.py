@@ -16,19 +16,17 @@ from pbrl_jax.config.serialize import to_json
 from pbrl_jax.config.tree import Config
 from pbrl_jax.core.batching import length_bucket, pad_tokens
 from pbrl_jax.core.errors import ConfigError, DataError
-from pbrl_jax.core.paths import WorkDir, work_dir, write_atomic
+from pbrl_jax.core.paths import WorkDir, write_atomic
 from pbrl_jax.data.load import load_prompts
 from pbrl_jax.data.sources import quickstart
 from pbrl_jax.eval.calibrate import pairs_from_file, pairs_from_prompts
 from pbrl_jax.mesh.sharding import make_mesh
 from pbrl_jax.models.m2m100 import AXES
-from pbrl_jax.run.assemble import use_compilation_cache
-from pbrl_jax.run.check_verb import check_verb
+from pbrl_jax.run.check_verb import begin
 from pbrl_jax.text.segments import lines_and_sentences
 from pbrl_jax.train.optimizer import make_optimizer
 from pbrl_jax.train.sft import mixed_rows, pool_counts
-from pbrl_jax.train.signals import watch_signals
-from pbrl_jax.train.staged import Stage, Stopped, run_stage
+from pbrl_jax.train.staged import Stage, run_stage
 from pbrl_jax.train.state import place_state
 from pbrl_jax.train.translation import TranslationBatch, make_translation_step, translator_optimizer_config
 from pbrl_jax.translate.load import load_translator
@@ -171,7 +169,7 @@ def train_translator(config: Config, work: WorkDir, mesh: Mesh, part=None) -> tu
     """(the translator after translator.steps, its chrF); resumes from the work directory.
 
     Raises:
-      Stopped: a stop was requested; the state is saved.
+      Interrupted: a stop was requested; the state is saved.
     """
     settings = config.translator
     training, held = split_pairs(parallel_text(config), settings.held_out, config.train.seed)
@@ -207,15 +205,8 @@ def show(record: dict[str, Any]) -> None:
 
 def main(config: Config, workdir: str) -> None:
     """Train the translator, and leave it in W/translator and its chrF in W/translator.json."""
-    watch_signals()
-    use_compilation_cache(config)
-    check_verb("translator", config)
-    work = work_dir(workdir)
-    try:
-        translator, record = train_translator(config, work, make_mesh(config.mesh))
-    except Stopped:
-        print("Stopped, saved. The same command goes on from here.")
-        return
+    work = begin("translator", config, workdir)
+    translator, record = train_translator(config, work, make_mesh(config.mesh))
     translator.params = jax.device_get(translator.params)
     export_translator(translator, str(work.root / "translator"))
     write_atomic(work.root / "translator.json", json.dumps(record, indent=1))

@@ -11,6 +11,7 @@ from pbrl_jax.config.tree import GuardConfig
 from pbrl_jax.core.errors import CheckpointError
 from pbrl_jax.core.paths import WorkDir
 from pbrl_jax.core.records import STATE_FINITE, TrainState
+from pbrl_jax.core.stopping import Interrupted
 from pbrl_jax.logs.metrics import MetricWriter
 from pbrl_jax.logs.progress import Progress
 from pbrl_jax.mesh.sharding import batch_sharding
@@ -36,10 +37,6 @@ class Stage(NamedTuple):
     """A fingerprint that checkpoints of the same stage may also have."""
 
 
-class Stopped(Exception):
-    """A stop was requested; the state is saved."""
-
-
 def shared_step(step_function: Callable, state: TrainState) -> Callable:
     """The compiled step of a state on a mesh; the new state lies as this one, which is donated."""
     return jax.jit(step_function, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
@@ -56,7 +53,7 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
     Raises:
       CheckpointError: the work directory holds a checkpoint of other data or settings.
       NotFiniteError: the state, or too many gradients in a row, are not finite; the last checkpoint stays.
-      Stopped: SIGTERM or SIGINT came; the state was saved first.
+      Interrupted: SIGTERM or SIGINT came; the state was saved first.
     """
 
     def abstract(meta):
@@ -101,7 +98,7 @@ def run_stage(stage: Stage, work: WorkDir, mesh: Mesh, state: TrainState, step_f
                 saver.start(work.checkpoints, done, state, meta, keep=2)
             if stopping and done < stage.steps:
                 saver.wait()
-                raise Stopped
+                raise Interrupted("Stopped, saved. The same command goes on from here.")
     return state
 
 
