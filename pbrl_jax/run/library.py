@@ -169,7 +169,12 @@ def importable_name(function: Callable, taken: Sequence[str] = ()) -> str:
 
 
 def _table(name: str, rows: Any) -> Table:
-    """The rows of a list, a generator, a split of `datasets` or a data frame as dicts of columns."""
+    """The rows of a list, a generator, a split of `datasets` or a data frame as dicts of columns, with NumPy's numbers
+    and arrays, which data frames hold, as numbers and lists.
+
+    Raises:
+      DataError: no rows, or a value that JSON cannot hold.
+    """
     if hasattr(rows, "notna"):  # a DataFrame, whose missing cells are NaN
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     if isinstance(rows, Mapping):
@@ -180,30 +185,28 @@ def _table(name: str, rows: Any) -> Table:
     table = list(rows)
     if not table or not all(isinstance(row, Mapping) for row in table):
         raise DataError(f"{name} holds {type(table[0]).__name__ if table else 'nothing'}; expected dicts of columns.")
-    return [dict(row) for row in table]
+    try:
+        return json.loads(json.dumps([dict(row) for row in table], default=_of_numpy))
+    except TypeError as error:
+        raise DataError(f"{name}: {error}. Use text and numbers.") from error
+
+
+def _of_numpy(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else json.JSONEncoder().default(value)
 
 
 def _write_tables(work: WorkDir, tables: Mapping[str, Table]) -> None:
-    """Write rows to the work directory.
-
-    Raises:
-      DataError: a value that JSON cannot hold.
-      CheckpointError: a run was trained on other rows there; they stay as they are.
-    """
+    """Write rows to the work directory; CheckpointError where a run was trained on others there, which stay."""
     for name, rows in tables.items():
         file = work.root / f"{name}.jsonl"
-        try:
-            given = json.dumps(rows)
-        except TypeError as error:
-            raise DataError(f"{name}: {error}. Use text and numbers.") from error
-        if file.exists() and json.dumps(read_json_lines(file)) == given:
+        if file.exists() and json.dumps(read_json_lines(file)) == json.dumps(rows):
             continue
         if name == "rows" and file.exists() and list_checkpoints(work.checkpoints):
             raise CheckpointError(
                 f"{work.root} holds a run on other rows, which stay in {file}. Use another workdir, or go on with that "
                 f"run: give these rows, or {work.config} as the config and no rows."
             )
-        write_json_lines(file, json.loads(given))
+        write_json_lines(file, rows)
 
 
 @contextlib.contextmanager

@@ -125,6 +125,15 @@ def test_rows_of_every_kind_and_their_languages(of, tmp_path, monkeypatch):
     assert found == (("sw", "en"), ROWS)
 
 
+def test_rows_hold_what_data_frames_of_parquet_files_hold(tmp_path, monkeypatch):
+    """NumPy's numbers, and arrays for lists: a conversation as verl stores it."""
+    turns = np.array([{"role": "user", "content": "3 na 4?"}], object)
+    rows = [{"prompt": turns, "answer": np.int64(7), "score": np.float32(0.5), "language": "sw"}]
+    plain = [{"prompt": [{"role": "user", "content": "3 na 4?"}], "answer": 7, "score": 0.5, "language": "sw"}]
+    for given in (rows, pandas.DataFrame(rows)):
+        assert read_rows(monkeypatch, tmp_path, given) == (("sw",), plain)
+
+
 def test_rows_without_references_where_no_reward_reads_them(tmp_path, capsys):
     """Prompts and a function are enough, as in TRL; a semantic reward beside it still asks for references."""
 
