@@ -1,7 +1,9 @@
 """How a rollout runs on this machine where the configuration leaves it to the plan: how many rows decode at a time, and
 how the weights are sharded during decoding."""
 
+import contextlib
 import os
+from pathlib import Path
 
 import jax
 
@@ -18,12 +20,20 @@ from pbrl_jax.plan.roofline import chosen_decoding, local_chip
 from pbrl_jax.plan.shapes import Models, reward_bytes
 from pbrl_jax.train.experiment import Experiment
 
+#: Files with the limit of a container's memory in bytes, of both versions of Linux' cgroups.
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
 
 def local_memory() -> float:
-    """Bytes of memory of one local device."""
+    """Bytes of memory of one local device; of a processor, what a container may take of the machine's."""
     device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    return float(stats["bytes_limit"]) if stats else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if stats := device.memory_stats() if device.platform != "cpu" else None:
+        return float(stats["bytes_limit"])
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            sizes.append(int(Path(file).read_text()))
+    return float(min(sizes))
 
 
 def local_plan_chip(count: int) -> Chip:

@@ -1,6 +1,7 @@
 """`rollout.slots 0`: what the plan finds room for, saved with the run and used again."""
 
 import dataclasses
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,3 +72,13 @@ def test_what_was_chosen_is_used_again(memory, monkeypatch, tmp_path):
     assert module.with_decoding(experiment(CONFIG, work)).config == chosen, "as the run was begun with"
     given = with_values(CONFIG, rollout={"weights": "as_trained", "slots": 8})
     assert module.with_decoding(experiment(given, work)).config == given, "what is configured comes first"
+
+
+@pytest.mark.parametrize(("limit", "bytes_left"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_a_processor_in_a_container_has_the_memory_of_the_container(limit, bytes_left, tmp_path, monkeypatch):
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit)
+    monkeypatch.setattr(module, "CONTAINER_LIMITS", (str(file),))
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert module.local_memory() == (bytes_left or whole)
