@@ -136,25 +136,28 @@ def check_training(config: Config, work: WorkDir, prompts: Sequence[Prompt], fin
     file, settings = work.root / "contamination.json", config.eval
     of = {"ngram": settings.overlap_ngram, "asked": list(settings.contamination), **fingerprints}
     saved = read_json_object(file)
-    if saved.get("of") == of:
-        for name, record in saved["benchmarks"].items():
-            if "share" in record:
-                refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
-        return
+    records: dict[str, Any] = saved["benchmarks"] if saved.get("of") == of else searched(config, prompts)
+    if saved.get("of") != of:
+        write_atomic(file, json.dumps({"of": of, "benchmarks": records}, indent=1, ensure_ascii=False))
+        for name, record in records.items():
+            said = f"{100 * record['share']:.1f} % of its problems" if "share" in record else "not checked"
+            print(visible(f"Contamination: {name}: {said}"))
+    for name, record in records.items():
+        if "share" in record:
+            refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
+
+
+def searched(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """The record of each benchmark of eval.contamination; {not_checked} where its problems cannot be loaded."""
+    ngram = config.eval.overlap_ngram
     loaded = benchmark_problems(config)
     everything = [problem for problems in loaded.values() if not isinstance(problems, str) for problem in problems]
     # One pass over the training text for all benchmarks.
-    shared = iter(find_overlap(prompt_texts(prompts), [p.question for p in everything], settings.overlap_ngram).shared)
+    shared = iter(find_overlap(prompt_texts(prompts), [p.question for p in everything], ngram).shared)
     records: dict[str, Any] = {}
     for name, problems in loaded.items():
         if isinstance(problems, str) or not problems:
             records[name] = {"not_checked": problems or "no problems"}
         else:
-            records[name] = overlap_record(problems, [next(shared) for _ in problems], settings.overlap_ngram)
-    write_atomic(file, json.dumps({"of": of, "benchmarks": records}, indent=1, ensure_ascii=False))
-    for name, record in records.items():
-        said = f"{100 * record['share']:.1f} % of its problems" if "share" in record else "not checked"
-        print(visible(f"Contamination: {name}: {said}"))
-    for name, record in records.items():
-        if "share" in record:
-            refuse(name, record, settings.max_overlap, "this run", "eval.max_overlap")
+            records[name] = overlap_record(problems, [next(shared) for _ in problems], ngram)
+    return records

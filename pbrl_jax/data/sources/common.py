@@ -1,12 +1,15 @@
 """What every data source needs: stable ids, the benchmark's folder, parallel files."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from etils import epath
 
 from pbrl_jax.core.errors import ConfigError, DataError, did_you_mean
 from pbrl_jax.core.records import Prompt
+from pbrl_jax.data.row_errors import RowErrors
+from pbrl_jax.data.tables import read_rows
 from pbrl_jax.text.languages import LANGUAGES, check_languages
 
 ID_ORDER = tuple(LANGUAGES)
@@ -99,18 +102,32 @@ def take(rows: Sequence, limit: int, seed: int) -> list:
 
 
 def parallel_prompts(
-    tables: Mapping[str, Sequence[tuple[str, str]]], languages: Sequence[str], limit: int, seed: int, first: int = 0
-) -> list[Prompt]:
-    """Prompts of `languages`, language by language, from tables with the same problems in the same order.
+    languages: Sequence[str], file_of: Callable[[str], epath.Path], limit: int, seed: int, first: int = 0,
+    header: Sequence[str] = (), answer: Callable[[RowErrors, int, str, Any], str] = RowErrors.text,
+) -> list[Prompt]:  # fmt: skip
+    """Prompts of `languages`, language by language, from files with the same problems in the same order: columns
+    `question` and `answer`.
 
     Args:
-      tables: language, English among them -> (question, answer) of each problem.
+      file_of: language, English among them -> its file; `header` as in read_rows.
       limit, seed: as in `take`; one seed takes the same problems in every language.
       first: row of the first problem.
+      answer: reads an answer.
 
     Raises:
-      DataError: a table is longer or shorter than the English one.
+      DataError: bad rows, or a file that is longer or shorter than the English one.
     """
+
+    def table(code: str) -> list[tuple[str, str]]:
+        errors = RowErrors(str(file_of(code)))
+        found = [
+            (errors.text(number, "question", row.get("question")), answer(errors, number, "answer", row.get("answer")))
+            for number, row in read_rows(file_of(code), errors, header)
+        ]
+        errors.check()
+        return found
+
+    tables = {code: table(code) for code in {"en", *languages}}
     english, prompts = tables["en"], []
     for code in languages:
         if len(tables[code]) != len(english):

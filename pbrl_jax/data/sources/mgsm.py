@@ -6,12 +6,9 @@ references, not to be trained on.
 
 from collections.abc import Sequence
 
-from etils import epath
-
 from pbrl_jax.core.records import Prompt
 from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources.common import benchmark_path, check_offered, check_split, parallel_prompts
-from pbrl_jax.data.tables import read_rows
 
 LANGUAGES = ("en", "bn", "de", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 SPLITS = ("test",)
@@ -25,16 +22,7 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
     check_split(split, SPLITS, "mgsm")
     languages = check_offered(languages, LANGUAGES, "mgsm")
     folder = benchmark_path(path, "mgsm")
-    tables = {code: _read(folder / f"mgsm_{code}.tsv") for code in {"en", *languages}}
-    return parallel_prompts(tables, languages, limit, seed)
-
-
-def _read(file: epath.Path) -> list[tuple[str, str]]:
-    """(question, canonical answer) of every line."""
-    errors = RowErrors(str(file))
-    found = [
-        (errors.text(number, "question", row["question"]), errors.number(number, "answer", row["answer"]))
-        for number, row in read_rows(file, errors, ("question", "answer"))
-    ]
-    errors.check()
-    return found
+    return parallel_prompts(
+        languages, lambda code: folder / f"mgsm_{code}.tsv", limit, seed, header=("question", "answer"),
+        answer=RowErrors.number,
+    )  # fmt: skip

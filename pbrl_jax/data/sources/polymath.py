@@ -6,12 +6,8 @@ split. `low` consists of MGSM items; the answers of `high` and `top` are LaTeX. 
 
 from collections.abc import Sequence
 
-from etils import epath
-
 from pbrl_jax.core.records import Prompt
-from pbrl_jax.data.row_errors import RowErrors
 from pbrl_jax.data.sources.common import benchmark_path, check_offered, check_split, parallel_prompts
-from pbrl_jax.data.tables import read_rows
 
 LANGUAGES = (
     "en", "ar", "bn", "de", "es", "fr", "id", "it", "ja", "ko", "ms", "pt", "ru", "sw", "te", "th", "vi", "zh",
@@ -30,15 +26,5 @@ def rows(path: str, split: str, languages: Sequence[str], limit: int, seed: int)
     languages = check_offered(languages, LANGUAGES, "polymath")
     folder = benchmark_path(path, "polymath")
     folder = folder / "data" if (folder / "data").exists() else folder
-    tables = {code: _read(folder / code / f"{split}.jsonl") for code in {"en", *languages}}
-    return parallel_prompts(tables, languages, limit, seed, SPLITS.index(split) * ROWS_PER_LEVEL)
-
-
-def _read(file: epath.Path) -> list[tuple[str, str]]:
-    errors = RowErrors(str(file))
-    found = [
-        (errors.text(number, "question", row.get("question")), errors.text(number, "answer", row.get("answer")))
-        for number, row in read_rows(file, errors)
-    ]
-    errors.check()
-    return found
+    first = SPLITS.index(split) * ROWS_PER_LEVEL
+    return parallel_prompts(languages, lambda code: folder / code / f"{split}.jsonl", limit, seed, first)
