@@ -40,12 +40,18 @@ class Plan(NamedTuple):
         return self.chip.memory
 
     @property
+    def step(self) -> list[Row]:
+        """The programs of a step; a stage samples once, before its steps."""
+        return [self.rows["train"]] if "train" in self.rows else list(self.rows.values())
+
+    @property
     def step_seconds(self) -> float:
-        return sum(row.seconds for row in self.rows.values())
+        """Of a rollout with all of its updates, or of a step of a stage."""
+        return sum(row.seconds for row in self.step)
 
     @property
     def expected_seconds(self) -> float:
-        return sum(row.expected for row in self.rows.values())
+        return sum(row.expected for row in self.step)
 
     @property
     def held(self) -> float:

@@ -37,6 +37,7 @@ from pbrl_jax.run.assemble import check_positions, check_start
 from pbrl_jax.run.check import batch_arithmetic
 from pbrl_jax.run.decoding import local_box, local_plan_chip
 from pbrl_jax.text.tokenizers import MissingTokenizer
+from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.weights.adapters import base_of
 from pbrl_jax.weights.folders import own_folder
 from pbrl_jax.weights.hf_decoder import decoder_spec, kept_fields
@@ -137,8 +138,8 @@ def plan_table(plan: Plan, title: str) -> Table:
     return table
 
 
-def print_plan(plan: Plan, title: str) -> None:
-    """The table of a step's plan, what it sends, and what it holds that it must not."""
+def print_plan(plan: Plan, title: str, updates: int) -> None:
+    """The table of a step's plan, what it sends, and what it holds that it must not; `updates` of each rollout."""
     Console(width=110).print(plan_table(plan, title))
     for name, row in plan.rows.items():
         sent = ", ".join(
@@ -154,19 +155,26 @@ def print_plan(plan: Plan, title: str) -> None:
         print(f"The compiled update holds {'; '.join(faults[:FAULT_LINES]) if faults else good}.")
     slowest = max(plan.rows, key=lambda name: plan.rows[name].seconds)
     print(
-        f"A step takes at least {plan.step_seconds:.3g} s ({plan.tokens_per_second:.4g} response tokens a second); "
-        f"{slowest} takes longest, bound by {plan.rows[slowest].binds}."
+        f"{_unit(updates).capitalize()} takes at least {plan.step_seconds:.3g} s "
+        f"({plan.tokens_per_second:.4g} response tokens a second); {slowest} takes longest, bound by "
+        f"{plan.rows[slowest].binds}."
     )
 
 
-def print_expected(plan: Plan, chips: int, steps: int) -> None:
-    """The seconds of a step and the hours of a run at the rates that measured programs reach, where some are known."""
-    chip, hours = plan.chip, plan.expected_seconds * steps / 3600
+def _unit(updates: int) -> str:
+    """What the seconds of a plan are of."""
+    return "a step" if updates == 1 else f"a rollout with its {updates} steps"
+
+
+def print_expected(plan: Plan, chips: int, steps: int, updates: int = 1) -> None:
+    """The seconds of a step and the hours of a run at the rates that measured programs reach, where some are known;
+    `updates` are the steps on each rollout."""
+    chip, hours = plan.chip, plan.expected_seconds * steps / updates / 3600
     if chip.compute_share < 1:
         print(
-            f"Expected: {plan.expected_seconds:.3g} s a step, with {chip.compute_share:.0%} of the peak FLOPs and "
-            f"{chip.memory_share:.0%} of the memory's bandwidth, as published for such chips (pbrl_jax/plan/chips.py); "
-            f"{steps} steps take {hours:.1f} hours, {hours * chips:.0f} device hours."
+            f"Expected: {plan.expected_seconds:.3g} s {_unit(updates)}, with {chip.compute_share:.0%} of the peak "
+            f"FLOPs and {chip.memory_share:.0%} of the memory's bandwidth, as published for such chips "
+            f"(pbrl_jax/plan/chips.py); {steps} steps take {hours:.1f} hours, {hours * chips:.0f} device hours."
         )
 
 
@@ -240,8 +248,9 @@ def plan_step(config: Config, models: Models, place: Place, mesh: Mesh | None) -
     by_hand = estimate_step(config, on_topology(models, place.topology), place.sizes)
     needs = by_hand if mesh is None else compile_step(config, models, mesh, by_hand, say)
     plan = make_plan(config, needs, place.chip)
-    print_plan(plan, f"{place.name}, {'by hand' if mesh is None else 'compiled'}")
-    print_expected(plan, place.chips, config.train.max_steps)
+    updates = updates_per_rollout(config)
+    print_plan(plan, f"{place.name}, {'by hand' if mesh is None else 'compiled'}", updates)
+    print_expected(plan, place.chips, config.train.max_steps, updates)
     if config.rollout.engine == "vllm":
         size = parameter_count(models.policy) * jnp.dtype(models.policy.dtype).itemsize
         print(

@@ -5,13 +5,17 @@ import re
 import pytest
 from source_tree import ROOT
 
+from pbrl_jax import Config
 from pbrl_jax.config.supervised import STAGES
-from pbrl_jax.plan.chips import parse_topology
+from pbrl_jax.plan.chips import CHIPS, parse_topology
+from pbrl_jax.plan.hlo import Cost
+from pbrl_jax.plan.programs import Need
 from pbrl_jax.plan.roofline import estimate_plan, make_plan, sizes_on
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.plan.stages import as_update, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.config_file import load_config, override
+from pbrl_jax.run.plan import print_expected
 
 PAGE = (ROOT / "docs" / "REPRODUCTION.md").read_text("utf-8")
 #: | what | pbrl plan CONFIG --topology T FLAGS | GB | s at least | s expected | device hours |
@@ -50,3 +54,19 @@ def test_every_trained_run_of_the_page_has_its_costs():
 def test_the_costs_are_those_of_the_plan(path, topology, flags, held, least, expected, hours):
     written = [float(number.replace(",", "")) for number in (held, least, expected, hours)]
     assert costs(path, topology, flags) == pytest.approx(written, rel=0.01, abs=0.06)
+
+
+def test_the_hours_of_a_run(capsys):
+    """Steps on one rollout share it; a stage samples before its steps, not at each."""
+    chip = CHIPS["h100"]
+    second = Need(1.0, 1.0, Cost(0.0, chip.bandwidth * chip.memory_share))
+    plan = make_plan(Config(), {"generate": second, "update": second}, chip)
+    print_expected(plan, 2, 7200)
+    print_expected(plan, 2, 7200, 4)
+    stage = make_plan(Config(), {"generate": second, "train": second}, chip)
+    print_expected(stage, 2, 7200)
+    one, several, own = capsys.readouterr().out.splitlines()
+    assert "2 s a step" in one and one.endswith("take 4.0 hours, 8 device hours.")
+    assert "2 s a rollout with its 4 steps" in several and several.endswith("take 1.0 hours, 2 device hours.")
+    assert "1 s a step" in own and own.endswith("take 2.0 hours, 4 device hours.")
+    assert stage.as_json()["expected_seconds"] == pytest.approx(1) == stage.expected_seconds
