@@ -32,7 +32,7 @@ from pbrl_jax.plan.roofline import (
     sweep,
 )
 from pbrl_jax.plan.shapes import Models, check_shards, run_models
-from pbrl_jax.plan.stages import as_update, compile_stage, estimate_stage
+from pbrl_jax.plan.stages import as_update, compile_stage, estimate_stage, samples_first
 from pbrl_jax.run.assemble import check_positions, check_start
 from pbrl_jax.run.check import batch_arithmetic
 from pbrl_jax.run.decoding import local_box, local_plan_chip
@@ -107,18 +107,18 @@ class Place(NamedTuple):
         return f"{self.chips} local devices" if self.topology is None else self.topology.name
 
 
-def place_of(config: Config, topology: str) -> Place:
-    """The place that a command names, on which the configuration can run.
+def place_of(config: Config, topology: str, samples: bool = True) -> Place:
+    """The place that a command names, on which the configuration can run; `samples` as in `validate`.
 
     Raises:
       ConfigError: as `check_start`, or what does not divide over the mesh.
     """
     if not topology:
         chips = jax.device_count()
-        check_start(config, chips)
+        check_start(config, chips, samples)
         return Place(None, mesh_sizes(config, chips, local_box()), local_plan_chip(chips))
     where = parse_topology(topology)
-    check_start(config, where.chips)
+    check_start(config, where.chips, samples)
     return Place(where, sizes_on(config, where), where.chip)
 
 
@@ -229,7 +229,8 @@ def plan_stage(config: Config, models: Models, place: Place, mesh: Mesh | None, 
         needs = estimate_stage(config, models, place.sizes, verb)
     else:
         needs = dict(compile_stage(config, models, mesh, verb, say))
-    plan = make_plan(config if verb == "encoder" else as_update(config, verb), needs, place.chip)
+    plan = make_plan(as_update(config, verb), needs, place.chip)
+    plan = plan._replace(tokens=0) if verb == "encoder" else plan
     table = plan_table(plan, f"pbrl {verb} on {place.name}, {'by hand' if mesh is None else 'compiled'}")
     Console(width=110).print(table)
     train = plan.rows["train"]
@@ -295,7 +296,8 @@ def main(
         kinds = tuple(CHIPS) if not topology else (topology if topology in CHIPS else parse_topology(topology).kind,)
         print_sweep(config, run_models(config), kinds)
         return None
-    place, models = place_of(config, topology), run_models(config)
+    place = place_of(config, topology, verb == "train" or samples_first(config, verb))
+    models = run_models(config)
     check_shards(config, models.policy, place.sizes)
     mesh, reason = mesh_of(config, place.topology)
     if mesh is None:

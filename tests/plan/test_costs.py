@@ -5,7 +5,7 @@ import re
 import pytest
 from source_tree import ROOT
 
-from pbrl_jax import Config
+from pbrl_jax import Config, ConfigError, with_values
 from pbrl_jax.config.supervised import STAGES
 from pbrl_jax.plan.chips import CHIPS, parse_topology
 from pbrl_jax.plan.hlo import Cost
@@ -15,6 +15,7 @@ from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.plan.stages import as_update, estimate_stage
 from pbrl_jax.run.assemble import check_start
 from pbrl_jax.run.config_file import load_config, override
+from pbrl_jax.run.plan import main as plan
 from pbrl_jax.run.plan import print_expected
 
 PAGE = (ROOT / "docs" / "REPRODUCTION.md").read_text("utf-8")
@@ -32,14 +33,14 @@ def costs(path: str, topology: str, flags: str) -> tuple[float, float, float, fl
     check_start(config, where.chips)
     models, steps = run_models(config), config.train.max_steps
     if verb == "train":
-        plan = estimate_plan(config, models, where)
+        found = estimate_plan(config, models, where)
     else:
         steps = getattr(config, STAGES[verb]).steps
         needs = estimate_stage(config, models, sizes_on(config, where), verb)
-        plan = make_plan(as_update(config, verb), {"train": needs["train"]}, where.chip)
-    assert plan.fits
-    hours = plan.expected_seconds * steps * where.chips / 3600
-    return plan.held / 1e9, plan.step_seconds, plan.expected_seconds, hours
+        found = make_plan(as_update(config, verb), {"train": needs["train"]}, where.chip)
+    assert found.fits
+    hours = found.expected_seconds * steps * where.chips / 3600
+    return found.held / 1e9, found.step_seconds, found.expected_seconds, hours
 
 
 ROWS = ROW.findall(PAGE)
@@ -60,9 +61,9 @@ def test_the_hours_of_a_run(capsys):
     """Steps on one rollout share it; a stage samples before its steps, not at each."""
     chip = CHIPS["h100"]
     second = Need(1.0, 1.0, Cost(0.0, chip.bandwidth * chip.memory_share))
-    plan = make_plan(Config(), {"generate": second, "update": second}, chip)
-    print_expected(plan, 2, 7200)
-    print_expected(plan, 2, 7200, 4)
+    run = make_plan(Config(), {"generate": second, "update": second}, chip)
+    print_expected(run, 2, 7200)
+    print_expected(run, 2, 7200, 4)
     stage = make_plan(Config(), {"generate": second, "train": second}, chip)
     print_expected(stage, 2, 7200)
     one, several, own = capsys.readouterr().out.splitlines()
@@ -70,3 +71,14 @@ def test_the_hours_of_a_run(capsys):
     assert "2 s a rollout with its 4 steps" in several and several.endswith("take 1.0 hours, 2 device hours.")
     assert "1 s a step" in own and own.endswith("take 2.0 hours, 4 device hours.")
     assert stage.as_json()["expected_seconds"] == pytest.approx(1) == stage.expected_seconds
+
+
+def test_a_stage_is_planned_where_its_rows_divide():
+    """Whatever the batches of prompts are, which it does not sample; an encoder writes no response tokens."""
+    rows = {"batch_size": 64}
+    config = with_values(load_config("tiny_cpu"), mesh={"data": 64}, sft=rows, contrastive=rows)
+    assert plan(config, "h100:64", verb="sft").tokens_per_second > 0
+    assert plan(config, "h100:64", verb="encoder").tokens_per_second == 0
+    for verb in ("train", "dpo"):
+        with pytest.raises(ConfigError, match="prompts of a microbatch cannot be shared evenly"):
+            plan(config, "h100:64", verb=verb)
