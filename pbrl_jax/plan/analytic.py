@@ -21,6 +21,7 @@ from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import Need, reward_calls, run_here
 from pbrl_jax.plan.shapes import Models
 from pbrl_jax.rollout.weights import TENSOR
+from pbrl_jax.train.programs import updates_per_rollout
 from pbrl_jax.train.start import keeps_start, narrows_frozen
 
 #: Bytes that a pass of unfused attention moves for each pair and head: scores in float32, weights in the compute type.
@@ -208,8 +209,9 @@ def _axes(config: Config) -> tuple[int, int, int, int]:
 
 
 def _parts(config: Config) -> tuple[int, int, int, int]:
-    """`_axes` of the update, which may split groups into parts."""
+    """`_axes` of one update, which may be on a minibatch, and split groups into parts."""
     P, G, T, R = _axes(config)
+    P = config.algo.minibatch_prompts or P
     part = config.train.microbatch_samples or G
     return P * G // part, part, T, R
 
@@ -377,11 +379,10 @@ def update_estimate(config: Config, models: Models, mesh: Sizes) -> Need:
     moved = count * (moved + 6 * own * (count > 1)) + own * 10
     scattered = count * float(item) * weights / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp * (config.lora.rank == 0)
     collectives = {"all-gather": count * gathered, "all-reduce": count * sums + reduced, "reduce-scatter": scattered}
-    times = config.algo.num_iterations
     network = mesh.network({"fsdp": count * gathered + scattered, "tensor": count * sums, "data": reduced})
     cost = Cost(flops, moved, collectives, host_bytes=host, network_bytes=network)
     held = resident(config, models, mesh) + fetched
-    return Need(held + temporary, temporary, Cost().plus(cost, times))
+    return Need(held + temporary, temporary, Cost().plus(cost, updates_per_rollout(config)))
 
 
 ESTIMATES = {"generate": generate_estimate, "reward": reward_estimate, "update": update_estimate}

@@ -13,6 +13,7 @@ from pbrl_jax.models.logprobs import chunk_positions
 from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.plan.hlo_text import Instruction, Shape, parse_module
 from pbrl_jax.plan.shapes import policy_shapes
+from pbrl_jax.train.programs import microbatch_size
 
 #: Parameters of fewer scalars may be whole on every chip: norms and biases.
 SMALL = 2**20
@@ -60,9 +61,8 @@ def update_faults(text: str, config: Config, spec: DecoderSpec, mesh_shape: dict
     flat = {_axes(shape) for shape in leaves} - stacked
     cut = mesh_shape["fsdp"] * mesh_shape["tensor"] > 1
     shards, tensor = mesh_shape["data"] * mesh_shape["fsdp"], mesh_shape["tensor"]
-    P, G = config.train.prompts_per_step, config.algo.num_generations
-    groups = config.train.microbatch_prompts or P
-    rows = groups * (config.train.microbatch_samples or G) / shards
+    groups = microbatch_size(config)
+    rows = groups * (config.train.microbatch_samples or config.algo.num_generations) / shards
     asked = chunk_positions(config.train.logprob_chunk, spec.vocab_size, shards, tensor)
     chunk = max(1, asked // groups) * groups / shards
     words = {spec.vocab_size, spec.vocab_size // tensor}

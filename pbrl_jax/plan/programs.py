@@ -33,7 +33,7 @@ from pbrl_jax.rollout.refill import slot_sizes
 from pbrl_jax.rollout.sampling import sampling_params
 from pbrl_jax.rollout.slots import SlotPrograms, Slots, Until, slot_programs, spec_of
 from pbrl_jax.rollout.weights import sampling_spec
-from pbrl_jax.train.programs import make_update
+from pbrl_jax.train.programs import make_update, updates_per_rollout
 from pbrl_jax.weights.encoders import embed_block, embed_tokens
 
 #: How the TPU compiler says that a program does not fit.
@@ -226,7 +226,7 @@ def compile_encoder(spec: TextEncoderSpec, texts: int, tokens: int, mesh: Mesh) 
 
 
 def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) -> Need:
-    """The update of a full-length batch, unpacked, which is its worst case."""
+    """The updates of a full-length batch, unpacked, which is their worst case."""
     between = sharded_state(config, models.policy, mesh)
     state = sharded_state(with_values(config, train={"offload": ()}), models.policy, mesh)
     start, batch = sharded_frozen(config, models.policy, mesh), sharded_batch(config, mesh)
@@ -234,7 +234,7 @@ def update_need(config: Config, models: Models, mesh: Mesh, other_bytes: float) 
     found = compile_ahead(mesh, make_update(models.policy, config), state, reference, batch, base, bucket=None)
     held = other_bytes - tree_bytes((between, reference, base))
     moments = Cost(host_bytes=2 * (tree_bytes(state) - tree_bytes(between)))  # fetched, and sent back
-    cost = Cost().plus(found.cost.plus(moments), config.algo.num_iterations)
+    cost = Cost().plus(found.cost.plus(moments), updates_per_rollout(config))
     faults = tuple(update_faults(found.text, config, models.policy, dict(mesh.shape)))
     return Need(held + found.memory.total, found.memory.temporary, cost, found.seconds, faults=faults)
 

@@ -12,6 +12,7 @@ from pbrl_jax.plan.analytic import Sizes, estimate_step, generate_estimate, slot
 from pbrl_jax.plan.chips import CHIPS, CPU_BANDWIDTH, CPU_CORE_FLOPS, LINK_SHARE, USABLE, Chip, Topology
 from pbrl_jax.plan.programs import Need
 from pbrl_jax.plan.shapes import Models, check_shards
+from pbrl_jax.train.programs import microbatch_size
 
 
 class Row(NamedTuple):
@@ -207,8 +208,8 @@ def single_changes(config: Config, models: Models, topology: Topology) -> list[C
     for sizes in meshes(config, models, topology):
         if current != sizes and sizes.weight_shards > 1:
             add(mesh_flags(sizes), mesh=sizes.axes)
-    size = config.train.microbatch_prompts or config.train.prompts_per_step
-    while size % 2 == 0 and size // 2 >= current.row_shards:
+    size = microbatch_size(config)
+    while size % (2 * current.row_shards) == 0:
         size //= 2
         add(f"--train.microbatch-prompts {size}", train={"microbatch_prompts": size})
     if config.policy.remat != "full":
@@ -272,7 +273,7 @@ def mesh_flags(sizes: Sizes) -> str:
 
 def meshes(config: Config, models: Models, topology: Topology) -> list[Sizes]:
     """Meshes of a topology's chips that divide the rows and, as training asks it, the parameters and the slices."""
-    rows = config.train.microbatch_prompts or config.train.prompts_per_step
+    rows = microbatch_size(config)
     found = []
     for tensor in (size for size in (1, 2, 4, 8) if topology.chips % size == 0):
         for fsdp in range(1, topology.chips // tensor + 1):

@@ -28,7 +28,7 @@ from pbrl_jax.run.unread import check_read
 from pbrl_jax.text.prompts import STYLES
 from pbrl_jax.text.wording import wording_of
 from pbrl_jax.train.guard import bounds, most_steps_back
-from pbrl_jax.train.programs import updates_per_rollout
+from pbrl_jax.train.programs import microbatch_size, updates_per_rollout
 
 
 class Names(NamedTuple):
@@ -339,7 +339,7 @@ def _refuse_first(rules) -> None:
 def _check_batch(config: Config, device_count: int) -> None:
     data, fsdp, _ = mesh_shape(config.mesh, device_count)
     prompts, mini = config.train.prompts_per_step, config.algo.minibatch_prompts or config.train.prompts_per_step
-    micro, row_shards = config.train.microbatch_prompts or mini, data * fsdp
+    micro, row_shards = microbatch_size(config), data * fsdp
     if prompts % mini:
         raise ConfigError(
             f"algo.minibatch_prompts={mini} does not divide train.prompts_per_step={prompts}. "
@@ -371,7 +371,7 @@ def batch_arithmetic(config: Config, device_count: int) -> str:
     data, fsdp, tensor = mesh_shape(config.mesh, device_count)
     prompts, samples = config.train.prompts_per_step, config.algo.num_generations
     updates, mini = updates_per_rollout(config), config.algo.minibatch_prompts or prompts
-    micro = config.train.microbatch_prompts or mini
+    micro = microbatch_size(config)
     rollout, part = config.rollout, config.train.microbatch_samples
     groups = f"{micro} groups" if not part else f"{micro} parts of groups ({part} samples each)"
     count = mini * (samples // part if part else 1) // micro

@@ -59,6 +59,11 @@ def updates_per_rollout(config: Config) -> int:
     return config.algo.num_iterations * minibatches(config)
 
 
+def microbatch_size(config: Config) -> int:
+    """Prompt groups, or parts of groups, whose gradients are computed at a time, at most."""
+    return config.train.microbatch_prompts or config.algo.minibatch_prompts or config.train.prompts_per_step
+
+
 def minibatch_index(step, groups: int, config: Config) -> jax.Array:
     """The groups of the minibatch whose turn it is at an optimizer step.
 

@@ -2,15 +2,19 @@
 
 import re
 
+import jax
 import pytest
 from source_tree import ROOT
 
-from pbrl_jax import Config, ConfigError, with_values
+from pbrl_jax import Config, ConfigError, MeshConfig, with_values
 from pbrl_jax.config.supervised import STAGES
+from pbrl_jax.mesh.sharding import make_mesh
+from pbrl_jax.plan import programs
+from pbrl_jax.plan.analytic import Sizes, update_estimate
 from pbrl_jax.plan.chips import CHIPS, parse_topology
 from pbrl_jax.plan.hlo import Cost
 from pbrl_jax.plan.programs import Need
-from pbrl_jax.plan.roofline import estimate_plan, make_plan, sizes_on
+from pbrl_jax.plan.roofline import estimate_plan, make_plan, meshes, single_changes, sizes_on
 from pbrl_jax.plan.shapes import run_models
 from pbrl_jax.plan.stages import as_update, estimate_stage
 from pbrl_jax.run.assemble import check_start
@@ -82,3 +86,22 @@ def test_a_stage_is_planned_where_its_rows_divide():
     for verb in ("train", "dpo"):
         with pytest.raises(ConfigError, match="prompts of a microbatch cannot be shared evenly"):
             plan(config, "h100:64", verb=verb)
+
+
+def test_updates_on_minibatches(monkeypatch):
+    """Each is compiled and held alone, and all of them count; microbatches are parts of one."""
+    algo = {"minibatch_prompts": 8, "num_iterations": 2}
+    whole = with_values(load_config("tiny_cpu"), train={"prompts_per_step": 64}, algo={"num_iterations": 2})
+    config = with_values(whole, algo=algo)
+    models, sizes = run_models(config), Sizes(1, 1, 1)
+    one, all_at_once = (update_estimate(c, models, sizes) for c in (config, whole))
+    assert one.cost.flops == all_at_once.cost.flops and one.temp_bytes < all_at_once.temp_bytes / 2
+    found = programs.Compiled(programs.Memory(0, 0, 0), Cost(1.0), Cost(), 0, None, "")
+    monkeypatch.setattr(programs, "compile_ahead", lambda *_, **__: found)
+    monkeypatch.setattr(programs, "update_faults", lambda *_: [])
+    mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
+    assert programs.update_need(config, models, mesh, 0).cost.flops == 16
+    where = parse_topology("h100:4")
+    assert max(sizes.row_shards for sizes in meshes(config, models, parse_topology("h100:16"))) == 8
+    odd = with_values(config, train={"prompts_per_step": 24}, algo={"minibatch_prompts": 12})
+    assert "--train.microbatch-prompts 6" not in [flags for flags, _ in single_changes(odd, models, where)]
