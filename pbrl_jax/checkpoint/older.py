@@ -45,6 +45,7 @@ NUMERICS: tuple[Changed, ...] = (
     Changed("0.2.0", "leaves norms and biases out of Muon's weight decay", stages=True),
     Changed("0.2.0", "takes a KL in the reward from the trainer's log-probs, where there are such"),
     Changed("0.2.0", "moves an adaptive KL weight by at most 20 % an update, and not while a critic is trained alone"),
+    Changed("0.2.0", "aligns and translates Urdu, Ethiopic, Armenian, Burmese, Khmer and Tibetan sentence by sentence"),
 )
 
 

@@ -17,13 +17,14 @@ from jaxtyping import Array, Float
 from pbrl_jax.core.records import Prompt, Scores
 from pbrl_jax.rewards.inputs import RewardInputs, reference_text, response_texts
 from pbrl_jax.rewards.similarity import SimilarityConfig, load_baselines, scale_similarity
+from pbrl_jax.text.segments import STOPS
 from pbrl_jax.weights.encoders import Encoder
 
 LONGEST_CHUNK = 300
 """Approximate characters per chunk; a longer sentence is cut at spaces."""
 CHUNK_BUCKETS = (4, 8, 16, 32, 64, 128, 256)
 """Chunks per text are padded to one of these counts; chunks beyond the largest are joined into the last one."""
-_SENTENCE_END = re.compile(r"(?<=[.!?؟])\s+|(?<=[。！？।])\s*|\n+")
+_SENTENCE_END = re.compile(rf"(?<=[.!?؟])\s+|(?<=[{STOPS}])\s*|\n+")
 _WORD_CHARACTER = re.compile(r"\w")
 
 

@@ -29,7 +29,11 @@ _SMALL = {
 }
 _SMALL_WORD = re.compile(rf"\b(?:{'|'.join(_SMALL)})\b", re.IGNORECASE)
 
-_END = re.compile(r"(?<![.!?…।॥؟۔])[.!?…।॥؟۔]++[\"'”’»)\]]*(?=\s)|[。！？｡]+[」』”’）]*")
+STOPS = "。！？｡।॥۔።፧፨։။།༎។៕"
+"""Ends of sentences that mean nothing else and need no space behind them: of Chinese, Indic, Urdu, Ethiopic, Armenian,
+Burmese, Tibetan and Khmer writing."""
+_CLOSING = r"[\"'”’»)\]」』）]"
+_END = re.compile(rf"(?<![.!?…؟])[.!?…؟]++{_CLOSING}*(?=\s)|[{STOPS}]+(?:{_CLOSING}+(?!\S)|[」』”’）]*)")
 _SHORT_WORD = re.compile(
     r"(?:^|[\s(.])(?:[^\W\d_]|mr|mrs|ms|dr|prof|st|vs|etc|approx|no|nr|bzw|usw|ca|sr|sra)\.$", re.IGNORECASE
 )

@@ -19,6 +19,8 @@ from pbrl_jax.rewards.alignment import CHUNK_BUCKETS, LONGEST_CHUNK, chunks_of, 
         ("She has 3.5 cards. She buys 4! So?", ["She has 3.5 cards.", "She buys 4!", "So?"]),
         ("首先 3 + 4 = 7。然后 7 - 2 = 5。", ["首先 3 + 4 = 7。", "然后 7 - 2 = 5。"]),
         ("প্রথমে 3 + 4 = 7। তারপর 5।", ["প্রথমে 3 + 4 = 7।", "তারপর 5।"]),
+        ("پہلے 3 + 4 = 7۔ پھر 5۔", ["پہلے 3 + 4 = 7۔", "پھر 5۔"]),
+        ("መጀመሪያ 7። ከዚያ 5።", ["መጀመሪያ 7።", "ከዚያ 5።"]),
         ("one\ntwo", ["one", "two"]),
     ],
 )
