@@ -19,6 +19,7 @@ from pbrl_jax.rewards.inputs import RewardInputs, right_texts
 from pbrl_jax.rewards.translation import (
     TranslatorConfig,
     against_references,
+    check_comparison,
     check_comet_model,
     check_translator,
     loaded_comet,
@@ -54,14 +55,16 @@ def make_comet(config: CometConfig, assets: Any) -> Callable[[RewardInputs], Sco
       ConfigError: no COMET model or translator is named, or the model does not fit the wiring.
     """
     check_comet(config)
-    comets, wiring = [], config.comet_wiring
-    for name in (config.comet, *config.comet_more):
-        comets.append(comet := loaded_comet(name))
+    names, wiring = (config.comet, *config.comet_more), config.comet_wiring
+    comets = [loaded_comet(name) for name in names]
+    for name, comet in zip(names, comets, strict=True):
         if wiring == "quality" and comet.needs_reference:
             raise ConfigError(
                 f"The COMET model {name!r} compares with a reference, which reward.comet_wiring quality does not give. "
                 "Use a quality-estimation model such as Unbabel/wmt22-cometkiwi-da, or --reward.comet-wiring direct."
             )
+    if wiring != "quality":
+        check_comparison(config, comets, f"reward.comet_wiring {wiring}")
     translate = row_translator(config, assets) if wiring == "reference" else None
     part = "answer" if config.parts == "split" else config.parts
 

@@ -66,6 +66,18 @@ def check_comet_model(config: TranslatorConfig) -> None:
         raise ConfigError("reward.comet is empty. Name a model, for example --reward.comet Unbabel/wmt22-comet-da.")
 
 
+def check_comparison(config: TranslatorConfig, comets: Sequence[Any], setting: str) -> None:
+    """Raise ConfigError where no model compares with the references that `setting` gives them: the reward would then
+    measure the translation alone."""
+    if not any(comet.needs_reference or comet.takes_reference for comet in comets):
+        named = " and ".join(map(repr, (config.comet, *config.comet_more)))
+        raise ConfigError(
+            f"{setting} compares with English references, which the COMET model {named} does not read: it estimates "
+            "quality. Use --reward.comet Unbabel/wmt22-comet-da, with this model in reward.comet_more, or reward comet "
+            "with --reward.comet-wiring quality."
+        )
+
+
 def check_translation(config: TranslationConfig) -> None:
     """Raise ConfigError for missing models."""
     check_translator(config)
@@ -167,6 +179,7 @@ def _compare_texts(config: TranslationConfig):
     """Overlap of words or characters, or COMET; the max or the mean over several references."""
     if config.translation_similarity == "comet":
         comets = [loaded_comet(source) for source in (config.comet, *config.comet_more)]
+        check_comparison(config, comets, "reward.translation_similarity comet")
 
         def similar(sources, hypotheses, references):
             return np.mean([comet.score(sources, hypotheses, references) for comet in comets], axis=0)

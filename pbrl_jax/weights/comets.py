@@ -35,6 +35,11 @@ class Comet(NamedTuple):
         """Whether `score` needs references."""
         return self.spec.kind == "regression" or "src" not in self.spec.segments
 
+    @property
+    def takes_reference(self) -> bool:
+        """Whether `score` reads references that are given."""
+        return self.spec.kind != "referenceless" and "ref" in self.spec.segments
+
     def score(self, src: Sequence[str], mt: Sequence[str], ref: Sequence[str] | None = None) -> np.ndarray:
         """Scores of translations `mt` of sources `src`, [N].
 

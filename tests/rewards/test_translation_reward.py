@@ -46,6 +46,7 @@ class FakeComet:
     """Scores by the lengths of its slots, and notes them."""
 
     needs_reference = True
+    takes_reference = False
 
     def __init__(self):
         self.seen = []
@@ -206,11 +207,15 @@ def test_comet_as_the_similarity_of_translations(models):
         ({"translator": ""}, "reward.translator is empty"),
         ({"functions": ("hybrid",), "hybrid_answer": "comet", "comet": ""}, "reward.comet is empty"),
         ({"functions": ("comet",), "comet_wiring": "quality"}, "compares with a reference"),
+        ({"functions": ("comet",), "comet": "kiwi"}, "comet_wiring reference compares with English references, which"),
+        ({"functions": ("comet",), "comet": "kiwi", "comet_wiring": "direct"}, "the COMET model 'kiwi' does not read"),
+        ({"translation_similarity": "comet", "comet": "kiwi"}, "translation_similarity comet compares"),
         ({"translator": "endpoint"}, "endpoint.url"),
         ({"translator": "policy"}, "no policy here"),
     ],
 )
 def test_what_is_missing_is_named(models, settings, message):
+    models[1].needs_reference = settings.get("comet") != "kiwi"
     with pytest.raises(ConfigError, match=message):
         combined([RIGHT], **settings)
 

@@ -44,6 +44,7 @@ def test_scores(kind):
     else:
         np.testing.assert_allclose(comet.score(src, mt), without, atol=TOLERANCE)
     assert comet.needs_reference == (kind == "regression")
+    assert comet.takes_reference == (kind != "referenceless")
 
 
 @pytest.mark.parametrize("kind", KINDS)
