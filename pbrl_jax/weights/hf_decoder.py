@@ -147,7 +147,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     model_type, values, where = _text_config(config)
     family = FAMILIES[model_type]
     fields = ConfigFields(values, family.defaults, where)
-    fields.expect("quantization_config", None)
+    fields.refuse_quantised()
     for name, supported in family.required.items():
         fields.expect(name, *supported)
     width, layers, heads = map(fields.size, ("hidden_size", "num_hidden_layers", "num_attention_heads"))

@@ -3,7 +3,6 @@
 Each field of `config.json` is read, known to be irrelevant, or refused by name, as for decoders.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,20 +30,13 @@ SUPPORTED = {
     "add_cross_attention": (False, None),
     "cross_attention_hidden_size": (None,),
     "is_encoder_decoder": (False, None),
-    "quantization_config": (None,),
 }
 #: The same for families with learned positions and with RoPE; `logn_attention_...` scales scores by the length.
 POSITIONS = {"position_embedding_type": ("absolute", None)}
 ROTARY_SUPPORTED = {
     "position_embedding_type": ("rope", None), "layer_norm_type": ("layer_norm",), "pack_qkv": (True,),
     "logn_attention_scale": (False, None), "logn_attention_clip1": (False, None),
-    "unpad_inputs": (False, True, "false"), "use_memory_efficient_attention": (False, True, None),
 }  # fmt: skip
-#: Fields of training, of heads that are not used, and of bookkeeping.
-HARMLESS = re.compile(
-    r"_.*|.*dropout.*|initializer_factor|gradient_checkpointing|output_past|return_dict_in_generate"
-    r"|tie_(word_embeddings|encoder_decoder)|pooler_.*|directionality|num_labels|tf_legacy_loss|name"
-)
 #: Defaults of transformers for missing fields.
 DEFAULTS = {
     "bert": {"type_vocab_size": 2, "layer_norm_eps": 1e-12},
@@ -69,11 +61,11 @@ def encoder_spec(config: Mapping[str, Any], **changes) -> EncoderSpec:
     if family not in FAMILIES:
         raise CheckpointError(f"config.json has model_type {family!r}. {did_you_mean(str(family), FAMILIES)}")
     fields = ConfigFields(config, DEFAULTS[family])
+    fields.refuse_quantised()
     rotary = family in ROTARY
     for name, supported in (SUPPORTED | (ROTARY_SUPPORTED if rotary else POSITIONS)).items():
         fields.expect(name, *supported)
-    for name in filter(HARMLESS.fullmatch, config):
-        fields.take(name)
+    fields.take("tie_word_embeddings", None)  # of a head that is not used
     offset = 0 if family == "bert" or rotary else fields.take("pad_token_id", 1) + 1
     sizes: dict[str, Any] = {ours: fields.size(theirs) for ours, theirs in SIZES.items()}
     spec = EncoderSpec(

@@ -13,24 +13,17 @@ from pbrl_jax.weights.tensors import CONFIG
 #: Fields that no forward pass reads, but that an export copies.
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "initializer_range")
 
-#: Fields without influence on the forward pass: bookkeeping, dropout, output options, training losses.
-HARMLESS = frozenset(KEPT) | {
-    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "attn_implementation",
-    "auto_map", "cache_implementation", "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id", "dtype",
-    "finetuning_task", "id2label", "is_decoder", "is_encoder_decoder", "label2id", "mask_token_id", "model_type",
-    "name_or_path", "output_attentions", "output_hidden_states", "output_router_logits", "prefix", "pretraining_tp",
-    "problem_type", "return_dict", "router_aux_loss_coef", "sep_token_id", "task_specific_params", "tokenizer_class",
-    "torch_dtype", "torchscript", "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16",
-    "use_cache",
-}  # fmt: skip
-
-#: Names of fields that no forward pass reads: private fields, ids, names, versions, hints for exports, settings of
-#: training, and generation settings of older versions of transformers.
+#: Names of fields that no forward pass reads: private fields, ids, names, types, versions, hints for programs and
+#: exports, settings of training and of output, and generation settings of older versions of transformers.
 IGNORED = re.compile(
-    r"_.*|.*_ids?|.*_?names?(_or_path)?|.*version|transformers[._]js.*|unsloth.*|.*dropout.*|.*_loss(_.*)?|.*initializer.*"
-    r"|.*_pdrop|gradient_checkpointing|use_cache|.*label.*|pooler_.*|summary_.*"
+    r"_.*|.*_ids?|.*_?names?(_or_path)?|.*version|transformers[._]js.*|unsloth.*|.*dropout.*|.*layerdrop|.*_loss(_.*)?"
+    r"|.*initializer.*|init_std|.*_pdrop|gradient_checkpointing|.*label.*|pooler_.*|summary_.*|directionality"
+    r"|architectures|auto_map|(model|problem)_type|tokenizer_class|(torch_)?dtype|torchscript|use_(bfloat16|cache)"
+    r"|(attn|cache)_implementation|chunk_size_feed_forward|pretraining_tp|unpad_inputs|use_memory_efficient_attention"
+    r"|is_(encoder_)?decoder|tie_encoder_decoder|max_position_embeddings|matryoshka_dimensions|prefix"
+    r"|finetuning_task|task_specific_params|output_(attentions|hidden_states|past|router_logits|scores)|.*return_dict.*"
     r"|temperature|top_[kp]|typical_p|num_beam.*|num_return_sequences|.*_penalty|do_sample|early_stopping|(min|max)_length"
-    r"|max_new_tokens|.*suppress_tokens|.*no_repeat_ngram_size|output_(past|scores)|.*return_dict.*|.*invalid_values"
+    r"|max_new_tokens|.*suppress_tokens|.*no_repeat_ngram_size|.*invalid_values"
 )
 #: Values that switch a field off.
 OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -90,7 +83,8 @@ class ConfigFields:
             raise CheckpointError(f"{self.where} has no {name!r}. Add it as the model's authors published it.")
         return value
 
-    def _checked(self, name: str, default: Any, valid: Callable[[Any], bool], expected: str) -> Any:
+    def checked(self, name: str, default: Any, valid: Callable[[Any], bool], expected: str) -> Any:
+        """A value for which `valid` holds; the message calls such values `expected`."""
         value = self.take(name, default)
         if not valid(value):
             raise CheckpointError(f"{self.where}: {name} is {value!r}; expected {expected}.")
@@ -98,15 +92,15 @@ class ConfigFields:
 
     def size(self, name: str, default: Any = MISSING, least: int = 1) -> int:
         """An integer of at least `least`."""
-        return self._checked(name, default, lambda x: type(x) is int and x >= least, f"an integer of at least {least}")
+        return self.checked(name, default, lambda x: type(x) is int and x >= least, f"an integer of at least {least}")
 
     def number(self, name: str, default: Any = MISSING) -> float:
         """A positive number."""
-        return float(self._checked(name, default, lambda x: type(x) in (int, float) and x > 0, "a positive number"))
+        return float(self.checked(name, default, lambda x: type(x) in (int, float) and x > 0, "a positive number"))
 
     def flag(self, name: str, default: Any = MISSING) -> bool:
         """True or false; null is false."""
-        return bool(self._checked(name, default, lambda x: x in (True, False, None), "true or false"))
+        return bool(self.checked(name, default, lambda x: x in (True, False, None), "true or false"))
 
     def expect(self, name: str, *supported: Any) -> None:
         """Refuse a value that is not supported; a missing field has the first supported value."""
@@ -115,10 +109,19 @@ class ConfigFields:
             known = " or ".join(map(repr, supported))
             raise CheckpointError(f"{self.where}: {name} is {value!r}, which changes the model; supported is {known}.")
 
+    def refuse_quantised(self) -> None:
+        """Refuse a model whose weights are integers, or floats of few bits, with scales beside them."""
+        for name in ("quantization_config", "compression_config"):
+            if (value := self.take(name, None)) is not None:
+                raise CheckpointError(
+                    f"{self.where}: {name} is {value!r}: the weights are quantised, which is not read. Use the same "
+                    "model in bfloat16 or float32 (for an adapter, as its base)."
+                )
+
     def finish(self) -> None:
         """Refuse fields that were not read and may change what the model computes (MUST_KNOW); warn of other fields
-        that were not read. HARMLESS fields, IGNORED names and values that switch a field off are accepted."""
-        unread = set(self.values) - self.taken - HARMLESS
+        that were not read. IGNORED names and values that switch a field off are accepted."""
+        unread = set(self.values) - self.taken
         unread = {name for name in unread if not IGNORED.fullmatch(name) and self.values[name] not in OFF}
         unknown = sorted(name for name in unread if MUST_KNOW.search(name))
         if others := sorted(unread - set(unknown)):

@@ -18,12 +18,6 @@ DEFAULTS = {
     "scale_embedding": True, "pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
 
-#: Dropout, initialisation, and generation settings that old files have in config.json.
-TRAINING_ONLY = (
-    "activation_dropout", "dropout", "encoder_layerdrop", "decoder_layerdrop", "init_std", "gradient_checkpointing",
-    "max_length", "num_beams", "early_stopping", "length_penalty", "forced_bos_token_id",
-)  # fmt: skip
-
 #: Regular expression of tensors that are not read: copies of the shared embedding, and positions, which are computed.
 IGNORED = r"^(encoder|decoder)\.(embed_tokens\.weight|embed_positions\.weights?)$"
 
@@ -37,6 +31,7 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
     if config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(f"config.json: model_type is {config.get('model_type')!r}, expected {MODEL_TYPE!r}.")
     fields = ConfigFields(config, DEFAULTS)
+    fields.refuse_quantised()
     width = fields.size("d_model", least=4)
     eos = fields.take("eos_token_id")
     spec = M2M100Spec(
@@ -60,8 +55,6 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
     fields.expect("normalize_before", True)
     fields.expect("is_encoder_decoder", True)
     fields.expect("num_hidden_layers", spec.encoder_layers)
-    for name in TRAINING_ONLY:
-        fields.take(name, None)
     fields.finish()
     for heads in (spec.encoder_heads, spec.decoder_heads):
         if width % heads or width % 2:

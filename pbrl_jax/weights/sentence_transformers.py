@@ -175,7 +175,7 @@ def read_max_length(transformer: str) -> int | None:
     fields.expect("transformer_task", "feature-extraction")
     fields.expect("module_output_name", "token_embeddings", None)
     fields.expect("method", "forward")
-    for name in ("modality_config", "processing_kwargs", "unpad_inputs"):
+    for name in ("modality_config", "processing_kwargs"):
         fields.take(name, None)
     for name in ("model_args", "tokenizer_args", "config_args", "tokenizer_name_or_path"):
         fields.expect(name, None, {})

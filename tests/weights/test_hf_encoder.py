@@ -155,7 +155,9 @@ def test_gte_as_the_hub_has_it():
     spec = encoder_spec(GTE_MULTILINGUAL)
     assert (spec.rope_theta, spec.max_positions, spec.position_offset, spec.gated) == (160_000.0, 8192, 0, True)
     assert spec.rope_factor == pytest.approx(8 ** (2 / 64))
-    arctic = encoder_spec({**GTE_MULTILINGUAL, "model_type": "gte", "rope_scaling": None, "rope_theta": 160_000})
+    switches = {"unpad_inputs": "false", "use_memory_efficient_attention": "false", "matryoshka_dimensions": [256]}
+    plain = {"model_type": "gte", "rope_scaling": None, "rope_theta": 160_000}
+    arctic = encoder_spec({**GTE_MULTILINGUAL, **plain, **switches})
     assert (arctic.rope_theta, arctic.rope_factor) == (160_000.0, 1.0)
     changes = {"logn_attention_scale": True, "pack_qkv": False, "rope_scaling": {"type": "yarn", "factor": 2}}
     for name, message in zip(changes, ("logn_attention_scale is True", "pack_qkv is False", "yarn"), strict=True):
@@ -171,6 +173,7 @@ def test_gte_as_the_hub_has_it():
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"position_embedding_type": "rotary", "lora_adaptations": ["x"]}, "position_embedding_type is 'rotary'"),
         ({"is_decoder": True}, "is_decoder is True"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "'fp8'}: the weights are quantised.*in bfloat16"),
         ({"rotary": 4}, "not understood: rotary=4"),
         ({"num_attention_heads": 7}, "hidden_size=1024 does not divide by num_attention_heads=7"),
         ({"hidden_size": None}, "hidden_size is None; expected"),
