@@ -154,7 +154,7 @@ class HuggingFaceTokenizer:
         return self.tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def pieces(self) -> list[str]:
-        specials = set(self.tokenizer.all_special_ids)
+        specials = self._special_ids
         # Each piece is decoded after another one, as many decoders drop the leading space of a text.
         anchor = self.encode("a")[-1:]
         decode = functools.partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)

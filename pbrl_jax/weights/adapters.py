@@ -168,6 +168,8 @@ class Adapter(NamedTuple):
             return f"{module} has adapters of {high.shape} and {low.shape}, its matrix is {tuple(base.shape)}"
         magnitude = part.get("lora_magnitude_vector")
         magnitude = None if magnitude is None else magnitude.reshape(-1)
+        if magnitude is not None and len(magnitude) != len(high):
+            return f"{module} has a magnitude of {len(magnitude)}, its matrix has {len(high)} rows"
         return AdaptedTensor(base, low, high, self.scale(module, len(low)), magnitude, exact=exact)
 
 
@@ -194,22 +196,26 @@ def read_adapter(place: str, source: str) -> Adapter:
     fields.expect("init_lora_weights", *PLAIN_STARTS)
     for name in (*NOT_READ, "use_dora"):
         fields.take(name, None)
-    base, revision = fields.take(BASE, None), fields.take("revision", None)
-    if not base:
-        raise CheckpointError(f"{where}: {BASE} is {base!r}; expected the folder or hub id of the model it belongs to.")
-    inside = os.path.join(place, str(base))
+    expected = "the folder or hub id of the model it belongs to"
+    base = fields.checked(BASE, None, lambda x: isinstance(x, str) and x != "", expected)
+    revision, inside = fields.take("revision", None), os.path.join(place, base)
     if not os.path.exists(base) and os.path.isdir(inside):
         base = inside
     elif revision and is_hub_id(base):
         base = f"{base}@{revision}"
-    alphas = {str(key): float(value) for key, value in (fields.take("alpha_pattern", None) or {}).items()}
+    pattern = fields.checked("alpha_pattern", None, _are_numbers, "an object of modules and their alpha") or {}
+    alphas = {key: float(value) for key, value in pattern.items()}
     rooted, alpha = fields.flag("use_rslora", False), fields.number("lora_alpha", 8)
     keeps_tie = fields.flag("ensure_weight_tying", False)
     fields.finish()
     file = next((f for f in (ADAPTER_WEIGHTS, ADAPTER_TORCH_WEIGHTS) if located(os.path.join(place, f))), None)
     if file is None:
         raise CheckpointError(f"{source!r} holds {CONFIG}, but no {ADAPTER_WEIGHTS}. Copy the whole folder.")
-    return Adapter(place, source, str(base), open_weights(place, file), alpha, alphas, rooted, keeps_tie)
+    return Adapter(place, source, base, open_weights(place, file), alpha, alphas, rooted, keeps_tie)
+
+
+def _are_numbers(pattern: Any) -> bool:
+    return not pattern or (isinstance(pattern, Mapping) and all(type(x) in (int, float) for x in pattern.values()))
 
 
 @contextlib.contextmanager

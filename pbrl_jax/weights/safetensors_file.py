@@ -182,7 +182,7 @@ def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
         listed = json.loads(header, object_pairs_hook=_no_doubles)
         listed.pop(METADATA, None)
         start = 8 + len(header)
-        entries = {name: _entry(name, record, start) for name, record in listed.items()}
+        entries = {name: _entry(name, record, start, path) for name, record in listed.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged header ({type(error).__name__}: {error}). {_REPAIR}") from error
     position = start
@@ -199,10 +199,13 @@ def read_entries(file: IO[bytes], size: int, path: str) -> dict[str, Entry]:
     return entries
 
 
-def _entry(name: str, record: Any, start: int) -> Entry:
+def _entry(name: str, record: Any, start: int, path: str) -> Entry:
     dtype = DTYPES.get(record["dtype"])
     if dtype is None:
-        raise ValueError(f"{name} has the type {record['dtype']!r}; known: {', '.join(DTYPES)}")
+        raise CheckpointError(
+            f"{path}: {name} has the type {record['dtype']!r}; known: {', '.join(DTYPES)}. Quantised weights (F8_E4M3, "
+            "F4) are not read: use the same model in bfloat16."
+        )
     shape, (begin, end) = record["shape"], record["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
         raise ValueError(f"{name} has shape {shape} at {begin}:{end}; expected whole numbers from 0")

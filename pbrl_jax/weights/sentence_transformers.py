@@ -124,7 +124,7 @@ def _pooling(path: str) -> tuple[str, bool]:
         fields.take(width, None)
     flags = {name: fields.flag(name) for name in config if name.startswith("pooling_mode_")}
     chosen = fields.take("pooling_mode", [name for name, on in flags.items() if on])
-    chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+    chosen = chosen if isinstance(chosen, list) else [chosen]
     include_prompt = fields.flag("include_prompt", True)
     fields.finish()
     for ours, names in POOLINGS.items():
@@ -179,9 +179,15 @@ def read_max_length(transformer: str) -> int | None:
         fields.take(name, None)
     for name in ("model_args", "tokenizer_args", "config_args", "tokenizer_name_or_path"):
         fields.expect(name, None, {})
-    limit = fields.take("max_seq_length", None)
+    limit = _tokens(fields, "max_seq_length")
     fields.finish()
-    if limit is None:
-        tokenizer = os.path.join(transformer, "tokenizer_config.json")
-        limit = read_json(tokenizer).get("model_max_length") if os.path.exists(tokenizer) else None
+    tokenizer = os.path.join(transformer, "tokenizer_config.json")
+    if limit is None and os.path.exists(tokenizer):
+        limit = _tokens(ConfigFields(read_json(tokenizer), {}, tokenizer), "model_max_length")
     return None if limit is None or limit >= NO_LIMIT else int(limit)
+
+
+def _tokens(fields: ConfigFields, name: str) -> float | None:
+    return fields.checked(
+        name, None, lambda x: x is None or (type(x) in (int, float) and x >= 1), "a number of tokens, or null"
+    )

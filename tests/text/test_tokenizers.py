@@ -5,6 +5,7 @@ import shutil
 import unicodedata
 
 import pytest
+from tokenizers import AddedToken
 
 from pbrl_jax.core.errors import ConfigError, DataError, PbrlError
 from pbrl_jax.data.sources import quickstart
@@ -178,6 +179,9 @@ def test_hub_pieces_spell_the_text(hub_folder):
     text = REAL_SENTENCES[0]
     assert "".join(pieces[i] for i in tokenizer.encode(text)) == text
     assert "\ufffd" in "".join(pieces)
+    tokenizer.tokenizer.add_tokens([AddedToken("<|reserved_0|>", special=True)])
+    tokenizer.vocab_size += 1
+    assert tokenizer.pieces()[-1] == "", "a special token without a role"
 
 
 def test_the_chat_template_is_applied(hub_folder, trained):

@@ -123,12 +123,25 @@ def test_a_tokenizer_beside_an_adapter_stops_where_the_base_says(folder, tmp_pat
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"new_scale": 2}, "not understood: new_scale=2"),
         ({"base_model_name_or_path": None}, "expected the folder or hub id"),
+        ({"base_model_name_or_path": ["x"]}, "expected the folder or hub id"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern is .*; expected an object of modules and their alpha"),
         ({"base_model_name_or_path": str(FIXTURES / "llama")}, "q_proj has adapters of .* its matrix is"),
     ],
 )
 def test_what_changes_the_model_is_refused_by_name(folder, fields, message):
     change(folder, **fields)
     with pytest.raises(CheckpointError, match=message):
+        load_policy(str(folder))
+
+
+def test_a_magnitude_of_another_size_is_refused(folder):
+    """DoRA's of an embedding is one number a column."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("q_proj.lora_A.weight"))
+    magnitude = name.replace("lora_A.weight", "lora_magnitude_vector")
+    save_file({**tensors, magnitude: np.ones((1, 3), np.float32)}, file)
+    with pytest.raises(CheckpointError, match="q_proj has a magnitude of 3, its matrix has"):
         load_policy(str(folder))
 
 
