@@ -19,8 +19,8 @@ from pbrl_jax.rewards.inputs import RewardInputs, right_texts
 from pbrl_jax.rewards.translation import (
     TranslatorConfig,
     against_references,
-    check_comparison,
     check_comet_model,
+    check_comparison,
     check_translator,
     loaded_comet,
     row_translator,

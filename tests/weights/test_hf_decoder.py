@@ -292,7 +292,7 @@ REFUSED = {
     "heads": ({**LLAMA, "num_key_value_heads": 3}, "4 attention heads over 3 key/value heads"),
     "quantized": ({**LLAMA, "quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
     "quantized_whole": ({**GEMMA_4B, "quantization_config": {"bits": 8}}, "text_config: quantization_config is {'bits"),
-    "compressed": ({**LLAMA, "compression_config": {"format": "int"}}, "compression_config is .*: the weights are quant"),
+    "compressed": ({**LLAMA, "compression_config": {"format": "int"}}, "compression_config is .*weights are quant"),
     "unheard": ({**LLAMA, "logit_scale": 0.5}, "not understood: logit_scale=0.5"),
     "window": ({**LLAMA, "sliding_window": 8}, "not understood: sliding_window=8"),
     "local_base": ({**LLAMA, "rope_local_base_freq": 8.0}, "not understood: rope_local_base_freq"),

@@ -195,7 +195,7 @@ def edit_module(folder: Path, index: int, **changes):
         ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, r"pooling cls \+ mean"),
         ("1_Pooling/config.json", {"pooling_mode": []}, "pooling none"),
         ("1_Pooling/config.json", {"pooling_mode": None}, "pooling None"),
-        ("sentence_bert_config.json", {"max_seq_length": "128"}, "max_seq_length is '128'; expected a number of tokens"),
+        ("sentence_bert_config.json", {"max_seq_length": "128"}, "max_seq_length is .128.; expected a number"),
         ("1_Pooling/config.json", {"heads": 3}, "not understood: heads=3"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is True"),
         ("sentence_bert_config.json", {"query_length": 3}, "not understood: query_length=3"),
