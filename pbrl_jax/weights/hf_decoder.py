@@ -13,7 +13,7 @@ from pbrl_jax.models.specs import DecoderSpec
 from pbrl_jax.weights.hf_families import FAMILIES, FUSED, MULTIMODAL, NOT_HERE, Family
 from pbrl_jax.weights.hf_fields import KEPT, ConfigFields
 from pbrl_jax.weights.hf_names import Stored
-from pbrl_jax.weights.hf_rope import Rope, kept_rope, read_rope, rope_fields
+from pbrl_jax.weights.hf_rope import Rope, kept_rope, phi3_rope, read_rope, rope_fields
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -273,6 +273,8 @@ def hf_config(spec: DecoderSpec, kept: Mapping[str, Any] | None = None, dtype: s
         config["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
         config["attn_logit_softcapping"] = spec.attention_softcap or None  # Gemma 3 has the field, but no cap
         config["final_logit_softcapping"] = spec.logit_softcap or None
+    if model_type == "phi3":
+        config |= phi3_rope(config)
     if model_type == "gemma3_text":
         config["rope_local_base_freq"] = spec.local_rope_theta or spec.rope_theta
     if model_type == "olmo3":  # transformers 5 reads another base for local layers from the old format

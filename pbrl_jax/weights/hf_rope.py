@@ -199,6 +199,17 @@ def kept_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_scaling": {"rope_type": kind, **{k: v for k, v in scaling.items() if k != "type"}}, **original}
 
 
+def phi3_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of LongRoPE as transformers 4 takes them for Phi-3 and 4: three in `rope_scaling`, of which one is
+    `type`, and the original length outside. {} where `config` has another scaling, or an attention_factor."""
+    scaling = config["rope_scaling"] or {}
+    if "short_factor" not in scaling or scaling.get("attention_factor") is not None:
+        return {}
+    factors = {name: scaling[name] for name in ("short_factor", "long_factor") if name in scaling}
+    original = scaling.get(ORIGINAL) or config.get(ORIGINAL)
+    return {"rope_scaling": {"type": "longrope", **factors}, **({ORIGINAL: original} if original else {})}
+
+
 def positions_of(kept: Mapping[str, Any], linear: float) -> int:
     """Longest text that the model supports, in tokens, from `kept_fields` and the linear RoPE factor; 0: unknown."""
     context, scaling = kept.get("max_position_embeddings") or 0, kept.get("rope_scaling") or {}

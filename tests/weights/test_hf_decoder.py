@@ -190,6 +190,21 @@ def test_released_configs(name):
     assert decoder_spec(hf_config(spec, kept_fields(config))) == spec
 
 
+def test_longrope_is_written_as_transformers_4_takes_it_for_phi3():
+    """Its Phi3Config refuses more or fewer than three fields, and another name than `type`."""
+    old, _ = RELEASED["Phi-4-mini"]
+    scaling = {**old["rope_scaling"], "rope_type": "longrope", "rope_theta": 10_000.0}
+    scaling["original_max_position_embeddings"] = old["original_max_position_embeddings"]
+    left_out = ("rope_scaling", "original_max_position_embeddings", "rope_theta")
+    new = {**{name: old[name] for name in old if name not in left_out}, "rope_parameters": scaling}
+    for config in (old, new):
+        spec, kept = decoder_spec(config), kept_fields(config)
+        written = hf_config(spec, kept)
+        assert written["rope_scaling"] == {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+        assert written["original_max_position_embeddings"] == 4096 and decoder_spec(written) == spec
+        assert positions_of(kept_fields(written), 1) == positions_of(kept, 1) == 4096
+
+
 def test_positions_that_a_scaling_gives():
     """YaRN counts the factor in or not; within its original length LongRoPE, and Ministral's scaled attention, are what
     is computed here."""
