@@ -21,6 +21,7 @@ from pbrl_jax.weights.comets import convert_comet
 from pbrl_jax.weights.encoder_export import export_encoder
 from pbrl_jax.weights.encoders import load_encoder, save_encoder
 from pbrl_jax.weights.folders import own_folder
+from pbrl_jax.weights.hf_decoder import is_fused
 from pbrl_jax.weights.hf_encoder import FAMILIES
 from pbrl_jax.weights.hf_export import export_policy
 from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
@@ -124,6 +125,11 @@ def convert_adapter(source: str, target: str) -> None:
         raise CheckpointError(
             f"--to adapter: transformers has no decoder {base!r} to put the adapters on. Write the whole policy by "
             f"`pbrl convert {source} {target}`; for adapters, train beside a Hugging Face folder of a text model."
+        )
+    if is_fused(stored["model_type"]):
+        raise CheckpointError(
+            f"--to adapter: {base!r} keeps query, key and value in one matrix, and gate and up in another, which the "
+            f"run's adapters do not fit. Write the whole policy by `pbrl convert {source} {target}`."
         )
     adapters, step = saved_adapters(work)
     write_adapter(target, adapters, config.lora, base, open_weights(place))

@@ -210,6 +210,9 @@ def test_runs_without_adapters_for_others(tmp_path):
     lora_run(tmp_path / "ours", source=str(tmp_path / "own"))
     with pytest.raises(CheckpointError, match="no decoder .* to put the adapters on"):
         convert(str(tmp_path / "ours"), str(tmp_path / "out"), form="adapter")
+    lora_run(tmp_path / "phi", source=str(FIXTURES / "phi3"))
+    with pytest.raises(CheckpointError, match="query, key and value in one matrix.*the whole policy"):
+        convert(str(tmp_path / "phi"), str(tmp_path / "out"), form="adapter")
 
 
 LOAD = """
