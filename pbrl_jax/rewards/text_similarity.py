@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -53,15 +53,10 @@ def _tensorflow():
     return tf, tensorflow_text.metrics
 
 
-def chrf_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """chrf of pairs, [N]."""
-    return np.array([chrf(*pair) for pair in zip(hypotheses, references, strict=True)], np.float32)
-
-
-def bleu_scores(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """bleu of pairs, [N]."""
-    return np.array([bleu(*pair) for pair in zip(hypotheses, references, strict=True)], np.float32)
+def _of_pairs(measure: Callable[[str, str], float]) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
+    """The measure of N pairs, [N]."""
+    return lambda hypotheses, references: np.array(list(map(measure, hypotheses, references)), np.float32)
 
 
 #: Name -> function from N hypotheses and N references to scores [N]. To add a measure, add a line.
-TEXT_SIMILARITIES = {"chrf": chrf_scores, "bleu": bleu_scores, "rouge_l": rouge_l_scores}
+TEXT_SIMILARITIES = {"chrf": _of_pairs(chrf), "bleu": _of_pairs(bleu), "rouge_l": rouge_l_scores}

@@ -26,7 +26,7 @@ from pbrl_jax.weights.hf_fields import read_config, stored_compute_type
 from pbrl_jax.weights.hf_m2m100 import IGNORED, m2m100_names, m2m100_spec
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.tensors import CONFIG, abstract_params, load_params, open_weights, weights_digest
-from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_module
+from pbrl_jax.weights.writing import differing_parameters, marking, refuse_differences, write_module
 
 NLLB_CODES = {code: entry.nllb for code, entry in LANGUAGES.items()}
 """Language -> its token in NLLB-200. M2M100 has tokens such as `__sw__`."""
@@ -214,15 +214,15 @@ def export_translator(translator: M2M100Translator, directory: str) -> None:
     folder, kind = epath.Path(directory), np.dtype(jax.tree.leaves(translator.params)[0].dtype).name
     config: dict[str, Any] = {name: value for name, value in translator.config.items() if name != "dtype"}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
-    translator.tokenizer.save(str(folder))
-    names = m2m100_names(translator.spec)
-    write_module(folder, {**config, "torch_dtype": kind}, translator.params, names)
-    local = local_copy(str(directory))
-    reloaded = load_m2m100(local, read_config(local, str(directory)) or {}, str(directory))
-    problems = differing_parameters(translator.params, reloaded.params)
-    if reloaded.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
-        problems.append("the tokenizer gives other ids")
-    if reloaded.language_ids != translator.language_ids:
-        problems.append("the tokenizer has other languages")
-    refuse_differences(directory, problems, CONFIG)
+    with marking(folder, CONFIG):
+        translator.tokenizer.save(str(folder))
+        names = m2m100_names(translator.spec)
+        write_module(folder, {**config, "torch_dtype": kind}, translator.params, names)
+        local = local_copy(str(directory))
+        reloaded = load_m2m100(local, read_config(local, str(directory)) or {}, str(directory))
+        problems = differing_parameters(translator.params, reloaded.params)
+        if reloaded.tokenizer.encode_batch(SAMPLE) != translator.tokenizer.encode_batch(SAMPLE):
+            problems.append("the tokenizer gives other ids")
+        if reloaded.language_ids != translator.language_ids:
+            problems.append("the tokenizer has other languages")
+        refuse_differences(directory, problems, CONFIG)

@@ -23,7 +23,7 @@ from pbrl_jax.weights.hf_fields import ConfigFields
 from pbrl_jax.weights.hub import is_hub_id
 from pbrl_jax.weights.safetensors_file import Planned, RemoteTensor, Tensor, located, write_safetensors
 from pbrl_jax.weights.tensors import TORCH_WEIGHTS, WEIGHTS, Weights, open_weights, plain_name
-from pbrl_jax.weights.writing import refuse_differences, write_json
+from pbrl_jax.weights.writing import marking, refuse_differences, write_json
 
 CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_TORCH_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
@@ -260,22 +260,18 @@ def write_adapter(directory: str, adapters: Any, lora: LoraConfig, base: str, st
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
     tensors = adapter_arrays(flat_paths(adapters))
     planned = [Planned(name, array.shape, array.dtype) for name, array in tensors.items()]
-    write_safetensors(folder / ADAPTER_WEIGHTS, planned, iter(tensors.values()), {"format": "pt"})
     name, _, revision = base.partition("@") if is_hub_id(base) else (base, "", "")
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", BASE: name, "revision": revision or None,
         "inference_mode": True, "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none",
         "target_modules": sorted({name.split(".")[-3] for name in tensors}),
     }  # fmt: skip
-    write_json(folder / CONFIG, config)
-    try:
+    with marking(folder, CONFIG):
+        write_safetensors(folder / ADAPTER_WEIGHTS, planned, iter(tensors.values()), {"format": "pt"})
+        write_json(folder / CONFIG, config)
         adapter = read_adapter(str(folder), directory)._replace(base=base)
         adapter.applied(stored, tied=False, exact=True)
         equal = {name: np.array_equal(in_memory(adapter.tensors[name]), array) for name, array in tensors.items()}
         refuse_differences(directory, [f"{name} differs" for name in equal if not equal[name]], CONFIG)
-    except Exception:
-        (folder / CONFIG).unlink(missing_ok=True)
-        raise

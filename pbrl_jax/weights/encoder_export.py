@@ -17,7 +17,7 @@ from pbrl_jax.weights.hf_decoder import hf_config
 from pbrl_jax.weights.hf_encoder import SIZES, dense_names, transformer_names
 from pbrl_jax.weights.sentence_transformers import MODULES, POOLINGS
 from pbrl_jax.weights.tensors import CONFIG
-from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_json, write_module
+from pbrl_jax.weights.writing import differing_parameters, marking, refuse_differences, write_json, write_module
 
 #: Activation of a Dense module -> torch's class.
 TORCH_CLASSES = {
@@ -48,14 +48,21 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
       CheckpointError: no model family has this spec, the folder holds an encoder of this package, or it reads back
         differently.
     """
-    folder, spec = epath.Path(directory), encoder.spec
+    folder = epath.Path(directory)
     if (folder / "pbrl_encoder.json").exists():
         raise CheckpointError(f"{directory} holds an encoder of this package. Name another folder.")
-    kind = np.dtype(jax.tree.leaves(encoder.params)[0].dtype)
-    config = transformer_config(encoder, kind.name)
+    config = transformer_config(encoder, np.dtype(jax.tree.leaves(encoder.params)[0].dtype).name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MODULES).unlink(missing_ok=True)
-    write_module(folder, config, encoder.params, transformer_names(spec))
+    with marking(folder, MODULES):
+        write_module(folder, config, encoder.params, transformer_names(encoder.spec))
+        _write_tokenizer(encoder, folder)
+        write_json(folder / MODULES, _write_settings(encoder, folder))
+        _check(encoder, str(directory))
+
+
+def _write_settings(encoder: Encoder, folder: epath.Path) -> list[dict[str, Any]]:
+    """Write the other modules, the length and the prompts; the content of modules.json is returned."""
+    spec = encoder.spec
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     flags = {flag: spec.pooling == ours for ours, (_, flag) in POOLINGS.items()}
     width = spec.decoder.width if isinstance(spec, DecoderEncoderSpec) else spec.width
@@ -79,17 +86,10 @@ def export_encoder(encoder: Encoder, directory: str) -> None:
     prompts |= {default: encoder.prefix} if encoder.prefix else {}
     named = {"prompts": prompts, "default_prompt_name": default if encoder.prefix else None}
     write_json(folder / "config_sentence_transformers.json", {**named, "similarity_fn_name": "cosine"})
-    _write_tokenizer(encoder, folder)
-    listed = [
+    return [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
         for index, (name, path) in enumerate(modules)
     ]
-    write_json(folder / MODULES, listed)
-    try:
-        _check(encoder, str(directory))
-    except Exception:
-        (folder / MODULES).unlink(missing_ok=True)
-        raise
 
 
 def transformer_config(encoder: Encoder, dtype: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 from typing import Any
 
 import jax
@@ -21,11 +20,10 @@ from pbrl_jax.weights.hf_fields import read_config
 from pbrl_jax.weights.hub import local_copy
 from pbrl_jax.weights.policies import PARAM_TYPES, Policy
 from pbrl_jax.weights.tensors import CONFIG, load_params, open_weights
-from pbrl_jax.weights.writing import differing_parameters, refuse_differences, write_json, write_tensors
+from pbrl_jax.weights.writing import differing_parameters, marking, refuse_differences, write_json, write_tensors
 
 _LOGGER = logging.getLogger(__name__)
 
-STALE = re.compile(r"(model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|generation_config\.json)")
 CHECKED_TOKENS = 16
 #: Relative to the largest logit. Both sides run the same program on the same values, in possibly other memory layouts.
 TOLERANCE = 1e-5
@@ -57,24 +55,22 @@ def export_policy(policy: Policy, directory: str, dtype: str | None = None) -> N
     if (folder / "pbrl_policy.json").exists():
         raise CheckpointError(f"{directory} holds a policy of this package, which would be lost. Name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
-    for file in list(folder.iterdir()):
-        if STALE.fullmatch(file.name):
-            file.unlink()
-    export_weights(policy, directory, kind.name)
-    if not isinstance(policy.tokenizer, MissingTokenizer):
-        policy.tokenizer.save(str(folder))
-        if type(policy.tokenizer) is SentencePieceTokenizer:
-            if problem := write_tokenizer_json(policy.tokenizer, folder, model_type=config["model_type"]):
-                _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, problem)
-        if not (folder / GENERATION_CONFIG).exists():
-            write_json(folder / GENERATION_CONFIG, _token_ids(policy.tokenizer))
-    write_json(folder / CONFIG, config)
-    try:
+    with marking(folder, CONFIG):
+        export_weights(policy, directory, kind.name)
+        (folder / GENERATION_CONFIG).unlink(missing_ok=True)
+        if not isinstance(policy.tokenizer, MissingTokenizer):
+            _write_tokenizer(policy.tokenizer, folder, config["model_type"])
+        write_json(folder / CONFIG, config)
         check_export(policy, str(directory), kind)
-    except Exception:
-        (folder / CONFIG).unlink(missing_ok=True)
-        raise
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: epath.Path, model_type: str) -> None:
+    tokenizer.save(str(folder))
+    if type(tokenizer) is SentencePieceTokenizer:
+        if problem := write_tokenizer_json(tokenizer, folder, model_type=model_type):
+            _LOGGER.warning("%s has tokenizer.model, but no tokenizer.json for transformers: %s.", folder, problem)
+    if not (folder / GENERATION_CONFIG).exists():
+        write_json(folder / GENERATION_CONFIG, _token_ids(tokenizer))
 
 
 def export_weights(policy: Policy, directory: str, dtype: str) -> None:

@@ -350,16 +350,14 @@ def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
         return False
     if head.shape != embed.shape:
         return True
-    return any(
-        not np.array_equal(_elements(head, start), _elements(embed, start)) for start in range(0, head.size, PART)
-    )
+    starts = range(0, head.size, PART)
+    return any(not np.array_equal(_elements(head, start, PART), _elements(embed, start, PART)) for start in starts)
 
 
-def _elements(tensor: Tensor, start: int) -> np.ndarray:
-    """At most PART elements of a tensor."""
-    if isinstance(tensor, RemoteTensor):
-        return tensor.elements(start, min(start + PART, tensor.size))
-    return tensor.reshape(-1)[start : start + PART]
+def _elements(tensor: Tensor, start: int, count: int) -> np.ndarray:
+    """At most `count` elements of a tensor."""
+    stop = min(start + count, tensor.size)
+    return tensor.elements(start, stop) if isinstance(tensor, RemoteTensor) else tensor.reshape(-1)[start:stop]
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -373,10 +371,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name]
         count = SAMPLE_BYTES // tensor.dtype.itemsize
         starts = (0, max(0, tensor.size // 2), max(0, tensor.size - count))
-        if isinstance(tensor, RemoteTensor):
-            samples = [tensor.elements(start, start + count) for start in starts]
-        else:
-            samples = [tensor.reshape(-1)[start : start + count] for start in starts]
+        samples = [_elements(tensor, start, count) for start in starts]
         return f"{name} {tensor.dtype} {tensor.shape}\0".encode() + b"".join(sample.tobytes() for sample in samples)
 
     digest = hashlib.sha256()

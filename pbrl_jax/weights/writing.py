@@ -1,8 +1,10 @@
 """Writing parameters as the tensors of a checkpoint, and comparing an export with its source."""
 
+import contextlib
 import functools
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +23,8 @@ from pbrl_jax.weights.tensors import CONFIG, LONG_LOAD, WEIGHTS
 #: Bytes of tensors in one file; a larger model gets several files and an index.
 LARGEST_FILE = 5_000_000_000
 INDEX = f"{WEIGHTS}.index.json"
+#: Weights that an earlier export left, in one file or in several.
+STALE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -64,12 +68,15 @@ def write_tensors(
     """Write parameters as safetensors; above LARGEST_FILE bytes, several files and an index.
 
     Args:
-      folder: an existing folder.
+      folder: an existing folder; weights in it are removed.
       params: tree of arrays; paths that `names` does not list are skipped.
       names: our parameter path -> tensors of the file.
       dtype: type of the tensors; default: each parameter's own type.
       constants: further scalar tensors.
     """
+    for file in list(folder.iterdir()):
+        if STALE.fullmatch(file.name):
+            file.unlink()
     constants = constants or {}
     leaves = flat_paths(params)
     kinds = {path: np.dtype(dtype or leaves[path].dtype) for path in names}
@@ -127,10 +134,21 @@ def differing_parameters(left: Any, right: Any) -> list[str]:
     return [f"{path} differs" for path, same in flat_paths(equal).items() if not same]
 
 
+@contextlib.contextmanager
+def marking(folder: epath.Path, mark: str) -> Iterator[None]:
+    """The block writes a model and checks it. The file `mark`, which it writes last and which marks a complete folder,
+    is removed before the block, and again if the block raises."""
+    (folder / mark).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        (folder / mark).unlink(missing_ok=True)
+        raise
+
+
 def refuse_differences(directory: str, problems: list[str], mark: str) -> None:
-    """If there are problems, remove `mark`, the file that marks a complete model, and raise CheckpointError."""
+    """Raise CheckpointError if there are problems; in `marking`, which removes `mark`."""
     if problems:
-        (epath.Path(directory) / mark).unlink(missing_ok=True)
         raise CheckpointError(
             f"{directory} was written, but reads back differently: {'; '.join(problems[:8])}. It is not marked as a "
             f"model ({mark} is removed). Check the disk and export again; if that does not help, report it."

@@ -13,7 +13,8 @@ from tiny_policy import quick_compiles  # noqa: F401
 
 from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
 from pbrl_jax.text.languages import LANGUAGES
-from pbrl_jax.translate.m2m100_translator import NLLB_CODES, M2M100Translator, load_m2m100
+from pbrl_jax.translate import m2m100_translator
+from pbrl_jax.translate.m2m100_translator import NLLB_CODES, M2M100Translator, export_translator, load_m2m100
 from pbrl_jax.translate.translator import Segment, Translator, Written
 from pbrl_jax.weights.hf_fields import read_config
 
@@ -33,6 +34,17 @@ def load(num_beams: int = 1, batch_size: int = 32, folder: Path = FOLDER):
 @pytest.fixture(scope="module")
 def greedy():
     return load()
+
+
+def test_an_export_that_fails_its_check_is_not_marked(greedy, tmp_path, monkeypatch):
+    """And weights of an earlier, larger model are gone."""
+    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json")
+    for name in old:
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(m2m100_translator, "load_m2m100", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_translator(greedy, str(tmp_path))
+    assert (tmp_path / "model.safetensors").exists() and not any((tmp_path / name).exists() for name in old)
 
 
 def test_sources_are_tokenised_as_by_the_original(greedy):
