@@ -80,9 +80,7 @@ def loaded_policy(source: str) -> Policy:
 def _prompt_format(assets: Any) -> Callable[[Sequence[str]], list[list[int]]]:
     """A function from English questions to prompts in the form of the run's prompts."""
     tokenizer, form = assets.policy.tokenizer, assets.form
-    return lambda questions: (
-        format_prompts(questions, ["en"] * len(questions), tokenizer=tokenizer, **form) if questions else []
-    )
+    return lambda questions: format_prompts(questions, ["en"] * len(questions), tokenizer=tokenizer, **form)
 
 
 def _of_reference(policy: Policy, format_questions: Callable[[Sequence[str]], list[list[int]]]):
@@ -92,8 +90,8 @@ def _of_reference(policy: Policy, format_questions: Callable[[Sequence[str]], li
         texts = {row: prompt.reference.text for row, prompt in enumerate(inputs.prompts) if prompt.reference}
         full = [row for row in texts if inputs.completions[row].strip()]
         questions = format_questions([inputs.prompts[row].question_en for row in full])
-        responses = _encoded(policy, [inputs.completions[row].strip() + "\n" for row in full])
-        references = _encoded(policy, [texts[row] for row in full])
+        responses = policy.tokenizer.encode_batch([inputs.completions[row].strip() + "\n" for row in full])
+        references = policy.tokenizer.encode_batch([texts[row] for row in full])
         # The reference's likelihood without a response is computed once per problem, not once per sample.
         keys = [(inputs.prompts[row].question_en, texts[row]) for row in full]
         new = {key: place for place, key in enumerate(keys) if key not in baselines}
@@ -117,10 +115,6 @@ def _of_response(tuned: Policy, base: Policy, format_questions: Callable[[Sequen
         return Scores(jnp.asarray(value), jnp.asarray(np.isfinite(value)), {})
 
     return score
-
-
-def _encoded(policy: Policy, texts: list[str]) -> list[list[int]]:
-    return policy.tokenizer.encode_batch(texts) if texts else []
 
 
 def mean_logprobs(policy: Policy, contexts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> np.ndarray:

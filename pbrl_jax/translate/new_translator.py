@@ -16,7 +16,7 @@ from pbrl_jax.models.m2m100 import TRANSLATORS, M2M100Spec, init_m2m100
 from pbrl_jax.text.sentencepiece_json import convert
 from pbrl_jax.text.tokenizers import HuggingFaceTokenizer, train_sentencepiece
 from pbrl_jax.translate.m2m100_translator import M2M100Translator
-from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE
+from pbrl_jax.weights.hf_m2m100 import MODEL_TYPE, SIZES
 
 
 def new_translator(
@@ -80,15 +80,7 @@ def config_json(spec: M2M100Spec) -> dict[str, Any]:
         "architectures": ["M2M100ForConditionalGeneration"],
         "is_encoder_decoder": True,
         "activation_function": "relu",
-        "vocab_size": spec.vocab_size,
-        "d_model": spec.width,
-        "encoder_layers": spec.encoder_layers,
-        "decoder_layers": spec.decoder_layers,
-        "encoder_attention_heads": spec.encoder_heads,
-        "decoder_attention_heads": spec.decoder_heads,
-        "encoder_ffn_dim": spec.encoder_ffn,
-        "decoder_ffn_dim": spec.decoder_ffn,
-        "max_position_embeddings": spec.max_positions,
+        **{theirs: getattr(spec, ours) for ours, theirs in SIZES.items()},
         "scale_embedding": spec.embed_scale != 1.0,
         "pad_token_id": spec.pad_id,
         "decoder_start_token_id": spec.start_id,

@@ -169,11 +169,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         **_feed_forward(fields, family),
-        rope_theta=rope.theta,
-        rope_scaling=rope.scaling,
-        rope_factor=rope.factor,
-        rope_divisors=rope.divisors,
-        rope_magnitude=rope.magnitude,
+        **{f"rope_{name}": value for name, value in rope._asdict().items()},
         rotary_dim=rotary_dim,
         norm_eps=fields.number("layer_norm_eps" if "layer_norm_eps" in family.defaults else "rms_norm_eps", 1e-6),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
@@ -202,7 +198,7 @@ def family_of(spec: DecoderSpec) -> str:
     switches = {name: getattr(spec, name) for name in sorted(names)}
     changed = {name for name in free if getattr(spec, name) != plain[name]}
     kinds = "".join(sorted(set(spec.layer_letters())))
-    rope = Rope(spec.rope_theta, spec.rope_factor, spec.rope_scaling, spec.rope_divisors, spec.rope_magnitude)
+    rope = Rope(*(getattr(spec, f"rope_{name}") for name in Rope._fields))
     # A separate RoPE of local layers is never scaled.
     by_layer = spec.local_rope_theta != 0 or "l" not in kinds or rope == Rope(rope.theta)
     for model_type, family in FAMILIES.items():

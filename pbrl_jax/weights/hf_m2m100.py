@@ -11,6 +11,14 @@ from pbrl_jax.weights.hf_names import Stored, linear_names, norm_names
 #: `model_type` of M2M100 and of the dense models of NLLB-200.
 MODEL_TYPE = "m2m_100"
 
+#: Sizes of our spec -> fields of config.json.
+SIZES = {
+    "vocab_size": "vocab_size", "width": "d_model", "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers", "encoder_heads": "encoder_attention_heads",
+    "decoder_heads": "decoder_attention_heads", "encoder_ffn": "encoder_ffn_dim", "decoder_ffn": "decoder_ffn_dim",
+    "max_positions": "max_position_embeddings",
+}  # fmt: skip
+
 #: Defaults of transformers for missing fields.
 DEFAULTS = {
     "vocab_size": 128112, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 16,
@@ -34,17 +42,10 @@ def m2m100_spec(config: Mapping[str, Any], dtype: str = "float32") -> M2M100Spec
     fields.refuse_quantised()
     width = fields.size("d_model", least=4)
     eos = fields.take("eos_token_id")
+    sizes: dict[str, Any] = {ours: fields.size(theirs) for ours, theirs in SIZES.items()}
     spec = M2M100Spec(
-        vocab_size=fields.size("vocab_size"),
-        width=width,
-        encoder_layers=fields.size("encoder_layers"),
-        decoder_layers=fields.size("decoder_layers"),
-        encoder_heads=fields.size("encoder_attention_heads"),
-        decoder_heads=fields.size("decoder_attention_heads"),
-        encoder_ffn=fields.size("encoder_ffn_dim"),
-        decoder_ffn=fields.size("decoder_ffn_dim"),
+        **sizes,
         embed_scale=width**0.5 if fields.flag("scale_embedding") else 1.0,
-        max_positions=fields.size("max_position_embeddings"),
         pad_id=fields.size("pad_token_id", least=0),
         start_id=fields.size("decoder_start_token_id", least=0),
         eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),

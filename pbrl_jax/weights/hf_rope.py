@@ -38,7 +38,7 @@ OPTIONAL = {
 
 
 class Rope(NamedTuple):
-    """RoPE of global or local layers; the fields are those of DecoderSpec."""
+    """RoPE of global or local layers; the fields are those of DecoderSpec behind `rope_`."""
 
     theta: float
     factor: float = 1.0
