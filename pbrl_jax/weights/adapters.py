@@ -31,10 +31,9 @@ BASE = "base_model_name_or_path"
 
 #: Fields that do not change the merged weights; modules and ranks of adapters are known from the tensors.
 NOT_READ = (
-    "auto_mapping", "bias", "corda_config", "eva_config", "exclude_modules", "inference_mode",
-    "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_core",
-    "modules_to_save", "peft_version", "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_modules",
-    "task_type",
+    "auto_mapping", "bias", "corda_config", "eva_config", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_ga_config", "loftq_config", "megatron_core", "modules_to_save", "qalora_group_size",
+    "r", "rank_pattern", "runtime_config", "target_modules", "task_type",
 )  # fmt: skip
 #: Values of init_lora_weights that do not change the base's weights.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from pbrl_jax.core.batching import fill, length_bucket, pad_tokens
 from pbrl_jax.core.characters import as_texts
-from pbrl_jax.core.errors import CheckpointError, ConfigError, DataError
+from pbrl_jax.core.errors import ConfigError, DataError
 from pbrl_jax.models.comet import UNIFIED_INPUTS, CometSpec, init_comet, score_apart, score_joint
 from pbrl_jax.text.tokenizers import Tokenizer
 from pbrl_jax.weights.comet_checkpoint import read_comet_checkpoint
 from pbrl_jax.weights.folders import own_folder, read_model, read_spec, save_model
 from pbrl_jax.weights.hub import local_copy
+from pbrl_jax.weights.writing import differing_parameters, marking, refuse_differences
 
 #: Largest number of tokens in a batch, padding included. The states of all layers are in memory at once.
 SCORE_TOKENS = 4096
@@ -162,8 +164,8 @@ def convert_comet(directory: str, out: str, dtype: str | None = None) -> Comet:
     comet = load_comet(directory, dtype)
     if dtype is not None:
         comet = comet._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), comet.params))
-    save_model(out, "comet", comet.spec, comet.params, comet.tokenizer)
-    written = load_comet(out)
-    if not jax.tree.all(jax.tree.map(jnp.array_equal, comet.params, written.params)):
-        raise CheckpointError(f"{out} was written, but reads back differently. Check the disk, and convert again.")
+    with marking(epath.Path(out), "pbrl_comet.json"):
+        save_model(out, "comet", comet.spec, comet.params, comet.tokenizer)
+        written = load_comet(out)
+        refuse_differences(out, differing_parameters(comet.params, written.params), "pbrl_comet.json")
     return written

@@ -25,12 +25,9 @@ SIZES = {
 }  # fmt: skip
 #: Fields that can change the forward pass -> the supported values.
 SUPPORTED = {
-    "hidden_act": ("gelu",),
-    "is_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "is_encoder_decoder": (False, None),
-}
+    "hidden_act": ("gelu",), "cross_attention_hidden_size": (None,),
+    **dict.fromkeys(("is_decoder", "is_encoder_decoder", "add_cross_attention"), (False, None)),
+}  # fmt: skip
 #: The same for families with learned positions and with RoPE; `logn_attention_...` scales scores by the length.
 POSITIONS = {"position_embedding_type": ("absolute", None)}
 ROTARY_SUPPORTED = {

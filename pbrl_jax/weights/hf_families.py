@@ -129,13 +129,9 @@ MULTIMODAL = {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3")}
 #: `model_type` of well-known models that are not supported -> the missing feature (and its config field).
 NOT_HERE = {
     "gpt_oss": "attention sinks (layer_types) and biased, clamped experts (swiglu_limit)",
-    "qwen3_5": "linear attention (layer_types: linear_attention)",
-    "qwen3_5_text": "linear attention (layer_types: linear_attention)",
-    "qwen3_next": "linear attention (layer_types: linear_attention)",
-    "gemma3n": "embeddings per layer (hidden_size_per_layer_input)",
-    "gemma3n_text": "embeddings per layer (hidden_size_per_layer_input)",
-    "gemma4": "a wider head in global layers (global_head_dim)",
-    "gemma4_text": "a wider head in global layers (global_head_dim)",
+    **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_next"), "linear attention (layer_types: linear_attention)"),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), "embeddings per layer (hidden_size_per_layer_input)"),
+    **dict.fromkeys(("gemma4", "gemma4_text"), "a wider head in global layers (global_head_dim)"),
     "mixtral": "experts under other names (num_local_experts)",
     "deepseek_v3": "latent attention (kv_lora_rank)",
 }

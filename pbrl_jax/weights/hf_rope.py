@@ -140,12 +140,12 @@ def read_rope(fields: ConfigFields, by_layer: bool, dim: int) -> tuple[Rope, Rop
     """
     theta = fields.number("rope_theta", 10_000.0)
     local_theta = fields.number("rope_local_base_freq", theta) if by_layer else theta
-    scaling, parameters = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
     for name in ("partial_rotary_factor", ORIGINAL):
         fields.take(name, None)
-    for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
-        if not isinstance(value, Mapping | None):
-            raise CheckpointError(f"{fields.where}: {name} is {value!r}; expected an object.")
+    scaling, parameters = (
+        fields.checked(name, None, lambda x: isinstance(x, Mapping | None), "an object")
+        for name in ("rope_scaling", "rope_parameters")
+    )
 
     def parse(values, theta: float, name: str) -> tuple[Rope, float]:
         return parse_rope(values, theta, dim, f"{fields.where}, {name}", fields.values)
