@@ -7,7 +7,6 @@ position bias.
 
 import html
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ import numpy as np
 
 from pbrl_jax.config.fields import identity
 from pbrl_jax.config.reward import RewardConfig
-from pbrl_jax.core.characters import visible
-from pbrl_jax.core.errors import ConfigError, EndpointError, RewardError
+from pbrl_jax.core.errors import ConfigError, RewardError
 from pbrl_jax.core.records import Prompt, Scores
 from pbrl_jax.core.stopping import check_stop
 from pbrl_jax.rewards.inputs import RewardInputs
-from pbrl_jax.rollout.endpoint import Messages, without_thoughts
+from pbrl_jax.rollout.endpoint import Messages, texts_of
 from pbrl_jax.text.languages import LANGUAGES
 
 INSTRUCTION = """Two students answered the same question in {language}. Compare each answer with the reference solution.
@@ -110,10 +108,7 @@ def open_judge(config: EndpointJudgeConfig, assets: Any, reward: str) -> Callabl
     def ask(requests: Sequence[Messages]) -> list[str]:
         answers = assets.endpoint.ask_all(requests, temperature=0.0, max_tokens=config.judge_max_tokens)
         check_stop()
-        if failed := [answer for answer in answers if isinstance(answer, EndpointError)]:
-            reason = visible(str(failed[0]))
-            print(f"The judge did not answer {len(failed)} of {len(answers)} requests: {reason}", file=sys.stderr)
-        return ["" if isinstance(answer, EndpointError) else without_thoughts(answer) for answer in answers]
+        return texts_of(answers, "The judge did not answer {} of {} requests")
 
     return ask
 

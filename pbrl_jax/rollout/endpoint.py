@@ -10,6 +10,7 @@ import json
 import math
 import re
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import httpx2
 
 from pbrl_jax.config.endpoint import EndpointConfig
+from pbrl_jax.core.characters import visible
 from pbrl_jax.core.errors import ConfigError, CutAnswer, EndpointError
 from pbrl_jax.core.stopping import map_until_stop
 from pbrl_jax.core.urls import HIDDEN, hide_credentials, printable
@@ -204,6 +206,13 @@ class Endpoint:
 def without_thoughts(text: str) -> str:
     """An answer without the `<think>` part that a server or a policy left in it; "" where that has no end."""
     return _THOUGHT.sub("", text, count=1).strip()
+
+
+def texts_of(answers: Sequence[str | EndpointError], told: str) -> list[str]:
+    """The answers without thoughts, "" for a missing one. `told` says how many of how many are missing ("{} of {}")."""
+    if failed := [answer for answer in answers if isinstance(answer, EndpointError)]:
+        print(f"{told.format(len(failed), len(answers))}: {visible(str(failed[0]))}", file=sys.stderr)
+    return ["" if isinstance(answer, EndpointError) else without_thoughts(answer) for answer in answers]
 
 
 def _address(config: EndpointConfig) -> str:

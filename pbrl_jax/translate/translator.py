@@ -7,15 +7,14 @@ model's limit are split, and a translation that reached the length limit is mark
 
 import logging
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pbrl_jax.core.characters import as_texts, visible
-from pbrl_jax.core.errors import ConfigError, EndpointError
+from pbrl_jax.core.characters import as_texts
+from pbrl_jax.core.errors import ConfigError
 from pbrl_jax.core.stopping import ends_early
-from pbrl_jax.rollout.endpoint import Endpoint, without_thoughts
+from pbrl_jax.rollout.endpoint import Endpoint, texts_of
 from pbrl_jax.text.languages import LANGUAGES, language
 from pbrl_jax.text.segments import (
     FORMULA,
@@ -256,10 +255,4 @@ class EndpointTranslator(Translator):
             for text, source, target in segments
         ]  # fmt: skip
         answers = self.endpoint.ask_all(requests, temperature=0.0, max_tokens=self.max_tokens)
-        failed = [answer for answer in answers if isinstance(answer, EndpointError)]
-        if failed:
-            print(
-                f"{len(failed)} of {len(answers)} texts were not translated: {visible(str(failed[0]))}", file=sys.stderr
-            )
-        texts = ["" if isinstance(answer, EndpointError) else without_thoughts(answer) for answer in answers]
-        return [Written(text, bool(text)) for text in texts]
+        return [Written(text, bool(text)) for text in texts_of(answers, "{} of {} texts were not translated")]
