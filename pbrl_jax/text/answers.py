@@ -11,8 +11,9 @@ import re
 from typing import NamedTuple
 
 from pbrl_jax.text.equality import same_answer
-from pbrl_jax.text.formulas import whole_formula
+from pbrl_jax.text.formulas import MATHS, whole_formula
 from pbrl_jax.text.languages import language, nfc
+from pbrl_jax.text.latex import on_one_line
 from pbrl_jax.text.numerals import HAN_NUMBER, ascii_digits
 from pbrl_jax.text.options import option_letter
 from pbrl_jax.text.quantities import canonical_number, number_prefix
@@ -52,7 +53,7 @@ def split_response(text: str, code: str) -> tuple[str, str]:
 
     The answer includes its announcement ("Jibu ni 12.") and all text after it. Without an answer the second part is "".
     """
-    text = nfc(text)
+    text = on_one_line(nfc(text))
     match = _find(text, code)
     start = len(text) if match is None else match.start
     return without_think_tags(text[:start]).strip(), text[start:].strip()
@@ -77,7 +78,7 @@ def extract_answer(text: str, code: str, *, fallback: bool = False) -> str | Non
       code: the language asked for.
       fallback: without an answer, take the last number of the whole text (for benchmark protocols that allow it).
     """
-    text = nfc(text)
+    text = on_one_line(nfc(text))
     match = _find(text, code)
     if match is not None:
         return match.answer
@@ -192,9 +193,9 @@ def _last_tag(text: str, code: str) -> _Match | None:
 def _last_hashes(text: str, code: str) -> _Match | None:
     for match in list(_HASHES.finditer(text))[: -MOST_BOXED - 1 : -1]:
         line = match.group(1)
-        if _HASH_ANSWER.match(number_prefix(code).sub("", ascii_digits(line))) or HAN_NUMBER.fullmatch(
-            line.strip(" \t*_$。")
-        ):
+        bare = line.strip(" \t*_.。")
+        number = _HASH_ANSWER.match(number_prefix(code).sub("", ascii_digits(line)))
+        if number or HAN_NUMBER.fullmatch(bare.strip("$")) or MATHS.fullmatch(bare) or whole_formula(bare):
             answer = read_line(line, code)
             if answer is not None:
                 return _Match(match.start(), answer)

@@ -11,7 +11,7 @@ import threading
 from fractions import Fraction
 
 from pbrl_jax.text.expressions import equal_equations, equal_expressions
-from pbrl_jax.text.quantities import TEXT_COMMAND
+from pbrl_jax.text.latex import TEXT_COMMAND, unwrapped
 from pbrl_jax.text.values import LONGEST_NUMBER, plain, squeeze, word_value
 
 TOLERANCE = Fraction(1, 10**6)
@@ -26,16 +26,14 @@ _COSTLY = re.compile(
 )
 """Expressions that may take long: sums, products, integrals, factorials, long numbers, large powers; prose. And those
 of which math-verify reads a part: sets with conditions, ellipses, primes, numbers of another base."""
-_WRAPPERS = re.compile(
-    r"\\(?:left|right|displaystyle|big|Big|limits)(?![A-Za-z])|(?<!\\)\\[,;:! ]|\\q?quad|(?<!\d)~|~(?!\d)|\\\$"
-)
+_SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad|(?<!\d)~|~(?!\d)|\\\$")
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
 _ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot))\s*\(?(\d+(?:\.\d+)?)\s*(?:\^\s*\{?(?:\\circ|°)\}?|°|\\degree)\)?")
 """The function of an angle in degrees, which elsewhere is a unit."""
 _NAMES = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\colon": ":", "π": "\\pi", "√": "\\sqrt", "×": "\\times", "·": "\\cdot",
     "∞": "\\infty", "∅": "\\emptyset", "\\varnothing": "\\emptyset", "−": "-", "{,}": ",", "\\{": "{", "\\}": "}",
-    "\\lbrace": "{", "\\rbrace": "}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|",
+    ">=": "≥", "<=": "≤", "\\ast": "*", "\\lbrace": "{", "\\rbrace": "}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|",
 }  # fmt: skip
 _SIGNS = {
     "≤": r"\\le(?:qslant|q)?(?!ft|ss|ad)|⩽", "≥": r"\\ge(?:qslant|q)?(?!ts)|⩾", "≠": r"\\ne(?:q|(?![gwa]))",
@@ -43,6 +41,7 @@ _SIGNS = {
 }  # fmt: skip
 """Relations, whose commands a letter may follow where spaces were removed: \\leqx."""
 _FORMS = (
+    (re.compile(r"(?<![\\A-Za-z])(pi|sqrt|exp|sin|cos|tan|ln|log)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"(?<![\w)}\]])\\frac\{-(\d+)\}"), r"-\\frac{\1}"),
     (re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\(sqrt|pmod)(\d)"), r"\\\1{\2}"),
@@ -55,10 +54,11 @@ _FORMS = (
     *((re.compile(pattern), sign) for sign, pattern in _SIGNS.items()),
 )
 _JOIN = re.compile(
-    r"\\text\{(?:,|\s)*(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|和|或|または|또는|และ|หรือ)\s*\}|\$\s*(?:and|or)\s*\$"
+    r",?\s*\\text\{(?:,|\s)*(?:and|or|und|oder|et|ou|y|o|e|и|или|na|au|dan|atau|và|hoặc|和|或|または|또는|และ|หรือ)\s*\}|\$\s*(?:and|or)\s*\$"
 )
 _NAME = (
-    r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:'+|\^\{-1\})?(?:\([A-Za-z]\)|\(\d+\)|(?<=P)\([^()]*\))?|\\frac\{d\w\}\{d\w\})"
+    r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:'+|\^\{-1\})?(?:\([A-Za-z]\)|\(\d+\)|(?<=P)\([^()]*\))?|\\frac\{d\w\}\{d\w\}"
+    r"|m\\angle[A-Z]+|\|[A-Z]+\||\\overline\{[A-Z]+\})"
 )
 _NAMED = re.compile(rf"^\$?(?:{_NAME}|\({_NAME}(?:,{_NAME})+\))[=∈](?=[^=∈]+$)")
 _INEQUALITY = re.compile(r"(?:([^<≤]+)([<≤]))??(?:\\[A-Za-z]+|[A-Za-z])(?:_\w)?(?:([<≤])([^<≤]+))?")
@@ -110,7 +110,7 @@ def _form(text: str) -> str:
         text = text[1:-1].strip()
     text = re.sub(r"^\\[(\[]|\\[)\]]$", "", text) if re.fullmatch(r"\\[(\[].*\\[)\]]", text, re.DOTALL) else text
     text = _ANGLE.sub(r"\1(\2\\pi/180)", text)
-    text = _DEGREES.sub("", TEXT_COMMAND.sub(r"\1", _JOIN.sub(",", _WRAPPERS.sub("", text))))
+    text = _DEGREES.sub("", TEXT_COMMAND.sub(r"\1", _JOIN.sub(",", _SPACES.sub("", unwrapped(text)))))
     for name, normal in _NAMES.items():
         text = text.replace(name, normal)
     text = squeeze(text.replace("$", ""))
@@ -217,7 +217,7 @@ def _same_item(a: str, b: str) -> bool:
 def _items(text: str) -> list[str]:
     """The items of a list with or without brackets."""
     inside = text[1:-1] if text[:1] in "{([" and text[-1:] in "})]" and len(_split(text)) == 1 else text
-    return _split(re.sub(r"(?<=[\d})])(?:and|und|et|y|和)(?=[-\d\\({])", ",", inside))
+    return _split(re.sub(r"(?<=[\d})]),?(?:and|und|et|y|和)(?=[-\d\\({])", ",", inside))
 
 
 def _split(text: str) -> list[str]:

@@ -3,24 +3,32 @@
 import re
 from fractions import Fraction
 
-from pbrl_jax.text.quantities import TEXT_COMMAND, canonical, canonical_number
+from pbrl_jax.text.latex import TEXT_COMMAND
+from pbrl_jax.text.quantities import canonical, canonical_number
 
-MATHS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+MATHS = re.compile(r"(?<!\\)\$\$?((?:\\.|[^$\\])+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 """A formula between dollar signs or LaTeX brackets."""
 _ALGEBRA = re.compile(r"[\^_=]|^(?!.*[A-Za-z]{3}).*(?:[A-Za-z]\s*[-+*/(]|[-+*/)]\s*[A-Za-z])")
 _SYMBOLS = re.compile(r"(?!\s)(?=.*[A-Za-z])(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))+(?<!\s)")
 """Signs and single letters; a currency ("$9 a day and $3") ends with a space."""
 _TUPLES = re.compile(r"(?:[(\[][^()\[\]]+,[^()\[\]]+[)\]][\s,;]*)+")
-OPERAND = re.compile(r"\s*(?:[+*×·÷]|x(?=\s*\d))\s*(?:[\d√]|\(\s*\d)|\s+\+\s+[A-Za-z](?![A-Za-z])|\s*\+\s*\d*i(?!\w)")
+OPERAND = re.compile(
+    r"\s*(?:[+*×·÷]|x(?=\s*\d))\s*(?:[\d√]|\(\s*\d)|\s+\+\s+[A-Za-z](?![A-Za-z])|\s*\+\s*\d*i(?!\w)|[A-Za-z]\s*[-+*^]\s*[\d(]"
+)
 """An operation behind a number, which is then a part of an expression."""
+FACTOR = re.compile(r"\s*[-+*/^×·÷]\s*[\dA-Za-z({\\√](?![A-Za-z]{2})")
+"""An operation behind a product or power."""
 _LETTERS = frozenset("bcdfghjklmnpqrstvwxz")
 """Letters that are no words, such as the conjunctions e and y."""
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_FORMULA_COMMAND = re.compile(r"\\(?!circ|degree|text|math|mbox|left|right|q?quad|displaystyle)[A-Za-z]+")
+_GROUP = re.compile(r"(?<!\\)\{[^{}]*\}")
+_FORMULA_COMMAND = re.compile(
+    r"\\(?!circ|degree|text|math|mbox|left|right|q?quad|displaystyle)[A-Za-z]+|\\\{|[\^_]\{(?!\\|°)"
+)
 _PROSE = re.compile(r"(?:(?<=\s)[aàoyeuи]\s+)?(?:[^\W\d_A-Za-zΑ-ω]|[A-Za-z]{2})")
 _IN_FORMULA = re.compile(r"(?:√\s?\(?|sqrt\s?\(|\)\s?\^|(?<![^\W_])[A-Za-z]\s?[-+*/^(]\s?)$")
 _FORMULA = re.compile(
-    r"[\s*_:：$]*((?:[-+*/×·÷^()√\d.\s]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|sqrt(?=\s?\()|pi(?![A-Za-z]))+?)[\s.!*_$]*"
+    r"[\s*_:：$]*((?:[-+*/×·÷^(){}√\d.\s]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|sqrt(?=\s?\()|pi(?![A-Za-z]))+?)[\s.!*_$]*"
 )
 
 
@@ -50,9 +58,10 @@ def whole_formula(text: str) -> bool:
 
 
 def _prose(text: str) -> re.Match | None:
-    """The first word that is no LaTeX command and in no \\text{}."""
-    hidden = TEXT_COMMAND.sub(lambda match: "\\" * len(match.group()), text)
-    return _PROSE.search(_COMMAND.sub(lambda match: "\\" * len(match.group()), hidden))
+    """The first word outside LaTeX commands and braces."""
+    for pattern in (TEXT_COMMAND, _COMMAND, _GROUP, _GROUP, _GROUP):
+        text = pattern.sub(lambda match: "_" * len(match.group()), text)
+    return _PROSE.search(text)
 
 
 def in_formula(before: str) -> bool:

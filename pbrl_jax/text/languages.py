@@ -55,7 +55,7 @@ UNSPACED = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hani", "Hira", "Kana", "Han
 
 LETTER = re.compile(r"[^\W\d_]")
 _BOX_PHRASE = r"\boxed{{{answer}}}"
-_COLON = r"[*_]*\s*[:\uff1aঃ】][*_]*"
+_COLON = r"[*_\"'`]*\s*[:\uff1aঃ】][*_]*"
 _DIGIT_FOLLOWS = r"[*_]*\s*(?=[-\u2212\u2013+(*$€£¥₹฿₩₽₫৳₦₺\\%]*\d|[€£¥₹฿₩₽₫৳₦₺]\s\d)(?!\d+[*_]*\s*[:\uff1a](?!\d))"
 """A number, but not the number of one of several answers ("2: ...")."""
 _LETTER_FOLLOWS = r"[*_]*\s+(?:[^\W\dA-Za-z_]\S*\s+)?(?=[(*$\\]|[A-J](?![^\W_]))"

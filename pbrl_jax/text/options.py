@@ -7,7 +7,8 @@ import unicodedata
 from pbrl_jax.text.languages import LETTERS, language
 
 _OPTION_WORDS = (
-    "opci[oó]n opção opzione antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন "
+    "alternativa opci[oó]n opção opzione "
+    "antwort вариант варіант 选项 選項 選択肢 选 選 옵션 보기 선택지 ข้อ ตัวเลือก বিকল্প অপশন "
     "विकल्प ऑप्शन ఎంపిక ఆప్షన్ الخيار خيار گزینه آپشن phương\\sán lựa\\schọn chọn pilihan opsi seçenek chaguo optie možnost"
 ).split()
 _FILLERS = "therefore|thus|hence|so|donc|also|entonces|por tanto|portanto|quindi"
@@ -16,7 +17,8 @@ _OPTION_WORD = (
     rf"(?:(?:{_FILLERS})\s*[:,]?\s*)?(?:(?:{_ARTICLES})\s+|l['’])?"
     rf"(?:(?:correct )?(?:option|choice|letter)|letra|lettre|lettera|{'|'.join(_OPTION_WORDS)})?"
 )
-_BEFORE_OPTION = rf"[\s*_$:：\"'“”‘’«»「『]{{0,20}}{_OPTION_WORD}[\s*_$:：\"'“”‘’«»「『]{{0,20}}"
+_SIGNS = r"[\s*_$:：\"'`{“”‘’«»「『]{0,20}"
+_BEFORE_OPTION = f"{_SIGNS}{_OPTION_WORD}{_SIGNS}"
 _OPTION = re.compile(
     rf"{_BEFORE_OPTION}(?:[(\[【（]\s*([A-Ja-j])\s*[)\]】）]|([A-J])(?![A-Za-z0-9_]|['’](?:s|m|re|ll|d|ve)\b|\.\d|\s*[+*/=^]|\s*\\[A-Za-z]|\s*-(?!\s+[^\W\d_]{{2}})|\s+\d))",
     re.IGNORECASE,

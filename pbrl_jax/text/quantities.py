@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from pbrl_jax.text.languages import LANGUAGES, VOWEL_SIGN, language, nfc
+from pbrl_jax.text.latex import TEXT
 from pbrl_jax.text.numerals import AND_PART, PARTS, half_behind, number_word
 
 SPACES = " \u00a0\u2009\u202f"
@@ -14,13 +15,10 @@ NUMBER = re.compile(
     rf"(?<![\d.,])(?:(?<![\dA-Za-z)])(?<![\d)][{SPACES}])-)?"
     rf"(?:\d|(?<!\w)\.\d)(?:[\d.,]|(?<=\d)['’{SPACES}](?=\d{{3}}(?!\d)))*"
 )
-_TEXT = r"\\(?:text(?:rm|bf|it|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|boldsymbol|underline|ensuremath)"
-TEXT_COMMAND = re.compile(rf"{_TEXT}\s*\{{([^{{}}]*)\}}")
-"""Text in a formula, in whatever font."""
 _EXPONENT = r"\^\{?-?\d\}?"
 _GAP = r"(?:\\[,;:! ]|\\q?quad|[~\s/]|\\cdot)*"
 _UNIT = re.compile(
-    rf"((?:(?!{_TEXT}).)*(?:[\d}})°]|\\pi|\\circ))(?:{_GAP}\^\{{?\\circ\}}?\s*[CF]|(?:{_GAP}(?:\^\{{?)?{_TEXT}\s*"
+    rf"((?:(?!{TEXT}).)*(?:[\d}})°]|\\pi|\\circ))(?:{_GAP}\^\{{?\\circ\}}?\s*[CF]|(?:{_GAP}(?:\^\{{?)?{TEXT}\s*"
     rf"\{{(?:[^{{}}\d()=<>^]|{_EXPONENT})+\}}(?:{_EXPONENT}|\}})?)+)[\s.]*"
 )
 _NO_UNIT = re.compile(

@@ -5,6 +5,7 @@ import unicodedata
 from fractions import Fraction
 
 from pbrl_jax.text.formulas import (
+    FACTOR,
     MATHS,
     OPERAND,
     bare_formula,
@@ -14,6 +15,7 @@ from pbrl_jax.text.formulas import (
     latex_before_prose,
 )
 from pbrl_jax.text.languages import LANGUAGES
+from pbrl_jax.text.latex import TEXT_COMMAND, unwrapped
 from pbrl_jax.text.normalise import FORMAT
 from pbrl_jax.text.numerals import ascii_digits, number_word, without_latex_fractions, without_myriads, without_powers
 from pbrl_jax.text.options import boxed_option, native_option, option_letter
@@ -21,7 +23,6 @@ from pbrl_jax.text.quantities import (
     LONGEST_NUMBER,
     NUMBER,
     SPACES,
-    TEXT_COMMAND,
     Quantity,
     canonical,
     canonical_number,
@@ -46,13 +47,13 @@ _PLAIN_VALUE = re.compile(r"-?[\d.]+(?:/\d+)?")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th|er|ère|e|ème|º|ª|o|a)(?![^\W_])")
 _SUPERSCRIPT = re.compile(r"\^\s*\{?\s*(?:\\circ|°|\\degree)\s*\}?|\\degree")
 _CLAUSE_END = re.compile(
-    r"[,;:，、；。!?(](?!\d)|\.(?!\d)|\s(?:because|since|as|weil|da|car|porque|perché|karena|kwa sababu)\s"
+    r"[,;:，、；。?(](?!\d)|!(?!\s*=)|\.(?!\d)|\s(?:because|since|as|weil|da|car|porque|perché|karena|kwa sababu)\s"
 )
 _CIRCUMSTANCE = re.compile(r"\W*[AÀ]\s+\d[^,;]*,\s*(-?\d[\d.,]*)\W*$")
 """A phrase with a preposition before the value: "a 3 km, 5"."""
 _RANGE = re.compile(r"\s*(?:[-–~〜～]|—(?=\d)|to|bis|à|до)\s*\d|['’′]\s?\d")
 _SIDE = re.compile(r"=\s*(?:[^\W\d_]+\.?\s+)?(-?[\d.,]+)")
-_OPERATION = re.compile(r"\d[\s)]*(?:[-+*/×·÷x]|\\(?:times|cdot|div))|\d\s+[^\W\d_]+\s*[-+*/×·÷x]\s*\d")
+_OPERATION = re.compile(r"\d[\s)]*(?:[-+*/×·÷x!]|\\(?:times|cdot|div))|\d\s+[^\W\d_]+\s*[-+*/×·÷x]\s*\d")
 _MINUS = re.compile(
     r"(?<![\d)])(?<![\d)]\s)(?:\b(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|minusz|mínus|منفی|سالب|ناقص)\s+"
     r"|(?:ลบ|负|負|マイナス|마이너스|ऋण|माइनस|মাইনাস|ঋণাত্মক|మైనస్)\s*|[–—](?=\d))(?=\d)",
@@ -137,7 +138,7 @@ def read_line(line: str, code: str, at_once: bool = False) -> str | None:
     if formula is None and (latex := latex_before_prose(_LEAD.sub("", line, count=1))):
         return read_box(latex, code)
     if formula is not None and (not at_once or not re.search(r"[^\W_]", line[: line.find(formula.group())])):
-        inside = next(group for group in formula.groups() if group)
+        inside = next(group for group in formula.groups() if group).strip()
         if is_formula(inside, "\\" in line):
             return _formulas(formula, code)
     figures = _in_figures(_SUPERSCRIPT.sub("", line), code)
@@ -217,12 +218,13 @@ def _value_at(line: str, start: int, code: str) -> str | None:
         if not glued:
             return squeeze(items.group())
     found = _one_value(line, start, code)
-    if OPERAND.match(line, found.end):
+    plain_value = found.value is None or _PLAIN_VALUE.fullmatch(found.value)
+    if (OPERAND if plain_value else FACTOR).match(line, found.end):
         return bare_formula(line)
     before, after = line[:start], line[found.end :]
     if found.value is None or compared(before, after, code) or second_measure(before, after, code):
         return None
-    if _PLAIN_VALUE.fullmatch(found.value):
+    if plain_value:
         return None if _BESIDE.match(after) else _with_further(line, found, code)
     further = separator(code).match(line, found.end)
     return None if further and further["join"] else found.value
@@ -296,7 +298,8 @@ def read_box(inside: str, code: str, words_before: bool = True) -> str | None:
     `words_before` is false), an option letter, else LaTeX without spaces; None if it is empty."""
     if len(inside) > LONGEST_LINE:
         return squeeze(inside)
-    content = TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", inside))
+    inside = unwrapped(inside)
+    content = TEXT_COMMAND.sub(r" \1 ", inside)
     content = re.sub(r"^(?:\\approx|\\sim|[≈~\s])+", "", content.strip().strip("$").strip())
     content = re.sub(r"^\{([^{},]*)\}$", r"\1", content).strip()
     letter = boxed_option(content)
