@@ -27,25 +27,17 @@ FIDELITY = {"right_language": "right_language", "line_pass_rate": "line_pass", "
 """Name in the table -> name in a row."""
 
 
-def rows_by_problem(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Key -> samples of the problem, in order."""
+def rows_by(field: str, rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """Value of a field ("key", "language") -> its rows, in order."""
     table: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        table.setdefault(row["key"], []).append(row)
-    return table
-
-
-def rows_by_language(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Language -> its rows."""
-    table: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        table.setdefault(row["language"], []).append(row)
+        table.setdefault(row[field], []).append(row)
     return table
 
 
 def accuracies(rows: Rows) -> dict[str, float]:
     """Key -> share of correct samples of the problem."""
-    return {key: float(np.mean([row["correct"] for row in samples])) for key, samples in rows_by_problem(rows).items()}
+    return {key: float(np.mean([row["correct"] for row in samples])) for key, samples in rows_by("key", rows).items()}
 
 
 def votes(samples: Rows) -> list[int]:
@@ -65,7 +57,7 @@ def votes(samples: Rows) -> list[int]:
 
 def sample_metrics(rows: Rows) -> dict[str, float]:
     """pass@k, mean@k and maj@k for k = 1, 2, 4 ... and all samples; {} if each problem has one sample."""
-    problems = list(rows_by_problem(rows).values())
+    problems = list(rows_by("key", rows).values())
     count = min(len(samples) for samples in problems)
     if count == 1:
         return {}
@@ -86,7 +78,7 @@ def language_row(rows: Rows, seed: int) -> dict[str, Any]:
         "accuracy": interval.mean,
         "low": interval.low,
         "high": interval.high,
-        "n": len(rows_by_problem(rows)),
+        "n": len(rows_by("key", rows)),
         "extraction_failures": float(np.mean([row["extracted"] is None for row in rows])),
     }
     for name, field in FIDELITY.items():
@@ -118,8 +110,8 @@ def summary(rows: Rows, seen: Sequence[str] = (), seed: int = 0) -> dict[str, An
       seen: languages of the policy's training; (): no means of seen and unseen languages.
       seed: of the bootstrap.
     """
-    tables = {code: language_row(part, seed) for code, part in rows_by_language(rows).items()}
-    columns = {code: list(accuracies(part).values()) for code, part in rows_by_language(rows).items()}
+    tables = {code: language_row(part, seed) for code, part in rows_by("language", rows).items()}
+    columns = {code: list(accuracies(part).values()) for code, part in rows_by("language", rows).items()}
     others = [code for code in columns if code != "en"]
     mean, overall = mean_of(others, columns, seed), mean_of(columns, columns, seed)
     result: dict[str, Any] = {
@@ -169,7 +161,7 @@ def compare(base_rows: Rows, rows: Rows, seed: int = 0) -> dict[str, Any]:
         )
     pairs = {
         code: ([before[key] for key in keys], [after[key] for key in keys])
-        for code, part in rows_by_language(rows).items()
+        for code, part in rows_by("language", rows).items()
         if (keys := dict.fromkeys(row["key"] for row in part))
     }
     tests = {code: _comparison(*sides, seed) for code, sides in pairs.items()}

@@ -81,6 +81,15 @@ def equal_equations(a: str, b: str) -> bool | None:
     return ratios[0] != 0 and all(abs(complex(ratio / ratios[0] - 1)) < 1e-9 for ratio in ratios)
 
 
+def exact_value(text: str) -> Fraction | None:
+    """The value of an expression of rational numbers; None of any other."""
+    try:
+        value = _Parser(text, 0).whole()
+    except (_Undecided, ArithmeticError, ValueError):
+        return None
+    return value if isinstance(value, Fraction) else None
+
+
 class _Parser:
     """A recursive descent parser of one expression, which computes its value at one point."""
 

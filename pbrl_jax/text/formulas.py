@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from pbrl_jax.text.expressions import exact_value
 from pbrl_jax.text.latex import TEXT_COMMAND
 from pbrl_jax.text.quantities import canonical, canonical_number
 
@@ -90,17 +91,6 @@ def last_side(text: str, code: str) -> str | None:
 
 def _arithmetic(side: str, code: str) -> Fraction | None:
     """The value of sums and products of plain numbers."""
-    tokens = re.findall(r"[-+*/]|[\d.,]+|\S", side)
-    total, term, sign, operation = Fraction(0), None, 1, "*"
-    for token in tokens:
-        if token in "+-":
-            total, term, sign, operation = total + (term or 0), None, -1 if token == "-" else 1, "*"
-        elif token in "*/":
-            operation = token
-        else:
-            number = canonical_number(token, code) if token[0].isdigit() else None
-            if number is None or (operation == "/" and Fraction(number) == 0):
-                return None
-            value = Fraction(number)
-            term = sign * value if term is None else term * value if operation == "*" else term / value
-    return None if term is None else total + term
+    numbers = re.sub(r"\d[\d.,]*", lambda match: canonical_number(match.group(), code) or "?", side)
+    written = re.sub(r"\s*([-+*/()])\s*", r"\1", numbers).strip()
+    return exact_value(written) if re.fullmatch(r"[-+*/().\d]+", written) else None

@@ -104,9 +104,8 @@ _PART = re.compile(rf"[\s-]*(?:of )?(?:a )?({'|'.join(PARTS)})(?![^\W_])", re.IG
 AND_PART = re.compile(
     rf"(?:\s+(?:{language('en').measures}))?\s+and (?:an?|one) ({'|'.join(PARTS)})(?![^\W_])", re.IGNORECASE
 )
-_MINUS_WORD = re.compile(
-    r"(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|سالب|ناقص|منفی)\s+", re.IGNORECASE
-)
+MINUS_WORDS = "minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|minusz|mínus|منفی|سالب|ناقص"
+_MINUS_WORD = re.compile(rf"(?:{MINUS_WORDS})\s+", re.IGNORECASE)
 
 
 @functools.cache

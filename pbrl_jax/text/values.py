@@ -17,7 +17,14 @@ from pbrl_jax.text.formulas import (
 from pbrl_jax.text.languages import LANGUAGES
 from pbrl_jax.text.latex import TEXT_COMMAND, unwrapped
 from pbrl_jax.text.normalise import FORMAT
-from pbrl_jax.text.numerals import ascii_digits, number_word, without_latex_fractions, without_myriads, without_powers
+from pbrl_jax.text.numerals import (
+    MINUS_WORDS,
+    ascii_digits,
+    number_word,
+    without_latex_fractions,
+    without_myriads,
+    without_powers,
+)
 from pbrl_jax.text.options import boxed_option, native_option, option_letter
 from pbrl_jax.text.quantities import (
     LONGEST_NUMBER,
@@ -55,7 +62,7 @@ _RANGE = re.compile(r"\s*(?:[-–~〜～]|—(?=\d)|to|bis|à|до)\s*\d|['’�
 _SIDE = re.compile(r"=\s*(?:[^\W\d_]+\.?\s+)?(-?[\d.,]+)")
 _OPERATION = re.compile(r"\d[\s)]*(?:[-+*/×·÷x!]|\\(?:times|cdot|div))|\d\s+[^\W\d_]+\s*[-+*/×·÷x]\s*\d")
 _MINUS = re.compile(
-    r"(?<![\d)])(?<![\d)]\s)(?:\b(?:minus|negative|moins|menos|meno|минус|мінус|eksi|âm|hasi|negatif|minusz|mínus|منفی|سالب|ناقص)\s+"
+    rf"(?<![\d)])(?<![\d)]\s)(?:\b(?:{MINUS_WORDS})\s+"
     r"|(?:ลบ|负|負|マイナス|마이너스|ऋण|माइनस|মাইনাস|ঋণাত্মক|మైనస్)\s*|[–—](?=\d))(?=\d)",
     re.IGNORECASE,
 )
@@ -252,7 +259,7 @@ def _one_value(line: str, start: int, code: str) -> Quantity:
         chained = _SLASH.match(line, fraction.end())
         return Quantity(None if chained else _fraction(fraction), fraction.end())
     if (time := _TIME.match(line, start)) is not None:
-        return Quantity(time[1] + (f"{time[2].upper()}M" if time[2] else ""), time.end())
+        return Quantity(_clock(time), time.end())
     if (ratio := _RATIO.match(line, start)) is not None:
         return Quantity(squeeze(ratio.group()), ratio.end())
     token = NUMBER.match(line, start)
@@ -316,7 +323,7 @@ def read_box(inside: str, code: str, words_before: bool = True) -> str | None:
         return _fraction(fraction)
     if re.fullmatch(r"\d+\s*:\s*\d+|\d{1,2}:\d{2}(?::\d{2})?\s*[ap]\.?m\.?", text, re.IGNORECASE):
         time = _TIME.fullmatch(text)
-        return squeeze(text) if time is None else time[1] + (f"{time[2].upper()}M" if time[2] else "")
+        return squeeze(text) if time is None else _clock(time)
     word = None
     if not re.search(r"\d", text) and not (code == "en" and "\\text" in inside):
         word = word_value(text.strip(), code, whole=True)
@@ -371,6 +378,11 @@ def _is_unit(after: str) -> bool:
     if after[0] not in "°%" and (re.match("[α-ωΑ-Ω]", word) or (len(word) == 1 and word.isascii())):
         return False  # 5m and 2π in a formula are products
     return not (_FUNCTION.match(word) or _CONNECTIVE.search(spaced))
+
+
+def _clock(time: re.Match) -> str:
+    """A match of _TIME in its canonical form: 3:45PM."""
+    return time[1] + (f"{time[2].upper()}M" if time[2] else "")
 
 
 def _fraction(match: re.Match) -> str | None:
