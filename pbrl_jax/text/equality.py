@@ -22,10 +22,10 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:/\d+)?")
 _COSTLY = re.compile(
     r"\\(?:d?binom|sum|prod|int|lim|choose|begin|pmod|sqrt\[)|!|\d{10}|\^\{?-?(?:[5-9]|\d\d)|\^\{?[\\(]"
     r"|\^\{[^{}]*\^|\^\w\^|(?<![\\A-Za-z])[A-Za-z]{3}|[∈:]"
-    r"|\\[lc]?dots|\.\.\.|…|'|[\dA-F)]_|\\mp"
+    r"|,\)|\\[lc]?dots|\.\.\.|…|'|[\dA-F)]_|\\mp"
 )
 """Expressions that may take long: sums, products, integrals, factorials, long numbers, large powers; prose. And those
-of which math-verify reads a part: sets with conditions, ellipses, primes, numbers of another base."""
+of which math-verify reads a part: matrices, sets with conditions, ellipses, primes, numbers of another base."""
 _SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad|(?<!\d)~|~(?!\d)|\\\$")
 _DEGREES = re.compile(r"\^\{?(?:\\circ|°)\}?|°|\\degree|\\?%")
 _ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot))\s*\(?(\d+(?:\.\d+)?)\s*(?:\^\s*\{?(?:\\circ|°)\}?|°|\\degree)\)?")
@@ -92,8 +92,6 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
     # An equation can only equal an equation, and an expression of numbers and letters only such an expression.
     if bool(_RELATION.search(a)) != bool(_RELATION.search(b)) or not (_ALGEBRA.search(a) or _ALGEBRA.search(b)):
         return False
-    if (cells := _cells(a)) and (others := _cells(b)):
-        return _same_cells(cells, others)
     equal = _same_sides(a, b) or (equal_equations if "=" in a else equal_expressions)(a, b)
     if equal is not None or _is_expression(a) or _is_expression(b):
         return bool(equal)
@@ -102,7 +100,7 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _form(text: str) -> str:
-    """LaTeX in a normal form: without wrappers, spaces and delimiters, with x^2 for x^{2}."""
+    """LaTeX in a normal form: without wrappers, spaces and delimiters, x^2 for x^{2}, a matrix as its rows."""
     text = text.strip()
     if len(text) > 10 * LONGEST_NUMBER:
         return squeeze(text)
@@ -116,6 +114,9 @@ def _form(text: str) -> str:
     text = squeeze(text.replace("$", ""))
     for pattern, form in _FORMS:
         text = pattern.sub(form, text)
+    if (matrix := _MATRIX.fullmatch(text)) is not None:
+        rows = matrix[2].removesuffix("\\\\").replace("&", ",").split("\\\\")
+        return f"({''.join(f'({row},),' for row in rows)})"
     return _ascending(text)
 
 
@@ -174,20 +175,6 @@ def _same_sides(a: str, b: str) -> bool:
     return bool(relations[0]) and relations[0] == relations[1] and all(_same_item(x, y) for x, y in sides)
 
 
-def _cells(text: str) -> list[list[str]] | None:
-    """The rows of a matrix; None of any other text, and of a determinant."""
-    match = _MATRIX.fullmatch(text)
-    return [row.split("&") for row in match[2].removesuffix("\\\\").split("\\\\")] if match else None
-
-
-def _same_cells(rows: list[list[str]], others: list[list[str]]) -> bool:
-    if [len(row) for row in rows] != [len(row) for row in others]:
-        return False
-    return all(
-        _same_item(x, y) for row, other in zip(rows, others, strict=True) for x, y in zip(row, other, strict=True)
-    )
-
-
 def _same_list(a: str, b: str) -> bool:
     """Whether both are lists of equal items: in any order, but in the same order if one is in round or square brackets.
 
@@ -211,7 +198,8 @@ def _same_list(a: str, b: str) -> bool:
 
 
 def _same_item(a: str, b: str) -> bool:
-    return a == b or (_value(a) is not None and _value(a) == _value(b)) or bool(equal_expressions(a, b))
+    same = a == b or (_value(a) is not None and _value(a) == _value(b)) or equal_expressions(a, b)
+    return bool(same) or _same_list(a, b)
 
 
 def _items(text: str) -> list[str]:

@@ -28,6 +28,8 @@ from pbrl_jax.text.expressions import equal_expressions
         ("m\\angle ABC=30^\\circ", "30", True),
         ("|AB|=5", "5", True),
         ("(1,2)", "(2,1)", False),
+        ("(1,\\frac{1}{2}),(2,3)", "(2,3), (1,0.5)", True),
+        ("(1,\\frac{1}{2}),(2,3)", "(0.5,1),(2,3)", False),
         ("3,1", "1, 3", True),
         ("\\{1,3\\}", "\\{3,1\\}", True),
         ("[0,1)", "[0,1]", False),
