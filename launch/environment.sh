@@ -8,6 +8,7 @@
 #
 #   PYTHON                the interpreter to make .venv with      (default: the first of 3.12, 3.11, ... that runs)
 #   PBRL_LOCK             0: the newest versions, not those of launch/requirements-PYTHON.lock      (default: 1)
+#   PBRL_UV               0: install with pip alone, not with uv, which is several times faster    (default: 1)
 #   PBRL_INSTALL_PYTHON   1: install Python 3.12 with apt-get where no fitting one is found     (default: 0)
 #   XLA_CLIENT_MEM_FRACTION   share of a GPU's memory that a run takes; JAX's own default is 0.75   (default: 0.9)
 set -euo pipefail
@@ -166,8 +167,40 @@ install_package() {
   say "installing pbrl_jax${extras:+[$extras]} into $VIRTUAL_ENV (a few minutes the first time)"
   rm -f "$stamp"
   # A variable, as the packages that build others are chosen by another pip.
-  PIP_CONSTRAINT="${PIP_CONSTRAINT:-$lock}" python -m pip install -e "$REPOSITORY${extras:+[$extras]}"
+  local -x PIP_CONSTRAINT="${PIP_CONSTRAINT:-$lock}"
+  install_with_uv -e "$REPOSITORY${extras:+[$extras]}" || python -m pip install -e "$REPOSITORY${extras:+[$extras]}"
   printf '%s\n' "$wanted" ${kept[@]+"${kept[@]}"} "$@" >"$stamp"
+}
+
+# install_with_uv ARGUMENT...: as `pip install` does, with pip's settings and the version that is newest on any index.
+# Fails where uv cannot be had or does not succeed, for pip to install or to say why not.
+install_with_uv() {
+  local options
+  [ "${PBRL_UV:-1}" = 1 ] || return
+  python -m uv --version >/dev/null 2>&1 || python -m pip install -q uv || return
+  mapfile -t options < <(uv_options)
+  UV_CONSTRAINT="$PIP_CONSTRAINT" UV_BUILD_CONSTRAINT="$PIP_CONSTRAINT" python -m uv pip install \
+    --python "$(command -v python)" --index-strategy unsafe-best-match ${options[@]+"${options[@]}"} "$@" || {
+    say "uv did not install it; trying again with pip"
+    return 1
+  }
+}
+
+# The indexes and folders of pip's settings (pip.conf, PIP_*) as options of uv, one a line.
+uv_options() {
+  python - <<'PYTHON_CODE'
+import ast, subprocess, sys
+OPTIONS = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links",
+           "trusted-host": "--allow-insecure-host"}
+command, found = [sys.executable, "-m", "pip", "config", "list"], {}
+lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+for line in sorted(lines, key=lambda line: (line.startswith(":env:"), line.startswith("install."))):
+    name, _, value = line.partition("=")
+    found[name.split(".", 1)[1]] = ast.literal_eval(value)
+for name, option in OPTIONS.items():
+    for word in found.get(name, "").split():
+        print(f"{option}={word}")
+PYTHON_CODE
 }
 
 # The extra for this machine's accelerator; nothing on a CPU.

@@ -20,14 +20,17 @@ case "$*" in
   "-m pytest"*"-m not serial"*) exit "${{PARALLEL_STATUS:-0}}" ;;
   "-m pytest"*) echo "devices=$PBRL_TEST_DEVICES" >>"$CALLS"; exit "${{SERIAL_STATUS:-0}}" ;;
   "-m mypy"*) exit "${{TYPES_STATUS:-0}}" ;;
+  "-m pip install -q uv") [ -n "${{UV_STATUS:-}}" ] ;;
   "-m pip list"*) printf 'pip==1\\njax==0.10.2\\npbrl_jax==0.2.0\\nPyYAML==6.0\\n' ;;
   "-m pip"*) echo "constraint ${{PIP_CONSTRAINT:-}}" >>"$CALLS"; exit "${{PIP_STATUS:-0}}" ;;
   "-c"*"version_info[:2]"*) echo 3.99 ;;
-  "- "*) exec {sys.executable} "$@" ;;
+  "-m uv --version") exit 1 ;;
+  "-m uv"*) echo "constraints $UV_CONSTRAINT $UV_BUILD_CONSTRAINT" >>"$CALLS"; exit "$UV_STATUS" ;;
+  "- "* | "-") exec {sys.executable} "$@" ;;
   --version) echo "Python 3.12.9" ;;
 esac
 """
-"""A Python that fits, makes environments that hold itself, and installs nothing."""
+"""A Python that fits, makes environments that hold itself, and installs nothing; it gets uv where UV_STATUS is set."""
 
 
 CHECKER = f"""#!{sys.executable}

@@ -19,7 +19,7 @@ def machine(tmp_path):
 
 
 def installs(machine) -> list[str]:
-    return [call for call in machine.calls if " -m pip" in call]
+    return [call for call in machine.calls if " -m pip install -e" in call]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -85,6 +85,29 @@ def test_tested_versions_are_installed(machine, tmp_path):
         result = machine.run("environment.sh", "dev", **settings)
         assert result.returncode == 0, result.stderr
         assert [call for call in machine.calls if call.startswith("constraint")] == [f"constraint {expected}"]
+
+
+def test_uv_installs_with_the_settings_of_pip(machine):
+    """Its indexes and the tested versions; pip installs where uv fails, cannot be had or is not wanted."""
+    machine.add("python3.12", FAKE_PYTHON)
+    lock = machine.checkout / "launch" / f"requirements-{sys.version_info.major}.{sys.version_info.minor}.lock"
+    lock.write_text("jax==0.10.2\n")
+    settings = {
+        "PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": "https://one/simple", "PIP_FIND_LINKS": "/wheels",
+        "PIP_EXTRA_INDEX_URL": "https://two/simple https://three/simple",
+    }  # fmt: skip
+    assert machine.run("environment.sh", "dev", UV_STATUS="0", **settings).returncode == 0
+    (call,) = [call for call in machine.calls if " -m uv pip" in call]
+    for option in ("default-index=https://one/simple", "index=https://two/simple", "index=https://three/simple",
+                   "find-links=/wheels"):  # fmt: skip
+        assert f" --{option} " in call
+    assert call.endswith(f" -e {machine.checkout}[dev]") and not installs(machine)
+    assert f"constraints {lock.as_uri()} {lock.as_uri()}" in machine.calls
+    for number, how in enumerate(({"UV_STATUS": "1"}, {}, {"UV_STATUS": "0", "PBRL_UV": "0"})):
+        machine.forget()
+        result = machine.run("environment.sh", f"extra{number}", **settings, **how)
+        assert result.returncode == 0 and len(installs(machine)) == 1
+        assert ("trying again with pip" in result.stderr) == (number == 0)
 
 
 def test_a_lock_file_names_versions_alone(machine):
