@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pbrl_jax import AlgoConfig
 from pbrl_jax.algos import ALGORITHMS, grpo
@@ -102,9 +100,12 @@ def loop(config, length):
     return total, count, {name: (value, tokens) for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-@pytest.mark.parametrize("corrected", [False, True])
+#: The KL is added to every loss in the same place: all its forms with one loss, two of them with each other one.
+FORMS = [("grpo", estimator, corrected) for estimator in ("k1", "k2", "k3") for corrected in (False, True)]
+FORMS += [(other, *form) for other in LOSSES if other != "grpo" for form in (("k1", False), ("k3", True))]
+
+
+@pytest.mark.parametrize("loss_type, estimator, corrected", FORMS)
 def test_equals_the_loop(loss_type, estimator, corrected):
     settings = {"kl_estimator": estimator, "use_bias_correction_kl": corrected}
     config = replace(CONFIG, **OBJECTIVES[loss_type], **settings)
@@ -168,15 +169,10 @@ def random_batch(seed, rows=B):
     return {"old": old, "new": new, "ref": ref, "adv": rng.normal(size=rows), "mask": np.arange(R) < lengths[:, None]}
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    cuts=st.sets(st.integers(1, 3), max_size=2),
-    objective=st.sampled_from(sorted(OBJECTIVES)),
-    corrected=st.booleans(),
-    count_masked_rows=st.booleans(),
-)
-def test_microbatches_add_up(seed, cuts, objective, corrected, count_masked_rows):
+@pytest.mark.parametrize("seed, objective", list(enumerate(sorted(OBJECTIVES))))
+def test_microbatches_add_up(seed, objective):
+    """Of every objective, with parts, rows without tokens and the two switches as the seed has them."""
+    cuts, corrected, count_masked_rows = ({1}, {2}, {1, 3}, {3})[seed % 4], seed % 2 == 0, seed % 3 == 0
     config = replace(CONFIG, **OBJECTIVES[objective], use_bias_correction_kl=corrected)
     batch = random_batch(seed, rows=4)  # each size of a part is compiled anew
 
