@@ -7,8 +7,12 @@ programs. Shapes are still checked wherever the fields enter a function.
 
 jaxtyping's wrapper, which binds axis names over one call, makes every call 50 times as expensive and each definition
 (of an inner function: each time the outer one runs) cost milliseconds. Only functions that name axes get it.
+
+A wrapper is written and compiled when its function is first called: a process calls some of the functions that it
+imports.
 """
 
+import functools
 import inspect
 import typing
 
@@ -33,6 +37,21 @@ def names_axes(hint) -> bool:
     return own or names_axes(typing.get_args(hint))
 
 
+def when_called(make, function):
+    """`make(function)`, made at the first call; at once where the kind of function matters to who calls it."""
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        return make(function)
+    made = []
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if not made:
+            made.append(make(function))
+        return made[0](*args, **kwargs)
+
+    return call
+
+
 def checks(*, typechecker):
     """What the hook puts before each function and class, in place of `jaxtyping.jaxtyped`."""
 
@@ -40,8 +59,8 @@ def checks(*, typechecker):
         if inspect.isclass(thing) or thing.__name__ == "__init__":
             return thing
         if any(names_axes(hint) for hint in thing.__annotations__.values()):
-            return bind_axes(typechecker=typechecker)(thing)
-        return typechecker(thing) if thing.__annotations__ else thing
+            return when_called(bind_axes(typechecker=typechecker), thing)
+        return when_called(typechecker, thing) if thing.__annotations__ else thing
 
     return decorate
 
