@@ -85,8 +85,13 @@ def config_of(**sections) -> Config:
     return with_values(base, **sections)
 
 
+@functools.cache
+def init_of(spec):
+    return jax.jit(functools.partial(init_decoder, spec=spec))
+
+
 def start_policy(config: Config) -> StartPolicy:
-    make = functools.partial(jax.jit(functools.partial(init_decoder, spec=spec_of(config))), jax.random.key(0))
+    make = functools.partial(init_of(spec_of(config)), jax.random.key(0))
     return StartPolicy.of(Policy(spec_of(config), make(), tokenizer(), "random"), make)
 
 
