@@ -13,27 +13,32 @@ import resource, sys
 import jax, jax.numpy as jnp
 from pbrl_jax.checkpoint import save_checkpoint
 from pbrl_jax.core.errors import CheckpointError
-directory, limit, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-tree = {"w": jax.random.normal(jax.random.key(0), (count,)), "step": jnp.int32(2)}
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-try:
-    save_checkpoint(directory, 2, tree, {"note": "x" * 3000}, keep=1)
-    print("saved")
-except CheckpointError as error:
-    print(error)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-if limit:
-    save_checkpoint(directory, 3, tree, {}, keep=9)
+for directory, limit, count in zip(sys.argv[1::3], map(int, sys.argv[2::3]), map(int, sys.argv[3::3])):
+    tree = {"w": jax.random.normal(jax.random.key(0), (count,)), "step": jnp.int32(2)}
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        save_checkpoint(directory, 2, tree, {"note": "x" * 3000}, keep=1)
+        print("saved")
+    except CheckpointError as error:
+        print(error, end="\f")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if limit:
+        save_checkpoint(directory, 3, tree, {}, keep=9)
 """
 
 
-@pytest.mark.parametrize("limit", [200_000, 2_000, 10])
-def test_file_size_limit_while_saving(tmp_path, python, small_tree, limit):
+def test_file_size_limit_while_saving(tmp_path, python, small_tree):
     """The limit strikes orbax's arrays, our metadata, or the first small file; afterwards the process can save."""
-    save_checkpoint(tmp_path, 1, small_tree(1), {}, keep=1)
-    count = 100_000 if limit == 200_000 else 100
-    message = python(FULL, tmp_path, limit, count)
+    cases = [(tmp_path / str(limit), limit, count) for limit, count in ((200_000, 100_000), (2_000, 100), (10, 100))]
+    for folder, *_ in cases:
+        save_checkpoint(folder, 1, small_tree(1), {}, keep=1)
+    messages = python(FULL, *(value for case in cases for value in case)).split("\f")[:-1]
+    for message, (folder, _, count) in zip(messages, cases, strict=True):
+        check_failed_save(message, folder, count, small_tree)
+
+
+def check_failed_save(message: str, tmp_path, count: int, small_tree) -> None:
     assert "Could not save checkpoint" in message and "step_00000002" in message and "File too large" in message
     assert f"need {4 * count + 4:,} bytes" in message and "bytes were free" in message
     assert "unchanged" in message and "--train.save_total_limit" in message and "Traceback" not in message

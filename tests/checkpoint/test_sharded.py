@@ -1,4 +1,4 @@
-"""Saved by 8 devices, restored by 8, 4 and 1: the mesh is operational."""
+"""Saved by 8 devices, restored by 8 (in the process that saved), 4 and 1: the mesh is operational."""
 
 import json
 
@@ -18,6 +18,20 @@ def values():
     numbers = jax.random.normal(jax.random.key(0), (16, 24))
     return {"both": numbers, "rows": numbers.astype(jnp.bfloat16), "columns": (numbers * 100).astype(jnp.int32),
             "whole": numbers[0, 0], "keys": jax.random.split(jax.random.key(9), 8)}
+
+def restored_checksum(directory, shape):
+    shardings = tree_on(shape)
+    abstract = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(values),
+        shardings)
+    tree = restore_latest(directory, abstract).tree
+    for name, value in values().items():
+        assert tree[name].sharding.is_equivalent_to(shardings[name], value.ndim), name
+        assert len(tree[name].sharding.device_set) == shape[0] * shape[1], name
+        raw = [jax.random.key_data(x) if name == "keys" else x for x in (value, tree[name])]
+        assert np.asarray(raw[0]).tobytes() == np.asarray(raw[1]).tobytes(), name
+    tree.pop("keys")
+    return params_sha256(tree)
 """
 SAVE = (
     COMMON
@@ -28,28 +42,14 @@ assert len(placed["both"].sharding.device_set) == 8 and not placed["both"].is_fu
 save_checkpoint(sys.argv[1], 10, placed, {}, keep=1)
 placed.pop("keys")
 print(params_sha256(placed))
+print(restored_checksum(sys.argv[1], (2, 4)))
 """
 )
-RESTORE = (
-    COMMON
-    + """
-shape = tuple(json.loads(sys.argv[2]))
-shardings = tree_on(shape)
-abstract = jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(values), shardings)
-tree = restore_latest(sys.argv[1], abstract).tree
-for name, value in values().items():
-    assert tree[name].sharding.is_equivalent_to(shardings[name], value.ndim), name
-    assert len(tree[name].sharding.device_set) == shape[0] * shape[1], name
-    raw = [jax.random.key_data(x) if name == "keys" else x for x in (value, tree[name])]
-    assert np.asarray(raw[0]).tobytes() == np.asarray(raw[1]).tobytes(), name
-tree.pop("keys")
-print(params_sha256(tree))
-"""
-)
+RESTORE = COMMON + "print(restored_checksum(sys.argv[1], tuple(json.loads(sys.argv[2]))))"
 
 
 def test_restore_on_other_meshes(tmp_path, python):
-    checksum = python(SAVE, tmp_path, devices=8)
-    for devices, shape in ((8, [2, 4]), (4, [1, 4]), (1, [1, 1])):
-        assert python(RESTORE, tmp_path, json.dumps(shape), devices=devices) == checksum
+    saved, *restored = python(SAVE, tmp_path, devices=8).splitlines()
+    for devices, shape in ((4, [1, 4]), (1, [1, 1])):
+        restored += python(RESTORE, tmp_path, json.dumps(shape), devices=devices).splitlines()
+    assert restored == [saved] * 3
