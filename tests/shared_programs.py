@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 
 from pbrl_jax import Config, EvalConfig, GuardConfig
+from pbrl_jax.algos.grpo import scales_rewards_separately
 from pbrl_jax.train import fused, hosted
 
 #: Settings of the loop, which no program reads.
@@ -23,7 +24,8 @@ def programs_of(config: Config) -> Config:
     if config.train.fused:
         return config
     unread = {name: getattr(default, name) for name in HOST_SECTIONS}
-    reward = dataclasses.replace(default.reward, reward_weights=config.reward.reward_weights)
+    weights = config.reward.reward_weights if scales_rewards_separately(config.algo) else (1.0,)
+    reward = dataclasses.replace(default.reward, reward_weights=weights)
     rollout = dataclasses.replace(config.rollout, slots=0, weights=default.rollout.weights)
     return dataclasses.replace(config, **unread, reward=reward, rollout=rollout)
 

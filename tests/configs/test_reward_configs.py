@@ -53,6 +53,11 @@ def shared_programs():
     patch.undo()
 
 
+def test_no_reward_configuration_is_left_out():
+    """tests/configs/test_first_step.py takes the first step of all others."""
+    assert RUNS.keys() == {file.stem for file in ROOT.glob("configs/reward_*.py")}
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_of_each_reward(name, tmp_path, capsys):
     config = str(ROOT / "configs" / f"{name}.py")
