@@ -25,7 +25,7 @@ class PpoConfig(DiscountConfig):
 
     lam: float = identity(0.95, at_least=0, at_most=1)
     """ppo: lambda of the generalised advantages; 1 is the return to go minus the value."""
-    vf_coef: float = identity(0.1, at_least=0)
+    vf_coef: float = identity(0.1, above=0)
     """ppo: weight of the value loss, which is added to the policy's; both share the trunk."""  # ASSUMED: not stated
     cliprange_value: float | None = identity(0.2, at_least=0)
     """ppo: largest distance of a value from that at sampling time before its loss is clipped; None does not clip."""

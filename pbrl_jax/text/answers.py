@@ -15,7 +15,7 @@ from pbrl_jax.text.formulas import MATHS, whole_formula
 from pbrl_jax.text.languages import language, nfc
 from pbrl_jax.text.latex import on_one_line
 from pbrl_jax.text.numerals import HAN_NUMBER, ascii_digits
-from pbrl_jax.text.options import option_letter
+from pbrl_jax.text.options import option_called_right, option_letter
 from pbrl_jax.text.quantities import canonical_number, number_prefix
 from pbrl_jax.text.values import last_number, read_box, read_line, whole_value, word_value
 
@@ -209,7 +209,8 @@ def _markers(code: str) -> tuple[re.Pattern, re.Pattern]:
 
 
 def _announced(text: str, code: str) -> _Match | None:
-    """The last announcement directly followed by an answer; else the last with an answer in its line; else the last."""
+    """The last announcement directly followed by an answer; else the last with an answer in its line; else an option
+    that is called right; else the last."""
     answers, results = _markers(code)
     markers = [(marker, True) for marker in answers.finditer(text)][-MOST_BOXED:]
     markers += [(marker, False) for marker in results.finditer(text)][-MOST_BOXED:]
@@ -222,7 +223,10 @@ def _announced(text: str, code: str) -> _Match | None:
         if answer is not None and at_once:
             return _Match(marker.start(), answer)
         indirect += [_Match(marker.start(), answer)] if is_answer else []
-    return next((match for match in indirect if match.answer is not None), indirect[0] if indirect else None)
+    found = next((match for match in indirect if match.answer is not None), indirect[0] if indirect else None)
+    if (found is None or found.answer is None) and (called := option_called_right(text, code)) is not None:
+        return _Match(*called)
+    return found
 
 
 def _following(rest: str, code: str) -> tuple[bool, str | None]:

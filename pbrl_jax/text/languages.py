@@ -72,7 +72,7 @@ class Language(NamedTuple):
 
     `label` is its label in the language identifiers, "" if none supports it. `answer_phrase` is a format string with
     one slot `{answer}`. `answer` and `verbs` are regular expressions of the words for "the answer" and "is"; between
-    them `to_question` ("to the question") may stand; `result` is one of words that announce an answer only if it
+    them `to_question` ("to the question") may stand; `is_correct` are words behind an option ("is correct"); `result` is one of words that announce an answer only if it
     follows immediately; with `bare` a number may follow without a verb. With `comma_decimal` 1,5 is one and a half.
     `options` are the native option letters in order (alternatives separated by bars); `scales` maps powers of ten to
     their words; `numbers` are the words of 0, 1, 2 ..., `tens` those of 30 to 100; `more_numbers` are further ones with
@@ -90,6 +90,7 @@ class Language(NamedTuple):
     label: str
     answer_phrase: str = _BOX_PHRASE
     answer: str = ""
+    is_correct: str = ""
     to_question: str = ""
     verbs: str = ""
     result: str = ""

@@ -86,6 +86,25 @@ def option_letter(line: str, code: str, small: bool = False) -> str | None:
     return LETTERS[index % 10]
 
 
+def option_called_right(text: str, code: str) -> tuple[int, str] | None:
+    """(start, letter) where the text calls one option right ("so option B is correct"), without a condition; None where
+    it calls none so, or several."""
+    found = [match for match in _called_right(code).finditer(text) if not match["condition"]]
+    return (found[-1].start(), found[-1]["letter"]) if len({match["letter"] for match in found}) == 1 else None
+
+
+@functools.cache
+def _called_right(code: str) -> re.Pattern:
+    entry = language(code)
+    if not entry.is_correct:
+        return re.compile("(?!)(?P<condition>)(?P<letter>)")
+    words = f"option|choice|answer|letter|letra|lettre|réponse|respuesta|resposta|risposta|{'|'.join(_OPTION_WORDS)}"
+    start, end = (r"(?<![^\W_])", r"(?![^\W_])") if entry.spaced else ("", "")
+    condition = rf"{start}(?P<condition>(?:if|whether|si|wenn|ob|falls|se|jika|如果)\s*(?:(?:{_ARTICLES})\s+|l['’])?)?"
+    letter = r"[\s*]*[(（]?(?P<letter>(?-i:[A-J]))[)）]?[\s*]*"
+    return re.compile(rf"{condition}(?:{words}){letter}(?:{entry.is_correct}){end}", re.IGNORECASE)
+
+
 @functools.cache
 def _second_option(code: str) -> re.Pattern:
     """A pattern of "and" or "or" and a further option behind one."""

@@ -39,6 +39,19 @@ SMALL = [
 ]
 CORRECT_OPTION = [
     ("The right option is B.", "en"),
+    ("Therefore, option B is correct.", "en"),
+    ("Choice **B** is the right answer.", "en"),
+    ("Option A is not right. So option (B) is the best choice here.", "en"),
+    ("If option A is correct, x is 2, but it is 3, so option B is correct.", "en"),
+    ("Por lo tanto, la opción B es correcta.", "es"),
+    ("Donc l'option B est la bonne réponse.", "fr"),
+    ("Somit ist Antwort B richtig.", "de"),
+    ("Portanto, a alternativa B está correta.", "pt"),
+    ("Quindi l'opzione B è quella corretta.", "it"),
+    ("Jadi pilihan B adalah jawaban yang benar.", "id"),
+    ("因此选项B是正确的。", "zh"),
+    ("したがって、選択肢Bが正解です。", "ja"),
+    ("따라서 선택지 B가 정답입니다.", "ko"),
     ("L'option correcte est B.", "fr"),
     ("La bonne réponse est l'option B.", "fr"),
     ("Die richtige Option ist B.", "de"),
@@ -173,6 +186,9 @@ def test_a_small_letter_answers_a_multiple_choice_question(text):
         ("उत्तर A नहीं, बल्कि C है।", "hi"),
         ("The answer is A & C", "en"),
         ("A is incorrect. So is C.", "en"),
+        ("I think that option A is correct, and option C is correct.", "en"),
+        ("If option C is correct, then x is 2.", "en"),
+        ("Option C is not correct.", "en"),
     ],
 )
 def test_one_of_two_options_or_a_wrong_one_is_no_answer(text, code):
