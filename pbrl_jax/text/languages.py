@@ -72,16 +72,17 @@ class Language(NamedTuple):
 
     `label` is its label in the language identifiers, "" if none supports it. `answer_phrase` is a format string with
     one slot `{answer}`. `answer` and `verbs` are regular expressions of the words for "the answer" and "is"; between
-    them `to_question` ("to the question") may stand; `is_correct` are words behind an option ("is correct"); `result` is one of words that announce an answer only if it
-    follows immediately; with `bare` a number may follow without a verb. With `comma_decimal` 1,5 is one and a half.
-    `options` are the native option letters in order (alternatives separated by bars); `scales` maps powers of ten to
-    their words; `numbers` are the words of 0, 1, 2 ..., `tens` those of 30 to 100; `more_numbers` are further ones with
-    their values, `number_joint` is what may stand between the parts of a number word, `and_half` are the words of "and
-    a half" behind a number, and `half_before` is one that adds a half to the number behind it. `ors` and `ands` join
-    several numbers, `to` the ends of a range; `comparisons` and `comparisons_after` are the words of "more than" before
-    and behind a number ("or more", "remainder 5"); `measures` are units of quantities in several parts ("1 hour 30
-    minutes"). `ask` holds the words before a question and before its solution; `instruction`, `lead`, `boxed` and
-    `tags` are sentences of prompts (see pbrl_jax.text.prompts), "" where the language has none.
+    them `to_question` ("to the question") may stand; `is_correct` are words behind an option ("is correct"); `result`
+    is one of words that announce an answer only if it follows immediately; with `bare` a number may follow without a
+    verb. With `comma_decimal` 1,5 is one and a half. `options` are the native option letters in order (alternatives
+    separated by bars); `scales` maps powers of ten to their words; `numbers` are the words of 0, 1, 2 ..., `tens` those
+    of 30 to 100; `more_numbers` are further ones with their values, `number_joint` is what may stand between the parts
+    of a number word, `and_half` are the words of "and a half" behind a number, and `half_before` is one that adds a
+    half to the number behind it. `ors` and `ands` join several numbers, `to` the ends of a range; `comparisons` and
+    `comparisons_after` are the words of "more than" before and behind a number ("or more", "remainder 5"); `measures`
+    are units of quantities in several parts ("1 hour 30 minutes"). `ask` holds the words before a question and before
+    its solution; `instruction`, `lead`, `boxed` and `tags` are sentences of prompts (see pbrl_jax.text.prompts), ""
+    where the language has none.
     """
 
     name: str
