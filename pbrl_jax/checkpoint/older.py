@@ -43,6 +43,8 @@ NUMERICS: tuple[Changed, ...] = (
     Changed("0.2.0", "computes a new encoder in encoder.dtype, and trains encoders in float32", stages=True),
     Changed("0.2.0", "gives equal responses to a prompt one score, where models round"),
     Changed("0.2.0", "leaves norms and biases out of Muon's weight decay", stages=True),
+    Changed("0.2.0", "does not train on the first token of a text that has no prompt", stages=True),
+    Changed("0.2.0", "judges a group's signal by every function, where functions are scaled apart"),
     Changed("0.2.0", "takes a KL in the reward from the trainer's log-probs, where there are such"),
     Changed("0.2.0", "moves an adaptive KL weight by at most 20 % an update, and not while a critic is trained alone"),
     Changed("0.2.0", "aligns and translates Urdu, Ethiopic, Armenian, Burmese, Khmer and Tibetan sentence by sentence"),

@@ -162,7 +162,7 @@ class Refill(NamedTuple):
           Interrupted: `should_stop()` is true.
         """
         running = Running(self, mesh_of(prompts), prompts, key, sampling)
-        for _ in running.steps(params, should_stop, running.begin_segments):
+        for _ in running.steps(params, should_stop, running.begin_segment):
             pass
         running.warm_up()
         return running.out
@@ -192,7 +192,7 @@ class Running:
     out: Rollout
     staged: Staged | None = None
     begun: dict[int, Program]
-    """Segments of the first rollout of a shape, by number of slots, that are compiled beside its first programs."""
+    """Number of slots -> the segment that is compiled beside the programs of the first rollout of a shape."""
 
     def __init__(self, refill: Refill, mesh: Mesh | None, prompts: PromptBatch, key, sampling: SamplingParams,
                  prompts_D: np.ndarray | None = None, prompt_length: int = 0) -> None:  # fmt: skip
@@ -281,33 +281,17 @@ class Running:
             for size in self.sizes:
                 if size < self.queue.held_DS.shape[1]:
                     self._narrow(size)
-                    segments.setdefault(size, self._segment(self.slots))
+                    segments[size] = self._segment()
         compile_later(segments.values())
 
-    def begin_segments(self) -> None:
-        """Begin to compile the first rollout's segments of all slots and, on one device, of the next smaller number,
-        which responses of different lengths need."""
-        if self.shape in self.refill.warm or not in_background():
-            return
-        self.begun[self.sizes[0]] = self._segment(self.slots)
-        if self.mesh is None and len(self.sizes) > 1:
-            self.begun[self.sizes[1]] = self._segment(self._narrowed_shapes(self.sizes[1]))
-        compile_needed(self.begun.values())
+    def begin_segment(self) -> None:
+        """Begin to compile the segment of all slots beside the first rollout's other programs."""
+        if self.shape not in self.refill.warm and in_background():
+            self.begun = {self.sizes[0]: self._segment()}
+            compile_needed(self.begun.values())
 
-    def _narrowed_shapes(self, size: int) -> Slots:
-        """Shapes of `size` slots, which lie as these do; on one device."""
-        index_S = np.zeros(size, np.int32)
-
-        def lying(part: jax.Array, shape: jax.ShapeDtypeStruct) -> Any:
-            return shape.update(sharding=part.sharding) if part.committed else shape
-
-        one = functools.partial(jax.eval_shape, self.programs.narrowed)
-        cache = jax.tree.map(lambda part: lying(part, one(part, index_S)), self.slots.cache)
-        rows = jax.eval_shape(self.programs.narrowed_rows, self.slots.rows, index_S)
-        return Slots(jax.tree.map(lying, self.slots.rows, rows), cache)
-
-    def _segment(self, slots: Slots) -> Program:
-        given = (self.params, slots, self.sampling, until(self.queue, self.sizes, 0))
+    def _segment(self) -> Program:
+        given = (self.params, self.slots, self.sampling, until(self.queue, self.sizes, 0))
         shapes = jax.tree.map(shape_of, given)
         return Program(functools.partial(compiled_segment, self.programs, self.mesh, shapes))
 
