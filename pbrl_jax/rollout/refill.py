@@ -152,7 +152,7 @@ class Refill(NamedTuple):
     samples: int
     segment_length: int
     slots: int
-    #: Shape -> smaller numbers of slots -> their segment, compiled beside the steps.
+    #: Shape -> number of slots -> its segment, where it is compiled ahead of its first call.
     warm: dict[Any, dict[int, Program]]
 
     def rollout(self, params, prompts: PromptBatch, key, sampling: SamplingParams, should_stop=None) -> Rollout:
@@ -162,7 +162,7 @@ class Refill(NamedTuple):
           Interrupted: `should_stop()` is true.
         """
         running = Running(self, mesh_of(prompts), prompts, key, sampling)
-        for _ in running.steps(params, should_stop, running.begin_segment):
+        for _ in running.steps(params, should_stop, ahead=True):
             pass
         running.warm_up()
         return running.out
@@ -205,9 +205,9 @@ class Running:
         self.queue = Queue(np.full(devices, P // devices) if prompts_D is None else prompts_D, refill.samples,
                            self.sizes[0])  # fmt: skip
 
-    def steps(self, params, should_stop=None, beside=lambda: None) -> Iterator[tuple[Rollout, list[Ended]]]:
-        """See `Refill.steps`; at least one segment runs. `beside` is called when the slots are made."""
-        yield self.first(params, beside)
+    def steps(self, params, should_stop=None, ahead=False) -> Iterator[tuple[Rollout, list[Ended]]]:
+        """See `Refill.steps`; at least one segment runs. `ahead`: `_begin_segment` once the slots are made."""
+        yield self.first(params, ahead)
         going = True
         while going:
             found = self.step()
@@ -216,7 +216,7 @@ class Running:
             yield found
             going = self.queue.waiting or bool(self.queue.running_D.any())
 
-    def first(self, params, beside=lambda: None) -> tuple[Rollout, list[Ended]]:
+    def first(self, params, ahead=False) -> tuple[Rollout, list[Ended]]:
         """The first rows in their slots; see `steps`."""
         with self._on_mesh():
             self.params = self.programs.lay(params)
@@ -225,7 +225,8 @@ class Running:
             self.slots, self.out = self.programs.empty(
                 self.prompts, self.keys_B, rows=rows, prompt_length=self.prompt_length
             )
-            beside()
+            if ahead:
+                self._begin_segment()
             self._fill()
             return self._look()
 
@@ -284,7 +285,7 @@ class Running:
                     segments[size] = self._segment()
         compile_later(segments.values())
 
-    def begin_segment(self) -> None:
+    def _begin_segment(self) -> None:
         """Begin to compile the segment of all slots beside the first rollout's other programs."""
         if self.shape not in self.refill.warm and in_background():
             self.begun = {self.sizes[0]: self._segment()}
